@@ -1,0 +1,141 @@
+"""What a backbone is, as data: enough to build it, to count it and to replay how it came to be."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+SMALLEST_MAP = 2  # a block pools only while the pooled map keeps at least this side
+
+
+@dataclass(frozen=True)
+class Block:
+    """One ConvBlock. `routed`: the shortcut is a fixed channel routing, not the identity."""
+
+    channels: int
+    pool: bool = True
+    residual: bool = False
+    routed: bool = False
+
+    def __post_init__(self) -> None:
+        assert self.channels >= 1, self
+        assert self.residual or not self.routed, self
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A chain of ConvBlocks and how its last map becomes an embedding."""
+
+    blocks: tuple[Block, ...]
+    resolution: int
+    in_channels: int = 3
+    kernel_size: int = 3
+    activation: str = "relu"
+    batch_norm: bool = True
+    embedding: str = "average"
+
+    def __post_init__(self) -> None:
+        assert self.blocks, "an architecture has at least one block"
+        assert self.resolution >= 1, self.resolution
+
+    @classmethod
+    def seed(
+        cls,
+        channels: list[int] | tuple[int, ...] = (16, 32, 64),
+        *,
+        resolution: int,
+        kernel_size: int = 3,
+        activation: str = "relu",
+        batch_norm: bool = True,
+        pooling: bool = True,
+        residual: bool = False,
+        embedding: str = "average",
+    ) -> Architecture:
+        """The starting network: blocks of `channels`, all alike."""
+        blocks = tuple(Block(c, pool=pooling, residual=residual) for c in channels)
+        return cls(
+            blocks,
+            resolution=resolution,
+            kernel_size=kernel_size,
+            activation=activation,
+            batch_norm=batch_norm,
+            embedding=embedding,
+        )
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Output channels of every block."""
+        return tuple(block.channels for block in self.blocks)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of every space: the input first, then each block's output."""
+        return (self.in_channels, *self.channels)
+
+    def sides(self, resolution: int | None = None) -> tuple[int, ...]:
+        """Side of the square map in every space: the input first, then each block's output."""
+        sides = [resolution or self.resolution]
+        for block in self.blocks:
+            sides.append(sides[-1] // 2 if block.pool and pools(sides[-1]) else sides[-1])
+        return tuple(sides)
+
+    @property
+    def positions(self) -> int:
+        """Entries of the embedding per channel of the last block."""
+        return 1 if self.embedding == "average" else self.sides()[-1] ** 2
+
+    @property
+    def features(self) -> int:
+        """Length of the embedding."""
+        return self.channels[-1] * self.positions
+
+    @property
+    def params(self) -> int:
+        """Trainable parameters, by formula."""
+        per_channel = 2 if self.batch_norm else 1  # γ and β, or a bias
+        return sum(
+            self.kernel_size**2 * wide_in * wide_out + per_channel * wide_out
+            for wide_in, wide_out in zip(self.widths, self.channels, strict=False)
+        )
+
+    def macs(self, resolution: int | None = None) -> int:
+        """Multiply-accumulates of one forward at `resolution`, by formula (flops = 2 × macs)."""
+        total = 0
+        for block, wide_in, side in zip(
+            self.blocks, self.widths, self.sides(resolution), strict=False
+        ):
+            taps = self.kernel_size**2 + (1 if block.routed else 0)
+            total += taps * wide_in * block.channels * side**2
+        return total
+
+    def with_block(self, index: int, **changes: Any) -> Architecture:
+        """The same architecture with one block changed."""
+        blocks = list(self.blocks)
+        blocks[index] = replace(blocks[index], **changes)
+        return replace(self, blocks=tuple(blocks))
+
+    def summary(self) -> dict[str, Any]:
+        """Counts under the names of `results.json`: macs and flops at `resolution`."""
+        macs = self.macs()
+        return {
+            "blocks": len(self.blocks),
+            "channels": list(self.channels),
+            "params": self.params,
+            "macs": macs,
+            "flops": 2 * macs,
+            "resolution": self.resolution,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `from_dict` reads it back."""
+        return {**asdict(self), "blocks": [asdict(block) for block in self.blocks]}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Architecture:
+        """Rebuild what `to_dict` wrote."""
+        return cls(**{**data, "blocks": tuple(Block(**block) for block in data["blocks"])})
+
+
+def pools(side: int) -> bool:
+    """Whether a map of this side is still pooled: deep networks keep their last small map."""
+    return side // 2 >= SMALLEST_MAP

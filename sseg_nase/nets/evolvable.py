@@ -1,0 +1,191 @@
+"""The backbone that grows: a chain of ConvBlocks built from an `Architecture`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from sseg_nase.nets import mutation
+from sseg_nase.nets.architecture import Architecture, pools
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
+
+
+class ConvBlock(nn.Module):
+    """Convolution, BN, activation, optional 2×2 max-pool: `[B, C, H, W]` → `[B, C', H', W']`.
+
+    Plain: `pool(act(norm(conv(x))))`. Residual: `pool(shortcut(x) + norm(conv(act(x))))`: with
+    γ = 0 in the norm (or zero weights without one) it is exactly `pool(shortcut(x))` for every
+    activation, in train and eval mode, and still passes gradient to γ in every channel; an
+    activation after the sum would leave zero-padded channels dead. The shortcut adds channel i to
+    channel i as far as both exist, or, when mutations have moved channels, follows `routing`
+    `[C', C]`, a fixed matrix that every mutation maps like a weight.
+    """
+
+    routing: Tensor | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int = 3,
+        activation: str = "relu",
+        batch_norm: bool = True,
+        pool: bool = True,
+        residual: bool = False,
+        routed: bool = False,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=not batch_norm
+        )
+        self.norm = nn.BatchNorm2d(out_channels) if batch_norm else nn.Identity()
+        self.act = ACTIVATIONS[activation]()
+        self.pool = pool
+        self.residual = residual
+        self.register_buffer("routing", torch.eye(out_channels, in_channels) if routed else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` → `[B, C', H', W']`."""
+        if self.residual:
+            y = self.norm(self.conv(self.act(x)))
+            if self.routing is not None:
+                y = y + F.conv2d(x, self.routing.to(x.dtype)[:, :, None, None])
+            elif x.shape[1] == y.shape[1]:
+                y = y + x
+            else:
+                shared = min(x.shape[1], y.shape[1])
+                y = torch.cat((y[:, :shared] + x[:, :shared], y[:, shared:]), dim=1)
+        else:
+            y = self.act(self.norm(self.conv(x)))
+        return F.max_pool2d(y, 2) if self.pool and pools(min(y.shape[-2:])) else y
+
+
+class EvolvableCNN(nn.Module):
+    """A chain of `ConvBlock`s; `architecture` describes it fully (JSON through `to_dict`).
+
+    Mutations are functions elsewhere (`sseg_nase.evolution.operators`); `grow` and `widen` here
+    apply them to this network in place, for use by hand.
+    """
+
+    def __init__(self, architecture: Architecture, *, generator: torch.Generator | None = None):
+        super().__init__()
+        self.gradient_checkpointing = False
+        self._build(architecture, generator)
+
+    def _build(self, architecture: Architecture, generator: torch.Generator | None) -> None:
+        self.architecture = architecture
+        self.blocks = nn.ModuleList(
+            ConvBlock(
+                wide_in,
+                block.channels,
+                kernel_size=architecture.kernel_size,
+                activation=architecture.activation,
+                batch_norm=architecture.batch_norm,
+                pool=block.pool,
+                residual=block.residual,
+                routed=block.routed,
+            )
+            for wide_in, block in zip(architecture.widths, architecture.blocks, strict=False)
+        )
+        initialize(self, generator)
+
+    def forward(self, x: Tensor, masks: Sequence[Tensor] | None = None) -> Tensor:
+        """Embed `[B, 3, H, W]` as `[B, features]`.
+
+        `masks` holds one `[C]` tensor per block that multiplies the block's output channels.
+        """
+        for index, block in enumerate(self.blocks):
+            if self.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+            if masks is not None:
+                x = x * masks[index].to(x.dtype)[:, None, None]
+        if self.architecture.embedding == "average":
+            return x.mean(dim=(2, 3))
+        return x.flatten(1)
+
+    def get_architecture_summary(self) -> dict[str, Any]:
+        """Blocks, channels, params, macs, flops and the resolution they hold at."""
+        return self.architecture.summary()
+
+    def grow(self, out_channels: int | None = None, *, seed: int = 0) -> bool:
+        """Add a block after the last, leaving the function unchanged. True when it was done."""
+        self._become(mutation.grow(self.architecture, out_channels=out_channels, seed=seed))
+        return True
+
+    def widen(self, block_idx: int, *, ratio: float = 1.5, seed: int = 0) -> bool:
+        """Widen one block by `ratio`, leaving the function unchanged. True when it was done."""
+        self._become(mutation.widen(self.architecture, block_idx, ratio=ratio, seed=seed))
+        return True
+
+    def _become(self, change: mutation.Mutation) -> None:
+        like, training = next(self.parameters()), self.training
+        state = mutation.carry(change.maps, self.state_dict(), fresh_state(change))
+        self._build(change.after, None)
+        self.to(device=like.device, dtype=like.dtype).train(training)
+        self.load_state_dict(state)
+
+
+def fresh_state(change: mutation.Mutation) -> dict[str, Tensor]:
+    """Weights of a newly initialised `change.after`: what its new entries start from.
+
+    Drawn from `change.seed`, so student, teacher and every process get the same.
+    """
+    generator = torch.Generator().manual_seed(change.seed)
+    state = EvolvableCNN(change.after, generator=generator).state_dict()
+    for name in change.zeroed:
+        state[name].zero_()
+    return state
+
+
+class ProjectionHead(nn.Module):
+    """SimCLR's projection: Linear, BN, ReLU, Linear; `[B, features]` → `[B, out]`."""
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int = 256,
+        out: int = 128,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(features, hidden, bias=False)
+        self.norm = nn.BatchNorm1d(hidden)
+        self.fc2 = nn.Linear(hidden, out)
+        initialize(self, generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, features]` → `[B, out]`."""
+        return self.fc2(F.relu(self.norm(self.fc1(x))))
+
+
+class Learner(nn.Module):
+    """What is trained: a backbone and its projection head, mutated together."""
+
+    def __init__(self, backbone: EvolvableCNN, head: ProjectionHead) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings `[B, features]` and projections `[B, out]` of images `[B, 3, H, W]`."""
+        features = self.backbone(x)
+        return features, self.head(features)
+
+
+def initialize(module: nn.Module, generator: torch.Generator | None) -> None:
+    """Kaiming-normal convolutions and linear layers, zero biases, unit norms (He et al. 2015)."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(part.weight, nonlinearity="relu", generator=generator)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

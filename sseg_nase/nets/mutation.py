@@ -1,0 +1,424 @@
+"""A mutation is a map: where every entry of the new network's tensors comes from.
+
+An operator (`grow`, `widen`, `prune`) computes from an architecture the new architecture and, for
+every channel space (the input and each block's output), a `ChannelMap`. From these alone follows
+one `TensorMap` per tensor, and `carry` takes any named tensors across: weights of the student and
+of the teacher, and the optimizer's moments. Nothing is edited in place.
+
+With k copies of a channel, its consumers divide its weights by k, so the function stays. Gradients
+move the other way round: what produces a copy gets 1/k of the gradient, what consumes it gets the
+whole. First moments follow the gradient, second moments its square.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sseg_nase.errors import UserError
+from sseg_nase.nets.architecture import Architecture, Block
+
+NEW = -1
+
+VALUE, GRADIENT, SQUARED_GRADIENT = "value", "gradient", "squared gradient"
+
+
+@dataclass(frozen=True)
+class ChannelMap:
+    """Where the channels of a new space come from.
+
+    `index[j]` is the old channel behind new channel j, or `NEW`. `silent`: new channels start at
+    the constant 0, so that consumers may weigh them at once; otherwise their weights start at 0.
+    """
+
+    index: tuple[int, ...]
+    old: int
+    silent: bool = False
+
+    @classmethod
+    def same(cls, width: int) -> ChannelMap:
+        """Every channel stays where it is."""
+        return cls(tuple(range(width)), width)
+
+    @cached_property
+    def copies(self) -> tuple[int, ...]:
+        """How many new channels share each new channel's source (1 for new ones)."""
+        count = Counter(self.index)
+        return tuple(1 if i == NEW else count[i] for i in self.index)
+
+    @cached_property
+    def repeats(self) -> tuple[bool, ...]:
+        """True for every copy after the first of its source."""
+        seen: set[int] = set()
+        flags = []
+        for i in self.index:
+            flags.append(i != NEW and i in seen)
+            seen.add(i)
+        return tuple(flags)
+
+    @property
+    def is_same(self) -> bool:
+        """Whether nothing moved."""
+        return self.index == tuple(range(self.old))
+
+    def spread(self, positions: int) -> ChannelMap:
+        """The map of a flattened `[C × positions]` axis, channel-major."""
+        if positions == 1:
+            return self
+        index = tuple(
+            NEW if i == NEW else i * positions + p for i in self.index for p in range(positions)
+        )
+        return ChannelMap(index, self.old * positions, self.silent)
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """Where a tensor's entries come from: axis 0 follows `out`, axis 1 follows `into`.
+
+    `source` None: the tensor is new. `blank`: new entries are 0 instead of freshly initialised.
+    `noise`: relative noise on rows that repeat a source, to break their symmetry.
+    """
+
+    source: str | None
+    out: ChannelMap | None = None
+    into: ChannelMap | None = None
+    blank: bool = False
+    noise: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One change of an architecture, as data: replayable, and independent of any weights."""
+
+    kind: str
+    target: dict[str, Any]
+    before: Architecture
+    after: Architecture
+    origins: tuple[int | None, ...]  # per new block: the old block it continues
+    spaces: tuple[ChannelMap, ...]  # per new space, the input first
+    zeroed: tuple[str, ...] = ()
+    noise: float = 0.0
+    seed: int = 0
+    features: ChannelMap = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Positions differ only when a fresh, pooling block changed a flattened map: all is new.
+        same = self.before.positions == self.after.positions
+        last = self.spaces[-1] if same else ChannelMap((NEW,) * self.after.channels[-1], 0)
+        object.__setattr__(self, "features", last.spread(self.after.positions))
+
+    @cached_property
+    def maps(self) -> dict[str, TensorMap]:
+        """One map per tensor of the new backbone's state dict."""
+        maps: dict[str, TensorMap] = {}
+        norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        for number, (origin, block) in enumerate(
+            zip(self.origins, self.after.blocks, strict=True)
+        ):
+            into, out = self.spaces[number], self.spaces[number + 1]
+
+            def add(
+                name: str,
+                *axes: ChannelMap,
+                blank: bool = False,
+                noise: float = 0.0,
+                number: int = number,
+                origin: int | None = origin,
+            ) -> None:
+                source = None if origin is None else f"blocks.{origin}.{name}"
+                seed = self.seed * 1009 + number
+                maps[f"blocks.{number}.{name}"] = TensorMap(
+                    source, *axes, blank=blank, noise=noise, seed=seed
+                )
+
+            add("conv.weight", out, into, noise=self.noise)
+            if self.after.batch_norm:
+                for part in norm[:-1]:
+                    add(f"norm.{part}", out)
+                add(f"norm.{norm[-1]}")
+            else:
+                add("conv.bias", out)
+            if block.routed:
+                add("routing", out, into, blank=True)
+        return maps
+
+    def learner_maps(self, names: Sequence[str]) -> dict[str, TensorMap]:
+        """Maps for a `Learner`'s state-dict or parameter names: the head's first layer follows."""
+        prefixed = {f"backbone.{name}": _prefix(m) for name, m in self.maps.items()}
+        for name in names:
+            if name.startswith("head."):
+                into = self.features if name == "head.fc1.weight" else None
+                prefixed[name] = TensorMap(name, into=into)
+        return prefixed
+
+
+def _prefix(tensor_map: TensorMap) -> TensorMap:
+    if tensor_map.source is None:
+        return tensor_map
+    return replace(tensor_map, source=f"backbone.{tensor_map.source}")
+
+
+def carry(
+    maps: Mapping[str, TensorMap],
+    old: Mapping[str, Tensor],
+    fresh: Mapping[str, Tensor],
+    *,
+    like: str = VALUE,
+) -> dict[str, Tensor]:
+    """Take named tensors across a mutation.
+
+    `fresh` holds every new tensor as newly initialised (zeros for moments): new entries stay as
+    they are there. `like` says how the entries scale: VALUE for weights and statistics, GRADIENT
+    for first moments, SQUARED_GRADIENT for second moments. Raises `KeyError` for a tensor without
+    a source or a map: nothing is dropped in silence.
+    """
+    unmapped = sorted(set(fresh) - set(maps))
+    if unmapped:
+        raise KeyError(f"no map for {', '.join(unmapped)}")
+    carried = {}
+    for name, target in fresh.items():
+        tensor_map = maps[name]
+        if tensor_map.source is None:
+            carried[name] = target.clone()
+        elif tensor_map.source not in old and tensor_map.blank:
+            # An identity shortcut that becomes a routing: its matrix was not stored before.
+            assert tensor_map.out is not None and tensor_map.into is not None
+            identity = torch.eye(
+                tensor_map.out.old, tensor_map.into.old, dtype=target.dtype, device=target.device
+            )
+            carried[name] = _move(tensor_map, identity, target, like)
+        else:
+            carried[name] = _move(tensor_map, old[tensor_map.source], target, like)
+    return carried
+
+
+def _move(tensor_map: TensorMap, source: Tensor, target: Tensor, like: str) -> Tensor:
+    out, into = tensor_map.out, tensor_map.into
+    new = target.to(device=source.device, dtype=source.dtype).clone()
+    if like == VALUE and into is not None and not (into.silent and not tensor_map.blank):
+        kept_rows = _rows(out, new)
+        columns = torch.tensor([j for j, i in enumerate(into.index) if i == NEW], dtype=torch.long)
+        if len(columns):
+            new[kept_rows[:, None], columns] = 0
+    if like == VALUE and tensor_map.blank:
+        new.zero_()
+    rows, row_from, row_copies = _axis(out, new.shape[0] if new.dim() else 0)
+    values = source
+    if out is not None:
+        values = values.index_select(0, row_from.to(values.device))
+        if like != VALUE:
+            values = values / _scale(row_copies, values, 0, like)
+    if into is not None:
+        columns, column_from, column_copies = _axis(into, new.shape[1])
+        values = values.index_select(1, column_from.to(values.device))
+        if like == VALUE:
+            values = values / _scale(column_copies, values, 1, like)
+        new[rows.to(new.device)[:, None], columns.to(new.device)] = values
+    elif out is not None:
+        new[rows.to(new.device)] = values
+    else:
+        new = values.clone()
+    if like == VALUE and tensor_map.noise and out is not None and any(out.repeats):
+        generator = torch.Generator().manual_seed(tensor_map.seed)
+        repeated = torch.tensor([j for j, again in enumerate(out.repeats) if again])
+        jitter = torch.randn(len(repeated), *new.shape[1:], generator=generator)
+        jitter = jitter.to(device=new.device, dtype=new.dtype)
+        new[repeated.to(new.device)] *= 1 + tensor_map.noise * jitter
+    return new
+
+
+def _rows(out: ChannelMap | None, new: Tensor) -> Tensor:
+    if out is None:
+        return torch.arange(new.shape[0])
+    return torch.tensor([j for j, i in enumerate(out.index) if i != NEW], dtype=torch.long)
+
+
+def _axis(channel_map: ChannelMap | None, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """New positions that have a source, their sources, and how many copies share each source."""
+    if channel_map is None:
+        everything = torch.arange(width)
+        return everything, everything, torch.ones(width, dtype=torch.long)
+    triples = [
+        (j, i, k)
+        for j, (i, k) in enumerate(zip(channel_map.index, channel_map.copies, strict=True))
+        if i != NEW
+    ]
+    positions, sources, copies = torch.tensor(triples, dtype=torch.long).reshape(-1, 3).unbind(1)
+    return positions, sources, copies
+
+
+def _scale(copies: Tensor, values: Tensor, axis: int, like: str) -> Tensor:
+    shape = [1] * values.dim()
+    shape[axis] = -1
+    scale = copies.to(device=values.device, dtype=values.dtype).reshape(shape)
+    return scale**2 if like == SQUARED_GRADIENT else scale
+
+
+def grow(
+    before: Architecture,
+    *,
+    out_channels: int | None = None,
+    position: int | None = None,
+    mode: str = "preserve",
+    seed: int = 0,
+) -> Mutation:
+    """GROW: a new block at `position` (default: after the last).
+
+    mode `preserve`: a residual block without pooling whose last norm starts at γ = 0; the function
+    is unchanged in train and eval mode. Channels beyond the input's start at 0. mode `fresh`: a
+    plain, newly initialised block that pools as the others do.
+    """
+    position = len(before.blocks) if position is None else position
+    if not 0 < position <= len(before.blocks):
+        raise UserError(
+            f"GROW position {position}: accepted 1 to {len(before.blocks)} (blocks there are)"
+        )
+    width = before.channels[position - 1]
+    out_channels = width if out_channels is None else out_channels
+    modes = {"preserve": _grow_preserving, "fresh": _grow_fresh}
+    if mode not in modes:
+        raise UserError(f"GROW mode '{mode}': accepted {', '.join(modes)}")
+    if mode == "preserve" and out_channels < width:
+        raise UserError(
+            f"GROW out_channels {out_channels}: a preserving block keeps its {width} input "
+            f"channels; use at least {width}, or mode 'fresh'"
+        )
+    block, into_next, zeroed = modes[mode](before, position, width, out_channels)
+    blocks = (*before.blocks[:position], block, *before.blocks[position:])
+    spaces = [ChannelMap.same(w) for w in before.widths]
+    spaces.insert(position + 1, into_next)
+    origins: list[int | None] = list(range(len(before.blocks)))
+    origins.insert(position, None)
+    after = _route(replace(before, blocks=blocks), before, origins, spaces)
+    target = {"block": position, "out_channels": out_channels, "mode": mode}
+    return Mutation(
+        "GROW", target, before, after, tuple(origins), tuple(spaces), zeroed=zeroed, seed=seed
+    )
+
+
+def _grow_preserving(
+    before: Architecture, position: int, width: int, out_channels: int
+) -> tuple[Block, ChannelMap, tuple[str, ...]]:
+    index = (*range(width), *([NEW] * (out_channels - width)))
+    gate = "norm.weight" if before.batch_norm else "conv.weight"
+    block = Block(out_channels, pool=False, residual=True)
+    return block, ChannelMap(index, width, silent=True), (f"blocks.{position}.{gate}",)
+
+
+def _grow_fresh(
+    before: Architecture, position: int, width: int, out_channels: int
+) -> tuple[Block, ChannelMap, tuple[str, ...]]:
+    pool = before.blocks[-1].pool or before.blocks[0].pool
+    # What consumes the new block has nothing to keep: its old inputs are gone.
+    fresh = ChannelMap((NEW,) * out_channels, width, silent=True)
+    return Block(out_channels, pool=pool), fresh, ()
+
+
+def widen(
+    before: Architecture,
+    block: int,
+    *,
+    ratio: float = 1.5,
+    channels: int | None = None,
+    mode: str = "duplicate",
+    noise: float = 0.0,
+    seed: int = 0,
+) -> Mutation:
+    """WIDEN block `block` to `channels` (default: `ratio` × its channels, rounded).
+
+    mode `duplicate`: new channels repeat old ones, drawn at random without replacement as long as
+    possible, with `noise` relative noise on the copies; consumers divide by the number of copies.
+    mode `zero`: new channels are freshly initialised and their outgoing weights start at 0.
+    """
+    check_block(before, block, "WIDEN")
+    width = before.channels[block]
+    channels = round(width * ratio) if channels is None else channels
+    if channels <= width:
+        raise UserError(f"WIDEN block {block} to {channels} channels: it has {width} already")
+    modes = {"duplicate": _duplicates, "zero": _nothing}
+    if mode not in modes:
+        raise UserError(f"WIDEN mode '{mode}': accepted {', '.join(modes)}")
+    index = (*range(width), *modes[mode](width, channels - width, seed))
+    spaces = [ChannelMap.same(w) for w in before.widths]
+    spaces[block + 1] = ChannelMap(index, width)
+    origins = tuple(range(len(before.blocks)))
+    after = _route(before.with_block(block, channels=channels), before, origins, spaces)
+    target = {"block": block, "channels": channels, "mode": mode, "index": list(index[width:])}
+    return Mutation(
+        "WIDEN", target, before, after, origins, tuple(spaces), noise=noise, seed=seed
+    )
+
+
+def _duplicates(width: int, extra: int, seed: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    chosen: list[int] = []
+    while len(chosen) < extra:
+        chosen += torch.randperm(width, generator=generator).tolist()
+    return chosen[:extra]
+
+
+def _nothing(width: int, extra: int, seed: int) -> list[int]:
+    return [NEW] * extra
+
+
+def prune(before: Architecture, kept: Sequence[Sequence[int]]) -> Mutation:
+    """PRUNE: keep the channels `kept[b]` of every block b (ascending) and remove all others.
+
+    The result computes what the network with all other channels masked to 0 computes.
+    """
+    assert len(kept) == len(before.blocks), (len(kept), len(before.blocks))
+    spaces = [ChannelMap.same(before.in_channels)]
+    after = before
+    for number, channels in enumerate(kept):
+        ordered = tuple(sorted(set(channels)))
+        if not ordered or ordered[0] < 0 or ordered[-1] >= before.channels[number]:
+            raise UserError(
+                f"PRUNE block {number}: channels to keep must be some of "
+                f"0 to {before.channels[number] - 1}, not {list(channels)}"
+            )
+        spaces.append(ChannelMap(ordered, before.channels[number]))
+        after = after.with_block(number, channels=len(ordered))
+    origins = tuple(range(len(before.blocks)))
+    after = _route(after, before, origins, spaces)
+    removed = {
+        str(number): sorted(set(range(before.channels[number])) - set(space.index))
+        for number, space in enumerate(spaces[1:])
+        if not space.is_same
+    }
+    return Mutation("PRUNE", {"removed": removed}, before, after, origins, tuple(spaces))
+
+
+def check_block(architecture: Architecture, block: int, kind: str) -> None:
+    """Raise `UserError` when `architecture` has no such block."""
+    if not 0 <= block < len(architecture.blocks):
+        raise UserError(f"{kind} block {block}: accepted 0 to {len(architecture.blocks) - 1}")
+
+
+def _route(
+    after: Architecture,
+    before: Architecture,
+    origins: Sequence[int | None],
+    spaces: Sequence[ChannelMap],
+) -> Architecture:
+    """Mark the residual blocks whose shortcut is no longer channel i to channel i."""
+    for number, origin in enumerate(origins):
+        if origin is None or not before.blocks[origin].residual or before.blocks[origin].routed:
+            continue
+        out, into = spaces[number + 1], spaces[number]
+        identity = torch.eye(out.old, into.old)
+        moved = _move(
+            TensorMap("", out, into, blank=True),
+            identity,
+            torch.zeros(len(out.index), len(into.index)),
+            VALUE,
+        )
+        if not torch.equal(moved, torch.eye(len(out.index), len(into.index))):
+            after = after.with_block(number, routed=True)
+    return after
