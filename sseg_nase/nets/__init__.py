@@ -1,0 +1,1 @@
+"""Networks: descriptions, blocks, the evolvable CNN, and mutations as maps."""

@@ -118,15 +118,16 @@ class EvolvableCNN(nn.Module):
 
     def grow(self, out_channels: int | None = None, *, seed: int = 0) -> bool:
         """Add a block after the last, leaving the function unchanged. True when it was done."""
-        self._become(mutation.grow(self.architecture, out_channels=out_channels, seed=seed))
+        self.become(mutation.grow(self.architecture, out_channels=out_channels, seed=seed))
         return True
 
     def widen(self, block_idx: int, *, ratio: float = 1.5, seed: int = 0) -> bool:
         """Widen one block by `ratio`, leaving the function unchanged. True when it was done."""
-        self._become(mutation.widen(self.architecture, block_idx, ratio=ratio, seed=seed))
+        self.become(mutation.widen(self.architecture, block_idx, ratio=ratio, seed=seed))
         return True
 
-    def _become(self, change: mutation.Mutation) -> None:
+    def become(self, change: mutation.Mutation) -> None:
+        """Apply `change` to this network in place: same device, dtype and mode."""
         like, training = next(self.parameters()), self.training
         state = mutation.carry(change.maps, self.state_dict(), fresh_state(change))
         self._build(change.after, None)

@@ -111,42 +111,30 @@ class Mutation:
     def __post_init__(self) -> None:
         # Positions differ only when a fresh, pooling block changed a flattened map: all is new.
         same = self.before.positions == self.after.positions
-        last = self.spaces[-1] if same else ChannelMap((NEW,) * self.after.channels[-1], 0)
+        last = self.spaces[-1] if same else _all_new(self.after.channels[-1], 0)
         object.__setattr__(self, "features", last.spread(self.after.positions))
 
     @cached_property
     def maps(self) -> dict[str, TensorMap]:
         """One map per tensor of the new backbone's state dict."""
         maps: dict[str, TensorMap] = {}
-        norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-        for number, (origin, block) in enumerate(
-            zip(self.origins, self.after.blocks, strict=True)
-        ):
+        for number, (origin, block) in enumerate(zip(self.origins, self.after.blocks, strict=True)):
             into, out = self.spaces[number], self.spaces[number + 1]
-
-            def add(
-                name: str,
-                *axes: ChannelMap,
-                blank: bool = False,
-                noise: float = 0.0,
-                number: int = number,
-                origin: int | None = origin,
-            ) -> None:
-                source = None if origin is None else f"blocks.{origin}.{name}"
-                seed = self.seed * 1009 + number
-                maps[f"blocks.{number}.{name}"] = TensorMap(
-                    source, *axes, blank=blank, noise=noise, seed=seed
-                )
-
-            add("conv.weight", out, into, noise=self.noise)
+            parts = {"conv.weight": TensorMap(None, out, into, noise=self.noise)}
             if self.after.batch_norm:
-                for part in norm[:-1]:
-                    add(f"norm.{part}", out)
-                add(f"norm.{norm[-1]}")
+                for part in ("weight", "bias", "running_mean", "running_var"):
+                    parts[f"norm.{part}"] = TensorMap(None, out)
+                parts["norm.num_batches_tracked"] = TensorMap(None)
             else:
-                add("conv.bias", out)
+                parts["conv.bias"] = TensorMap(None, out)
             if block.routed:
-                add("routing", out, into, blank=True)
+                parts["routing"] = TensorMap(None, out, into, blank=True)
+            for part, tensor_map in parts.items():
+                maps[f"blocks.{number}.{part}"] = replace(
+                    tensor_map,
+                    source=None if origin is None else f"blocks.{origin}.{part}",
+                    seed=self.seed * 1009 + number,
+                )
         return maps
 
     def learner_maps(self, names: Sequence[str]) -> dict[str, TensorMap]:
@@ -157,6 +145,11 @@ class Mutation:
                 into = self.features if name == "head.fc1.weight" else None
                 prefixed[name] = TensorMap(name, into=into)
         return prefixed
+
+
+def _all_new(width: int, old: int) -> ChannelMap:
+    """No channel continues an old one, and consumers start afresh too."""
+    return ChannelMap((NEW,) * width, old, silent=True)
 
 
 def _prefix(tensor_map: TensorMap) -> TensorMap:
@@ -189,7 +182,8 @@ def carry(
             carried[name] = target.clone()
         elif tensor_map.source not in old and tensor_map.blank:
             # An identity shortcut that becomes a routing: its matrix was not stored before.
-            assert tensor_map.out is not None and tensor_map.into is not None
+            assert tensor_map.out is not None
+            assert tensor_map.into is not None
             identity = torch.eye(
                 tensor_map.out.old, tensor_map.into.old, dtype=target.dtype, device=target.device
             )
@@ -317,8 +311,7 @@ def _grow_fresh(
 ) -> tuple[Block, ChannelMap, tuple[str, ...]]:
     pool = before.blocks[-1].pool or before.blocks[0].pool
     # What consumes the new block has nothing to keep: its old inputs are gone.
-    fresh = ChannelMap((NEW,) * out_channels, width, silent=True)
-    return Block(out_channels, pool=pool), fresh, ()
+    return Block(out_channels, pool=pool), _all_new(out_channels, width), ()
 
 
 def widen(
@@ -351,9 +344,7 @@ def widen(
     origins = tuple(range(len(before.blocks)))
     after = _route(before.with_block(block, channels=channels), before, origins, spaces)
     target = {"block": block, "channels": channels, "mode": mode, "index": list(index[width:])}
-    return Mutation(
-        "WIDEN", target, before, after, origins, tuple(spaces), noise=noise, seed=seed
-    )
+    return Mutation("WIDEN", target, before, after, origins, tuple(spaces), noise=noise, seed=seed)
 
 
 def _duplicates(width: int, extra: int, seed: int) -> list[int]:

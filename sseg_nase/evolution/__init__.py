@@ -1,0 +1,1 @@
+"""SSEG: when to evolve, into what, and carrying a training state across."""

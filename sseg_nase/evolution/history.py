@@ -1,0 +1,52 @@
+"""The record that every mutation leaves behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sseg_nase.nets.architecture import Architecture
+
+
+@dataclass(frozen=True)
+class MutationRecord:
+    """One line of `mutations.jsonl`. Losses on the held probe batch; `seconds` wall time.
+
+    `function_delta`: relative change ‖f' − f‖ / ‖f‖ of the projections of the probe in eval mode.
+    """
+
+    index: int
+    epoch: int
+    step: int
+    kind: str
+    target: dict[str, Any]
+    trigger: dict[str, Any]
+    before: dict[str, Any]
+    after: dict[str, Any]
+    function_delta: float | None
+    loss_before: float | None
+    loss_after: float | None
+    fitness: float | None
+    seconds: float
+    accepted: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> MutationRecord:
+        """Read back what `to_dict` wrote."""
+        return cls(**data)
+
+
+def counts(architecture: Architecture) -> dict[str, Any]:
+    """The counts a record holds before and after."""
+    summary = architecture.summary()
+    return {key: summary[key] for key in ("blocks", "channels", "params", "macs")}
+
+
+def accepted_kinds(history: Sequence[MutationRecord]) -> list[str]:
+    """Kinds of the accepted growth steps, oldest first (PRUNE takes no part in taking turns)."""
+    return [r.kind for r in history if r.accepted and r.kind != "PRUNE"]

@@ -1,0 +1,117 @@
+"""Carrying a training state across a mutation: pure functions over named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sseg_nase.nets.evolvable import EvolvableCNN, Learner, ProjectionHead, fresh_state
+from sseg_nase.nets.mutation import GRADIENT, SQUARED_GRADIENT, Mutation, TensorMap, carry
+
+MOMENTS = {
+    "exp_avg": GRADIENT,
+    "momentum_buffer": GRADIENT,
+    "exp_avg_sq": SQUARED_GRADIENT,
+    "max_exp_avg_sq": SQUARED_GRADIENT,
+}
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a mutation changes. Every dictionary is keyed by tensor name.
+
+    `student`: state dict of a `Learner`. `teacher`: state dict of its backbone's teacher, if there
+    is one. `moments`: optimizer state per parameter name of the learner.
+    """
+
+    student: Mapping[str, Tensor]
+    teacher: Mapping[str, Tensor] | None = None
+    moments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def apply(mutation: Mutation, state: TrainingState) -> TrainingState:
+    """Return `state` after `mutation`; the given state is left as it was.
+
+    Optimizer state is kept for entries that survive, moved with them, 0 for new entries; the step
+    count stays. Parameters of a new block have no optimizer state yet. Raises `KeyError` when a
+    tensor of the state is not one that the mutation knows.
+    """
+    fresh = _fresh_learner(mutation, state.student)
+    maps = mutation.learner_maps(list(fresh))
+    unknown = sorted(set(state.student) - {m.source for m in maps.values()})
+    if unknown:
+        raise KeyError(f"the mutation does not know {', '.join(unknown)}")
+    student = carry(maps, state.student, fresh)
+    teacher = None
+    if state.teacher is not None:
+        teacher = carry(mutation.maps, state.teacher, fresh_state(mutation))
+    moments = {}
+    for name in fresh:
+        source = maps[name].source
+        if source is not None and source in state.moments:
+            moments[name] = {
+                key: _carry_moment(key, value, maps[name], fresh[name])
+                for key, value in state.moments[source].items()
+            }
+    return TrainingState(student, teacher, moments)
+
+
+def _carry_moment(key: str, value: Any, tensor_map: TensorMap, fresh: Tensor) -> Any:
+    if key == "step" or value is None:
+        return value.clone() if isinstance(value, Tensor) else value
+    if key not in MOMENTS:
+        raise KeyError(f"optimizer state '{key}' has no rule; known: step, {', '.join(MOMENTS)}")
+    assert tensor_map.source is not None
+    zeros = {"": torch.zeros(fresh.shape, dtype=value.dtype, device=value.device)}
+    return carry({"": tensor_map}, {tensor_map.source: value}, zeros, like=MOMENTS[key])[""]
+
+
+def _fresh_learner(mutation: Mutation, student: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    fresh = {f"backbone.{name}": tensor for name, tensor in fresh_state(mutation).items()}
+    generator = torch.Generator().manual_seed(mutation.seed + 1)
+    hidden, out = student["head.fc1.weight"].shape[0], student["head.fc2.weight"].shape[0]
+    head = ProjectionHead(mutation.after.features, hidden, out, generator=generator)
+    fresh.update({f"head.{name}": tensor for name, tensor in head.state_dict().items()})
+    return fresh
+
+
+def build_learner(mutation: Mutation, state: TrainingState, *, like: nn.Module) -> Learner:
+    """A `Learner` of `mutation.after` with `state.student`; device and mode are those of `like`."""
+    hidden = state.student["head.fc1.weight"].shape[0]
+    out = state.student["head.fc2.weight"].shape[0]
+    learner = Learner(
+        EvolvableCNN(mutation.after), ProjectionHead(mutation.after.features, hidden, out)
+    )
+    parameter = next(like.parameters())
+    learner.to(device=parameter.device, dtype=parameter.dtype).train(like.training)
+    learner.load_state_dict(dict(state.student))
+    return learner
+
+
+def named_moments(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, dict[str, Any]]:
+    """The optimizer's state by parameter name. Raises when it holds a parameter not in `module`."""
+    names: dict[Tensor, str] = {p: name for name, p in module.named_parameters()}
+    strangers = [p for p in optimizer.state if p not in names]
+    if strangers:
+        raise KeyError(f"the optimizer holds {len(strangers)} parameters the network does not have")
+    return {names[parameter]: dict(state) for parameter, state in optimizer.state.items()}
+
+
+def load_moments(
+    optimizer: torch.optim.Optimizer, module: nn.Module, moments: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Put `moments` (by parameter name) into a new optimizer over `module`'s parameters."""
+    parameters = dict(module.named_parameters())
+    unmatched = sorted(set(moments) - set(parameters))
+    if unmatched:
+        raise KeyError(f"optimizer state without a parameter: {', '.join(unmatched)}")
+    for name, state in moments.items():
+        parameter = parameters[name]
+        optimizer.state[parameter] = {
+            key: value.to(parameter.device) if isinstance(value, Tensor) and value.dim() else value
+            for key, value in state.items()
+        }

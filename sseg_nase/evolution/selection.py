@@ -1,0 +1,131 @@
+"""Which mutations are possible, and how fit each one is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sseg_nase.nets.architecture import Architecture
+from sseg_nase.nets.mutation import Mutation, grow, widen
+
+
+@dataclass(frozen=True)
+class Caps:
+    """Hard limits that no architecture may exceed; flops at `resolution`."""
+
+    max_blocks: int
+    max_channels: int
+    max_params: int
+    max_flops: int
+    resolution: int
+
+    def violation(self, architecture: Architecture) -> str | None:
+        """What `architecture` exceeds, in words, or None. Limits on params and flops are strict."""
+        flops = 2 * architecture.macs(self.resolution)
+        found = {
+            "blocks": (len(architecture.blocks), self.max_blocks),
+            "channels": (max(architecture.channels), self.max_channels),
+            "params": (architecture.params + 1, self.max_params),
+            f"flops at {self.resolution} px": (flops + 1, self.max_flops),
+        }
+        for what, (value, cap) in found.items():
+            if value > cap:
+                return f"{what} {value:,} over the cap of {cap:,}"
+        return None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How candidates are made: see the keys of the same names under `evolution`."""
+
+    expansion: float
+    grow_mode: str
+    widen_mode: str
+    widen_noise: float
+
+
+def penalty(architecture: Architecture, caps: Caps) -> float:
+    """FLOPs / target FLOPs + params / target params; the targets are the caps."""
+    flops = 2 * architecture.macs(caps.resolution)
+    return flops / caps.max_flops + architecture.params / caps.max_params
+
+
+def fitness(performance: float, architecture: Architecture, caps: Caps, alpha: float) -> float:
+    """F = performance − α · penalty."""
+    return performance - alpha * penalty(architecture, caps)
+
+
+def grow_candidates(
+    architecture: Architecture,
+    sensitivity: Sequence[float],
+    options: Options,
+    caps: Caps,
+    seed: int,
+) -> list[Mutation]:
+    """One block more after the last, wider by the expansion ratio as far as the caps allow."""
+    width = architecture.channels[-1]
+    wide = max(width, min(round(width * options.expansion), caps.max_channels))
+    for out_channels in dict.fromkeys((wide, width)):
+        candidate = grow(architecture, out_channels=out_channels, mode=options.grow_mode, seed=seed)
+        if caps.violation(candidate.after) is None:
+            return [candidate]
+    return []
+
+
+def widen_candidates(
+    architecture: Architecture,
+    sensitivity: Sequence[float],
+    options: Options,
+    caps: Caps,
+    seed: int,
+) -> list[Mutation]:
+    """The most sensitive block that the caps let widen, wider by the expansion ratio."""
+    order = sorted(range(len(architecture.blocks)), key=lambda b: -sensitivity[b])
+    for block in order:
+        width = architecture.channels[block]
+        channels = min(max(width + 1, round(width * options.expansion)), caps.max_channels)
+        if channels <= width:
+            continue
+        candidate = widen(
+            architecture,
+            block,
+            channels=channels,
+            mode=options.widen_mode,
+            noise=options.widen_noise,
+            seed=seed,
+        )
+        if caps.violation(candidate.after) is None:
+            return [candidate]
+    return []
+
+
+CANDIDATES: Mapping[str, Callable[..., list[Mutation]]] = {
+    "grow": grow_candidates,
+    "widen": widen_candidates,
+}
+
+
+def candidates(
+    architecture: Architecture,
+    *,
+    operators: Sequence[str],
+    sensitivity: Sequence[float],
+    options: Options,
+    caps: Caps,
+    seed: int,
+    recent: Sequence[str] = (),
+    max_repeats: int | None = None,
+) -> list[Mutation]:
+    """Every mutation within the caps. `sensitivity`: one value per block.
+
+    `recent` lists the kinds accepted so far: an operator that made the last `max_repeats` of them
+    stands back for the others, so that depth and width grow together; it is taken again when
+    nothing else fits.
+    """
+    found = {
+        name: CANDIDATES[name](architecture, sensitivity, options, caps, seed) for name in operators
+    }
+    tail = [kind.lower() for kind in recent][-max_repeats:] if max_repeats else []
+    tired = tail[0] if len(tail) == max_repeats and len(set(tail)) == 1 else None
+    rested = [c for name, many in found.items() if name != tired for c in many]
+    return rested or [c for many in found.values() for c in many]

@@ -1,0 +1,1 @@
+"""NASE: importance, complementary masks, physical pruning."""

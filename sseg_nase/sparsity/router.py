@@ -1,0 +1,80 @@
+"""NASE by hand: score, mask, look at both paths, then remove."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sseg_nase.nets.evolvable import EvolvableCNN
+from sseg_nase.nets.mutation import Mutation, prune
+from sseg_nase.sparsity.importance import channel_importance
+from sseg_nase.sparsity.masks import ComplementaryMasks, complementary_masks
+
+
+@dataclass(frozen=True)
+class SparsityStatistics:
+    """Channels per block, and the share that the positive masks leave out, in [0, 1]."""
+
+    channels: tuple[int, ...]
+    kept: tuple[int, ...]
+    sparsity: float
+
+
+class SparseRouter:
+    """Complementary masks over a backbone's channels.
+
+    `ratio`: share of all channels to leave out; see `complementary_masks` for the rest.
+    """
+
+    def __init__(
+        self,
+        ratio: float,
+        *,
+        importance: str = "taylor",
+        min_channels: int = 8,
+        round_to: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self.ratio, self.importance, self.seed = ratio, importance, seed
+        self.min_channels, self.round_to = min_channels, round_to
+        self.masks: ComplementaryMasks | None = None
+
+    def update_masks(
+        self, model: EvolvableCNN, losses: Iterable[Tensor], *, remove: int | None = None
+    ) -> ComplementaryMasks:
+        """Score the channels on `losses` (see `channel_importance`) and make the masks anew."""
+        scores = channel_importance(model, losses, kind=self.importance, seed=self.seed)
+        remove = round(self.ratio * sum(model.architecture.channels)) if remove is None else remove
+        self.masks = complementary_masks(
+            scores, remove, min_channels=self.min_channels, round_to=self.round_to
+        )
+        return self.masks
+
+    def apply_sparse_forward(
+        self, model: EvolvableCNN, x: Tensor, use_negative_path: bool = False
+    ) -> Tensor:
+        """Embed `[B, 3, H, W]` with the kept channels only, or with the left-out ones only."""
+        masks = self._masks()
+        chosen = masks.negative if use_negative_path else masks.positive
+        return model(x, masks=[mask.to(x.device) for mask in chosen])
+
+    def prune_permanently(self, model: EvolvableCNN) -> Mutation:
+        """Remove the left-out channels from `model` in place; returns the mutation it was."""
+        mutation = prune(model.architecture, self._masks().kept)
+        model.become(mutation)
+        self.masks = None
+        return mutation
+
+    def get_statistics(self) -> SparsityStatistics:
+        """What the current masks leave out."""
+        masks = self._masks()
+        channels = tuple(len(mask) for mask in masks.positive)
+        kept = tuple(int(mask.sum()) for mask in masks.positive)
+        return SparsityStatistics(channels, kept, 1 - sum(kept) / sum(channels))
+
+    def _masks(self) -> ComplementaryMasks:
+        if self.masks is None:
+            raise RuntimeError("call update_masks first: there are no masks yet")
+        return self.masks
