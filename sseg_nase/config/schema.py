@@ -7,8 +7,8 @@ torch, so that `--help` and `--cfg job` stay fast.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Optional
+from dataclasses import dataclass
+from typing import Annotated, Any, Optional
 
 
 def option(
@@ -17,10 +17,15 @@ def option(
     least: float | None = None,
     above: float | None = None,
     most: float | None = None,
-) -> Any:
-    """A field without default that carries its accepted values: bounds hold for list items too."""
-    accepted = {"choices": choices, "least": least, "above": above, "most": most}
-    return field(metadata={key: value for key, value in accepted.items() if value is not None})
+    keys: tuple[str, ...] | None = None,
+) -> dict[str, Any]:
+    """Return the values a field accepts, to stand beside its type in `Annotated`.
+
+    Choices and bounds hold for every item of a list and every value of a dictionary; `keys` are
+    the keys a dictionary may have.
+    """
+    accepted = {"choices": choices, "least": least, "above": above, "most": most, "keys": keys}
+    return {key: value for key, value in accepted.items() if value is not None}
 
 
 DATASETS = ("cifar_fs", "minimagenet", "omniglot", "digits", "folder", "csv")
@@ -40,132 +45,133 @@ class PathsConfig:
 class HardwareConfig:
     """What the machine gives. `None` and `auto` are filled in when the run starts."""
 
-    name: str = option(choices=("auto", "cpu", "rtx3050", "rtx3060"))
-    accelerator: str = option(choices=("auto", "cpu", "cuda"))
-    devices: int = option(least=1, most=1)
-    batch_size: Optional[int] = option(least=2)
-    gradient_accumulation_steps: Optional[int] = option(least=1)
-    precision: str = option(choices=("auto", "32-true", "16-mixed", "bf16-mixed"))
-    num_workers: Optional[int] = option(least=0)
-    max_memory_gb: Optional[float] = option(above=0)
+    name: Annotated[str, option(choices=("auto", "cpu", "rtx3050", "rtx3060"))]
+    accelerator: Annotated[str, option(choices=("auto", "cpu", "cuda"))]
+    devices: Annotated[int, option(least=1, most=1)]
+    batch_size: Annotated[Optional[int], option(least=2)]
+    gradient_accumulation_steps: Annotated[Optional[int], option(least=1)]
+    precision: Annotated[str, option(choices=("auto", "32-true", "16-mixed", "bf16-mixed"))]
+    num_workers: Annotated[Optional[int], option(least=0)]
+    max_memory_gb: Annotated[Optional[float], option(above=0)]
     gradient_checkpointing: bool
     channels_last: bool
-    threads: Optional[int] = option(least=1)
+    threads: Annotated[Optional[int], option(least=1)]
 
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    name: str = option(choices=DATASETS)
-    image_size: int = option(least=8, most=512)
+    name: Annotated[str, option(choices=DATASETS)]
+    image_size: Annotated[int, option(least=8, most=512)]
     root: Optional[str]
-    split_by: str = option(choices=("folder", "classes"))
-    split_fractions: list[float] = option(least=0, most=1)
+    split_by: Annotated[str, option(choices=("folder", "classes"))]
+    split_fractions: Annotated[list[float], option(least=0, most=1)]
     split_seed: int
 
 
 @dataclass(frozen=True)
 class CurriculumConfig:
-    name: str = option(choices=("synthetic", "natural", "progressive", "mixed"))
-    levels: list[str] = option(choices=LEVELS)
-    images: dict[str, int] = option(least=1)
+    name: Annotated[str, option(choices=("synthetic", "natural", "progressive", "mixed"))]
+    levels: Annotated[list[str], option(choices=LEVELS)]
+    images: Annotated[dict[str, int], option(least=1, keys=SYNTHETIC_LEVELS)]
     progression: bool
-    gradual_mixing_ratio: float = option(least=0, most=0.9)
-    max_epochs_per_level: Optional[int] = option(least=1)
-    plateau_threshold: float = option(least=0)
-    plateau_window_size: int = option(least=1)
-    gap_threshold: float = option(least=0)
-    perturbation: float = option(least=0, most=0.5)
+    gradual_mixing_ratio: Annotated[float, option(least=0, most=0.9)]
+    max_epochs_per_level: Annotated[Optional[int], option(least=1)]
+    plateau_threshold: Annotated[float, option(least=0)]
+    plateau_window_size: Annotated[int, option(least=1)]
+    gap_threshold: Annotated[float, option(least=0)]
+    perturbation: Annotated[float, option(least=0, most=0.5)]
 
 
 @dataclass(frozen=True)
 class ViewsConfig:
     """Two random views of an image; probabilities and ranges as in SimCLR."""
 
-    crop_scale: list[float] = option(above=0, most=1)
-    crop_ratio: list[float] = option(above=0)
-    flip: float = option(least=0, most=1)
-    jitter: float = option(least=0, most=1)
-    brightness: float = option(least=0, most=1)
-    contrast: float = option(least=0, most=1)
-    saturation: float = option(least=0, most=1)
-    hue: float = option(least=0, most=0.5)
-    grey: float = option(least=0, most=1)
-    blur: float = option(least=0, most=1)
-    blur_sigma: list[float] = option(above=0)
+    crop_scale: Annotated[list[float], option(above=0, most=1)]
+    crop_ratio: Annotated[list[float], option(above=0)]
+    flip: Annotated[float, option(least=0, most=1)]
+    jitter: Annotated[float, option(least=0, most=1)]
+    brightness: Annotated[float, option(least=0, most=1)]
+    contrast: Annotated[float, option(least=0, most=1)]
+    saturation: Annotated[float, option(least=0, most=1)]
+    hue: Annotated[float, option(least=0, most=0.5)]
+    grey: Annotated[float, option(least=0, most=1)]
+    blur: Annotated[float, option(least=0, most=1)]
+    blur_sigma: Annotated[list[float], option(above=0)]
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    name: str = option(choices=("evolvable",))
-    channels: list[int] = option(least=1)
-    kernel_size: int = option(choices=(1, 3, 5, 7))
-    activation: str = option(choices=("relu", "gelu"))
+    name: Annotated[str, option(choices=("evolvable",))]
+    channels: Annotated[list[int], option(least=1)]
+    kernel_size: Annotated[int, option(choices=(1, 3, 5, 7))]
+    activation: Annotated[str, option(choices=("relu", "gelu"))]
     batch_norm: bool
     pooling: bool
     residual: bool
-    embedding: str = option(choices=("average", "flatten"))
+    embedding: Annotated[str, option(choices=("average", "flatten"))]
 
 
 @dataclass(frozen=True)
 class SSLConfig:
-    name: str = option(choices=("simclr", "none"))
-    temperature: float = option(above=0)
-    distillation_weight: float = option(least=0)
-    ema_decay: float = option(least=0, most=1)
-    projection_hidden: int = option(least=1)
-    projection_dim: int = option(least=1)
+    name: Annotated[str, option(choices=("simclr", "none"))]
+    temperature: Annotated[float, option(above=0)]
+    distillation_weight: Annotated[float, option(least=0)]
+    ema_decay: Annotated[float, option(least=0, most=1)]
+    projection_hidden: Annotated[int, option(least=1)]
+    projection_dim: Annotated[int, option(least=1)]
 
 
 @dataclass(frozen=True)
 class EvolutionConfig:
     enabled: bool
-    operators: list[str] = option(choices=("grow", "widen"))
-    max_blocks: int = option(least=1)
-    max_channels: int = option(least=1)
-    max_params: int = option(least=1)
-    max_flops: int = option(least=1)
-    cap_resolution: int = option(least=8)
-    channel_expansion_ratio: float = option(above=1)
-    plateau_threshold: float = option(least=0)
-    plateau_window_size: int = option(least=1)
-    smoothing: float = option(least=0, most=0.999)
-    distillation_gap_threshold: float = option(least=0)
-    burn_in_epochs: int = option(least=0)
-    cooldown_epochs: int = option(least=0)
-    fitness_alpha: float = option(least=0)
-    trial_steps: int = option(least=0)
-    max_repeats: int = option(least=1)
-    grow_mode: str = option(choices=("preserve", "fresh"))
-    widen_mode: str = option(choices=("duplicate", "zero"))
-    widen_noise: float = option(least=0, most=1)
-    rollback_tolerance: float = option(least=0)
+    operators: Annotated[list[str], option(choices=("grow", "widen"))]
+    max_blocks: Annotated[int, option(least=1)]
+    max_channels: Annotated[int, option(least=1)]
+    max_params: Annotated[int, option(least=1)]
+    max_flops: Annotated[int, option(least=1)]
+    cap_resolution: Annotated[int, option(least=8)]
+    channel_expansion_ratio: Annotated[float, option(above=1)]
+    plateau_threshold: Annotated[float, option(least=0)]
+    plateau_window_size: Annotated[int, option(least=1)]
+    smoothing: Annotated[float, option(least=0, most=0.999)]
+    distillation_gap_threshold: Annotated[float, option(least=0)]
+    burn_in_epochs: Annotated[int, option(least=0)]
+    cooldown_epochs: Annotated[int, option(least=0)]
+    fitness_alpha: Annotated[float, option(least=0)]
+    trial_steps: Annotated[int, option(least=0)]
+    max_repeats: Annotated[int, option(least=1)]
+    grow_mode: Annotated[str, option(choices=("preserve", "fresh"))]
+    widen_mode: Annotated[str, option(choices=("duplicate", "zero"))]
+    widen_noise: Annotated[float, option(least=0, most=1)]
+    rollback_tolerance: Annotated[float, option(least=0)]
 
 
 @dataclass(frozen=True)
 class SparsityConfig:
     enabled: bool
-    ratio: float = option(least=0, most=0.95)
-    importance: str = option(choices=("taylor", "magnitude", "random"))
-    importance_batches: int = option(least=1)
-    pruning_interval_epochs: int = option(least=1)
-    start_epoch: int = option(least=0)
-    min_channels: int = option(least=1)
-    round_to: int = option(least=1)
+    ratio: Annotated[float, option(least=0, most=0.95)]
+    importance: Annotated[str, option(choices=("taylor", "magnitude", "random"))]
+    importance_batches: Annotated[int, option(least=1)]
+    pruning_interval_epochs: Annotated[int, option(least=1)]
+    start_epoch: Annotated[int, option(least=0)]
+    min_channels: Annotated[int, option(least=1)]
+    round_to: Annotated[int, option(least=1)]
+    rollback_tolerance: float = option(least=0)
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    split: str = option(choices=SPLITS)
-    ways: int = option(least=2)
-    shots: list[int] = option(least=1)
-    queries: int = option(least=1)
-    episodes: int = option(least=2)
+    split: Annotated[str, option(choices=SPLITS)]
+    ways: Annotated[int, option(least=2)]
+    shots: Annotated[list[int], option(least=1)]
+    queries: Annotated[int, option(least=1)]
+    episodes: Annotated[int, option(least=2)]
     seed: int
-    datasets: list[str] = option(choices=DATASETS)
-    method: str = option(choices=("prototype",))
-    metric: str = option(choices=("cosine", "euclidean"))
-    normalize: str = option(choices=("cl2n", "l2n", "none"))
-    batch_size: int = option(least=1)
+    datasets: Annotated[list[str], option(choices=DATASETS)]
+    method: Annotated[str, option(choices=("prototype",))]
+    metric: Annotated[str, option(choices=("cosine", "euclidean"))]
+    normalize: Annotated[str, option(choices=("cl2n", "l2n", "none"))]
+    batch_size: Annotated[int, option(least=1)]
     untrained_reference: bool
 
 
@@ -173,11 +179,11 @@ class EvaluationConfig:
 class OptimizerConfig:
     """`None` marks what the chosen optimizer does not have."""
 
-    name: str = option(choices=("adamw", "adam", "sgd"))
-    lr: float = option(above=0)
-    weight_decay: float = option(least=0)
-    betas: Optional[list[float]] = option(least=0, most=0.99999)
-    momentum: Optional[float] = option(least=0, most=1)
+    name: Annotated[str, option(choices=("adamw", "adam", "sgd"))]
+    lr: Annotated[float, option(above=0)]
+    weight_decay: Annotated[float, option(least=0)]
+    betas: Annotated[Optional[list[float]], option(least=0, most=0.99999)]
+    momentum: Annotated[Optional[float], option(least=0, most=1)]
     nesterov: Optional[bool]
 
 
@@ -185,27 +191,27 @@ class OptimizerConfig:
 class SchedulerConfig:
     """`None` marks what the chosen schedule does not have."""
 
-    name: str = option(choices=("cosine", "step", "constant"))
-    warmup_epochs: float = option(least=0)
-    final_ratio: Optional[float] = option(least=0, most=1)
-    step_size: Optional[int] = option(least=1)
-    gamma: Optional[float] = option(above=0, most=1)
+    name: Annotated[str, option(choices=("cosine", "step", "constant"))]
+    warmup_epochs: Annotated[float, option(least=0)]
+    final_ratio: Annotated[Optional[float], option(least=0, most=1)]
+    step_size: Annotated[Optional[int], option(least=1)]
+    gamma: Annotated[Optional[float], option(above=0, most=1)]
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    name: str = option(choices=("mlflow", "server", "jsonl"))
+    name: Annotated[str, option(choices=("mlflow", "server", "jsonl"))]
     uri: Optional[str]
     experiment: str
     required: bool
-    interval_steps: int = option(least=1)
+    interval_steps: Annotated[int, option(least=1)]
 
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    epochs: int = option(least=0)
-    images_per_epoch: int = option(least=1)
-    checkpoint_interval_epochs: int = option(least=1)
+    epochs: Annotated[int, option(least=0)]
+    images_per_epoch: Annotated[int, option(least=1)]
+    checkpoint_interval_epochs: Annotated[int, option(least=1)]
 
 
 @dataclass(frozen=True)
@@ -213,9 +219,9 @@ class Config:
     """One run, whole."""
 
     experiment_name: str
-    seed: int = option(least=0)
-    task: str = option(choices=("pipeline", "evaluate", "curriculum"))
-    ablation: Optional[str] = option(choices=("A1", "A2", "A3", "A4", "A5", "A6", "A7"))
+    seed: Annotated[int, option(least=0)]
+    task: Annotated[str, option(choices=("pipeline", "evaluate", "curriculum"))]
+    ablation: Annotated[Optional[str], option(choices=("A1", "A2", "A3", "A4", "A5", "A6", "A7"))]
     checkpoint: Optional[str]
     paths: PathsConfig
     hardware: HardwareConfig

@@ -1,0 +1,1 @@
+"""The typed schema, composition and validation, and the fingerprint of a config."""

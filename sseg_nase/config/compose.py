@@ -1,0 +1,140 @@
+"""From overrides to one frozen `Config`: where Hydra ends and the program begins.
+
+Composition works on a mutable twin of the schema, because OmegaConf refuses to merge into frozen
+dataclasses. The composed tree is checked and converted exactly once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sseg_nase.config.explain import explaining, one_line, unknown_key, wrong_type
+from sseg_nase.config.layout import conf_dir, fields_of, group_option, groups, is_section
+from sseg_nase.config.schema import Config, DatasetConfig
+from sseg_nase.config.validation import validate
+from sseg_nase.errors import UserError
+
+CONFIG_NAME = "config"
+_FILE_KEYS = ("data_dir", "output_dir", "cache_dir", "root", "checkpoint")
+
+T = TypeVar("T")
+
+__all__ = [
+    "CONFIG_NAME",
+    "conf_dir",
+    "dataset_choice",
+    "hardware_profiles",
+    "load",
+    "register",
+    "to_config",
+]
+
+
+def register() -> None:
+    """Make the schema and the resolvers of `conf/` known to Hydra; calling it again is harmless."""
+    ConfigStore.instance().store(name="schema", node=_twin(Config), provider="sseg_nase")
+    OmegaConf.register_new_resolver(
+        "random_suffix", lambda: secrets.token_hex(3), use_cache=True, replace=True
+    )
+
+
+def load(overrides: Sequence[str] = (), *further: Path) -> Config:
+    """Compose `conf/` with `overrides`, exactly as the command line does, and check the result.
+
+    `further` are config folders that are searched too. Raises `UserError`.
+    """
+    register()
+    GlobalHydra.instance().clear()
+    searchpath = [f"hydra.searchpath=[{','.join(map(str, further))}]"] if further else []
+    with (
+        explaining(overrides, *further),
+        initialize_config_dir(str(conf_dir()), version_base="1.3"),
+    ):
+        return to_config(compose(CONFIG_NAME, overrides=[*overrides, *searchpath]))
+
+
+def to_config(composed: DictConfig) -> Config:
+    """Check a composed config against the schema and freeze it.
+
+    The tree is merged into the schema once more, because Hydra lets `+key` and `++key` add keys
+    that no schema knows. Raises `UserError`.
+    """
+    try:
+        tree = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(one_line(error)) from error
+    config = _checked(Config, cast(dict[str, Any], tree))
+    validate(config)
+    return config
+
+
+def hardware_profiles() -> dict[str, dict[str, Any]]:
+    """Return the values of every profile in `conf/hardware`, by name."""
+    return {name: group_option("hardware", name) for name in groups()["hardware"]}
+
+
+def dataset_choice(name: str) -> DatasetConfig:
+    """Return the settings of `conf/dataset/<name>.yaml` as they stand there.
+
+    Raises `UserError` when there is no such file.
+    """
+    return _checked(DatasetConfig, group_option("dataset", name))
+
+
+def _checked(kind: type[T], tree: Mapping[str, Any]) -> T:
+    """Refuse unknown keys and wrong types in `tree`, then build the frozen dataclass."""
+    _refuse_unknown(kind, tree, "")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(_twin(cast(Any, kind))), tree)
+        values = OmegaConf.to_container(merged, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = error.full_key or ""
+        value = OmegaConf.select(OmegaConf.create(dict(tree)), key, throw_on_missing=False)
+        raise UserError(wrong_type(key, value)) from error
+    return _freeze(kind, values)
+
+
+def _refuse_unknown(kind: Any, tree: Mapping[str, Any], prefix: str) -> None:
+    known = {name: inner for name, inner, _ in fields_of(kind)}
+    for name, value in tree.items():
+        if name not in known:
+            raise UserError(unknown_key(f"{prefix}{name}", tuple(groups())))
+        if is_section(known[name]) and isinstance(value, Mapping):
+            _refuse_unknown(known[name], value, f"{prefix}{name}.")
+
+
+@cache
+def _twin(frozen: Any) -> type:
+    """Return the mutable twin of a frozen dataclass, nested dataclasses included."""
+    twins: list[Any] = []
+    for name, kind, _ in fields_of(frozen):
+        if is_section(kind):
+            nested = _twin(kind)
+            twins.append((name, nested, dataclasses.field(default_factory=nested)))
+        else:
+            twins.append((name, kind, dataclasses.field(default="???")))
+    return dataclasses.make_dataclass(frozen.__name__, twins)
+
+
+def _freeze(frozen: type[T], values: Any) -> T:
+    """Build the frozen dataclass from plain values; `~` in a path becomes the home folder."""
+    fields: dict[str, Any] = {}
+    for name, kind, _ in fields_of(cast(Any, frozen)):
+        value = values[name]
+        if is_section(kind):
+            value = _freeze(kind, value)
+        elif name in _FILE_KEYS and value:
+            value = str(Path(value).expanduser())
+        fields[name] = value
+    return frozen(**fields)

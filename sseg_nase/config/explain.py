@@ -1,0 +1,197 @@
+"""Hydra's and OmegaConf's errors, said in one sentence with the nearest valid key or option."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Union
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sseg_nase.config.layout import groups, key_types, unknown_option
+from sseg_nase.errors import UserError
+
+_NAMES = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+}
+_PLURALS = {int: "whole numbers", float: "numbers", str: "words"}
+
+
+@contextmanager
+def explaining(overrides: Sequence[str], *further: Path) -> Iterator[None]:
+    """Turn a failed composition of `overrides` into one `UserError` that names the mistake.
+
+    `further` are config folders beside `conf/` (Hydra's `--config-dir`).
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        options = groups(*further)
+        mistakes = [said for text in overrides if (said := mistake(text, options))]
+        if not mistakes and not isinstance(error, (HydraException, OmegaConfBaseException)):
+            raise
+        raise UserError(listed(mistakes or [one_line(error)])) from error
+
+
+def listed(mistakes: Sequence[str]) -> str:
+    """Return one message for all of the mistakes, one line each."""
+    if len(mistakes) == 1:
+        return mistakes[0]
+    return "\n  ".join([f"{len(mistakes)} mistakes:", *mistakes])
+
+
+def mistake(text: str, options: dict[str, tuple[str, ...]]) -> str | None:
+    """Return what is wrong with one override, taken alone, or None."""
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        return _grammar(text)
+    key = override.key_or_group
+    if key.split(".")[0].split("/")[0] == "hydra":
+        return None
+    if key in options:
+        return _wrong_option(override, options[key])
+    return _wrong_value(override, options)
+
+
+def unknown_key(key: str, known_groups: Sequence[str] = ()) -> str:
+    """Return the message for a key that the schema does not have."""
+    parent = key.rpartition(".")[0]
+    siblings = _children(parent)
+    there = f" {parent} has: {', '.join(siblings)}." if parent and siblings else ""
+    near = _nearest(key, known_groups)
+    return f"{key}: there is no such key.{there}" + (f" Did you mean '{near}'?" if near else "")
+
+
+def wrong_type(key: str, value: Any) -> str:
+    """Return the message for a value that the key's type does not take."""
+    types_by_key = key_types()
+    name = key.split("[")[0]
+    if name not in types_by_key:
+        inner = _children(name)
+        return f"{name}={value}: this is a section; it has {', '.join(inner)}."
+    return f"{name}={_shown(value)}: {described(types_by_key[name])} is needed."
+
+
+def described(kind: Any) -> str:
+    """Return what a type of the schema takes, in words."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        return f"{described(arguments[0])} or null"
+    if origin is list:
+        example = "[a,b]" if arguments[0] is str else "[1,2]"
+        return f"a list of {_PLURALS[arguments[0]]} such as {example}"
+    if origin is dict:
+        return f"{{name: value}} with {_PLURALS[arguments[1]]}"
+    return f"{_NAMES[kind]} ({kind.__name__})"
+
+
+def one_line(error: BaseException) -> str:
+    """Return the text of a Hydra or OmegaConf error on one line, with the key it is about."""
+    if isinstance(error, OmegaConfBaseException):
+        text = str(error).partition("\n")[0]
+        return f"{error.full_key}: {text}" if error.full_key else text
+    text = " ".join(str(error).partition("Config search path")[0].split())
+    cause = one_line(error.__cause__) if error.__cause__ is not None else ""
+    return f"{text} {cause}".strip()
+
+
+def _grammar(text: str) -> str:
+    key, equals, value = text.partition("=")
+    if not equals:
+        return f"{text}: an override is written key=value, such as ablation=A7 (see --help)."
+    if value.startswith(("[", "{", '"', "'")):
+        return f"{text}: the value of {key} cannot be read; check its brackets and quotes."
+    return f"""{text}: the value needs quotes: write '{key}="{value}"', outer quotes included."""
+
+
+def _wrong_option(override: Override, options: tuple[str, ...]) -> str | None:
+    group, line = override.key_or_group, override.input_line
+    if override.is_add() or override.is_force_add():
+        return f"{line}: choose an option without a plus sign, {str(line).lstrip('+')}."
+    if override.is_delete():
+        return None
+    for value in _values(override):
+        for name in value if isinstance(value, list) else [value]:
+            if name not in options:
+                return unknown_option(group, _shown(name), options)
+    return None
+
+
+def _wrong_value(override: Override, options: dict[str, tuple[str, ...]]) -> str | None:
+    key, line = override.key_or_group, override.input_line
+    known = key_types()
+    if key not in known:
+        if not _children(key):
+            return unknown_key(key, tuple(options))
+        if "/" not in key and not isinstance(override.value(), dict):
+            return wrong_type(key, override.value())
+        return None
+    if override.is_add():
+        return f"{line}: the key exists already; write {str(line).lstrip('+')}."
+    if override.is_delete():
+        return f"{line}: {key} cannot be taken away; give it a value, {key}=..."
+    for value in _values(override):
+        try:
+            OmegaConf.structured(_holder(known[key])).value = value
+        except OmegaConfBaseException:
+            return wrong_type(key, value)
+    return None
+
+
+def _holder(kind: Any) -> type:
+    """Return a dataclass with one field of this type: OmegaConf converts as in the real one."""
+    return dataclasses.make_dataclass("Holder", [("value", kind, dataclasses.field(default="???"))])
+
+
+def _values(override: Override) -> list[Any]:
+    if not override.is_sweep_override():
+        return [override.value()]
+    if not override.is_discrete_sweep():
+        return []
+    parser = OverridesParser.create()
+    texts = override.sweep_string_iterator()
+    return [parser.parse_override(f"{override.key_or_group}={text}").value() for text in texts]
+
+
+def _children(section: str) -> list[str]:
+    prefix = f"{section}."
+    inner = [key[len(prefix) :] for key in key_types() if key.startswith(prefix)]
+    return list(dict.fromkeys(name.split(".")[0] for name in inner))
+
+
+def _nearest(key: str, known_groups: Sequence[str]) -> str | None:
+    """Return the nearest key: first among its siblings, then by last name, then by whole name."""
+    parent, _, name = key.rpartition(".")
+    siblings = _children(parent) if parent else [*known_groups, *_roots()]
+    if near := difflib.get_close_matches(name, siblings, 1, 0.6):
+        return f"{parent}.{near[0]}" if parent else near[0]
+    by_name = {full.rpartition(".")[2]: full for full in reversed(list(key_types()))}
+    if near := difflib.get_close_matches(name, by_name, 1, 0.7):
+        return by_name[near[0]]
+    if parent and siblings:
+        return None
+    near = difflib.get_close_matches(key, [*key_types(), *known_groups], 1, 0.5)
+    return near[0] if near else None
+
+
+def _roots() -> list[str]:
+    return list(dict.fromkeys(key.split(".")[0] for key in key_types()))
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)

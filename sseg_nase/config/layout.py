@@ -1,0 +1,104 @@
+"""What can be configured: the folder of YAML groups, their options, and the keys of the schema."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from omegaconf import OmegaConf
+
+from sseg_nase.config.schema import Config
+from sseg_nase.errors import UserError, did_you_mean
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def conf_dir() -> Path:
+    """Return the folder of the YAML groups: beside the package in a checkout, else inside it."""
+    for folder in (_PACKAGE.parent / "conf", _PACKAGE / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise FileNotFoundError(f"the installation is incomplete: no conf folder beside {_PACKAGE}")
+
+
+def groups(*further: Path) -> dict[str, tuple[str, ...]]:
+    """Return the options of every config group in `conf/` and in `further` folders of that kind.
+
+    Hydra's own groups are left out.
+    """
+    found: dict[str, set[str]] = {}
+    for root in (conf_dir(), *further):
+        for folder in root.iterdir():
+            options = {file.stem for file in folder.glob("*.yaml")}
+            if options and folder.name != "hydra":
+                found.setdefault(folder.name, set()).update(options)
+    return {group: tuple(sorted(found[group])) for group in sorted(found)}
+
+
+def unknown_option(group: str, name: str, options: typing.Sequence[str]) -> str:
+    """Return the message for a choice that a group does not have."""
+    return (
+        f"{group}={name}: there is no such option; choose one of {', '.join(options)}."
+        f"{did_you_mean(name, options)}"
+    )
+
+
+def group_option(group: str, name: str) -> dict[str, Any]:
+    """Return the values of one group file, with those it inherits from files of its group.
+
+    Raises `UserError` when the group has no such option.
+    """
+    options = groups()[group]
+    if name not in options:
+        raise UserError(unknown_option(group, name, options))
+    return dict(_merged_file(group, name))
+
+
+@cache
+def fields_of(kind: Any) -> tuple[tuple[str, Any, Mapping[str, Any]], ...]:
+    """Return name, type and accepted values of every field of a schema dataclass."""
+    found = []
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        annotated = typing.get_origin(hint) is Annotated
+        inner, accepted = typing.get_args(hint) if annotated else (hint, {})
+        found.append((name, inner, accepted))
+    return tuple(found)
+
+
+def is_section(kind: Any) -> bool:
+    """Tell whether a field of this type holds further keys of the schema."""
+    return dataclasses.is_dataclass(kind)
+
+
+@cache
+def key_types() -> Mapping[str, Any]:
+    """Return the type of every dotted key that holds a value, such as `pretrain.epochs`.
+
+    A dictionary stands there itself and with each key that it may have.
+    """
+    return dict(_leaves(Config, ""))
+
+
+def _leaves(kind: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, inner, accepted in fields_of(kind):
+        if is_section(inner):
+            yield from _leaves(inner, f"{prefix}{name}.")
+            continue
+        yield prefix + name, inner
+        for key in accepted.get("keys", ()):
+            yield f"{prefix}{name}.{key}", typing.get_args(inner)[1]
+
+
+@cache
+def _merged_file(group: str, name: str) -> Mapping[str, Any]:
+    tree = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{name}.yaml"))
+    assert isinstance(tree, dict)
+    merged: dict[str, Any] = {}
+    for parent in tree.pop("defaults", []):
+        if parent != "_self_":
+            merged |= _merged_file(group, parent)
+    return merged | {str(key): value for key, value in tree.items()}

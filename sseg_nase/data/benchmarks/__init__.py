@@ -1,0 +1,159 @@
+"""Readers of every data set and layout; all give one `ImageStore`.
+
+A reader says where a data set is, which layout it has and which splits exist (`Found`); the
+images are read and stored here, once for all readers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sseg_nase.config.schema import SPLITS, DatasetConfig
+from sseg_nase.data.benchmarks import cifar_fs, csv_file, digits, folder, minimagenet, omniglot
+from sseg_nase.data.benchmarks.layouts import Found, enumerated, fingerprint
+from sseg_nase.data.store import ImageStore, Listing, build_store
+from sseg_nase.errors import UserError, did_you_mean
+
+__all__ = ["available_splits", "load_split"]
+
+logger = logging.getLogger("sseg_nase")
+
+Reader = Callable[[DatasetConfig, Path, Path], Found]
+
+READERS: Mapping[str, Reader] = {
+    "cifar_fs": cifar_fs.find,
+    "minimagenet": minimagenet.find,
+    "omniglot": omniglot.find,
+    "folder": folder.find,
+    "csv": csv_file.find,
+}
+EMBEDDED: Mapping[str, tuple[Sequence[str], Callable[[str, int], ImageStore]]] = {
+    "digits": (tuple(digits.CLASSES), digits.load),
+}
+
+
+def load_split(
+    dataset: DatasetConfig, split: str, *, data_dir: Path, cache_dir: Path, workers: int
+) -> ImageStore:
+    """The images of one split at `dataset.image_size`, from the cache or read into it.
+
+    The store is kept in `cache_dir`, keyed by where the data set is, its layout, split, size and
+    split options, and by a fingerprint of its files: a changed source is read again. `workers`
+    threads decode (0: this one). CIFAR-100 is downloaded when `dataset=cifar_fs` finds nothing.
+    Raises UserError for whatever is wrong with the data: missing, a missing split, an empty class
+    folder, an image that cannot be read, splits that share classes.
+    """
+    if split not in SPLITS:
+        raise UserError(
+            f"split={split} is not one of {', '.join(SPLITS)}.{did_you_mean(split, SPLITS)}"
+        )
+    if dataset.name in EMBEDDED:
+        return EMBEDDED[dataset.name][1](split, dataset.image_size)
+    found = _find(dataset, data_dir, cache_dir)
+    if split not in found.splits:
+        raise UserError(
+            f"dataset={dataset.name} has no {split} split in {found.path.absolute()} (layout "
+            f"{found.layout}), only {' and '.join(found.splits)}. Add it, or choose another split "
+            "(evaluation.split)."
+        )
+    source = found.splits[split]
+    key = {
+        "layout": found.layout,
+        "source": str(found.path.resolve()),
+        "options": found.options,
+    }
+    stem = f"{dataset.name}-{split}-{dataset.image_size}-{_hash(key)}"
+    target = cache_dir / "stores" / f"{stem}-{fingerprint(source.files)}"
+    if target.exists():
+        store = ImageStore.open(target)
+    else:
+        store = _build(dataset, found, split, target, workers)
+        # The stores of what the source was before.
+        for old in target.parent.glob(f"{stem}-*"):
+            if old != target:
+                shutil.rmtree(old, ignore_errors=True)
+    for notice in store.manifest["notices"]:
+        logger.warning("dataset=%s: %s", dataset.name, notice)
+    return store
+
+
+def available_splits(dataset: DatasetConfig, *, data_dir: Path, cache_dir: Path) -> tuple[str, ...]:
+    """The splits that `load_split` can give, found without reading an image.
+
+    Raises UserError when the data set is missing; CIFAR-100 is downloaded as in `load_split`.
+    """
+    if dataset.name in EMBEDDED:
+        return tuple(EMBEDDED[dataset.name][0])
+    return tuple(_find(dataset, data_dir, cache_dir).splits)
+
+
+def _find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
+    if dataset.name not in READERS:
+        known = sorted([*READERS, *EMBEDDED])
+        raise UserError(
+            f"dataset.name={dataset.name} is not one of {', '.join(known)}."
+            f"{did_you_mean(dataset.name, known)}"
+        )
+    return READERS[dataset.name](dataset, Path(data_dir).expanduser(), Path(cache_dir))
+
+
+def _build(
+    dataset: DatasetConfig, found: Found, split: str, target: Path, workers: int
+) -> ImageStore:
+    def read() -> Listing:
+        listing = found.splits[split].read()
+        _check_disjoint(dataset, found, split, listing)
+        if found.official is None:
+            return replace(listing, notes={"sample": False, "notices": []})
+        labels = [label for _, label in listing.items]
+        counts = np.bincount(labels, minlength=len(listing.class_names))
+        notes = {
+            "sample": len(listing.class_names) < found.official.classes[split],
+            "notices": found.official.notices(split, listing.class_names, counts),
+        }
+        return replace(listing, notes=notes)
+
+    return build_store(
+        target,
+        read,
+        dataset.image_size,
+        workers=workers,
+        source=str(found.path.resolve()),
+        layout=found.layout,
+        split=split,
+        dataset=dataset.name,
+    )
+
+
+def _check_disjoint(dataset: DatasetConfig, found: Found, split: str, listing: Listing) -> None:
+    """Raise UserError naming the classes that `split` shares with another split."""
+    own = listing.class_names
+    for other, source in found.splits.items():
+        if other == split:
+            continue
+        names = source.classes()
+        if not found.named and _counts_from_zero(own) and _counts_from_zero(names):
+            continue
+        if common := sorted(set(own) & set(names)):
+            raise UserError(
+                f"The splits {split} and {other} of dataset={dataset.name} in "
+                f"{found.path.absolute()} share {len(common)} classes: {enumerated(common)}. "
+                "Few-shot learning needs splits without common classes: remove them from one."
+            )
+
+
+def _counts_from_zero(names: Sequence[str]) -> bool:
+    return set(names) == {str(number) for number in range(len(names))}
+
+
+def _hash(key: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]

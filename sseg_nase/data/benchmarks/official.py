@@ -1,0 +1,60 @@
+"""Finding one of the known data sets below `paths.data_dir`, or in `dataset.root`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sseg_nase.config.schema import DatasetConfig
+from sseg_nase.data.benchmarks.layouts import (
+    HOW_TO_POINT,
+    Detector,
+    Found,
+    first_found,
+    named_folders,
+    required_root,
+)
+from sseg_nase.errors import UserError
+
+
+def find_known(
+    dataset: DatasetConfig,
+    data_dir: Path,
+    *,
+    names: Sequence[str],
+    detectors: Sequence[Detector],
+    loose: Sequence[Detector] = (),
+    samples: Sequence[str] = (),
+    accepted: str,
+) -> Found | None:
+    """The data set in `dataset.root`, else in a folder of `names` below `data_dir`; None if none.
+
+    `detectors` look into such a folder, `loose` ones (whose file names speak for themselves) also
+    into `data_dir`; folders of `samples` count only when there is nothing else. Raises UserError
+    when `dataset.root` is set and holds no known layout (`accepted`).
+    """
+    if dataset.root:
+        root = required_root(dataset, accepted)
+        below = [root, *named_folders(root, [*names, *samples])]
+        found = first_found((folder, detectors) for folder in below)
+        if found is None:
+            raise UserError(f"dataset.root={dataset.root} holds none of the layouts: {accepted}.")
+        return found
+    return first_found(
+        [
+            *((folder, detectors) for folder in named_folders(data_dir, names)),
+            (data_dir, loose),
+            *((folder, detectors) for folder in named_folders(data_dir, samples)),
+        ]
+    )
+
+
+def not_found(dataset: DatasetConfig, data_dir: Path, looked_for: str, more: str = "") -> UserError:
+    """The error for a data set that is nowhere: what was looked for where, and what to do."""
+    where = f"in {data_dir.absolute()}"
+    if not data_dir.is_dir():
+        where += " (which does not exist)"
+    return UserError(
+        f"dataset={dataset.name} was not found {where}. Looked for: {looked_for}."
+        f"{' ' + more if more else ''} {HOW_TO_POINT}"
+    )

@@ -1,0 +1,125 @@
+"""What training sees: batches of the curriculum's images on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sseg_nase.config.schema import SYNTHETIC_LEVELS, CurriculumConfig
+from sseg_nase.data.curriculum.render import render
+from sseg_nase.data.curriculum.schedule import LevelSchedule, plan_epoch
+from sseg_nase.data.store import ImageStore
+
+PROBE_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`images` uint8 `[B, 3, S, S]`; `adversarial` the positions of ADVERSARIAL images.
+
+    `seen` counts the images by source: synthetic, or real and unlabeled.
+    """
+
+    images: Tensor
+    adversarial: list[int]
+    seen: dict[str, int]
+
+
+class CurriculumFeed:
+    """Draws or reads the images that the level schedule asks for.
+
+    Every epoch is a function of (seed, epoch) and the schedule's state alone. `natural` holds the
+    unlabeled base images of level NATURAL.
+    """
+
+    def __init__(
+        self,
+        curriculum: CurriculumConfig,
+        *,
+        natural: ImageStore | None,
+        image_size: int,
+        batch_size: int,
+        images_per_epoch: int,
+        epochs: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.curriculum, self.natural = curriculum, natural
+        self.image_size, self.batch_size = image_size, batch_size
+        self.images_per_epoch, self.seed, self.device = images_per_epoch, seed, device
+        self.pools = {level: curriculum.images.get(level, 0) for level in curriculum.levels}
+        if natural is not None:
+            self.pools["NATURAL"] = len(natural)
+        assert all(self.pools.values()), self.pools
+        evenly = max(1, -(-epochs // len(curriculum.levels)))
+        self.schedule = LevelSchedule(
+            curriculum.levels,
+            progression=curriculum.progression,
+            mixing_ratio=curriculum.gradual_mixing_ratio,
+            max_epochs_per_level=curriculum.max_epochs_per_level or evenly,
+            plateau_threshold=curriculum.plateau_threshold,
+            plateau_window=curriculum.plateau_window_size,
+            gap_threshold=curriculum.gap_threshold,
+        )
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Whole batches in an epoch; what is left over is not drawn."""
+        return self.images_per_epoch // self.batch_size
+
+    def epoch(self, epoch: int, *, stream: int = 0) -> Iterator[Batch]:
+        """The batches of one epoch at the present level. Another `stream` gives other batches."""
+        plan = plan_epoch(
+            self.schedule.weights(),
+            self.images_per_epoch,
+            self.pools,
+            self.batch_size,
+            seed=self.seed + 7919 * stream,
+            epoch=epoch,
+        )
+        for indices in plan:
+            yield self._batch(indices)
+
+    def probe(self) -> Tensor:
+        """Held images of the present levels, uint8 `[P, 3, S, S]`: the same at every call.
+
+        Drawn images come from beyond the pools, so they are never trained on; NATURAL has no
+        images to spare and gives its first ones.
+        """
+        weights = self.schedule.weights()
+        shares = {
+            level: max(2, round(PROBE_IMAGES * share / 2) * 2)
+            for level, share in weights.items()
+            if share > 0
+        }
+        first = {level: 0 if level == "NATURAL" else self.pools[level] for level in shares}
+        indices = {
+            level: torch.arange(first[level], first[level] + count) % self._wrap(level)
+            for level, count in shares.items()
+        }
+        return self._batch(indices).images
+
+    def _wrap(self, level: str) -> int:
+        return self.pools[level] if level == "NATURAL" else 2**62
+
+    def _batch(self, indices: dict[str, Tensor]) -> Batch:
+        parts, adversarial, start = [], list[int](), 0
+        seen = {"synthetic": 0, "real_unlabeled": 0}
+        for level, chosen in indices.items():
+            parts.append(self._images(level, chosen))
+            if level == "ADVERSARIAL":
+                adversarial = list(range(start, start + len(chosen)))
+            seen["synthetic" if level in SYNTHETIC_LEVELS else "real_unlabeled"] += len(chosen)
+            start += len(chosen)
+        return Batch(torch.cat(parts), adversarial, seen)
+
+    def _images(self, level: str, indices: Tensor) -> Tensor:
+        if level == "NATURAL":
+            assert self.natural is not None
+            return self.natural.batch(indices).to(self.device)
+        return render(
+            level, indices, seed=self.seed, image_size=self.image_size, device=self.device
+        )

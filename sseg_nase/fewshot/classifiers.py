@@ -1,0 +1,68 @@
+"""Few-shot classifiers on frozen embeddings, batched over episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def cl2n(features: Tensor, mean: Tensor | None) -> Tensor:
+    """(f − mean) / ‖f − mean‖₂ for features `[..., D]`; SimpleShot, Wang et al. 2019.
+
+    `mean` `[D]` is that of the base split, never of the classes under test.
+    """
+    assert mean is not None, "CL2N needs the mean of the base split"
+    return F.normalize(features - mean, dim=-1)
+
+
+def l2n(features: Tensor, mean: Tensor | None = None) -> Tensor:
+    """f / ‖f‖₂ for features `[..., D]`."""
+    return F.normalize(features, dim=-1)
+
+
+def none(features: Tensor, mean: Tensor | None = None) -> Tensor:
+    """Features as they are."""
+    return features
+
+
+NORMALIZATIONS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
+    "cl2n": cl2n,
+    "l2n": l2n,
+    "none": none,
+}
+
+
+def cosine(prototypes: Tensor, query: Tensor) -> Tensor:
+    """Cosine similarity of `[E, N, D]` and `[E, M, D]`: `[E, M, N]` in [−1, 1]."""
+    inner = query @ F.normalize(prototypes, dim=-1).transpose(-1, -2)
+    return inner / torch.linalg.vector_norm(query, dim=-1, keepdim=True).clamp_min(1e-12)
+
+
+def euclidean(prototypes: Tensor, query: Tensor) -> Tensor:
+    """Negative squared distance of `[E, N, D]` and `[E, M, D]`: `[E, M, N]`, ≤ 0.
+
+    ‖q − p‖² = ‖q‖² + ‖p‖² − 2q·p about the centre of the prototypes, where it cancels least.
+    """
+    centre = prototypes.mean(dim=-2, keepdim=True)
+    prototypes, query = prototypes - centre, query - centre
+    # The norms by `vector_norm` and the 2 on the small product: no further copy of the queries.
+    q, p = (torch.linalg.vector_norm(x, dim=-1).square() for x in (query, prototypes))
+    inner = query @ prototypes.transpose(-1, -2)
+    return (2 * inner - q[..., :, None] - p[..., None, :]).clamp_max(0)
+
+
+METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cosine": cosine,
+    "euclidean": euclidean,
+}
+
+
+def prototype_scores(support: Tensor, query: Tensor, metric: str) -> Tensor:
+    """Score support `[E, N, K, D]` against query `[E, M, D]`: `[E, M, N]`, the nearest highest.
+
+    A class's prototype is the mean of its support (Snell et al. 2017, eq. 1).
+    """
+    return METRICS[metric](support.mean(dim=-2), query)

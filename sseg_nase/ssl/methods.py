@@ -1,0 +1,44 @@
+"""Self-supervised methods: from two views and the networks to a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sseg_nase.config.schema import SSLConfig
+from sseg_nase.ssl.objectives import distillation, nt_xent
+
+
+class Losses(NamedTuple):
+    """Scalars of one batch. `distillation` is None without a teacher."""
+
+    total: Tensor
+    contrastive: Tensor
+    distillation: Tensor | None
+
+
+def simclr(
+    learner: nn.Module, teacher: nn.Module | None, view1: Tensor, view2: Tensor, ssl: SSLConfig
+) -> Losses:
+    """NT-Xent on both views plus λ · MSE(student, teacher) on the embeddings of the first.
+
+    Both views go through the network together, so that BN sees them as one batch. The teacher
+    takes the first view, as the specification has it.
+    """
+    features, projections = learner(torch.cat((view1, view2)))
+    z1, z2 = projections.chunk(2)
+    contrastive = nt_xent(z1, z2, ssl.temperature)
+    if teacher is None:
+        return Losses(contrastive, contrastive, None)
+    with torch.no_grad():
+        target = teacher(view1)
+    gap = distillation(features[: len(view1)], target)
+    return Losses(contrastive + ssl.distillation_weight * gap, contrastive, gap)
+
+
+METHODS: Mapping[
+    str, Callable[[nn.Module, nn.Module | None, Tensor, Tensor, SSLConfig], Losses]
+] = {"simclr": simclr}

@@ -1,0 +1,58 @@
+"""The teacher: an exponential moving average of the student, matched by name."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def make_teacher(student: Network) -> Network:
+    """Return a frozen copy of `student` in eval mode.
+
+    The teacher stays in eval mode: its targets then depend on one image alone, not on what else
+    is in the batch. Its BN statistics are the student's latest (see `ema_update`).
+    """
+    return copy.deepcopy(student).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
+    """Move `teacher` towards `student` in place: θ_t ← decay·θ_t + (1 − decay)·θ_s, by name.
+
+    Parameters are averaged, buffers copied: BN statistics are a moving average already, and a
+    second one on top would lag behind the weights it belongs to. Raises ValueError naming the
+    tensors that only one of the two has, or whose shapes differ.
+    """
+    assert 0 <= decay <= 1
+    averaged = _pair(dict(teacher.named_parameters()), dict(student.named_parameters()))
+    copied = _pair(dict(teacher.named_buffers()), dict(student.named_buffers()))
+    # The foreach functions refuse empty lists.
+    if averaged[0]:
+        torch._foreach_lerp_(averaged[0], averaged[1], 1 - decay)
+    if copied[0]:
+        torch._foreach_copy_(copied[0], copied[1])
+
+
+def _pair(
+    teacher: Mapping[str, Tensor], student: Mapping[str, Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the tensors of both in the order of the teacher's names."""
+    differing = [
+        *(f"only the teacher has {name}" for name in teacher if name not in student),
+        *(f"only the student has {name}" for name in student if name not in teacher),
+        *(
+            f"{name} is {list(teacher[name].shape)} in the teacher and "
+            f"{list(student[name].shape)} in the student"
+            for name in teacher
+            if name in student and teacher[name].shape != student[name].shape
+        ),
+    ]
+    if differing:
+        raise ValueError(f"Teacher and student do not match: {'; '.join(differing)}")
+    return list(teacher.values()), [student[name] for name in teacher]

@@ -1,0 +1,57 @@
+"""Sinks: console, JSONL, MLflow. Everyone above knows only `Sink`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sseg_nase.config.schema import TrackingConfig
+from sseg_nase.errors import UserError
+from sseg_nase.tracking.console import ConsoleSink
+from sseg_nase.tracking.jsonl import JsonlSink
+from sseg_nase.tracking.mlflow_sink import MlflowSink, is_server
+from sseg_nase.tracking.sink import RunInfo, Sink, Tracker
+
+__all__ = ["RunInfo", "Sink", "Tracker", "build_tracker"]
+
+
+def build_tracker(tracking: TrackingConfig, console: bool = True) -> Tracker:
+    """Return a tracker of console (if wanted), JSONL, and the store that `tracking.name` chooses.
+
+    Raises `UserError` when `tracking.uri` does not fit `tracking.name`; whether a store answers
+    shows when the tracker is opened.
+    """
+    if tracking.name not in STORES:
+        raise UserError(f"tracking.name={tracking.name}: accepted are {', '.join(STORES)}.")
+    local: list[Sink] = [ConsoleSink()] if console else []
+    local.append(JsonlSink())
+    return Tracker([*local, *STORES[tracking.name](tracking, Tracker(local))])
+
+
+def _mlflow(tracking: TrackingConfig, local: Sink) -> list[Sink]:
+    def notify(kind: str, text: str) -> None:
+        local.event(kind, {"text": text})
+
+    return [
+        MlflowSink(tracking.uri, tracking.experiment, required=tracking.required, notify=notify)
+    ]
+
+
+def _server(tracking: TrackingConfig, local: Sink) -> list[Sink]:
+    if tracking.uri is None or not is_server(tracking.uri):
+        raise UserError(
+            f"tracking.uri={tracking.uri}: tracking=server needs the address of an MLflow server, "
+            "such as tracking.uri=http://127.0.0.1:5000. "
+            "For a database file choose tracking=mlflow."
+        )
+    return _mlflow(tracking, local)
+
+
+def _jsonl(tracking: TrackingConfig, local: Sink) -> list[Sink]:
+    return []
+
+
+STORES: dict[str, Callable[[TrackingConfig, Sink], list[Sink]]] = {
+    "mlflow": _mlflow,
+    "server": _server,
+    "jsonl": _jsonl,
+}

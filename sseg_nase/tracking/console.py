@@ -1,0 +1,271 @@
+"""What a person sees: a live bar in a terminal, plain lines elsewhere, a table at the end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, Group
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from sseg_nase.tracking.sink import FINISHED, RunInfo, Sink
+
+SECONDS_BETWEEN_UPDATES = 0.2
+
+
+class ConsoleSink(Sink):
+    """Messages and progress on standard output; warnings stand out."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(highlight=False)
+        self._total_epochs = 0
+        self._opened_at = time.monotonic()
+        self._first: tuple[float, float] | None = None
+        self._last_update = -math.inf
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._lines: dict[str, Callable[[Mapping[str, Any]], str]] = {
+            "stage": stage_line,
+            "level": level_line,
+            "mutation": mutation_line,
+            "message": lambda values: str(values["text"]),
+            "warning": lambda values: f"WARNING: {values['text']}",
+        }
+
+    def open(self, run: RunInfo) -> None:
+        """Say which run this is and where it lies."""
+        self._total_epochs = run.total_epochs
+        self._opened_at = time.monotonic()
+        self._print(f"run {run.name} in {run.directory}")
+
+    def event(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Print a line. The bar stands for the epochs in a terminal, and ends with the stage."""
+        if kind == "epoch":
+            if not self._console.is_terminal:
+                self._print(epoch_line(values, self._total_epochs, self._seconds_left(values)))
+            return
+        if kind == "stage":
+            self._stop_bar()
+        line = self._lines.get(kind, lambda values: f"{kind} {_detail(values)}")
+        self._print(line(values), style="bold yellow" if kind == "warning" else None)
+
+    def progress(self, epoch: int, step: int, steps: int, values: Mapping[str, Any]) -> None:
+        """Move the bar, a few times a second at most."""
+        now, position = time.monotonic(), epoch + step / max(steps, 1)
+        if self._first is None:
+            self._first = (now, position)
+        last = epoch + 1 == self._total_epochs and step == steps
+        if not self._console.is_terminal or (
+            now - self._last_update < SECONDS_BETWEEN_UPDATES and not last
+        ):
+            return
+        self._last_update = now
+        described = f"epoch {epoch + 1}/{self._total_epochs}"
+        if self._bar is None:
+            self._bar = _bar(self._console)
+            self._task = self._bar.add_task(described, total=self._total_epochs, figures="")
+            self._bar.update(self._task, completed=position)
+            self._bar.start()
+        self._bar.update(
+            self._task, description=described, completed=position, figures=figures(values)
+        )
+
+    def close(self, status: str, error: str | None = None) -> None:
+        """End the bar and say how the run ended."""
+        self._stop_bar()
+        took = duration(time.monotonic() - self._opened_at)
+        line = f"{status} after {took}" + (f": {error}" if error else "")
+        self._print(line, style="bold green" if status == FINISHED else "bold red")
+
+    def _print(self, line: str, style: str | None = None) -> None:
+        # soft_wrap: a line stays one line, whatever width a pipe is taken to have.
+        self._console.print(Text(line, style=style or ""), soft_wrap=True)
+
+    def _stop_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _seconds_left(self, values: Mapping[str, Any]) -> float | None:
+        done = int(values["epoch"]) + 1
+        if self._first is None or done <= self._first[1]:
+            return None
+        since, position = self._first
+        return (time.monotonic() - since) / (done - position) * (self._total_epochs - done)
+
+
+def figures(values: Mapping[str, Any]) -> str:
+    """Return level, loss, blocks, params and images/s, those that `values` has, in one line."""
+    shown = []
+    if values.get("level") is not None:
+        shown.append(str(values["level"]))
+    if values.get("loss") is not None:
+        shown.append(f"loss {_number(values['loss'], '.4f')}")
+    if values.get("blocks") is not None:
+        shown.append(f"{values['blocks']} blocks")
+    if values.get("params") is not None:
+        shown.append(f"params {_count(values['params'])}")
+    if values.get("images_per_second") is not None:
+        shown.append(f"{_number(values['images_per_second'], ',.0f')} images/s")
+    return "  ".join(shown)
+
+
+def epoch_line(values: Mapping[str, Any], total_epochs: int, seconds_left: float | None) -> str:
+    """Return the plain line of a finished epoch."""
+    line = f"epoch {int(values['epoch']) + 1}/{total_epochs}  {figures(values)}"
+    return line if seconds_left is None else f"{line}  {duration(seconds_left)} left"
+
+
+def stage_line(values: Mapping[str, Any]) -> str:
+    """Return the line of a stage's beginning or end."""
+    rest = {key: value for key, value in values.items() if key != "stage"}
+    return f"stage {values['stage']}" + (f": {_detail(rest)}" if rest else "")
+
+
+def level_line(values: Mapping[str, Any]) -> str:
+    """Return the line of a new level of the curriculum."""
+    rest = {key: value for key, value in values.items() if key != "level"}
+    return f"LEVEL {values['level']}" + (f": {_detail(rest)}" if rest else "")
+
+
+def mutation_line(values: Mapping[str, Any]) -> str:
+    """Return the line of a mutation, given as one line of mutations.jsonl."""
+    before, after, target = values["before"], values["after"], values.get("target")
+    where = f" block {target}" if isinstance(target, int) else f" {target}" if target else ""
+    channels = after["channels"]
+    width = (
+        f"channels {'-'.join(map(str, channels))}"
+        if isinstance(channels, list | tuple)
+        else f"{channels} channels"
+    )
+    loss = " -> ".join(_number(values.get(key), ".2f") for key in ("loss_before", "loss_after"))
+    return (
+        f"{values['kind']}{where}: {after['blocks']} blocks, {width}, "
+        f"params {_count(before['params'])} -> {_count(after['params'])}, loss {loss} "
+        f"({'accepted' if values['accepted'] else 'rolled back'})"
+    )
+
+
+def summary_table(
+    results: Mapping[str, Any], mutations: Sequence[Mapping[str, Any]], ui_command: str | None
+) -> Group:
+    """Return the closing table of a run, and below it the command that opens the UI.
+
+    `results` is results.json (`fewshot_untrained`, if there, is the untrained seed network on the
+    same episodes), `mutations` the lines of mutations.jsonl. `print_summary` prints it with the
+    command kept on one line.
+    """
+    untrained = results.get("fewshot_untrained") or {}
+    table = Table(title=f"{results.get('status', '')} {results.get('fingerprint', '')}".strip())
+    table.add_column("")
+    table.add_column("this run", justify="right")
+    if untrained:
+        table.add_column("untrained seed network", justify="right")
+
+    for name, result in (results.get("fewshot") or {}).items():
+        label = f"{name} ({result['episodes']} episodes, {result['method']}"
+        label += ", transductive)" if result["transductive"] else ")"
+        cells = [_accuracy(result)]
+        if untrained:
+            cells.append(_accuracy(untrained.get(name)))
+        table.add_row(label, *cells)
+    for name, shown in _network_rows(results):
+        table.add_row(name, shown)
+    table.add_row("mutations accepted", _mutations(mutations))
+    seen = results.get("images_seen") or {}
+    table.add_row(
+        "images seen",
+        ", ".join(f"{_count(n)} {name.replace('_', ' ')}" for name, n in seen.items() if n) or "0",
+    )
+    if seconds := results.get("seconds"):
+        table.add_row(
+            "time", ", ".join(f"{stage} {duration(took)}" for stage, took in seconds.items())
+        )
+    if ui_command is None:
+        return Group(table)
+    return Group(table, Text(f"compare runs: {ui_command}"))
+
+
+def print_summary(
+    results: Mapping[str, Any],
+    mutations: Sequence[Mapping[str, Any]],
+    ui_command: str | None,
+    console: Console | None = None,
+) -> None:
+    """Print `summary_table` on standard output (or `console`), the command ready to be copied."""
+    shown = summary_table(results, mutations, ui_command)
+    (console or Console(highlight=False)).print(shown, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as `m:ss` or `h:mm:ss`; below ten seconds with one decimal."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _network_rows(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    network, cost = results.get("architecture") or {}, results.get("efficiency") or {}
+    rows = []
+    if network:
+        channels = network["channels"]
+        width = "-".join(map(str, channels)) if isinstance(channels, list | tuple) else channels
+        rows += [
+            ("network", f"{network['blocks']} blocks, channels {width}"),
+            ("params", _count(network["params"])),
+            (f"MACs at {network['resolution']} px", _count(network["macs"])),
+        ]
+    for batch in (1, 64):
+        if (latency := cost.get(f"latency_ms_b{batch}")) is not None:
+            rows.append((f"latency, batch {batch}", f"{_number(latency, '.2f')} ms"))
+    if (memory := cost.get("peak_memory_mb")) is not None:
+        rows.append(("peak memory", f"{_number(memory, ',.1f')} MB"))
+    return rows
+
+
+def _mutations(mutations: Sequence[Mapping[str, Any]]) -> str:
+    accepted = Counter(str(mutation["kind"]) for mutation in mutations if mutation["accepted"])
+    shown = ", ".join(f"{count} {kind}" for kind, count in accepted.items()) or "none"
+    rejected = len(mutations) - sum(accepted.values())
+    return f"{shown} ({rejected} rolled back)" if rejected else shown
+
+
+def _accuracy(result: Mapping[str, Any] | None) -> str:
+    if result is None:
+        return ""
+    return f"{_number(result['accuracy'], '.2f')} ± {_number(result['ci95'], '.2f')} %"
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[figures]}", markup=False),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=console,
+        refresh_per_second=4,
+        transient=True,
+    )
+
+
+def _detail(values: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key} {_number(value, '.4g') if isinstance(value, float) else value}"
+        for key, value in values.items()
+    )
+
+
+def _count(value: Any) -> str:
+    return f"{int(value):,}"
+
+
+def _number(value: Any, form: str) -> str:
+    return "-" if value is None or not math.isfinite(value) else format(value, form)

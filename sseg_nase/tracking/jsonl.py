@@ -1,0 +1,129 @@
+"""The record that needs nothing but a disk: events.jsonl and mutations.jsonl, always on."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sseg_nase.files import append_line, write_text
+from sseg_nase.tracking.sink import RunInfo, Sink
+
+MUTATION_KEYS = (
+    "index",
+    "epoch",
+    "step",
+    "kind",
+    "target",
+    "trigger",
+    "before",
+    "after",
+    "function_delta",
+    "loss_before",
+    "loss_after",
+    "fitness",
+    "seconds",
+    "accepted",
+)
+
+
+class JsonlSink(Sink):
+    """One JSON object a line, in the run's directory, handed to the system at once.
+
+    A line of events.jsonl is `{"time": seconds since 1970, "kind", "step" (metrics only),
+    "values"}`; kinds are the events' own, `open`, `metrics`, `artifact` and `close`. It is only
+    ever added to: after a resume the lines since the checkpoint stand there twice, the later ones
+    count. mutations.jsonl holds each index once. NaN and infinities become null.
+    """
+
+    def __init__(self) -> None:
+        self._events: Path | None = None
+        self._mutations: Path | None = None
+        self._lock = threading.Lock()
+
+    def open(self, run: RunInfo) -> None:
+        """Begin, or go on behind the last whole line where the files exist."""
+        run.directory.mkdir(parents=True, exist_ok=True)
+        self._events = run.directory / "events.jsonl"
+        self._mutations = run.directory / "mutations.jsonl"
+        for path in (self._events, self._mutations):
+            path.touch()
+            _cut_torn_line(path)
+        self._write(
+            "open",
+            {
+                "name": run.name,
+                "experiment": run.experiment,
+                "params": run.params,
+                "tags": run.tags,
+                "total_epochs": run.total_epochs,
+                "resumed_run_id": run.resumed_run_id,
+            },
+        )
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Write one line for all figures of the step."""
+        self._write("metrics", values, step)
+
+    def event(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Write one line; a mutation goes to mutations.jsonl too."""
+        self._write(kind, values)
+        if kind == "mutation":
+            self._write_mutation(values)
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Write which file belongs to the run, so that it can be delivered later."""
+        self._write("artifact", {"path": str(path), "folder": folder})
+
+    def close(self, status: str, error: str | None = None) -> None:
+        """Write how it ended."""
+        self._write("close", {"status": status, "error": error})
+
+    def _write(self, kind: str, values: Mapping[str, Any], step: int | None = None) -> None:
+        assert self._events is not None, "open() comes first"
+        line: dict[str, Any] = {"time": round(time.time(), 3), "kind": kind}
+        if step is not None:
+            line["step"] = int(step)
+        line["values"] = plain(values)
+        with self._lock:
+            append_line(self._events, line)
+
+    def _write_mutation(self, values: Mapping[str, Any]) -> None:
+        assert self._mutations is not None, "open() comes first"
+        missing = [key for key in MUTATION_KEYS if key not in values]
+        assert not missing, f"a mutation without {missing}"
+        line = plain({key: values[key] for key in MUTATION_KEYS})
+        with self._lock:
+            # A resumed run repeats what came after its checkpoint: the repetition replaces it.
+            lines = self._mutations.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [old for old in lines if json.loads(old)["index"] < line["index"]]
+            if len(kept) < len(lines):
+                write_text(self._mutations, "".join(kept))
+            append_line(self._mutations, line)
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as JSON can hold it: NaN and infinities as null, 0-d arrays as numbers."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return str(value)
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Drop what a killed process left behind the last line end."""
+    with path.open("rb+") as lines:
+        content = lines.read()
+        if content and not content.endswith(b"\n"):
+            lines.truncate(content.rfind(b"\n") + 1)

@@ -1,0 +1,132 @@
+"""Where a run tells what happens: the interface, and the one that tells it to several.
+
+The training loop and the stages know `Sink` and nothing else of tracking. The kinds of events and
+what their `values` hold (whatever is missing is left out of the display):
+
+==========  ========================================================================================
+stage       stage: pretrain | evaluate | ...; any further detail
+epoch       epoch (from 0), level, loss, blocks, params, images_per_second
+level       level (the new one), epoch, reason
+mutation    one line of mutations.jsonl, whole, as the design's schema has it
+message     text
+warning     text: shown loudly
+==========  ========================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FINISHED, FAILED, INTERRUPTED = "FINISHED", "FAILED", "INTERRUPTED"
+STATUSES = (FINISHED, FAILED, INTERRUPTED)
+
+Param = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a sink is told about the run when it opens.
+
+    `name` says what was overridden; `params` are short and flat (the whole config is
+    `config_file`); `resumed_run_id` is the tracker's id of the run that goes on here.
+    """
+
+    directory: Path
+    name: str
+    experiment: str
+    config_file: Path
+    total_epochs: int
+    params: dict[str, Param] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    resumed_run_id: str | None = None
+
+
+class Sink:
+    """Takes in what a run tells. Every method of this one does nothing: it is the null sink."""
+
+    @property
+    def run_id(self) -> str | None:
+        """The id under which a tracking store knows the run; `None` where there is none."""
+        return None
+
+    def open(self, run: RunInfo) -> None:
+        """Begin, before anything else is told."""
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Record figures of one step. A name has one value per step: the first one told counts."""
+
+    def event(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Record that something happened; the kinds stand at the top of this module."""
+
+    def progress(self, epoch: int, step: int, steps: int, values: Mapping[str, Any]) -> None:
+        """Show where the run is: `step` of `steps` done in `epoch` (from 0). Recorded nowhere.
+
+        `values` may hold level, loss, blocks, params and images_per_second.
+        """
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Keep a file with the run, in `folder` of its artifacts."""
+
+    def close(self, status: str, error: str | None = None) -> None:
+        """End with one of `STATUSES`; what was told before is delivered first."""
+
+
+class Tracker(Sink):
+    """Tells everything to several sinks, in order, and closes them in the opposite order.
+
+    So the last one (the slowest to deliver) can still tell the first ones about its troubles.
+    """
+
+    def __init__(self, sinks: Iterable[Sink]) -> None:
+        self.sinks: tuple[Sink, ...] = tuple(sinks)
+        self._opened: list[Sink] = []
+
+    @property
+    def run_id(self) -> str | None:
+        """The id that the first sink with one gives."""
+        return next((sink.run_id for sink in self.sinks if sink.run_id is not None), None)
+
+    def open(self, run: RunInfo) -> None:
+        """Open all; if one raises, those before it are closed as FAILED and the error goes on."""
+        try:
+            for sink in self.sinks:
+                sink.open(run)
+                self._opened.append(sink)
+        except BaseException as error:
+            self.close(FAILED, str(error))
+            raise
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Tell all."""
+        for sink in self.sinks:
+            sink.metrics(values, step)
+
+    def event(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Tell all."""
+        for sink in self.sinks:
+            sink.event(kind, values)
+
+    def progress(self, epoch: int, step: int, steps: int, values: Mapping[str, Any]) -> None:
+        """Tell all."""
+        for sink in self.sinks:
+            sink.progress(epoch, step, steps, values)
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Tell all."""
+        for sink in self.sinks:
+            sink.artifact(path, folder)
+
+    def close(self, status: str, error: str | None = None) -> None:
+        """Close every opened sink, once, even when one raises; the first error is raised last."""
+        assert status in STATUSES, status
+        failure: BaseException | None = None
+        while self._opened:
+            try:
+                self._opened.pop().close(status, error)
+            except BaseException as caught:
+                failure = failure or caught
+        if failure is not None:
+            raise failure

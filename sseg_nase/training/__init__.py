@@ -1,0 +1,1 @@
+"""The loop, its events, what intervenes in it, and checkpoints."""

@@ -1,0 +1,46 @@
+"""When things happen in training, and who may listen."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sseg_nase.training.loop import Trainer
+
+
+class Event(Enum):
+    """The loop, in pseudocode.
+
+    fit_start
+    for epoch in epochs:
+        epoch_start
+        for batch in epoch:
+            batch_start
+            losses of two views → after_loss
+            backward → after_backward
+            every accumulated batch: optimizer, teacher → after_step
+        epoch_end
+        for intervention in interventions:      # between epochs, never inside accumulation
+            propose, check the caps, apply, verify, accept or not → mutation
+    fit_end
+    close                                       # also when something raised
+    """
+
+    FIT_START = "fit_start"
+    EPOCH_START = "epoch_start"
+    BATCH_START = "batch_start"
+    AFTER_LOSS = "after_loss"
+    AFTER_BACKWARD = "after_backward"
+    AFTER_STEP = "after_step"
+    EPOCH_END = "epoch_end"
+    MUTATION = "mutation"
+    FIT_END = "fit_end"
+    CLOSE = "close"
+
+
+class Callback:
+    """Listens to events. `on` is called for every one of them; the base class ignores all."""
+
+    def on(self, event: Event, trainer: Trainer) -> None:
+        """Called after `event` happened in `trainer`."""

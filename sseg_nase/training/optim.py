@@ -1,0 +1,79 @@
+"""Optimizers by name, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import nn
+
+from sseg_nase.config.schema import OptimizerConfig, SchedulerConfig
+
+
+def _adamw(parameters: Iterable[nn.Parameter], o: OptimizerConfig) -> torch.optim.Optimizer:
+    assert o.betas is not None
+    betas = (o.betas[0], o.betas[1])
+    return torch.optim.AdamW(parameters, lr=o.lr, betas=betas, weight_decay=o.weight_decay)
+
+
+def _adam(parameters: Iterable[nn.Parameter], o: OptimizerConfig) -> torch.optim.Optimizer:
+    assert o.betas is not None
+    betas = (o.betas[0], o.betas[1])
+    return torch.optim.Adam(parameters, lr=o.lr, betas=betas, weight_decay=o.weight_decay)
+
+
+def _sgd(parameters: Iterable[nn.Parameter], o: OptimizerConfig) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        parameters,
+        lr=o.lr,
+        momentum=o.momentum or 0.0,
+        nesterov=bool(o.nesterov),
+        weight_decay=o.weight_decay,
+    )
+
+
+OPTIMIZERS: Mapping[
+    str, Callable[[Iterable[nn.Parameter], OptimizerConfig], torch.optim.Optimizer]
+] = {"adamw": _adamw, "adam": _adam, "sgd": _sgd}
+
+
+def build_optimizer(module: nn.Module, optimizer: OptimizerConfig) -> torch.optim.Optimizer:
+    """The configured optimizer over all parameters of `module`, in their named order."""
+    return OPTIMIZERS[optimizer.name](module.parameters(), optimizer)
+
+
+def _cosine(epoch: float, epochs: float, s: SchedulerConfig) -> float:
+    assert s.final_ratio is not None
+    cosine = 0.5 * (1 + math.cos(math.pi * min(epoch / max(epochs, 1e-9), 1.0)))
+    return s.final_ratio + (1 - s.final_ratio) * cosine
+
+
+def _step(epoch: float, epochs: float, s: SchedulerConfig) -> float:
+    assert s.step_size is not None
+    assert s.gamma is not None
+    return s.gamma ** (int(epoch) // s.step_size)
+
+
+def _constant(epoch: float, epochs: float, s: SchedulerConfig) -> float:
+    return 1.0
+
+
+SCHEDULES: Mapping[str, Callable[[float, float, SchedulerConfig], float]] = {
+    "cosine": _cosine,
+    "step": _step,
+    "constant": _constant,
+}
+
+
+def lr_ratio(step: int, steps_per_epoch: int, epochs: int, scheduler: SchedulerConfig) -> float:
+    """Share of the base learning rate at optimizer step `step` (from 0).
+
+    Linear warm-up over `warmup_epochs`, then the schedule over the epochs that are left. A pure
+    function of the step: mutations and resumes need not carry it.
+    """
+    warmup = min(scheduler.warmup_epochs, epochs)
+    epoch = step / steps_per_epoch
+    if epoch < warmup:
+        return (step + 1) / (warmup * steps_per_epoch + 1)
+    return SCHEDULES[scheduler.name](epoch - warmup, epochs - warmup, scheduler)

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+import sseg_nase
+from sseg_nase.config.compose import dataset_choice, hardware_profiles, load
+from sseg_nase.config.layout import conf_dir, group_option, groups, key_types
+from sseg_nase.config.schema import Config, DatasetConfig, HardwareConfig
+from sseg_nase.config.validation import ABLATIONS, cautions, switches
+from sseg_nase.errors import UserError
+
+# What an option cannot do without.
+NEEDED = {
+    ("dataset", "folder"): ["dataset.root=images"],
+    ("dataset", "csv"): ["dataset.root=images.csv"],
+    ("task", "evaluate"): ["checkpoint=best.pt"],
+    ("ssl", "none"): ["evolution=none", "sparsity=none"],
+}
+INHERITING = ("hardware", "dataset", "curriculum", "ssl", "evolution", "sparsity", "optimizer")
+PLAIN = load()
+
+
+def choose(**choices: str) -> Config:
+    overrides = [f"{group}={option}" for group, option in choices.items()]
+    for choice in choices.items():
+        overrides += NEEDED.get(choice, [])
+    return load(overrides)
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [(group, option) for group, options in groups().items() for option in options],
+)
+def test_every_option_of_every_group_composes_and_validates(group: str, option: str) -> None:
+    config = choose(**{group: option})
+    section = getattr(config, group, None)
+    if hasattr(section, "name"):
+        assert section.name == option or (group, option) in {
+            ("evaluation", "fewshot"),
+            ("views", "simclr"),
+        }
+
+
+@pytest.mark.parametrize("ablation", groups()["ablation"])
+@pytest.mark.parametrize("dataset", groups()["dataset"])
+def test_every_ablation_composes_with_every_dataset(ablation: str, dataset: str) -> None:
+    config = choose(ablation=ablation, dataset=dataset)
+    assert (config.ablation, config.dataset.name) == (ablation, dataset)
+    assert switches(config) == ABLATIONS[ablation]
+    assert cautions(config) == []
+
+
+@pytest.mark.slow
+def test_every_ablation_composes_with_every_dataset_on_every_profile() -> None:
+    chosen = [groups()[name] for name in ("ablation", "dataset", "hardware")]
+    for ablation, dataset, hardware in itertools.product(*chosen):
+        config = choose(ablation=ablation, dataset=dataset, hardware=hardware)
+        assert (config.ablation, config.dataset.name, config.hardware.name) == (
+            ablation,
+            dataset,
+            hardware,
+        )
+
+
+@pytest.mark.parametrize("ablation", groups()["ablation"])
+@pytest.mark.parametrize("experiment", groups()["experiment"])
+def test_an_ablation_keeps_its_switches_in_every_experiment(ablation: str, experiment: str) -> None:
+    config = choose(experiment=experiment, ablation=ablation)
+    assert config.ablation == ablation
+    assert switches(config) == ABLATIONS[ablation]
+    full = choose(experiment=experiment)
+    assert config.pretrain == full.pretrain
+    assert config.curriculum.levels == full.curriculum.levels
+    assert config.curriculum.images == full.curriculum.images
+
+
+@pytest.mark.parametrize("curriculum", ["synthetic", "natural", "progressive"])
+def test_the_full_method_keeps_the_chosen_curriculum(curriculum: str) -> None:
+    config = choose(ablation="A7", curriculum=curriculum)
+    assert config.curriculum == choose(curriculum=curriculum).curriculum
+    assert cautions(config) == []
+
+
+def test_nothing_chosen_is_the_full_method_on_the_embedded_digits() -> None:
+    assert PLAIN.ablation is None
+    assert switches(PLAIN) == ABLATIONS["A7"]
+    assert PLAIN.dataset.name == "digits"
+    assert PLAIN.evaluation.datasets == ["digits"]
+    assert dataclasses.replace(load(["ablation=A7"]), ablation=None) == PLAIN
+
+
+def test_the_values_that_the_method_is_defined_by() -> None:
+    evolution, ssl, evaluation = PLAIN.evolution, PLAIN.ssl, PLAIN.evaluation
+    assert PLAIN.backbone.channels == [16, 32, 64]
+    assert (evolution.max_blocks, evolution.max_channels) == (12, 256)
+    assert (evolution.max_params, evolution.max_flops) == (1_000_000, 1_000_000_000)
+    assert (evolution.channel_expansion_ratio, evolution.plateau_threshold) == (1.5, 1e-4)
+    assert (ssl.temperature, ssl.distillation_weight, ssl.ema_decay) == (0.5, 0.5, 0.999)
+    assert PLAIN.sparsity.ratio == 0.3
+    assert list(PLAIN.curriculum.images.values()) == [5000, 10000, 20000, 10000]
+    assert (evaluation.ways, evaluation.shots, evaluation.queries) == (5, [1, 5], 15)
+    assert (evaluation.episodes, evaluation.split) == (600, "val")
+    for name, size in {"cifar_fs": 84, "minimagenet": 84, "omniglot": 28}.items():
+        assert dataset_choice(name).image_size == size
+    for name, batch, accumulation, workers in (("rtx3050", 24, 4, 2), ("rtx3060", 48, 3, 4)):
+        profile = hardware_profiles()[name]
+        assert profile["batch_size"] == batch
+        assert profile["gradient_accumulation_steps"] == accumulation
+        assert profile["num_workers"] == workers
+        assert profile["precision"] == "16-mixed"
+
+
+def test_debug_shrinks_but_switches_nothing() -> None:
+    for ablation in groups()["ablation"]:
+        tiny = choose(ablation=ablation, experiment="quickstart", debug="tiny")
+        assert switches(tiny) == ABLATIONS[ablation]
+        assert tiny.ablation == ablation
+        assert tiny.pretrain.epochs * tiny.pretrain.images_per_epoch < 1000
+
+
+def test_the_command_line_wins_over_debug_over_experiment() -> None:
+    quick = choose(experiment="quickstart")
+    assert quick.pretrain.epochs != PLAIN.pretrain.epochs
+    tiny = choose(experiment="quickstart", debug="tiny")
+    assert tiny.pretrain.epochs == choose(debug="tiny").pretrain.epochs != quick.pretrain.epochs
+    last = load(["experiment=quickstart", "debug=tiny", "pretrain.epochs=77"])
+    assert last.pretrain.epochs == 77
+
+
+def test_an_ablation_wins_over_the_groups_and_values_of_an_experiment(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "defaults:\n  - override /evolution: sseg\n  - override /sparsity: nase\n"
+        "ssl:\n  distillation_weight: 0.7\n"
+        "curriculum:\n  progression: true\n"
+        "pretrain:\n  epochs: 3\n"
+    )
+    config = load(["ablation=A2", "experiment=mine"], tmp_path)
+    assert switches(config) == ABLATIONS["A2"]
+    assert config.pretrain.epochs == 3
+
+
+def test_a_choice_on_the_command_line_wins_over_an_ablation_and_is_said() -> None:
+    config = load(["ablation=A2", "evolution=sseg"])
+    assert config.evolution.enabled
+    (caution,) = cautions(config)
+    assert "A2" in caution
+    assert "evolution" in caution
+
+
+def test_paths_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SSEG_NASE_DATA", str(tmp_path))
+    monkeypatch.setenv("HOME", "/home/someone")
+    for name in ("SSEG_NASE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    paths = load().paths
+    assert paths.data_dir == str(tmp_path)
+    assert paths.cache_dir == "/home/someone/.cache/sseg-nase"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert load().paths.cache_dir == "/xdg/sseg-nase"
+    monkeypatch.setenv("SSEG_NASE_CACHE", "/mine")
+    assert load().paths.cache_dir == "/mine"
+    assert load(["paths.data_dir=~/d"]).paths.data_dir == "/home/someone/d"
+
+
+def test_the_config_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PLAIN.seed = 1  # type: ignore[misc]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PLAIN.ssl.temperature = 1.0  # type: ignore[misc]
+
+
+def test_profiles_and_datasets_are_read_as_hydra_composes_them() -> None:
+    for name, profile in hardware_profiles().items():
+        assert HardwareConfig(**profile) == load([f"hardware={name}"]).hardware
+    for name in groups()["dataset"]:
+        choice = dataset_choice(name)
+        assert isinstance(choice, DatasetConfig)
+        composed = choose(dataset=name).dataset
+        assert dataclasses.replace(composed, root=None) == choice
+
+
+def test_an_unknown_dataset_choice_lists_the_options() -> None:
+    with pytest.raises(UserError, match=r"dataset=cifar.*cifar_fs.*Did you mean 'cifar_fs'"):
+        dataset_choice("cifar")
+
+
+@pytest.mark.parametrize("group", INHERITING)
+def test_a_group_file_states_only_what_differs(group: str) -> None:
+    for option in groups()[group]:
+        own: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{option}.yaml"))
+        for parent in own.pop("defaults", []):
+            if parent != "_self_":
+                inherited = group_option(group, parent)
+                repeated = [key for key, value in own.items() if inherited[key] == value]
+                assert repeated == [], f"{group}/{option}.yaml repeats {repeated} of {parent}"
+
+
+def test_every_key_that_others_rely_on_is_there() -> None:
+    relied_on = """experiment_name seed task checkpoint paths.data_dir paths.output_dir
+        dataset.name dataset.image_size pretrain.epochs pretrain.images_per_epoch
+        hardware.accelerator hardware.devices hardware.batch_size
+        hardware.gradient_accumulation_steps hardware.precision hardware.num_workers
+        hardware.max_memory_gb hardware.gradient_checkpointing curriculum.levels
+        curriculum.gradual_mixing_ratio ssl.temperature ssl.distillation_weight ssl.ema_decay
+        evolution.max_blocks evolution.max_channels evolution.max_params evolution.max_flops
+        evolution.channel_expansion_ratio evolution.plateau_threshold
+        evolution.plateau_window_size evolution.distillation_gap_threshold
+        evolution.cooldown_epochs sparsity.ratio sparsity.importance
+        sparsity.pruning_interval_epochs sparsity.min_channels evaluation.split evaluation.ways
+        evaluation.shots evaluation.queries evaluation.episodes evaluation.seed
+        evaluation.datasets tracking.uri tracking.experiment"""
+    assert set(relied_on.split()) <= set(key_types())
+
+
+def test_an_installed_package_carries_its_own_conf(tmp_path: Path) -> None:
+    package = Path(sseg_nase.__file__).parent
+    installed = tmp_path / "sseg_nase"
+    shutil.copytree(package / "config", installed / "config")
+    for name in ("__init__.py", "__main__.py", "errors.py", "files.py"):
+        shutil.copy(package / name, installed)
+    shutil.copytree(conf_dir(), installed / "conf")
+    done = subprocess.run(
+        [sys.executable, "-m", "sseg_nase", "--cfg", "job", "ablation=A3"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert OmegaConf.create(done.stdout).ablation == "A3"
+    shutil.rmtree(installed / "conf")
+    place = "from sseg_nase.config.layout import conf_dir; print(conf_dir())"
+    broken = subprocess.run(
+        [sys.executable, "-c", place], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert broken.returncode == 1
+    assert "installation is incomplete" in broken.stderr

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sseg_nase.config.compose import load
+from sseg_nase.config.fingerprint import fingerprint, flat
+from sseg_nase.config.layout import key_types
+
+PLAIN = load()
+
+
+def test_it_is_the_same_in_every_process() -> None:
+    program = (
+        "from sseg_nase.config.compose import load\n"
+        "from sseg_nase.config.fingerprint import fingerprint\n"
+        "print(fingerprint(load()))"
+    )
+    for hash_seed in ("1", "2"):
+        said = subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert said.stdout.strip() == fingerprint(PLAIN)
+    assert len(fingerprint(PLAIN)) == 16
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "experiment_name=other",
+        "paths.data_dir=elsewhere",
+        "paths.output_dir=elsewhere",
+        "paths.cache_dir=elsewhere",
+        "tracking=jsonl",
+        "tracking.experiment=other",
+        "hardware.num_workers=7",
+        "pretrain.checkpoint_interval_epochs=3",
+    ],
+)
+def test_it_leaves_out_what_does_not_change_the_result(override: str) -> None:
+    changed = load([override])
+    assert changed != PLAIN
+    assert fingerprint(changed) == fingerprint(PLAIN)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=1",
+        "ablation=A3",
+        "dataset=cifar_fs",
+        "hardware.batch_size=32",
+        "curriculum.images.BASIC=4999",
+        "evaluation.shots=[1]",
+        "optimizer.lr=0.002",
+        "sparsity.ratio=0.4",
+    ],
+)
+def test_it_changes_with_what_changes_the_result(override: str) -> None:
+    assert fingerprint(load([override])) != fingerprint(PLAIN)
+
+
+def test_it_does_not_depend_on_how_a_number_is_written() -> None:
+    assert fingerprint(load(["optimizer.lr=1e-2"])) == fingerprint(load(["optimizer.lr=0.010"]))
+    assert fingerprint(load(["ssl.temperature=1"])) == fingerprint(load(["ssl.temperature=1.0"]))
+
+
+def test_the_flat_view_holds_every_key_with_a_scalar() -> None:
+    values = flat(PLAIN)
+    assert set(values) == set(key_types()) - {"curriculum.images"}
+    assert values["pretrain.epochs"] == PLAIN.pretrain.epochs
+    assert values["curriculum.images.BASIC"] == 5000
+    assert json.loads(str(values["backbone.channels"])) == [16, 32, 64]
+    assert all(isinstance(value, (bool, int, float, str, type(None))) for value in values.values())

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+from omegaconf import OmegaConf
+
+from sseg_nase.config.compose import load, to_config
+from sseg_nase.config.explain import mistake
+from sseg_nase.config.layout import groups
+from sseg_nase.errors import UserError
+
+# Overrides, and what the message must contain.
+MISTAKES = [
+    ("++pretrain.lrr=1", ["pretrain.lrr", "epochs, images_per_epoch", "'optimizer.lr'"]),
+    ("pretrain.lrr=1", ["pretrain.lrr", "epochs, images_per_epoch", "'optimizer.lr'"]),
+    ("pretrain.epoch=1", ["pretrain.epoch", "'pretrain.epochs'"]),
+    ("pretrian.epochs=1", ["pretrian.epochs", "'pretrain.epochs'"]),
+    ("+seeed=3", ["seeed", "'seed'"]),
+    ("ablatoin=A7", ["ablatoin", "'ablation'"]),
+    ("ablation=A9", ["ablation=A9", "A1, A2, A3, A4, A5, A6, A7"]),
+    ("dataset=cifr_fs", ["dataset=cifr_fs", "omniglot", "'cifar_fs'"]),
+    ("dataset=null", ["dataset=null", "cifar_fs, csv"]),
+    ("+ablation=A3", ["+ablation=A3", "without a plus"]),
+    ("+seed=3", ["+seed=3", "exists already"]),
+    ("pretrain.epochs=ten", ["pretrain.epochs=ten", "a whole number (int)"]),
+    ("pretrain.epochs=2.5", ["pretrain.epochs=2.5", "a whole number (int)"]),
+    ("optimizer.lr=fast", ["optimizer.lr=fast", "a number (float)"]),
+    ("hardware.batch_size=many", ["hardware.batch_size=many", "a whole number (int) or null"]),
+    ("evolution.enabled=perhaps", ["evolution.enabled=perhaps", "true or false"]),
+    ("evaluation.shots=[1,x]", ["evaluation.shots", "a list of whole numbers"]),
+    ("evaluation.shots=5", ["evaluation.shots=5", "a list of whole numbers"]),
+    ("seed=null", ["seed=null", "a whole number"]),
+    ("pretrain=3", ["pretrain=3", "section", "epochs"]),
+    ("checkpoint=epoch=3.pt", ["checkpoint=epoch=3.pt", """'checkpoint="epoch=3.pt"'"""]),
+    ("evaluation.shots=[1,5", ["evaluation.shots", "brackets"]),
+    ("evaluate", ["evaluate", "key=value"]),
+    ("seed=${nothing}", ["seed", "nothing"]),
+    ("seed=1,2", ["seed=1,2", "--multirun"]),
+    ("seed=-1", ["seed=-1", "at least 0"]),
+    ("evolution.max_blocks=0", ["evolution.max_blocks=0", "at least 1"]),
+    ("evolution.channel_expansion_ratio=1", ["channel_expansion_ratio=1.0", "more than 1"]),
+    ("sparsity.ratio=0.99", ["sparsity.ratio=0.99", "at most 0.95"]),
+    ("evaluation.shots=[1,0]", ["evaluation.shots=0", "at least 1"]),
+    ("optimizer.lr=nan", ["optimizer.lr=nan", "finite"]),
+    ("evolution.plateau_threshold=inf", ["plateau_threshold=inf", "finite"]),
+    ("sparsity.importance=tailor", ["sparsity.importance=tailor", "'taylor'"]),
+    ("curriculum.levels=[BASIC,TEXTUR]", ["curriculum.levels=TEXTUR", "'TEXTURE'"]),
+    ("curriculum.images.OBJEKT=3", ["curriculum.images.OBJEKT", "'curriculum.images.OBJECT'"]),
+    ("++curriculum.images.OBJEKT=3", ["curriculum.images.OBJEKT", "'OBJECT'"]),
+    ("curriculum.images.BASIC=0", ["curriculum.images.BASIC=0", "at least 1"]),
+    ("curriculum.levels=[BASIC,BASIC]", ["curriculum.levels", "twice"]),
+    ("curriculum.levels=[]", ["curriculum.levels=[]", "at least one"]),
+    ("task=evaluate", ["task=evaluate", "checkpoint=FILE"]),
+    ("checkpoint=best.pt", ["checkpoint=best.pt", "task=evaluate"]),
+    ("dataset=folder", ["dataset=folder", "dataset.root=PATH"]),
+    ("dataset=csv", ["dataset=csv", "dataset.root=PATH"]),
+    ("dataset.root=here", ["dataset.root=here", "no effect"]),
+    ("dataset.split_fractions=[0.5,0.5]", ["dataset.split_fractions", "three numbers"]),
+    ("dataset.split_fractions=[0.5,0.5,0.5]", ["dataset.split_fractions", "sum 1"]),
+    ("views.crop_scale=[1.0,0.2]", ["views.crop_scale", "[low, high]"]),
+    ("views.blur_sigma=[1.0]", ["views.blur_sigma", "[low, high]"]),
+    ("backbone.channels=[]", ["backbone.channels=[]", "at least one"]),
+    ("evolution.max_blocks=2", ["evolution.max_blocks=2", "more blocks"]),
+    ("evolution.max_channels=32", ["evolution.max_channels=32", "more channels"]),
+    ("evolution.operators=[]", ["evolution.operators", "at least one"]),
+    ("ssl=none", ["ssl=none", "evolution=none sparsity=none", "A1"]),
+    ("evaluation.datasets=[digits,folder]", ["evaluation.datasets", "dataset=folder"]),
+    ("evaluation.datasets=[digits,digits]", ["evaluation.datasets", "twice"]),
+    ("optimizer=sgd optimizer.betas=[0.9,0.9]", ["optimizer.betas", "no effect", "adamw or adam"]),
+    ("optimizer.betas=null", ["optimizer.betas=null", "needs a value"]),
+    ("optimizer.betas=[0.9]", ["optimizer.betas", "two numbers"]),
+    ("optimizer.momentum=0.9", ["optimizer.momentum=0.9", "no effect", "sgd"]),
+    ("optimizer=sgd optimizer.nesterov=true optimizer.momentum=0", ["nesterov", "momentum"]),
+    ("scheduler.gamma=0.5", ["scheduler.gamma=0.5", "no effect", "scheduler=step"]),
+    ("scheduler=step scheduler.step_size=null", ["scheduler.step_size=null", "needs a value"]),
+    ("tracking=jsonl tracking.uri=x", ["tracking.uri=x", "no effect"]),
+    ("tracking=server tracking.uri=null", ["tracking=server", "tracking.uri=http"]),
+    ("tracking.experiment=''", ["tracking.experiment", "empty"]),
+    ("experiment_name=a/b", ["experiment_name=a/b", "slashes"]),
+    ("paths.data_dir=", ["paths.data_dir", "empty"]),
+    ("hydra/launcher=slrum", ["hydra/launcher/slrum", "basic"]),
+    ("~dataset", ["dataset.name"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "said"), MISTAKES, ids=[text for text, _ in MISTAKES])
+def test_a_mistake_is_refused_in_one_clear_message(overrides: str, said: list[str]) -> None:
+    with pytest.raises(UserError) as refused:
+        load(overrides.split())
+    message = str(refused.value)
+    for part in said:
+        assert part in message
+    assert "full_key" not in message
+    assert "\n" not in message
+    assert len(message) < 300
+
+
+def test_several_mistakes_are_all_named() -> None:
+    with pytest.raises(UserError) as refused:
+        load(["pretrain.epochs=ten", "dataset=cifr_fs", "seeed=4", "ablation=A3"])
+    first, *lines = str(refused.value).splitlines()
+    assert first == "3 mistakes:"
+    assert [line.split(":")[0].strip() for line in lines] == [
+        "pretrain.epochs=ten",
+        "dataset=cifr_fs",
+        "seeed",
+    ]
+    with pytest.raises(UserError, match=r"(?s)2 mistakes.*seed=-1.*sparsity\.ratio=2"):
+        load(["seed=-1", "sparsity.ratio=2"])
+
+
+def test_a_wrong_choice_inside_a_sweep_is_found() -> None:
+    options = groups()
+    assert "A9" in str(mistake("ablation=A1,A9", options))
+    assert "ten" in str(mistake("pretrain.epochs=2,ten", options))
+    assert mistake("ablation=A1,A2", options) is None
+    assert mistake("seed=range(3)", options) is None
+
+
+@pytest.mark.parametrize(
+    "fine",
+    [
+        "seed=3",
+        "++seed=3",
+        "~experiment",
+        "debug=[tiny]",
+        "dataset.root='a b'",
+        "hardware.batch_size=null",
+        "curriculum.images={BASIC: 3}",
+        "curriculum.images.BASIC=3",
+        "evaluation.shots=[1,5]",
+        "hydra.verbose=true",
+        "optimizer.lr=1",
+        """checkpoint="epoch=3.pt" """.strip(),
+    ],
+)
+def test_what_is_fine_is_not_called_a_mistake(fine: str) -> None:
+    assert mistake(fine, groups()) is None
+
+
+@pytest.mark.parametrize(
+    ("yaml", "said"),
+    [
+        ("pretrain: {epoch: 1}", r"pretrain\.epoch.*'pretrain\.epochs'"),
+        ("pretrain: {epochs: ten}", r"pretrain\.epochs=ten.*whole number"),
+        ("pretrain: 3", r"pretrain=3.*section"),
+        ("seed: 1", r"experiment_name"),
+    ],
+)
+def test_a_tree_that_hydra_let_pass_is_checked_once_more(yaml: str, said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        to_config(OmegaConf.create(yaml))
+    assert re.search(said, str(refused.value))

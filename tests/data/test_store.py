@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import functional as vision
+
+import sseg_nase
+from sseg_nase.data import store as store_module
+from sseg_nase.data.store import ImageStore, Listing, build_store, load_image
+from sseg_nase.errors import UserError
+
+
+def pictures(n: int, size: int = 8, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+
+
+def listing(n: int = 6, size: int = 8) -> Listing:
+    images = pictures(n, size)
+    return Listing(("a", "b"), [(image, i * 2 // n) for i, image in enumerate(images)])
+
+
+def saved(path: Path, pixels: np.ndarray | Image.Image) -> Path:
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(path)
+    return path
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_build_keeps_every_byte_in_order(tmp_path: Path, workers: int) -> None:
+    n = 2 * store_module.BLOCK + 7  # several blocks, the last one short
+    made = listing(n)
+    store = build_store(
+        tmp_path / "s", lambda: made, 8, workers=workers, source="here", split="val"
+    )
+    assert isinstance(store.images, np.memmap)
+    assert np.array_equal(store.images, np.stack([image for image, _ in made.items]))
+    assert store.labels.tolist() == [label for _, label in made.items]
+    assert store.class_names == ("a", "b")
+    assert len(store) == store.manifest["count"] == n
+    assert (store.manifest["source"], store.manifest["split"]) == ("here", "val")
+    store.verify()
+    assert {path.name for path in tmp_path.iterdir()} == {"s", ".s.lock"}
+
+
+def test_build_does_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
+    made = listing(300, 11)
+    checksums = [
+        build_store(tmp_path / str(w), lambda: made, 8, workers=w).manifest["sha256"]
+        for w in (0, 4)
+    ]
+    assert checksums[0] == checksums[1]
+
+
+def test_a_finished_store_is_opened_without_reading_the_source(tmp_path: Path) -> None:
+    build_store(tmp_path / "s", listing, 8, workers=0)
+
+    def read() -> Listing:
+        raise AssertionError("read again")
+
+    assert len(build_store(tmp_path / "s", read, 8, workers=0)) == 6
+
+
+def test_batch_copies_in_the_order_asked(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s", listing, 8, workers=0)
+    expected = pictures(6).transpose(0, 3, 1, 2)[[4, 0, 4]]
+    for indices in ([4, 0, 4], np.array([4, 0, 4]), torch.tensor([4, 0, 4])):
+        batch = store.batch(indices)
+        assert batch.dtype == torch.uint8
+        assert batch.is_contiguous()
+        assert np.array_equal(batch.numpy(), expected)
+    batch.zero_()
+    assert np.array_equal(store.batch([4, 0, 4]).numpy(), expected)
+    assert store.batch([]).shape == (0, 3, 8, 8)
+
+
+def test_class_indices_and_counts() -> None:
+    labels = np.array([2, 0, 2, 1, 0, 2])
+    store = ImageStore.from_arrays(pictures(6), labels, ["a", "b", "c", "d"], split="train")
+    assert [indices.tolist() for indices in store.class_indices] == [[1, 4], [3], [0, 2, 5], []]
+    assert store.counts().tolist() == [2, 1, 3, 0]
+    assert store.manifest["split"] == "train"
+    assert store.manifest["image_size"] == 8
+    store.verify()
+
+
+def test_verify_finds_one_changed_pixel(tmp_path: Path) -> None:
+    build_store(tmp_path / "s", listing, 8, workers=0)
+    with (tmp_path / "s" / "images.npy").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last ^ 1]))
+    store = ImageStore.open(tmp_path / "s")
+    with pytest.raises(UserError, match=r"checksum.*Delete this folder"):
+        store.verify()
+
+
+def shorten(folder: Path) -> None:
+    with (folder / "images.npy").open("r+b") as file:
+        file.truncate(200)
+
+
+def older(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "schema": 0}))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        shorten,
+        older,
+        lambda folder: (folder / "manifest.json").write_text("{"),
+        lambda folder: (folder / "manifest.json").write_text("[]"),
+        lambda folder: (folder / "labels.npy").unlink(),
+        lambda folder: np.save(folder / "labels.npy", np.zeros(5, np.int64)),
+        lambda folder: np.save(folder / "labels.npy", np.full(6, 2)),
+    ],
+)
+def test_open_refuses_a_damaged_store(tmp_path: Path, damage) -> None:  # type: ignore[no-untyped-def]
+    build_store(tmp_path / "s", listing, 8, workers=0)
+    damage(tmp_path / "s")
+    with pytest.raises(UserError, match="Delete this folder"):
+        ImageStore.open(tmp_path / "s")
+
+
+def test_open_says_when_there_is_no_store(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no image store"):
+        ImageStore.open(tmp_path / "s")
+
+
+def test_another_process_opens_the_files_instead_of_copying_pixels(tmp_path: Path) -> None:
+    store = build_store(tmp_path / "s", lambda: listing(200), 8, workers=0)
+    sent = pickle.dumps(store)
+    assert len(sent) < 1000
+    assert np.array_equal(pickle.loads(sent).images, store.images)
+    in_memory = ImageStore.from_arrays(pictures(3), np.array([0, 1, 0]), ["a", "b"])
+    assert np.array_equal(pickle.loads(pickle.dumps(in_memory)).images, in_memory.images)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_crash_while_building_leaves_no_store(tmp_path: Path, workers: int) -> None:
+    made = listing(500)
+    broken = tmp_path / "broken.png"
+    saved(broken, pictures(1, 40)[0])
+    broken.write_bytes(broken.read_bytes()[:-900])
+    items = [*made.items, (broken, 1)]
+    cache = tmp_path / "cache"
+    with pytest.raises(UserError, match=r"broken\.png cannot be read.*delete it or download"):
+        build_store(cache / "s", lambda: Listing(("a", "b"), items), 8, workers=workers)
+    assert [path.name for path in cache.iterdir()] == [".s.lock"]
+    assert len(build_store(cache / "s", lambda: made, 8, workers=workers)) == 500
+
+
+def test_what_a_killed_builder_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".s.xyz.tmp").mkdir()
+    (tmp_path / ".s.xyz.tmp" / "images.npy").write_bytes(b"half")
+    build_store(tmp_path / "s", listing, 8, workers=0)
+    assert not (tmp_path / ".s.xyz.tmp").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_the_users_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=r"paths\.cache_dir"):
+        build_store(tmp_path / "file" / "s", listing, 8, workers=0)
+
+
+def test_a_class_without_images_is_named(tmp_path: Path) -> None:
+    made = Listing(("a", "lonely"), [(pictures(1)[0], 0)])
+    with pytest.raises(UserError, match="lonely"):
+        build_store(tmp_path / "s", lambda: made, 8, workers=0)
+
+
+BUILDER = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from sseg_nase.data.store import Listing, build_store
+base, name = Path(sys.argv[1]), sys.argv[2]
+(base / f"ready-{name}").touch()
+while len(list(base.glob("ready-*"))) < 2:
+    time.sleep(0.01)
+
+def read():
+    (base / f"read-{name}").touch()
+    time.sleep(0.5)
+    return Listing(("a",), [(np.full((8, 8, 3), i, np.uint8), 0) for i in range(50)])
+
+store = build_store(base / "cache" / "s", read, 8, workers=1)
+store.verify()
+print(len(store))
+"""
+
+
+def test_of_two_processes_one_builds_and_the_other_waits(tmp_path: Path) -> None:
+    package = Path(sseg_nase.__file__).parents[1]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", BUILDER, str(tmp_path), name],
+            cwd=package,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("one", "two")
+    ]
+    outputs = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0], outputs
+    assert [out for out, _ in outputs] == ["50\n", "50\n"]
+    assert len(list(tmp_path.glob("read-*"))) == 1
+    assert sum("Waiting for another process" in err for _, err in outputs) == 1
+    assert {path.name for path in (tmp_path / "cache").iterdir()} == {"s", ".s.lock"}
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (30, 20), (21, 33), (5, 9), (9, 5), (100, 8), (3, 3)])
+def test_load_image_equals_torchvisions_resize_and_centre_crop(
+    tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    expected = np.asarray(vision.center_crop(vision.resize(image, 8), [8, 8]))
+    assert np.array_equal(load_image(saved(tmp_path / "x.png", pixels), 8), expected)
+    assert np.array_equal(load_image(pixels, 8), expected)
+
+
+def test_load_image_turns_every_mode_into_rgb(tmp_path: Path) -> None:
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    three = np.repeat(grey[..., None], 3, axis=2)
+    colour = pictures(1)[0]
+    palette = Image.fromarray(colour // 86 * 86).quantize(64)
+    alpha = np.concatenate([colour, np.full((8, 8, 1), 255, np.uint8)], axis=2)
+    bits = (grey > 99).astype(np.uint8)
+    cases = {
+        "grey": (Image.fromarray(grey), three),
+        "bits": (Image.fromarray(bits * 255).convert("1"), bits[..., None].repeat(3, 2) * 255),
+        "deep": (Image.fromarray(grey.astype(np.uint16) * 257), three),
+        "rgba": (Image.fromarray(alpha), colour),
+        "palette": (palette, np.asarray(palette.convert("RGB"))),
+    }
+    for name, (image, expected) in cases.items():
+        path = saved(tmp_path / f"{name}.png", image)
+        assert np.array_equal(load_image(path, 8), expected), name
+    assert np.array_equal(load_image(grey, 8), three)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("kept", [0, 10, 60, 400])
+def test_a_truncated_image_is_named(tmp_path: Path, suffix: str, kept: int) -> None:
+    path = saved(tmp_path / f"cut.{suffix}", pictures(1, 32)[0])
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UserError, match=rf"cut\.{suffix} cannot be read"):
+        load_image(path, 8)
+
+
+def test_a_missing_image_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.png does not exist"):
+        load_image(tmp_path / "gone.png", 8)
+
+
+def test_pillows_warnings_do_not_leak(tmp_path: Path) -> None:
+    image = Image.fromarray(pictures(1)[0]).quantize(16)
+    path = tmp_path / "transparent.png"
+    image.save(path, transparency=bytes([0, 128] * 8))
+    with pytest.warns(UserWarning, match="Transparency"):
+        load_image(path, 8)
+    for workers in (0, 2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            build_store(
+                tmp_path / f"s{workers}",
+                lambda: Listing(("a",), [(path, 0)]),
+                8,
+                workers=workers,
+            )
+
+
+def test_a_free_lock_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        store_module.locked(tmp_path / "new" / "free"),
+        caplog.at_level(logging.DEBUG, "sseg_nase"),
+    ):
+        assert (tmp_path / "new" / ".free.lock").exists()
+    assert not caplog.records

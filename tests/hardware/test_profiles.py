@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import os
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sseg_nase.config.schema import HardwareConfig
+from sseg_nase.errors import UserError
+from sseg_nase.hardware.profiles import Machine, look_at_machine, native_bf16, resolve
+
+OPEN: dict[str, Any] = {
+    "name": "auto",
+    "accelerator": "auto",
+    "devices": 1,
+    "batch_size": None,
+    "gradient_accumulation_steps": None,
+    "precision": "auto",
+    "num_workers": None,
+    "max_memory_gb": None,
+    "gradient_checkpointing": False,
+    "channels_last": True,
+    "threads": None,
+}
+GPU = {**OPEN, "accelerator": "cuda", "precision": "16-mixed"}
+PROFILES: dict[str, dict[str, Any]] = {
+    "auto": OPEN,
+    "cpu": {
+        **OPEN,
+        "name": "cpu",
+        "accelerator": "cpu",
+        "batch_size": 128,
+        "gradient_accumulation_steps": 1,
+        "num_workers": 0,
+    },
+    "rtx3050": {
+        **GPU,
+        "name": "rtx3050",
+        "batch_size": 24,
+        "gradient_accumulation_steps": 4,
+        "num_workers": 2,
+        "max_memory_gb": 4.0,
+        "gradient_checkpointing": True,
+    },
+    "rtx3060": {
+        **GPU,
+        "name": "rtx3060",
+        "batch_size": 48,
+        "gradient_accumulation_steps": 3,
+        "num_workers": 4,
+        "max_memory_gb": 12.0,
+    },
+}
+BARE = Machine(cuda_name=None, cuda_memory_gb=0.0, bf16=False, cores=2)
+BF16 = replace(BARE, bf16=True)
+SMALL = Machine(cuda_name="RTX 3050", cuda_memory_gb=3.8, bf16=False, cores=8)
+LARGE = Machine(cuda_name="RTX 3060", cuda_memory_gb=11.8, bf16=True, cores=8)
+
+
+def ask(name: str, machine: Machine, **changed: Any) -> tuple[HardwareConfig, list[str]]:
+    return resolve(HardwareConfig(**{**PROFILES[name], **changed}), PROFILES, machine)
+
+
+@pytest.mark.parametrize("machine", [BARE, BF16, SMALL, LARGE])
+@pytest.mark.parametrize("name", PROFILES)
+@pytest.mark.parametrize("accelerator", [None, "cpu", "cuda", "auto"])
+def test_nothing_stays_open(name: str, machine: Machine, accelerator: str | None) -> None:
+    changed = {} if accelerator is None else {"accelerator": accelerator}
+    wants_cuda = {**PROFILES[name], **changed}["accelerator"] == "cuda" or (
+        name.startswith("rtx") and accelerator != "cpu"
+    )
+    if wants_cuda and machine.cuda_name is None:
+        with pytest.raises(UserError, match="no CUDA device was found"):
+            ask(name, machine, **changed)
+        return
+    hardware, _ = ask(name, machine, **changed)
+    may_stay = {"max_memory_gb", "threads"}
+    for key in (field.name for field in fields(HardwareConfig)):
+        assert getattr(hardware, key) != "auto", key
+        assert getattr(hardware, key) is not None or key in may_stay, key
+    assert resolve(hardware, PROFILES, machine) == (hardware, [])
+
+
+@pytest.mark.parametrize(
+    ("machine", "name"),
+    [
+        (BARE, "cpu"),
+        (SMALL, "rtx3050"),
+        (LARGE, "rtx3060"),
+        (replace(LARGE, cuda_memory_gb=11.0), "rtx3060"),
+        (replace(LARGE, cuda_memory_gb=10.99), "rtx3050"),
+        (replace(LARGE, cuda_memory_gb=80.0), "rtx3060"),
+    ],
+)
+def test_auto_takes_the_profile_that_fits_and_says_so(machine: Machine, name: str) -> None:
+    hardware, notes = ask("auto", machine)
+    profile = PROFILES[name]
+    for key in ("name", "accelerator", "batch_size", "gradient_accumulation_steps", "num_workers"):
+        assert getattr(hardware, key) == profile[key]
+    assert hardware.max_memory_gb == profile["max_memory_gb"]
+    assert name in notes[0]
+    assert (machine.cuda_name or "no CUDA device") in notes[0]
+
+
+def test_what_was_set_by_hand_stays() -> None:
+    hardware, _ = ask("auto", LARGE, batch_size=7, precision="32-true", num_workers=0, threads=3)
+    assert (hardware.batch_size, hardware.precision) == (7, "32-true")
+    assert (hardware.num_workers, hardware.threads) == (0, 3)
+    assert hardware.gradient_accumulation_steps == 3
+
+
+def test_auto_on_the_processor_beside_a_gpu() -> None:
+    hardware, notes = ask("auto", LARGE, accelerator="cpu")
+    assert (hardware.name, hardware.accelerator, hardware.batch_size) == ("cpu", "cpu", 128)
+    assert "hardware.accelerator=cpu" in notes[0]
+
+
+@pytest.mark.parametrize("name", ["rtx3050", "rtx3060"])
+@pytest.mark.parametrize("accelerator", ["cuda", "auto"])
+def test_a_gpu_profile_without_a_gpu_is_refused(name: str, accelerator: str) -> None:
+    with pytest.raises(UserError) as caught:
+        ask(name, BARE, accelerator=accelerator)
+    for part in (f"hardware={name}", "hardware=auto", "hardware=cpu", "hardware.accelerator=cpu"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["cpu", "auto"])
+def test_cuda_without_cuda_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"hardware\.accelerator=cuda: no CUDA device"):
+        ask(name, BARE, accelerator="cuda")
+
+
+@pytest.mark.parametrize(("machine", "precision"), [(BARE, "32-true"), (BF16, "bf16-mixed")])
+def test_a_gpu_profile_on_the_processor(machine: Machine, precision: str) -> None:
+    hardware, notes = ask("rtx3060", machine, accelerator="cpu")
+    assert (hardware.name, hardware.batch_size) == ("rtx3060", 48)
+    assert hardware.precision == precision
+    assert any(precision in note and "16-mixed" in note for note in notes)
+
+
+@pytest.mark.parametrize(("machine", "precision"), [(BARE, "32-true"), (BF16, "bf16-mixed")])
+def test_the_precision_of_the_processor(machine: Machine, precision: str) -> None:
+    hardware, notes = ask("cpu", machine)
+    assert hardware.precision == precision
+    assert [note for note in notes if precision in note]
+
+
+def test_emulated_bf16_is_kept_with_a_warning() -> None:
+    hardware, notes = ask("cpu", BARE, precision="bf16-mixed")
+    assert hardware.precision == "bf16-mixed"
+    assert any("slow" in note for note in notes)
+    assert ask("cpu", BF16, precision="bf16-mixed")[1] == []
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 2), (4, 4), (64, 4)])
+def test_workers_follow_the_cores(cores: int, workers: int) -> None:
+    profiles = {**PROFILES, "cpu": {**PROFILES["cpu"], "num_workers": None}}
+    hardware, notes = resolve(
+        HardwareConfig(**profiles["cpu"]), profiles, replace(BF16, cores=cores)
+    )
+    assert hardware.num_workers == workers
+    assert any("num_workers" in note for note in notes)
+
+
+@pytest.mark.parametrize("key", ["batch_size", "gradient_accumulation_steps"])
+def test_a_field_set_to_null_comes_from_its_profile_or_is_refused(key: str) -> None:
+    hardware, _ = ask("rtx3060", LARGE, **{key: None})
+    assert getattr(hardware, key) == PROFILES["rtx3060"][key]
+    without = {name: {**values, key: None} for name, values in PROFILES.items()}
+    with pytest.raises(UserError, match=rf"hardware\.{key}=null.*'cpu'"):
+        resolve(HardwareConfig(**without["cpu"]), without, BARE)
+
+
+def test_precision_left_open_on_a_gpu() -> None:
+    profiles = {**PROFILES, "rtx3060": {**PROFILES["rtx3060"], "precision": "auto"}}
+    assert resolve(HardwareConfig(**OPEN), profiles, LARGE)[0].precision == "16-mixed"
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "native"),
+    [
+        ("processor : 0\nflags\t\t: fpu sse2 avx512f avx512_bf16\n", True),
+        ("processor : 0\nflags\t\t: fpu sse2 amx_bf16 amx_tile\n", True),
+        ("processor : 0\nflags\t\t: fpu sse2 avx2 avx512f\n", False),
+        ("processor : 0\nFeatures\t: fp asimd sve bf16 i8mm\n", True),
+        ("processor : 0\nFeatures\t: fp asimd aes\n", False),
+        ("processor : 0\nmodel name\t: bf16\n", False),
+    ],
+)
+def test_native_bf16_from_the_processors_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpuinfo: str, native: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    file = tmp_path / "cpuinfo"
+    file.write_text(cpuinfo)
+    assert native_bf16(file) is native
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert native_bf16(file) is False
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_native_bf16_from_torch_where_there_is_no_cpuinfo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    found = {"amx_bf16": False, "bf16": native}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
+    assert native_bf16(tmp_path / "missing") is native
+
+
+def test_this_machine() -> None:
+    machine = look_at_machine()
+    assert (machine.cuda_name is not None) == torch.cuda.is_available()
+    assert 1 <= machine.cores <= (os.cpu_count() or 1)
+    hardware, _ = resolve(HardwareConfig(**OPEN), PROFILES)
+    assert hardware.accelerator == ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+
+from sseg_nase.ssl.teacher import ema_update, make_teacher
+
+
+def network(seed: int, width: int = 6) -> nn.Sequential:
+    net = nn.Sequential(
+        OrderedDict(
+            stem=nn.Conv2d(3, width, 3, bias=False),
+            norm=nn.BatchNorm2d(width),
+            head=nn.Linear(width, 4),
+        )
+    ).double()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in net.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
+            else:
+                tensor.fill_(seed)
+    return net
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.999, 1.0])
+def test_the_update_equals_a_slow_loop(decay: float) -> None:
+    teacher, student = make_teacher(network(1)), network(2)
+    before, source = copy.deepcopy(teacher.state_dict()), copy.deepcopy(student.state_dict())
+    ema_update(teacher, student, decay)
+    weights = dict(student.named_parameters())
+    for name, after in teacher.state_dict().items():
+        if name in weights:
+            expected = torch.tensor(
+                [
+                    decay * t + (1 - decay) * s
+                    for t, s in zip(
+                        before[name].flatten().tolist(),
+                        source[name].flatten().tolist(),
+                        strict=True,
+                    )
+                ],
+                dtype=torch.float64,
+            ).view_as(after)
+            assert torch.allclose(after, expected, rtol=0, atol=1e-14)
+        else:
+            assert torch.equal(after, source[name])
+    assert all(torch.equal(student.state_dict()[name], value) for name, value in source.items())
+
+
+def test_tensors_are_matched_by_name_not_by_place() -> None:
+    student = network(2)
+    turned = nn.Sequential(OrderedDict(reversed(list(network(1).named_children()))))
+    ema_update(turned, student, 0.0)
+    for name, value in student.state_dict().items():
+        assert torch.equal(turned.state_dict()[name], value)
+
+
+def test_names_that_differ_are_named() -> None:
+    student = network(1)
+    student.add_module("extra", nn.Linear(2, 2))
+    teacher = network(1)
+    teacher.add_module("old", nn.Linear(2, 2, bias=False))
+    with pytest.raises(ValueError, match=r"teacher has old\.weight.*student has extra\.weight"):
+        ema_update(teacher, student, 0.5)
+
+
+def test_buffers_that_differ_are_named() -> None:
+    student = network(1)
+    student.register_buffer("mask", torch.ones(2))
+    with pytest.raises(ValueError, match="only the student has mask"):
+        ema_update(network(1), student, 0.5)
+
+
+def test_shapes_that_differ_are_named() -> None:
+    with pytest.raises(ValueError, match=r"stem\.weight is \[6, 3, 3, 3\].*\[8, 3, 3, 3\]"):
+        ema_update(network(1), network(1, width=8), 0.5)
+
+
+def test_a_mismatch_leaves_the_teacher_alone() -> None:
+    teacher, student = network(1), network(2)
+    before = copy.deepcopy(teacher.state_dict())
+    student.register_buffer("mask", torch.ones(2))
+    with pytest.raises(ValueError, match="mask"):
+        ema_update(teacher, student, 0.5)
+    assert all(torch.equal(teacher.state_dict()[name], value) for name, value in before.items())
+
+
+def test_a_network_without_buffers_is_fine() -> None:
+    teacher, student = nn.Linear(2, 2), nn.Linear(2, 2)
+    ema_update(teacher, student, 0.0)
+    assert torch.equal(teacher.weight, student.weight)
+
+
+def test_a_teacher_is_a_frozen_copy_in_eval_mode() -> None:
+    student = network(1).train()
+    teacher = make_teacher(student)
+    assert not teacher.training
+    assert student.training
+    assert not any(weight.requires_grad for weight in teacher.parameters())
+    assert all(weight.requires_grad for weight in student.parameters())
+    for (name, a), b in zip(
+        teacher.state_dict().items(), student.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b), name
+        assert a.data_ptr() != b.data_ptr()
+
+
+def test_updating_does_not_enter_the_graph() -> None:
+    teacher, student = make_teacher(network(1)), network(2)
+    ema_update(teacher, student, 0.9)
+    assert all(weight.grad_fn is None and weight.is_leaf for weight in teacher.parameters())

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from sseg_nase.tracking import console as module
+from sseg_nase.tracking.console import (
+    ConsoleSink,
+    duration,
+    figures,
+    mutation_line,
+    print_summary,
+    summary_table,
+)
+from sseg_nase.tracking.sink import RunInfo
+
+MUTATION: dict[str, Any] = {
+    "kind": "GROW",
+    "target": 4,
+    "before": {"blocks": 3, "channels": [16, 32, 64], "params": 23584},
+    "after": {"blocks": 4, "channels": [16, 32, 64, 96], "params": 78976},
+    "loss_before": 5.012,
+    "loss_after": 5.009,
+    "accepted": True,
+}
+RESULTS: dict[str, Any] = {
+    "status": "FINISHED",
+    "fingerprint": "0123abcd",
+    "seconds": {"pretrain": 83.4, "evaluate": 2.25},
+    "architecture": {
+        "blocks": 4,
+        "channels": [16, 32, 64, 96],
+        "params": 78976,
+        "macs": 1234567,
+        "flops": 2469134,
+        "resolution": 32,
+    },
+    "fewshot": {
+        "digits/test/5w1s": {
+            "accuracy": 61.234,
+            "ci95": 0.812,
+            "episodes": 600,
+            "method": "prototype",
+            "transductive": False,
+        }
+    },
+    "efficiency": {"latency_ms_b1": 0.512, "latency_ms_b64": 12.3, "peak_memory_mb": 240.4},
+    "images_seen": {"synthetic": 12000, "real_unlabeled": 0, "real_labeled": 0},
+}
+
+
+def run_info(directory: Path) -> RunInfo:
+    name = "ablation=A7," + "x" * 100
+    return RunInfo(directory, name, "trial", directory / "config.yaml", 2)
+
+
+def terminal() -> Console:
+    return Console(
+        file=io.StringIO(), force_terminal=True, width=120, legacy_windows=False, _environ={}
+    )
+
+
+def written(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_plain_lines_where_there_is_no_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    sink = ConsoleSink()
+    sink.open(run_info(tmp_path))
+    sink.event("stage", {"stage": "pretrain"})
+    sink.progress(0, 0, 10, {})
+    now[0] += 60
+    figures = {"level": "BASIC", "loss": 5.01234, "blocks": 3, "params": 23584}
+    for step in range(1, 11):
+        sink.progress(0, step, 10, {"loss": 5.0})
+    sink.event("epoch", {"epoch": 0, **figures, "images_per_second": 1234.5})
+    sink.event("mutation", MUTATION)
+    sink.event("level", {"level": "TEXTURE", "epoch": 1, "reason": "plateau"})
+    sink.event("warning", {"text": "MLflow [at] http://x is away"})
+    sink.event("message", {"text": "all is well"})
+    sink.event("pause", {"seconds": 0.123456})
+    sink.close("FAILED", "out of memory")
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.splitlines() == [
+        f"run ablation=A7,{'x' * 100} in {tmp_path}",
+        "stage pretrain",
+        "epoch 1/2  BASIC  loss 5.0123  3 blocks  params 23,584  1,234 images/s  1:00 left",
+        "GROW block 4: 4 blocks, channels 16-32-64-96, params 23,584 -> 78,976, "
+        "loss 5.01 -> 5.01 (accepted)",
+        "LEVEL TEXTURE: epoch 1, reason plateau",
+        "WARNING: MLflow [at] http://x is away",
+        "all is well",
+        "pause seconds 0.1235",
+        "FAILED after 1:00: out of memory",
+    ]
+
+
+def test_a_bar_in_a_terminal(tmp_path: Path) -> None:
+    console = terminal()
+    sink = ConsoleSink(console)
+    sink.open(run_info(tmp_path))
+    for epoch in range(2):
+        for step in range(1, 4):
+            sink.progress(epoch, step, 3, {"level": "BASIC", "loss": 5.0 - epoch, "params": 1000})
+        sink.event("epoch", {"epoch": epoch, "loss": 5.0})
+        sink.event("mutation", MUTATION)
+    sink.close("FINISHED")
+    shown = written(console)
+    assert "epoch 2/2" in shown
+    assert "BASIC  loss 4.0000  params 1,000" in shown
+    assert "GROW block 4" in shown
+    assert "epoch 1/2  loss 5.0000" not in shown
+    assert "FINISHED after" in shown
+
+
+def test_the_bar_moves_a_few_times_a_second_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    sink = ConsoleSink(terminal())
+    sink.open(run_info(tmp_path))
+    sink.progress(0, 1, 10, {"loss": 5.0})
+    assert sink._bar is not None
+    sink.progress(0, 2, 10, {"loss": 4.0})
+    assert sink._bar.tasks[0].completed == pytest.approx(0.1)
+    now[0] += 1
+    sink.progress(0, 3, 10, {"loss": 3.0})
+    assert sink._bar.tasks[0].completed == pytest.approx(0.3)
+    assert sink._bar.tasks[0].fields["figures"] == "loss 3.0000"
+    sink.close("FINISHED")
+
+
+def test_a_warning_stands_out_in_a_terminal() -> None:
+    console = terminal()
+    ConsoleSink(console).event("warning", {"text": "mind this"})
+    assert "\x1b[1;33mWARNING: mind this" in written(console)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"accepted": False}, "(rolled back)"),
+        ({"kind": "PRUNE", "target": None}, "PRUNE: 4 blocks"),
+        ({"target": "blocks.2"}, "GROW blocks.2: "),
+        ({"target": 0}, "GROW block 0: "),
+        ({"loss_after": None}, "loss 5.01 -> - "),
+        ({"loss_after": float("nan")}, "loss 5.01 -> - "),
+        ({"after": {"blocks": 4, "channels": 96, "params": 1}}, "4 blocks, 96 channels, "),
+    ],
+)
+def test_mutation_line(changes: dict[str, Any], expected: str) -> None:
+    assert expected in mutation_line({**MUTATION, **changes})
+
+
+def test_figures_leaves_out_what_is_missing() -> None:
+    assert figures({}) == ""
+    assert figures({"loss": float("nan"), "blocks": 3}) == "loss -  3 blocks"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.04, "0.0 s"), (9.94, "9.9 s"), (9.96, "0:10"), (59.6, "1:00"), (3723, "1:02:03")],
+)
+def test_duration(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+def rows_of(results: dict[str, Any], mutations: list[dict[str, Any]]) -> dict[str, list[str]]:
+    console = Console(file=io.StringIO(), width=160, highlight=False)
+    console.print(summary_table(results, mutations, None))
+    rows = [
+        [cell.strip() for cell in line.strip("│┃").split("│")]
+        for line in written(console).splitlines()
+        if line.startswith("│")
+    ]
+    return {name: cells for name, *cells in rows}
+
+
+def test_the_table_has_what_the_results_have() -> None:
+    mutations = [MUTATION, MUTATION, {**MUTATION, "kind": "PRUNE"}, {**MUTATION, "accepted": False}]
+    assert rows_of(RESULTS, mutations) == {
+        "digits/test/5w1s (600 episodes, prototype)": ["61.23 ± 0.81 %"],
+        "network": ["4 blocks, channels 16-32-64-96"],
+        "params": ["78,976"],
+        "MACs at 32 px": ["1,234,567"],
+        "latency, batch 1": ["0.51 ms"],
+        "latency, batch 64": ["12.30 ms"],
+        "peak memory": ["240.4 MB"],
+        "mutations accepted": ["2 GROW, 1 PRUNE (1 rolled back)"],
+        "images seen": ["12,000 synthetic"],
+        "time": ["pretrain 1:23, evaluate 2.2 s"],
+    }
+
+
+def test_the_untrained_network_stands_beside() -> None:
+    untrained = {"digits/test/5w1s": {**RESULTS["fewshot"]["digits/test/5w1s"], "accuracy": 50.0}}
+    rows = rows_of({**RESULTS, "fewshot_untrained": untrained}, [])
+    assert rows["digits/test/5w1s (600 episodes, prototype)"] == [
+        "61.23 ± 0.81 %",
+        "50.00 ± 0.81 %",
+    ]
+    assert rows["mutations accepted"] == ["none", ""]
+
+
+def test_transductive_results_say_so() -> None:
+    fewshot = {"x": {**RESULTS["fewshot"]["digits/test/5w1s"], "transductive": True}}
+    assert "x (600 episodes, prototype, transductive)" in rows_of(
+        {**RESULTS, "fewshot": fewshot}, []
+    )
+
+
+def test_the_table_of_a_run_that_has_nothing_yet() -> None:
+    assert rows_of({"status": "FINISHED"}, []) == {
+        "mutations accepted": ["none"],
+        "images seen": ["0"],
+    }
+
+
+def test_the_command_stays_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    command = f"mlflow ui --backend-store-uri sqlite:////{'long/' * 30}mlflow.db --workers 1"
+    print_summary(RESULTS, [], command)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"compare runs: {command}"
+    assert max(len(line) for line in lines[:-1]) <= 80

@@ -1,0 +1,608 @@
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sseg_nase.config.schema import TrackingConfig
+from sseg_nase.errors import UserError
+from sseg_nase.tracking import RunInfo, Tracker, build_tracker
+from sseg_nase.tracking import mlflow_sink as module
+from sseg_nase.tracking.mlflow_sink import (
+    MlflowSink,
+    clean_key,
+    clean_param,
+    git_commit,
+    is_server,
+    reason,
+    resolve_uri,
+    shown,
+    ui_command,
+)
+
+RUN_IN_A_PROCESS = """
+import sys
+from pathlib import Path
+from sseg_nase.tracking import RunInfo
+from sseg_nase.tracking.mlflow_sink import MlflowSink
+
+folder, name = Path(sys.argv[1]), sys.argv[2]
+directory = folder / name
+directory.mkdir()
+(directory / "config.yaml").write_text("seed: 0\\n")
+sink = MlflowSink(f"sqlite:///{folder / 'mlflow.db'}", "together", required=True)
+run = RunInfo(directory, name, "together", directory / "config.yaml", 1, {"seed": 0})
+print("ready", flush=True)
+sys.stdin.readline()
+sink.open(run)
+for step in range(20):
+    sink.metrics({"pretrain/loss": 1.0 / (step + 1), "arch/params": 100}, step)
+sink.close("FINISHED")
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _mlflow_loaded() -> None:
+    # The sink itself silences what mlflow's dependencies warn of; the tests' own client needs it.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module._load_mlflow()
+
+
+@pytest.fixture(scope="module")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database that MLflow has set up, without experiments of ours: copied, it saves seconds."""
+    database = tmp_path_factory.mktemp("store") / "mlflow.db"
+    client_of(f"sqlite:///{database}")
+    return database
+
+
+@pytest.fixture
+def uri(tmp_path: Path, migrated: Path) -> str:
+    (tmp_path / "mlflow.db").write_bytes(migrated.read_bytes())
+    return f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+
+def client_of(uri: str) -> Any:
+    from mlflow.tracking import MlflowClient
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return MlflowClient(tracking_uri=uri)
+
+
+def run_info(directory: Path, **changes: Any) -> RunInfo:
+    directory.mkdir(exist_ok=True)
+    config = directory / "config.yaml"
+    config.write_text("seed: 0\n")
+    settings: dict[str, Any] = {
+        "directory": directory,
+        "name": "ablation=A7",
+        "experiment": "trial",
+        "config_file": config,
+        "total_epochs": 3,
+        "params": {"seed": 0, "optimizer.lr": 1e-3},
+    }
+    return RunInfo(**{**settings, **changes})
+
+
+def mutation(index: int = 0, step: int = 4, kind: str = "GROW") -> dict[str, Any]:
+    shape = {"blocks": 3, "channels": [16, 32, 64], "params": 23584, "macs": 10}
+    return {
+        "index": index,
+        "epoch": 1,
+        "step": step,
+        "kind": kind,
+        "target": 3,
+        "trigger": {"plateau": True},
+        "before": shape,
+        "after": {**shape, "blocks": 4},
+        "function_delta": 0.0,
+        "loss_before": 5.0,
+        "loss_after": 5.1,
+        "fitness": 0.1,
+        "seconds": 0.5,
+        "accepted": True,
+    }
+
+
+def tracking(**changes: Any) -> TrackingConfig:
+    settings: dict[str, Any] = {
+        "name": "mlflow",
+        "uri": None,
+        "experiment": "trial",
+        "required": False,
+        "interval_steps": 1,
+    }
+    return TrackingConfig(**{**settings, **changes})
+
+
+def small_loop(tracker: Tracker, run: RunInfo) -> None:
+    tracker.open(run)
+    for epoch in range(run.total_epochs):
+        for step in range(4):
+            total = 4 * epoch + step
+            tracker.progress(epoch, step + 1, 4, {"loss": 1.0})
+            tracker.metrics({"pretrain/loss": 5.0 - 0.1 * total, "arch/params": 23584}, total)
+        tracker.event("epoch", {"epoch": epoch, "loss": 5.0})
+    tracker.event("mutation", mutation())
+    (run.directory / "results.json").write_text("{}")
+    tracker.artifact(run.directory / "results.json")
+    tracker.metrics({"fewshot/digits/test/5w1s/accuracy": 61.5}, 12)
+    tracker.close("FINISHED")
+
+
+def only_run(uri: str, experiment: str = "trial") -> Any:
+    client = client_of(uri)
+    found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    assert len(found) == 1
+    return found[0]
+
+
+def closed_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+def test_a_loop_through_a_tracker_ends_in_one_finished_run(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tracker = build_tracker(tracking(), console=False)
+    small_loop(tracker, run_info(tmp_path / "run"))
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "")
+
+    client, run = client_of(uri), only_run(uri)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "ablation=A7"
+    assert run.info.run_id == tracker.run_id
+    assert run.data.params == {"seed": "0", "optimizer.lr": "0.001"}
+    losses = client.get_metric_history(run.info.run_id, "pretrain/loss")
+    assert [(row.step, row.value) for row in losses] == [
+        (step, pytest.approx(5.0 - 0.1 * step)) for step in range(12)
+    ]
+    assert all(abs(row.timestamp / 1000 - time.time()) < 600 for row in losses)
+    assert run.data.metrics["fewshot/digits/test/5w1s/accuracy"] == 61.5
+    assert run.data.metrics["mutation/kind"] == 1
+    assert run.data.metrics["mutation/loss_after"] == 5.1
+    names = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert names == {"config.yaml", "mutations.jsonl", "results.json"}
+    assert run.info.artifact_uri.startswith((tmp_path / "mlruns").as_uri())
+    lines = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["kind"] == "metrics" for line in lines) == 13
+
+
+def test_a_fresh_store_is_made_where_a_relative_address_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sink = MlflowSink("sqlite:///a b/store.db", "trial", required=True)
+    monkeypatch.chdir("/")
+    sink.open(run_info(tmp_path / "run"))
+    sink.close("FINISHED")
+    assert capfd.readouterr() == ("", "")
+    run = only_run(f"sqlite:///{tmp_path}/a b/store.db")
+    kept = tmp_path / "a b" / "mlruns" / run.info.run_id / "artifacts" / "config.yaml"
+    assert kept.read_text() == "seed: 0\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "stored"),
+    [("FINISHED", "FINISHED"), ("FAILED", "FAILED"), ("INTERRUPTED", "KILLED")],
+)
+def test_status_and_error(tmp_path: Path, uri: str, status: str, stored: str) -> None:
+    sink = MlflowSink(uri, "trial", required=True)
+    sink.open(run_info(tmp_path / "run", tags={"mlflow.source.git.commit": "abc"}))
+    sink.close(status, "out of memory\n" * 1000 if status == "FAILED" else None)
+    run = only_run(uri)
+    assert run.info.status == stored
+    assert run.info.end_time is not None
+    assert run.data.tags["mlflow.source.git.commit"] == "abc"
+    assert run.data.tags.get("error", "").startswith("out of" if status == "FAILED" else "")
+    assert ("error" in run.data.tags) == (status == "FAILED")
+
+
+def test_many_long_and_odd_params_and_many_rows(tmp_path: Path, uri: str) -> None:
+    params: dict[str, Any] = {f"group.key{index}": index for index in range(230)}
+    params |= {"long": "x" * 9000, "paths@[0]=(a,b)": True}
+    sink = MlflowSink(uri, "trial", required=True, flush_seconds=0.05)
+    sink.open(run_info(tmp_path / "run", params=params))
+    for step in range(1300):
+        sink.metrics({"pretrain/loss": step, "pretrain/lr": 0.1}, step)
+    sink.metrics({"pretrain/loss": float("nan"), "odd": float("inf")}, 1300)
+    sink.close("FINISHED")
+    client, run = client_of(uri), only_run(uri)
+    assert len(run.data.params) == 232
+    assert len(run.data.params["long"]) == 499
+    assert run.data.params["paths__0___a_b_"] == "True"
+    history = client.get_metric_history(run.info.run_id, "pretrain/loss")
+    assert [row.step for row in history] == list(range(1301))
+    assert len(client.get_metric_history(run.info.run_id, "pretrain/lr")) == 1300
+
+
+def test_a_name_has_one_value_per_step(tmp_path: Path, uri: str) -> None:
+    sink = MlflowSink(uri, "trial", required=True)
+    sink.open(run_info(tmp_path / "run"))
+    sink.metrics({"pretrain/loss": 1.0}, 3)
+    sink.metrics({"pretrain/loss": 2.0, "pretrain/lr": 0.1}, 3)
+    sink.event("mutation", mutation(0, step=3, kind="WIDEN"))
+    sink.event("mutation", mutation(1, step=3, kind="PRUNE"))
+    sink.close("FINISHED")
+    client, run = client_of(uri), only_run(uri)
+    rows = {
+        key: [(row.step, row.value) for row in client.get_metric_history(run.info.run_id, key)]
+        for key in ("pretrain/loss", "pretrain/lr", "mutation/kind")
+    }
+    assert rows == {
+        "pretrain/loss": [(3, 1.0)],
+        "pretrain/lr": [(3, 0.1)],
+        "mutation/kind": [(3, 2.0), (4, 3.0)],
+    }
+
+
+def test_a_resumed_run_goes_on_without_repeating_rows(tmp_path: Path, uri: str) -> None:
+    first = MlflowSink(uri, "trial", required=True)
+    first.open(run_info(tmp_path / "run"))
+    for step in (0, 1, 2, 5):
+        first.metrics({"pretrain/loss": step}, step)
+    first.close("INTERRUPTED")
+
+    second = MlflowSink(uri, "trial", required=True)
+    params = {"seed": 1, "resumed": True}
+    second.open(run_info(tmp_path / "run", resumed_run_id=first.run_id, params=params))
+    assert second.run_id == first.run_id
+    assert only_run(uri).info.status == "RUNNING"
+    for step in range(8):
+        second.metrics({"pretrain/loss": step}, step)
+    second.close("FINISHED")
+    run = only_run(uri)
+    history = client_of(uri).get_metric_history(run.info.run_id, "pretrain/loss")
+    assert sorted(row.step for row in history) == list(range(8))
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"seed": "0", "optimizer.lr": "0.001", "resumed": "True"}
+
+
+def test_a_run_to_resume_that_the_store_lacks_becomes_a_new_one(tmp_path: Path, uri: str) -> None:
+    told: list[tuple[str, str]] = []
+    sink = MlflowSink(uri, "trial", required=True, notify=lambda *what: told.append(what))
+    sink.open(run_info(tmp_path / "run", resumed_run_id="0" * 32))
+    sink.close("FINISHED")
+    assert [kind for kind, _ in told] == ["warning"]
+    assert "0" * 32 in told[0][1]
+    assert only_run(uri).info.run_id == sink.run_id
+
+
+def test_a_deleted_experiment_is_named(tmp_path: Path, uri: str) -> None:
+    client = client_of(uri)
+    client.delete_experiment(client.create_experiment("trial"))
+    with pytest.raises(UserError, match=r"'trial' is deleted there.*tracking\.required=false"):
+        MlflowSink(uri, "trial", required=True).open(run_info(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["mlflow", "server"])
+def test_an_unreachable_server_that_is_required_is_refused(tmp_path: Path, name: str) -> None:
+    address = f"http://me:secret@127.0.0.1:{closed_port()}"
+    tracker = build_tracker(tracking(name=name, uri=address, required=True), console=False)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"refused.*required=false.*tracking=jsonl") as refused:
+        tracker.open(run_info(tmp_path / "run"))
+    assert time.monotonic() - began < 5
+    assert "secret" not in str(refused.value)
+    lines = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["values"]["status"] == "FAILED"
+
+
+def test_an_unreachable_server_that_is_not_required_leaves_everything_in_jsonl(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = f"http://127.0.0.1:{closed_port()}"
+    tracker = build_tracker(tracking(name="server", uri=address))
+    small_loop(tracker, run_info(tmp_path / "run", resumed_run_id="kept"))
+    assert tracker.run_id == "kept"
+    out = capsys.readouterr().out
+    assert out.count("WARNING") == 1
+    assert str(tmp_path / "run" / "events.jsonl") in out
+    text = (tmp_path / "run" / "events.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert sum(line["kind"] == "metrics" for line in lines) == 13
+    assert lines[-1]["values"]["status"] == "FINISHED"
+
+
+def test_a_server_that_accepts_and_never_answers_is_given_up_soon(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(UserError, match=r"timed out|no answer"):
+            MlflowSink(address, "trial", required=True).open(run_info(tmp_path / "run"))
+        assert time.monotonic() - began < 6
+
+
+@pytest.fixture
+def stranger() -> Iterator[str]:
+    """A web server that is not MLflow: it answers 404 to everything."""
+
+    class NotFound(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), NotFound) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_web_server_that_is_not_mlflow_is_refused(tmp_path: Path, stranger: str) -> None:
+    with pytest.raises(UserError, match="404"):
+        MlflowSink(stranger, "trial", required=True).open(run_info(tmp_path / "run"))
+
+
+def opened(
+    uri: str, directory: Path, told: list[tuple[str, str]], **settings: Any
+) -> tuple[MlflowSink, Any]:
+    sink = MlflowSink(
+        uri,
+        "trial",
+        required=False,
+        notify=lambda *what: told.append(what),
+        flush_seconds=0.02,
+        **settings,
+    )
+    sink.open(run_info(directory))
+    assert sink._delivery is not None
+    return sink, sink._delivery._client
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+def refuse(*arguments: Any, **more: Any) -> None:
+    raise ConnectionError("the server went away")
+
+
+def test_a_store_that_comes_back_gets_what_it_missed(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str]] = []
+    sink, client = opened(uri, tmp_path / "run", told)
+    with monkeypatch.context() as away:
+        away.setattr(client, "log_batch", refuse)
+        for step in range(50):
+            sink.metrics({"pretrain/loss": step}, step)
+        wait_for(lambda: bool(told))
+        assert sink.run_id is not None
+    sink.metrics({"pretrain/loss": 50.0}, 50)
+    sink.close("FINISHED")
+    assert [kind for kind, _ in told] == ["warning", "message"]
+    assert "the server went away" in told[0][1]
+    assert "events.jsonl" in told[0][1]
+    run = only_run(uri)
+    history = client_of(uri).get_metric_history(run.info.run_id, "pretrain/loss")
+    assert [row.step for row in history] == list(range(51))
+    assert run.info.status == "FINISHED"
+
+
+def test_a_store_that_stays_away_is_warned_about_once_and_memory_is_bounded(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str]] = []
+    sink, client = opened(uri, tmp_path / "run", told, capacity=100)
+    for method in ("log_batch", "log_artifact", "set_terminated"):
+        monkeypatch.setattr(client, method, refuse)
+    for step in range(500):
+        sink.metrics({"pretrain/loss": step}, step)
+    wait_for(lambda: bool(told))
+    assert sink._delivery is not None
+    assert len(sink._delivery._rows) <= 100
+    sink.close("FINISHED")
+    assert [kind for kind, _ in told] == ["warning", "message"]
+    assert "run closed: no" in told[1][1]
+
+
+def test_a_file_that_is_gone_stops_nothing(tmp_path: Path, uri: str) -> None:
+    told: list[tuple[str, str]] = []
+    sink, _ = opened(uri, tmp_path / "run", told)
+    sink.artifact(tmp_path / "nowhere.json")
+    kept = tmp_path / "architecture.json"
+    kept.write_text("{}")
+    sink.artifact(kept, "final")
+    sink.close("FINISHED")
+    assert [kind for kind, _ in told] == ["warning", "message"]
+    assert "nowhere.json" in told[0][1]
+    run = only_run(uri)
+    assert [file.path for file in client_of(uri).list_artifacts(run.info.run_id, "final")] == [
+        "final/architecture.json"
+    ]
+    assert run.info.status == "FINISHED"
+
+
+def test_telling_is_quick_while_the_store_is_slow(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink, client = opened(uri, tmp_path / "run", [])
+    log_batch = client.log_batch
+
+    def slow(*arguments: Any, **more: Any) -> None:
+        time.sleep(0.3)
+        log_batch(*arguments, **more)
+
+    monkeypatch.setattr(client, "log_batch", slow)
+    longest = 0.0
+    for step in range(100):
+        began = time.perf_counter()
+        sink.metrics({"pretrain/loss": step}, step)
+        longest = max(longest, time.perf_counter() - began)
+        time.sleep(0.002)
+    assert longest < 0.15
+    sink.close("FINISHED")
+    history = client_of(uri).get_metric_history(sink.run_id, "pretrain/loss")
+    assert len(history) == 100
+
+
+def start_together(folder: Path, count: int) -> list[tuple[int, str]]:
+    """Start `count` processes that open one fresh store at the same moment."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RUN_IN_A_PROCESS, str(folder), f"run{index}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(module.__file__).parents[2])},
+        )
+        for index in range(count)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    ends = [process.communicate(timeout=240) for process in processes]
+    return [
+        (process.returncode, out + err) for process, (out, err) in zip(processes, ends, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(8, marks=pytest.mark.slow)])
+def test_processes_that_start_at_once_on_a_fresh_store_all_finish(
+    tmp_path: Path, count: int
+) -> None:
+    assert start_together(tmp_path, count) == [(0, "")] * count
+    client = client_of(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("together").experiment_id])
+    assert sorted(run.info.run_name for run in runs) == [f"run{index}" for index in range(count)]
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        assert len(client.get_metric_history(run.info.run_id, "pretrain/loss")) == 20
+
+
+@pytest.mark.parametrize(
+    "uri", ["mlflow.db", "./mlruns", "file:///x", "sqlite:///", "sqlite:///:memory:", "http://", ""]
+)
+def test_other_addresses_are_refused(uri: str) -> None:
+    with pytest.raises(UserError, match=r"tracking\.uri=.*accepted are sqlite:///FILE"):
+        resolve_uri(uri)
+
+
+def test_addresses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    here = Path.cwd()
+    assert resolve_uri(None) == f"sqlite:///{here}/mlflow.db"
+    assert resolve_uri("sqlite:///sub/x.db") == f"sqlite:///{here}/sub/x.db"
+    assert resolve_uri("sqlite:////srv/x.db") == "sqlite:////srv/x.db"
+    assert resolve_uri("http://127.0.0.1:5000/") == "http://127.0.0.1:5000"
+    assert is_server("https://mlflow.example.org")
+    assert not is_server("sqlite:////srv/x.db")
+    assert shown("https://me:secret@example.org/path") == "https://example.org/path"
+    assert shown("sqlite:////srv/x.db") == "sqlite:////srv/x.db"
+
+
+def test_ui_command() -> None:
+    command = "mlflow ui --backend-store-uri sqlite:////srv/x.db --workers 1"
+    assert ui_command("sqlite:////srv/x.db") == command
+    assert "'sqlite:////a b/x.db'" in ui_command("sqlite:////a b/x.db")
+    assert ui_command("http://me:secret@127.0.0.1:5000") == "http://127.0.0.1:5000"
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("fewshot/cifar_fs/val/5w1s/accuracy", "fewshot/cifar_fs/val/5w1s/accuracy"),
+        ("optimizer.lr", "optimizer.lr"),
+        ("a@=[],()b", "a_______b"),
+        ("/x//../y/", "x/y"),
+        ("λ", "_"),
+        ("..", "_"),
+        ("k" * 400, "k" * 250),
+    ],
+)
+def test_clean_key(name: str, key: str) -> None:
+    from mlflow.utils.validation import _validate_metric_name
+
+    assert clean_key(name) == key
+    _validate_metric_name(key)
+
+
+def test_clean_param() -> None:
+    assert clean_param(0.001) == "0.001"
+    assert clean_param("x" * 499) == "x" * 499
+    assert clean_param("x" * 500) == "x" * 498 + "…"
+
+
+def test_reason_is_one_sentence_without_secrets() -> None:
+    error = ValueError("no route to http://me:secret@example.org/api\nsecond line")
+    assert reason(error) == "no route to http://example.org/api."
+    assert reason(ValueError()) == "ValueError."
+
+
+def test_git_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        done = subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, capture_output=True, check=True, text=True
+        )
+        return done.stdout.strip()
+
+    assert git_commit(tmp_path / "nowhere") is None
+    git("init")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "untracked").mkdir()
+    (tmp_path / "code" / "a.py").write_text("")
+    git("add", "code")
+    assert git_commit(tmp_path / "code") is None
+    git("commit", "-m", "first")
+    commit = git("rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    assert git_commit(tmp_path / "code") == commit
+    assert git_commit(tmp_path / "untracked") is None
+    monkeypatch.setenv("PATH", "")
+    assert git_commit(tmp_path / "code") is None
+
+
+@pytest.mark.parametrize("uri", [None, "sqlite:///x.db"])
+def test_the_server_needs_an_address(uri: str | None) -> None:
+    with pytest.raises(UserError, match=r"tracking\.uri=.*http://127"):
+        build_tracker(tracking(name="server", uri=uri))
+
+
+def test_an_unknown_store_lists_the_known() -> None:
+    with pytest.raises(UserError, match="mlflow, server, jsonl"):
+        build_tracker(tracking(name="wandb"))
+
+
+def test_jsonl_alone_imports_no_mlflow(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from sseg_nase.config.schema import TrackingConfig\n"
+        "from sseg_nase.tracking import build_tracker\n"
+        "assert build_tracker(TrackingConfig('jsonl', None, 'x', False, 1)).run_id is None\n"
+        "assert not {'mlflow', 'torch'} & set(sys.modules)\n"
+    )
+    environment: Mapping[str, str] = {
+        **os.environ,
+        "PYTHONPATH": str(Path(module.__file__).parents[2]),
+    }
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=environment)
