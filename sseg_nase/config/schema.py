@@ -156,7 +156,7 @@ class SparsityConfig:
     start_epoch: Annotated[int, option(least=0)]
     min_channels: Annotated[int, option(least=1)]
     round_to: Annotated[int, option(least=1)]
-    rollback_tolerance: float = option(least=0)
+    rollback_tolerance: Annotated[float, option(least=0)]
 
 
 @dataclass(frozen=True)
