@@ -17,6 +17,7 @@ from sseg_nase.data.curriculum.difficulty import difficulty
 from sseg_nase.data.curriculum.render import render
 from sseg_nase.data.episodes import EpisodeList, sample_episodes
 from sseg_nase.data.feed import CurriculumFeed
+from sseg_nase.data.random import derive
 from sseg_nase.data.store import ImageStore
 from sseg_nase.data.views import normalize
 from sseg_nase.fewshot.evaluation import embed, evaluate_episodes
@@ -31,9 +32,8 @@ from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint
 from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.interventions import Evolve, Sparsify
-from sseg_nase.training.loop import Intervention, Trainer, stream
+from sseg_nase.training.loop import Intervention, Trainer
 
-WEIGHTS = 21  # random stream
 LATENCY_BATCHES = (1, 64)
 LATENCY_REPEATS = 15
 PREVIEW_ROWS, PREVIEW_COLUMNS = 6, 10
@@ -64,7 +64,7 @@ def seed_learner(config: Config) -> Learner:
         residual=b.residual,
         embedding=b.embedding,
     )
-    generator = torch.Generator().manual_seed(stream(config.seed, WEIGHTS))
+    generator = torch.Generator().manual_seed(derive(config.seed, "weights"))
     backbone = EvolvableCNN(architecture, generator=generator)
     head = ProjectionHead(
         architecture.features,

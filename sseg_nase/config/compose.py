@@ -110,7 +110,9 @@ def _refuse_unknown(kind: Any, tree: Mapping[str, Any], prefix: str) -> None:
     for name, value in tree.items():
         if name not in known:
             raise UserError(unknown_key(f"{prefix}{name}", tuple(groups())))
-        if is_section(known[name]) and isinstance(value, Mapping):
+        if is_section(known[name]):
+            if not isinstance(value, Mapping):
+                raise UserError(wrong_type(f"{prefix}{name}", value))
             _refuse_unknown(known[name], value, f"{prefix}{name}.")
 
 

@@ -1,0 +1,1 @@
+"""Data: image stores, the curriculum, views, episodes."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from sseg_nase.config.schema import SYNTHETIC_LEVELS, CurriculumConfig
 from sseg_nase.data.curriculum.render import render
 from sseg_nase.data.curriculum.schedule import LevelSchedule, plan_epoch
+from sseg_nase.data.random import derive
 from sseg_nase.data.store import ImageStore
 
 PROBE_IMAGES = 256
@@ -70,40 +71,35 @@ class CurriculumFeed:
         """Whole batches in an epoch; what is left over is not drawn."""
         return self.images_per_epoch // self.batch_size
 
-    def epoch(self, epoch: int, *, stream: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch at the present level. Another `stream` gives other batches."""
+    def epoch(self, epoch: int, *, purpose: str = "train") -> Iterator[Batch]:
+        """The batches of one epoch at the present level. Another `purpose`: other batches."""
         plan = plan_epoch(
             self.schedule.weights(),
             self.images_per_epoch,
             self.pools,
             self.batch_size,
-            seed=self.seed + 7919 * stream,
+            seed=derive(self.seed, purpose),
             epoch=epoch,
         )
         for indices in plan:
             yield self._batch(indices)
 
     def probe(self) -> Tensor:
-        """Held images of the present levels, uint8 `[P, 3, S, S]`: the same at every call.
+        """One batch of held images of the present levels, uint8 `[P, 3, S, S]`, always the same.
 
         Drawn images come from beyond the pools, so they are never trained on; NATURAL has no
         images to spare and gives its first ones.
         """
-        weights = self.schedule.weights()
-        shares = {
-            level: max(2, round(PROBE_IMAGES * share / 2) * 2)
-            for level, share in weights.items()
-            if share > 0
-        }
-        first = {level: 0 if level == "NATURAL" else self.pools[level] for level in shares}
-        indices = {
-            level: torch.arange(first[level], first[level] + count) % self._wrap(level)
-            for level, count in shares.items()
-        }
+        size = min(self.batch_size, PROBE_IMAGES)
+        indices = {}
+        for level, share in self.schedule.weights().items():
+            if share > 0:
+                count = max(2, round(size * share / 2) * 2)
+                first = 0 if level == "NATURAL" else self.pools[level] + self.pools[level] % 2
+                indices[level] = torch.arange(first, first + count)
+        if "NATURAL" in indices:
+            indices["NATURAL"] %= self.pools["NATURAL"]
         return self._batch(indices).images
-
-    def _wrap(self, level: str) -> int:
-        return self.pools[level] if level == "NATURAL" else 2**62
 
     def _batch(self, indices: dict[str, Tensor]) -> Batch:
         parts, adversarial, start = [], list[int](), 0

@@ -66,9 +66,9 @@ def _draw_boxes(
     first = fits.to(torch.int8).argmax(dim=1, keepdim=True)
     w, h = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0]
     place = torch.rand(2, count, generator=generator, dtype=torch.float64)
-    place[:, first[:, 0] == _CROP_ATTEMPTS] = 0.5
-    top = (place[0] * (height - h + 1)).floor()
-    left = (place[1] * (width - w + 1)).floor()
+    fallen = first[:, 0] == _CROP_ATTEMPTS
+    top = torch.where(fallen, (height - h) / 2, place[0] * (height - h + 1)).floor()
+    left = torch.where(fallen, (width - w) / 2, place[1] * (width - w + 1)).floor()
     return tuple(x.to(torch.float32) for x in (top, left, h, w))
 
 

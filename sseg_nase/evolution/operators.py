@@ -72,7 +72,7 @@ def _carry_moment(key: str, value: Any, tensor_map: TensorMap, fresh: Tensor) ->
 
 def _fresh_learner(mutation: Mutation, student: Mapping[str, Tensor]) -> dict[str, Tensor]:
     fresh = {f"backbone.{name}": tensor for name, tensor in fresh_state(mutation).items()}
-    generator = torch.Generator().manual_seed(mutation.seed + 1)
+    generator = torch.Generator().manual_seed((mutation.seed + 1) % 2**63)
     hidden, out = student["head.fc1.weight"].shape[0], student["head.fc2.weight"].shape[0]
     head = ProjectionHead(mutation.after.features, hidden, out, generator=generator)
     fresh.update({f"head.{name}": tensor for name, tensor in head.state_dict().items()})

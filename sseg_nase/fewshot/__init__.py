@@ -1,0 +1,1 @@
+"""Few-shot: classifiers, evaluation on episode lists, statistics."""

@@ -1,0 +1,1 @@
+"""The machine: profiles, complexity, latency, memory."""

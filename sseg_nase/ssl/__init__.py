@@ -1,0 +1,1 @@
+"""Self-supervision: objectives, methods, and the EMA teacher."""

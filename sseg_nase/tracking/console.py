@@ -44,15 +44,19 @@ class ConsoleSink(Sink):
         self._print(f"run {run.name} in {run.directory}")
 
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Print a line. The bar stands for the epochs in a terminal, and ends with the stage."""
+        """Print a line for the kinds people follow; the others are for events.jsonl alone.
+
+        In a terminal the bar stands for the epochs, and ends with the stage.
+        """
         if kind == "epoch":
             if not self._console.is_terminal:
                 self._print(epoch_line(values, self._total_epochs, self._seconds_left(values)))
             return
         if kind == "stage":
             self._stop_bar()
-        line = self._lines.get(kind, lambda values: f"{kind} {_detail(values)}")
-        self._print(line(values), style="bold yellow" if kind == "warning" else None)
+        if kind in self._lines:
+            style = "bold yellow" if kind == "warning" else None
+            self._print(self._lines[kind](values), style=style)
 
     def progress(self, epoch: int, step: int, steps: int, values: Mapping[str, Any]) -> None:
         """Move the bar, a few times a second at most."""

@@ -55,6 +55,7 @@ REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")
 SECONDS_TO_ANSWER = 4.0
 SECONDS_FOR_LOCK = 120.0
 LONGEST_PAUSE = 60.0
+LONGEST_REASON = 300
 
 Notify = Callable[[str, str], None]
 Row = tuple[str, float, int, int]  # key, value, timestamp in ms, step
@@ -468,7 +469,8 @@ def shown(uri: str) -> str:
 def reason(error: BaseException) -> str:
     """Return the first line of what went wrong, as a sentence."""
     line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    return shown(line)[:300].rstrip(".:") + "."
+    line = shown(line).rstrip(".:")
+    return f"{line[:LONGEST_REASON]}…" if len(line) > LONGEST_REASON else f"{line}."
 
 
 def _user() -> str | None:

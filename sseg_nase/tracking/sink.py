@@ -11,6 +11,8 @@ mutation    one line of mutations.jsonl, whole, as the design's schema has it
 message     text
 warning     text: shown loudly
 ==========  ========================================================================================
+
+Other kinds are recorded in events.jsonl and shown nowhere.
 """
 
 from __future__ import annotations

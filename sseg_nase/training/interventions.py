@@ -6,15 +6,15 @@ import copy
 from typing import Any
 
 from sseg_nase.config.schema import EvolutionConfig, PretrainConfig, SparsityConfig
+from sseg_nase.data.random import derive
 from sseg_nase.evolution.history import MutationRecord, accepted_kinds
 from sseg_nase.evolution.plateau import PlateauDetector
 from sseg_nase.evolution.selection import Caps, Options, candidates, fitness
 from sseg_nase.nets.mutation import prune
 from sseg_nase.sparsity.importance import channel_importance, sensitivity
 from sseg_nase.sparsity.masks import channels_to_remove, complementary_masks, target_sparsity
-from sseg_nase.training.loop import Decision, Intervention, Trainer, stream
+from sseg_nase.training.loop import Decision, Intervention, Trainer
 
-EVOLUTION, SPARSITY = 11, 12  # random streams
 SENSITIVITY_BATCHES = 2
 
 
@@ -86,7 +86,7 @@ class Evolve(Intervention):
         return None
 
     def _fittest(self, trainer: Trainer, trigger: dict[str, Any]) -> Decision:
-        seed = stream(self.seed, EVOLUTION, trainer.progress.epoch) % 2**31
+        seed = derive(self.seed, self.name, trainer.progress.epoch)
         scores = importance(trainer, kind="taylor", batches=SENSITIVITY_BATCHES, seed=seed)
         found = candidates(
             trainer.networks.architecture,
@@ -157,7 +157,7 @@ class Sparsify(Intervention):
         target = target_sparsity(self.sparsity.ratio, (self.due.index(done) + 1) / len(self.due))
         remove = channels_to_remove(width, self.removed, target)
         trigger = {"target_sparsity": target, "channels": width, "removed_before": self.removed}
-        seed = stream(self.seed, SPARSITY, trainer.progress.epoch) % 2**31
+        seed = derive(self.seed, self.name, trainer.progress.epoch)
         scores = importance(
             trainer,
             kind=self.sparsity.importance,

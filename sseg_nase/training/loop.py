@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sseg_nase.config.schema import Config
 from sseg_nase.data.curriculum.render import perturb
 from sseg_nase.data.feed import Batch, CurriculumFeed
+from sseg_nase.data.random import derive
 from sseg_nase.data.views import normalize, two_views
 from sseg_nase.evolution.history import MutationRecord, counts
 from sseg_nase.evolution.operators import (
@@ -34,7 +35,7 @@ from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.optim import build_optimizer, lr_ratio
 
-VIEWS, PROBE, TRIAL = 0, 1, 2  # separate streams of random views
+VIEWS, PROBE, TRIAL = "views", "probe", "trial"  # separate random streams
 DELTA_IMAGES = 32
 
 
@@ -184,9 +185,9 @@ class Trainer:
         self.sink.event("epoch", {"epoch": self.progress.epoch, **self._figures()})
 
     def _losses(self, batch: Batch, index: int) -> Losses:
-        seed = (self.config.seed, VIEWS, self.progress.epoch, index)
+        seed = derive(self.config.seed, VIEWS, self.progress.epoch, index)
         images = self._perturbed(batch)
-        view1, view2 = self._views(images, stream(*seed))
+        view1, view2 = self._views(images, seed)
         with self.fabric.autocast():
             return self.method(self.model, self.networks.teacher, view1, view2, self.config.ssl)
 
@@ -340,7 +341,7 @@ class Trainer:
 
     def trial_losses(self, networks: Networks, batches: int) -> Iterator[Losses]:
         """Losses of `networks` on batches like those of the present epoch, in float32."""
-        epoch = self.feed.epoch(self.progress.epoch, stream=TRIAL)
+        epoch = self.feed.epoch(self.progress.epoch, purpose=TRIAL)
         for index, batch in zip(range(batches), epoch, strict=False):
             yield self._plain_losses(networks, batch.images, TRIAL, index)
 
@@ -349,15 +350,10 @@ class Trainer:
         """Loss on held images of the present levels: same images and views at every call."""
         learner = copy.deepcopy(networks.learner).train()
         held = Networks(learner, networks.teacher, networks.optimizer)
-        probe = self.feed.probe().split(self.feed.batch_size)
-        losses = [
-            self._plain_losses(held, images, PROBE, i).total.item()
-            for i, images in enumerate(probe)
-        ]
-        return sum(losses) / len(losses)
+        return self._plain_losses(held, self.feed.probe(), PROBE, 0).total.item()
 
-    def _plain_losses(self, networks: Networks, images: Tensor, kind: int, index: int) -> Losses:
-        seed = stream(self.config.seed, kind, self.progress.epoch if kind == TRIAL else 0, index)
+    def _plain_losses(self, networks: Networks, images: Tensor, kind: str, index: int) -> Losses:
+        seed = derive(self.config.seed, kind, self.progress.epoch if kind == TRIAL else 0, index)
         view1, view2 = self._views(images, seed)
         return self.method(networks.learner, networks.teacher, view1, view2, self.config.ssl)
 
@@ -413,15 +409,6 @@ class Trainer:
             "levels": self.feed.schedule.state_dict(),
             "interventions": {i.name: i.state_dict() for i in self.interventions},
         }
-
-
-def stream(*key: int) -> int:
-    """One 63-bit seed from several numbers: every part of a run has its own random stream."""
-    mixed = 0x9E3779B97F4A7C15
-    for number in key:
-        mixed = ((mixed ^ (number & (2**64 - 1))) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-        mixed ^= mixed >> 27
-    return mixed >> 1
 
 
 def _detached(losses: Losses) -> tuple[Tensor, Tensor, Tensor]:

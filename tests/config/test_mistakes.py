@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import re
+from typing import cast
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from sseg_nase.config.compose import load, to_config
 from sseg_nase.config.explain import mistake
@@ -150,5 +151,5 @@ def test_what_is_fine_is_not_called_a_mistake(fine: str) -> None:
 )
 def test_a_tree_that_hydra_let_pass_is_checked_once_more(yaml: str, said: str) -> None:
     with pytest.raises(UserError) as refused:
-        to_config(OmegaConf.create(yaml))
+        to_config(cast(DictConfig, OmegaConf.create(yaml)))
     assert re.search(said, str(refused.value))

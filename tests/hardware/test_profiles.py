@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from sseg_nase.config.schema import HardwareConfig
 from sseg_nase.errors import UserError
@@ -209,6 +210,25 @@ def test_native_bf16_from_torch_where_there_is_no_cpuinfo(
     found = {"amx_bf16": False, "bf16": native}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
     assert native_bf16(tmp_path / "missing") is native
+
+
+@pytest.mark.parametrize(
+    ("machine", "name", "batch_size", "precision"),
+    [
+        (BARE, "cpu", 256, "32-true"),
+        (BF16, "cpu", 256, "bf16-mixed"),
+        (SMALL, "rtx3050", 24, "16-mixed"),
+        (LARGE, "rtx3060", 48, "16-mixed"),
+    ],
+)
+def test_auto_with_the_profiles_as_they_are_written(
+    machine: Machine, name: str, batch_size: int, precision: str
+) -> None:
+    files = Path(__file__).parents[2].joinpath("conf", "hardware").glob("*.yaml")
+    raw = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files}
+    hardware, _ = resolve(HardwareConfig(**raw["auto"]), raw, machine)
+    assert (hardware.name, hardware.batch_size, hardware.precision) == (name, batch_size, precision)
+    assert hardware.accelerator == ("cpu" if machine.cuda_name is None else "cuda")
 
 
 def test_this_machine() -> None:

@@ -87,7 +87,7 @@ def test_plain_lines_where_there_is_no_terminal(
     sink.event("level", {"level": "TEXTURE", "epoch": 1, "reason": "plateau"})
     sink.event("warning", {"text": "MLflow [at] http://x is away"})
     sink.event("message", {"text": "all is well"})
-    sink.event("pause", {"seconds": 0.123456})
+    sink.event("decision", {"intervention": "evolution", "epoch": 0})
     sink.close("FAILED", "out of memory")
     out, err = capsys.readouterr()
     assert err == ""
@@ -100,7 +100,6 @@ def test_plain_lines_where_there_is_no_terminal(
         "LEVEL TEXTURE: epoch 1, reason plateau",
         "WARNING: MLflow [at] http://x is away",
         "all is well",
-        "pause seconds 0.1235",
         "FAILED after 1:00: out of memory",
     ]
 

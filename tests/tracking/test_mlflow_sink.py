@@ -556,6 +556,7 @@ def test_reason_is_one_sentence_without_secrets() -> None:
     error = ValueError("no route to http://me:secret@example.org/api\nsecond line")
     assert reason(error) == "no route to http://example.org/api."
     assert reason(ValueError()) == "ValueError."
+    assert reason(ValueError("x" * 900)) == "x" * 300 + "…"
 
 
 def test_git_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

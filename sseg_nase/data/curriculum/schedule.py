@@ -124,41 +124,35 @@ class LevelSchedule:
         self._losses = [float(loss) for loss in state["losses"]]
 
 
-def _batch_counts(
-    weights: dict[str, float], batches: int, batch_size: int
-) -> list[dict[str, int]]:
-    """Images of each level in each batch: as even as whole numbers and whole twins allow.
+def _batch_counts(weights: dict[str, float], batches: int, batch_size: int) -> list[dict[str, int]]:
+    """Images of each level in each batch: as even as whole numbers and whole pairs allow.
 
     What rounding withholds from a level in one batch is owed to it in the next, so that the
     shares of the epoch are right to within a pair.
     """
     total = sum(weights.values())
+    paired = [level for level in weights if level in PAIRED_LEVELS]
+    single = [level for level in weights if level not in PAIRED_LEVELS]
     owed = dict.fromkeys(weights, 0.0)
     counts = []
     for _ in range(batches):
         for level, weight in weights.items():
             owed[level] += batch_size * weight / total
-        batch = {}
+        batch: dict[str, int] = {}
         left = batch_size
-        for level in weights:
-            unit = 2 if level in PAIRED_LEVELS else 1
-            # The small bias undoes the error of repeated addition: 2.9999999 are 3 images.
-            batch[level] = min(left, max(0, int((owed[level] + 1e-6) // unit))) * 1
-            batch[level] = min(left // unit * unit, batch[level] * unit)
+        for level in paired:
+            pairs = max(0, round(owed[level] / 2)) if single or level != paired[-1] else left // 2
+            batch[level] = 2 * min(pairs, left // 2)
             left -= batch[level]
-        while left:
-            able = [x for x in weights if left >= (2 if x in PAIRED_LEVELS else 1)]
-            if not able:
-                # One place is left and only twins are owed: a single takes it, or a pair is
-                # given up for two singles.
-                raise AssertionError("an odd place was left among pairs")
-            level = max(able, key=lambda x: owed[x] - batch[x])
-            unit = 2 if level in PAIRED_LEVELS else 1
-            batch[level] += unit
-            left -= unit
+        for level in single:
+            batch[level] = min(left, max(0, int(owed[level])))
+            left -= batch[level]
+        for _ in range(left):
+            behind = max(single, key=lambda level: owed[level] - batch[level])
+            batch[behind] += 1
         for level in weights:
             owed[level] -= batch[level]
-        counts.append({level: count for level, count in batch.items() if count})
+        counts.append({level: batch[level] for level in weights if batch[level]})
     return counts
 
 

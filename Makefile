@@ -1,0 +1,51 @@
+# `make` prints what there is to make. Everything happens in .venv; PYTHON picks the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-slow lint ui bench clean
+
+help: ## print these targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY) ## create .venv and install everything, once
+
+# A virtual environment that broke half-way has no .ready and is made anew.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info[:2] < (3, 14); sys.exit(0 if ok else "Python 3.10 to 3.13 is needed, this is " + sys.version.split()[0] + "; use make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+run: $(READY) ## the whole pipeline on embedded real images (minutes); ARGS="seed=1 ..." overrides
+	$(BIN)/sseg-nase experiment=quickstart $(ARGS)
+
+test: $(READY) ## the fast tests and the linters
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(READY) ## the slow tests
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(READY) ## format, lint and check types
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/mypy
+
+ui: $(READY) ## the MLflow UI on the default store
+	@echo "MLflow: http://127.0.0.1:$(or $(PORT),5000)"
+	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
+	  $(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db \
+	  --workers 1 --port $(or $(PORT),5000)
+
+bench: $(READY) ## time evaluation, rendering and training steps on this machine
+	$(BIN)/python -m tests.bench $(ARGS)
+
+clean: ## remove .venv, caches and build leftovers; runs, data and mlflow.db stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
