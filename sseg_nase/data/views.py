@@ -139,8 +139,11 @@ def _shift_hue(images: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
     chroma = value - torch.minimum(torch.minimum(red, green), blue)
     sixth = (6 * chroma).clamp_(min=1e-12).reciprocal_()
     hue = (red - green).mul_(sixth).add_(4 / 6)
-    hue = torch.where(green == value, (blue - red).mul_(sixth).add_(2 / 6), hue)
-    hue = torch.where(red == value, (green - blue).mul_(sixth), hue)
+    # As `where`, in float arithmetic: several times faster on a CPU.
+    other = (blue - red).mul_(sixth).add_(2 / 6)
+    hue.addcmul_(other.sub_(hue), green.clone().eq_(value))
+    other = (green - blue).mul_(sixth)
+    hue.addcmul_(other.sub_(hue), red.clone().eq_(value))
     hue.add_(turns[:, None, None])
     shifted = torch.empty_like(images)
     # Channel = V - C · clamp(2 - 6 d, 0, 1), d its distance in turns from the opposite hue.
@@ -184,7 +187,8 @@ def _recolour(x: torch.Tensor, p: ViewParameters) -> torch.Tensor:
         mean = x.mean(dim=(2, 3)) @ x.new_tensor(_GREY)
         x.mul_(each(p.contrast)).add_(each(1 - p.contrast) * mean.view(-1, 1, 1, 1)).clamp_(0, 1)
     if (p.saturation != 1).any():
-        x = torch.lerp(_to_grey(x), x, each(p.saturation)).clamp_(0, 1)
+        grey = _to_grey(x).mul_(each(1 - p.saturation))
+        x.mul_(each(p.saturation)).add_(grey).clamp_(0, 1)
     for drawn, change in (
         (p.hue != 0, lambda rows, part: _shift_hue(part, p.hue[rows].to(x.device))),
         (p.grey, lambda rows, part: _to_grey(part).expand_as(part)),

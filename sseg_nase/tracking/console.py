@@ -139,14 +139,9 @@ def level_line(values: Mapping[str, Any]) -> str:
 
 def mutation_line(values: Mapping[str, Any]) -> str:
     """Return the line of a mutation, given as one line of mutations.jsonl."""
-    before, after, target = values["before"], values["after"], values.get("target")
-    where = f" block {target}" if isinstance(target, int) else f" {target}" if target else ""
-    channels = after["channels"]
-    width = (
-        f"channels {'-'.join(map(str, channels))}"
-        if isinstance(channels, list | tuple)
-        else f"{channels} channels"
-    )
+    before, after, target = values["before"], values["after"], values["target"]
+    where = f" block {target['block'] + 1}" if "block" in target else ""
+    width = f"channels {'-'.join(map(str, after['channels']))}"
     loss = " -> ".join(_number(values.get(key), ".2f") for key in ("loss_before", "loss_after"))
     return (
         f"{values['kind']}{where}: {after['blocks']} blocks, {width}, "

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from itertools import pairwise
 
 import pytest
 import torch
@@ -70,8 +71,8 @@ def test_difficulty_rises_from_level_to_level(size: int, seed: int) -> None:
         float(difficulty(render(level, indices, seed=seed, image_size=size)).score.mean())
         for level in SYNTHETIC_LEVELS
     ]
-    assert all(later > earlier * 1.2 for earlier, later in zip(scores, scores[1:], strict=False))
-    assert all(later > earlier + 0.03 for earlier, later in zip(scores, scores[1:], strict=False))
+    assert all(later > earlier * 1.2 for earlier, later in pairwise(scores))
+    assert all(later > earlier + 0.03 for earlier, later in pairwise(scores))
 
 
 def test_basic_shows_one_plain_shape_on_a_plain_background() -> None:

@@ -20,7 +20,7 @@ from sseg_nase.tracking.sink import RunInfo
 
 MUTATION: dict[str, Any] = {
     "kind": "GROW",
-    "target": 4,
+    "target": {"block": 3, "out_channels": 96},
     "before": {"blocks": 3, "channels": [16, 32, 64], "params": 23584},
     "after": {"blocks": 4, "channels": [16, 32, 64, 96], "params": 78976},
     "loss_before": 5.012,
@@ -150,12 +150,10 @@ def test_a_warning_stands_out_in_a_terminal() -> None:
     ("changes", "expected"),
     [
         ({"accepted": False}, "(rolled back)"),
-        ({"kind": "PRUNE", "target": None}, "PRUNE: 4 blocks"),
-        ({"target": "blocks.2"}, "GROW blocks.2: "),
-        ({"target": 0}, "GROW block 0: "),
+        ({"kind": "PRUNE", "target": {"removed": {"0": [1]}}}, "PRUNE: 4 blocks"),
+        ({"kind": "WIDEN", "target": {"block": 0, "channels": 24}}, "WIDEN block 1: "),
         ({"loss_after": None}, "loss 5.01 -> - "),
         ({"loss_after": float("nan")}, "loss 5.01 -> - "),
-        ({"after": {"blocks": 4, "channels": 96, "params": 1}}, "4 blocks, 96 channels, "),
     ],
 )
 def test_mutation_line(changes: dict[str, Any], expected: str) -> None:

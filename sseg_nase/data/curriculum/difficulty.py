@@ -10,7 +10,7 @@ import torch.nn.functional as F
 EDGE_WEIGHT, COLOUR_WEIGHT, FREQUENCY_WEIGHT = 0.4, 0.3, 0.3
 HIGH_FREQUENCY_RADIUS = 0.25  # cycles per pixel: half of the highest frequency along an axis
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-_FLAT_ENERGY = 1e-4  # spectral energy per pixel of rounding noise; below it an image is flat
+_ROUNDING_ENERGY = 1e-12  # per pixel: what float32 leaves of a flat image, and less than any detail
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def _high_frequency(grey: torch.Tensor) -> torch.Tensor:
     high = rows**2 + columns**2 > HIGH_FREQUENCY_RADIUS**2
     total = energy.sum(dim=(1, 2))
     share = (energy * high).sum(dim=(1, 2)) / total.clamp(min=1e-12)
-    return torch.where(total > _FLAT_ENERGY * 1e-6 * height * width, share, 0).clamp(0, 1)
+    return torch.where(total > _ROUNDING_ENERGY * height * width, share, 0).clamp(0, 1)
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def difficulty(images: torch.Tensor) -> Difficulty:
     mean per-channel variance times 4, high frequency the share of the grey image's spectral
     energy (mean removed) above 0.25 cycles per pixel; 0 for a flat image.
     """
-    assert images.ndim == 4 and images.shape[1] == 3, f"expected [B, 3, H, W], got {images.shape}"
+    assert images.shape[1:2] == (3,), f"expected [B, 3, H, W], got {images.shape}"
     floats = images.float() / 255 if images.dtype == torch.uint8 else images.float()
     with torch.autocast(images.device.type, enabled=False):
         grey = torch.einsum("bchw,c->bhw", floats, floats.new_tensor(_LUMA))

@@ -21,7 +21,8 @@ from sseg_nase.errors import UserError, did_you_mean
 
 _TAU = 2 * math.pi
 _ATLAS_EXTENT = 1.2  # the atlas covers [-extent, extent]²; a shape lies in the unit circle
-_CHUNK_ELEMENTS = 1 << 17  # floats of one temporary: small enough to stay in the L2 cache
+# Floats of one temporary: on a CPU they stay in the L2 cache, on a GPU they fill it with work.
+_CPU_CHUNK, _GPU_CHUNK = 1 << 17, 1 << 25
 
 
 # --- Shapes -------------------------------------------------------------------------------------
@@ -36,17 +37,14 @@ def _regular(corners: int, inner: float | None = None) -> list[tuple[float, floa
 
 
 def _cross(arm: float, length: float) -> list[tuple[float, float]]:
-    a, b = arm, length
-    quarter = [(a, -b), (a, -a), (b, -a)]
-    turned = []
-    for x, y in quarter:
-        turned.append((x, y))
-    for turn in range(1, 4):
-        for x, y in quarter:
+    """Corners of a plus sign: arms of half-width `arm` that reach to `length`."""
+    corners = []
+    for turn in range(4):
+        for x, y in ((arm, -length), (arm, -arm), (length, -arm)):
             for _ in range(turn):
                 x, y = -y, x
-            turned.append((x, y))
-    return turned
+            corners.append((x, y))
+    return corners
 
 
 def _polygon(points: torch.Tensor, corners: list[tuple[float, float]]) -> torch.Tensor:
@@ -497,7 +495,8 @@ def render(
     indices = indices.to(device)
     everything = scenes(level, indices, seed=seed)
     style = STYLES[level]
-    step = max(1, _CHUNK_ELEMENTS // (image_size**2 * max(1, style.shapes)))
+    budget = _GPU_CHUNK if device.type == "cuda" else _CPU_CHUNK
+    step = max(1, budget // (image_size**2 * max(1, style.shapes)))
     images = torch.empty(
         (len(indices), 3, image_size, image_size), dtype=torch.uint8, device=device
     )

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from sseg_nase.errors import UserError
+from sseg_nase.nets.architecture import Architecture, Block
+from sseg_nase.nets.mutation import (
+    GRADIENT,
+    NEW,
+    SQUARED_GRADIENT,
+    VALUE,
+    ChannelMap,
+    TensorMap,
+    carry,
+    grow,
+    prune,
+    widen,
+)
+
+SEED = Architecture.seed([4, 6, 8], resolution=16)
+RESIDUAL = Architecture.seed([4, 6, 8], resolution=16, residual=True)
+
+OUT = ChannelMap((0, 1, 2, 1, 1, NEW), old=3)
+INTO = ChannelMap((1, 0, 1, NEW), old=2)
+
+
+def slowly(old: Tensor, fresh: Tensor, like: str) -> Tensor:
+    """The rule for `OUT` and `INTO`, entry by entry."""
+    new = torch.empty_like(fresh)
+    for row, i in enumerate(OUT.index):
+        for column, j in enumerate(INTO.index):
+            if i == NEW:
+                new[row, column] = fresh[row, column]
+            elif j == NEW:
+                new[row, column] = 0
+            elif like == VALUE:
+                new[row, column] = old[i, j] / INTO.index.count(j)
+            else:
+                power = 2 if like == SQUARED_GRADIENT else 1
+                new[row, column] = old[i, j] / OUT.index.count(i) ** power
+    return new
+
+
+@pytest.mark.parametrize("shape", [(), (3, 3)])
+@pytest.mark.parametrize("like", [VALUE, GRADIENT, SQUARED_GRADIENT])
+def test_a_tensor_map_entry_by_entry(shape: tuple[int, ...], like: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    old = torch.randn(3, 2, *shape, generator=generator)
+    fresh = torch.randn(6, 4, *shape, generator=generator)
+    fresh = fresh if like == VALUE else torch.zeros_like(fresh)
+    kept = old.clone(), fresh.clone()
+    carried = carry({"w": TensorMap("v", OUT, INTO)}, {"v": old}, {"w": fresh}, like=like)["w"]
+    assert torch.equal(carried, slowly(old, fresh, like))
+    assert torch.equal(old, kept[0])
+    assert torch.equal(fresh, kept[1])
+
+
+def test_silent_new_channels_are_weighed_at_once() -> None:
+    silent = ChannelMap((0, 1, NEW), old=2, silent=True)
+    old, fresh = torch.ones(3, 2), torch.full((3, 3), 5.0)
+    carried = carry({"w": TensorMap("w", None, silent)}, {"w": old}, {"w": fresh})["w"]
+    assert carried.tolist() == [[1, 1, 5]] * 3
+
+
+def test_copies_repeats_and_sameness_of_a_channel_map() -> None:
+    assert OUT.copies == (1, 3, 1, 3, 3, 1)
+    assert OUT.repeats == (False, False, False, True, True, False)
+    assert ChannelMap.same(4).is_same
+    assert not ChannelMap((0, 2, 1), 3).is_same
+    assert not ChannelMap((0, 1), 3).is_same
+
+
+def test_a_flattened_axis_keeps_the_positions_of_a_channel_together() -> None:
+    spread = INTO.spread(3)
+    assert spread.index == (3, 4, 5, 0, 1, 2, 3, 4, 5, NEW, NEW, NEW)
+    assert spread.old == 6
+    maps = torch.arange(2 * 3).reshape(1, 2, 3)
+    flat = maps[:, [1, 0, 1]].flatten(1)
+    assert torch.equal(flat, maps.flatten(1)[:, list(spread.index[:9])])
+
+
+def test_a_source_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"v .*\[4, 2\].*\[3, 2\]"):
+        carry({"w": TensorMap("v", OUT, INTO)}, {"v": torch.ones(4, 2)}, {"w": torch.ones(6, 4)})
+
+
+def test_noise_falls_on_repeated_rows_only_and_follows_its_seed() -> None:
+    old = torch.ones(3, 2)
+    fresh = torch.zeros(6, 2)
+
+    def carried(noise: float, seed: int, like: str = VALUE) -> Tensor:
+        tensor_map = TensorMap("w", OUT, None, noise=noise, seed=seed)
+        return carry({"w": tensor_map}, {"w": old}, {"w": fresh}, like=like)["w"]
+
+    plain, noisy = carried(0.0, 1), carried(0.1, 1)
+    assert torch.equal(noisy, carried(0.1, 1))
+    assert not torch.equal(noisy, carried(0.1, 2))
+    assert torch.equal(noisy[[0, 1, 2, 5]], plain[[0, 1, 2, 5]])
+    assert (noisy[[3, 4]] != plain[[3, 4]]).all()
+    assert (noisy - plain).abs().max() < 0.5
+    assert torch.equal(carried(0.1, 1, GRADIENT), carried(0.0, 1, GRADIENT))
+
+
+def test_grow_after_the_last_block() -> None:
+    mutation = grow(SEED, out_channels=12)
+    assert mutation.after.channels == (4, 6, 8, 12)
+    assert mutation.after.blocks[:3] == SEED.blocks
+    assert mutation.after.blocks[3] == Block(12, pool=False, residual=True)
+    assert mutation.origins == (0, 1, 2, None)
+    assert mutation.spaces[-1].index == (*range(8), NEW, NEW, NEW, NEW)
+    assert grow(SEED).after.channels == (4, 6, 8, 8)
+
+
+def test_grow_in_between() -> None:
+    mutation = grow(SEED, position=1, out_channels=5)
+    assert mutation.after.channels == (4, 5, 6, 8)
+    assert mutation.origins == (0, None, 1, 2)
+    assert mutation.maps["blocks.2.conv.weight"].source == "blocks.1.conv.weight"
+    assert mutation.maps["blocks.1.conv.weight"].source is None
+    assert mutation.after.sides() == (16, 8, 8, 4, 2)
+
+
+def test_a_fresh_block_pools_as_the_others_do() -> None:
+    assert grow(SEED, mode="fresh", out_channels=5).after.blocks[-1] == Block(5)
+    unpooled = Architecture.seed([4], resolution=16, pooling=False)
+    assert grow(unpooled, mode="fresh").after.blocks[-1] == Block(4, pool=False)
+
+
+def test_widen_repeats_every_channel_equally_often() -> None:
+    mutation = widen(SEED, 1, channels=20, seed=3)
+    assert mutation.after.channels == (4, 20, 8)
+    assert mutation.spaces[2].index[:6] == (0, 1, 2, 3, 4, 5)
+    counts = [mutation.spaces[2].index.count(c) for c in range(6)]
+    assert min(counts) >= 3
+    assert max(counts) <= 4
+    assert widen(SEED, 1, channels=20, seed=3) == mutation
+    assert widen(SEED, 1, channels=20, seed=4).spaces != mutation.spaces
+    assert widen(SEED, 1).after.channels == (4, 9, 8)
+    assert widen(SEED, 1, mode="zero").spaces[2].index[6:] == (NEW, NEW, NEW)
+
+
+def test_prune_keeps_the_order_of_channels() -> None:
+    mutation = prune(SEED, [[3, 0], range(6), [7]])
+    assert mutation.after.channels == (2, 6, 1)
+    assert mutation.spaces[1].index == (0, 3)
+    assert mutation.target == {"removed": {"0": [1, 2], "2": [0, 1, 2, 3, 4, 5, 6]}}
+
+
+def test_shortcuts_are_routed_only_when_channels_moved() -> None:
+    def routed(architecture: Architecture) -> list[bool]:
+        return [block.routed for block in architecture.blocks]
+
+    assert routed(widen(RESIDUAL, 1, channels=8).after) == [False, True, True]
+    assert routed(widen(RESIDUAL, 1, channels=8, mode="zero").after) == [False] * 3
+    assert routed(prune(RESIDUAL, [[0, 1], [0, 1, 2], [0, 1, 2]]).after) == [False] * 3
+    assert routed(prune(RESIDUAL, [[0, 1, 2, 3], [1, 2], [1, 2]]).after) == [False, True, False]
+    assert routed(grow(RESIDUAL, position=1).after) == [False] * 4
+    assert not any(routed(widen(SEED, 1).after))
+
+
+def test_what_a_mutation_did_is_plain_data() -> None:
+    for mutation in (
+        grow(SEED, out_channels=12),
+        widen(SEED, 1),
+        widen(SEED, 1, mode="zero"),
+        prune(SEED, [[0], [1], [2]]),
+    ):
+        assert json.loads(json.dumps(mutation.target)) == mutation.target
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (lambda: grow(SEED, position=0), "position 0: accepted 1 to 3"),
+        (lambda: grow(SEED, position=4), "position 4: accepted 1 to 3"),
+        (lambda: grow(SEED, out_channels=7), "use at least 8"),
+        (lambda: grow(SEED, out_channels=0, mode="fresh"), "out_channels 0"),
+        (lambda: grow(SEED, mode="fast"), "'fast': accepted preserve, fresh"),
+        (lambda: widen(SEED, 3), "block 3: accepted 0 to 2"),
+        (lambda: widen(SEED, 0, channels=4), "it has 4 already"),
+        (lambda: widen(SEED, 0, mode="copy"), "'copy': accepted duplicate, zero"),
+        (lambda: prune(SEED, [[0], [], [0]]), "block 1"),
+        (lambda: prune(SEED, [[0], [1], [8]]), "0 to 7"),
+        (lambda: prune(SEED, [[0], [1], [-1]]), "0 to 7"),
+        (lambda: prune(SEED, [[0], [1]]), "3 blocks"),
+    ],
+)
+def test_mistakes_say_what_is_accepted(mistake: object, message: str) -> None:
+    assert callable(mistake)
+    with pytest.raises(UserError, match=message):
+        mistake()

@@ -1,0 +1,268 @@
+"""The program, run whole on tiny data."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from sseg_nase import stages
+from sseg_nase.config.compose import load
+from sseg_nase.errors import UserError
+from sseg_nase.nets.architecture import Architecture
+from sseg_nase.run import run, run_name
+from sseg_nase.training import checkpoint
+
+TINY = ["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "tracking=jsonl"]
+MUTATION_KEYS = [
+    "index", "epoch", "step", "kind", "target", "trigger", "before", "after",
+    "function_delta", "loss_before", "loss_after", "fitness", "seconds", "accepted",
+]  # fmt: skip
+TIMES = ("seconds", "latency_ms_b1", "latency_ms_b64")
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+def ran(*overrides: str) -> tuple[Path, dict[str, Any], list[dict[str, Any]]]:
+    """Run and return the directory, `results.json` and the lines of `mutations.jsonl`."""
+    directory = run(load([*TINY, *overrides]), [*TINY, *overrides])
+    results = json.loads((directory / "results.json").read_text())
+    path = directory / "mutations.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return directory, results, [json.loads(line) for line in lines]
+
+
+def without_times(results: dict[str, Any]) -> dict[str, Any]:
+    results = copy.deepcopy(results)
+    for section in (results, results["efficiency"]):
+        for key in TIMES:
+            section.pop(key, None)
+    return results
+
+
+@pytest.mark.parametrize("ablation", ["A1", "A2", "A3", "A4", "A5", "A6", "A7"])
+def test_every_ablation_runs_end_to_end(ablation: str) -> None:
+    directory, results, mutations = ran(f"ablation={ablation}")
+    assert json.loads((directory / "status.json").read_text()) == {
+        "status": "FINISHED",
+        "error": None,
+    }
+    assert set(results) == {
+        "schema", "fingerprint", "status", "seconds", "architecture", "fewshot",
+        "fewshot_untrained", "efficiency", "mutations", "images_seen",
+    }  # fmt: skip
+    assert set(results["fewshot"]) == {"digits/val/5w1s", "digits/val/5w5s"}
+    for result in results["fewshot"].values():
+        assert 0 <= result["accuracy"] <= 100
+        assert result["episodes"] == 20
+        assert result["transductive"] is False
+    kinds = {record["kind"] for record in mutations}
+    assert ("PRUNE" in kinds) == (ablation in ("A6", "A7"))
+    assert bool(kinds & {"GROW", "WIDEN"}) == (ablation not in ("A1", "A2"))
+    config = load([*TINY, f"ablation={ablation}"])
+    expected = 0 if ablation == "A1" else config.pretrain.epochs * config.pretrain.images_per_epoch
+    assert results["images_seen"] == {
+        "synthetic": expected,
+        "real_unlabeled": 0,
+        "real_labeled": 0,
+    }
+    if ablation == "A1":
+        assert results["fewshot"] == results["fewshot_untrained"]
+        assert not (directory / "checkpoints").exists()
+    else:
+        state = checkpoint.load(directory / "checkpoints" / "last.pt")
+        assert (state["teacher"] is not None) == (ablation in ("A5", "A7"))
+        assert state["fingerprint"] == results["fingerprint"]
+
+
+def test_the_records_tell_how_the_architecture_came_to_be() -> None:
+    directory, results, mutations = ran("pretrain.epochs=6", "evolution.max_repeats=1")
+    assert [record["index"] for record in mutations] == list(range(len(mutations)))
+    accepted = [record for record in mutations if record["accepted"]]
+    assert {record["kind"] for record in accepted} == {"GROW", "WIDEN", "PRUNE"}
+    assert results["mutations"] == len(accepted)
+    seed = Architecture.seed((16, 32, 64), resolution=16)
+    current = {key: seed.summary()[key] for key in ("blocks", "channels", "params", "macs")}
+    for record in mutations:
+        assert list(record) == MUTATION_KEYS
+        assert record["before"] == current
+        changed = record["after"]["params"] - record["before"]["params"]
+        assert changed < 0 if record["kind"] == "PRUNE" else changed > 0
+        current = record["after"] if record["accepted"] else current
+        if record["kind"] == "GROW":
+            assert record["function_delta"] < 1e-12
+    final = results["architecture"]
+    assert current == {key: final[key] for key in current}
+    stored = Architecture.from_dict(json.loads((directory / "architecture.json").read_text()))
+    assert stored.summary() == final
+    assert final["flops"] == 2 * final["macs"] == results["efficiency"]["flops"]
+    assert final["params"] == results["efficiency"]["params"]
+
+
+def test_the_same_command_gives_the_same_results() -> None:
+    (_, first, first_mutations), (_, second, second_mutations) = ran("seed=3"), ran("seed=3")
+    assert without_times(first) == without_times(second)
+    for a, b in zip(first_mutations, second_mutations, strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+    assert without_times(ran("seed=4")[1])["fewshot"] != without_times(first)["fewshot"]
+
+
+def test_a_checkpoint_is_judged_as_it_was_at_the_end_of_its_run() -> None:
+    directory, results, _ = ran()
+    file = directory / "checkpoints" / "last.pt"
+    _, again, _ = ran("task=evaluate", f"checkpoint={file}")
+    assert again["fewshot"] == results["fewshot"]
+    assert again["architecture"] == results["architecture"]
+    assert again["images_seen"] == results["images_seen"]
+    assert again["mutations"] == results["mutations"]
+
+
+def test_natural_images_are_counted_as_real() -> None:
+    _, results, _ = ran("curriculum=progressive", "pretrain.epochs=5")
+    seen = results["images_seen"]
+    assert seen["real_unlabeled"] > 0
+    assert seen["synthetic"] + seen["real_unlabeled"] == 5 * 64
+
+
+def test_every_dataset_of_a_run_is_judged() -> None:
+    _, results, _ = ran(
+        "ablation=A1", "evaluation.datasets=[digits]", "evaluation.ways=3", "evaluation.shots=[2]"
+    )
+    assert list(results["fewshot"]) == ["digits/val/3w2s"]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["ssl.distillation_weight=0"],
+        ["backbone.embedding=flatten", "evolution.grow_mode=fresh"],
+        ["backbone.residual=true", "backbone.activation=gelu"],
+        ["backbone.batch_norm=false", "optimizer=sgd"],
+        ["evolution.widen_mode=zero", "optimizer=adam", "scheduler=step"],
+        ["hardware.gradient_accumulation_steps=3", "scheduler=constant"],
+        ["hardware.gradient_checkpointing=true", "hardware.channels_last=false"],
+        ["curriculum.perturbation=0.05", "curriculum=mixed"],
+        ["sparsity.importance=magnitude"],
+        ["sparsity.importance=random", "evaluation.normalize=l2n", "evaluation.metric=euclidean"],
+    ],
+)
+def test_options_run_end_to_end(overrides: list[str]) -> None:
+    ran(*overrides)
+
+
+def test_rolled_back_mutations_leave_everything_as_it_was() -> None:
+    # Losses that rise by any amount are refused: no noise-free mutation lowers them by 90 %.
+    directory, results, mutations = ran(
+        "evolution.rollback_tolerance=0",
+        "evolution.widen_noise=1",
+        "evolution.operators=[widen]",
+        "sparsity.rollback_tolerance=0",
+    )
+    refused = [record for record in mutations if not record["accepted"]]
+    assert refused
+    for record in refused:
+        assert record["loss_after"] > record["loss_before"]
+    accepted = [record for record in mutations if record["accepted"]]
+    last = accepted[-1]["after"] if accepted else mutations[0]["before"]
+    assert results["architecture"]["channels"] == last["channels"]
+
+
+def test_curriculum_draws_every_level() -> None:
+    directory = run(load([*TINY, "task=curriculum", "dataset.image_size=32"]))
+    names = {path.name for path in directory.glob("preview_*.png")}
+    assert names == {f"preview_{n}.png" for n in ("BASIC", "TEXTURE", "OBJECT", "ADVERSARIAL")}
+    table = (directory / "difficulty.md").read_text().splitlines()
+    difficulties = [float(line.split("|")[-2]) for line in table[2:]]
+    assert difficulties == sorted(difficulties)
+    assert len(difficulties) == 4
+
+
+def test_a_failure_of_ours_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> None:
+        raise ZeroDivisionError("on purpose")
+
+    monkeypatch.setattr(stages, "pretrain", broken)
+    with pytest.raises(ZeroDivisionError):
+        run(load([*TINY, "experiment_name=broken"]))
+    (status,) = Path("runs/broken").glob("*/status.json")
+    recorded = json.loads(status.read_text())
+    assert recorded["status"] == "FAILED"
+    assert recorded["error"] == "ZeroDivisionError: on purpose"
+    assert "Traceback" in recorded["traceback"]
+
+
+def test_an_interrupt_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "pretrain", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(load([*TINY, "experiment_name=stopped"]))
+    (status,) = Path("runs/stopped").glob("*/status.json")
+    assert json.loads(status.read_text())["status"] == "INTERRUPTED"
+
+
+def test_names_and_files_of_a_run() -> None:
+    overrides = ["ablation=A1", "seed=1"]
+    directory, _, _ = ran(*overrides)
+    assert yaml.safe_load((directory / "overrides.yaml").read_text()) == [*TINY, *overrides]
+    stored = yaml.safe_load((directory / "config.yaml").read_text())
+    assert stored["seed"] == 1
+    assert stored["hardware"]["batch_size"] == 16
+    kinds = [json.loads(s)["kind"] for s in (directory / "events.jsonl").read_text().splitlines()]
+    assert "stage" in kinds
+    config = load(TINY)
+    assert run_name(config, []) == "debug"
+    assert run_name(config, ["paths.output_dir=x", "tracking.uri=y", "seed=1"]) == "seed=1"
+
+
+MISTAKES = [
+    (["paths.output_dir=file/runs"], "paths.output_dir"),
+    (["dataset=cifar_fs", "dataset.root=nowhere"], "nowhere"),
+    (["dataset=folder", "dataset.root=nowhere"], "nowhere"),
+    (["evaluation.ways=6"], "evaluation.ways"),
+    (["evaluation.queries=500"], "evaluation.queries"),
+    (["evaluation.split=test"], "test"),
+    (["task=evaluate", "checkpoint=nowhere.pt"], "nowhere.pt"),
+    (["task=evaluate", "checkpoint=file"], "file"),
+    (["tracking=server", "tracking.uri=http://127.0.0.1:9", "tracking.required=true"], "9"),
+    (["hardware.batch_size=128"], "hardware.batch_size"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "named"), MISTAKES)
+def test_mistakes_found_at_run_time(overrides: list[str], named: str) -> None:
+    Path("file").write_text("not a folder, not a checkpoint")
+    with pytest.raises(UserError) as caught:
+        run(load([*TINY, *overrides]))
+    assert named in str(caught.value)
+    for status in Path("runs").glob("*/*/status.json"):
+        assert json.loads(status.read_text())["status"] == "FAILED"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_gpu_profile_without_a_gpu() -> None:
+    with pytest.raises(UserError, match="no CUDA device"):
+        run(load([*TINY[:1], "hardware=rtx3060"]))
+    config = load(["debug=tiny", "hardware=rtx3060", "hardware.accelerator=cpu", "tracking=jsonl"])
+    run(config)
+
+
+def test_exit_codes_of_the_program() -> None:
+    def code(*overrides: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "sseg_nase", *TINY, *overrides]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    assert code("ablation=A1")[0] == 0
+    status, text = code("dataset=folder", "dataset.root=nowhere")
+    assert status == 2
+    assert "Traceback" not in text
+    assert "nowhere" in text
