@@ -105,6 +105,7 @@ def run(config: Config, overrides: Sequence[str] = ()) -> Path:
         raise
     except BaseException as error:
         _end(this, FAILED, f"{type(error).__name__}: {error}", traceback.format_exc())
+        error.run_dir = directory  # type: ignore[attr-defined]  # where the entry point points to
         raise
     return directory
 

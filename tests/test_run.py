@@ -159,7 +159,7 @@ def test_options_run_end_to_end(overrides: list[str]) -> None:
 
 def test_rolled_back_mutations_leave_everything_as_it_was() -> None:
     # Losses that rise by any amount are refused: no noise-free mutation lowers them by 90 %.
-    directory, results, mutations = ran(
+    _, results, mutations = ran(
         "evolution.rollback_tolerance=0",
         "evolution.widen_noise=1",
         "evolution.operators=[widen]",

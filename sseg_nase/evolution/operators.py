@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,9 +42,9 @@ def apply(mutation: Mutation, state: TrainingState) -> TrainingState:
     """
     fresh = _fresh_learner(mutation, state.student)
     maps = mutation.learner_maps(list(fresh))
-    unknown = sorted(set(state.student) - {m.source for m in maps.values()})
-    if unknown:
-        raise KeyError(f"the mutation does not know {', '.join(unknown)}")
+    _check_known(maps, state.student, "the student's")
+    _check_known(maps, state.moments, "the optimizer state's")
+    _check_known(mutation.maps, state.teacher or {}, "the teacher's")
     student = carry(maps, state.student, fresh)
     teacher = None
     if state.teacher is not None:
@@ -58,6 +58,12 @@ def apply(mutation: Mutation, state: TrainingState) -> TrainingState:
                 for key, value in state.moments[source].items()
             }
     return TrainingState(student, teacher, moments)
+
+
+def _check_known(maps: Mapping[str, TensorMap], names: Iterable[str], whose: str) -> None:
+    unknown = sorted(set(names) - {m.source for m in maps.values()})
+    if unknown:
+        raise KeyError(f"the mutation does not know {whose} {', '.join(unknown)}")
 
 
 def _carry_moment(key: str, value: Any, tensor_map: TensorMap, fresh: Tensor) -> Any:
@@ -74,7 +80,8 @@ def _fresh_learner(mutation: Mutation, student: Mapping[str, Tensor]) -> dict[st
     fresh = {f"backbone.{name}": tensor for name, tensor in fresh_state(mutation).items()}
     generator = torch.Generator().manual_seed((mutation.seed + 1) % 2**63)
     hidden, out = student["head.fc1.weight"].shape[0], student["head.fc2.weight"].shape[0]
-    head = ProjectionHead(mutation.after.features, hidden, out, generator=generator)
+    with torch.random.fork_rng(devices=[]):  # layers draw from the global generator, too
+        head = ProjectionHead(mutation.after.features, hidden, out, generator=generator)
     fresh.update({f"head.{name}": tensor for name, tensor in head.state_dict().items()})
     return fresh
 
@@ -83,9 +90,10 @@ def build_learner(mutation: Mutation, state: TrainingState, *, like: nn.Module) 
     """A `Learner` of `mutation.after` with `state.student`; device and mode are those of `like`."""
     hidden = state.student["head.fc1.weight"].shape[0]
     out = state.student["head.fc2.weight"].shape[0]
-    learner = Learner(
-        EvolvableCNN(mutation.after), ProjectionHead(mutation.after.features, hidden, out)
-    )
+    with torch.random.fork_rng(devices=[]):
+        learner = Learner(
+            EvolvableCNN(mutation.after), ProjectionHead(mutation.after.features, hidden, out)
+        )
     parameter = next(like.parameters())
     learner.to(device=parameter.device, dtype=parameter.dtype).train(like.training)
     learner.load_state_dict(dict(state.student))
@@ -104,7 +112,7 @@ def named_moments(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[s
 def load_moments(
     optimizer: torch.optim.Optimizer, module: nn.Module, moments: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Put `moments` (by parameter name) into a new optimizer over `module`'s parameters."""
+    """Put a copy of `moments` (by parameter name) into a new optimizer over `module`."""
     parameters = dict(module.named_parameters())
     unmatched = sorted(set(moments) - set(parameters))
     if unmatched:
@@ -112,6 +120,11 @@ def load_moments(
     for name, state in moments.items():
         parameter = parameters[name]
         optimizer.state[parameter] = {
-            key: value.to(parameter.device) if isinstance(value, Tensor) and value.dim() else value
+            key: _placed(value, parameter) if isinstance(value, Tensor) else value
             for key, value in state.items()
         }
+
+
+def _placed(value: Tensor, parameter: Tensor) -> Tensor:
+    """A copy on the parameter's device; step counts stay where the optimizer keeps them."""
+    return value.to(parameter.device, copy=True) if value.dim() else value.clone()

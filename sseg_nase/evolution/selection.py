@@ -22,15 +22,16 @@ class Caps:
     def violation(self, architecture: Architecture) -> str | None:
         """What `architecture` exceeds, in words, or None. Limits on params and flops are strict."""
         flops = 2 * architecture.macs(self.resolution)
-        found = {
-            "blocks": (len(architecture.blocks), self.max_blocks),
-            "channels": (max(architecture.channels), self.max_channels),
-            "params": (architecture.params + 1, self.max_params),
-            f"flops at {self.resolution} px": (flops + 1, self.max_flops),
+        params = architecture.params
+        limits = {
+            "blocks": (len(architecture.blocks), self.max_blocks, "over"),
+            "channels": (max(architecture.channels), self.max_channels, "over"),
+            "params": (params, self.max_params, "not under"),
+            f"flops at {self.resolution} px": (flops, self.max_flops, "not under"),
         }
-        for what, (value, cap) in found.items():
-            if value > cap:
-                return f"{what} {value:,} over the cap of {cap:,}"
+        for what, (value, cap, relation) in limits.items():
+            if value > cap or (value == cap and relation == "not under"):
+                return f"{what} {value:,} {relation} the cap of {cap:,}"
         return None
 
 

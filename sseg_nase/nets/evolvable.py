@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,6 +69,28 @@ class ConvBlock(nn.Module):
         return F.max_pool2d(y, 2) if self.pool and pools(min(y.shape[-2:])) else y
 
 
+class _Recomputation(AbstractContextManager[None]):
+    """A block that runs again for its gradients does not count its batch statistics twice."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.norm = block.norm
+
+    def __enter__(self) -> None:
+        if isinstance(self.norm, nn.BatchNorm2d):
+            self.kept = self.norm.momentum, self.norm.num_batches_tracked
+            self.norm.momentum, self.norm.num_batches_tracked = 0.0, None
+
+    def __exit__(self, *error: object) -> None:
+        if isinstance(self.norm, nn.BatchNorm2d):
+            self.norm.momentum, self.norm.num_batches_tracked = self.kept
+
+
+def _checkpoint_contexts(
+    block: nn.Module,
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _Recomputation(block)
+
+
 class EvolvableCNN(nn.Module):
     """A chain of `ConvBlock`s; `architecture` describes it fully (JSON through `to_dict`).
 
@@ -103,7 +127,8 @@ class EvolvableCNN(nn.Module):
         """
         for index, block in enumerate(self.blocks):
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
+                contexts = partial(_checkpoint_contexts, block)
+                x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
             else:
                 x = block(x)
             if masks is not None:
@@ -127,11 +152,13 @@ class EvolvableCNN(nn.Module):
         return True
 
     def become(self, change: mutation.Mutation) -> None:
-        """Apply `change` to this network in place: same device, dtype and mode."""
+        """Apply `change` to this network in place: same device, dtype, mode and `requires_grad`."""
         like, training = next(self.parameters()), self.training
         state = mutation.carry(change.maps, self.state_dict(), fresh_state(change))
-        self._build(change.after, None)
+        with torch.random.fork_rng(devices=[]):
+            self._build(change.after, None)
         self.to(device=like.device, dtype=like.dtype).train(training)
+        self.requires_grad_(like.requires_grad)
         self.load_state_dict(state)
 
 
@@ -141,7 +168,8 @@ def fresh_state(change: mutation.Mutation) -> dict[str, Tensor]:
     Drawn from `change.seed`, so student, teacher and every process get the same.
     """
     generator = torch.Generator().manual_seed(change.seed)
-    state = EvolvableCNN(change.after, generator=generator).state_dict()
+    with torch.random.fork_rng(devices=[]):  # layers draw from the global generator, too
+        state = EvolvableCNN(change.after, generator=generator).state_dict()
     for name in change.zeroed:
         state[name].zero_()
     return state

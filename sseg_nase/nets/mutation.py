@@ -81,7 +81,8 @@ class ChannelMap:
 class TensorMap:
     """Where a tensor's entries come from: axis 0 follows `out`, axis 1 follows `into`.
 
-    `source` None: the tensor is new. `blank`: new entries are 0 instead of freshly initialised.
+    `source` None: the tensor is new. `blank`: new entries are 0 instead of freshly initialised,
+    except that silent channels join the shortcut at once, channel j in channel j mod C'.
     `noise`: relative noise on rows that repeat a source, to break their symmetry.
     """
 
@@ -111,8 +112,12 @@ class Mutation:
     def __post_init__(self) -> None:
         # Positions differ only when a fresh, pooling block changed a flattened map: all is new.
         same = self.before.positions == self.after.positions
-        last = self.spaces[-1] if same else _all_new(self.after.channels[-1], 0)
-        object.__setattr__(self, "features", last.spread(self.after.positions))
+        features = (
+            self.spaces[-1].spread(self.after.positions)
+            if same
+            else _all_new(self.after.features, self.before.features)
+        )
+        object.__setattr__(self, "features", features)
 
     @cached_property
     def maps(self) -> dict[str, TensorMap]:
@@ -168,16 +173,21 @@ def carry(
     """Take named tensors across a mutation.
 
     `fresh` holds every new tensor as newly initialised (zeros for moments): new entries stay as
-    they are there. `like` says how the entries scale: VALUE for weights and statistics, GRADIENT
-    for first moments, SQUARED_GRADIENT for second moments. Raises `KeyError` for a tensor without
-    a source or a map: nothing is dropped in silence.
+    they are there, in the type and on the device of `old`. `like` says how the entries scale:
+    VALUE for weights and statistics, GRADIENT for first moments, SQUARED_GRADIENT for second
+    moments. Raises `KeyError` for a tensor without a source or a map, `ValueError` for one whose
+    size is not the one its map was made for: nothing is dropped in silence.
     """
     unmapped = sorted(set(fresh) - set(maps))
     if unmapped:
         raise KeyError(f"no map for {', '.join(unmapped)}")
+    reference = next((tensor for tensor in old.values() if tensor.is_floating_point()), None)
     carried = {}
     for name, target in fresh.items():
         tensor_map = maps[name]
+        if reference is not None:
+            dtype = reference.dtype if target.is_floating_point() else target.dtype
+            target = target.to(device=reference.device, dtype=dtype)
         if tensor_map.source is None:
             carried[name] = target.clone()
         elif tensor_map.source not in old and tensor_map.blank:
@@ -189,8 +199,20 @@ def carry(
             )
             carried[name] = _move(tensor_map, identity, target, like)
         else:
-            carried[name] = _move(tensor_map, old[tensor_map.source], target, like)
+            source = old[tensor_map.source]
+            _check_size(tensor_map, source)
+            carried[name] = _move(tensor_map, source, target, like)
     return carried
+
+
+def _check_size(tensor_map: TensorMap, source: Tensor) -> None:
+    for axis, channel_map in enumerate((tensor_map.out, tensor_map.into)):
+        if channel_map is not None and source.shape[axis] != channel_map.old:
+            expected = list(source.shape)
+            expected[axis] = channel_map.old
+            raise ValueError(
+                f"{tensor_map.source} is {list(source.shape)}, the mutation was made for {expected}"
+            )
 
 
 def _move(tensor_map: TensorMap, source: Tensor, target: Tensor, like: str) -> Tensor:
@@ -202,7 +224,12 @@ def _move(tensor_map: TensorMap, source: Tensor, target: Tensor, like: str) -> T
         if len(columns):
             new[kept_rows[:, None], columns] = 0
     if like == VALUE and tensor_map.blank:
+        assert into is not None
         new.zero_()
+        if into.silent:
+            # Past an activation that is flat at 0, a silent channel learns through the shortcut.
+            added = [j for j, i in enumerate(into.index) if i == NEW]
+            new[[j % new.shape[0] for j in added], added] = 1
     rows, row_from, row_copies = _axis(out, new.shape[0] if new.dim() else 0)
     values = source
     if out is not None:
@@ -276,6 +303,8 @@ def grow(
         )
     width = before.channels[position - 1]
     out_channels = width if out_channels is None else out_channels
+    if out_channels < 1:
+        raise UserError(f"GROW out_channels {out_channels}: use at least 1")
     modes = {"preserve": _grow_preserving, "fresh": _grow_fresh}
     if mode not in modes:
         raise UserError(f"GROW mode '{mode}': accepted {', '.join(modes)}")
@@ -364,7 +393,11 @@ def prune(before: Architecture, kept: Sequence[Sequence[int]]) -> Mutation:
 
     The result computes what the network with all other channels masked to 0 computes.
     """
-    assert len(kept) == len(before.blocks), (len(kept), len(before.blocks))
+    if len(kept) != len(before.blocks):
+        raise UserError(
+            f"PRUNE of {len(before.blocks)} blocks: name the channels to keep of every one, "
+            f"not of {len(kept)}"
+        )
     spaces = [ChannelMap.same(before.in_channels)]
     after = before
     for number, channels in enumerate(kept):

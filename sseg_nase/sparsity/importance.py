@@ -20,7 +20,8 @@ def _magnitude(parameter: Tensor, gradient: Tensor, generator: torch.Generator) 
 
 
 def _random(parameter: Tensor, gradient: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(parameter.shape, generator=generator).to(parameter)
+    # One number per channel: a sum over its weights would hardly vary where there are many.
+    return torch.rand(len(parameter), generator=generator).to(parameter)
 
 
 IMPORTANCE: Mapping[str, Callable[[Tensor, Tensor, torch.Generator], Tensor]] = {

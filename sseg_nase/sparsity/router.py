@@ -56,13 +56,13 @@ class SparseRouter:
         self, model: EvolvableCNN, x: Tensor, use_negative_path: bool = False
     ) -> Tensor:
         """Embed `[B, 3, H, W]` with the kept channels only, or with the left-out ones only."""
-        masks = self._masks()
+        masks = self._masks(model)
         chosen = masks.negative if use_negative_path else masks.positive
         return model(x, masks=[mask.to(x.device) for mask in chosen])
 
     def prune_permanently(self, model: EvolvableCNN) -> Mutation:
         """Remove the left-out channels from `model` in place; returns the mutation it was."""
-        mutation = prune(model.architecture, self._masks().kept)
+        mutation = prune(model.architecture, self._masks(model).kept)
         model.become(mutation)
         self.masks = None
         return mutation
@@ -74,7 +74,10 @@ class SparseRouter:
         kept = tuple(int(mask.sum()) for mask in masks.positive)
         return SparsityStatistics(channels, kept, 1 - sum(kept) / sum(channels))
 
-    def _masks(self) -> ComplementaryMasks:
+    def _masks(self, model: EvolvableCNN | None = None) -> ComplementaryMasks:
         if self.masks is None:
             raise RuntimeError("call update_masks first: there are no masks yet")
+        widths = tuple(len(mask) for mask in self.masks.positive)
+        if model is not None and model.architecture.channels != widths:
+            raise RuntimeError("call update_masks again: the network has changed since")
         return self.masks

@@ -35,7 +35,7 @@ from sseg_nase.nets.mutation import (
     widen,
 )
 
-SEQUENCES = 24
+SEQUENCES = 60
 STEPS = 5
 EXACT = 1e-10
 
@@ -63,7 +63,9 @@ def drawn_architecture(rng: random.Random) -> Architecture:
         activation=rng.choice(("relu", "gelu")),
         batch_norm=rng.random() < 0.7,
         # Flattened large maps would only make the head large.
-        embedding="flatten" if sum(b.pool for b in blocks) >= 2 and rng.random() < 0.6 else "average",
+        embedding="flatten"
+        if sum(b.pool for b in blocks) >= 2 and rng.random() < 0.6
+        else "average",
     )
 
 
@@ -123,7 +125,7 @@ def projections_of(
 
 
 def relative(changed: Tensor, reference: Tensor) -> float:
-    return ((changed - reference).norm() / reference.norm()).item()
+    return ((changed - reference).norm() / reference.norm().clamp_min(1e-12)).item()
 
 
 def snapshot(state: TrainingState) -> TrainingState:
@@ -157,7 +159,9 @@ def check_function(mutation: Mutation, old: Learner, new: Learner, images: Tenso
         after = projections_of(new, images, training=training)
         assert relative(after, before) <= EXACT, (mutation.kind, mutation.target, training)
     if masks is not None:
-        before = projections_of(copy.deepcopy(old).float(), images.float(), training=False, masks=masks)
+        before = projections_of(
+            copy.deepcopy(old).float(), images.float(), training=False, masks=masks
+        )
         after = projections_of(copy.deepcopy(new).float(), images.float(), training=False)
         assert relative(after, before) <= 1e-5
 
@@ -289,22 +293,27 @@ def test_moments_move_as_gradients_do(
     # Once through a mutation already, so that shortcuts are routed where there are any.
     routing = widen(before, 1, channels=before.channels[1] + 3, seed=4)
     learner = make_learner(before, 1)
-    learner = build_learner(routing, apply(routing, TrainingState(learner.state_dict())), like=learner)
+    learner = build_learner(
+        routing, apply(routing, TrainingState(learner.state_dict())), like=learner
+    )
     assert any(block.routed for block in routing.after.blocks) == (base is RESIDUAL)
     images = make_images(before, 2)
     for block in range(len(before.blocks)):
         channels = 3 * routing.after.channels[block] - 1  # copies in twos and threes
         mutation = widen(routing.after, block, channels=channels, seed=block)
-        new = build_learner(mutation, apply(mutation, TrainingState(learner.state_dict())), like=learner)
+        new = build_learner(
+            mutation, apply(mutation, TrainingState(learner.state_dict())), like=learner
+        )
         old_gradients, gradients = gradients_of(learner, images), gradients_of(new, images)
         maps = mutation.learner_maps(list(gradients))
         zeros = {name: torch.zeros_like(gradient) for name, gradient in gradients.items()}
         carried = carry(maps, old_gradients, zeros, like=GRADIENT)
         squares = {name: gradient**2 for name, gradient in old_gradients.items()}
         carried_squares = carry(maps, squares, zeros, like=SQUARED_GRADIENT)
+        # Some gradients are 0 but for rounding: a shift before the head's norm changes nothing.
+        scale = max(gradient.abs().max().item() for gradient in gradients.values())
         for name, gradient in gradients.items():
-            scale = gradient.abs().max().item()
-            assert torch.allclose(carried[name], gradient, rtol=1e-9, atol=1e-11 * scale), name
+            assert torch.allclose(carried[name], gradient, rtol=1e-9, atol=1e-12 * scale), name
             assert torch.allclose(carried_squares[name], carried[name] ** 2, rtol=1e-12, atol=0)
 
 
@@ -354,7 +363,7 @@ def test_a_preserving_block_learns_in_every_channel(
     if position == len(before.blocks):
         fresh = [j for j, i in enumerate(mutation.features.index) if i == NEW]
         assert (moved["head.fc1.weight"] != old["head.fc1.weight"])[:, fresh].any(0).all()
-    else:
+    elif activation == "gelu":  # a ReLU may silence a channel by its values: that is its right
         columns = (moved[consumer] != old[consumer])[:, width:]
         assert columns.transpose(0, 1).flatten(1).any(1).all()
 
@@ -436,10 +445,8 @@ def _without_noise(mutation: Mutation, state: TrainingState) -> Mapping[str, Ten
 @pytest.mark.parametrize("embedding", ["average", "flatten"])
 @pytest.mark.parametrize("position", [1, 2, 3])
 @pytest.mark.parametrize("base", [PLAIN, RESIDUAL], ids=["plain", "residual"])
-def test_a_fresh_block_builds_and_trains(
-    base: Architecture, position: int, embedding: str
-) -> None:
-    before = replace(base, embedding=embedding)
+def test_a_fresh_block_builds_and_trains(base: Architecture, position: int, embedding: str) -> None:
+    before = replace(base, embedding=embedding, resolution=32)
     mutation = grow(before, position=position, out_channels=8, mode="fresh", seed=2)
     learner = make_learner(before, 3)
     optimizer = OPTIMIZERS["adamw"](learner)
@@ -487,7 +494,9 @@ def stepped(name: str, steps: int = 2) -> tuple[Learner, torch.optim.Optimizer]:
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("mutation", [grow(PLAIN, out_channels=8), prune(PLAIN, [[0, 3], [1], [2, 5]])])
+@pytest.mark.parametrize(
+    "mutation", [grow(PLAIN, out_channels=8), prune(PLAIN, [[0, 3], [1], [2, 5]])]
+)
 def test_every_optimizer_goes_on_with_its_state(name: str, mutation: Mutation) -> None:
     learner, optimizer = stepped(name)
     state = TrainingState(learner.state_dict(), None, named_moments(optimizer, learner))
@@ -563,7 +572,7 @@ def test_a_missing_tensor_is_named(part: str) -> None:
     prefix = "backbone." if part == "student" else ""
     name = f"{prefix}blocks.1.conv.weight"
     left = {n: tensor for n, tensor in getattr(state, part).items() if n != name}
-    with pytest.raises(KeyError, match="blocks.1.conv.weight"):
+    with pytest.raises(KeyError, match=r"blocks\.1\.conv\.weight"):
         apply(widen(PLAIN, 0), replace(state, **{part: left}))
 
 
@@ -581,7 +590,7 @@ def test_strangers_in_an_optimizer_raise() -> None:
         named_moments(optimizer, make_learner(PLAIN, 3))
     moments = named_moments(optimizer, learner)
     small = make_learner(Architecture.seed([5, 4], resolution=16), 3)
-    with pytest.raises(KeyError, match="blocks.2"):
+    with pytest.raises(KeyError, match=r"blocks\.2"):
         load_moments(OPTIMIZERS["adamw"](small), small, moments)
 
 
@@ -620,6 +629,7 @@ def test_applying_is_repeatable_and_leaves_the_global_generator_alone() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_mutations_follow_their_device() -> None:
     learner = make_learner(RESIDUAL, 1).cuda()
     optimizer = OPTIMIZERS["adamw"](learner)

@@ -155,10 +155,13 @@ def test_shortcuts_are_routed_only_when_channels_moved() -> None:
         return [block.routed for block in architecture.blocks]
 
     assert routed(widen(RESIDUAL, 1, channels=8).after) == [False, True, True]
-    assert routed(widen(RESIDUAL, 1, channels=8, mode="zero").after) == [False] * 3
+    assert routed(widen(RESIDUAL, 1, channels=8, mode="zero").after) == [False, False, True]
+    assert routed(widen(RESIDUAL, 2, channels=9, mode="zero").after) == [False] * 3
     assert routed(prune(RESIDUAL, [[0, 1], [0, 1, 2], [0, 1, 2]]).after) == [False] * 3
     assert routed(prune(RESIDUAL, [[0, 1, 2, 3], [1, 2], [1, 2]]).after) == [False, True, False]
     assert routed(grow(RESIDUAL, position=1).after) == [False] * 4
+    assert routed(grow(RESIDUAL, position=1, out_channels=6).after) == [False] * 4
+    assert routed(grow(RESIDUAL, position=1, out_channels=7).after) == [False, False, True, False]
     assert not any(routed(widen(SEED, 1).after))
 
 

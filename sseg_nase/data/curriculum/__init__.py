@@ -1,0 +1,1 @@
+"""The curriculum: drawing, difficulty, and the order of levels."""

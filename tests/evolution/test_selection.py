@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sseg_nase.evolution.selection import Caps, Options, candidates, fitness, penalty
+from sseg_nase.nets.architecture import Architecture
+from sseg_nase.nets.mutation import Mutation
+
+SEED = Architecture.seed([8, 12, 16], resolution=32)
+WIDE = Caps(12, 256, 1_000_000, 1_000_000_000, 84)
+OPTIONS = Options(expansion=1.5, grow_mode="preserve", widen_mode="duplicate", widen_noise=0.01)
+
+
+def proposed(
+    architecture: Architecture = SEED, caps: Caps = WIDE, **changes: Any
+) -> dict[str, Mutation]:
+    arguments: dict[str, Any] = {
+        "operators": ["grow", "widen"],
+        "sensitivity": [1.0] * len(architecture.blocks),
+        "options": OPTIONS,
+        "seed": 0,
+        **changes,
+    }
+    found = candidates(architecture, caps=caps, **arguments)
+    assert len({mutation.kind for mutation in found}) == len(found)
+    return {mutation.kind: mutation for mutation in found}
+
+
+def test_caps_at_the_edge() -> None:
+    flops = 2 * SEED.macs(84)
+    exact = Caps(3, 16, SEED.params + 1, flops + 1, 84)
+    assert exact.violation(SEED) is None
+    refused = {
+        "max_blocks": (2, "blocks 3 over the cap of 2"),
+        "max_channels": (15, "channels 16 over the cap of 15"),
+        "max_params": (SEED.params, f"params {SEED.params:,} not under the cap of {SEED.params:,}"),
+        "max_flops": (flops, f"flops at 84 px {flops:,} not under the cap of {flops:,}"),
+    }
+    for key, (value, words) in refused.items():
+        assert replace(exact, **{key: value}).violation(SEED) == words
+
+
+def test_flops_count_at_the_resolution_of_the_caps() -> None:
+    flops = {side: 2 * SEED.macs(side) for side in (32, 84)}
+    assert flops[84] > 5 * flops[32]
+    between = (flops[32] + flops[84]) // 2
+    assert Caps(9, 99, 10**6, between, 32).violation(SEED) is None
+    assert Caps(9, 99, 10**6, between, 84).violation(SEED) is not None
+
+
+def test_fitness_and_penalty_are_the_formula() -> None:
+    caps = Caps(12, 256, 50_000, 40_000_000, 84)
+    expected = 2 * SEED.macs(84) / 40_000_000 + SEED.params / 50_000
+    assert penalty(SEED, caps) == pytest.approx(expected, rel=1e-12)
+    assert fitness(0.7, SEED, caps, 0.1) == pytest.approx(0.7 - 0.1 * expected, rel=1e-12)
+    assert fitness(0.7, SEED, caps, 0.0) == 0.7
+    grown = proposed()["GROW"].after
+    assert fitness(0.7, grown, caps, 0.1) < fitness(0.7, SEED, caps, 0.1)
+
+
+def test_candidates_expand_by_the_ratio() -> None:
+    found = proposed()
+    assert found["GROW"].after.channels == (8, 12, 16, 24)
+    assert found["WIDEN"].noise == 0.01
+    assert sum(found["WIDEN"].after.channels) - sum(SEED.channels) == 4  # block 0: 8 to 12
+
+
+@pytest.mark.parametrize("block", [0, 1, 2])
+def test_the_most_sensitive_block_widens(block: int) -> None:
+    sensitivity = [0.2, 0.1, 0.3]
+    sensitivity[block] = 0.9
+    widened = proposed(sensitivity=sensitivity)["WIDEN"].after.channels
+    expected = list(SEED.channels)
+    expected[block] = round(1.5 * expected[block])
+    assert list(widened) == expected
+
+
+def test_a_block_that_the_caps_hold_back_gives_way_to_the_next() -> None:
+    caps = replace(WIDE, max_channels=16)
+    assert proposed(caps=caps, sensitivity=[0.1, 0.2, 0.9])["WIDEN"].target["block"] == 1
+    nearly = replace(WIDE, max_channels=17)
+    found = proposed(caps=nearly, sensitivity=[0.1, 0.2, 0.9])
+    assert found["WIDEN"].after.channels == (8, 12, 17)
+    assert found["GROW"].after.channels == (8, 12, 16, 17)
+
+
+def test_a_block_of_one_channel_widens_by_one_at_least() -> None:
+    narrow = Architecture.seed([1, 2], resolution=16)
+    options = replace(OPTIONS, expansion=1.1)
+    assert proposed(narrow, options=options, sensitivity=[1, 0])["WIDEN"].after.channels == (2, 2)
+
+
+def test_a_growth_too_wide_for_the_caps_is_as_wide_as_its_input() -> None:
+    wide = proposed()["GROW"].after
+    caps = replace(WIDE, max_params=wide.params)
+    assert proposed(caps=caps)["GROW"].after.channels == (8, 12, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "left"),
+    [
+        ("max_blocks", 3, {"WIDEN"}),
+        ("max_params", SEED.params + 2, set()),
+        ("max_flops", 2 * SEED.macs(84) + 2, set()),
+        ("max_channels", 16, {"GROW", "WIDEN"}),
+        ("max_channels", 8, set()),
+    ],
+)
+def test_caps_exclude_candidates(key: str, value: int, left: set[str]) -> None:
+    assert set(proposed(caps=replace(WIDE, **{key: value}))) == left
+
+
+def test_no_random_caps_are_ever_exceeded() -> None:
+    rng = random.Random(0)
+    seen = 0
+    for trial in range(200):
+        caps = Caps(
+            rng.randint(1, 6),
+            rng.randint(4, 40),
+            rng.randint(1_000, 40_000),
+            rng.randint(10**6, 3 * 10**7),
+            rng.choice((32, 84)),
+        )
+        architecture = Architecture.seed([4, 4], resolution=32, residual=rng.random() < 0.5)
+        options = replace(OPTIONS, widen_mode=rng.choice(("duplicate", "zero")))
+        for step in range(6):
+            found = proposed(
+                architecture,
+                caps,
+                sensitivity=[rng.random() for _ in architecture.blocks],
+                options=replace(options, expansion=rng.uniform(1.01, 3)),
+                seed=trial * 10 + step,
+            )
+            if not found:
+                break
+            seen += len(found)
+            for mutation in found.values():
+                assert caps.violation(mutation.after) is None
+                assert mutation.after.params > architecture.params
+            architecture = rng.choice(list(found.values())).after
+    assert seen > 200
+
+
+@pytest.mark.parametrize(
+    ("recent", "kinds"),
+    [
+        ([], {"GROW", "WIDEN"}),
+        (["GROW"], {"GROW", "WIDEN"}),
+        (["GROW", "GROW"], {"WIDEN"}),
+        (["WIDEN", "WIDEN"], {"GROW"}),
+        (["GROW", "WIDEN", "WIDEN", "WIDEN"], {"GROW"}),
+        (["GROW", "GROW", "WIDEN"], {"GROW", "WIDEN"}),
+    ],
+)
+def test_an_operator_stands_back_after_its_turns(recent: list[str], kinds: set[str]) -> None:
+    assert set(proposed(recent=recent, max_repeats=2)) == kinds
+    assert set(proposed(recent=recent)) == {"GROW", "WIDEN"}
+
+
+def test_a_tired_operator_is_taken_when_nothing_else_fits() -> None:
+    repeated = ["WIDEN"] * 3
+    full = replace(WIDE, max_blocks=3)
+    assert set(proposed(caps=full, recent=repeated, max_repeats=2)) == {"WIDEN"}
+    only = proposed(operators=["widen"], recent=repeated, max_repeats=1)
+    assert set(only) == {"WIDEN"}
+
+
+def test_candidates_follow_their_seed() -> None:
+    assert proposed(seed=3) == proposed(seed=3)
+    assert proposed(seed=3)["WIDEN"].spaces != proposed(seed=4)["WIDEN"].spaces
+
+
+def test_the_modes_of_the_options_are_used() -> None:
+    options = replace(OPTIONS, grow_mode="fresh", widen_mode="zero")
+    found = proposed(options=options)
+    assert not found["GROW"].after.blocks[-1].residual
+    assert found["WIDEN"].target["mode"] == "zero"
