@@ -103,6 +103,8 @@ def _main() -> int:
         print(help_text(*further))  # Hydra's own listing of the groups takes a second
         return DONE
     register()
+    # Threads that wait sleep: spinning ones bring a shared machine to a stand. Before torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Hydra prints its errors and exits with 1; with this it raises them, to be said better.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with explaining(flags.overrides, *further):

@@ -153,7 +153,7 @@ class SparsityConfig:
     importance: Annotated[str, option(choices=("taylor", "magnitude", "random"))]
     importance_batches: Annotated[int, option(least=1)]
     pruning_interval_epochs: Annotated[int, option(least=1)]
-    start_epoch: Annotated[int, option(least=0)]
+    start_epoch: Annotated[Optional[int], option(least=0)]
     min_channels: Annotated[int, option(least=1)]
     round_to: Annotated[int, option(least=1)]
     rollback_tolerance: Annotated[float, option(least=0)]

@@ -138,7 +138,7 @@ class Mutation:
                 maps[f"blocks.{number}.{part}"] = replace(
                     tensor_map,
                     source=None if origin is None else f"blocks.{origin}.{part}",
-                    seed=(self.seed + number) % 2**63,
+                    seed=(self.seed * 1009 + number) % 2**63,
                 )
         return maps
 

@@ -144,8 +144,8 @@ class Sparsify(Intervention):
     def __init__(self, sparsity: SparsityConfig, pretrain: PretrainConfig, seed: int) -> None:
         self.sparsity, self.seed = sparsity, seed
         last = pretrain.epochs - 1  # after the last epoch nothing is changed any more
-        interval = sparsity.pruning_interval_epochs
-        self.due = list(range(max(sparsity.start_epoch, 1), last + 1, interval))
+        start = pretrain.epochs // 2 if sparsity.start_epoch is None else sparsity.start_epoch
+        self.due = list(range(max(start, 1), last + 1, sparsity.pruning_interval_epochs))
         self.removed = 0
 
     def decide(self, trainer: Trainer) -> Decision:

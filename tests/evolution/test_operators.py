@@ -438,6 +438,25 @@ def test_noise_is_small_and_the_same_for_student_and_teacher(
     assert torch.equal(after.student[name][:width], _without_noise(mutation, state)[name][:width])
 
 
+@pytest.mark.parametrize(
+    "mutation",
+    [
+        grow(RESIDUAL, position=2, out_channels=9, seed=6),
+        grow(RESIDUAL, out_channels=9, mode="fresh", seed=6),
+        widen(RESIDUAL, 1, noise=0.1, seed=6),
+        widen(RESIDUAL, 2, mode="zero", seed=6),
+        prune(RESIDUAL, [[0, 2], [1, 4], [0, 6], [3]]),
+    ],
+)
+def test_equal_student_and_teacher_stay_equal(mutation: Mutation) -> None:
+    """New entries, too: otherwise the distillation gap would jump."""
+    learner = make_learner(RESIDUAL, 1)
+    after = apply(mutation, TrainingState(learner.state_dict(), learner.backbone.state_dict()))
+    assert after.teacher is not None
+    for name, tensor in after.teacher.items():
+        assert torch.equal(tensor, after.student[f"backbone.{name}"]), name
+
+
 def _without_noise(mutation: Mutation, state: TrainingState) -> Mapping[str, Tensor]:
     return apply(replace(mutation, noise=0.0), state).student
 
