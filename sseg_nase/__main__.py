@@ -103,8 +103,9 @@ def _main() -> int:
         print(help_text(*further))  # Hydra's own listing of the groups takes a second
         return DONE
     register()
-    # Threads that wait sleep: spinning ones bring a shared machine to a stand. Before torch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait spin for long by default: on a shared machine a step then takes five times
+    # as long. Spinning briefly costs an idle machine nothing. Must stand before torch loads.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # Hydra prints its errors and exits with 1; with this it raises them, to be said better.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with explaining(flags.overrides, *further):
