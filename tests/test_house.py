@@ -1,0 +1,58 @@
+"""The dependency rule of the README: imports go downward only."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import sseg_nase
+
+PACKAGE = Path(sseg_nase.__file__).parent
+FLOORS = [
+    {"__main__"},
+    {"run", "stages"},
+    {"training", "fewshot"},
+    {"evolution", "sparsity", "ssl"},
+    {"nets", "data"},
+    {"hardware", "tracking", "config"},
+    {"errors", "files", "__init__"},
+]
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+ONLY_IN = {
+    "hydra": {"config", "__main__"},
+    "omegaconf": {"config", "__main__"},
+    "mlflow": {"tracking"},
+    "lightning_fabric": {"training", "run", "stages"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_go_downward(path: Path) -> None:
+    here = room_of(path)
+    for name in imports(path):
+        top, *rest = name.split(".")
+        if top == "sseg_nase" and rest and rest[0] in FLOOR:
+            assert FLOOR[rest[0]] >= FLOOR[here], f"{here} imports {name}, which stands above it"
+        if top in ONLY_IN:
+            assert here in ONLY_IN[top], f"{here} imports {name}"
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room_of(path) for path in FILES} == set(FLOOR)
