@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import secrets
 import time
 import traceback
@@ -249,6 +250,7 @@ def _fabric(hardware: HardwareConfig) -> Fabric:
     if hardware.accelerator == "cuda" and hardware.max_memory_gb is not None:
         total = torch.cuda.get_device_properties(0).total_memory / 2**30
         torch.cuda.set_per_process_memory_fraction(min(1.0, hardware.max_memory_gb / total))
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # our notes say what it says
     precision: Any = hardware.precision
     return Fabric(accelerator=hardware.accelerator, devices=hardware.devices, precision=precision)
 

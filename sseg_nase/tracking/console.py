@@ -166,13 +166,15 @@ def summary_table(
     if untrained:
         table.add_column("untrained seed network", justify="right")
 
+    judged = []
     for name, result in (results.get("fewshot") or {}).items():
-        label = f"{name} ({result['episodes']} episodes, {result['method']}"
-        label += ", transductive)" if result["transductive"] else ")"
         cells = [_accuracy(result)]
         if untrained:
             cells.append(_accuracy(untrained.get(name)))
-        table.add_row(label, *cells)
+        table.add_row(name, *cells)
+        kind = "transductive" if result["transductive"] else "inductive"
+        judged.append(f"{result['episodes']} episodes, {result['method']}, {kind}")
+    table.caption = "; ".join(dict.fromkeys(judged)) or None
     for name, shown in _network_rows(results):
         table.add_row(name, shown)
     table.add_row("mutations accepted", _mutations(mutations))

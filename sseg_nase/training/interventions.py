@@ -65,13 +65,15 @@ class Evolve(Intervention):
             "gap": gap,
             "gap_threshold": self.evolution.distillation_gap_threshold,
         }
-        reason = self._reason_not_to(epoch, gap)
+        reason = self._reason_not_to(epoch, trainer.config.pretrain.epochs - epoch - 1, gap)
         if reason is not None:
             return Decision(None, {"reason": reason, **trigger})
         return self._fittest(trainer, trigger)
 
-    def _reason_not_to(self, epoch: int, gap: float | None) -> str | None:
+    def _reason_not_to(self, epoch: int, epochs_left: int, gap: float | None) -> str | None:
         evolution = self.evolution
+        if epochs_left < evolution.cooldown_epochs:
+            return f"only {epochs_left} epochs left to train what would be new"
         if epoch + 1 < evolution.burn_in_epochs:
             return f"burn-in of {evolution.burn_in_epochs} epochs"
         if (

@@ -187,7 +187,7 @@ def rows_of(results: dict[str, Any], mutations: list[dict[str, Any]]) -> dict[st
 def test_the_table_has_what_the_results_have() -> None:
     mutations = [MUTATION, MUTATION, {**MUTATION, "kind": "PRUNE"}, {**MUTATION, "accepted": False}]
     assert rows_of(RESULTS, mutations) == {
-        "digits/test/5w1s (600 episodes, prototype)": ["61.23 ± 0.81 %"],
+        "digits/test/5w1s": ["61.23 ± 0.81 %"],
         "network": ["4 blocks, channels 16-32-64-96"],
         "params": ["78,976"],
         "MACs at 32 px": ["1,234,567"],
@@ -203,18 +203,19 @@ def test_the_table_has_what_the_results_have() -> None:
 def test_the_untrained_network_stands_beside() -> None:
     untrained = {"digits/test/5w1s": {**RESULTS["fewshot"]["digits/test/5w1s"], "accuracy": 50.0}}
     rows = rows_of({**RESULTS, "fewshot_untrained": untrained}, [])
-    assert rows["digits/test/5w1s (600 episodes, prototype)"] == [
+    assert rows["digits/test/5w1s"] == [
         "61.23 ± 0.81 %",
         "50.00 ± 0.81 %",
     ]
     assert rows["mutations accepted"] == ["none", ""]
 
 
-def test_transductive_results_say_so() -> None:
-    fewshot = {"x": {**RESULTS["fewshot"]["digits/test/5w1s"], "transductive": True}}
-    assert "x (600 episodes, prototype, transductive)" in rows_of(
-        {**RESULTS, "fewshot": fewshot}, []
-    )
+@pytest.mark.parametrize(("transductive", "word"), [(True, "transductive"), (False, "inductive")])
+def test_how_it_was_judged_stands_below(transductive: bool, word: str) -> None:
+    judged = {**RESULTS["fewshot"]["digits/test/5w1s"], "transductive": transductive}
+    console = terminal()
+    print_summary({**RESULTS, "fewshot": {"x": judged}}, [], None, console)
+    assert f"600 episodes, prototype, {word}" in written(console)
 
 
 def test_the_table_of_a_run_that_has_nothing_yet() -> None:
