@@ -82,8 +82,8 @@ class ConsoleSink(Sink):
     def close(self, status: str, error: str | None = None) -> None:
         """End the bar and say how the run ended."""
         self._stop_bar()
-        took = duration(time.monotonic() - self._opened_at)
-        line = f"{status} after {took}" + (f": {error}" if error else "")
+        # The error itself is said by whoever called the run.
+        line = f"{status} after {duration(time.monotonic() - self._opened_at)}"
         self._print(line, style="bold green" if status == FINISHED else "bold red")
 
     def _print(self, line: str, style: str | None = None) -> None:

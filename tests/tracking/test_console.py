@@ -100,7 +100,7 @@ def test_plain_lines_where_there_is_no_terminal(
         "LEVEL TEXTURE: epoch 1, reason plateau",
         "WARNING: MLflow [at] http://x is away",
         "all is well",
-        "FAILED after 1:00: out of memory",
+        "FAILED after 1:00",
     ]
 
 
