@@ -13,7 +13,7 @@ from sseg_nase.evolution.selection import Caps, Options, candidates, fitness
 from sseg_nase.nets.mutation import prune
 from sseg_nase.sparsity.importance import channel_importance, sensitivity
 from sseg_nase.sparsity.masks import channels_to_remove, complementary_masks, target_sparsity
-from sseg_nase.training.loop import Decision, Intervention, Trainer
+from sseg_nase.training.loop import Decision, EpochMeans, Intervention, Trainer
 
 SENSITIVITY_BATCHES = 2
 
@@ -52,12 +52,13 @@ class Evolve(Intervention):
             evolution.widen_mode,
             evolution.widen_noise,
         )
+        self.regime: list[Any] = []
         self.last_mutation: int | None = None
 
     def decide(self, trainer: Trainer) -> Decision:
         """The fittest candidate, or the reason why there is none."""
         assert trainer.means is not None
-        self.detector.update(trainer.means.loss)
+        self._watch(trainer, trainer.means)
         epoch, gap = trainer.progress.epoch, trainer.means.gap
         trigger: dict[str, Any] = {
             "loss_change": self.detector.change,
@@ -69,6 +70,16 @@ class Evolve(Intervention):
         if reason is not None:
             return Decision(None, {"reason": reason, **trigger})
         return self._fittest(trainer, trigger)
+
+    def _watch(self, trainer: Trainer, means: EpochMeans) -> None:
+        """Losses compare only within one level and one architecture."""
+        epoch = trainer.progress.epoch
+        changes = sum(r.accepted and r.epoch < epoch for r in trainer.progress.history)
+        regime = [means.level, changes]
+        if regime != self.regime:
+            self.detector.reset()
+            self.regime = regime
+        self.detector.update(means.loss)
 
     def _reason_not_to(self, epoch: int, epochs_left: int, gap: float | None) -> str | None:
         evolution = self.evolution
@@ -130,11 +141,16 @@ class Evolve(Intervention):
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {"detector": self.detector.state_dict(), "last_mutation": self.last_mutation}
+        return {
+            "detector": self.detector.state_dict(),
+            "regime": list(self.regime),
+            "last_mutation": self.last_mutation,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From the checkpoint."""
         self.detector.load_state_dict(state["detector"])
+        self.regime = list(state["regime"])
         self.last_mutation = state["last_mutation"]
 
 

@@ -106,6 +106,7 @@ class Progress:
 class EpochMeans:
     """Mean losses of one epoch. `gap` is the distillation loss, None without a teacher."""
 
+    level: str
     loss: float
     contrastive: float
     gap: float | None
@@ -177,6 +178,7 @@ class Trainer:
                 self.progress.images_seen[source] += count
         total, contrastive, gap = (sums / batches).tolist()
         self.means = EpochMeans(
+            self.feed.schedule.level,
             total,
             contrastive,
             None if self.networks.teacher is None else gap,

@@ -71,7 +71,6 @@ def test_every_ablation_is_what_its_name_says(row: int) -> None:
     check_ablation(*(names[row % len(names)] for names in options))
 
 
-@pytest.mark.slow
 def test_every_ablation_composes_with_every_dataset_on_every_profile() -> None:
     options = [groups()[name] for name in ("ablation", "dataset", "hardware")]
     for ablation, dataset, hardware in itertools.product(*options):
