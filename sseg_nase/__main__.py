@@ -20,7 +20,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from sseg_nase.config.compose import CONFIG_NAME, conf_dir, load, register, to_config
+from sseg_nase.config.compose import CONFIG_NAME, conf_dir, continued, load, register, to_config
 from sseg_nase.config.explain import explaining
 from sseg_nase.config.layout import groups
 from sseg_nase.config.validation import cautions
@@ -52,8 +52,10 @@ def main() -> None:
     except UserError as error:
         _say(str(error))
         code = MISTAKE
-    except KeyboardInterrupt:
-        _say("interrupted")
+    except KeyboardInterrupt as error:
+        run_dir = getattr(error, "run_dir", None)
+        go_on = f"; go on with: sseg-nase resume={run_dir}" if run_dir else ""
+        _say(f"interrupted{go_on}")
         code = INTERRUPTED
     sys.exit(code)
 
@@ -108,6 +110,9 @@ def _main() -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # Hydra prints its errors and exits with 1; with this it raises them, to be said better.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    if not flags.multirun:
+        stored = continued(flags.overrides)
+        flags.overrides, sys.argv = [*flags.overrides, *stored], [*sys.argv, *stored]
     with explaining(flags.overrides, *further):
         if flags.cfg in ("job", "all"):
             load(flags.overrides, *further)  # Hydra would show a config that no run accepts

@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import secrets
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from lightning_fabric import Fabric
 
 from sseg_nase import stages
 from sseg_nase.config.compose import hardware_profiles
 from sseg_nase.config.fingerprint import fingerprint, flat
 from sseg_nase.config.schema import Config, HardwareConfig
+from sseg_nase.directory import RUNNING, RunDirectory
 from sseg_nase.errors import UserError
-from sseg_nase.files import write_json, write_text
+from sseg_nase.files import write_json
+from sseg_nase.hardware.memory import enforce_memory_cap, explain_out_of_memory
 from sseg_nase.hardware.profiles import resolve
 from sseg_nase.nets.evolvable import EvolvableCNN
-from sseg_nase.tracking import RunInfo, Sink, build_tracker
+from sseg_nase.tracking import Resumed, RunInfo, Sink, build_tracker
 from sseg_nase.tracking.console import print_summary
 from sseg_nase.tracking.mlflow_sink import ui_command
 from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.training import checkpoint
+from sseg_nase.training.interruption import Interruption
 
-RUNNING = "RUNNING"
 NAME_LENGTH = 120
 UNNAMED = ("paths.", "tracking", "hydra", "experiment_name=")
 
@@ -42,19 +39,24 @@ class Run:
     """What the tasks share. `config` is the effective one: its hardware values are concrete."""
 
     config: Config
-    directory: Path
+    place: RunDirectory
     sink: Sink
-    fabric: Fabric
     name: str
     notes: list[str]
+    interruption: Interruption
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def directory(self) -> Path:
+        """Where everything of the run goes."""
+        return self.place.path
 
     @property
     def device(self) -> torch.device:
         """Where networks and images go."""
-        return self.fabric.device
+        return torch.device(self.config.hardware.accelerator)
 
-    def open(self, total_epochs: int = 0) -> None:
+    def open(self, total_epochs: int = 0, resumed: Resumed | None = None) -> None:
         """Tell the tracker about the run. Done after the inputs are known to be good."""
         effective = {f"effective/{k}": v for k, v in flat_scalars(self.config.hardware).items()}
         params = {
@@ -71,8 +73,11 @@ class Run:
                 total_epochs=total_epochs,
                 params={**params, **effective},
                 tags={"fingerprint": fingerprint(self.config), "task": self.config.task},
+                resumed=resumed,
             )
         )
+        self.place.run_id = self.sink.run_id
+        self.place.write_status(RUNNING)
         for note in self.notes:
             self.sink.event("message", {"text": note})
 
@@ -88,52 +93,101 @@ class Run:
 def run(config: Config, overrides: Sequence[str] = ()) -> Path:
     """Run one config and return its directory.
 
-    `status.json` there says RUNNING, FINISHED, FAILED (with the error) or INTERRUPTED. Raises
-    `UserError` for the user's mistakes; anything else that is raised is ours.
+    `status.json` there says RUNNING, FINISHED, FAILED (with the error) or INTERRUPTED. With
+    `config.resume` the run in that directory goes on. Raises `UserError` for the user's mistakes,
+    `Interrupted` when it was asked to stop; anything else that is raised is ours.
     """
     hardware, notes = resolve(config.hardware, hardware_profiles())
     config = dataclasses.replace(config, hardware=hardware)
-    directory = _new_directory(config, overrides)
-    sink = build_tracker(config.tracking)
-    this = Run(config, directory, sink, _fabric(hardware), run_name(config, overrides), notes)
+    make = RunDirectory.reopen if config.resume else RunDirectory.create
+    place = make(config, overrides)
     try:
-        TASKS[config.task](this)
-    except KeyboardInterrupt:
-        _end(this, INTERRUPTED, "interrupted")
+        if place.finished:
+            print(f"{place.path} is FINISHED: there is nothing left to do")
+            return place.path
+        with Interruption() as interruption:
+            sink = build_tracker(config.tracking)
+            name = run_name(config, overrides)
+            _run(Run(config, place, sink, name, notes, interruption))
+    finally:
+        place.release()
+    return place.path
+
+
+def _run(this: Run) -> None:
+    """Do the task, and record how it ended."""
+    _prepare(this.config.hardware)
+    try:
+        TASKS[this.config.task](this)
+    except KeyboardInterrupt as error:
+        _end(this, INTERRUPTED, f"interrupted ({this.interruption.requested})")
+        error.run_dir = this.directory  # type: ignore[attr-defined]  # what can be gone on with
         raise
     except UserError as error:
         _end(this, FAILED, str(error))
         raise
     except BaseException as error:
-        _end(this, FAILED, f"{type(error).__name__}: {error}", traceback.format_exc())
-        error.run_dir = directory  # type: ignore[attr-defined]  # where the entry point points to
+        remedy = explain_out_of_memory(error, this.config)
+        _end(this, FAILED, remedy or f"{type(error).__name__}: {error}", traceback.format_exc())
+        if remedy is not None:
+            raise UserError(remedy) from error
+        error.run_dir = this.directory  # type: ignore[attr-defined]  # where the traceback is
         raise
-    return directory
 
 
 def pipeline(this: Run) -> None:
     """Pretrain, evaluate, report."""
     config = this.config
-    learner = stages.seed_learner(config)
     tasks = stages.fewshot_tasks(config)
     trained = config.ssl.name != "none" and config.pretrain.epochs > 0
-    this.open(config.pretrain.epochs if trained else 0)
+    state = _state_to_go_on_from(this)
+    resumed = None
+    if this.place.resumed:
+        step, mutated = (0, 0) if state is None else (state["step"], len(state["history"]))
+        resumed = Resumed(this.place.run_id, step, mutated)
+    this.open(config.pretrain.epochs if trained else 0, resumed)
+    _tell_how_it_goes_on(this, state)
+    backbone = stages.seed_learner(config).backbone
     results: dict[str, Any] = {}
     if config.evaluation.untrained_reference:
         with this.stage("untrained"):
-            results["fewshot_untrained"] = stages.evaluate(tasks, learner.backbone, this.device)
+            results["fewshot_untrained"] = stages.evaluate(tasks, backbone, this.device)
     images_seen = {"synthetic": 0, "real_unlabeled": 0, "real_labeled": 0}
     step, mutations = 0, list[dict[str, Any]]()
     if trained:
         with this.stage("pretrain"):
             extra = {"fingerprint": fingerprint(config), "tracker_run_id": this.sink.run_id}
-            trainer = stages.pretrain(
-                config, learner, this.fabric, this.sink, this.directory, extra
-            )
-        learner, step = trainer.networks.learner, trainer.progress.step
+            with this.interruption.deferred():
+                trainer = stages.pretrain(
+                    config,
+                    this.sink,
+                    this.directory,
+                    state=state,
+                    extra=extra,
+                    stop=this.interruption.is_requested,
+                )
+        backbone, step = trainer.networks.learner.backbone, trainer.progress.step
         images_seen = trainer.progress.images_seen
         mutations = [record.to_dict() for record in trainer.progress.history]
-    _judge(this, learner.backbone, tasks, results, step, images_seen, mutations)
+    _judge(this, backbone, tasks, results, step, images_seen, mutations)
+
+
+def _state_to_go_on_from(this: Run) -> dict[str, Any] | None:
+    """The last checkpoint of a resumed run; None where there is none yet."""
+    path = this.place.last_checkpoint
+    return checkpoint.load(path) if this.place.resumed and path.exists() else None
+
+
+def _tell_how_it_goes_on(this: Run, state: dict[str, Any] | None) -> None:
+    if not this.place.resumed:
+        return
+    where = "the beginning: there is no checkpoint yet"
+    if state is not None:
+        where = f"epoch {state['epoch'] + 1}, step {state['step']}"
+    this.sink.event("message", {"text": f"resumed at {where}"})
+    for key, (old, new) in this.place.changes.items():
+        text = f"resumed with {key}: {old} -> {new}"
+        this.sink.event("warning", {"text": text, "key": key, "old": old, "new": new})
 
 
 def evaluate(this: Run) -> None:
@@ -169,10 +223,36 @@ def curriculum(this: Run) -> None:
     _end(this, FINISHED)
 
 
+def replay(this: Run) -> None:
+    """Rebuild every architecture of `run` from its log alone, and check it against the records."""
+    assert this.config.run is not None
+    records, architectures = stages.replayed(Path(this.config.run))
+    this.open()
+    with this.stage("replay"):
+        lines = [f"seed network: {_sizes(architectures[0].summary())}"]
+        for record in records:
+            ending = "accepted" if record["accepted"] else "rolled back"
+            step = f"mutation {record['index']}: {record['kind']} in epoch {record['epoch']}"
+            lines.append(f"{step}, {_sizes(record['after'])} ({ending})")
+        for line in lines:
+            this.sink.event("message", {"text": line})
+        write_json(this.directory / "replay.json", [a.to_dict() for a in architectures])
+        write_json(this.directory / "architecture.json", architectures[-1].to_dict())
+    for name in ("replay.json", "architecture.json"):
+        this.sink.artifact(this.directory / name, "replay")
+    _end(this, FINISHED)
+
+
+def _sizes(counts: Mapping[str, Any]) -> str:
+    channels = "-".join(map(str, counts["channels"]))
+    return f"channels {channels}, params {counts['params']:,}, macs {counts['macs']:,}"
+
+
 TASKS: Mapping[str, Callable[[Run], None]] = {
     "pipeline": pipeline,
     "evaluate": evaluate,
     "curriculum": curriculum,
+    "replay": replay,
 }
 
 
@@ -226,36 +306,12 @@ def flat_scalars(section: Any) -> dict[str, str | int | float | bool]:
     return {key: value for key, value in values if isinstance(value, str | int | float | bool)}
 
 
-def _new_directory(config: Config, overrides: Sequence[str]) -> Path:
-    base = Path(config.paths.output_dir).expanduser().absolute() / config.experiment_name
-    directory = base / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
-    try:
-        directory.mkdir(parents=True)
-        write_text(
-            directory / "config.yaml", yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
-        )
-        write_text(directory / "overrides.yaml", yaml.safe_dump(list(overrides)))
-        write_json(directory / "status.json", {"status": RUNNING, "error": None})
-    except OSError as error:
-        raise UserError(
-            f"paths.output_dir={config.paths.output_dir}: cannot be written "
-            f"({error.strerror}: {error.filename}). Set paths.output_dir to a folder of yours."
-        ) from error
-    return directory
-
-
-def _fabric(hardware: HardwareConfig) -> Fabric:
+def _prepare(hardware: HardwareConfig) -> None:
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
-    if hardware.accelerator == "cuda" and hardware.max_memory_gb is not None:
-        total = torch.cuda.get_device_properties(0).total_memory / 2**30
-        torch.cuda.set_per_process_memory_fraction(min(1.0, hardware.max_memory_gb / total))
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # our notes say what it says
-    precision: Any = hardware.precision
-    return Fabric(accelerator=hardware.accelerator, devices=hardware.devices, precision=precision)
+    enforce_memory_cap(torch.device(hardware.accelerator), hardware.max_memory_gb)
 
 
 def _end(this: Run, status: str, error: str | None = None, trace: str | None = None) -> None:
-    value = {"status": status, "error": error}
-    write_json(this.directory / "status.json", {**value, "traceback": trace} if trace else value)
+    this.place.write_status(status, error, trace)
     this.sink.close(status, error)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning_fabric import Fabric
+import yaml
 from torch import nn
 
 from sseg_nase.config.compose import dataset_choice
-from sseg_nase.config.schema import Config, DatasetConfig
+from sseg_nase.config.schema import BackboneConfig, Config, DatasetConfig
 from sseg_nase.data.benchmarks import load_split
 from sseg_nase.data.curriculum.difficulty import difficulty
 from sseg_nase.data.curriculum.render import render
@@ -20,6 +23,8 @@ from sseg_nase.data.feed import CurriculumFeed
 from sseg_nase.data.random import derive
 from sseg_nase.data.store import ImageStore
 from sseg_nase.data.views import normalize
+from sseg_nase.errors import UserError
+from sseg_nase.evolution.replay import ReplayError, replay
 from sseg_nase.fewshot.evaluation import embed, evaluate_episodes
 from sseg_nase.fewshot.statistics import mean_ci95
 from sseg_nase.files import replacing, write_text
@@ -29,8 +34,10 @@ from sseg_nase.hardware.memory import peak_memory_mb
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.evolvable import EvolvableCNN, Learner, ProjectionHead
 from sseg_nase.tracking.sink import Sink
-from sseg_nase.training import checkpoint
-from sseg_nase.training.events import Callback, Event
+from sseg_nase.training import distributed
+from sseg_nase.training.callbacks import ArchitectureMetrics, Checkpoints, MemoryWatch
+from sseg_nase.training.events import Callback
+from sseg_nase.training.interruption import Interrupted
 from sseg_nase.training.interventions import Evolve, Sparsify
 from sseg_nase.training.loop import Intervention, Trainer
 
@@ -51,19 +58,23 @@ def images_of(config: Config, dataset: DatasetConfig, split: str) -> ImageStore:
     )
 
 
+def seed_architecture(backbone: BackboneConfig, image_size: int) -> Architecture:
+    """The seed network as data: what every mutation of a run started from."""
+    return Architecture.seed(
+        backbone.channels,
+        resolution=image_size,
+        kernel_size=backbone.kernel_size,
+        activation=backbone.activation,
+        batch_norm=backbone.batch_norm,
+        pooling=backbone.pooling,
+        residual=backbone.residual,
+        embedding=backbone.embedding,
+    )
+
+
 def seed_learner(config: Config) -> Learner:
     """The untrained seed network with its projection head: a function of config and seed."""
-    b = config.backbone
-    architecture = Architecture.seed(
-        b.channels,
-        resolution=config.dataset.image_size,
-        kernel_size=b.kernel_size,
-        activation=b.activation,
-        batch_norm=b.batch_norm,
-        pooling=b.pooling,
-        residual=b.residual,
-        embedding=b.embedding,
-    )
+    architecture = seed_architecture(config.backbone, config.dataset.image_size)
     generator = torch.Generator().manual_seed(derive(config.seed, "weights"))
     backbone = EvolvableCNN(architecture, generator=generator)
     head = ProjectionHead(
@@ -75,100 +86,79 @@ def seed_learner(config: Config) -> Learner:
     return Learner(backbone, head)
 
 
-class Checkpoints(Callback):
-    """Keeps `last.pt` every few epochs and `best.pt`: the lowest loss at the latest level.
-
-    Losses of different levels do not compare, so a new level starts a new best.
-    """
-
-    def __init__(self, folder: Path, interval: int, extra: dict[str, Any]) -> None:
-        self.folder, self.interval, self.extra = folder, interval, extra
-        self.best: tuple[int, float] | None = None
-
-    def on(self, event: Event, trainer: Trainer) -> None:
-        """Save after epochs, and at the end."""
-        if event is Event.EPOCH_END and trainer.means is not None:
-            score = (-trainer.feed.schedule.index, trainer.means.contrastive)
-            if self.best is None or score < self.best:
-                self.best = score
-                self._save("best.pt", trainer)
-            if (trainer.progress.epoch + 1) % self.interval == 0:
-                self._save("last.pt", trainer)
-        if event is Event.FIT_END:
-            self._save("last.pt", trainer)
-
-    def _save(self, name: str, trainer: Trainer) -> None:
-        checkpoint.save(self.folder / name, {**trainer.state_dict(), **self.extra})
-
-
-class ArchitectureMetrics(Callback):
-    """Tells `arch/*` at the start and after every accepted mutation."""
-
-    def on(self, event: Event, trainer: Trainer) -> None:
-        """Log when the architecture is new."""
-        history = trainer.progress.history
-        if event is Event.FIT_START or (event is Event.MUTATION and history[-1].accepted):
-            architecture = trainer.networks.architecture
-            removed = sum(
-                len(channels)
-                for record in history
-                if record.accepted and record.kind == "PRUNE"
-                for channels in record.target["removed"].values()
-            )
-            width = sum(architecture.channels)
-            trainer.sink.metrics(
-                {
-                    "arch/params": architecture.params,
-                    "arch/macs": architecture.macs(),
-                    "arch/blocks": len(architecture.blocks),
-                    "arch/width": max(architecture.channels),
-                    "arch/sparsity": removed / (width + removed),
-                },
-                trainer.progress.step,
-            )
-
-
 def pretrain(
     config: Config,
-    learner: Learner,
-    fabric: Fabric,
     sink: Sink,
     folder: Path,
-    extra: dict[str, Any],
+    *,
+    state: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Trainer:
-    """Train `learner` on the curriculum, with evolution and pruning as configured."""
-    levels = config.curriculum.levels
+    """Train the seed network on the curriculum, with evolution and pruning as configured.
+
+    `state`: of the checkpoint to go on from. Checkpoints with `extra` go to `folder`. `stop` is
+    asked after every step; when it says so, `Interrupted` is raised after a checkpoint.
+    """
+    checkpoints = Checkpoints(
+        folder / "checkpoints", config.pretrain.checkpoint_interval_epochs, extra or {}
+    )
+    callbacks = [ArchitectureMetrics(), MemoryWatch(), checkpoints]
+    hardware = config.hardware
+    with distributed.workers(
+        _pretrain_along, config, state, devices=hardware.devices, accelerator=hardware.accelerator
+    ):
+        trainer = _trainer(config, callbacks, sink, state, lambda: distributed.any_rank(stop()))
+        trainer.fit()
+    return trainer
+
+
+def _pretrain_along(rank: int, config: Config, state: dict[str, Any] | None) -> None:
+    """What the other processes do: the same training on their share, telling nobody."""
+    trainer = _trainer(config, [], Sink(), state, lambda: distributed.any_rank(False))
+    with suppress(Interrupted):
+        trainer.fit()
+
+
+def _trainer(
+    config: Config,
+    callbacks: list[Callback],
+    sink: Sink,
+    state: dict[str, Any] | None,
+    stop: Callable[[], bool],
+) -> Trainer:
+    levels, hardware = config.curriculum.levels, config.hardware
     natural = images_of(config, config.dataset, "train") if "NATURAL" in levels else None
-    batch_size = config.hardware.batch_size
-    assert batch_size is not None
+    assert hardware.batch_size is not None
+    fabric = distributed.build_fabric(hardware.accelerator, hardware.devices, hardware.precision)
     feed = CurriculumFeed(
         config.curriculum,
         natural=natural,
         image_size=config.dataset.image_size,
-        batch_size=batch_size,
+        batch_size=hardware.batch_size * hardware.devices,
         images_per_epoch=config.pretrain.images_per_epoch,
         epochs=config.pretrain.epochs,
         seed=config.seed,
         device=fabric.device,
+        part=(fabric.global_rank, hardware.devices),
     )
     interventions: list[Intervention] = []
     if config.sparsity.enabled:
         interventions.append(Sparsify(config.sparsity, config.pretrain, config.seed))
     if config.evolution.enabled:
         interventions.append(Evolve(config.evolution, config.seed))
-    checkpoints = Checkpoints(
-        folder / "checkpoints", config.pretrain.checkpoint_interval_epochs, extra
-    )
     trainer = Trainer(
         config,
-        learner=learner,
+        learner=seed_learner(config),
         feed=feed,
         fabric=fabric,
         interventions=interventions,
-        callbacks=[ArchitectureMetrics(), checkpoints],
+        callbacks=callbacks,
         sink=sink,
+        stop=stop,
     )
-    trainer.fit()
+    if state is not None:
+        trainer.load_state_dict(state)
     return trainer
 
 
@@ -269,6 +259,96 @@ def efficiency(
     }
 
 
+def replayed(folder: Path) -> tuple[list[dict[str, Any]], list[Architecture]]:
+    """The records of the run in `folder`, and every architecture rebuilt from them and its config.
+
+    Needs config.yaml and mutations.jsonl alone; the last architecture must be the one of
+    architecture.json where the run has come to write it. Raises `UserError`.
+    """
+    seed = _seed_of(folder / "config.yaml")
+    path = folder / "mutations.jsonl"
+    records = _records_of(path)
+    try:
+        architectures = replay(seed, records)
+    except ReplayError as error:
+        raise UserError(
+            f"run={folder}: {path.name}, {error}. Log and config.yaml do not belong together: one "
+            "was changed after the run, or the run was resumed with another backbone."
+        ) from error
+    final = folder / "architecture.json"
+    if final.exists() and _architecture_of(final) != architectures[-1]:
+        raise UserError(
+            f"run={folder}: {final.name} is not the architecture after the last of "
+            f"{len(records)} mutations, {architectures[-1].summary()}. It was changed after the "
+            f"run, or {path.name} is not complete."
+        )
+    return records, architectures
+
+
+def _seed_of(path: Path) -> Architecture:
+    text = _text_of(path)
+    try:
+        config = yaml.safe_load(text)
+        task = config["task"]
+        seed = seed_architecture(
+            BackboneConfig(**config["backbone"]), config["dataset"]["image_size"]
+        )
+        seed.summary()
+    except (yaml.YAMLError, KeyError, TypeError, AssertionError) as error:
+        raise _damaged(path, error) from error
+    if task != "pipeline":
+        raise UserError(
+            f"run={path.parent}: its task was {task}, so it mutated nothing. Give the folder of "
+            "the run that trained the network."
+        )
+    return seed
+
+
+def _records_of(path: Path) -> list[dict[str, Any]]:
+    records = []
+    for index, line in enumerate(_text_of(path).splitlines()):
+        try:
+            record = json.loads(line)
+            found = record["index"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(path, error, f", mutation {index}") from error
+        if found != index:
+            raise UserError(
+                f"run={path.parent}: {path.name} holds mutation {found} where mutation {index} "
+                "belongs. Lines are missing or were moved; the log is needed whole."
+            )
+        records.append(record)
+    return records
+
+
+def _architecture_of(path: Path) -> Architecture:
+    text = _text_of(path)
+    try:
+        return Architecture.from_dict(json.loads(text))
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        raise _damaged(path, error) from error
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"run={path.parent}: {path.name} cannot be read ({error.strerror}). Give the folder "
+            "of a run, <paths.output_dir>/<experiment_name>/<id>."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception, where: str = "") -> UserError:
+    what = f"{type(error).__name__}: {' '.join(str(error).split())}"  # YAML's span several lines
+    return UserError(
+        f"run={path.parent}: {path.name}{where} is damaged ({what}). Restore the file as the run "
+        "wrote it."
+    )
+
+
 def draw_curriculum(config: Config, folder: Path) -> list[dict[str, Any]]:
     """Write `preview_<LEVEL>.png` per level and the difficulty table `difficulty.md`."""
     from PIL import Image
@@ -287,8 +367,8 @@ def draw_curriculum(config: Config, folder: Path) -> list[dict[str, Any]]:
 
     rows = []
     for level in levels:
-        drawn = images(level, max(PREVIEW_ROWS * PREVIEW_COLUMNS, DIFFICULTY_IMAGES))
-        sheet = drawn[: PREVIEW_ROWS * PREVIEW_COLUMNS]
+        drawn = images(level, DIFFICULTY_IMAGES)
+        sheet = images(level, PREVIEW_ROWS * PREVIEW_COLUMNS)  # of all classes, where there are any
         sheet = nn.functional.pad(sheet, (1, 1, 1, 1), value=255)
         lines = [torch.cat(list(line), dim=2) for line in sheet.split(PREVIEW_COLUMNS)]
         lines = [line for line in lines if line.shape[2] == lines[0].shape[2]]

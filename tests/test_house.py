@@ -12,7 +12,7 @@ import sseg_nase
 PACKAGE = Path(sseg_nase.__file__).parent
 FLOORS = [
     {"__main__"},
-    {"run", "stages"},
+    {"run", "stages", "directory"},
     {"training", "fewshot"},
     {"evolution", "sparsity", "ssl"},
     {"nets", "data"},

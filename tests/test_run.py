@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from sseg_nase import stages
 from sseg_nase.config.compose import load
@@ -19,6 +21,9 @@ from sseg_nase.errors import UserError
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.run import run, run_name
 from sseg_nase.training import checkpoint
+from sseg_nase.training.callbacks import MemoryWatch
+from sseg_nase.training.events import Event
+from sseg_nase.training.loop import Trainer
 
 TINY = ["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "tracking=jsonl"]
 MUTATION_KEYS = [
@@ -184,6 +189,19 @@ def test_curriculum_draws_every_level() -> None:
     assert len(difficulties) == 4
 
 
+def test_the_preview_of_real_images_shows_every_class() -> None:
+    directory = run(load([*TINY, "task=curriculum", "curriculum.levels=[NATURAL]"]))
+    sheet = np.asarray(Image.open(directory / "preview_NATURAL.png"))
+    tiles = sheet.reshape(6, 18, 10, 18, 3)[:, 1:-1, :, 1:-1].transpose(0, 2, 1, 3, 4)
+    store = stages.images_of(load(TINY), load(TINY).dataset, "train")
+    pixels = store.batch(torch.arange(len(store))).permute(0, 2, 3, 1).numpy()
+    shown = {
+        int(store.labels[np.flatnonzero((pixels == tile).all((1, 2, 3)))[0]])
+        for tile in tiles.reshape(60, 16, 16, 3)
+    }
+    assert shown == set(range(5))
+
+
 def test_a_failure_of_ours_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: Any) -> None:
         raise ZeroDivisionError("on purpose")
@@ -196,6 +214,45 @@ def test_a_failure_of_ours_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert recorded["status"] == "FAILED"
     assert recorded["error"] == "ZeroDivisionError: on purpose"
     assert "Traceback" in recorded["traceback"]
+
+
+def test_out_of_memory_names_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: MemoryWatch, event: Event, trainer: Trainer) -> None:
+        if event is Event.AFTER_STEP and trainer.progress.step == 6:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(MemoryWatch, "on", full)
+    with pytest.raises(UserError) as caught:
+        run(load([*TINY, "experiment_name=full"]))
+    message = str(caught.value)
+    assert "2.00 GiB" in message
+    assert "hardware.batch_size=8 with hardware.gradient_accumulation_steps=2" in message
+    assert "hardware.gradient_checkpointing=true" in message
+    assert "hardware.precision=bf16-mixed" in message
+    (status,) = Path("runs/full").glob("*/status.json")
+    recorded = json.loads(status.read_text())
+    assert recorded["status"] == "FAILED"
+    assert recorded["error"] == message
+    assert "OutOfMemoryError: CUDA out of memory" in recorded["traceback"]
+    last = json.loads((status.parent / "events.jsonl").read_text().splitlines()[-1])
+    assert (last["kind"], last["values"]["status"]) == ("close", "FAILED")
+
+
+def test_memory_is_recorded_and_watched() -> None:
+    directory, _, mutations = ran("hardware.max_memory_gb=0.1")
+    lines = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
+    figures = [
+        (line["step"], line["values"]["hardware/memory_mb"])
+        for line in lines
+        if "hardware/memory_mb" in line["values"]
+    ]
+    epochs = sum(line["kind"] == "epoch" for line in lines)
+    assert len(figures) == epochs + len(mutations) > epochs
+    assert len(dict(figures)) == len(figures)
+    assert all(used > 50 for _, used in figures)
+    (warning,) = (line["values"]["text"] for line in lines if line["kind"] == "warning")
+    assert "memory is critical" in warning
+    assert "hardware.max_memory_gb=0.1" in warning
 
 
 def test_an_interrupt_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,10 @@ from typing import Any, TypeVar, cast
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sseg_nase.config.explain import explaining, one_line, unknown_key, wrong_type
 from sseg_nase.config.layout import conf_dir, fields_of, group_option, groups, is_section
@@ -26,13 +28,14 @@ from sseg_nase.config.validation import validate
 from sseg_nase.errors import UserError
 
 CONFIG_NAME = "config"
-_FILE_KEYS = ("data_dir", "output_dir", "cache_dir", "root", "checkpoint")
+_FILE_KEYS = ("data_dir", "output_dir", "cache_dir", "root", "checkpoint", "run", "resume")
 
 T = TypeVar("T")
 
 __all__ = [
     "CONFIG_NAME",
     "conf_dir",
+    "continued",
     "dataset_choice",
     "hardware_profiles",
     "load",
@@ -77,6 +80,27 @@ def to_config(composed: DictConfig) -> Config:
     config = _checked(Config, cast(dict[str, Any], tree))
     validate(config)
     return config
+
+
+def continued(overrides: Sequence[str]) -> list[str]:
+    """Return what `resume=RUN_DIR` among `overrides` stands for: the overrides of that run.
+
+    Those whose key is given anew are left out. Without `resume`, or where the folder has no
+    readable overrides.yaml, there are none. Raises `UserError` for an override that is no override.
+    """
+    with explaining(overrides):
+        given = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(list(overrides))}
+    resume = given.get("resume")
+    where = None if resume is None else resume.value()
+    if not isinstance(where, str):
+        return []
+    try:
+        text = (Path(where).expanduser() / "overrides.yaml").read_text(encoding="utf-8")
+        stored = [str(line) for line in OmegaConf.to_container(OmegaConf.create(text)) or []]
+    except (OSError, OmegaConfBaseException, YAMLError):
+        return []
+    parsed = OverridesParser.create().parse_overrides(stored)
+    return [line for line, o in zip(stored, parsed, strict=True) if o.key_or_group not in given]
 
 
 def hardware_profiles() -> dict[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from sseg_nase.config.schema import Config
@@ -12,6 +13,7 @@ from sseg_nase.config.schema import Config
 # What changes where a run stands, how it is called or how fast it is, but not its result.
 _WITHOUT_EFFECT = (
     "experiment_name",
+    "resume",
     "paths.",
     "tracking.",
     "hardware.name",
@@ -22,9 +24,19 @@ _WITHOUT_EFFECT = (
 
 def flat(config: Config) -> dict[str, bool | int | float | str | None]:
     """Return every value by its dotted key, such as `pretrain.epochs`; a list as JSON text."""
+    return flatten(dataclasses.asdict(config))
+
+
+def flatten(values: Mapping[str, Any]) -> dict[str, bool | int | float | str | None]:
+    """Return the values of nested dictionaries by their dotted keys; a list as JSON text."""
     found: dict[str, bool | int | float | str | None] = {}
-    _flatten(dataclasses.asdict(config), "", found)
+    _flatten(values, "", found)
     return found
+
+
+def decisive(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the flat `values` that change the result, not only its name or its speed."""
+    return {key: value for key, value in values.items() if not key.startswith(_WITHOUT_EFFECT)}
 
 
 def fingerprint(config: Config) -> str:
@@ -33,8 +45,8 @@ def fingerprint(config: Config) -> str:
     A hash of every value except names, paths, tracking and what only changes the speed; the same
     in every process and Python version.
     """
-    decisive = {k: v for k, v in flat(config).items() if not k.startswith(_WITHOUT_EFFECT)}
-    text = json.dumps(decisive, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    kept = decisive(flat(config))
+    text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

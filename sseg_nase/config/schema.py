@@ -47,7 +47,7 @@ class HardwareConfig:
 
     name: Annotated[str, option(choices=("auto", "cpu", "rtx3050", "rtx3060"))]
     accelerator: Annotated[str, option(choices=("auto", "cpu", "cuda"))]
-    devices: Annotated[int, option(least=1, most=1)]
+    devices: Annotated[int, option(least=1)]
     batch_size: Annotated[Optional[int], option(least=2)]
     gradient_accumulation_steps: Annotated[Optional[int], option(least=1)]
     precision: Annotated[str, option(choices=("auto", "32-true", "16-mixed", "bf16-mixed"))]
@@ -124,15 +124,17 @@ class SSLConfig:
 @dataclass(frozen=True)
 class EvolutionConfig:
     enabled: bool
-    operators: Annotated[list[str], option(choices=("grow", "widen"))]
+    operators: Annotated[list[str], option(choices=("grow", "widen", "widen_all"))]
     max_blocks: Annotated[int, option(least=1)]
     max_channels: Annotated[int, option(least=1)]
     max_params: Annotated[int, option(least=1)]
     max_flops: Annotated[int, option(least=1)]
     cap_resolution: Annotated[int, option(least=8)]
     channel_expansion_ratio: Annotated[float, option(above=1)]
+    detector: Annotated[str, option(choices=("window", "slope"))]
     plateau_threshold: Annotated[float, option(least=0)]
     plateau_window_size: Annotated[int, option(least=1)]
+    patience_epochs: Annotated[int, option(least=1)]
     smoothing: Annotated[float, option(least=0, most=0.999)]
     distillation_gap_threshold: Annotated[float, option(least=0)]
     burn_in_epochs: Annotated[int, option(least=0)]
@@ -144,6 +146,7 @@ class EvolutionConfig:
     widen_mode: Annotated[str, option(choices=("duplicate", "zero"))]
     widen_noise: Annotated[float, option(least=0, most=1)]
     rollback_tolerance: Annotated[float, option(least=0)]
+    rollback_grace_epochs: Annotated[int, option(least=0)]
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,9 @@ class SparsityConfig:
     start_epoch: Annotated[Optional[int], option(least=0)]
     min_channels: Annotated[int, option(least=1)]
     round_to: Annotated[int, option(least=1)]
+    recalibration_batches: Annotated[int, option(least=0)]
     rollback_tolerance: Annotated[float, option(least=0)]
+    rollback_grace_epochs: Annotated[int, option(least=0)]
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,7 @@ class SchedulerConfig:
 
     name: Annotated[str, option(choices=("cosine", "step", "constant"))]
     warmup_epochs: Annotated[float, option(least=0)]
+    rewarmup_steps: Annotated[int, option(least=0)]
     final_ratio: Annotated[Optional[float], option(least=0, most=1)]
     step_size: Annotated[Optional[int], option(least=1)]
     gamma: Annotated[Optional[float], option(above=0, most=1)]
@@ -220,9 +226,12 @@ class Config:
 
     experiment_name: str
     seed: Annotated[int, option(least=0)]
-    task: Annotated[str, option(choices=("pipeline", "evaluate", "curriculum"))]
+    task: Annotated[str, option(choices=("pipeline", "evaluate", "curriculum", "replay"))]
     ablation: Annotated[Optional[str], option(choices=("A1", "A2", "A3", "A4", "A5", "A6", "A7"))]
     checkpoint: Optional[str]
+    run: Optional[str]
+    resume: Optional[str]
+    resume_overrides: bool
     paths: PathsConfig
     hardware: HardwareConfig
     dataset: DatasetConfig

@@ -111,13 +111,29 @@ def _not_one_of(key: str, value: Any, choices: Sequence[Any]) -> str:
 
 
 def _task(config: Config) -> Iterator[str]:
-    if config.task == "evaluate" and not config.checkpoint:
-        yield "task=evaluate: which network? Add checkpoint=FILE, such as RUN/checkpoints/best.pt."
-    if config.task != "evaluate" and config.checkpoint:
-        yield (
-            f"checkpoint={config.checkpoint}: it has no effect with task={config.task}; "
-            "add task=evaluate or leave it out."
-        )
+    inputs = {
+        "evaluate": (
+            "checkpoint",
+            "which network? Add checkpoint=FILE, such as RUN/checkpoints/best.pt.",
+        ),
+        "replay": ("run", "which run? Add run=RUN_DIR, a folder with config.yaml."),
+    }
+    for task, (key, question) in inputs.items():
+        value = getattr(config, key)
+        if config.task == task and not value:
+            yield f"task={task}: {question}"
+        if config.task != task and value:
+            yield (
+                f"{key}={value}: it has no effect with task={config.task}; "
+                f"add task={task} or leave it out."
+            )
+
+
+def _resume(config: Config) -> Iterator[str]:
+    if config.resume and config.task != "pipeline":
+        yield f"resume={config.resume}: only task=pipeline can be gone on with."
+    if config.resume_overrides and not config.resume:
+        yield "resume_overrides=true: it has no effect without resume=RUN_DIR."
 
 
 def _names(config: Config) -> Iterator[str]:
@@ -257,6 +273,7 @@ _RULES = cast(
     tuple[Callable[[Config], Iterator[str]], ...],
     (
         _task,
+        _resume,
         _names,
         _dataset,
         _curriculum,

@@ -21,19 +21,23 @@ PROBE_IMAGES = 256
 class Batch:
     """`images` uint8 `[B, 3, S, S]`; `adversarial` the positions of ADVERSARIAL images.
 
-    `seen` counts the images by source: synthetic, or real and unlabeled.
+    They are the rows `first`, `first` + 1, ... of a batch of `of` images that all processes share;
+    `seen` counts the images of that whole batch by source: synthetic, or real and unlabeled.
     """
 
     images: Tensor
     adversarial: list[int]
     seen: dict[str, int]
+    first: int
+    of: int
 
 
 class CurriculumFeed:
     """Draws or reads the images that the level schedule asks for.
 
     Every epoch is a function of (seed, epoch) and the schedule's state alone. `natural` holds the
-    unlabeled base images of level NATURAL.
+    unlabeled base images of level NATURAL. `batch_size` is that of all processes together; with
+    `part` (rank, processes) training batches are this process's share of it.
     """
 
     def __init__(
@@ -47,7 +51,9 @@ class CurriculumFeed:
         epochs: int,
         seed: int,
         device: torch.device,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
+        self.part = part
         self.curriculum, self.natural = curriculum, natural
         self.image_size, self.batch_size = image_size, batch_size
         self.images_per_epoch, self.seed, self.device = images_per_epoch, seed, device
@@ -71,9 +77,20 @@ class CurriculumFeed:
         """Whole batches in an epoch; what is left over is not drawn."""
         return self.images_per_epoch // self.batch_size
 
-    def epoch(self, epoch: int, *, purpose: str = "train") -> Iterator[Batch]:
-        """The batches of one epoch at the present level. Another `purpose`: other batches."""
-        plan = plan_epoch(
+    def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """The training batches of one epoch at the present level, from batch `start` on."""
+        rank, parts = self.part
+        for indices in self._plan(epoch, "train")[start:]:
+            share = self.batch_size // parts
+            yield self._batch(indices, rank * share, share)
+
+    def others(self, epoch: int, purpose: str) -> Iterator[Tensor]:
+        """Whole batches like those of `epoch`, but other ones, uint8 `[B, 3, S, S]`."""
+        for indices in self._plan(epoch, purpose):
+            yield self._batch(indices).images
+
+    def _plan(self, epoch: int, purpose: str) -> list[dict[str, Tensor]]:
+        return plan_epoch(
             self.schedule.weights(),
             self.images_per_epoch,
             self.pools,
@@ -81,8 +98,6 @@ class CurriculumFeed:
             seed=derive(self.seed, purpose),
             epoch=epoch,
         )
-        for indices in plan:
-            yield self._batch(indices)
 
     def probe(self) -> Tensor:
         """One batch of held images of the present levels, uint8 `[P, 3, S, S]`, always the same.
@@ -101,16 +116,22 @@ class CurriculumFeed:
             indices["NATURAL"] %= self.pools["NATURAL"]
         return self._batch(indices).images
 
-    def _batch(self, indices: dict[str, Tensor]) -> Batch:
-        parts, adversarial, start = [], list[int](), 0
+    def _batch(self, indices: dict[str, Tensor], first: int = 0, count: int | None = None) -> Batch:
+        """`count` images from row `first` on of the batch that `indices` describe."""
+        of = sum(map(len, indices.values()))
+        last = of if count is None else first + count
+        parts, adversarial, start, drawn = [], list[int](), 0, 0
         seen = {"synthetic": 0, "real_unlabeled": 0}
-        for level, chosen in indices.items():
-            parts.append(self._images(level, chosen))
+        for level, whole in indices.items():
+            chosen = whole[max(first - start, 0) : max(last - start, 0)]
+            if len(chosen):
+                parts.append(self._images(level, chosen))
             if level == "ADVERSARIAL":
-                adversarial = list(range(start, start + len(chosen)))
-            seen["synthetic" if level in SYNTHETIC_LEVELS else "real_unlabeled"] += len(chosen)
-            start += len(chosen)
-        return Batch(torch.cat(parts), adversarial, seen)
+                adversarial = list(range(drawn, drawn + len(chosen)))
+            seen["synthetic" if level in SYNTHETIC_LEVELS else "real_unlabeled"] += len(whole)
+            start += len(whole)
+            drawn += len(chosen)
+        return Batch(torch.cat(parts), adversarial, seen, first, of)
 
     def _images(self, level: str, indices: Tensor) -> Tensor:
         if level == "NATURAL":

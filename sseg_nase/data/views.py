@@ -225,14 +225,24 @@ def apply_views(images: torch.Tensor, p: ViewParameters, *, image_size: int) -> 
 
 
 def two_views(
-    images: torch.Tensor, views: ViewsConfig, *, image_size: int, seed: int
+    images: torch.Tensor,
+    views: ViewsConfig,
+    *,
+    image_size: int,
+    seed: int,
+    first: int = 0,
+    of: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Make two random views of each uint8 image [B, 3, H, W]: two float32 [B, 3, S, S].
 
     The output is normalised as by `normalize`. The same (images, views, seed) give the same
-    views; each of the 2B draws its own parameters.
+    views; each of the 2B draws its own parameters. Where `images` are only the rows `first`,
+    `first` + 1, ... of a batch of `of` images, they get the views they have in the whole batch.
     """
     H, W = images.shape[2:]
-    parameters = draw_parameters(2 * len(images), views, height=H, width=W, seed=seed)
-    first, second = apply_views(images, parameters, image_size=image_size).unbind(0)
-    return first, second
+    whole = len(images) if of is None else of
+    parameters = draw_parameters(2 * whole, views, height=H, width=W, seed=seed)
+    rows = torch.arange(2 * whole).view(2, whole)[:, first : first + len(images)]
+    chosen = parameters[rows.flatten()]
+    view1, view2 = apply_views(images, chosen, image_size=image_size).unbind(0)
+    return view1, view2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sseg_nase.evolution.history import MutationRecord, counts
+from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.evolvable import EvolvableCNN, Learner, ProjectionHead, fresh_state
 from sseg_nase.nets.mutation import GRADIENT, SQUARED_GRADIENT, Mutation, TensorMap, carry
 
@@ -60,6 +63,49 @@ def apply(mutation: Mutation, state: TrainingState) -> TrainingState:
     return TrainingState(student, teacher, moments)
 
 
+def perform(
+    mutation: Mutation, state: TrainingState, *, probe: Tensor | None = None
+) -> tuple[TrainingState, MutationRecord]:
+    """`apply`, and the record of it: for use by hand, without a training loop.
+
+    `probe` `[B, 3, S, S]`: normalised images on which `function_delta` is taken; without them it
+    stays None. Losses are None, too, and the record says accepted; number it with
+    `dataclasses.replace(record, index=...)`. Raises what `apply` raises.
+    """
+    began = time.perf_counter()
+    after = apply(mutation, state)
+    delta = None if probe is None else _function_delta(mutation, state, after, probe)
+    record = MutationRecord(
+        index=0,
+        epoch=0,
+        step=0,
+        kind=mutation.kind,
+        target=mutation.target,
+        trigger={"reason": "performed by hand"},
+        before=counts(mutation.before),
+        after=counts(mutation.after),
+        function_delta=delta,
+        loss_before=None,
+        loss_after=None,
+        fitness=None,
+        seconds=time.perf_counter() - began,
+        accepted=True,
+    )
+    return after, record
+
+
+@torch.no_grad()
+def _function_delta(
+    mutation: Mutation, before: TrainingState, after: TrainingState, probe: Tensor
+) -> float:
+    """‖f' − f‖ / ‖f‖ of the projections in eval mode, in float64: embeddings differ in length."""
+    f, f_new = (
+        _learner(architecture, state).to(device=probe.device).double().eval()(probe.double())[1]
+        for architecture, state in ((mutation.before, before), (mutation.after, after))
+    )
+    return ((f_new - f).norm() / f.norm().clamp_min(1e-12)).item()
+
+
 def _check_known(maps: Mapping[str, TensorMap], names: Iterable[str], whose: str) -> None:
     unknown = sorted(set(names) - {m.source for m in maps.values()})
     if unknown:
@@ -88,14 +134,20 @@ def _fresh_learner(mutation: Mutation, student: Mapping[str, Tensor]) -> dict[st
 
 def build_learner(mutation: Mutation, state: TrainingState, *, like: nn.Module) -> Learner:
     """A `Learner` of `mutation.after` with `state.student`; device and mode are those of `like`."""
+    parameter = next(like.parameters())
+    learner = _learner(mutation.after, state)
+    return learner.to(device=parameter.device, dtype=parameter.dtype).train(like.training)
+
+
+def _learner(architecture: Architecture, state: TrainingState) -> Learner:
+    """A `Learner` with a copy of `state.student`, of its type, on the CPU."""
     hidden = state.student["head.fc1.weight"].shape[0]
     out = state.student["head.fc2.weight"].shape[0]
     with torch.random.fork_rng(devices=[]):
         learner = Learner(
-            EvolvableCNN(mutation.after), ProjectionHead(mutation.after.features, hidden, out)
+            EvolvableCNN(architecture), ProjectionHead(architecture.features, hidden, out)
         )
-    parameter = next(like.parameters())
-    learner.to(device=parameter.device, dtype=parameter.dtype).train(like.training)
+    learner.to(dtype=state.student["head.fc1.weight"].dtype)
     learner.load_state_dict(dict(state.student))
     return learner
 

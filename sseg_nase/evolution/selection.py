@@ -81,10 +81,9 @@ def widen_candidates(
     seed: int,
 ) -> list[Mutation]:
     """The most sensitive block that the caps let widen, wider by the expansion ratio."""
-    order = sorted(range(len(architecture.blocks)), key=lambda b: -sensitivity[b])
-    for block in order:
+    for block in _by_sensitivity(sensitivity):
         width = architecture.channels[block]
-        channels = min(max(width + 1, round(width * options.expansion)), caps.max_channels)
+        channels = _expanded(width, options, caps)
         if channels <= width:
             continue
         candidate = widen(
@@ -100,9 +99,54 @@ def widen_candidates(
     return []
 
 
+def widen_all_candidates(
+    architecture: Architecture,
+    sensitivity: Sequence[float],
+    options: Options,
+    caps: Caps,
+    seed: int,
+) -> list[Mutation]:
+    """All blocks that the caps let widen, wider by the expansion ratio in one mutation.
+
+    The most sensitive block comes first: what it takes of the caps is not left for the others.
+    """
+    channels = list(architecture.channels)
+    found: list[Mutation] = []
+    for block in _by_sensitivity(sensitivity):
+        width = channels[block]
+        channels[block] = _expanded(width, options, caps)
+        if channels[block] <= width:
+            channels[block] = width
+            continue
+        candidate = widen(
+            architecture,
+            None,
+            channels=channels,
+            mode=options.widen_mode,
+            noise=options.widen_noise,
+            seed=seed,
+        )
+        if caps.violation(candidate.after) is None:
+            found = [candidate]
+        else:
+            channels[block] = width
+    return found
+
+
+def _by_sensitivity(sensitivity: Sequence[float]) -> list[int]:
+    """Blocks, the most sensitive first."""
+    return sorted(range(len(sensitivity)), key=lambda block: -sensitivity[block])
+
+
+def _expanded(width: int, options: Options, caps: Caps) -> int:
+    """`width` × the expansion ratio, one channel more at least, as far as the caps allow."""
+    return min(max(width + 1, round(width * options.expansion)), caps.max_channels)
+
+
 CANDIDATES: Mapping[str, Callable[..., list[Mutation]]] = {
     "grow": grow_candidates,
     "widen": widen_candidates,
+    "widen_all": widen_all_candidates,
 }
 
 
@@ -119,14 +163,15 @@ def candidates(
 ) -> list[Mutation]:
     """Every mutation within the caps. `sensitivity`: one value per block.
 
-    `recent` lists the kinds accepted so far: an operator that made the last `max_repeats` of them
-    stands back for the others, so that depth and width grow together; it is taken again when
-    nothing else fits.
+    `recent` lists the kinds accepted so far: a kind that the last `max_repeats` of them are stands
+    back for the other, whichever operators make it, so that depth and width grow together; it is
+    taken again when nothing else fits.
     """
-    found = {
-        name: CANDIDATES[name](architecture, sensitivity, options, caps, seed) for name in operators
-    }
-    tail = [kind.lower() for kind in recent][-max_repeats:] if max_repeats else []
+    found = [
+        candidate
+        for name in operators
+        for candidate in CANDIDATES[name](architecture, sensitivity, options, caps, seed)
+    ]
+    tail = list(recent)[-max_repeats:] if max_repeats else []
     tired = tail[0] if len(tail) == max_repeats and len(set(tail)) == 1 else None
-    rested = [c for name, many in found.items() if name != tired for c in many]
-    return rested or [c for many in found.values() for c in many]
+    return [candidate for candidate in found if candidate.kind != tired] or found

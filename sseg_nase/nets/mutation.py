@@ -13,7 +13,7 @@ whole. First moments follow the gradient, second moments its square.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sseg_nase.errors import UserError
+from sseg_nase.errors import UserError, did_you_mean
 from sseg_nase.nets.architecture import Architecture, Block
 
 NEW = -1
@@ -96,7 +96,10 @@ class TensorMap:
 
 @dataclass(frozen=True)
 class Mutation:
-    """One change of an architecture, as data: replayable, and independent of any weights."""
+    """One change of an architecture, as data: replayable, and independent of any weights.
+
+    `target` is plain data for JSON; with `kind` and `before` it is enough for `rebuild`.
+    """
 
     kind: str
     target: dict[str, Any]
@@ -320,7 +323,7 @@ def grow(
     origins: list[int | None] = list(range(len(before.blocks)))
     origins.insert(position, None)
     after = _route(replace(before, blocks=blocks), before, origins, spaces)
-    target = {"block": position, "out_channels": out_channels, "mode": mode}
+    target = {"block": position, "out_channels": out_channels, "mode": mode, "seed": seed}
     return Mutation(
         "GROW", target, before, after, tuple(origins), tuple(spaces), zeroed=zeroed, seed=seed
     )
@@ -345,47 +348,104 @@ def _grow_fresh(
 
 def widen(
     before: Architecture,
-    block: int,
+    block: int | None,
     *,
     ratio: float = 1.5,
-    channels: int | None = None,
+    channels: int | Sequence[int] | None = None,
     mode: str = "duplicate",
     noise: float = 0.0,
     seed: int = 0,
 ) -> Mutation:
     """WIDEN block `block` to `channels` (default: `ratio` × its channels, rounded).
 
+    `block` None: all blocks at once; `channels` then holds one width per block, and a block may
+    keep the width it has as long as another widens.
     mode `duplicate`: new channels repeat old ones, drawn at random without replacement as long as
     possible, with `noise` relative noise on the copies; consumers divide by the number of copies.
     mode `zero`: new channels are freshly initialised and their outgoing weights start at 0.
     """
+    if mode not in _NEW_CHANNELS:
+        raise UserError(f"WIDEN mode '{mode}': accepted {', '.join(_NEW_CHANNELS)}")
+    widths = _widths(before, block, ratio, channels)
+    generator = torch.Generator().manual_seed(seed)
+    added = [
+        _NEW_CHANNELS[mode](width, wide - width, generator)
+        for width, wide in zip(before.channels, widths, strict=True)
+    ]
+    return _widen(before, block, added, mode=mode, noise=noise, seed=seed)
+
+
+def _widths(
+    before: Architecture, block: int | None, ratio: float, channels: int | Sequence[int] | None
+) -> list[int]:
+    """Channels of every block after a WIDEN. Raises `UserError` where nothing widens."""
+    if block is None:
+        ratios = [round(width * ratio) for width in before.channels]
+        widths = ratios if channels is None else channels
+        if isinstance(widths, int) or len(widths) != len(before.blocks):
+            raise UserError(
+                f"WIDEN all blocks to {channels} channels: name one width per block, "
+                f"{len(before.blocks)} in all"
+            )
+        less = any(wide < width for wide, width in zip(widths, before.channels, strict=True))
+        if less or sum(widths) == sum(before.channels):
+            raise UserError(
+                f"WIDEN all blocks to {list(widths)} channels: use at least "
+                f"{list(before.channels)}, and more in one block or more"
+            )
+        return list(widths)
     check_block(before, block, "WIDEN")
     width = before.channels[block]
-    channels = round(width * ratio) if channels is None else channels
-    if channels <= width:
-        raise UserError(f"WIDEN block {block} to {channels} channels: it has {width} already")
-    modes = {"duplicate": _duplicates, "zero": _nothing}
-    if mode not in modes:
-        raise UserError(f"WIDEN mode '{mode}': accepted {', '.join(modes)}")
-    index = (*range(width), *modes[mode](width, channels - width, seed))
-    spaces = [ChannelMap.same(w) for w in before.widths]
-    spaces[block + 1] = ChannelMap(index, width)
+    wide = round(width * ratio) if channels is None else channels
+    if not isinstance(wide, int):
+        raise UserError(f"WIDEN block {block} to {channels} channels: name one width")
+    if wide <= width:
+        raise UserError(f"WIDEN block {block} to {wide} channels: it has {width} already")
+    return [wide if number == block else c for number, c in enumerate(before.channels)]
+
+
+def _widen(
+    before: Architecture,
+    block: int | None,
+    added: Sequence[Sequence[int]],
+    *,
+    mode: str,
+    noise: float,
+    seed: int,
+) -> Mutation:
+    """WIDEN by the sources `added[b]` of every block's new channels."""
+    spaces, after = [ChannelMap.same(before.in_channels)], before
+    for number, (width, sources) in enumerate(zip(before.channels, added, strict=True)):
+        spaces.append(ChannelMap((*range(width), *sources), width))
+        after = after.with_block(number, channels=width + len(sources))
     origins = tuple(range(len(before.blocks)))
-    after = _route(before.with_block(block, channels=channels), before, origins, spaces)
-    target = {"block": block, "channels": channels, "mode": mode, "index": list(index[width:])}
+    after = _route(after, before, origins, spaces)
+    target = {
+        "block": block,
+        "channels": list(after.channels) if block is None else after.channels[block],
+        "mode": mode,
+        "index": [list(b) for b in added] if block is None else list(added[block]),
+        "noise": noise,
+        "seed": seed,
+    }
     return Mutation("WIDEN", target, before, after, origins, tuple(spaces), noise=noise, seed=seed)
 
 
-def _duplicates(width: int, extra: int, seed: int) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
+def _duplicates(width: int, extra: int, generator: torch.Generator) -> list[int]:
     chosen: list[int] = []
     while len(chosen) < extra:
         chosen += torch.randperm(width, generator=generator).tolist()
     return chosen[:extra]
 
 
-def _nothing(width: int, extra: int, seed: int) -> list[int]:
+def _nothing(width: int, extra: int, generator: torch.Generator) -> list[int]:
     return [NEW] * extra
+
+
+_NEW_CHANNELS: Mapping[str, Callable[[int, int, torch.Generator], list[int]]] = {
+    "duplicate": _duplicates,
+    "zero": _nothing,
+}
 
 
 def prune(before: Architecture, kept: Sequence[Sequence[int]]) -> Mutation:
@@ -417,6 +477,72 @@ def prune(before: Architecture, kept: Sequence[Sequence[int]]) -> Mutation:
         if not space.is_same
     }
     return Mutation("PRUNE", {"removed": removed}, before, after, origins, tuple(spaces))
+
+
+def rebuild(kind: str, target: Mapping[str, Any], before: Architecture) -> Mutation:
+    """The very `Mutation` of `before` that a record's `kind` and `target` describe.
+
+    Nothing is drawn again. Raises `UserError` for an unknown kind, and for a target that no
+    mutation of `before` has.
+    """
+    if kind not in _REBUILD:
+        known = ", ".join(_REBUILD)
+        raise UserError(f"mutation kind '{kind}': accepted {known}.{did_you_mean(kind, _REBUILD)}")
+    try:
+        mutation = _REBUILD[kind](target, before)
+    except KeyError as error:
+        raise UserError(f"{kind} target: {error} is missing") from error
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise UserError(f"{kind} target: {error}") from error
+    made = mutation.target
+    wrong = [key for key in {**made, **target} if made.get(key) != target.get(key)]
+    if wrong:
+        raise UserError(f"{kind} target: {', '.join(wrong)} not as the rest of it says")
+    return mutation
+
+
+def _grow_again(target: Mapping[str, Any], before: Architecture) -> Mutation:
+    return grow(
+        before,
+        position=target["block"],
+        out_channels=target["out_channels"],
+        mode=target["mode"],
+        seed=target["seed"],
+    )
+
+
+def _widen_again(target: Mapping[str, Any], before: Architecture) -> Mutation:
+    """From the recorded index, so that no generator need draw it alike."""
+    block, added = target["block"], target["index"]
+    if block is not None:
+        check_block(before, block, "WIDEN")
+        added = [added if number == block else [] for number in range(len(before.blocks))]
+    if len(added) != len(before.blocks):
+        raise UserError(f"one index per block is needed, {len(before.blocks)}, not {len(added)}")
+    for width, sources in zip(before.channels, added, strict=True):
+        if any(not (source == NEW or 0 <= source < width) for source in sources):
+            raise UserError(f"a new channel comes from one of 0 to {width - 1}, or is new ({NEW})")
+    return _widen(
+        before, block, added, mode=target["mode"], noise=target["noise"], seed=target["seed"]
+    )
+
+
+def _prune_again(target: Mapping[str, Any], before: Architecture) -> Mutation:
+    removed = {int(number): set(channels) for number, channels in target["removed"].items()}
+    return prune(
+        before,
+        [
+            [channel for channel in range(width) if channel not in removed.get(number, ())]
+            for number, width in enumerate(before.channels)
+        ],
+    )
+
+
+_REBUILD: Mapping[str, Callable[[Mapping[str, Any], Architecture], Mutation]] = {
+    "GROW": _grow_again,
+    "WIDEN": _widen_again,
+    "PRUNE": _prune_again,
+}
 
 
 def check_block(architecture: Architecture, block: int, kind: str) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from sseg_nase.nets.evolvable import EvolvableCNN
+from sseg_nase.nets.evolvable import ConvBlock, EvolvableCNN
 
 
 def _taylor(parameter: Tensor, gradient: Tensor, generator: torch.Generator) -> Tensor:
@@ -29,16 +29,23 @@ IMPORTANCE: Mapping[str, Callable[[Tensor, Tensor, torch.Generator], Tensor]] = 
     "magnitude": _magnitude,
     "random": _random,
 }
+COUPLED = frozenset({"taylor", "magnitude"})  # kinds that say what a removal loses
 
 
 def channel_importance(
-    backbone: EvolvableCNN, losses: Iterable[Tensor], *, kind: str = "taylor", seed: int = 0
+    backbone: EvolvableCNN,
+    losses: Iterable[Tensor],
+    *,
+    kind: str = "taylor",
+    coupled: bool = True,
+    seed: int = 0,
 ) -> list[Tensor]:
     """Importance of every output channel: one `[C]` tensor ≥ 0 per block.
 
     `losses` yields scalar losses, one per batch, with a graph to `backbone`'s parameters; scores
     are averaged over them. The score of a channel is the sum over the parameters that make it: its
-    filter, and γ and β of its norm (Molchanov et al. 2019). The parameters' `.grad` is untouched.
+    filter, and γ and β of its norm (Molchanov et al. 2019); `coupled` adds those that reach it
+    through shortcuts (see `couple`; never for `random`). The parameters' `.grad` is untouched.
     """
     generator = torch.Generator().manual_seed(seed)
     score = IMPORTANCE[kind]
@@ -53,7 +60,31 @@ def channel_importance(
                 total += each.flatten(1).sum(1).cpu() if each.dim() > 1 else each.cpu()
         batches += 1
     assert batches, "importance needs at least one batch"
-    return [total / batches for total in totals]
+    own = [total / batches for total in totals]
+    return couple(backbone, own) if coupled and kind in COUPLED else own
+
+
+def couple(backbone: EvolvableCNN, own: Sequence[Tensor]) -> list[Tensor]:
+    """Add to each channel's own score what its removal loses of the shortcut: `[C]` per block.
+
+    A channel after a residual block is the sum of branch and shortcut, and goes with both. The
+    shortcut's part are the channels it is made of, with all that they are made of themselves:
+    s_b[c] = own_b[c] + Σ_j |R_b[c, j]| · s_{b−1}[j], where R_b is the routing (the identity as far
+    as both widths reach, unless mutations have moved channels) and s = 0 for the image. Blocks
+    without a shortcut keep their own scores.
+    """
+    coupled: list[Tensor] = []
+    source = torch.zeros(backbone.architecture.in_channels)
+    for block, scores in zip(backbone.blocks, own, strict=True):
+        assert isinstance(block, ConvBlock)
+        if block.residual:
+            routing = block.routing
+            if routing is None:
+                routing = torch.eye(len(scores), len(source))
+            scores = scores + routing.detach().abs().to(source) @ source
+        coupled.append(scores)
+        source = scores
+    return coupled
 
 
 def normalized(importance: Iterable[Tensor]) -> list[Tensor]:
@@ -62,7 +93,11 @@ def normalized(importance: Iterable[Tensor]) -> list[Tensor]:
 
 
 def sensitivity(importance: Iterable[Tensor]) -> list[float]:
-    """One value per block: the mean importance of its channels."""
+    """One value per block: the mean importance of its channels.
+
+    To compare what blocks do themselves, give it scores that are not `coupled`: those grow along
+    every chain of shortcuts.
+    """
     return [scores.mean().item() for scores in importance]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,27 +40,60 @@ def complementary_masks(
 ) -> ComplementaryMasks:
     """Leave out up to `remove` of the least important channels, over all blocks together.
 
-    Scores are compared after `normalized`. Every block keeps at least `min_channels` and a
-    multiple of `round_to` channels (a block that is smaller than that stays whole); widths are
-    rounded up, so never more than `remove` channels go.
+    Every block keeps at least `min_channels` and a multiple of `round_to` channels, or stays whole.
+    Of all such choices this is one that leaves out the most channels, never more than `remove`,
+    and among those the one that loses the least importance, summed after `normalized`; of equals
+    the first go. Within a block the least important channels go. Scores must be finite.
     """
-    ranked = sorted(
-        (score, block, channel)
-        for block, scores in enumerate(normalized(importance))
-        for channel, score in enumerate(scores.tolist())
-    )
-    drop: list[list[int]] = [[] for _ in importance]
-    for _, block, channel in ranked[: max(remove, 0)]:
-        drop[block].append(channel)  # least important first
+    assert min_channels >= 1
+    assert round_to >= 1
+    assert all(scores.isfinite().all() for scores in importance), "importance must be finite"
+    orders = [scores.argsort(stable=True) for scores in importance]
+    costs = [
+        np.concatenate(([0.0], np.cumsum(scores[order].double().numpy())))
+        for scores, order in zip(normalized(importance), orders, strict=True)
+    ]
+    limits = [_removable(len(order), min_channels, round_to) for order in orders]
     negative = []
-    for scores, channels in zip(importance, drop, strict=True):
-        width = len(scores)
-        keep = max(width - len(channels), min_channels)
-        keep = min(width, -(-keep // round_to) * round_to)
-        mask = torch.zeros(width, dtype=torch.bool)
-        mask[channels[: width - keep]] = True
+    for order, count in zip(orders, _shares(costs, limits, max(remove, 0)), strict=True):
+        mask = torch.zeros(len(order), dtype=torch.bool)
+        mask[order[:count]] = True
         negative.append(mask)
     return ComplementaryMasks(tuple(~mask for mask in negative), tuple(negative))
+
+
+def _removable(width: int, min_channels: int, round_to: int) -> list[int]:
+    """How many of `width` channels may go, ascending from 0."""
+    least = -(-min_channels // round_to) * round_to
+    largest = width // round_to * round_to
+    counts = [width - keep for keep in range(largest, least - 1, -round_to)]
+    return counts if counts[:1] == [0] else [0, *counts]
+
+
+def _shares(costs: Sequence[np.ndarray], limits: Sequence[Sequence[int]], remove: int) -> list[int]:
+    """How many channels every block loses: most in all, up to `remove`, then at the least cost.
+
+    A knapsack: `cheapest[n]` is the least cost of taking exactly n channels from the blocks so
+    far, `taken[b][n]` what block b gives to it.
+    """
+    remove = min(remove, sum(counts[-1] for counts in limits))
+    cheapest = np.full(remove + 1, np.inf)
+    cheapest[0] = 0
+    taken = []
+    for cost, counts in zip(costs, limits, strict=True):
+        choices = np.full((len(counts), remove + 1), np.inf)
+        for row, count in zip(choices, counts, strict=True):
+            if count <= remove:
+                row[count:] = cheapest[: remove + 1 - count] + cost[count]
+        chosen = choices.argmin(axis=0)  # of equals the smallest count: earlier blocks lose first
+        cheapest = choices[chosen, np.arange(remove + 1)]
+        taken.append(np.array(counts)[chosen])
+    left = int(np.flatnonzero(np.isfinite(cheapest))[-1])
+    shares = []
+    for choice in reversed(taken):
+        shares.append(int(choice[left]))
+        left -= shares[-1]
+    return shares[::-1]
 
 
 def target_sparsity(ratio: float, progress: float) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.evolvable import EvolvableCNN
 from sseg_nase.nets.mutation import Mutation, prune
 from sseg_nase.sparsity.importance import channel_importance
@@ -15,11 +16,19 @@ from sseg_nase.sparsity.masks import ComplementaryMasks, complementary_masks
 
 @dataclass(frozen=True)
 class SparsityStatistics:
-    """Channels per block, and the share that the positive masks leave out, in [0, 1]."""
+    """Channels per block, and the share that the positive masks leave out, in [0, 1].
+
+    `*_before`: parameters and macs of the network as it is, masked or not; `*_after`: what
+    `prune_permanently` would make of them. Macs at the architecture's resolution.
+    """
 
     channels: tuple[int, ...]
     kept: tuple[int, ...]
     sparsity: float
+    params_before: int
+    params_after: int
+    macs_before: int
+    macs_after: int
 
 
 class SparseRouter:
@@ -40,6 +49,7 @@ class SparseRouter:
         self.ratio, self.importance, self.seed = ratio, importance, seed
         self.min_channels, self.round_to = min_channels, round_to
         self.masks: ComplementaryMasks | None = None
+        self.architecture: Architecture | None = None  # that the masks are for
 
     def update_masks(
         self, model: EvolvableCNN, losses: Iterable[Tensor], *, remove: int | None = None
@@ -50,6 +60,7 @@ class SparseRouter:
         self.masks = complementary_masks(
             scores, remove, min_channels=self.min_channels, round_to=self.round_to
         )
+        self.architecture = model.architecture
         return self.masks
 
     def apply_sparse_forward(
@@ -61,23 +72,34 @@ class SparseRouter:
         return model(x, masks=[mask.to(x.device) for mask in chosen])
 
     def prune_permanently(self, model: EvolvableCNN) -> Mutation:
-        """Remove the left-out channels from `model` in place; returns the mutation it was."""
+        """Remove the left-out channels from `model` in place; returns the mutation it was.
+
+        It then computes what `apply_sparse_forward` did, in train and in eval mode. Running
+        statistics of BN are those of the dense network: `recalibrate` computes them anew.
+        """
         mutation = prune(model.architecture, self._masks(model).kept)
         model.become(mutation)
-        self.masks = None
+        self.masks = self.architecture = None
         return mutation
 
     def get_statistics(self) -> SparsityStatistics:
-        """What the current masks leave out."""
+        """What the current masks leave out, and what removing it would save."""
         masks = self._masks()
-        channels = tuple(len(mask) for mask in masks.positive)
-        kept = tuple(int(mask.sum()) for mask in masks.positive)
-        return SparsityStatistics(channels, kept, 1 - sum(kept) / sum(channels))
+        assert self.architecture is not None
+        before, after = self.architecture, prune(self.architecture, masks.kept).after
+        return SparsityStatistics(
+            channels=before.channels,
+            kept=after.channels,
+            sparsity=1 - sum(after.channels) / sum(before.channels),
+            params_before=before.params,
+            params_after=after.params,
+            macs_before=before.macs(),
+            macs_after=after.macs(),
+        )
 
     def _masks(self, model: EvolvableCNN | None = None) -> ComplementaryMasks:
         if self.masks is None:
             raise RuntimeError("call update_masks first: there are no masks yet")
-        widths = tuple(len(mask) for mask in self.masks.positive)
-        if model is not None and model.architecture.channels != widths:
+        if model is not None and model.architecture != self.architecture:
             raise RuntimeError("call update_masks again: the network has changed since")
         return self.masks

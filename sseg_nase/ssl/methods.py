@@ -20,17 +20,28 @@ class Losses(NamedTuple):
     distillation: Tensor | None
 
 
+def alone(rows: Tensor) -> Tensor:
+    """What one process gathers: its own rows."""
+    return rows
+
+
 def simclr(
-    learner: nn.Module, teacher: nn.Module | None, view1: Tensor, view2: Tensor, ssl: SSLConfig
+    learner: nn.Module,
+    teacher: nn.Module | None,
+    view1: Tensor,
+    view2: Tensor,
+    ssl: SSLConfig,
+    gather: Callable[[Tensor], Tensor] = alone,
 ) -> Losses:
     """NT-Xent on both views plus λ · MSE(student, teacher) on the embeddings of the first.
 
     Both views go through the network together, so that BN sees them as one batch. The teacher
-    takes the first view, as the specification has it.
+    takes the first view, as the specification has it. `gather` brings the projections of all
+    processes together: every image is then told from those of the whole batch.
     """
     features, projections = learner(torch.cat((view1, view2)))
     z1, z2 = projections.chunk(2)
-    contrastive = nt_xent(z1, z2, ssl.temperature)
+    contrastive = nt_xent(gather(z1), gather(z2), ssl.temperature)
     if teacher is None:
         return Losses(contrastive, contrastive, None)
     with torch.no_grad():
@@ -39,6 +50,4 @@ def simclr(
     return Losses(contrastive + ssl.distillation_weight * gap, contrastive, gap)
 
 
-METHODS: Mapping[
-    str, Callable[[nn.Module, nn.Module | None, Tensor, Tensor, SSLConfig], Losses]
-] = {"simclr": simclr}
+METHODS: Mapping[str, Callable[..., Losses]] = {"simclr": simclr}

@@ -33,6 +33,7 @@ class ConsoleSink(Sink):
             "stage": stage_line,
             "level": level_line,
             "mutation": mutation_line,
+            "rollback": mutation_line,
             "message": lambda values: str(values["text"]),
             "warning": lambda values: f"WARNING: {values['text']}",
         }
@@ -140,7 +141,9 @@ def level_line(values: Mapping[str, Any]) -> str:
 def mutation_line(values: Mapping[str, Any]) -> str:
     """Return the line of a mutation, given as one line of mutations.jsonl."""
     before, after, target = values["before"], values["after"], values["target"]
-    where = f" block {target['block'] + 1}" if "block" in target else ""
+    where = ""
+    if "block" in target:
+        where = " all blocks" if target["block"] is None else f" block {target['block'] + 1}"
     width = f"channels {'-'.join(map(str, after['channels']))}"
     loss = " -> ".join(_number(values.get(key), ".2f") for key in ("loss_before", "loss_after"))
     return (

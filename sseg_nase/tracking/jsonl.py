@@ -7,6 +7,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ class JsonlSink(Sink):
         for path in (self._events, self._mutations):
             path.touch()
             _cut_torn_line(path)
+        if run.resumed is not None:
+            self._forget_mutations(run.resumed.mutations)
         self._write(
             "open",
             {
@@ -61,7 +64,7 @@ class JsonlSink(Sink):
                 "params": run.params,
                 "tags": run.tags,
                 "total_epochs": run.total_epochs,
-                "resumed_run_id": run.resumed_run_id,
+                "resumed": None if run.resumed is None else asdict(run.resumed),
             },
         )
 
@@ -72,7 +75,7 @@ class JsonlSink(Sink):
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
         """Write one line; a mutation goes to mutations.jsonl too."""
         self._write(kind, values)
-        if kind == "mutation":
+        if kind in ("mutation", "rollback"):
             self._write_mutation(values)
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
@@ -98,12 +101,18 @@ class JsonlSink(Sink):
         assert not missing, f"a mutation without {missing}"
         line = plain({key: values[key] for key in MUTATION_KEYS})
         with self._lock:
-            # A resumed run repeats what came after its checkpoint: the repetition replaces it.
-            lines = self._mutations.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [old for old in lines if json.loads(old)["index"] < line["index"]]
-            if len(kept) < len(lines):
-                write_text(self._mutations, "".join(kept))
+            # A resumed run repeats what came after its checkpoint, and a rollback tells its
+            # mutation again: the later line replaces the earlier.
+            self._forget_mutations(line["index"])
             append_line(self._mutations, line)
+
+    def _forget_mutations(self, first: int) -> None:
+        """Take out the lines from index `first` on."""
+        assert self._mutations is not None
+        lines = self._mutations.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["index"] < first]
+        if len(kept) < len(lines):
+            write_text(self._mutations, "".join(kept))
 
 
 def plain(value: Any) -> Any:

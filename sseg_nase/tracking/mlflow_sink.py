@@ -10,6 +10,7 @@ import getpass
 import http.client
 import importlib
 import itertools
+import json
 import logging
 import os
 import re
@@ -32,7 +33,7 @@ from filelock import FileLock
 
 import sseg_nase
 from sseg_nase.errors import UserError
-from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED, Param, RunInfo, Sink
+from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED, Param, Resumed, RunInfo, Sink
 
 SQLITE = "sqlite:///"
 SERVERS = ("http", "https")
@@ -52,6 +53,7 @@ METRICS_PER_CALL, PARAMS_PER_CALL, LONGEST_PARAM, LONGEST_KEY = 1000, 100, 499, 
 GONE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")
 
+DIRECTORY_TAG = "directory"
 SECONDS_TO_ANSWER = 4.0
 SECONDS_FOR_LOCK = 120.0
 LONGEST_PAUSE = 60.0
@@ -103,11 +105,14 @@ class MlflowSink(Sink):
         return self._run_id
 
     def open(self, run: RunInfo) -> None:
-        """Create the run, or go on with `run.resumed_run_id`, and start delivering.
+        """Create the run, or go on with the resumed one, and start delivering.
+
+        A resumed run first gets the figures that it told but that did not arrive: events.jsonl has
+        them.
 
         Raises `UserError` when the store cannot be used and `required` is set.
         """
-        self._run_id = run.resumed_run_id
+        self._run_id = None if run.resumed is None else run.resumed.run_id
         self._directory = run.directory
         try:
             with warnings.catch_warnings():
@@ -138,6 +143,26 @@ class MlflowSink(Sink):
             capacity=self._capacity,
         )
         self.artifact(run.config_file)
+        if run.resumed is not None:
+            self._catch_up(run.directory / "events.jsonl", run.resumed)
+
+    def _catch_up(self, events: Path, until: Resumed) -> None:
+        """Queue the figures and mutations that stand in events.jsonl, up to where the run goes on.
+
+        An earlier resume told some of them twice: the first time counts, as for all figures.
+        """
+        if not events.exists():
+            return
+        mutations = 0
+        for line in events.read_text(encoding="utf-8").splitlines():
+            told = json.loads(line)
+            kind, values = told["kind"], told["values"]
+            if kind == "metrics" and told["step"] <= until.step:
+                known = {key: value for key, value in values.items() if value is not None}
+                self.metrics(known, told["step"])
+            elif kind == "mutation" and mutations <= values["index"] < until.mutations:
+                mutations = values["index"] + 1
+                self.event(kind, values)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Queue the figures; a (name, step) that the run has already is left out."""
@@ -192,9 +217,9 @@ class MlflowSink(Sink):
 
     def _begin(self, client: Any, experiment_id: str, run: RunInfo) -> str:
         from mlflow.entities import RunTag
-        from mlflow.exceptions import MlflowException
 
         known = {
+            DIRECTORY_TAG: str(run.directory),
             "mlflow.user": _user(),
             "mlflow.source.name": "sseg-nase",
             "mlflow.source.type": "LOCAL",
@@ -203,34 +228,45 @@ class MlflowSink(Sink):
         tags = {key: value for key, value in known.items() if value} | run.tags
         params = {clean_key(key): clean_param(value) for key, value in run.params.items()}
 
-        if run.resumed_run_id is not None:
-            try:
-                stored = client.get_run(run.resumed_run_id)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                    raise
-                stored = None
-            if stored is not None and stored.info.lifecycle_stage == "active":
-                client.update_run(run.resumed_run_id, status="RUNNING")
-                client.log_batch(
-                    run.resumed_run_id, tags=[RunTag(key, value) for key, value in tags.items()]
-                )
+        if run.resumed is not None:
+            found = self._find(client, experiment_id, run)
+            if found is not None:
+                known_id: str = found.info.run_id
+                client.update_run(known_id, status="RUNNING")
+                client.log_batch(known_id, tags=[RunTag(key, value) for key, value in tags.items()])
                 # Params cannot be changed: only those that are missing are written.
-                missing = {key: params[key] for key in params.keys() - stored.data.params.keys()}
-                _log_params(client, run.resumed_run_id, missing)
-                for key in stored.data.metrics:
-                    history = client.get_metric_history(run.resumed_run_id, key)
+                missing = {key: params[key] for key in params.keys() - found.data.params.keys()}
+                _log_params(client, known_id, missing)
+                for key in found.data.metrics:
+                    history = client.get_metric_history(known_id, key)
                     self._stored_steps[key] = {metric.step for metric in history}
-                return run.resumed_run_id
+                return known_id
             self._notify(
                 "warning",
-                f"MLflow at {shown(self.uri)} has no run {run.resumed_run_id} to go on with; "
+                f"MLflow at {shown(self.uri)} does not have the run that is resumed; "
                 "a new one takes over from here.",
             )
 
         run_id: str = client.create_run(experiment_id, run_name=run.name, tags=tags).info.run_id
         _log_params(client, run_id, params)
         return run_id
+
+    def _find(self, client: Any, experiment_id: str, run: RunInfo) -> Any | None:
+        """The run that is resumed: by its id, or, where that got lost, by its directory."""
+        from mlflow.exceptions import MlflowException
+
+        assert run.resumed is not None
+        if run.resumed.run_id is None:
+            where = str(run.directory).replace("'", "\\'")
+            found = client.search_runs([experiment_id], f"tags.{DIRECTORY_TAG} = '{where}'")
+            return found[0] if found else None
+        try:
+            stored = client.get_run(run.resumed.run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        return stored if stored.info.lifecycle_stage == "active" else None
 
 
 class _Delivery:

@@ -8,6 +8,7 @@ stage       stage: pretrain | evaluate | ...; any further detail
 epoch       epoch (from 0), level, loss, blocks, params, images_per_second
 level       level (the new one), epoch, reason
 mutation    one line of mutations.jsonl, whole, as the design's schema has it
+rollback    the line of a mutation that did not pass its probation, with `accepted` false
 message     text
 warning     text: shown loudly
 ==========  ========================================================================================
@@ -29,11 +30,24 @@ Param = str | int | float | bool
 
 
 @dataclass(frozen=True)
+class Resumed:
+    """The run was there before: `run_id` is the tracker's id of it, if it is known.
+
+    It goes on after `step` optimizer steps and `mutations` mutations: what was told of later ones
+    is told anew.
+    """
+
+    run_id: str | None
+    step: int
+    mutations: int
+
+
+@dataclass(frozen=True)
 class RunInfo:
     """What a sink is told about the run when it opens.
 
     `name` says what was overridden; `params` are short and flat (the whole config is
-    `config_file`); `resumed_run_id` is the tracker's id of the run that goes on here.
+    `config_file`); `resumed` is None for a new run.
     """
 
     directory: Path
@@ -43,7 +57,7 @@ class RunInfo:
     total_epochs: int
     params: dict[str, Param] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
-    resumed_run_id: str | None = None
+    resumed: Resumed | None = None
 
 
 class Sink:

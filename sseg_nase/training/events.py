@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sseg_nase.training.loop import Trainer
@@ -20,7 +20,9 @@ class Event(Enum):
             losses of two views → after_loss
             backward → after_backward
             every accumulated batch: optimizer, teacher → after_step
+                asked to stop → interrupt, close
         epoch_end
+        a mutation on probation: it stays, or → mutation (rolled back)
         for intervention in interventions:      # between epochs, never inside accumulation
             propose, check the caps, apply, verify, accept or not → mutation
     fit_end
@@ -33,6 +35,7 @@ class Event(Enum):
     AFTER_LOSS = "after_loss"
     AFTER_BACKWARD = "after_backward"
     AFTER_STEP = "after_step"
+    INTERRUPT = "interrupt"
     EPOCH_END = "epoch_end"
     MUTATION = "mutation"
     FIT_END = "fit_end"
@@ -44,3 +47,10 @@ class Callback:
 
     def on(self, event: Event, trainer: Trainer) -> None:
         """Called after `event` happened in `trainer`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers, for the checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """From the checkpoint."""

@@ -4,52 +4,57 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from sseg_nase.config.schema import Config
 from sseg_nase.data.curriculum.render import perturb
 from sseg_nase.data.feed import Batch, CurriculumFeed
 from sseg_nase.data.random import derive
-from sseg_nase.data.views import normalize, two_views
 from sseg_nase.evolution.history import MutationRecord, counts
-from sseg_nase.evolution.operators import (
-    TrainingState,
-    apply,
-    build_learner,
-    load_moments,
-    named_moments,
-)
-from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.evolvable import EvolvableCNN, Learner
+from sseg_nase.nets.evolvable import Learner
 from sseg_nase.nets.mutation import Mutation
+from sseg_nase.sparsity.recalibration import recalibrate
 from sseg_nase.ssl.methods import METHODS, Losses
 from sseg_nase.ssl.objectives import nt_xent
-from sseg_nase.ssl.teacher import ema_update, make_teacher
+from sseg_nase.ssl.teacher import ema_update
 from sseg_nase.tracking.sink import Sink
+from sseg_nase.training.distributed import (
+    gather_rows,
+    same_everywhere,
+    synchronize_batch_norm,
+    synchronizing,
+)
 from sseg_nase.training.events import Callback, Event
-from sseg_nase.training.optim import build_optimizer, lr_ratio
+from sseg_nase.training.interruption import Interrupted
+from sseg_nase.training.networks import Networks, Workshop
+from sseg_nase.training.optim import lr_ratio
+from sseg_nase.training.probe import Probe
 
-VIEWS, PROBE, TRIAL = "views", "probe", "trial"  # separate random streams
-DELTA_IMAGES = 32
+VIEWS = "views"
+LARGEST_PRUNING_ERROR = 1e-5  # relative, between the pruned network and the masked one
 
 
 @dataclass(frozen=True)
 class Decision:
     """What an intervention wants. `mutation` None: nothing, and `trigger['reason']` says why.
 
-    `tolerance`: relative rise of the probe's loss up to which the mutation is accepted.
+    `tolerance`: relative rise of the held loss, over that of the network without the mutation, up
+    to which it stays; judged `grace` epochs later (0: at once). `recalibrate`: batches from which
+    the new network's BN statistics are computed anew.
     """
 
     mutation: Mutation | None
     trigger: dict[str, Any]
     fitness: float | None = None
     tolerance: float = float("inf")
+    grace: int = 0
+    recalibrate: int = 0
 
 
 class Intervention(Protocol):
@@ -57,11 +62,11 @@ class Intervention(Protocol):
 
     name: str
 
-    def decide(self, trainer: Trainer) -> Decision:
+    def observe(self, trainer: Trainer) -> None:
         """Called once after every epoch."""
 
-    def settled(self, record: MutationRecord) -> None:
-        """Told of every mutation that was tried, its own or another's."""
+    def decide(self, trainer: Trainer) -> Decision:
+        """Called after every epoch that another one follows, unless a mutation is on probation."""
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint."""
@@ -71,50 +76,54 @@ class Intervention(Protocol):
 
 
 @dataclass
-class Networks:
-    """Student, teacher and optimizer: what a mutation replaces together."""
-
-    learner: Learner
-    teacher: EvolvableCNN | None
-    optimizer: torch.optim.Optimizer
-
-    @property
-    def architecture(self) -> Architecture:
-        """Of the student, and so of the teacher."""
-        return self.learner.backbone.architecture
-
-    def state(self) -> TrainingState:
-        """All of it as named tensors."""
-        teacher = None if self.teacher is None else self.teacher.state_dict()
-        moments = named_moments(self.optimizer, self.learner)
-        return TrainingState(self.learner.state_dict(), teacher, moments)
-
-
-@dataclass
 class Progress:
-    """Where training is. `epoch` and `step` (of the optimizer) count what is done."""
+    """Where training is: `batch` batches of epoch `epoch` and `step` optimizer steps are done.
+
+    `sums` are the losses of those batches. All that is random follows from these and the seed.
+    """
 
     epoch: int = 0
+    batch: int = 0
     step: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     images_seen: dict[str, int] = field(
         default_factory=lambda: {"synthetic": 0, "real_unlabeled": 0, "real_labeled": 0}
     )
     history: list[MutationRecord] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(frozen=True)
 class EpochMeans:
-    """Mean losses of one epoch. `gap` is the distillation loss, None without a teacher."""
+    """Mean losses of one epoch, its level and the network's widths.
+
+    `gap` is the distillation loss, None without a teacher.
+    """
 
     level: str
+    channels: tuple[int, ...]
     loss: float
     contrastive: float
     gap: float | None
     images_per_second: float
 
 
+@dataclass
+class Probation:
+    """A mutation that has yet to prove itself; `old` are the networks without it."""
+
+    old: Networks
+    index: int
+    until: int
+    tolerance: float
+
+
 class Trainer:
-    """Self-supervised pretraining with interventions between epochs."""
+    """Self-supervised pretraining with interventions between epochs.
+
+    `stop` is asked after every step; when it says so, `fit` emits `INTERRUPT` and raises
+    `Interrupted`. With several processes all of them run the same `fit`: each on its share of every
+    batch, with losses and BN statistics over the whole of it.
+    """
 
     def __init__(
         self,
@@ -126,16 +135,20 @@ class Trainer:
         interventions: Sequence[Intervention] = (),
         callbacks: Sequence[Callback] = (),
         sink: Sink | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.config, self.feed, self.fabric = config, feed, fabric
+        self.config, self.feed, self.fabric, self.stop = config, feed, fabric, stop
         self.interventions, self.callbacks = list(interventions), list(callbacks)
         self.sink = sink or Sink()
         self.method = METHODS[config.ssl.name]
+        self.workshop = Workshop(config, fabric.device)
+        self.probe = Probe(config, feed, self.workshop)
         self.progress = Progress()
+        self.probation: Probation | None = None
         self.means: EpochMeans | None = None
         self.accumulation = config.hardware.gradient_accumulation_steps or 1
         self.steps_per_epoch = -(-feed.batches_per_epoch // self.accumulation)
-        self._install(self._networks(learner))
+        self._install(self.workshop.around(learner))
 
     def fit(self) -> None:
         """Train for all epochs that are left."""
@@ -146,7 +159,7 @@ class Trainer:
                 self._advance_level()
                 self._emit(Event.EPOCH_END)
                 self._intervene()
-                self.progress.epoch += 1
+                self._next_epoch()
             self._emit(Event.FIT_END)
         finally:
             self._emit(Event.CLOSE)
@@ -154,44 +167,56 @@ class Trainer:
     # -- one epoch ---------------------------------------------------------------------------
 
     def _train_epoch(self) -> None:
-        self._emit(Event.EPOCH_START)
+        progress, batches = self.progress, self.feed.batches_per_epoch
+        if progress.batch == 0:
+            self._emit(Event.EPOCH_START)
         self.model.train()
-        batches = self.feed.batches_per_epoch
-        sums = torch.zeros(3, device=self.fabric.device)
+        sums = torch.tensor(progress.sums, device=self.fabric.device)
         began, images = time.perf_counter(), 0
-        for index, batch in enumerate(self.feed.epoch(self.progress.epoch)):
+        for index, batch in enumerate(
+            self.feed.epoch(progress.epoch, start=progress.batch), progress.batch
+        ):
             self._emit(Event.BATCH_START)
             group_end = index + 1 == batches or (index + 1) % self.accumulation == 0
             group_size = min(self.accumulation, batches - index + index % self.accumulation)
-            losses = self._losses(batch, index)
-            self._emit(Event.AFTER_LOSS)
-            self.fabric.backward(losses.total / group_size)
+            with self.fabric.no_backward_sync(self.model, enabled=not group_end), synchronizing():
+                losses = self._losses(batch, index)
+                self._emit(Event.AFTER_LOSS)
+                self.fabric.backward(losses.total / group_size)
             self._emit(Event.AFTER_BACKWARD)
             sums += torch.stack(_detached(losses))
-            images += len(batch.images)
+            images += batch.of
+            for source, count in batch.seen.items():
+                progress.images_seen[source] += count
             if group_end:
                 self._step()
-                speed = images / (time.perf_counter() - began)
-                self._report(index + 1, batches, losses, speed)
+                self._report(index + 1, batches, losses, images / (time.perf_counter() - began))
                 self._emit(Event.AFTER_STEP)
-            for source, count in batch.seen.items():
-                self.progress.images_seen[source] += count
-        total, contrastive, gap = (sums / batches).tolist()
+            if group_end and self.stop():
+                progress.batch, progress.sums = index + 1, sums.tolist()
+                self._emit(Event.INTERRUPT)
+                raise Interrupted
+        means = self.fabric.all_reduce(sums / batches)
+        assert isinstance(means, Tensor)
+        total, contrastive, gap = means.tolist()
         self.means = EpochMeans(
             self.feed.schedule.level,
+            self.networks.architecture.channels,
             total,
             contrastive,
             None if self.networks.teacher is None else gap,
             images / (time.perf_counter() - began),
         )
-        self.sink.event("epoch", {"epoch": self.progress.epoch, **self._figures()})
+        self.sink.event("epoch", {"epoch": progress.epoch, **self._figures()})
 
     def _losses(self, batch: Batch, index: int) -> Losses:
         seed = derive(self.config.seed, VIEWS, self.progress.epoch, index)
         images = self._perturbed(batch)
-        view1, view2 = self._views(images, seed)
+        view1, view2 = self.probe.views(images, seed, first=batch.first, of=batch.of)
         with self.fabric.autocast():
-            return self.method(self.model, self.networks.teacher, view1, view2, self.config.ssl)
+            return self.method(
+                self.model, self.networks.teacher, view1, view2, self.config.ssl, gather_rows
+            )
 
     def _perturbed(self, batch: Batch) -> Tensor:
         """ADVERSARIAL images moved a little towards what the student confuses them with."""
@@ -211,15 +236,21 @@ class Trainer:
         images[chosen] = (moved * 255).round().to(torch.uint8)
         return images
 
-    def _step(self) -> None:
-        ratio = lr_ratio(
+    @property
+    def learning_rate(self) -> float:
+        """Of the next step."""
+        accepted = [record.step for record in self.progress.history if record.accepted]
+        return self.config.optimizer.lr * lr_ratio(
             self.progress.step,
             self.steps_per_epoch,
             self.config.pretrain.epochs,
             self.config.scheduler,
+            mutated_at=accepted[-1] if accepted else None,
         )
+
+    def _step(self) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.optimizer.lr * ratio
+            group["lr"] = self.learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.networks.teacher is not None:
@@ -231,7 +262,9 @@ class Trainer:
     def _report(self, batch: int, batches: int, losses: Losses, speed: float) -> None:
         if self.progress.step % self.config.tracking.interval_steps:
             return
-        loss, contrastive, gap = (value.item() for value in _detached(losses))
+        figures = self.fabric.all_reduce(torch.stack(_detached(losses)))
+        assert isinstance(figures, Tensor)
+        loss, contrastive, gap = figures.tolist()
         values = {
             "pretrain/loss": loss,
             "pretrain/contrastive": contrastive,
@@ -267,14 +300,26 @@ class Trainer:
             level = {"level": self.feed.schedule.level, "epoch": self.progress.epoch + 1}
             self.sink.event("level", {**level, "reason": reason})
 
+    def _next_epoch(self) -> None:
+        self.progress.epoch += 1
+        self.progress.batch, self.progress.sums = 0, [0.0, 0.0, 0.0]
+
     # -- mutations ---------------------------------------------------------------------------
 
     def _intervene(self) -> None:
         """Ask every intervention in turn; each sees what the one before it left."""
-        if self.progress.epoch + 1 >= self.config.pretrain.epochs:
+        for intervention in self.interventions:
+            intervention.observe(self)
+        last = self.progress.epoch + 1 >= self.config.pretrain.epochs
+        if self.probation is not None and (last or self.progress.epoch >= self.probation.until):
+            self._judge(self.probation)
+        if last:
             return  # what changes now would never be trained
         for intervention in self.interventions:
-            decision = intervention.decide(self)
+            if self.probation is not None:
+                decision = Decision(None, {"reason": "the last mutation is on probation"})
+            else:
+                decision = same_everywhere(intervention.decide(self))
             if decision.mutation is not None:
                 self._mutate(decision.mutation, decision)
             else:
@@ -283,145 +328,119 @@ class Trainer:
 
     def _mutate(self, mutation: Mutation, decision: Decision) -> None:
         """Apply to student, teacher and optimizer, verify, then accept or leave all as it was."""
-        began = time.perf_counter()
+        began, epoch = time.perf_counter(), self.progress.epoch
         old = self.networks
-        loss_before = self.probe_loss(old)
-        new = self.mutated(mutation)
-        _verify(new, mutation)
-        loss_after = self.probe_loss(new)
-        accepted = loss_after <= loss_before * (1 + decision.tolerance)  # False for nan, too
-        if accepted:
-            self._install(new)
+        loss_before = self.probe.loss(old)
+        new = self.workshop.mutated(old, mutation)
+        self._verify(old, new, mutation)
+        views = self.probe.batches(epoch, decision.recalibrate)
+        if decision.recalibrate:
+            recalibrate(new.learner, (torch.cat(pair) for pair in views))
+        loss_after = self.probe.loss(new)
+        highest = loss_before * (1 + decision.tolerance) if decision.grace == 0 else float("inf")
+        accepted = same_everywhere(loss_after <= highest)  # False for nan, too
         record = MutationRecord(
             index=len(self.progress.history),
-            epoch=self.progress.epoch,
+            epoch=epoch,
             step=self.progress.step,
             kind=mutation.kind,
             target=mutation.target,
             trigger=decision.trigger,
             before=counts(mutation.before),
             after=counts(mutation.after),
-            function_delta=self._function_delta(old.learner, new.learner),
+            function_delta=self.probe.function_delta(old.learner, new.learner),
             loss_before=loss_before,
             loss_after=loss_after,
             fitness=decision.fitness,
             seconds=time.perf_counter() - began,
             accepted=accepted,
         )
+        if accepted:
+            self._install(new)
+        if accepted and decision.grace:
+            until = epoch + decision.grace
+            self.probation = Probation(old, record.index, until, decision.tolerance)
         self.progress.history.append(record)
-        for intervention in self.interventions:
-            intervention.settled(record)
         self.sink.event("mutation", record.to_dict())
         self._emit(Event.MUTATION)
 
-    def mutated(self, mutation: Mutation) -> Networks:
-        """New networks and optimizer after `mutation`; the present ones are left as they are."""
-        state = apply(mutation, self.networks.state())
-        learner = build_learner(mutation, state, like=self.networks.learner)
-        networks = self._networks(learner)
-        if networks.teacher is not None and state.teacher is not None:
-            networks.teacher.load_state_dict(dict(state.teacher))
-        load_moments(networks.optimizer, learner, state.moments)
-        return networks
+    def _judge(self, probation: Probation) -> None:
+        """End a probation: the mutation stays, or the networks from before it come back."""
+        self.probation = None
+        loss, without = self.probe.loss(self.networks), self.probe.loss(probation.old)
+        kept = same_everywhere(loss <= without * (1 + probation.tolerance))
+        figures = {"epoch": self.progress.epoch, "loss": loss, "loss_without": without}
+        self.sink.event("probation", {"index": probation.index, "kept": kept, **figures})
+        if kept:
+            return
+        self._install(probation.old)
+        record = self.progress.history[probation.index]
+        record = replace(record, accepted=False, trigger={**record.trigger, "rollback": figures})
+        self.progress.history[probation.index] = record
+        self.sink.event("rollback", record.to_dict())
+        self._emit(Event.MUTATION)
 
-    def trial(self, mutation: Mutation, steps: int) -> float:
-        """Relative fall of the probe's loss after `steps` steps with `mutation`.
-
-        The networks of the trial are thrown away; all trials of an epoch see the same images.
-        """
-        networks = self.mutated(mutation)
-        before = self.probe_loss(self.networks)
-        for group in networks.optimizer.param_groups:
-            group["lr"] = self.optimizer.param_groups[0]["lr"]
-        networks.learner.train()
-        for index, losses in enumerate(self.trial_losses(networks, steps)):
-            losses.total.backward()
-            networks.optimizer.step()
-            networks.optimizer.zero_grad(set_to_none=True)
-            assert index < steps
-        return (before - self.probe_loss(networks)) / abs(before)
-
-    def trial_losses(self, networks: Networks, batches: int) -> Iterator[Losses]:
-        """Losses of `networks` on batches like those of the present epoch, in float32."""
-        epoch = self.feed.epoch(self.progress.epoch, purpose=TRIAL)
-        for index, batch in zip(range(batches), epoch, strict=False):
-            yield self._plain_losses(networks, batch.images, TRIAL, index)
-
-    @torch.no_grad()
-    def probe_loss(self, networks: Networks) -> float:
-        """Loss on held images of the present levels: same images and views at every call."""
-        learner = copy.deepcopy(networks.learner).train()
-        held = Networks(learner, networks.teacher, networks.optimizer)
-        return self._plain_losses(held, self.feed.probe(), PROBE, 0).total.item()
-
-    def _plain_losses(self, networks: Networks, images: Tensor, kind: str, index: int) -> Losses:
-        seed = derive(self.config.seed, kind, self.progress.epoch if kind == TRIAL else 0, index)
-        view1, view2 = self._views(images, seed)
-        return self.method(networks.learner, networks.teacher, view1, view2, self.config.ssl)
-
-    @torch.no_grad()
-    def _function_delta(self, old: nn.Module, new: nn.Module) -> float:
-        """‖f' − f‖ / ‖f‖ of the projections in eval mode, in float64."""
-        images = normalize(self.feed.probe()[:DELTA_IMAGES]).double()
-        f, f_new = (copy.deepcopy(net).double().eval()(images)[1] for net in (old, new))
-        return ((f_new - f).norm() / f.norm().clamp_min(1e-12)).item()
+    def _verify(self, old: Networks, new: Networks, mutation: Mutation) -> None:
+        """Our own invariants: counts as described, student and teacher alike, pruned as masked."""
+        params = sum(p.numel() for p in new.learner.backbone.parameters())
+        assert params == mutation.after.params, (params, mutation.after.params)
+        if new.teacher is not None:
+            assert new.teacher.architecture == mutation.after
+        if mutation.kind == "PRUNE":
+            error = self.probe.pruning_error(old, new, mutation)
+            assert error <= LARGEST_PRUNING_ERROR, error
 
     # -- parts -------------------------------------------------------------------------------
-
-    def _networks(self, learner: Learner) -> Networks:
-        backbone = learner.backbone
-        backbone.gradient_checkpointing = self.config.hardware.gradient_checkpointing
-        learner.to(self.fabric.device).to(memory_format=self._memory_format)
-        distills = self.config.ssl.distillation_weight > 0
-        teacher = make_teacher(backbone) if distills else None
-        return Networks(learner, teacher, build_optimizer(learner, self.config.optimizer))
 
     def _install(self, networks: Networks) -> None:
         """Train `networks` from now on."""
         self.networks = networks
+        if self.fabric.world_size > 1:
+            synchronize_batch_norm(networks.learner)
         self.model, self.optimizer = self.fabric.setup(networks.learner, networks.optimizer)
-
-    @property
-    def _memory_format(self) -> torch.memory_format:
-        channels_last = self.config.hardware.channels_last
-        return torch.channels_last if channels_last else torch.contiguous_format
-
-    def _views(self, images: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-        size = self.config.dataset.image_size
-        view1, view2 = two_views(images, self.config.views, image_size=size, seed=seed)
-        layout = self._memory_format
-        return view1.contiguous(memory_format=layout), view2.contiguous(memory_format=layout)
 
     def _emit(self, event: Event) -> None:
         for callback in self.callbacks:
             callback.on(event, self)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a checkpoint holds: tensors and plain data."""
-        state = self.networks.state()
+        """Everything a checkpoint holds: tensors and plain data.
+
+        There is no state of random generators: every draw is derived from the seed and the place
+        in training.
+        """
+        on_probation = self.probation
         return {
-            "architecture": self.networks.architecture.to_dict(),
-            "student": dict(state.student),
-            "teacher": None if state.teacher is None else dict(state.teacher),
-            "moments": {name: dict(moments) for name, moments in state.moments.items()},
-            "epoch": self.progress.epoch,
-            "step": self.progress.step,
-            "images_seen": dict(self.progress.images_seen),
-            "history": [record.to_dict() for record in self.progress.history],
+            **self.networks.state_dict(),
+            **asdict(self.progress),
             "levels": self.feed.schedule.state_dict(),
             "interventions": {i.name: i.state_dict() for i in self.interventions},
+            "probation": None
+            if on_probation is None
+            else {**vars(on_probation), "old": on_probation.old.state_dict()},
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "callbacks": {type(c).__name__: c.state_dict() for c in self.callbacks},
         }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken: bit for bit on a CPU."""
+        self._install(self.workshop.restored(state))
+        history = [MutationRecord.from_dict(record) for record in state["history"]]
+        kept = ("epoch", "batch", "step", "sums", "images_seen")
+        self.progress = Progress(**{key: state[key] for key in kept}, history=history)
+        self.feed.schedule.load_state_dict(state["levels"])
+        for intervention in self.interventions:
+            intervention.load_state_dict(state["interventions"][intervention.name])
+        for callback in self.callbacks:
+            callback.load_state_dict(state["callbacks"][type(callback).__name__])
+        self.probation = None
+        if state["probation"] is not None:
+            old = self.workshop.restored(state["probation"]["old"])
+            self.probation = Probation(**{**state["probation"], "old": old})
+        self.fabric.strategy.precision.load_state_dict(state["precision"])
 
 
 def _detached(losses: Losses) -> tuple[Tensor, Tensor, Tensor]:
     gap = losses.distillation
     gap = torch.zeros_like(losses.total) if gap is None else gap
     return losses.total.detach(), losses.contrastive.detach(), gap.detach()
-
-
-def _verify(networks: Networks, mutation: Mutation) -> None:
-    """Our own invariants: counts as described, student and teacher alike."""
-    params = sum(p.numel() for p in networks.learner.backbone.parameters())
-    assert params == mutation.after.params, (params, mutation.after.params)
-    if networks.teacher is not None:
-        assert networks.teacher.architecture == mutation.after

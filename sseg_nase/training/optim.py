@@ -66,14 +66,26 @@ SCHEDULES: Mapping[str, Callable[[float, float, SchedulerConfig], float]] = {
 }
 
 
-def lr_ratio(step: int, steps_per_epoch: int, epochs: int, scheduler: SchedulerConfig) -> float:
+def lr_ratio(
+    step: int,
+    steps_per_epoch: int,
+    epochs: int,
+    scheduler: SchedulerConfig,
+    *,
+    mutated_at: int | None = None,
+) -> float:
     """Share of the base learning rate at optimizer step `step` (from 0).
 
-    Linear warm-up over `warmup_epochs`, then the schedule over the epochs that are left. A pure
-    function of the step: mutations and resumes need not carry it.
+    Linear warm-up over `warmup_epochs`, then the schedule over the epochs that are left; after a
+    mutation at step `mutated_at` a further linear warm-up over `rewarmup_steps`. A pure function:
+    mutations and resumes need not carry it.
     """
     warmup = min(scheduler.warmup_epochs, epochs)
     epoch = step / steps_per_epoch
     if epoch < warmup:
-        return (step + 1) / (warmup * steps_per_epoch + 1)
-    return SCHEDULES[scheduler.name](epoch - warmup, epochs - warmup, scheduler)
+        ratio = (step + 1) / (warmup * steps_per_epoch + 1)
+    else:
+        ratio = SCHEDULES[scheduler.name](epoch - warmup, epochs - warmup, scheduler)
+    if mutated_at is None:
+        return ratio
+    return ratio * min(1.0, (step - mutated_at + 1) / (scheduler.rewarmup_steps + 1))

@@ -25,6 +25,7 @@ NEEDED = {
     ("dataset", "folder"): ["dataset.root=images"],
     ("dataset", "csv"): ["dataset.root=images.csv"],
     ("task", "evaluate"): ["checkpoint=best.pt"],
+    ("task", "replay"): ["run=runs/one"],
     ("ssl", "none"): ["evolution=none", "sparsity=none"],
 }
 INHERITING = ("hardware", "dataset", "curriculum", "ssl", "evolution", "sparsity", "optimizer")

@@ -68,6 +68,12 @@ def test_it_changes_with_what_changes_the_result(override: str) -> None:
     assert fingerprint(load([override])) != fingerprint(PLAIN)
 
 
+@pytest.mark.parametrize(("task", "key"), [("evaluate", "checkpoint"), ("replay", "run")])
+def test_it_changes_with_what_a_task_reads(task: str, key: str) -> None:
+    first, second = (fingerprint(load([f"task={task}", f"{key}={path}"])) for path in "ab")
+    assert first != second
+
+
 def test_it_does_not_depend_on_how_a_number_is_written() -> None:
     assert fingerprint(load(["optimizer.lr=1e-2"])) == fingerprint(load(["optimizer.lr=0.010"]))
     assert fingerprint(load(["ssl.temperature=1"])) == fingerprint(load(["ssl.temperature=1.0"]))

@@ -54,6 +54,8 @@ MISTAKES = [
     ("curriculum.levels=[]", ["curriculum.levels=[]", "at least one"]),
     ("task=evaluate", ["task=evaluate", "checkpoint=FILE"]),
     ("checkpoint=best.pt", ["checkpoint=best.pt", "task=evaluate"]),
+    ("task=replay", ["task=replay", "run=RUN_DIR"]),
+    ("run=runs/one", ["run=runs/one", "no effect", "task=replay"]),
     ("dataset=folder", ["dataset=folder", "dataset.root=PATH"]),
     ("dataset=csv", ["dataset=csv", "dataset.root=PATH"]),
     ("dataset.root=here", ["dataset.root=here", "no effect"]),

@@ -1,18 +1,27 @@
-"""Random networks through random mutations, with real optimizer steps in between."""
+"""Carrying a training state across single mutations; sequences are in `test_properties`."""
 
 from __future__ import annotations
 
 import copy
-import json
-import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from learners import (
+    OPTIMIZERS,
+    assert_same,
+    check_counts,
+    check_moments,
+    loss_of,
+    make_images,
+    make_learner,
+    projections_of,
+    relative,
+    snapshot,
+)
+from torch import Tensor
 
 from sseg_nase.evolution.operators import (
     TrainingState,
@@ -21,9 +30,8 @@ from sseg_nase.evolution.operators import (
     load_moments,
     named_moments,
 )
-from sseg_nase.hardware.complexity import count_macs
 from sseg_nase.nets.architecture import Architecture, Block
-from sseg_nase.nets.evolvable import EvolvableCNN, Learner, ProjectionHead
+from sseg_nase.nets.evolvable import EvolvableCNN, Learner
 from sseg_nase.nets.mutation import (
     GRADIENT,
     NEW,
@@ -34,240 +42,6 @@ from sseg_nase.nets.mutation import (
     prune,
     widen,
 )
-
-SEQUENCES = 60
-STEPS = 5
-EXACT = 1e-10
-
-OPTIMIZERS: Mapping[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
-    "adamw": lambda net: torch.optim.AdamW(net.parameters(), lr=1e-3),
-    "adam": lambda net: torch.optim.Adam(net.parameters(), lr=1e-3),
-    "amsgrad": lambda net: torch.optim.Adam(net.parameters(), lr=1e-3, amsgrad=True),
-    "sgd": lambda net: torch.optim.SGD(net.parameters(), lr=1e-2, momentum=0.9),
-}
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def drawn_architecture(rng: random.Random) -> Architecture:
-    blocks = tuple(
-        Block(rng.randint(3, 9), pool=rng.random() < 0.6, residual=rng.random() < 0.5)
-        for _ in range(rng.randint(1, 6))
-    )
-    return Architecture(
-        blocks,
-        resolution=rng.choice((16, 32)),
-        kernel_size=rng.choice((3, 3, 1)),
-        activation=rng.choice(("relu", "gelu")),
-        batch_norm=rng.random() < 0.7,
-        # Flattened large maps would only make the head large.
-        embedding="flatten"
-        if sum(b.pool for b in blocks) >= 2 and rng.random() < 0.6
-        else "average",
-    )
-
-
-def drawn_mutation(rng: random.Random, architecture: Architecture) -> Mutation:
-    """One mutation of a random kind at a random place."""
-    kinds = ["widen", "zero", "prune"] + (["grow"] if len(architecture.blocks) < 9 else [])
-    kind, seed = rng.choice(kinds), rng.randrange(10_000)
-    if kind == "grow":
-        position = rng.randint(1, len(architecture.blocks))
-        width = architecture.channels[position - 1] + rng.choice((0, 0, 1, 3))
-        return grow(architecture, position=position, out_channels=width, seed=seed)
-    if kind == "prune":
-        kept = [rng.sample(range(c), rng.randint(max(1, c - 3), c)) for c in architecture.channels]
-        return prune(architecture, kept)
-    block = rng.randrange(len(architecture.blocks))
-    channels = architecture.channels[block]
-    channels += rng.randint(1, max(2, min(2 * channels + 1, 14 - channels)))
-    mode = "zero" if kind == "zero" else "duplicate"
-    return widen(architecture, block, channels=channels, mode=mode, seed=seed)
-
-
-def scramble(module: nn.Module, seed: int) -> None:
-    """Give norms and biases values that a trained network could have."""
-    random_numbers = generator(seed)
-    with torch.no_grad():
-        for name, tensor in module.state_dict().items():
-            if ("norm" in name or "bias" in name) and tensor.dim():
-                noise = torch.rand(tensor.shape, generator=random_numbers, dtype=tensor.dtype)
-                tensor.copy_(noise - 0.5 if "bias" in name or "mean" in name else noise + 0.5)
-
-
-def make_learner(architecture: Architecture, seed: int) -> Learner:
-    backbone = EvolvableCNN(architecture, generator=generator(seed))
-    head = ProjectionHead(architecture.features, 11, 7, generator=generator(seed + 1))
-    learner = Learner(backbone, head).double()
-    scramble(learner, seed + 2)
-    return learner
-
-
-def make_images(architecture: Architecture, seed: int, count: int = 6) -> Tensor:
-    shape = (count, 3, architecture.resolution, architecture.resolution)
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
-
-
-def loss_of(learner: Learner, images: Tensor, seed: int = 0) -> Tensor:
-    projections = learner(images)[1]
-    aim = torch.randn(projections.shape, generator=generator(seed), dtype=projections.dtype)
-    return (projections * aim).sum() + projections.square().mean()
-
-
-def projections_of(
-    learner: Learner, images: Tensor, *, training: bool, masks: list[Tensor] | None = None
-) -> Tensor:
-    learner = copy.deepcopy(learner).train(training)
-    with torch.no_grad():
-        return learner.head(learner.backbone(images, masks=masks))
-
-
-def relative(changed: Tensor, reference: Tensor) -> float:
-    return ((changed - reference).norm() / reference.norm().clamp_min(1e-12)).item()
-
-
-def snapshot(state: TrainingState) -> TrainingState:
-    return copy.deepcopy(state)
-
-
-def assert_same(first: TrainingState, second: TrainingState) -> None:
-    assert first.student.keys() == second.student.keys()
-    assert all(torch.equal(first.student[name], second.student[name]) for name in first.student)
-    assert (first.teacher is None) == (second.teacher is None)
-    if first.teacher is not None and second.teacher is not None:
-        assert all(torch.equal(first.teacher[name], second.teacher[name]) for name in first.teacher)
-    assert first.moments.keys() == second.moments.keys()
-    for name, moments in first.moments.items():
-        for key, value in moments.items():
-            other = second.moments[name][key]
-            assert torch.equal(value, other) if isinstance(value, Tensor) else value == other
-
-
-def kept_masks(mutation: Mutation) -> list[Tensor]:
-    masks = [torch.zeros(c, dtype=torch.bool) for c in mutation.before.channels]
-    for mask, space in zip(masks, mutation.spaces[1:], strict=True):
-        mask[list(space.index)] = True
-    return masks
-
-
-def check_function(mutation: Mutation, old: Learner, new: Learner, images: Tensor) -> None:
-    masks = kept_masks(mutation) if mutation.kind == "PRUNE" else None
-    for training in (False, True):
-        before = projections_of(old, images, training=training, masks=masks)
-        after = projections_of(new, images, training=training)
-        assert relative(after, before) <= EXACT, (mutation.kind, mutation.target, training)
-    if masks is not None:
-        before = projections_of(
-            copy.deepcopy(old).float(), images.float(), training=False, masks=masks
-        )
-        after = projections_of(copy.deepcopy(new).float(), images.float(), training=False)
-        assert relative(after, before) <= 1e-5
-
-
-def check_counts(learner: Learner, architecture: Architecture) -> None:
-    backbone = copy.deepcopy(learner.backbone).eval()
-    assert backbone.architecture == architecture
-    assert architecture.params == sum(p.numel() for p in backbone.parameters())
-    resolution = architecture.resolution
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        backbone(make_images(architecture, 0, count=1))
-    assert 2 * architecture.macs() == counter.get_total_flops()
-    assert architecture.macs() == count_macs(backbone, resolution)
-    again = EvolvableCNN(Architecture.from_dict(json.loads(json.dumps(architecture.to_dict()))))
-    shapes = {name: tensor.shape for name, tensor in again.state_dict().items()}
-    assert shapes == {name: tensor.shape for name, tensor in backbone.state_dict().items()}
-
-
-def check_teacher(mutation: Mutation, state: TrainingState, new: TrainingState, x: Tensor) -> None:
-    """The teacher's embedding follows the index map (PRUNE: of the masked network)."""
-    assert state.teacher is not None
-    assert new.teacher is not None
-    prefix = "backbone."
-    assert set(new.teacher) == {n[len(prefix) :] for n in new.student if n.startswith(prefix)}
-    old_net = EvolvableCNN(mutation.before).double().eval()
-    new_net = EvolvableCNN(mutation.after).double().eval()
-    old_net.load_state_dict(dict(state.teacher))
-    new_net.load_state_dict(dict(new.teacher))
-    masks = kept_masks(mutation) if mutation.kind == "PRUNE" else None
-    with torch.no_grad():
-        old, embedding = old_net(x, masks=masks), new_net(x)
-    kept = [(j, i) for j, i in enumerate(mutation.features.index) if i != NEW]
-    columns, sources = (list(side) for side in zip(*kept, strict=True))
-    assert relative(embedding[:, columns], old[:, sources]) <= EXACT
-    if mutation.kind == "GROW":
-        fresh = [j for j, i in enumerate(mutation.features.index) if i == NEW]
-        assert not embedding[:, fresh].any()
-
-
-def check_moments(mutation: Mutation, state: TrainingState, new: TrainingState) -> None:
-    """Entry by entry: survivors bit-equal (copies: a share), new entries 0, steps kept."""
-    maps = mutation.learner_maps(list(new.student))
-    for name, moments in new.moments.items():
-        tensor_map = maps[name]
-        assert tensor_map.source is not None
-        old = state.moments[tensor_map.source]
-        assert moments.keys() == old.keys()
-        for key, value in moments.items():
-            if key == "step":
-                assert torch.equal(value, old[key])
-                continue
-            expected = torch.zeros_like(value)
-            power = 2 if key.endswith("_sq") else 1
-            rows = enumerate(tensor_map.out.index if tensor_map.out else range(value.shape[0]))
-            for j, i in rows:
-                if i == NEW:
-                    continue
-                copies = tensor_map.out.index.count(i) if tensor_map.out else 1
-                row = old[key][i]
-                if tensor_map.into is not None:
-                    index = torch.tensor(tensor_map.into.index)
-                    row = torch.where(
-                        (index == NEW).reshape(-1, *[1] * (row.dim() - 1)),
-                        torch.zeros((), dtype=row.dtype),
-                        row[index.clamp_min(0)],
-                    )
-                expected[j] = row / copies**power
-            if mutation.kind == "WIDEN":
-                assert torch.allclose(value, expected, rtol=1e-14, atol=0), (name, key)
-            else:
-                assert torch.equal(value, expected), (name, key)
-    sources = {maps[name].source for name in new.moments}
-    assert sources == set(state.moments)
-
-
-@pytest.mark.parametrize("seed", range(SEQUENCES))
-def test_any_sequence_of_mutations_is_exact(seed: int) -> None:
-    rng = random.Random(seed)
-    architecture = drawn_architecture(rng)
-    learner, teacher = make_learner(architecture, seed), make_learner(architecture, seed + 50)
-    images = make_images(architecture, seed)
-    teacher_state: Mapping[str, Tensor] = teacher.backbone.state_dict()
-    build_optimizer = OPTIMIZERS[rng.choice(list(OPTIMIZERS))]
-    optimizer = build_optimizer(learner)
-    for step in range(STEPS):
-        loss_of(learner.train(), images, step).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        state = TrainingState(
-            learner.state_dict(), teacher_state, named_moments(optimizer, learner)
-        )
-        before, description = snapshot(state), learner.backbone.architecture.to_dict()
-        mutation = drawn_mutation(rng, learner.backbone.architecture)
-        new_state = apply(mutation, state)
-        new = build_learner(mutation, new_state, like=learner)
-
-        assert_same(state, before)
-        assert learner.backbone.architecture.to_dict() == description
-        check_function(mutation, learner, new, images)
-        check_teacher(mutation, state, new_state, images)
-        check_moments(mutation, state, new_state)
-        check_counts(new, mutation.after)
-
-        learner, teacher_state, optimizer = new, new_state.teacher, build_optimizer(new)
-        load_moments(optimizer, learner, new_state.moments)
-
 
 RESIDUAL = Architecture(
     (

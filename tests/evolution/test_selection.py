@@ -8,7 +8,7 @@ import pytest
 
 from sseg_nase.evolution.selection import Caps, Options, candidates, fitness, penalty
 from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.mutation import Mutation
+from sseg_nase.nets.mutation import Mutation, widen
 
 SEED = Architecture.seed([8, 12, 16], resolution=32)
 WIDE = Caps(12, 256, 1_000_000, 1_000_000_000, 84)
@@ -127,10 +127,12 @@ def test_no_random_caps_are_ever_exceeded() -> None:
         )
         architecture = Architecture.seed([4, 4], resolution=32, residual=rng.random() < 0.5)
         options = replace(OPTIONS, widen_mode=rng.choice(("duplicate", "zero")))
+        operators = ["grow", rng.choice(("widen", "widen_all"))]
         for step in range(6):
             found = proposed(
                 architecture,
                 caps,
+                operators=operators,
                 sensitivity=[rng.random() for _ in architecture.blocks],
                 options=replace(options, expansion=rng.uniform(1.01, 3)),
                 seed=trial * 10 + step,
@@ -143,6 +145,74 @@ def test_no_random_caps_are_ever_exceeded() -> None:
                 assert mutation.after.params > architecture.params
             architecture = rng.choice(list(found.values())).after
     assert seen > 200
+
+
+@pytest.mark.parametrize(
+    ("recent", "kinds"),
+    [
+        ([], {"GROW", "WIDEN"}),
+        (["GROW"], {"GROW", "WIDEN"}),
+        (["GROW", "GROW"], {"WIDEN"}),
+        (["WIDEN", "WIDEN"], {"GROW"}),
+        (["GROW", "WIDEN", "WIDEN", "WIDEN"], {"GROW"}),
+        (["GROW", "GROW", "WIDEN"], {"GROW", "WIDEN"}),
+    ],
+)
+def test_operators_of_one_kind_take_turns_as_one(recent: list[str], kinds: set[str]) -> None:
+    """WIDEN is tired whichever of its operators made it; so are both of them."""
+    found = candidates(
+        SEED,
+        operators=["grow", "widen", "widen_all"],
+        sensitivity=[1.0] * 3,
+        options=OPTIONS,
+        caps=WIDE,
+        seed=0,
+        recent=recent,
+        max_repeats=2,
+    )
+    expected = [kind for kind in ("GROW", "WIDEN", "WIDEN") if kind in kinds]
+    assert [mutation.kind for mutation in found] == expected
+    assert set(proposed(operators=["grow", "widen_all"], recent=recent, max_repeats=2)) == kinds
+
+
+@pytest.mark.parametrize(
+    ("channels", "caps", "sensitivity", "expected"),
+    [
+        ([8, 12, 16], WIDE, [1, 1, 1], [12, 18, 24]),
+        ([8, 12, 16], replace(WIDE, max_channels=17), [1, 1, 1], [12, 17, 17]),
+        ([8, 12, 16], replace(WIDE, max_channels=16), [1, 1, 1], [12, 16, 16]),
+        ([1, 2, 3], WIDE, [1, 1, 1], [2, 3, 4]),
+        ([8, 12, 16], replace(WIDE, max_channels=12), [1, 1, 1], None),
+        ([8, 12, 12], replace(WIDE, max_channels=12), [1, 1, 1], [12, 12, 12]),
+    ],
+)
+def test_widen_all_widens_every_block_that_the_caps_let(
+    channels: list[int], caps: Caps, sensitivity: list[float], expected: list[int] | None
+) -> None:
+    seed = Architecture.seed(channels, resolution=32)
+    found = proposed(seed, caps, operators=["widen_all"], sensitivity=sensitivity, seed=5)
+    if expected is None:
+        assert not found
+    else:
+        made = widen(seed, None, channels=expected, noise=OPTIONS.widen_noise, seed=5)
+        assert found["WIDEN"] == made
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_what_the_caps_leave_goes_to_the_most_sensitive_blocks(most: int) -> None:
+    sensitivity = [0.5, 0.5, 0.5]
+    sensitivity[most] = 0.9
+    alone = [round(1.5 * c) if b == most else c for b, c in enumerate(SEED.channels)]
+    params = Architecture.seed(alone, resolution=32).params
+    caps = replace(WIDE, max_params=params + 1)
+    found = proposed(caps=caps, operators=["widen_all"], sensitivity=sensitivity)
+    widened = found["WIDEN"].after.channels
+    assert widened[most] == alone[most]
+    for block, width in enumerate(widened):  # and no other would still fit
+        wider = list(widened)
+        wider[block] = round(1.5 * SEED.channels[block])
+        fits = Architecture.seed(wider, resolution=32).params <= params
+        assert fits == (width > SEED.channels[block])
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,32 @@
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from sseg_nase.hardware.memory import MEBIBYTE, peak_memory_mb
+from sseg_nase.config.compose import load
+from sseg_nase.hardware.memory import (
+    MEBIBYTE,
+    MemoryUse,
+    enforce_memory_cap,
+    explain_out_of_memory,
+    level,
+    memory_cap_mb,
+    memory_use,
+    peak_memory_mb,
+    remedies,
+    resident_memory_mb,
+)
 
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+TRAINED_ON_CUDA = ["hardware=rtx3060", "dataset.image_size=32"]
 IMAGE = 4 * 3 * 64 * 64
 MAP = IMAGE // 3
 
@@ -97,3 +118,176 @@ def test_cuda_holds_at_least_weights_images_and_output() -> None:
     unrelated = torch.zeros(256 * MEBIBYTE, dtype=torch.uint8, device="cuda")
     found = peak_memory_mb(network, 64, 16) * MEBIBYTE
     assert 16 * (IMAGE + 64 * MAP) <= found < unrelated.nbytes
+
+
+@pytest.mark.parametrize(
+    ("used", "expected"),
+    [
+        (0, "ok"),
+        (849, "ok"),
+        (850, "warning"),
+        (949, "warning"),
+        (950, "critical"),
+        (2000, "critical"),
+    ],
+)
+def test_levels(used: float, expected: str) -> None:
+    assert level(used, 1000) == expected
+    assert MemoryUse(used, 1000).level == expected
+
+
+@pytest.mark.parametrize("use", [MemoryUse(None, 1), MemoryUse(2, None)])
+def test_what_is_unknown_is_no_reason_to_warn(use: MemoryUse) -> None:
+    assert use.level == "ok"
+
+
+def test_resident_memory_follows_what_the_process_holds() -> None:
+    before = resident_memory_mb()
+    assert before is not None
+    held = torch.ones(200 * MEBIBYTE, dtype=torch.uint8)
+    assert memory_use(CPU, None).used_mb == pytest.approx(before + 200, abs=20)
+    assert memory_use(CPU, 2).cap_mb == 2048
+    assert memory_use(CPU, None).cap_mb is None
+    assert held.all()
+
+
+def test_resident_memory_without_proc_is_the_highest_so_far(tmp_path: Path) -> None:
+    def highest() -> float:
+        found = resident_memory_mb(tmp_path / "statm")
+        assert found is not None
+        return found
+
+    now = resident_memory_mb()
+    assert now is not None
+    torch.ones(200 * MEBIBYTE, dtype=torch.uint8)
+    assert highest() >= now + 180
+    assert highest() == highest()
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A device with 8 GiB, of which at most 3 have been in use."""
+    seen = SimpleNamespace(fraction=None, resets=0)
+
+    def set_fraction(fraction: float, device: int | None) -> None:
+        assert device is None or isinstance(device, int)  # torch wants no device without an index
+        seen.fraction = fraction
+
+    def reset(device: Any) -> None:
+        seen.resets += 1
+
+    fakes = {
+        "is_available": lambda: True,
+        "get_device_properties": lambda device: SimpleNamespace(total_memory=8 * 2**30),
+        "max_memory_allocated": lambda device: 3 * 2**30,
+        "reset_peak_memory_stats": reset,
+        "set_per_process_memory_fraction": set_fraction,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    return seen
+
+
+@pytest.mark.parametrize(("asked", "cap"), [(None, 8), (4, 4), (0.5, 0.5), (12, 8)])
+def test_the_cap_on_cuda(fake_cuda: SimpleNamespace, asked: float | None, cap: float) -> None:
+    assert memory_cap_mb(CUDA, asked) == 1024 * cap
+    enforce_memory_cap(CUDA, asked)
+    assert fake_cuda.fraction == cap / 8
+    assert memory_use(CUDA, asked) == MemoryUse(3 * 1024, 1024 * cap)
+    assert fake_cuda.resets == 1
+
+
+def test_the_cpu_has_no_cap_to_enforce(fake_cuda: SimpleNamespace) -> None:
+    assert memory_cap_mb(CPU, None) is None
+    enforce_memory_cap(CPU, 4)
+    assert fake_cuda.fraction is None
+
+
+def test_out_of_memory_names_three_keys_with_values(fake_cuda: SimpleNamespace) -> None:
+    config = load([*TRAINED_ON_CUDA, "hardware.precision=32-true", "hardware.max_memory_gb=4"])
+    assert (config.hardware.batch_size, config.hardware.gradient_accumulation_steps) == (48, 3)
+    error = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+    text = explain_out_of_memory(error, config)
+    assert text is not None
+    assert "2.00 GiB" in text
+    assert "hardware.batch_size=24 with hardware.gradient_accumulation_steps=6 " in text
+    assert "the same 144 images" in text
+    assert "hardware.gradient_checkpointing=true " in text
+    assert "hardware.precision=16-mixed " in text
+    assert "hardware.max_memory_gb=4, the device has 8.0." in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys"),
+    [
+        (["hardware=cpu", "hardware.precision=32-true"], ["precision=bf16-mixed"]),
+        (["hardware.batch_size=25"], ["batch_size=12", "72 instead of 75 images"]),
+        (["hardware.gradient_checkpointing=true"], ["batch_size=24", "image_size=24", "evolution"]),
+        (
+            ["hardware.batch_size=3", "hardware.gradient_checkpointing=true", "ablation=A2"],
+            ["dataset.image_size=24", "backbone.channels=[8,16,32]"],
+        ),
+        (["task=evaluate", "checkpoint=x"], ["evaluation.batch_size=256", "dataset.image_size=24"]),
+    ],
+)
+def test_remedies_that_are_used_already_make_way(overrides: list[str], keys: list[str]) -> None:
+    config = load([*TRAINED_ON_CUDA, *overrides])
+    found = remedies(config)
+    assert len(found) <= 3
+    for key in keys:
+        assert any(key in remedy for remedy in found), (key, found)
+    # What is proposed is accepted and differs from what is.
+    for proposed in re.findall(r"[\w.]+=(?:\[[\d,]+\]|[\w-]+)", " ".join(found)):
+        assert load([*TRAINED_ON_CUDA, *overrides, proposed]) != config
+
+
+def test_the_processors_own_error_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**15)
+    text = explain_out_of_memory(caught.value, load(["hardware=cpu", "hardware.batch_size=64"]))
+    assert text is not None
+    assert "hardware.batch_size=32 with hardware.gradient_accumulation_steps=2 " in text
+    assert "max_memory_gb" not in text
+
+
+@pytest.mark.parametrize(
+    ("error", "recognised"),
+    [
+        (torch.OutOfMemoryError(""), True),
+        (torch.cuda.OutOfMemoryError(""), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 b."), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("out of memory"), False),
+        (KeyboardInterrupt(), False),
+    ],
+)
+def test_what_is_out_of_memory(error: BaseException, recognised: bool) -> None:
+    assert (explain_out_of_memory(error, load(["hardware=cpu"])) is not None) == recognised
+
+
+CAPPED = """
+import torch
+from sseg_nase.config.compose import load
+from sseg_nase.hardware.memory import enforce_memory_cap, explain_out_of_memory, memory_use
+device = torch.device("cuda")
+enforce_memory_cap(device, 1)
+torch.zeros(2**29, dtype=torch.uint8, device=device)
+assert memory_use(device, 1).used_mb >= 512
+assert memory_use(device, 1).used_mb < 512
+try:
+    torch.zeros(2**31, dtype=torch.uint8, device=device)
+except RuntimeError as error:
+    print(explain_out_of_memory(error, load(["hardware=rtx3060", "hardware.max_memory_gb=1"])))
+enforce_memory_cap(device, None)
+torch.zeros(2**31, dtype=torch.uint8, device=device)
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_enforces_the_cap() -> None:
+    done = subprocess.run([sys.executable, "-c", CAPPED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "2.00 GiB more were needed" in done.stdout
+    assert "hardware.max_memory_gb=1" in done.stdout

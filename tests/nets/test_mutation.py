@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import random
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +16,12 @@ from sseg_nase.nets.mutation import (
     SQUARED_GRADIENT,
     VALUE,
     ChannelMap,
+    Mutation,
     TensorMap,
     carry,
     grow,
     prune,
+    rebuild,
     widen,
 )
 
@@ -170,9 +174,115 @@ def test_what_a_mutation_did_is_plain_data() -> None:
         grow(SEED, out_channels=12),
         widen(SEED, 1),
         widen(SEED, 1, mode="zero"),
+        widen(SEED, None),
         prune(SEED, [[0], [1], [2]]),
     ):
         assert json.loads(json.dumps(mutation.target)) == mutation.target
+
+
+def test_widen_all_blocks_is_one_mutation_with_a_map_per_space() -> None:
+    mutation = widen(SEED, None, seed=3, noise=0.1)
+    assert mutation.kind == "WIDEN"
+    assert mutation.after.channels == (6, 9, 12)
+    assert mutation.target == {
+        "block": None,
+        "channels": [6, 9, 12],
+        "mode": "duplicate",
+        "index": [list(space.index[space.old :]) for space in mutation.spaces[1:]],
+        "noise": 0.1,
+        "seed": 3,
+    }
+    for space, width in zip(mutation.spaces[1:], SEED.channels, strict=True):
+        assert space.index[:width] == tuple(range(width))
+        assert len(set(space.index[width:])) == len(space.index) - width
+    assert mutation.spaces[0].is_same
+    some = widen(SEED, None, channels=[4, 7, 8], mode="zero")
+    assert some.after.channels == (4, 7, 8)
+    assert [space.is_same for space in some.spaces] == [True, True, False, True]
+    assert widen(SEED, None, channels=[4, 9, 8], seed=3).spaces == widen(SEED, 1, seed=3).spaces
+
+
+def drawn(rng: random.Random, before: Architecture) -> Mutation:
+    """A random mutation of a random kind."""
+
+    def grown() -> Mutation:
+        position = rng.choice([None, *range(1, len(before.blocks) + 1)])
+        mode = rng.choice(["preserve", "fresh"])
+        width = before.channels[-1 if position is None else position - 1]
+        least = width if mode == "preserve" else 1
+        out_channels = rng.choice([None, rng.randint(least, least + 9)])
+        return grow(before, position=position, out_channels=out_channels, mode=mode, seed=seed)
+
+    def widened(block: int | None) -> Mutation:
+        mode, noise = rng.choice(["duplicate", "zero"]), rng.choice([0.0, 0.013])
+        return widen(before, block, ratio=rng.uniform(2, 3), mode=mode, noise=noise, seed=seed)
+
+    def pruned() -> Mutation:
+        kept = [rng.sample(range(c), rng.randint(1, c)) for c in before.channels]
+        return prune(before, kept)
+
+    seed = rng.randrange(2**62)
+    block = rng.randrange(len(before.blocks))
+    return rng.choice([grown, lambda: widened(None), lambda: widened(block), pruned])()
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_kind_and_target_are_enough_to_make_a_mutation_again(seed: int) -> None:
+    rng = random.Random(seed)
+    architecture = Architecture(
+        tuple(
+            Block(rng.randint(1, 6), pool=rng.random() < 0.6, residual=rng.random() < 0.5)
+            for _ in range(rng.randint(1, 5))
+        ),
+        resolution=16,
+        batch_norm=rng.random() < 0.5,
+        embedding=rng.choice(("average", "flatten")),
+    )
+    for _ in range(5):
+        mutation = drawn(rng, architecture)
+        again = rebuild(mutation.kind, json.loads(json.dumps(mutation.target)), mutation.before)
+        assert again == mutation
+        assert again.maps == mutation.maps
+        if max(mutation.after.channels) < 200:
+            architecture = mutation.after
+
+
+def test_a_recorded_index_is_taken_and_not_drawn_again() -> None:
+    target = widen(SEED, 1, seed=3).target
+    other = [(source + 1) % 6 for source in target["index"]]
+    assert rebuild("WIDEN", {**target, "index": other}, SEED).spaces[2].index[6:] == tuple(other)
+
+
+GROWN, WIDENED = grow(SEED).target, widen(SEED, 1).target
+PRUNED, ALL = prune(SEED, [[0], [1], [2]]).target, widen(SEED, None).target
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "message"),
+    [
+        ("GORW", GROWN, "'GORW': accepted GROW, WIDEN, PRUNE. Did you mean 'GROW'"),
+        ("GROW", {k: v for k, v in GROWN.items() if k != "seed"}, "'seed' is missing"),
+        ("GROW", {**GROWN, "block": 9}, "position 9: accepted 1 to 3"),
+        ("GROW", {**GROWN, "block": None}, "block not as the rest"),
+        ("GROW", {**GROWN, "out_channels": "8"}, "GROW target: '<' not supported"),
+        ("GROW", {**GROWN, "fast": 1}, "fast not as the rest"),
+        ("WIDEN", {k: v for k, v in WIDENED.items() if k != "channels"}, "channels not as"),
+        ("WIDEN", {**WIDENED, "index": WIDENED["index"][1:]}, "channels not as the rest"),
+        ("WIDEN", {**WIDENED, "index": [0, 1, 6]}, "one of 0 to 5, or is new"),
+        ("WIDEN", {**WIDENED, "index": [0, 1, -2]}, "one of 0 to 5, or is new"),
+        ("WIDEN", {**WIDENED, "block": 7}, "block 7: accepted 0 to 2"),
+        ("WIDEN", {**ALL, "index": ALL["index"][:2]}, "one index per block is needed, 3, not 2"),
+        ("PRUNE", {"removed": {**PRUNED["removed"], "7": [1]}}, "removed not as the rest"),
+        ("PRUNE", {"removed": {"0": [9]}}, "removed not as the rest"),
+        ("PRUNE", {"removed": {"0": [0, 1, 2, 3]}}, "PRUNE block 0"),
+        ("PRUNE", {"removed": [0, 1]}, "PRUNE target: 'list' object"),
+    ],
+)
+def test_a_target_that_no_mutation_has_is_refused(
+    kind: str, target: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        rebuild(kind, target, SEED)
 
 
 @pytest.mark.parametrize(
@@ -185,6 +295,12 @@ def test_what_a_mutation_did_is_plain_data() -> None:
         (lambda: grow(SEED, mode="fast"), "'fast': accepted preserve, fresh"),
         (lambda: widen(SEED, 3), "block 3: accepted 0 to 2"),
         (lambda: widen(SEED, 0, channels=4), "it has 4 already"),
+        (lambda: widen(SEED, 0, channels=[6, 6, 8]), r"block 0 to \[6, 6, 8\].*one width"),
+        (lambda: widen(SEED, None, channels=9), "one width per block, 3 in all"),
+        (lambda: widen(SEED, None, channels=[9, 9]), "one width per block, 3 in all"),
+        (lambda: widen(SEED, None, channels=[9, 5, 8]), r"at least \[4, 6, 8\]"),
+        (lambda: widen(SEED, None, channels=[4, 6, 8]), "more in one block"),
+        (lambda: widen(SEED, None, ratio=1.0), "more in one block"),
         (lambda: widen(SEED, 0, mode="copy"), "'copy': accepted duplicate, zero"),
         (lambda: prune(SEED, [[0], [], [0]]), "block 1"),
         (lambda: prune(SEED, [[0], [1], [8]]), "0 to 7"),

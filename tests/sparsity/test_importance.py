@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.evolvable import EvolvableCNN
+from sseg_nase.nets.mutation import grow, prune, widen
 from sseg_nase.sparsity.importance import channel_importance, normalized, sensitivity
 
 CHANNELS = (3, 5, 4)
@@ -32,9 +34,9 @@ def losses(net: EvolvableCNN, batches: int = 3) -> Iterator[Tensor]:
         yield net(x).square().sum(1).sin().mean()
 
 
-def slowly(net: EvolvableCNN, kind: str, batches: int) -> list[list[float]]:
+def slowly(net: EvolvableCNN, kind: str, batches: int, coupled: bool) -> list[list[float]]:
     """One number after the other."""
-    scores = [[0.0] * channels for channels in CHANNELS]
+    scores = [[0.0] * channels for channels in net.architecture.channels]
     for loss in losses(net, batches):
         net.zero_grad()
         loss.backward()
@@ -48,21 +50,71 @@ def slowly(net: EvolvableCNN, kind: str, batches: int) -> list[list[float]]:
                     ):
                         block[channel] += abs(weight * gradient if kind == "taylor" else weight)
     net.zero_grad()
-    return [[score / batches for score in block] for block in scores]
+    scores = [[score / batches for score in block] for block in scores]
+    for number, layers in enumerate(net.blocks):
+        if not (coupled and layers.residual and number):  # an image has no score to add
+            continue
+        for channel in range(len(scores[number])):
+            for source, score in enumerate(scores[number - 1]):
+                if layers.routing is not None:
+                    scores[number][channel] += abs(layers.routing[channel, source].item()) * score
+                elif channel == source:
+                    scores[number][channel] += score
+    return scores
 
 
 @pytest.mark.parametrize("kind", ["taylor", "magnitude"])
 @pytest.mark.parametrize("batch_norm", [True, False])
 @pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("coupled", [True, False])
 @pytest.mark.parametrize("batches", [1, 3])
 def test_scores_against_a_slow_loop(
-    kind: str, batch_norm: bool, residual: bool, batches: int
+    kind: str, batch_norm: bool, residual: bool, coupled: bool, batches: int
 ) -> None:
     net = network(batch_norm=batch_norm, residual=residual)
-    scores = channel_importance(net, losses(net, batches), kind=kind)
-    for block, expected in zip(scores, slowly(net, kind, batches), strict=True):
+    scores = channel_importance(net, losses(net, batches), kind=kind, coupled=coupled)
+    for block, expected in zip(scores, slowly(net, kind, batches, coupled), strict=True):
         assert block.tolist() == pytest.approx(expected, rel=1e-5)
         assert (block >= 0).all()
+
+
+@pytest.mark.parametrize("kind", ["taylor", "magnitude"])
+@pytest.mark.parametrize("change", [{"channels": 11}, {"channels": 7, "mode": "zero"}])
+def test_scores_follow_a_routed_shortcut(kind: str, change: dict[str, Any]) -> None:
+    """After WIDEN and PRUNE a shortcut is a matrix: copies share their source's score."""
+    net = network(residual=True)
+    net.become(widen(net.architecture, 1, **change))
+    net.become(prune(net.architecture, [[0, 2], [1, 3, 4, 5, 6], [1, 2, 3]]))
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.1  # a new channel that nobody uses yet would score 0 either way
+    assert all(layers.routing is not None for layers in net.blocks)
+    scores = channel_importance(net, losses(net), kind=kind)
+    for block, expected in zip(scores, slowly(net, kind, 3, coupled=True), strict=True):
+        assert block.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_silent_branch_is_worth_what_its_shortcut_carries() -> None:
+    """Right after a preserving GROW the new block's own channels are worth little or nothing."""
+    net = network()
+    net.become(grow(net.architecture, out_channels=6))
+    with torch.no_grad():
+        net.blocks[3].norm.bias.zero_()
+    own = channel_importance(net, losses(net), coupled=False)
+    coupled = channel_importance(net, losses(net))
+    assert not own[3].any()
+    assert torch.equal(coupled[3][:4], own[2])
+    assert not coupled[3][4:].any()
+    assert all(torch.equal(a, b) for a, b in zip(coupled[:3], own[:3], strict=True))
+
+
+def test_random_scores_are_never_coupled() -> None:
+    net = network(residual=True)
+    first, second = (
+        channel_importance(net, losses(net), kind="random", coupled=coupled)
+        for coupled in (True, False)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_taylor_finds_the_channel_that_nobody_uses() -> None:

@@ -55,11 +55,9 @@ def test_without_limits_the_least_important_of_all_blocks_go(seed: int, share: f
     dropped = torch.cat(list(masks.negative))
     expected = torch.zeros(total, dtype=torch.bool)
     expected[compared.argsort(stable=True)[:remove]] = True
+    assert masks.removed == min(remove, total - len(scores))
     if all(keep.any() for keep in torch.split(~expected, [len(block) for block in scores])):
         assert torch.equal(dropped, expected)
-        assert masks.removed == remove
-    else:
-        assert masks.removed < remove
 
 
 def test_removing_nothing_and_everything() -> None:
@@ -74,7 +72,69 @@ def test_removing_nothing_and_everything() -> None:
 def test_ties_are_broken_by_place() -> None:
     equal = [torch.ones(3), torch.ones(3)]
     assert complementary_masks(equal, 2).kept == [[2], [0, 1, 2]]
-    assert complementary_masks(equal, 4).kept == [[2], [1, 2]]
+    assert complementary_masks(equal, 3).kept == [[2], [1, 2]]
+
+
+def test_what_one_block_must_keep_another_gives() -> None:
+    scores = [torch.tensor([1.0, 1.0, 1.0, 1.0]), torch.tensor([0.1, 0.1, 0.2, 7.0])]
+    for least, kept in ((1, [[1, 2, 3], [3]]), (2, [[2, 3], [2, 3]]), (3, [[1, 2, 3], [1, 2, 3]])):
+        assert complementary_masks(scores, 4, min_channels=least).kept == kept
+
+
+def test_two_channels_too_many_for_one_width_do_not_stand_in_the_way_of_four() -> None:
+    """Six channels round down to four: those two are least important, but then no more could go."""
+    scores = [torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 1.0]), torch.ones(8)]
+    for remove, gone in ((1, [0, 0]), (2, [2, 0]), (3, [2, 0]), (4, [0, 4]), (6, [2, 4])):
+        masks = complementary_masks(scores, remove, min_channels=4, round_to=4)
+        assert [int(mask.sum()) for mask in masks.negative] == gone
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_no_choice_of_channels_is_better(seed: int) -> None:
+    """Against every choice there is: none removes more, and of those none loses less."""
+    rng = random.Random(seed)
+    scores = [torch.tensor([rng.randint(0, 9) / 8 for _ in range(rng.randint(1, 5))])]
+    scores += [torch.tensor([rng.random() for _ in range(rng.randint(1, 4))])]
+    scores += [torch.tensor([50 * rng.random() for _ in range(rng.randint(1, 3))])]
+    least, multiple = rng.randint(1, 4), rng.choice((1, 2, 3))
+    widths = [len(block) for block in scores]
+    remove = rng.randint(0, sum(widths))
+
+    def allowed(drop: tuple[tuple[bool, ...], ...]) -> bool:
+        kept = [len(block) - sum(block) for block in drop]
+        return sum(widths) - sum(kept) <= remove and all(
+            keep == width or (keep >= least and keep % multiple == 0)
+            for keep, width in zip(kept, widths, strict=True)
+        )
+
+    values = [block.tolist() for block in normalized(scores)]
+    best_count, best_loss = 0, 0.0
+    every = itertools.product(
+        *(list(itertools.product((False, True), repeat=width)) for width in widths)
+    )
+    for drop in filter(allowed, every):
+        count = sum(map(sum, drop))
+        loss = sum(
+            value
+            for block, gone in zip(values, drop, strict=True)
+            for value, out in zip(block, gone, strict=True)
+            if out
+        )
+        if count > best_count or (count == best_count and loss < best_loss):
+            best_count, best_loss = count, loss
+    masks = complementary_masks(scores, remove, min_channels=least, round_to=multiple)
+    assert masks.removed == best_count
+    lost = sum(
+        block[drop].sum().item()
+        for block, drop in zip(normalized(scores), masks.negative, strict=True)
+    )
+    assert lost == pytest.approx(best_loss, rel=1e-5, abs=1e-6)
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(AssertionError, match="finite"):
+            complementary_masks([torch.tensor([1.0, bad])], 1)
 
 
 def test_widths_round_up() -> None:

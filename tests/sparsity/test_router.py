@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sseg_nase.hardware.complexity import count_macs, count_params
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.evolvable import EvolvableCNN
+from sseg_nase.nets.mutation import grow, widen
 from sseg_nase.sparsity.router import SparseRouter
 
 CHANNELS = (8, 12, 16)
@@ -32,14 +34,16 @@ def images() -> Tensor:
     return torch.randn(4, 3, 16, 16, generator=generator, dtype=torch.float64)
 
 
-def losses(net: EvolvableCNN) -> Iterator[Tensor]:
-    yield net(images()).square().mean()
-    yield net(images().flip(3)).square().mean()
+def losses(net: EvolvableCNN, dtype: torch.dtype = torch.float64) -> Iterator[Tensor]:
+    yield net(images().to(dtype)).square().mean()
+    yield net(images().to(dtype).flip(3)).square().mean()
 
 
-def routed(net: EvolvableCNN, ratio: float = 0.5, **options: object) -> SparseRouter:
-    router = SparseRouter(ratio, min_channels=2, **options)  # type: ignore[arg-type]
-    router.update_masks(net, losses(net))
+def routed(
+    net: EvolvableCNN, ratio: float = 0.5, dtype: torch.dtype = torch.float64
+) -> SparseRouter:
+    router = SparseRouter(ratio, min_channels=2)
+    router.update_masks(net, losses(net, dtype))
     return router
 
 
@@ -97,13 +101,37 @@ def test_pruning_equals_the_positive_path(residual: bool, embedding: str, traini
     assert not masked[:, lost].any()
 
 
-def test_statistics_count_channels() -> None:
-    net = network()
+@pytest.mark.parametrize("batch_norm", [True, False])
+@pytest.mark.parametrize("embedding", ["average", "flatten"])
+def test_pruning_is_exact_in_float32_after_growth_too(embedding: str, batch_norm: bool) -> None:
+    net = network(embedding=embedding, batch_norm=batch_norm)
+    net.become(grow(net.architecture, position=2, out_channels=15))
+    net.become(widen(net.architecture, 1, channels=19))
+    router = routed(net.float(), dtype=torch.float32)
+    x = images().float()
+    masked = router.apply_sparse_forward(net, x)
+    mutation = router.prune_permanently(net)
+    assert net.blocks[2].routing is not None
+    columns = torch.tensor(mutation.features.index)
+    assert ((net(x) - masked[:, columns]).norm() / masked.norm()).item() <= 1e-5
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_statistics_say_what_pruning_then_does(residual: bool) -> None:
+    net = network(residual=residual)
     router = routed(net, ratio=0.25)
+    assert router.masks is not None
     statistics = router.get_statistics()
     assert statistics.channels == CHANNELS
+    assert statistics.kept == tuple(len(kept) for kept in router.masks.kept)
     assert sum(CHANNELS) - sum(statistics.kept) == 9
     assert statistics.sparsity == pytest.approx(9 / 36)
+    before = count_params(net), count_macs(net, 16)
+    assert (statistics.params_before, statistics.macs_before) == before
+    router.prune_permanently(net)
+    after = count_params(net), count_macs(net, 16)
+    assert (statistics.params_after, statistics.macs_after) == after
+    assert all(new < old for new, old in zip(after, before, strict=True))
 
 
 def test_update_masks_uses_the_options() -> None:

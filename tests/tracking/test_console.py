@@ -152,6 +152,7 @@ def test_a_warning_stands_out_in_a_terminal() -> None:
         ({"accepted": False}, "(rolled back)"),
         ({"kind": "PRUNE", "target": {"removed": {"0": [1]}}}, "PRUNE: 4 blocks"),
         ({"kind": "WIDEN", "target": {"block": 0, "channels": 24}}, "WIDEN block 1: "),
+        ({"kind": "WIDEN", "target": {"block": None, "channels": [24]}}, "WIDEN all blocks: "),
         ({"loss_after": None}, "loss 5.01 -> - "),
         ({"loss_after": float("nan")}, "loss 5.01 -> - "),
     ],

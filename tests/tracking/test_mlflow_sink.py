@@ -17,8 +17,9 @@ import pytest
 
 from sseg_nase.config.schema import TrackingConfig
 from sseg_nase.errors import UserError
-from sseg_nase.tracking import RunInfo, Tracker, build_tracker
+from sseg_nase.tracking import Resumed, RunInfo, Tracker, build_tracker
 from sseg_nase.tracking import mlflow_sink as module
+from sseg_nase.tracking.jsonl import JsonlSink
 from sseg_nase.tracking.mlflow_sink import (
     MlflowSink,
     clean_key,
@@ -262,7 +263,7 @@ def test_a_resumed_run_goes_on_without_repeating_rows(tmp_path: Path, uri: str) 
 
     second = MlflowSink(uri, "trial", required=True)
     params = {"seed": 1, "resumed": True}
-    second.open(run_info(tmp_path / "run", resumed_run_id=first.run_id, params=params))
+    second.open(run_info(tmp_path / "run", resumed=Resumed(first.run_id, 5, 0), params=params))
     assert second.run_id == first.run_id
     assert only_run(uri).info.status == "RUNNING"
     for step in range(8):
@@ -275,13 +276,45 @@ def test_a_resumed_run_goes_on_without_repeating_rows(tmp_path: Path, uri: str) 
     assert run.data.params == {"seed": "0", "optimizer.lr": "0.001", "resumed": "True"}
 
 
+def test_a_resumed_run_is_found_by_its_directory_and_gets_what_did_not_arrive(
+    tmp_path: Path, uri: str
+) -> None:
+    info = run_info(tmp_path / "run")
+    killed = Tracker([JsonlSink(), MlflowSink(uri, "trial", required=True, flush_seconds=3600)])
+    killed.open(info)  # nothing is ever delivered: as if killed within the first interval
+    for step in (1, 2, 3):
+        killed.metrics({"pretrain/loss": 10.0 + step}, step)
+    for index in (0, 1):
+        killed.event("mutation", mutation(index=index, step=2))
+    resumed = run_info(tmp_path / "run", resumed=Resumed(None, 2, 1))
+    again = Tracker([JsonlSink(), MlflowSink(uri, "trial", required=True)])
+    again.open(resumed)
+    assert again.run_id == killed.run_id
+    again.event("mutation", mutation(index=1, step=3))
+    for step in (3, 4):
+        again.metrics({"pretrain/loss": 20.0 + step}, step)
+    again.close("FINISHED")
+    run = only_run(uri)
+    client = client_of(uri)
+    rows = {
+        key: [(row.step, row.value) for row in client.get_metric_history(run.info.run_id, key)]
+        for key in ("pretrain/loss", "mutation/index")
+    }
+    assert rows == {
+        "pretrain/loss": [(1, 11.0), (2, 12.0), (3, 23.0), (4, 24.0)],
+        "mutation/index": [(2, 0.0), (3, 1.0)],
+    }
+    lines = (tmp_path / "run" / "mutations.jsonl").read_text().splitlines()
+    assert [json.loads(line)["index"] for line in lines] == [0, 1]
+
+
 def test_a_run_to_resume_that_the_store_lacks_becomes_a_new_one(tmp_path: Path, uri: str) -> None:
     told: list[tuple[str, str]] = []
     sink = MlflowSink(uri, "trial", required=True, notify=lambda *what: told.append(what))
-    sink.open(run_info(tmp_path / "run", resumed_run_id="0" * 32))
+    sink.open(run_info(tmp_path / "run", resumed=Resumed("0" * 32, 0, 0)))
     sink.close("FINISHED")
     assert [kind for kind, _ in told] == ["warning"]
-    assert "0" * 32 in told[0][1]
+    assert "does not have the run that is resumed" in told[0][1]
     assert only_run(uri).info.run_id == sink.run_id
 
 
@@ -310,7 +343,7 @@ def test_an_unreachable_server_that_is_not_required_leaves_everything_in_jsonl(
 ) -> None:
     address = f"http://127.0.0.1:{closed_port()}"
     tracker = build_tracker(tracking(name="server", uri=address))
-    small_loop(tracker, run_info(tmp_path / "run", resumed_run_id="kept"))
+    small_loop(tracker, run_info(tmp_path / "run", resumed=Resumed("kept", 0, 0)))
     assert tracker.run_id == "kept"
     out = capsys.readouterr().out
     assert out.count("WARNING") == 1

@@ -1,0 +1,144 @@
+"""What listens to training without changing it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sseg_nase.hardware.memory import MemoryUse, memory_use, remedies
+from sseg_nase.training import checkpoint
+from sseg_nase.training.events import Callback, Event
+
+if TYPE_CHECKING:
+    from sseg_nase.config.schema import Config
+    from sseg_nase.training.loop import Trainer
+
+LEVELS = ("ok", "warning", "critical")
+
+
+class Checkpoints(Callback):
+    """Keeps `last.pt`, to go on from, and `best.pt`, the lowest loss at the latest level.
+
+    `last.pt` is written before an epoch when `interval` epochs are done or the architecture has
+    changed, when training is interrupted, and at the end; always whole, so that the one before it
+    stays until then. Losses of different levels do not compare: a new level starts a new best.
+    `extra` goes into every file.
+    """
+
+    def __init__(self, folder: Path, interval: int, extra: dict[str, Any]) -> None:
+        self.folder, self.interval, self.extra = folder, interval, extra
+        self.best: tuple[int, float] | None = None
+        self.saved_mutations: list[bool] = []
+
+    def on(self, event: Event, trainer: Trainer) -> None:
+        """Save where the state is one to go on from, or the loss the best so far."""
+        if event is Event.EPOCH_END and trainer.means is not None:
+            score = (-trainer.feed.schedule.index, trainer.means.contrastive)
+            if self.best is None or score < self.best:
+                self.best = score
+                self._save("best.pt", trainer)
+        mutations = [record.accepted for record in trainer.progress.history]
+        due = trainer.progress.epoch > 0 and trainer.progress.epoch % self.interval == 0
+        changed = mutations != self.saved_mutations
+        between = event is Event.EPOCH_START and (due or changed)
+        if between or event in (Event.INTERRUPT, Event.FIT_END):
+            self.saved_mutations = mutations
+            self._save("last.pt", trainer)
+
+    def _save(self, name: str, trainer: Trainer) -> None:
+        checkpoint.save(self.folder / name, {**trainer.state_dict(), **self.extra})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far."""
+        return {"best": self.best, "saved_mutations": self.saved_mutations}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with the best score so far."""
+        self.best, self.saved_mutations = state["best"], state["saved_mutations"]
+
+
+class ArchitectureMetrics(Callback):
+    """Tells `arch/*` before the first epoch and before every one that has a new architecture."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, float] = {}
+
+    def on(self, event: Event, trainer: Trainer) -> None:
+        """Log when the architecture is new."""
+        if event not in (Event.EPOCH_START, Event.FIT_END):
+            return
+        architecture = trainer.networks.architecture
+        removed = sum(
+            len(channels)
+            for record in trainer.progress.history
+            if record.accepted and record.kind == "PRUNE"
+            for channels in record.target["removed"].values()
+        )
+        figures = {
+            "arch/params": architecture.params,
+            "arch/macs": architecture.macs(),
+            "arch/blocks": len(architecture.blocks),
+            "arch/width": max(architecture.channels),
+            "arch/sparsity": removed / (sum(architecture.channels) + removed),
+        }
+        if figures != self.told:
+            self.told = figures
+            trainer.sink.metrics(figures, trainer.progress.step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was told last."""
+        return {"told": self.told}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on without telling it again."""
+        self.told = dict(state["told"])
+
+
+class MemoryWatch(Callback):
+    """Records `hardware/memory_mb` after every epoch and mutation, and warns before it runs out.
+
+    A warning comes once per level, at 85 % and at 95 % of `hardware.max_memory_gb` or, on CUDA,
+    of what the device has. On CUDA the allocator enforces the cap; on the CPU it is only watched
+    here, and without `max_memory_gb` there is nothing to compare with.
+    """
+
+    def __init__(self) -> None:
+        self._told = LEVELS.index("ok")
+        self._last_step = -1
+
+    def on(self, event: Event, trainer: Trainer) -> None:
+        """Take a snapshot where the epoch or a mutation ends."""
+        if event not in (Event.EPOCH_END, Event.MUTATION):
+            return
+        use = memory_use(trainer.fabric.device, trainer.config.hardware.max_memory_gb)
+        if use.used_mb is None:
+            return
+        # A metric has one value per step: a mutation's stands at the next one, like `mutation/*`.
+        self._last_step = max(trainer.progress.step, self._last_step + 1)
+        trainer.sink.metrics({"hardware/memory_mb": use.used_mb}, self._last_step)
+        level = LEVELS.index(use.level)
+        if level > self._told:
+            self._told = level
+            trainer.sink.event("warning", {"text": _warning(use, trainer.config)})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last step that has a figure; a process that goes on may warn anew."""
+        return {"last_step": self._last_step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on without a second figure of one step."""
+        self._last_step = state["last_step"]
+
+
+def _warning(use: MemoryUse, config: Config) -> str:
+    assert use.used_mb is not None
+    assert use.cap_mb is not None
+    hardware = config.hardware
+    of = f"the {hardware.accelerator} device"
+    if hardware.max_memory_gb is not None:
+        of = f"hardware.max_memory_gb={hardware.max_memory_gb:g}"
+    return (
+        f"memory is {use.level}: {use.used_mb:,.0f} of {use.cap_mb:,.0f} MiB "
+        f"({use.used_mb / use.cap_mb:.0%}) of {of} are used. For a run that stays below, change "
+        f"one or more of: {'; '.join(remedies(config))}."
+    )

@@ -1,0 +1,99 @@
+"""Measurements on networks beside the training: nothing here changes what is trained."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from sseg_nase.config.schema import Config
+from sseg_nase.data.feed import CurriculumFeed
+from sseg_nase.data.random import derive
+from sseg_nase.data.views import normalize, two_views
+from sseg_nase.nets.mutation import Mutation
+from sseg_nase.ssl.methods import METHODS, Losses
+from sseg_nase.training.networks import Networks, Workshop
+
+PROBE, TRIAL = "probe", "trial"  # separate random streams
+DELTA_IMAGES = 32
+
+
+class Probe:
+    """Losses and function deltas in float32 or better, on images of the feed's present levels.
+
+    Every process computes them alone, on whole batches: the same numbers everywhere.
+    """
+
+    def __init__(self, config: Config, feed: CurriculumFeed, workshop: Workshop) -> None:
+        self.config, self.feed, self.workshop = config, feed, workshop
+        self.method = METHODS[config.ssl.name]
+
+    @torch.no_grad()
+    def loss(self, networks: Networks) -> float:
+        """Loss on held images: same images and views at every call within a level."""
+        learner = copy.deepcopy(networks.learner).train()
+        view1, view2 = self.views(self.feed.probe(), derive(self.config.seed, PROBE))
+        losses = self.method(learner, networks.teacher, view1, view2, self.config.ssl)
+        return losses.total.item()
+
+    def losses(self, networks: Networks, epoch: int, batches: int) -> Iterator[Losses]:
+        """Losses of `networks` on batches like those of `epoch`, other than the ones trained on."""
+        for view1, view2 in self.batches(epoch, batches):
+            yield self.method(networks.learner, networks.teacher, view1, view2, self.config.ssl)
+
+    def batches(self, epoch: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Two views of batches like those of `epoch`, other than the ones trained on."""
+        stream = self.feed.others(epoch, TRIAL)
+        for index, images in zip(range(count), stream, strict=False):
+            yield self.views(images, derive(self.config.seed, TRIAL, epoch, index))
+
+    def trial(
+        self, networks: Networks, mutation: Mutation, *, epoch: int, steps: int, lr: float
+    ) -> float:
+        """Relative fall of the held loss after `steps` steps with `mutation`.
+
+        The networks of the trial are thrown away; all trials of an epoch see the same images.
+        """
+        tried = self.workshop.mutated(networks, mutation)
+        before = self.loss(networks)
+        for group in tried.optimizer.param_groups:
+            group["lr"] = lr
+        tried.learner.train()
+        for losses in self.losses(tried, epoch, steps):
+            losses.total.backward()
+            tried.optimizer.step()
+            tried.optimizer.zero_grad(set_to_none=True)
+        return (before - self.loss(tried)) / abs(before)
+
+    @torch.no_grad()
+    def function_delta(self, old: nn.Module, new: nn.Module) -> float:
+        """‖f' − f‖ / ‖f‖ of the projections in eval mode, in float64."""
+        images = normalize(self.feed.probe()[:DELTA_IMAGES]).double()
+        f, f_new = (copy.deepcopy(net).double().eval()(images)[1] for net in (old, new))
+        return ((f_new - f).norm() / f.norm().clamp_min(1e-12)).item()
+
+    @torch.no_grad()
+    def pruning_error(self, old: Networks, new: Networks, mutation: Mutation) -> float:
+        """Relative difference between the pruned network and the masked one, in float64."""
+        images = normalize(self.feed.probe()[:DELTA_IMAGES]).double()
+        masks = [
+            torch.isin(torch.arange(space.old), torch.tensor(space.index)).to(images)
+            for space in mutation.spaces[1:]
+        ]
+        masked = copy.deepcopy(old.learner).double().eval()
+        expected = masked.head(masked.backbone(images, masks))
+        found = copy.deepcopy(new.learner).double().eval()(images)[1]
+        return ((found - expected).norm() / expected.norm().clamp_min(1e-12)).item()
+
+    def views(
+        self, images: Tensor, seed: int, *, first: int = 0, of: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Two views in the networks' memory format; `first` and `of` as in `two_views`."""
+        size = self.config.dataset.image_size
+        view1, view2 = two_views(
+            images, self.config.views, image_size=size, seed=seed, first=first, of=of
+        )
+        layout = self.workshop.memory_format
+        return view1.contiguous(memory_format=layout), view2.contiguous(memory_format=layout)
