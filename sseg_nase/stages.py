@@ -30,7 +30,7 @@ from sseg_nase.fewshot.statistics import mean_ci95
 from sseg_nase.files import replacing, write_text
 from sseg_nase.hardware.complexity import count_macs, count_params
 from sseg_nase.hardware.latency import latency_ms
-from sseg_nase.hardware.memory import peak_memory_mb
+from sseg_nase.hardware.memory import enforce_memory_cap, peak_memory_mb
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.evolvable import EvolvableCNN, Learner, ProjectionHead
 from sseg_nase.tracking.sink import Sink
@@ -116,6 +116,7 @@ def pretrain(
 def _pretrain_along(rank: int, config: Config, state: dict[str, Any] | None) -> None:
     """What the other processes do: the same training on their share, telling nobody."""
     trainer = _trainer(config, [], Sink(), state, lambda: distributed.any_rank(False))
+    enforce_memory_cap(trainer.fabric.device, config.hardware.max_memory_gb)
     with suppress(Interrupted):
         trainer.fit()
 

@@ -35,7 +35,7 @@ TIMES = ("seconds", "latency_ms_b1", "latency_ms_b64")
 UNEVEN = ("pretrain/images_per_second", "hardware/memory_mb")  # differ from run to run
 NAMES = ("arch/", "mutation/", "pretrain/")
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+pytestmark = pytest.mark.filterwarnings("ignore")  # what MLflow stands on is full of them
 
 
 def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
@@ -85,7 +85,10 @@ def checkpoint_being_written(folder: Path) -> Callable[[], bool]:
 
 def timeless(results: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in results.items() if key not in TIMES}
-    return {**kept, "efficiency": {k: v for k, v in results["efficiency"].items() if k not in TIMES}}
+    return {
+        **kept,
+        "efficiency": {k: v for k, v in results["efficiency"].items() if k not in TIMES},
+    }
 
 
 def mutations(directory: Path) -> list[dict[str, Any]]:
@@ -221,7 +224,9 @@ def test_a_finished_run_is_left_as_it_is(finished: Path) -> None:
 
 
 def test_another_config_is_refused_with_the_keys_that_differ(finished: Path) -> None:
-    with pytest.raises(UserError, match=r"2 keys:\n  optimizer\.lr: .* -> 0\.5\n  pretrain\.epochs: 2 -> 3"):
+    with pytest.raises(
+        UserError, match=r"2 keys:\n  optimizer\.lr: .* -> 0\.5\n  pretrain\.epochs: 2 -> 3"
+    ):
         resumed(finished, "optimizer.lr=0.5", "pretrain.epochs=3")
     assert json.loads((finished / "status.json").read_text())["status"] == "FINISHED"
 

@@ -130,7 +130,9 @@ def test_a_checkpoint_is_judged_as_it_was_at_the_end_of_its_run() -> None:
 
 
 def test_natural_images_are_counted_as_real() -> None:
-    _, results, _ = ran("curriculum=progressive", "pretrain.epochs=5")
+    _, results, _ = ran(
+        "curriculum=progressive", "pretrain.epochs=5", "curriculum.max_epochs_per_level=1"
+    )
     seen = results["images_seen"]
     assert seen["real_unlabeled"] > 0
     assert seen["synthetic"] + seen["real_unlabeled"] == 5 * 64
@@ -203,7 +205,7 @@ def test_the_preview_of_real_images_shows_every_class() -> None:
 
 
 def test_a_failure_of_ours_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: Any) -> None:
+    def broken(*arguments: Any, **named: Any) -> None:
         raise ZeroDivisionError("on purpose")
 
     monkeypatch.setattr(stages, "pretrain", broken)
@@ -256,7 +258,7 @@ def test_memory_is_recorded_and_watched() -> None:
 
 
 def test_an_interrupt_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*arguments: Any) -> None:
+    def interrupted(*arguments: Any, **named: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(stages, "pretrain", interrupted)

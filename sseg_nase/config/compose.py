@@ -89,7 +89,9 @@ def continued(overrides: Sequence[str]) -> list[str]:
     readable overrides.yaml, there are none. Raises `UserError` for an override that is no override.
     """
     with explaining(overrides):
-        given = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(list(overrides))}
+        given = {
+            o.key_or_group: o for o in OverridesParser.create().parse_overrides(list(overrides))
+        }
     resume = given.get("resume")
     where = None if resume is None else resume.value()
     if not isinstance(where, str):

@@ -8,6 +8,7 @@ equals the step of one process on the whole batch.
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import signal
@@ -169,6 +170,7 @@ def build_fabric(accelerator: str, devices: int, precision: Any) -> Fabric:
     from lightning_fabric import Fabric  # here, because it takes as long to load as torch
     from lightning_fabric.plugins.environments import LightningEnvironment
 
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the run says what it says
     if devices == 1:
         fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
     else:

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from hashlib import sha256
 from typing import Any, Protocol
 
 import torch
@@ -160,6 +161,7 @@ class Trainer:
                 self._emit(Event.EPOCH_END)
                 self._intervene()
                 self._next_epoch()
+            assert same_everywhere(self._digest()) == self._digest(), "processes have parted"
             self._emit(Event.FIT_END)
         finally:
             self._emit(Event.CLOSE)
@@ -373,7 +375,7 @@ class Trainer:
         self.sink.event("probation", {"index": probation.index, "kept": kept, **figures})
         if kept:
             return
-        self._install(probation.old)
+        self._install(self.workshop.restored(probation.old.state_dict()))
         record = self.progress.history[probation.index]
         record = replace(record, accepted=False, trigger={**record.trigger, "rollback": figures})
         self.progress.history[probation.index] = record
@@ -393,11 +395,19 @@ class Trainer:
     # -- parts -------------------------------------------------------------------------------
 
     def _install(self, networks: Networks) -> None:
-        """Train `networks` from now on."""
+        """Train `networks`, which were never trained here before, from now on.
+
+        DDP leaves its hooks in what it once wrapped.
+        """
         self.networks = networks
         if self.fabric.world_size > 1:
             synchronize_batch_norm(networks.learner)
         self.model, self.optimizer = self.fabric.setup(networks.learner, networks.optimizer)
+
+    def _digest(self) -> str:
+        """Of all weights, bit for bit."""
+        tensors = self.networks.learner.state_dict().values()
+        return sha256(b"".join(t.cpu().numpy().tobytes() for t in tensors)).hexdigest()
 
     def _emit(self, event: Event) -> None:
         for callback in self.callbacks:

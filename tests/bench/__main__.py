@@ -5,6 +5,7 @@ Prints a Markdown table: images (or episodes) per second of ours and of the peer
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +21,11 @@ from sseg_nase.data.episodes import sample_episodes
 from sseg_nase.data.views import two_views
 from sseg_nase.fewshot.classifiers import prototype_scores
 from sseg_nase.fewshot.evaluation import evaluate_episodes
+from sseg_nase.nets.architecture import Architecture
+from sseg_nase.nets.evolvable import EvolvableCNN, Learner, ProjectionHead
+from sseg_nase.sparsity.recalibration import recalibrate
+from sseg_nase.sparsity.router import SparseRouter
+from sseg_nase.ssl.objectives import nt_xent
 
 ROUNDS = 5
 BATCH = 256
@@ -122,6 +128,50 @@ def rendering(size: int) -> tuple[float, float]:
     return rates(ours, peer)
 
 
+def pruned_network() -> tuple[EvolvableCNN, EvolvableCNN]:
+    """A 64-128-192-256 network after a few steps, and what NASE leaves of it without 30 %."""
+    size, batch, steps = 32, 64, 12
+    generator = torch.Generator().manual_seed(0)
+    dense = EvolvableCNN(
+        Architecture.seed((64, 128, 192, 256), resolution=size), generator=generator
+    )
+    learner = Learner(dense, ProjectionHead(256, generator=generator))
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=1e-3)
+    images = render("OBJECT", torch.arange(steps * batch), seed=0, image_size=size)
+    first, second = two_views(images, load(["hardware=cpu"]).views, image_size=size, seed=0)
+
+    def losses(turns: range) -> Iterator[torch.Tensor]:
+        for turn in turns:
+            rows = slice(turn * batch, (turn + 1) * batch)
+            z1, z2 = learner(torch.cat((first[rows], second[rows])))[1].chunk(2)
+            yield nt_xent(z1, z2, 0.5)
+
+    for loss in losses(range(steps - 4)):
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    router = SparseRouter(0.3, min_channels=8, round_to=8)
+    router.update_masks(dense, losses(range(steps - 4, steps)))
+    pruned = copy.deepcopy(dense)
+    router.prune_permanently(pruned)
+    recalibrate(pruned, first.split(batch))
+    return dense.eval(), pruned.eval()
+
+
+@torch.inference_mode()
+def inference(dense: EvolvableCNN, pruned: EvolvableCNN, batch: int) -> tuple[float, float]:
+    """Images per second of the pruned and of the dense network: latency is their inverse."""
+    images = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    passes = 320 // (batch + 4)  # some tenths of a second either way
+
+    def forward(net: EvolvableCNN) -> int:
+        for _ in range(passes):
+            net(images)
+        return passes * batch
+
+    return rates(lambda: forward(pruned), lambda: forward(dense))
+
+
 def rows() -> Iterator[tuple[str, str, float, float]]:
     """Name, peer, our rate, the peer's rate."""
     for size in (32, 84):
@@ -130,6 +180,11 @@ def rows() -> Iterator[tuple[str, str, float, float]]:
     yield ("5-way 5-shot, episodes/s", "one episode at a time", *evaluation())
     for size in (32, 84):
         yield (f"curriculum, {size} px, images/s", "one image at a time", *rendering(size))
+    dense, pruned = pruned_network()
+    widths = "-".join(map(str, pruned.architecture.channels))
+    for batch in (1, 64):
+        name = f"pruned by 30 % to {widths}, 32 px, batch {batch}, images/s"
+        yield (name, "dense 64-128-192-256", *inference(dense, pruned, batch))
 
 
 def main() -> None:

@@ -63,11 +63,13 @@ def projections_of(
     learner: Learner, images: Tensor, *, training: bool, masks: list[Tensor] | None = None
 ) -> Tensor:
     """Leaves mode and running statistics as they were."""
-    mode, buffers = learner.training, {n: b.clone() for n, b in learner.named_buffers()}
+    mode = learner.training
+    buffers = [(b, b.clone()) for b in learner.buffers()] if training else []
     with torch.no_grad():
         projections = learner.train(training).head(learner.backbone(images, masks=masks))
-        for name, buffer in learner.train(mode).named_buffers():
-            buffer.copy_(buffers[name])
+        for buffer, kept in buffers:
+            buffer.copy_(kept)
+    learner.train(mode)
     return projections
 
 

@@ -72,9 +72,11 @@ def test_moments_move_as_gradients_do(
     )
     assert any(block.routed for block in routing.after.blocks) == (base is RESIDUAL)
     images = make_images(before, 2)
-    for block in range(len(before.blocks)):
-        channels = 3 * routing.after.channels[block] - 1  # copies in twos and threes
-        mutation = widen(routing.after, block, channels=channels, seed=block)
+    wider = [3 * channels - 1 for channels in routing.after.channels]  # copies in twos and threes
+    for mutation in (
+        *(widen(routing.after, b, channels=c, seed=b) for b, c in enumerate(wider)),
+        widen(routing.after, None, channels=wider, seed=9),
+    ):
         new = build_learner(
             mutation, apply(mutation, TrainingState(learner.state_dict())), like=learner
         )

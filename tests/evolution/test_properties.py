@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import random
 from collections.abc import Callable, Mapping
@@ -46,11 +45,11 @@ def drawn_architecture(rng: random.Random) -> Architecture:
     residual, pooling = (rng.choice((0.0, 0.5, 1.0)) for _ in range(2))  # of the blocks: share
     blocks = tuple(
         Block(rng.randint(1, 24), pool=rng.random() < pooling, residual=rng.random() < residual)
-        for _ in range(min(rng.randint(3, 12), rng.randint(3, 12)))
+        for _ in range(min(rng.randint(3, 12) for _ in range(3)))  # deep ones cost the most time
     )
     return Architecture(
         blocks,
-        resolution=rng.choice((8, 10) if pooling else (4, 6)),
+        resolution=rng.choice((8, 9) if pooling else (4, 5)),
         kernel_size=rng.choice((3, 3, 1)),
         activation=rng.choice(("relu", "gelu")),
         batch_norm=rng.random() < 0.7,
@@ -120,13 +119,25 @@ def check_function(mutation: Mutation, old: Learner, new: Learner, images: Tenso
         assert relative(after, before) <= EXACT, (mutation.kind, mutation.target, training)
     if masks is not None:
         before, after = (
-            projections_of(copy.deepcopy(net).float(), images.float(), training=False, masks=kept)
+            embedding(net.backbone.eval(), net.backbone.state_dict(), images.float(), kept)
             for net, kept in ((old, masks), (new, None))
         )
-        assert relative(after, before) <= MASKED, mutation.target
+        columns = list(mutation.features.index)
+        assert relative(after, before[:, columns]) <= MASKED, mutation.target
 
 
 @torch.no_grad()
+def embedding(
+    net: EvolvableCNN,
+    weights: Mapping[str, Tensor],
+    images: Tensor,
+    masks: list[Tensor] | None = None,
+) -> Tensor:
+    """Of `net` with `weights`, in the type of `images`."""
+    cast = {n: t.to(images.dtype) if t.is_floating_point() else t for n, t in weights.items()}
+    return functional_call(net, cast, (images, masks))
+
+
 def check_teacher(
     mutation: Mutation,
     state: TrainingState,
@@ -140,13 +151,13 @@ def check_teacher(
     assert new.teacher is not None
     prefix = "backbone."
     assert set(new.teacher) == {n[len(prefix) :] for n in new.student if n.startswith(prefix)}
-    embedding = functional_call(new_net.eval(), dict(new.teacher), x)
-    old = functional_call(old_net.eval(), dict(state.teacher), (x, kept_masks(mutation)))
+    found = embedding(new_net.eval(), new.teacher, x)
+    expected = embedding(old_net.eval(), state.teacher, x, kept_masks(mutation))
     index = torch.tensor(mutation.features.index)
     kept = index != NEW
-    assert relative(embedding[:, kept], old[:, index[kept]]) <= EXACT
+    assert relative(found[:, kept], expected[:, index[kept]]) <= EXACT
     if mutation.kind == "GROW":
-        assert not embedding[:, ~kept].any()
+        assert not found[:, ~kept].any()
 
 
 @pytest.mark.parametrize("seed", range(ARCHITECTURES))
@@ -154,7 +165,7 @@ def test_any_sequence_of_mutations_is_exact(seed: int) -> None:
     rng = random.Random(seed)
     architecture = drawn_architecture(rng)
     learner, teacher = make_learner(architecture, seed), make_learner(architecture, seed + 50)
-    images = make_images(architecture, seed, count=4)
+    images = make_images(architecture, seed, count=3)
     teacher_state: Mapping[str, Tensor] | None = teacher.backbone.state_dict()
     build_optimizer = OPTIMIZERS[rng.choice(list(OPTIMIZERS))]
     optimizer = build_optimizer(learner)
