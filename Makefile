@@ -38,7 +38,7 @@ lint: $(READY) ## format, lint and check types
 	$(BIN)/mypy
 
 ui: $(READY) ## the MLflow UI on the default store
-	@echo "MLflow: http://127.0.0.1:$(or $(PORT),5000)"
+	@echo "MLflow: http://127.0.0.1:$(or $(PORT),5000)/#/experiments?workflowType=machine_learning"
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
 	  $(BIN)/mlflow ui --backend-store-uri sqlite:///$(CURDIR)/mlflow.db \
 	  --workers 1 --port $(or $(PORT),5000)

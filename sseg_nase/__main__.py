@@ -52,6 +52,9 @@ def main() -> None:
     except UserError as error:
         _say(str(error))
         code = MISTAKE
+    except BrokenPipeError:  # `sseg-nase --help | head`: who listened has heard enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = DONE
     except KeyboardInterrupt as error:
         run_dir = getattr(error, "run_dir", None)
         go_on = f"; go on with: sseg-nase resume={run_dir}" if run_dir else ""
@@ -102,7 +105,7 @@ def _main() -> int:
     _check_flags(flags)
     further = [Path(flags.config_dir).absolute()] if flags.config_dir else []
     if flags.help:
-        print(help_text(*further))  # Hydra's own listing of the groups takes a second
+        print(help_text(*further), flush=True)  # Hydra's own listing of the groups takes a second
         return DONE
     register()
     # Threads that wait spin for long by default: on a shared machine a step then takes five times

@@ -188,7 +188,7 @@ def summary_table(
     )
     if seconds := results.get("seconds"):
         table.add_row(
-            "time", ", ".join(f"{stage} {duration(took)}" for stage, took in seconds.items())
+            "time", "\n".join(f"{stage} {duration(took)}" for stage, took in seconds.items())
         )
     if ui_command is None:
         return Group(table)

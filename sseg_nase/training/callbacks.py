@@ -58,13 +58,10 @@ class Checkpoints(Callback):
 
 
 class ArchitectureMetrics(Callback):
-    """Tells `arch/*` before the first epoch and before every one that has a new architecture."""
-
-    def __init__(self) -> None:
-        self.told: dict[str, float] = {}
+    """Tells `arch/*` before every epoch and at the end."""
 
     def on(self, event: Event, trainer: Trainer) -> None:
-        """Log when the architecture is new."""
+        """Log the architecture that is trained from here on."""
         if event not in (Event.EPOCH_START, Event.FIT_END):
             return
         architecture = trainer.networks.architecture
@@ -81,17 +78,7 @@ class ArchitectureMetrics(Callback):
             "arch/width": max(architecture.channels),
             "arch/sparsity": removed / (sum(architecture.channels) + removed),
         }
-        if figures != self.told:
-            self.told = figures
-            trainer.sink.metrics(figures, trainer.progress.step)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was told last."""
-        return {"told": self.told}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on without telling it again."""
-        self.told = dict(state["told"])
+        trainer.sink.metrics(figures, trainer.progress.step)
 
 
 class MemoryWatch(Callback):

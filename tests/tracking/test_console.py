@@ -197,7 +197,8 @@ def test_the_table_has_what_the_results_have() -> None:
         "peak memory": ["240.4 MB"],
         "mutations accepted": ["2 GROW, 1 PRUNE (1 rolled back)"],
         "images seen": ["12,000 synthetic"],
-        "time": ["pretrain 1:23, evaluate 2.2 s"],
+        "time": ["pretrain 1:23"],
+        "": ["evaluate 2.2 s"],
     }
 
 
