@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from torch import Tensor
+
 from sseg_nase.config.schema import EvolutionConfig, PretrainConfig, SparsityConfig
 from sseg_nase.data.random import derive
 from sseg_nase.evolution.history import accepted_kinds
@@ -18,13 +20,16 @@ from sseg_nase.training.loop import Decision, Intervention, Trainer
 SENSITIVITY_BATCHES = 2
 
 
-def importance(trainer: Trainer, *, kind: str, batches: int, seed: int) -> list[Any]:
-    """Channel importance of the present student on training losses, leaving it untouched."""
+def importance(
+    trainer: Trainer, *, kind: str, batches: int, seed: int, coupled: bool = True
+) -> list[Tensor]:
+    """`channel_importance` of the present student on training losses, leaving it untouched."""
     networks = copy.copy(trainer.networks)
     networks.learner = copy.deepcopy(trainer.networks.learner).train()
     losses = trainer.probe.losses(networks, trainer.progress.epoch, batches)
     totals = (each.total for each in losses)
-    return channel_importance(networks.learner.backbone, totals, kind=kind, seed=seed)
+    backbone = networks.learner.backbone
+    return channel_importance(backbone, totals, kind=kind, coupled=coupled, seed=seed)
 
 
 def _label(candidate: Mutation) -> str:
@@ -109,7 +114,10 @@ class Evolve(Intervention):
     def _fittest(self, trainer: Trainer, trigger: dict[str, Any]) -> Decision:
         evolution, epoch = self.evolution, trainer.progress.epoch
         seed = derive(self.seed, self.name, epoch)
-        scores = importance(trainer, kind="taylor", batches=SENSITIVITY_BATCHES, seed=seed)
+        # Uncoupled: what comes along a shortcut would make every later block look sensitive.
+        scores = importance(
+            trainer, kind="taylor", batches=SENSITIVITY_BATCHES, seed=seed, coupled=False
+        )
         found = candidates(
             trainer.networks.architecture,
             operators=evolution.operators,

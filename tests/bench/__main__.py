@@ -21,6 +21,7 @@ from sseg_nase.data.episodes import sample_episodes
 from sseg_nase.data.views import two_views
 from sseg_nase.fewshot.classifiers import prototype_scores
 from sseg_nase.fewshot.evaluation import evaluate_episodes
+from sseg_nase.hardware.latency import latency_ms
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.evolvable import EvolvableCNN, Learner, ProjectionHead
 from sseg_nase.sparsity.recalibration import recalibrate
@@ -158,18 +159,14 @@ def pruned_network() -> tuple[EvolvableCNN, EvolvableCNN]:
     return dense.eval(), pruned.eval()
 
 
-@torch.inference_mode()
 def inference(dense: EvolvableCNN, pruned: EvolvableCNN, batch: int) -> tuple[float, float]:
-    """Images per second of the pruned and of the dense network: latency is their inverse."""
-    images = torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    passes = 320 // (batch + 4)  # some tenths of a second either way
-
-    def forward(net: EvolvableCNN) -> int:
-        for _ in range(passes):
-            net(images)
-        return passes * batch
-
-    return rates(lambda: forward(pruned), lambda: forward(dense))
+    """Images per second of the pruned and of the dense network: batch over the median latency."""
+    found: tuple[list[float], list[float]] = ([], [])
+    repeats = 640 // (batch + 16)
+    for _ in range(ROUNDS):
+        for latencies, net in zip(found, (pruned, dense), strict=True):
+            latencies.append(latency_ms(net, 32, batch, repeats=repeats, warmup=2, device="cpu"))
+    return 1000 * batch / statistics.median(found[0]), 1000 * batch / statistics.median(found[1])
 
 
 def rows() -> Iterator[tuple[str, str, float, float]]:

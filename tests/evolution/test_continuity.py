@@ -30,7 +30,7 @@ from sseg_nase.nets.mutation import Mutation, grow, widen
 from sseg_nase.ssl.objectives import nt_xent
 
 SIZE, BATCH = 16, 64
-BEFORE, AFTER, WINDOW = 60, 20, 20
+BEFORE, AFTER, WINDOW = 50, 20, 20
 TEMPERATURE = 0.2
 LR = 1e-2  # high, so that what the optimizer knows matters
 SEEDS = (0, 1, 2)
