@@ -48,7 +48,7 @@ def test_the_quick_look_shows_the_run(store: Path, monkeypatch: pytest.MonkeyPat
     names = executed(FOLDER / "1_quick_look.ipynb")
     assert {"GROW", "PRUNE"} & set(names["mutations"]["kind"])
     assert set(names["fewshot"]) == {"digits/val/5w1s", "digits/val/5w5s"}
-    assert len(names["loss"]) == 16  # 4 epochs of 4 steps, each of them logged
+    assert len(names["loss"]) == 24  # 6 epochs of 4 steps, each of them logged
 
 
 @pytest.mark.parametrize("notebook", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)

@@ -203,6 +203,8 @@ class Sparsify(Intervention):
             batches=sparsity.importance_batches,
             seed=derive(self.seed, self.name, epoch),
         )
+        if not all(each.isfinite().all() for each in scores):
+            return Decision(None, {"reason": "the importance is not finite", **trigger})
         masks = complementary_masks(
             scores,
             channels_to_remove(width, removed, target),
