@@ -34,6 +34,7 @@ class ConsoleSink(Sink):
             "level": level_line,
             "mutation": mutation_line,
             "rollback": mutation_line,
+            "latency": latency_line,
             "message": lambda values: str(values["text"]),
             "warning": lambda values: f"WARNING: {values['text']}",
         }
@@ -151,6 +152,12 @@ def mutation_line(values: Mapping[str, Any]) -> str:
         f"params {_count(before['params'])} -> {_count(after['params'])}, loss {loss} "
         f"({'accepted' if values['accepted'] else 'rolled back'})"
     )
+
+
+def latency_line(values: Mapping[str, Any]) -> str:
+    """Return the line of what a pruning has brought."""
+    times = " -> ".join(f"{values[key]:.2f}" for key in ("before_ms", "after_ms"))
+    return f"latency at batch {values['batch']}: {times} ms"
 
 
 def summary_table(

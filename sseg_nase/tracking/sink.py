@@ -9,6 +9,7 @@ epoch       epoch (from 0), level, loss, blocks, params, images_per_second
 level       level (the new one), epoch, reason
 mutation    one line of mutations.jsonl, whole, as the design's schema has it
 rollback    the line of a mutation that did not pass its probation, with `accepted` false
+latency     batch, before_ms, after_ms: of the network that was pruned
 message     text
 warning     text: shown loudly
 ==========  ========================================================================================

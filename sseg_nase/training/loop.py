@@ -364,6 +364,8 @@ class Trainer:
             self.probation = Probation(old, record.index, until, decision.tolerance)
         self.progress.history.append(record)
         self.sink.event("mutation", record.to_dict())
+        if accepted and mutation.kind == "PRUNE":
+            self.sink.event("latency", self.probe.latency(old, new))
         self._emit(Event.MUTATION)
 
     def _judge(self, probation: Probation) -> None:

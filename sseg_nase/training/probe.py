@@ -12,12 +12,14 @@ from sseg_nase.config.schema import Config
 from sseg_nase.data.feed import CurriculumFeed
 from sseg_nase.data.random import derive
 from sseg_nase.data.views import normalize, two_views
+from sseg_nase.hardware.latency import latency_ms
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.ssl.methods import METHODS, Losses
 from sseg_nase.training.networks import Networks, Workshop
 
 PROBE, TRIAL = "probe", "trial"  # separate random streams
 DELTA_IMAGES = 32
+TIMED_BATCH, TIMED_REPEATS = 64, 5
 
 
 class Probe:
@@ -86,6 +88,22 @@ class Probe:
         expected = masked.head(masked.backbone(images, masks))
         found = copy.deepcopy(new.learner).double().eval()(images)[1]
         return ((found - expected).norm() / expected.norm().clamp_min(1e-12)).item()
+
+    def latency(self, old: Networks, new: Networks) -> dict[str, float]:
+        """Median ms of a forward pass of both backbones: counts alone promise no speed."""
+        resolution, device = new.architecture.resolution, self.workshop.device
+        times = {
+            name: latency_ms(
+                networks.learner.backbone,
+                resolution,
+                TIMED_BATCH,
+                repeats=TIMED_REPEATS,
+                warmup=1,
+                device=device,
+            )
+            for name, networks in (("before_ms", old), ("after_ms", new))
+        }
+        return {"batch": TIMED_BATCH, **times}
 
     def views(
         self, images: Tensor, seed: int, *, first: int = 0, of: int | None = None

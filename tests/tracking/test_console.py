@@ -12,6 +12,7 @@ from sseg_nase.tracking.console import (
     ConsoleSink,
     duration,
     figures,
+    latency_line,
     mutation_line,
     print_summary,
     summary_table,
@@ -159,6 +160,11 @@ def test_a_warning_stands_out_in_a_terminal() -> None:
 )
 def test_mutation_line(changes: dict[str, Any], expected: str) -> None:
     assert expected in mutation_line({**MUTATION, **changes})
+
+
+def test_latency_line() -> None:
+    line = latency_line({"batch": 64, "before_ms": 4.918, "after_ms": 3.8})
+    assert line == "latency at batch 64: 4.92 -> 3.80 ms"
 
 
 def test_figures_leaves_out_what_is_missing() -> None:
