@@ -153,7 +153,7 @@ def test_a_folder_of_ones_own_adds_options(
     assert epochs == [999]
     assert cli(*mine, "--cfg", "job", "experiment=long", run=not_reached) == 0
     assert cli(*mine, "--help", run=not_reached) == 0
-    assert "experiment: long, quickstart, sseg_nase" in capsys.readouterr().out
+    assert "experiment: cifar_fs_32, long, quickstart, sseg_nase" in capsys.readouterr().out
     assert cli(*mine, "experiment=long", "seeed=1", run=not_reached) == 2
     assert capsys.readouterr().err.startswith("sseg-nase: seeed: there is no such key.")
 
