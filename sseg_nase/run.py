@@ -120,7 +120,7 @@ def _run(this: Run) -> None:
     try:
         TASKS[this.config.task](this)
     except KeyboardInterrupt as error:
-        _end(this, INTERRUPTED, f"interrupted ({this.interruption.requested})")
+        _end(this, INTERRUPTED, f"interrupted ({this.interruption.requested or 'SIGINT'})")
         error.run_dir = this.directory  # type: ignore[attr-defined]  # what can be gone on with
         raise
     except UserError as error:

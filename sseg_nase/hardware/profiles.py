@@ -26,6 +26,7 @@ class Machine:
     cuda_memory_gb: float
     bf16: bool
     cores: int
+    cuda_devices: int = 1
 
 
 def look_at_machine() -> Machine:
@@ -36,7 +37,13 @@ def look_at_machine() -> Machine:
     if torch.cuda.is_available():
         card = torch.cuda.get_device_properties(0)
         name, memory_gb = card.name, card.total_memory / 2**30
-    return Machine(cuda_name=name, cuda_memory_gb=memory_gb, bf16=native_bf16(), cores=_cores())
+    return Machine(
+        cuda_name=name,
+        cuda_memory_gb=memory_gb,
+        bf16=native_bf16(),
+        cores=_cores(),
+        cuda_devices=torch.cuda.device_count(),
+    )
 
 
 def native_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
@@ -74,6 +81,11 @@ def resolve(
     notes: list[str] = []
     hardware = _fill_from_profile(hardware, profiles, machine, notes)
     hardware = _fill_from_machine(hardware, machine, notes)
+    if hardware.accelerator == "cuda" and hardware.devices > machine.cuda_devices:
+        raise UserError(
+            f"hardware.devices={hardware.devices}: this machine has {machine.cuda_devices} CUDA "
+            f"devices. Use hardware.devices={machine.cuda_devices} or less."
+        )
     for key in ("batch_size", "gradient_accumulation_steps"):
         if getattr(hardware, key) is None:
             raise UserError(

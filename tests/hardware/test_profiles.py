@@ -134,6 +134,15 @@ def test_cuda_without_cuda_is_refused(name: str) -> None:
         ask(name, BARE, accelerator="cuda")
 
 
+@pytest.mark.parametrize(("devices", "there"), [(2, 1), (3, 2)])
+def test_more_devices_than_there_are_is_refused(devices: int, there: int) -> None:
+    machine = replace(LARGE, cuda_devices=there)
+    with pytest.raises(UserError, match=rf"devices={devices}: this machine has {there} CUDA"):
+        ask("rtx3060", machine, devices=devices)
+    assert ask("rtx3060", machine, devices=there)[0].devices == there
+    assert ask("rtx3060", machine, devices=devices, accelerator="cpu")[0].devices == devices
+
+
 @pytest.mark.parametrize(("machine", "precision"), [(BARE, "32-true"), (BF16, "bf16-mixed")])
 def test_a_gpu_profile_on_the_processor(machine: Machine, precision: str) -> None:
     hardware, notes = ask("rtx3060", machine, accelerator="cpu")
