@@ -20,27 +20,30 @@ from sseg_nase.data.store import Listing
 FOLDER_NAMES = ("omniglot", "omniglot-py")
 BACKGROUND, EVALUATION = "images_background", "images_evaluation"
 LAYOUTS = f"omniglot/{{{BACKGROUND},{EVALUATION}}}/<Alphabet>/<character>/*.png"
-VAL_SHARE = 1 / 6  # of the background alphabets: 25 for train and 5 for val
 
 
 def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
     """Omniglot on disk: background alphabets are dealt into train and val by `split_seed`.
 
-    The evaluation alphabets, where they are present, are the test split. Raises UserError when
+    `split_fractions` of train and val say in what proportion. The evaluation alphabets, where they are present, are the test split. Raises UserError when
     nothing is found.
     """
+
+    train, val, _ = dataset.split_fractions
+    train_share = train / (train + val) if train + val > 0 else 1.0
 
     def detect(folder: Path) -> Found | None:
         splits = {}
         if (background := folder / BACKGROUND).is_dir():
             alphabets = [entry.name for entry in class_folders(background)]
-            shares = [1 - VAL_SHARE, VAL_SHARE, 0] if len(alphabets) > 1 else [1, 0, 0]
+            share = train_share if len(alphabets) > 1 else 1.0
+            shares = [share, 1 - share, 0]
             for split, chosen in split_classes(alphabets, shares, dataset.split_seed).items():
                 splits[split] = _alphabets(background, chosen)
         if (evaluation := folder / EVALUATION).is_dir():
             chosen = [entry.name for entry in class_folders(evaluation)]
             splits["test"] = _alphabets(evaluation, chosen)
-        options = {"split_seed": dataset.split_seed}
+        options = {"split_seed": dataset.split_seed, "train_share": train_share}
         return Found("alphabets", folder, splits, options=options) if splits else None
 
     found = find_known(dataset, data_dir, names=FOLDER_NAMES, detectors=(detect,), accepted=LAYOUTS)
