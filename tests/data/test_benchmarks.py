@@ -411,7 +411,10 @@ def omniglot(data: Path, evaluation: bool = True) -> dict[str, list[str]]:
 
 def test_omniglot_is_split_by_alphabets(tmp_path: Path, load: Callable[..., ImageStore]) -> None:
     classes = omniglot(tmp_path / "data")
-    stores = {split: load(config("omniglot"), split) for split in SPLITS}
+    stores = {
+        split: load(config("omniglot", split_fractions=[5 / 6, 1 / 6, 0]), split)
+        for split in SPLITS
+    }
     alphabets = {}
     for split, store in stores.items():
         alphabets[split] = {name.split("/")[0] for name in store.class_names}
@@ -423,17 +426,26 @@ def test_omniglot_is_split_by_alphabets(tmp_path: Path, load: Callable[..., Imag
     }
     assert alphabets["test"] == {"eval00", "eval01"}
     assert not alphabets["train"] & alphabets["val"]
-    seeds = {load(config("omniglot", split_seed=seed), "val").class_names for seed in range(4)}
+    seeds = {
+        load(
+            config("omniglot", split_seed=seed, split_fractions=[5 / 6, 1 / 6, 0]), "val"
+        ).class_names
+        for seed in range(4)
+    }
     assert len(seeds) > 1
+    half = load(config("omniglot", split_fractions=[0.5, 0.5, 0]), "train")
+    assert len({name.split("/")[0] for name in half.class_names}) == 6
 
 
 def test_omniglot_without_the_evaluation_alphabets(
     tmp_path: Path, load: Callable[..., ImageStore]
 ) -> None:
     omniglot(tmp_path / "data", evaluation=False)
-    assert len(load(config("omniglot"), "val")) == 2 * 2 * PER_CLASS
+    assert (
+        len(load(config("omniglot", split_fractions=[5 / 6, 1 / 6, 0]), "val")) == 2 * 2 * PER_CLASS
+    )
     with pytest.raises(UserError, match="no test split"):
-        load(config("omniglot"), "test")
+        load(config("omniglot", split_fractions=[5 / 6, 1 / 6, 0]), "test")
 
 
 # Digits

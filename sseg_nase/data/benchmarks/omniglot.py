@@ -25,8 +25,8 @@ LAYOUTS = f"omniglot/{{{BACKGROUND},{EVALUATION}}}/<Alphabet>/<character>/*.png"
 def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
     """Omniglot on disk: background alphabets are dealt into train and val by `split_seed`.
 
-    `split_fractions` of train and val say in what proportion. The evaluation alphabets, where they are present, are the test split. Raises UserError when
-    nothing is found.
+    `split_fractions` of train and val say in what proportion. The evaluation alphabets, where they
+    are present, are the test split. Raises UserError when nothing is found.
     """
 
     train, val, _ = dataset.split_fractions
