@@ -232,7 +232,7 @@ def replay(this: Run) -> None:
         lines = [f"seed network: {_sizes(architectures[0].summary())}"]
         for record in records:
             ending = "accepted" if record["accepted"] else "rolled back"
-            step = f"mutation {record['index']}: {record['kind']} in epoch {record['epoch']}"
+            step = f"mutation {record['index']}: {record['kind']} after epoch {record['epoch'] + 1}"
             lines.append(f"{step}, {_sizes(record['after'])} ({ending})")
         for line in lines:
             this.sink.event("message", {"text": line})

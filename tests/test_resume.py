@@ -225,7 +225,8 @@ def test_a_finished_run_is_left_as_it_is(finished: Path) -> None:
 
 def test_another_config_is_refused_with_the_keys_that_differ(finished: Path) -> None:
     with pytest.raises(
-        UserError, match=r"2 keys:\n  optimizer\.lr: .* -> 0\.5\n  pretrain\.epochs: 2 -> 3"
+        UserError,
+        match=r"differs from the run's:\n  optimizer\.lr: .* -> 0\.5\n  pretrain\.epochs: 2 -> 3",
     ):
         resumed(finished, "optimizer.lr=0.5", "pretrain.epochs=3")
     assert json.loads((finished / "status.json").read_text())["status"] == "FINISHED"
