@@ -81,8 +81,9 @@ class RunDirectory:
             this.release()
             listed = "\n  ".join(f"{k}: {old} -> {new}" for k, (old, new) in this.changes.items())
             raise UserError(
-                f"resume={config.resume}: the config differs from the run's:\n  {listed}\n  Leave these overrides out, or add resume_overrides=true to "
-                "go on with the new values."
+                f"resume={config.resume}: the config differs from the run's:\n  {listed}\n"
+                "  Leave these overrides out, or add resume_overrides=true to go on with the new "
+                "values."
             )
         this.run_id = this.status().get("tracker_run_id")
         if not this.finished:

@@ -77,7 +77,8 @@ def test_the_log_alone_gives_the_architecture_of_the_run(mutated: Path, folder: 
     for text, record in zip(said, log, strict=True):
         after = record["after"]
         assert text == (
-            f"mutation {record['index']}: {record['kind']} in epoch {record['epoch']}, "
+            f"mutation {record['index']}: {record['kind']} after epoch "
+            f"{record['epoch'] + 1}, "
             f"channels {'-'.join(map(str, after['channels']))}, params {after['params']:,}, "
             f"macs {after['macs']:,} ({'accepted' if record['accepted'] else 'rolled back'})"
         )
