@@ -26,12 +26,14 @@ class RunDirectory:
     """`path`, with config.yaml, overrides.yaml and status.json in it, locked until `release`.
 
     `resumed`: it was there before. `changes`: what the config then differs in, key to (old, new).
+    `run_id` and `tracking_uri`: where the tracker knows the run, and as what.
     """
 
     def __init__(self, path: Path, *, resumed: bool = False) -> None:
         self.path, self.resumed = path, resumed
         self.changes: dict[str, tuple[Any, Any]] = {}
         self.run_id: str | None = None
+        self.tracking_uri: str | None = None
         self._lock = FileLock(path / ".lock")
 
     @classmethod
@@ -85,7 +87,8 @@ class RunDirectory:
                 "  Leave these overrides out, or add resume_overrides=true to go on with the new "
                 "values."
             )
-        this.run_id = this.status().get("tracker_run_id")
+        status = this.status()
+        this.run_id, this.tracking_uri = status.get("tracker_run_id"), status.get("tracking_uri")
         if not this.finished:
             this._describe(config, overrides)
         return this
@@ -111,7 +114,11 @@ class RunDirectory:
     def write_status(self, status: str, error: str | None = None, trace: str | None = None) -> None:
         """Write status.json; the tracker's run id is kept in it for a later `resume`."""
         value = {"status": status, "error": error}
-        known = {"traceback": trace, "tracker_run_id": self.run_id}
+        known = {
+            "traceback": trace,
+            "tracker_run_id": self.run_id,
+            "tracking_uri": self.tracking_uri,
+        }
         write_json(self.path / "status.json", value | {k: v for k, v in known.items() if v})
 
     def release(self) -> None:

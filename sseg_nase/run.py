@@ -25,7 +25,7 @@ from sseg_nase.hardware.profiles import resolve
 from sseg_nase.nets.evolvable import EvolvableCNN
 from sseg_nase.tracking import Resumed, RunInfo, Sink, build_tracker
 from sseg_nase.tracking.console import print_summary
-from sseg_nase.tracking.mlflow_sink import ui_command
+from sseg_nase.tracking.mlflow_sink import resolve_uri, ui_command
 from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.training import checkpoint
 from sseg_nase.training.interruption import Interruption
@@ -106,12 +106,28 @@ def run(config: Config, overrides: Sequence[str] = ()) -> Path:
             print(f"{place.path} is FINISHED: there is nothing left to do")
             return place.path
         with Interruption() as interruption:
-            sink = build_tracker(config.tracking)
+            try:
+                config = _tracked_where_it_was(config, place)
+                sink = build_tracker(config.tracking)
+            except UserError as error:
+                place.write_status(FAILED, str(error))
+                raise
             name = run_name(config, overrides)
             _run(Run(config, place, sink, name, notes, interruption))
     finally:
         place.release()
     return place.path
+
+
+def _tracked_where_it_was(config: Config, place: RunDirectory) -> Config:
+    """With the store's address made absolute: a resumed run may be started from another folder."""
+    tracking = config.tracking
+    if tracking.name == "jsonl":
+        return config
+    if tracking.uri is None and place.tracking_uri is not None:
+        tracking = dataclasses.replace(tracking, uri=place.tracking_uri)
+    place.tracking_uri = resolve_uri(tracking.uri)
+    return dataclasses.replace(config, tracking=tracking)
 
 
 def _run(this: Run) -> None:

@@ -196,8 +196,10 @@ def test_a_run_asked_to_stop_says_how_to_go_on(
     assert err == f"sseg-nase: interrupted; go on with: sseg-nase resume={directory}\n"
     status = json.loads((directory / "status.json").read_text())
     assert (status["status"], status["error"]) == ("INTERRUPTED", f"interrupted ({number.name})")
-    code, err = finish(start(tmp_path, f"resume={directory}"))
+    elsewhere = tmp_path / "elsewhere"
+    code, err = finish(start(elsewhere, f"resume={directory}"))
     assert (code, err) == (0, "")
+    assert not list(elsewhere.iterdir())  # the store is the one that the run began in
     assert_same(tmp_path, reference)
 
 

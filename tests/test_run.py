@@ -257,6 +257,14 @@ def test_memory_is_recorded_and_watched() -> None:
     assert "hardware.max_memory_gb=0.1" in warning
 
 
+def test_an_address_that_no_tracker_has_is_recorded() -> None:
+    overrides = [*TINY, "experiment_name=astray", "tracking=mlflow", "tracking.uri=ftp://x"]
+    with pytest.raises(UserError, match=r"tracking\.uri=ftp://x"):
+        run(load(overrides))
+    (status,) = Path("runs/astray").glob("*/status.json")
+    assert json.loads(status.read_text())["status"] == "FAILED"
+
+
 def test_an_interrupt_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: Any, **named: Any) -> None:
         raise KeyboardInterrupt
