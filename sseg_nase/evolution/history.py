@@ -50,3 +50,13 @@ def counts(architecture: Architecture) -> dict[str, Any]:
 def accepted_kinds(history: Sequence[MutationRecord]) -> list[str]:
     """Kinds of the accepted growth steps, oldest first (PRUNE takes no part in taking turns)."""
     return [r.kind for r in history if r.accepted and r.kind != "PRUNE"]
+
+
+def removed_channels(history: Sequence[MutationRecord]) -> int:
+    """How many channels were pruned for good."""
+    return sum(
+        len(channels)
+        for record in history
+        if record.accepted and record.kind == "PRUNE"
+        for channels in record.target["removed"].values()
+    )

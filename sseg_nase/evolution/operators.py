@@ -100,7 +100,7 @@ def _function_delta(
 ) -> float:
     """‖f' − f‖ / ‖f‖ of the projections in eval mode, in float64: embeddings differ in length."""
     f, f_new = (
-        _learner(architecture, state).to(device=probe.device).double().eval()(probe.double())[1]
+        learner_of(architecture, state).to(device=probe.device).double().eval()(probe.double())[1]
         for architecture, state in ((mutation.before, before), (mutation.after, after))
     )
     return ((f_new - f).norm() / f.norm().clamp_min(1e-12)).item()
@@ -135,11 +135,11 @@ def _fresh_learner(mutation: Mutation, student: Mapping[str, Tensor]) -> dict[st
 def build_learner(mutation: Mutation, state: TrainingState, *, like: nn.Module) -> Learner:
     """A `Learner` of `mutation.after` with `state.student`; device and mode are those of `like`."""
     parameter = next(like.parameters())
-    learner = _learner(mutation.after, state)
+    learner = learner_of(mutation.after, state)
     return learner.to(device=parameter.device, dtype=parameter.dtype).train(like.training)
 
 
-def _learner(architecture: Architecture, state: TrainingState) -> Learner:
+def learner_of(architecture: Architecture, state: TrainingState) -> Learner:
     """A `Learner` with a copy of `state.student`, of its type, on the CPU."""
     hidden = state.student["head.fc1.weight"].shape[0]
     out = state.student["head.fc2.weight"].shape[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sseg_nase.evolution.history import removed_channels
 from sseg_nase.hardware.memory import MemoryUse, memory_use, remedies
 from sseg_nase.training import checkpoint
 from sseg_nase.training.events import Callback, Event
@@ -65,12 +66,7 @@ class ArchitectureMetrics(Callback):
         if event not in (Event.EPOCH_START, Event.FIT_END):
             return
         architecture = trainer.networks.architecture
-        removed = sum(
-            len(channels)
-            for record in trainer.progress.history
-            if record.accepted and record.kind == "PRUNE"
-            for channels in record.target["removed"].values()
-        )
+        removed = removed_channels(trainer.progress.history)
         figures = {
             "arch/params": architecture.params,
             "arch/macs": architecture.macs(),

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sseg_nase.config.schema import EvolutionConfig, PretrainConfig, SparsityConfig
 from sseg_nase.data.random import derive
-from sseg_nase.evolution.history import accepted_kinds
+from sseg_nase.evolution.history import accepted_kinds, removed_channels
 from sseg_nase.evolution.plateau import PlateauDetector
 from sseg_nase.evolution.selection import Caps, Options, candidates, fitness
 from sseg_nase.nets.mutation import Mutation, prune
@@ -188,12 +188,7 @@ class Sparsify(Intervention):
         if over == self.rounds:
             return Decision(None, {"reason": "no pruning is due"})
         self.rounds = over
-        removed = sum(
-            len(channels)
-            for record in trainer.progress.history
-            if record.accepted and record.kind == "PRUNE"
-            for channels in record.target["removed"].values()
-        )
+        removed = removed_channels(trainer.progress.history)
         width = sum(trainer.networks.architecture.channels)
         target = target_sparsity(sparsity.ratio, over / len(self.due))
         trigger = {"target_sparsity": target, "channels": width, "removed_before": removed}

@@ -13,11 +13,12 @@ from sseg_nase.evolution.operators import (
     TrainingState,
     apply,
     build_learner,
+    learner_of,
     load_moments,
     named_moments,
 )
 from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.evolvable import EvolvableCNN, Learner, ProjectionHead
+from sseg_nase.nets.evolvable import EvolvableCNN, Learner
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.ssl.teacher import make_teacher
 from sseg_nase.training.optim import build_optimizer
@@ -80,14 +81,9 @@ class Workshop:
 
     def restored(self, saved: Mapping[str, Any]) -> Networks:
         """What `Networks.state_dict` saved."""
-        student = saved["student"]
-        backbone = EvolvableCNN(Architecture.from_dict(saved["architecture"]))
-        hidden, out = student["head.fc1.weight"].shape[0], student["head.fc2.weight"].shape[0]
-        learner = Learner(
-            backbone, ProjectionHead(backbone.architecture.features, hidden, out)
-        ).train()
-        learner.load_state_dict(student)
-        return self._filled(learner, TrainingState(student, saved["teacher"], saved["moments"]))
+        state = TrainingState(saved["student"], saved["teacher"], saved["moments"])
+        learner = learner_of(Architecture.from_dict(saved["architecture"]), state)
+        return self._filled(learner.train(), state)
 
     def _filled(self, learner: Learner, state: TrainingState) -> Networks:
         networks = self.around(learner)
