@@ -9,7 +9,8 @@ import os
 import sys
 import traceback
 from argparse import Namespace
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from string import Template
 from typing import cast
@@ -17,32 +18,37 @@ from typing import cast
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from sseg_nase.config.compose import CONFIG_NAME, conf_dir, continued, load, register, to_config
+from sseg_nase.config.compose import (
+    CONFIG_NAME,
+    conf_dir,
+    continued,
+    load,
+    register,
+    spelled_out,
+    to_config,
+)
 from sseg_nase.config.explain import explaining
 from sseg_nase.config.layout import groups
+from sseg_nase.config.schema import Config
 from sseg_nase.config.validation import cautions
-from sseg_nase.errors import UserError
+from sseg_nase.errors import DONE, FAILURE, MISTAKE, STOPPED, UserError
+from sseg_nase.sweeps.finish import report, status
+from sseg_nase.sweeps.job import perform
+from sseg_nase.sweeps.launch import launch
 
-DONE, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-
-
-@dataclass
-class Endings:
-    """How the jobs of one command line ended."""
-
-    process: int | None = None
-    jobs: int = 0
-    failed: dict[str, int] = field(default_factory=dict)
-
-    def code(self) -> int:
-        """Return the exit code: 2 where all failures are mistakes of the user."""
-        return min(self.failed.values(), default=DONE)
-
-
-_endings = Endings()
+LOOKS: Mapping[str, Callable[[Config, Callable[[str], None]], int]] = {
+    "status": status,
+    "report": report,
+}
+LAUNCHER_NAMES = {
+    "BasicLauncher": "basic",
+    "JoblibLauncher": "joblib",
+    "LocalLauncher": "submitit_local",
+    "SlurmLauncher": "submitit_slurm",
+}
+_code = DONE  # of the run that this process has done
 
 
 def main() -> None:
@@ -59,36 +65,32 @@ def main() -> None:
         run_dir = getattr(error, "run_dir", None)
         go_on = f"; go on with: sseg-nase resume={run_dir}" if run_dir else ""
         _say(f"interrupted{go_on}")
-        code = INTERRUPTED
+        code = STOPPED
     sys.exit(code)
 
 
-def job(composed: DictConfig) -> str | None:
-    """Run one composed config; return the run's directory, or None when it failed.
+def job(composed: DictConfig) -> None:
+    """Do what one composed config says: a run, a look at a sweep, or a job of one."""
+    global _code
+    if composed.sweep.job is not None:
+        perform(Path(composed.sweep.dir), composed.sweep.job, _launcher())
+        return
+    config = to_config(composed)
+    for caution in cautions(config):
+        _say(caution)
+    if config.task in LOOKS:
+        _code = LOOKS[config.task](config, _say)
+        return
+    from sseg_nase.run import run  # here, because it imports torch
 
-    In the process of the command line a failure is reported and counted, so that a sweep goes on.
-    In a process that a launcher has started it is raised, so that the launcher knows.
-    """
-    settings = HydraConfig.get()
-    overrides = cast(list[str], OmegaConf.to_container(settings.overrides.task))
-    name = ""
-    if settings.mode == RunMode.MULTIRUN:
-        name = f"job {settings.job.num} ({' '.join(overrides)}): "
-    _endings.jobs += 1
+    overrides = cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task))
     try:
-        config = to_config(composed)
-        for caution in cautions(config):
-            _say(f"{name}{caution}")
-        from sseg_nase.run import run  # here, because it imports torch
-
-        return str(run(config, overrides))
+        run(config, overrides)
+    except UserError:
+        raise
     except Exception as error:
-        if os.getpid() != _endings.process:
-            raise
-        mistake = isinstance(error, UserError)
-        _endings.failed[name] = MISTAKE if mistake else FAILED
-        _say(f"{name}{error if mistake else _where_to_look(error)}")
-    return None
+        _say(_where_to_look(error))
+        _code = FAILURE
 
 
 def help_text(*further: Path) -> str:
@@ -99,8 +101,8 @@ def help_text(*further: Path) -> str:
 
 
 def _main() -> int:
-    global _endings
-    _endings = Endings(process=os.getpid())
+    global _code
+    _code = DONE
     flags = get_args_parser().parse_args()
     _check_flags(flags)
     further = [Path(flags.config_dir).absolute()] if flags.config_dir else []
@@ -113,16 +115,33 @@ def _main() -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # Hydra prints its errors and exits with 1; with this it raises them, to be said better.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    if not flags.multirun:
-        stored = continued(flags.overrides)
-        flags.overrides, sys.argv = [*flags.overrides, *stored], [*sys.argv, *stored]
-    with explaining(flags.overrides, *further):
+    if flags.multirun:
+        return launch(flags.overrides, partial(_hydra, "--multirun"), _say, *further)
+    overrides = spelled_out(flags.overrides)
+    _check_alone(overrides)
+    with explaining(overrides, *further):
         if flags.cfg in ("job", "all"):
-            load(flags.overrides, *further)  # Hydra would show a config that no run accepts
+            load(overrides, *further)  # Hydra would show a config that no run accepts
+        _hydra(None, [*overrides, *continued(overrides)])
+    return _code
+
+
+def _hydra(flag: str | None, overrides: Sequence[str]) -> None:
+    """Let Hydra compose and call `job`, with these overrides instead of the command line's."""
+    given = sys.argv
+    flags = [text for text in given[1:] if text not in get_args_parser().parse_args().overrides]
+    added = [flag] if flag and not {"-m", "--multirun"} & set(flags) else []
+    sys.argv = [given[0], *flags, *added, *overrides]
+    try:
         hydra.main(str(conf_dir()), CONFIG_NAME, version_base="1.3")(job)()
-    if _endings.jobs > 1 and _endings.failed:
-        _say(f"{len(_endings.failed)} of {_endings.jobs} jobs failed")
-    return _endings.code()
+    finally:
+        sys.argv = given
+
+
+def _launcher() -> str:
+    """The name of the option in `hydra/launcher` that has started this job."""
+    target = str(HydraConfig.get().launcher._target_)
+    return LAUNCHER_NAMES.get(target.rpartition(".")[2], "another")
 
 
 def _check_flags(flags: Namespace) -> None:
@@ -134,6 +153,14 @@ def _check_flags(flags: Namespace) -> None:
         raise UserError("--resolve: it is possible only with --cfg or --help.")
     if flags.config_dir and not Path(flags.config_dir).is_dir():
         raise UserError(f"--config-dir {flags.config_dir}: there is no such folder.")
+
+
+def _check_alone(overrides: Sequence[str]) -> None:
+    """Refuse what only a sweep can be told."""
+    for text in overrides:
+        key = text.lstrip("+~").partition("=")[0]
+        if key.startswith("sweep.") and key not in ("sweep.dir", "sweep.watch"):
+            raise UserError(f"{text}: it has no effect on a single run; add -m for a sweep.")
 
 
 def _where_to_look(error: Exception) -> str:

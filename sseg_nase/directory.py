@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import secrets
+import socket
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +22,8 @@ from sseg_nase.files import write_json, write_text
 from sseg_nase.tracking.sink import FINISHED
 
 RUNNING = "RUNNING"
+# Whoever asks whether a run is going on takes its lock for an instant.
+SECONDS_FOR_LOCK = 1.0
 
 
 class RunDirectory:
@@ -64,7 +68,7 @@ class RunDirectory:
         this = cls(Path(config.resume).expanduser().absolute(), resumed=True)
         stored = this._stored_config()
         try:
-            this._lock.acquire(timeout=0)
+            this._lock.acquire(timeout=SECONDS_FOR_LOCK)
         except Timeout as error:
             raise UserError(
                 f"resume={config.resume}: this run is still going on in another process."
@@ -105,17 +109,14 @@ class RunDirectory:
 
     def status(self) -> Mapping[str, Any]:
         """What status.json says; nothing when it is not there."""
-        try:
-            found = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+        return status_of(self.path)
 
     def write_status(self, status: str, error: str | None = None, trace: str | None = None) -> None:
         """Write status.json; the tracker's run id is kept in it for a later `resume`."""
         value = {"status": status, "error": error}
         known = {
             "traceback": trace,
+            "process": {"host": socket.gethostname(), "pid": os.getpid()},
             "tracker_run_id": self.run_id,
             "tracking_uri": self.tracking_uri,
         }
@@ -145,3 +146,45 @@ class RunDirectory:
                 "Name one like runs/<experiment>/<time>-<id>."
             )
         return stored
+
+
+def status_of(path: Path) -> Mapping[str, Any]:
+    """Return what status.json in a run's directory says; nothing when it is not there."""
+    try:
+        found = json.loads((path / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def locked(path: Path) -> bool:
+    """Tell whether a living process holds the directory."""
+    if not (path / ".lock").exists():
+        return False
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
+def end_dead(path: Path, status: str, error: str) -> Mapping[str, Any] | None:
+    """Write how a run ended whose process died without a word; return what status.json said.
+
+    None, and nothing is written, where the run has said how it ended or is still going on.
+    """
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=SECONDS_FOR_LOCK)
+    except (Timeout, OSError):
+        return None
+    try:
+        said = status_of(path)
+        if said.get("status") != RUNNING:
+            return None
+        write_json(path / "status.json", {**said, "status": status, "error": error})
+        return said
+    finally:
+        lock.release()

@@ -1,9 +1,11 @@
-"""Errors that are meant for people."""
+"""Errors that are meant for people, and the exit codes that scripts read."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+DONE, FAILURE, MISTAKE, STOPPED = 0, 1, 2, 130
 
 
 class UserError(ValueError):

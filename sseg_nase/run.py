@@ -23,27 +23,48 @@ from sseg_nase.files import write_json
 from sseg_nase.hardware.memory import enforce_memory_cap, explain_out_of_memory
 from sseg_nase.hardware.profiles import resolve
 from sseg_nase.nets.evolvable import EvolvableCNN
+from sseg_nase.reporting.episodes import BEST, LAST, write_episodes
 from sseg_nase.tracking import Resumed, RunInfo, Sink, build_tracker
 from sseg_nase.tracking.console import print_summary
 from sseg_nase.tracking.mlflow_sink import resolve_uri, ui_command
 from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
+from sseg_nase.tracking.sweeps import ASKED_TAG
 from sseg_nase.training import checkpoint
 from sseg_nase.training.interruption import Interruption
 
 NAME_LENGTH = 120
-UNNAMED = ("paths.", "tracking", "hydra", "experiment_name=")
+UNNAMED = ("paths.", "tracking", "hydra", "sweep", "experiment_name=")
+
+
+@dataclass(frozen=True)
+class Membership:
+    """The sweep that a run belongs to, and what it is called there.
+
+    `asked` is the job's fingerprint; `began` is told the run's directory as soon as there is one.
+    """
+
+    sweep: str
+    name: str
+    parent_run_id: str | None
+    asked: str
+    began: Callable[[Path], None]
 
 
 @dataclass
 class Run:
-    """What the tasks share. `config` is the effective one: its hardware values are concrete."""
+    """What the tasks share. `config` is the effective one: its hardware values are concrete.
+
+    `asked` is the fingerprint of the config before that, the same on every machine.
+    """
 
     config: Config
     place: RunDirectory
     sink: Sink
     name: str
+    asked: str
     notes: list[str]
     interruption: Interruption
+    sweep: Membership | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -64,6 +85,13 @@ class Run:
             for key, value in flat(self.config).items()
             if value is not None and not key.startswith(("paths.", "tracking.", "hardware."))
         }
+        tags = {
+            "fingerprint": fingerprint(self.config),
+            ASKED_TAG: self.asked,
+            "task": self.config.task,
+        }
+        if self.sweep is not None:
+            tags["sweep"] = self.sweep.sweep
         self.sink.open(
             RunInfo(
                 directory=self.directory,
@@ -72,8 +100,9 @@ class Run:
                 config_file=self.directory / "config.yaml",
                 total_epochs=total_epochs,
                 params={**params, **effective},
-                tags={"fingerprint": fingerprint(self.config), "task": self.config.task},
+                tags=tags,
                 resumed=resumed,
+                parent_run_id=None if self.sweep is None else self.sweep.parent_run_id,
             )
         )
         self.place.run_id = self.sink.run_id
@@ -90,18 +119,21 @@ class Run:
         self.seconds[name] = round(time.perf_counter() - began, 3)
 
 
-def run(config: Config, overrides: Sequence[str] = ()) -> Path:
+def run(config: Config, overrides: Sequence[str] = (), sweep: Membership | None = None) -> Path:
     """Run one config and return its directory.
 
     `status.json` there says RUNNING, FINISHED, FAILED (with the error) or INTERRUPTED. With
     `config.resume` the run in that directory goes on. Raises `UserError` for the user's mistakes,
     `Interrupted` when it was asked to stop; anything else that is raised is ours.
     """
+    asked = fingerprint(config) if sweep is None else sweep.asked
     hardware, notes = resolve(config.hardware, hardware_profiles())
     config = dataclasses.replace(config, hardware=hardware)
     make = RunDirectory.reopen if config.resume else RunDirectory.create
     place = make(config, overrides)
     try:
+        if sweep is not None:
+            sweep.began(place.path)
         if place.finished:
             print(f"{place.path} is FINISHED: there is nothing left to do")
             return place.path
@@ -112,8 +144,8 @@ def run(config: Config, overrides: Sequence[str] = ()) -> Path:
             except UserError as error:
                 place.write_status(FAILED, str(error))
                 raise
-            name = run_name(config, overrides)
-            _run(Run(config, place, sink, name, notes, interruption))
+            name = run_name(config, overrides) if sweep is None else sweep.name
+            _run(Run(config, place, sink, name, asked, notes, interruption, sweep))
     finally:
         place.release()
     return place.path
@@ -167,7 +199,8 @@ def pipeline(this: Run) -> None:
     results: dict[str, Any] = {}
     if config.evaluation.untrained_reference:
         with this.stage("untrained"):
-            results["fewshot_untrained"] = stages.evaluate(tasks, backbone, this.device)
+            untrained = stages.evaluate(tasks, backbone, this.device)
+            results["fewshot_untrained"] = untrained.results
     images_seen = {"synthetic": 0, "real_unlabeled": 0, "real_labeled": 0}
     step, mutations = 0, list[dict[str, Any]]()
     if trained:
@@ -185,7 +218,8 @@ def pipeline(this: Run) -> None:
         backbone, step = trainer.networks.learner.backbone, trainer.progress.step
         images_seen = trainer.progress.images_seen
         mutations = [record.to_dict() for record in trainer.progress.history]
-    _judge(this, backbone, tasks, results, step, images_seen, mutations)
+    best = this.directory / "checkpoints" / "best.pt" if trained else None
+    _judge(this, backbone, tasks, results, step, images_seen, mutations, best)
 
 
 def _state_to_go_on_from(this: Run) -> dict[str, Any] | None:
@@ -280,10 +314,23 @@ def _judge(
     step: int,
     images_seen: dict[str, int],
     mutations: list[dict[str, Any]],
+    best: Path | None = None,
 ) -> None:
-    """Evaluate, write `architecture.json` and `results.json`, and end the run."""
+    """Evaluate, write `architecture.json`, `episodes.npz` and `results.json`, and end the run.
+
+    `best`: the checkpoint of the best network of the run, where it has trained one.
+    """
     with this.stage("evaluate"):
-        fewshot = stages.evaluate(tasks, backbone, this.device)
+        judged = {LAST: stages.evaluate(tasks, backbone, this.device)}
+        fewshot = judged[LAST].results
+        if best is not None and not best.exists():
+            text = f"{best} is not there any more: the best network is not judged"
+            this.sink.event("warning", {"text": text})
+        elif best is not None:
+            about, judged[BEST] = stages.evaluate_best(
+                tasks, best, backbone, judged[LAST], this.device
+            )
+            results = {**results, "fewshot_best": judged[BEST].results, "best": about}
     with this.stage("efficiency"):
         costs = stages.efficiency(backbone, this.config.dataset.image_size, this.device)
     results = {
@@ -298,12 +345,14 @@ def _judge(
         "mutations": sum(record["accepted"] for record in mutations),
         "images_seen": images_seen,
     }
-    for key, value in fewshot.items():
-        figures = {f"fewshot/{key}/{part}": value[part] for part in ("accuracy", "ci95")}
-        this.sink.metrics(figures, step)
+    for group in ("fewshot", "fewshot_best"):
+        for key, value in results.get(group, {}).items():
+            figures = {f"{group}/{key}/{part}": value[part] for part in ("accuracy", "ci95")}
+            this.sink.metrics(figures, step)
     logged = ("params", "macs", "latency_ms_b1", "latency_ms_b64", "peak_memory_mb")
     this.sink.metrics({f"efficiency/{key}": float(costs[key]) for key in logged}, step)
     write_json(this.directory / "architecture.json", backbone.architecture.to_dict())
+    write_episodes(this.directory, {name: each.accuracies for name, each in judged.items()})
     write_json(this.directory / "results.json", results)
     _end(this, FINISHED)
     stored = this.config.tracking.name != "jsonl"

@@ -7,8 +7,9 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import yaml
 from torch import nn
@@ -34,7 +35,7 @@ from sseg_nase.hardware.memory import enforce_memory_cap, peak_memory_mb
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.evolvable import EvolvableCNN, Learner, ProjectionHead
 from sseg_nase.tracking.sink import Sink
-from sseg_nase.training import distributed
+from sseg_nase.training import checkpoint, distributed
 from sseg_nase.training.callbacks import ArchitectureMetrics, Checkpoints, MemoryWatch
 from sseg_nase.training.events import Callback
 from sseg_nase.training.interruption import Interrupted
@@ -163,6 +164,17 @@ def _trainer(
     return trainer
 
 
+class Judgement(NamedTuple):
+    """What a network is worth, under the keys of `results.json`.
+
+    `results`: accuracy and interval in percent per episode list; `accuracies`: of every episode in
+    percent, float64 `[episodes]`.
+    """
+
+    results: dict[str, dict[str, Any]]
+    accuracies: dict[str, np.ndarray]
+
+
 class FewShotTask:
     """One dataset's episode lists with the images they need, ready to judge any backbone."""
 
@@ -186,8 +198,8 @@ class FewShotTask:
             for shots in evaluation.shots
         ]
 
-    def judge(self, backbone: nn.Module, device: torch.device) -> dict[str, dict[str, Any]]:
-        """Accuracy in percent per episode list, under the keys of `results.json`."""
+    def judge(self, backbone: nn.Module, device: torch.device) -> Judgement:
+        """How `backbone` does on the episode lists. Every image is embedded once."""
         evaluation = self.config.evaluation
 
         def features(store: ImageStore) -> torch.Tensor:
@@ -201,7 +213,7 @@ class FewShotTask:
 
         embedded = features(self.store)
         mean = None if self.base is None else features(self.base).mean(0)
-        results = {}
+        judged = Judgement({}, {})
         for episodes in self.episodes:
             accuracies = 100 * evaluate_episodes(
                 embedded,
@@ -211,14 +223,15 @@ class FewShotTask:
                 metric=evaluation.metric,
             )
             accuracy, ci95 = mean_ci95(accuracies)
-            results[episodes.key] = {
+            judged.accuracies[episodes.key] = accuracies
+            judged.results[episodes.key] = {
                 "accuracy": accuracy,
                 "ci95": ci95,
                 "episodes": len(episodes),
                 "method": f"{evaluation.method}/{evaluation.metric}/{evaluation.normalize}",
                 "transductive": False,
             }
-        return results
+        return judged
 
 
 def fewshot_tasks(config: Config) -> list[FewShotTask]:
@@ -230,12 +243,40 @@ def fewshot_tasks(config: Config) -> list[FewShotTask]:
     return [FewShotTask(config, dataset) for dataset in choices]
 
 
-def evaluate(
-    tasks: list[FewShotTask], backbone: EvolvableCNN, device: torch.device
-) -> dict[str, dict[str, Any]]:
+def evaluate(tasks: list[FewShotTask], backbone: EvolvableCNN, device: torch.device) -> Judgement:
     """Judge `backbone` on every task."""
     backbone.to(device)
-    return {key: value for task in tasks for key, value in task.judge(backbone, device).items()}
+    judged = Judgement({}, {})
+    for task in tasks:
+        results, accuracies = task.judge(backbone, device)
+        judged.results.update(results)
+        judged.accuracies.update(accuracies)
+    return judged
+
+
+def evaluate_best(
+    tasks: list[FewShotTask],
+    path: Path,
+    last: EvolvableCNN,
+    judged: Judgement,
+    device: torch.device,
+) -> tuple[dict[str, int], Judgement]:
+    """Where in training the network of best.pt at `path` was, its size, and its judgement.
+
+    `judged` is that of `last`, the run's last network: the same network is not judged again. The
+    epoch counts from 0, as in mutations.jsonl. Raises `UserError` for what is no checkpoint.
+    """
+    state = checkpoint.load(path)
+    best = checkpoint.backbone_of(path)
+    size = best.architecture.summary()
+    about = {key: int(state[key]) for key in ("epoch", "step")}
+    about |= {key: int(size[key]) for key in ("params", "macs")}
+    # The step alone does not tell: a mutation may have been rolled back since.
+    same = best.architecture == last.architecture and all(
+        torch.equal(tensor, last.state_dict()[name].cpu())
+        for name, tensor in best.state_dict().items()
+    )
+    return about, judged if same else evaluate(tasks, best, device)
 
 
 def efficiency(

@@ -12,8 +12,9 @@ import sseg_nase
 PACKAGE = Path(sseg_nase.__file__).parent
 FLOORS = [
     {"__main__"},
+    {"sweeps"},
     {"run", "stages", "directory"},
-    {"training", "fewshot"},
+    {"training", "fewshot", "reporting"},
     {"evolution", "sparsity", "ssl"},
     {"nets", "data"},
     {"hardware", "tracking", "config"},
@@ -21,6 +22,7 @@ FLOORS = [
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ONLY_IN = {
+    "submitit": {"sweeps"},
     "hydra": {"config", "__main__"},
     "omegaconf": {"config", "__main__"},
     "mlflow": {"tracking"},

@@ -7,19 +7,23 @@ dataclasses. The composed tree is checked and converted exactly once.
 from __future__ import annotations
 
 import dataclasses
-import secrets
+import math
+import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
+from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from sseg_nase.config.explain import explaining, one_line, unknown_key, wrong_type
 from sseg_nase.config.layout import conf_dir, fields_of, group_option, groups, is_section
@@ -28,7 +32,12 @@ from sseg_nase.config.validation import validate
 from sseg_nase.errors import UserError
 
 CONFIG_NAME = "config"
-_FILE_KEYS = ("data_dir", "output_dir", "cache_dir", "root", "checkpoint", "run", "resume")
+LAUNCHERS = {
+    "joblib": JobLibLauncherConf,
+    "submitit_local": LocalQueueConf,
+    "submitit_slurm": SlurmQueueConf,
+}
+_FILE_KEYS = ("data_dir", "output_dir", "cache_dir", "root", "checkpoint", "run", "resume", "dir")
 
 T = TypeVar("T")
 
@@ -40,16 +49,23 @@ __all__ = [
     "hardware_profiles",
     "load",
     "register",
+    "spelled_out",
+    "stored",
     "to_config",
 ]
 
 
 def register() -> None:
     """Make the schema and the resolvers of `conf/` known to Hydra; calling it again is harmless."""
-    ConfigStore.instance().store(name="schema", node=_twin(Config), provider="sseg_nase")
-    OmegaConf.register_new_resolver(
-        "random_suffix", lambda: secrets.token_hex(3), use_cache=True, replace=True
-    )
+    store = ConfigStore.instance()
+    store.store(name="schema", node=_twin(Config), provider="sseg_nase")
+    Plugins.instance()  # registers the launchers' options, each time that it loads them
+    for launcher, options in LAUNCHERS.items():
+        # Under another name, or Hydra would take it for the schema of our file of that name.
+        store.repo["hydra"]["launcher"].pop(f"{launcher}.yaml", None)
+        store.store(group="hydra/launcher", name=f"{launcher}_schema", node=options)
+    OmegaConf.register_new_resolver("half_the_cores", _half_the_cores, replace=True)
+    OmegaConf.register_new_resolver("minutes", _minutes, replace=True)
 
 
 def load(overrides: Sequence[str] = (), *further: Path) -> Config:
@@ -59,12 +75,35 @@ def load(overrides: Sequence[str] = (), *further: Path) -> Config:
     """
     register()
     GlobalHydra.instance().clear()
+    overrides = spelled_out(overrides)
     searchpath = [f"hydra.searchpath=[{','.join(map(str, further))}]"] if further else []
     with (
         explaining(overrides, *further),
         initialize_config_dir(str(conf_dir()), version_base="1.3"),
     ):
         return to_config(compose(CONFIG_NAME, overrides=[*overrides, *searchpath]))
+
+
+def stored(path: Path) -> Config:
+    """Return the config that a file holds: config.yaml of a run, or of a job that waits.
+
+    Raises `UserError` when it cannot be read or is not of this version's schema.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: this config cannot be read ({one_line(error)}).") from error
+    try:
+        return _checked(Config, tree if isinstance(tree, Mapping) else {})
+    except (UserError, KeyError) as error:
+        raise UserError(
+            f"{path}: this config does not fit this version of sseg-nase: {error}"
+        ) from error
+
+
+def spelled_out(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides with `sweep=DIR` written as what it is short for, `sweep.dir=DIR`."""
+    return [f"sweep.dir={o[len('sweep=') :]}" if o.startswith("sweep=") else o for o in overrides]
 
 
 def to_config(composed: DictConfig) -> Config:
@@ -99,7 +138,7 @@ def continued(overrides: Sequence[str]) -> list[str]:
     try:
         text = (Path(where).expanduser() / "overrides.yaml").read_text(encoding="utf-8")
         stored = [str(line) for line in OmegaConf.to_container(OmegaConf.create(text)) or []]
-    except (OSError, OmegaConfBaseException, YAMLError):
+    except (OSError, OmegaConfBaseException, yaml.YAMLError):
         return []
     parsed = OverridesParser.create().parse_overrides(stored)
     return [line for line, o in zip(stored, parsed, strict=True) if o.key_or_group not in given]
@@ -116,6 +155,15 @@ def dataset_choice(name: str) -> DatasetConfig:
     Raises `UserError` when there is no such file.
     """
     return _checked(DatasetConfig, group_option("dataset", name))
+
+
+def _half_the_cores() -> int:
+    """Jobs at once where they share the machine: a small network gains little from a third core."""
+    return max(1, (os.cpu_count() or 1) // 2)
+
+
+def _minutes(given: float | None, otherwise: int) -> int:
+    return otherwise if given is None else math.ceil(given)
 
 
 def _checked(kind: type[T], tree: Mapping[str, Any]) -> T:
@@ -152,7 +200,12 @@ def _twin(frozen: Any) -> type:
             twins.append((name, nested, dataclasses.field(default_factory=nested)))
         else:
             twins.append((name, kind, dataclasses.field(default="???")))
-    return dataclasses.make_dataclass(frozen.__name__, twins)
+    twin = dataclasses.make_dataclass(f"{frozen.__name__}Twin", twins)
+    # An attribute of this module, so that launchers pickle it by name: a class that is pickled by
+    # value overwrites its own fields when it comes back.
+    twin.__module__ = __name__
+    globals()[twin.__name__] = twin
+    return twin
 
 
 def _freeze(frozen: type[T], values: Any) -> T:
@@ -166,3 +219,6 @@ def _freeze(frozen: type[T], values: Any) -> T:
             value = str(Path(value).expanduser())
         fields[name] = value
     return frozen(**fields)
+
+
+_twin(Config)

@@ -16,6 +16,7 @@ _WITHOUT_EFFECT = (
     "resume",
     "paths.",
     "tracking.",
+    "sweep.",
     "hardware.name",
     "hardware.num_workers",
     "pretrain.checkpoint_interval_epochs",

@@ -32,6 +32,7 @@ DATASETS = ("cifar_fs", "minimagenet", "omniglot", "digits", "folder", "csv")
 SPLITS = ("train", "val", "test")
 SYNTHETIC_LEVELS = ("BASIC", "TEXTURE", "OBJECT", "ADVERSARIAL")
 LEVELS = (*SYNTHETIC_LEVELS, "NATURAL")
+TASKS = ("pipeline", "evaluate", "curriculum", "replay", "status", "report")
 
 
 @dataclass(frozen=True)
@@ -221,12 +222,32 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
+class SweepConfig:
+    """What `-m` does with its jobs, and which sweep `task=status` and `task=report` look at.
+
+    None of it changes a result. `dir` and `job` are also how a launcher's process is told which
+    job is its own.
+    """
+
+    dir: Optional[str]
+    job: Annotated[Optional[int], option(least=0)]
+    rerun: bool
+    on_failure: Annotated[str, option(choices=("continue", "stop"))]
+    retries: Annotated[int, option(least=0)]
+    timeout_min: Annotated[Optional[float], option(above=0)]
+    parallel: Annotated[int, option(least=1)]
+    gpu_free_gb: Annotated[Optional[float], option(above=0)]
+    detach: bool
+    watch: bool
+
+
+@dataclass(frozen=True)
 class Config:
     """One run, whole."""
 
     experiment_name: str
     seed: Annotated[int, option(least=0)]
-    task: Annotated[str, option(choices=("pipeline", "evaluate", "curriculum", "replay"))]
+    task: Annotated[str, option(choices=TASKS)]
     ablation: Annotated[Optional[str], option(choices=("A1", "A2", "A3", "A4", "A5", "A6", "A7"))]
     checkpoint: Optional[str]
     run: Optional[str]
@@ -246,3 +267,4 @@ class Config:
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig
     tracking: TrackingConfig
+    sweep: SweepConfig

@@ -136,6 +136,17 @@ def _resume(config: Config) -> Iterator[str]:
         yield "resume_overrides=true: it has no effect without resume=RUN_DIR."
 
 
+def _sweep(config: Config) -> Iterator[str]:
+    sweep, looking = config.sweep, config.task in ("status", "report")
+    if sweep.dir and not looking and sweep.job is None:
+        yield (
+            f"sweep={sweep.dir}: it has no effect with task={config.task}; add task=status or "
+            "task=report, or -m to go on with that sweep."
+        )
+    if sweep.watch and config.task != "status":
+        yield f"sweep.watch=true: it has no effect with task={config.task}; add task=status."
+
+
 def _names(config: Config) -> Iterator[str]:
     name = config.experiment_name
     if not name or PurePath(name).name != name:
@@ -274,6 +285,7 @@ _RULES = cast(
     (
         _task,
         _resume,
+        _sweep,
         _names,
         _dataset,
         _curriculum,

@@ -16,7 +16,6 @@ import os
 import re
 import shlex
 import ssl
-import subprocess
 import threading
 import time
 import urllib.error
@@ -34,6 +33,7 @@ from filelock import FileLock
 import sseg_nase
 from sseg_nase.errors import UserError
 from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED, Param, Resumed, RunInfo, Sink
+from sseg_nase.tracking.source import git_commit
 
 SQLITE = "sqlite:///"
 SERVERS = ("http", "https")
@@ -42,6 +42,7 @@ RUN_FILES = (
     "overrides.yaml",
     "architecture.json",
     "mutations.jsonl",
+    "episodes.npz",
     "results.json",
 )
 MLFLOW_STATUS = {FINISHED: "FINISHED", FAILED: "FAILED", INTERRUPTED: "KILLED"}
@@ -121,11 +122,7 @@ class MlflowSink(Sink):
                 run_id = self._begin(client, experiment_id, run)
         except Exception as error:
             if self._required:
-                raise UserError(
-                    f"tracking.uri={shown(self.uri)}: MLflow cannot be used: {reason(error)} "
-                    "Start or repair it, or run without it: tracking.required=false goes on with "
-                    "a warning, tracking=jsonl does not try."
-                ) from error
+                raise unusable(self.uri, error) from error
             self._notify(
                 "warning",
                 f"MLflow at {shown(self.uri)} cannot be used: {reason(error)} The run goes on "
@@ -220,12 +217,9 @@ class MlflowSink(Sink):
 
         known = {
             DIRECTORY_TAG: str(run.directory),
-            "mlflow.user": _user(),
-            "mlflow.source.name": "sseg-nase",
-            "mlflow.source.type": "LOCAL",
-            "mlflow.source.git.commit": git_commit(Path(sseg_nase.__file__).parent),
+            "mlflow.parentRunId": run.parent_run_id,
         }
-        tags = {key: value for key, value in known.items() if value} | run.tags
+        tags = {key: value for key, value in known.items() if value} | origin() | run.tags
         params = {clean_key(key): clean_param(value) for key, value in run.params.items()}
 
         if run.resumed is not None:
@@ -429,6 +423,26 @@ def open_store(uri: str, experiment: str) -> tuple[Any, str]:
         return client, _experiment(client, experiment, (file.parent / "mlruns").as_uri())
 
 
+def origin() -> dict[str, str]:
+    """Return the tags that say who runs which code."""
+    known = {
+        "mlflow.user": _user(),
+        "mlflow.source.name": "sseg-nase",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": git_commit(Path(sseg_nase.__file__).parent),
+    }
+    return {key: value for key, value in known.items() if value}
+
+
+def unusable(uri: str, error: Exception) -> UserError:
+    """Return the error for a store that is required and cannot be opened."""
+    return UserError(
+        f"tracking.uri={shown(uri)}: MLflow cannot be used: {reason(error)} "
+        "Start or repair it, or run without it: tracking.required=false goes on with "
+        "a warning, tracking=jsonl does not try."
+    )
+
+
 def resolve_uri(uri: str | None) -> str:
     """Return the store's address with an absolute path; `None` is mlflow.db where we stand.
 
@@ -459,29 +473,6 @@ def ui_command(uri: str | None) -> str:
     if is_server(resolved):
         return shown(resolved)
     return f"mlflow ui --backend-store-uri {shlex.quote(resolved)} --workers 1"
-
-
-def git_commit(folder: Path) -> str | None:
-    """Return the commit that `folder` is checked out at; `None` where git tracks nothing in it."""
-    # Inside a git hook GIT_DIR points elsewhere.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", ".")
-        return git("rev-parse", "HEAD")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def clean_key(name: str) -> str:

@@ -48,7 +48,8 @@ class RunInfo:
     """What a sink is told about the run when it opens.
 
     `name` says what was overridden; `params` are short and flat (the whole config is
-    `config_file`); `resumed` is None for a new run.
+    `config_file`); `resumed` is None for a new run; `parent_run_id` is the tracker's id of the
+    sweep that the run is one of.
     """
 
     directory: Path
@@ -59,6 +60,7 @@ class RunInfo:
     params: dict[str, Param] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     resumed: Resumed | None = None
+    parent_run_id: str | None = None
 
 
 class Sink:

@@ -34,7 +34,9 @@ class Checkpoints(Callback):
     def on(self, event: Event, trainer: Trainer) -> None:
         """Save where the state is one to go on from, or the loss the best so far."""
         if event is Event.EPOCH_END and trainer.means is not None:
-            score = (-trainer.feed.schedule.index, trainer.means.contrastive)
+            # The schedule may stand at the next level already.
+            level = trainer.config.curriculum.levels.index(trainer.means.level)
+            score = (-level, trainer.means.contrastive)
             if self.best is None or score < self.best:
                 self.best = score
                 self._save("best.pt", trainer)

@@ -172,7 +172,12 @@ def build_fabric(accelerator: str, devices: int, precision: Any) -> Fabric:
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the run says what it says
     if devices == 1:
-        fabric = Fabric(accelerator=accelerator, devices=1, precision=precision)
+        fabric = Fabric(
+            accelerator=accelerator,
+            devices=1,
+            precision=precision,
+            plugins=LightningEnvironment(),  # also under Slurm, whose tasks are not ours
+        )
     else:
         assert dist.is_initialized(), "Fabric would start processes of its own"
         fabric = Fabric(
@@ -180,7 +185,7 @@ def build_fabric(accelerator: str, devices: int, precision: Any) -> Fabric:
             devices=devices,
             precision=precision,
             strategy="ddp",
-            plugins=LightningEnvironment(),  # also under Slurm, whose tasks are not ours
+            plugins=LightningEnvironment(),
         )
     fabric.launch()
     return fabric

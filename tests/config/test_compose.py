@@ -238,9 +238,7 @@ def test_every_key_that_others_rely_on_is_there() -> None:
 def test_an_installed_package_carries_its_own_conf(tmp_path: Path) -> None:
     package = Path(sseg_nase.__file__).parent
     installed = tmp_path / "sseg_nase"
-    shutil.copytree(package / "config", installed / "config")
-    for name in ("__init__.py", "__main__.py", "errors.py", "files.py"):
-        shutil.copy(package / name, installed)
+    shutil.copytree(package, installed, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(conf_dir(), installed / "conf")
     done = subprocess.run(
         [sys.executable, "-m", "sseg_nase", "--cfg", "job", "ablation=A3"],

@@ -24,7 +24,6 @@ from sseg_nase.tracking.mlflow_sink import (
     MlflowSink,
     clean_key,
     clean_param,
-    git_commit,
     is_server,
     reason,
     resolve_uri,
@@ -588,30 +587,6 @@ def test_reason_is_one_sentence_without_secrets() -> None:
     assert reason(error) == "no route to http://example.org/api."
     assert reason(ValueError()) == "ValueError."
     assert reason(ValueError("x" * 900)) == "x" * 300 + "…"
-
-
-def test_git_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def git(*arguments: str) -> str:
-        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-        done = subprocess.run(
-            ["git", *identity, *arguments], cwd=tmp_path, capture_output=True, check=True, text=True
-        )
-        return done.stdout.strip()
-
-    assert git_commit(tmp_path / "nowhere") is None
-    git("init")
-    (tmp_path / "code").mkdir()
-    (tmp_path / "untracked").mkdir()
-    (tmp_path / "code" / "a.py").write_text("")
-    git("add", "code")
-    assert git_commit(tmp_path / "code") is None
-    git("commit", "-m", "first")
-    commit = git("rev-parse", "HEAD")
-    monkeypatch.setenv("GIT_DIR", "/nowhere")
-    assert git_commit(tmp_path / "code") == commit
-    assert git_commit(tmp_path / "untracked") is None
-    monkeypatch.setenv("PATH", "")
-    assert git_commit(tmp_path / "code") is None
 
 
 @pytest.mark.parametrize("uri", [None, "sqlite:///x.db"])

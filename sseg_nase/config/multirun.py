@@ -1,0 +1,88 @@
+"""From a command line with commas to the overrides of every job, as Hydra's basic sweeper does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+
+from sseg_nase.config.compose import CONFIG_NAME, conf_dir, register
+from sseg_nase.config.explain import explaining
+from sseg_nase.errors import UserError
+
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+def split(overrides: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Return the overrides that are Hydra's own, those of `sweep.*`, and those of the jobs."""
+    hydras, sweeps, jobs = list[str](), list[str](), list[str]()
+    for text, override in zip(overrides, _parsed(overrides), strict=True):
+        root = override.key_or_group.replace("/", ".").split(".")[0]
+        {"hydra": hydras, "sweep": sweeps}.get(root, jobs).append(text)
+    return hydras, sweeps, jobs
+
+
+def expand(overrides: Sequence[str], *further: Path) -> list[list[str]]:
+    """Return the overrides of every job: all combinations of what has commas.
+
+    `hydra.sweeper.params` of a composed experiment counts like the command line, which wins.
+    `further` are config folders beside `conf/`. Raises `UserError`, also for other sweepers.
+    """
+    hydras, sweeps, jobs = split(overrides)
+    if swept := [text for text in sweeps if _parsed([text])[0].is_sweep_override()]:
+        raise UserError(f"{swept[0]}: it is said once for the whole sweep; give one value.")
+    with explaining(overrides, *further):
+        parsed = _parsed(jobs)
+        fixed = [text for text, o in zip(jobs, parsed, strict=True) if not o.is_sweep_override()]
+        given = {override.key_or_group for override in parsed}
+        params = [
+            line for line in _params([*hydras, *fixed], *further) if line.split("=")[0] not in given
+        ]
+        lines = _parsed([*params, *jobs])
+        (batch,) = BasicSweeper.split_arguments(lines, None)
+    return batch
+
+
+def swept(jobs: Sequence[Sequence[str]]) -> list[str]:
+    """Return the keys whose values differ between the jobs, in the order of the command line."""
+    values: dict[str, set[str]] = {}
+    for job in jobs:
+        for line in job:
+            key, _, value = line.partition("=")
+            values.setdefault(key.lstrip("+~"), set()).add(value)
+    return [key for key, found in values.items() if len(found) > 1]
+
+
+def _params(overrides: Sequence[str], *further: Path) -> list[str]:
+    """What `hydra.sweeper.params` of the composed config says, as overrides."""
+    register()
+    GlobalHydra.instance().clear()
+    searchpath = [f"hydra.searchpath=[{','.join(map(str, further))}]"] if further else []
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        composed = compose(
+            CONFIG_NAME, overrides=[*overrides, *searchpath], return_hydra_config=True
+        )
+    sweeper = composed.hydra.sweeper
+    if sweeper.get("_target_") != BASIC_SWEEPER:
+        raise UserError(
+            f"hydra/sweeper: {sweeper.get('_target_')} chooses jobs by the results of others; "
+            "here a sweep is every combination of the values given: leave hydra/sweeper out."
+        )
+    params = OmegaConf.to_container(sweeper.params) if sweeper.get("params") else {}
+    assert isinstance(params, dict)
+    return [f"{key!s}={value}" for key, value in params.items()]
+
+
+def _parsed(overrides: Sequence[str]) -> list[Override]:
+    try:
+        return OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException:
+        with explaining(overrides):
+            raise

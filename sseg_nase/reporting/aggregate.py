@@ -1,0 +1,494 @@
+"""The results of many runs: per configuration over its seeds, and every pair of configurations.
+
+Pure functions over run directories. What a run lacks is noted, and left out of what needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import yaml
+
+from sseg_nase.fewshot.statistics import crossed_difference, holm, mean_t95, paired_difference
+from sseg_nase.reporting.episodes import BEST, LAST, NETWORKS, EpisodesError, read_episodes
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RUN_COLUMNS = (
+    "configuration", "seed", "key", "network", "accuracy", "ci95", "episodes", "method",
+    "transductive", "params", "macs", "latency_ms_b1", "loss_best", "loss_last", "run",
+)  # fmt: skip
+SUMMARY_COLUMNS = (
+    "configuration", "key", "network", "method", "transductive", "seeds", "mean", "ci95", "std",
+    "min", "max", "ci95_episodes", "params", "macs",
+)  # fmt: skip
+COMPARISON_COLUMNS = (
+    "key", "network", "transductive", "a", "method_a", "b", "method_b", "difference",
+    "ci95_episodes", "p_episodes", "p_episodes_holm",
+    "ci95_seeds_episodes", "p_seeds_episodes", "p_seeds_episodes_holm",
+    "seeds", "episodes", "significant", "over",
+)  # fmt: skip
+
+LOSS = "pretrain/loss"
+FEWSHOT = {LAST: "fewshot", BEST: "fewshot_best"}
+SIGNIFICANCE = 0.05
+OVER_EPISODES, OVER_BOTH = "episodes", "seeds and episodes"
+LARGEST_ROUNDING = 1e-3  # percent, between results.json and the float32 of episodes.npz
+MOST_NAMED = 6  # pairs in one note
+# What an episode list follows from, with the key and the number of episodes, and the images.
+LIST_SETTINGS = ("seed", "ways", "shots", "queries", "episodes", "split", "datasets")
+IMAGE_SETTINGS = ("root", "split_by", "split_fractions", "split_seed")
+
+Setting = tuple[str, str]  # dotted key, value as JSON text
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run of a sweep: which configuration it is of, with which seed, and its directory."""
+
+    configuration: str
+    seed: int
+    run: Path
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """`runs`, `summary` and `comparisons`, with the columns of this module's tuples of that name.
+
+    Accuracies, their differences and intervals are in percent, losses in nats. `notes`: what was
+    left out, and why.
+    """
+
+    runs: pd.DataFrame
+    summary: pd.DataFrame
+    comparisons: pd.DataFrame
+    notes: tuple[str, ...]
+
+
+class Judged(NamedTuple):
+    """One network of one run on one episode list. `accuracies` `[episodes]` where they are known.
+
+    `settings`: what the episode list follows from, where config.yaml tells.
+    """
+
+    accuracy: float
+    ci95: float
+    episodes: int
+    method: str
+    transductive: bool
+    params: float
+    macs: float
+    latency_ms: float
+    accuracies: np.ndarray | None
+    settings: frozenset[Setting] | None
+
+
+class Found(NamedTuple):
+    """What one finished run says: `judged` by key and network, losses in nats (NaN: none)."""
+
+    entry: Entry
+    judged: dict[tuple[str, str], Judged]
+    loss_best: float
+    loss_last: float
+
+
+class Side(NamedTuple):
+    """One side of a comparison; for inductive and transductive judgements they are apart."""
+
+    configuration: str
+    method: str
+
+
+def aggregate(entries: Iterable[Entry]) -> Aggregate:
+    """Read every finished run of `entries` and compare the configurations. Raises nothing.
+
+    Configurations stand in the order of their first entries, keys in that of results.json.
+    """
+    notes: list[str] = []
+    entries = list(entries)
+    runs = _once_each(
+        [found for entry in entries if (found := _read(entry, notes)) is not None], notes
+    )
+    order = {
+        name: index for index, name in enumerate(dict.fromkeys(e.configuration for e in entries))
+    }
+    runs.sort(key=lambda run: (order[run.entry.configuration], run.entry.seed))
+    import pandas as pd
+
+    return Aggregate(
+        pd.DataFrame(list(_run_rows(runs)), columns=list(RUN_COLUMNS)),
+        pd.DataFrame(list(_summary_rows(runs)), columns=list(SUMMARY_COLUMNS)),
+        pd.DataFrame(_comparison_rows(runs, notes), columns=list(COMPARISON_COLUMNS)),
+        tuple(dict.fromkeys(notes)),
+    )
+
+
+# -- reading -----------------------------------------------------------------------------------
+
+
+def _once_each(runs: Sequence[Found], notes: list[str]) -> list[Found]:
+    """The first finished run of every configuration and seed."""
+    kept: dict[tuple[str, int], Found] = {}
+    for run in runs:
+        first = kept.setdefault((run.entry.configuration, run.entry.seed), run)
+        if first is not run:
+            notes.append(
+                f"{_name(run.entry)}: there is more than one finished run; {first.entry.run} "
+                f"counts, {run.entry.run} is left out."
+            )
+    return list(kept.values())
+
+
+def _read(entry: Entry, notes: list[str]) -> Found | None:
+    status = _json(entry.run / "status.json")
+    results = _json(entry.run / "results.json")
+    if status is not None and status.get("status") != "FINISHED":
+        notes.append(f"{_name(entry)} is {status.get('status')}, not FINISHED: left out.")
+        return None
+    if results is None or not isinstance(results.get("fewshot"), dict):
+        notes.append(f"{_name(entry)} has no results.json that can be read: left out.")
+        return None
+    settings = _settings(entry.run / "config.yaml")
+    if settings is None:
+        notes.append(f"{_name(entry)} has no config.yaml that can be read: not compared.")
+    try:
+        accuracies = read_episodes(entry.run)
+    except EpisodesError as error:
+        accuracies = {network: {} for network in NETWORKS}
+        notes.append(
+            f"{_name(entry)} {error} (written by an older version, or damaged): not compared."
+        )
+        settings = None
+    judged = {}
+    for network, group in FEWSHOT.items():
+        for key, result in _mapping(results.get(group)).items():
+            about = f"{_name(entry)}, {key}, {network} network"
+            one = _judged(results, network, result)
+            if one is None:
+                notes.append(f"{about}: results.json holds no accuracy: left out.")
+                continue
+            if settings is not None:
+                known = accuracies[network].get(key)
+                reason = _unfit(one, known)
+                if reason is None:
+                    one = one._replace(accuracies=known, settings=_of_list(settings, key))
+                else:
+                    notes.append(f"{about}: {reason}: not compared.")
+            judged[key, network] = one
+    return Found(entry, judged, *_losses(entry, notes))
+
+
+def _judged(results: Mapping[str, Any], network: str, result: Any) -> Judged | None:
+    """What results.json says of one network on one list; None where that is no result."""
+    result = _mapping(result)
+    costs = _mapping(results.get("efficiency" if network == LAST else "best"))
+    accuracy = _number(result.get("accuracy"))
+    if math.isnan(accuracy):
+        return None
+    return Judged(
+        accuracy=accuracy,
+        ci95=_number(result.get("ci95")),
+        episodes=int(np.nan_to_num(_number(result.get("episodes")))),
+        method=str(result.get("method", "")),
+        transductive=bool(result.get("transductive", False)),
+        params=_number(costs.get("params")),
+        macs=_number(costs.get("macs")),
+        latency_ms=_number(costs.get("latency_ms_b1")),
+        accuracies=None,
+        settings=None,
+    )
+
+
+def _unfit(judged: Judged, accuracies: np.ndarray | None) -> str | None:
+    """Why `accuracies` are not those of the result, in words; None where they are."""
+    if accuracies is None:
+        return "episodes.npz does not have it"
+    if accuracies.ndim != 1 or not np.isfinite(accuracies).all():
+        return "episodes.npz holds something else than accuracies"
+    if len(accuracies) != judged.episodes or len(accuracies) < 2:
+        return (
+            f"episodes.npz has {len(accuracies)} episodes where results.json has {judged.episodes}"
+        )
+    if abs(accuracies.mean() - judged.accuracy) > LARGEST_ROUNDING:
+        return (
+            f"the mean of episodes.npz is {accuracies.mean():.2f} % where results.json has "
+            f"{judged.accuracy:.2f} %"
+        )
+    return None
+
+
+def _settings(path: Path) -> dict[str, Any] | None:
+    """`evaluation.*` and `dataset.*` of config.yaml by their dotted keys."""
+    # The C parser is ten times as fast; libyaml is not everywhere.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # safe, both of them
+        found = {f"evaluation.{key}": config["evaluation"][key] for key in LIST_SETTINGS}
+        kept = ("name", "image_size", *IMAGE_SETTINGS)
+        return found | {f"dataset.{key}": config["dataset"][key] for key in kept}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        return None
+
+
+def _of_list(settings: Mapping[str, Any], key: str) -> frozenset[Setting]:
+    """What the episode list `key` follows from: the run's own dataset says where its images are.
+
+    Another dataset of `evaluation.datasets` is read as conf/ has it.
+    """
+    names = [f"evaluation.{name}" for name in LIST_SETTINGS] + ["dataset.image_size"]
+    if key.split("/")[0] == settings["dataset.name"]:
+        names += [f"dataset.{name}" for name in IMAGE_SETTINGS]
+    return frozenset((name, json.dumps(settings[name], default=str)) for name in names)
+
+
+def _losses(entry: Entry, notes: list[str]) -> tuple[float, float]:
+    """Lowest and last `pretrain/loss` of events.jsonl; NaN where nothing was trained.
+
+    After a resume some steps stand there twice: the later line counts.
+    """
+    by_step: dict[int, float] = {}
+    odd = 0
+    try:
+        with (entry.run / "events.jsonl").open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if f'"{LOSS}"' not in line:
+                    continue
+                try:
+                    told = json.loads(line)
+                    if told["kind"] == "metrics":
+                        by_step[int(told["step"])] = _number(told["values"][LOSS])
+                except (ValueError, KeyError, TypeError):
+                    odd += 1
+    except OSError:
+        notes.append(f"{_name(entry)} has no events.jsonl that can be read: no training loss.")
+    if odd:
+        notes.append(f"{_name(entry)}: {odd} lines of events.jsonl cannot be read: skipped.")
+    known = [loss for loss in by_step.values() if not math.isnan(loss)]
+    if not known:
+        return math.nan, math.nan
+    if len(known) < len(by_step):
+        count = len(by_step) - len(known)
+        notes.append(f"{_name(entry)}: the training loss was not finite at {count} logged steps.")
+    return min(known), by_step[max(by_step)]
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> float:
+    """`value` if it is a finite number, else NaN."""
+    fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if fine else math.nan
+
+
+def _name(entry: Entry) -> str:
+    return f"{entry.configuration}, seed {entry.seed}"
+
+
+# -- rows --------------------------------------------------------------------------------------
+
+
+def _run_rows(runs: Sequence[Found]) -> Iterator[dict[str, Any]]:
+    for run in runs:
+        for (key, network), judged in run.judged.items():
+            yield {
+                "configuration": run.entry.configuration,
+                "seed": run.entry.seed,
+                "key": key,
+                "network": network,
+                "accuracy": judged.accuracy,
+                "ci95": judged.ci95,
+                "episodes": judged.episodes,
+                "method": judged.method,
+                "transductive": judged.transductive,
+                "params": judged.params,
+                "macs": judged.macs,
+                "latency_ms_b1": judged.latency_ms,
+                "loss_best": run.loss_best,
+                "loss_last": run.loss_last,
+                "run": str(run.entry.run),
+            }
+
+
+def _summary_rows(runs: Sequence[Found]) -> Iterator[dict[str, Any]]:
+    groups: dict[tuple[Any, ...], list[Judged]] = defaultdict(list)
+    losses: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for run in runs:
+        name = run.entry.configuration
+        for (key, network), judged in run.judged.items():
+            groups[name, key, network, judged.method, judged.transductive].append(judged)
+        for network, loss in ((LAST, run.loss_last), (BEST, run.loss_best)):
+            if not math.isnan(loss):
+                losses[name, network].append(loss)
+    for (name, key, network, method, transductive), group in groups.items():
+        yield {
+            "configuration": name,
+            "key": key,
+            "network": network,
+            "method": method,
+            "transductive": transductive,
+            **_spread([judged.accuracy for judged in group]),
+            "ci95_episodes": _mean(judged.ci95 for judged in group),
+            "params": _mean(judged.params for judged in group),
+            "macs": _mean(judged.macs for judged in group),
+        }
+    for (name, network), values in losses.items():
+        yield {
+            "configuration": name,
+            "key": LOSS,
+            "network": network,
+            "method": None,
+            "transductive": None,
+            **_spread(values),
+        }
+
+
+def _spread(values: Sequence[float]) -> dict[str, float | int]:
+    mean, ci95 = mean_t95(np.array(values))
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+    return {
+        "seeds": len(values),
+        "mean": mean,
+        "ci95": ci95,
+        "std": std,
+        "min": min(values),
+        "max": max(values),
+    }
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Of those that are known."""
+    known = [value for value in values if not math.isnan(value)]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+# -- comparisons -------------------------------------------------------------------------------
+
+
+def _comparison_rows(runs: Sequence[Found], notes: list[str]) -> list[dict[str, Any]]:
+    """All pairs of every key and network, adjusted for their number."""
+    families: dict[tuple[str, str, bool], dict[Side, dict[int, Judged]]] = {}
+    for run in runs:
+        for (key, network), judged in run.judged.items():
+            if judged.accuracies is None:
+                continue
+            family = families.setdefault((key, network, judged.transductive), {})
+            side = Side(run.entry.configuration, judged.method)
+            family.setdefault(side, {})[run.entry.seed] = judged
+    rows: list[dict[str, Any]] = []
+    for (key, network, transductive), family in families.items():
+        about = {"key": key, "network": network, "transductive": transductive}
+        rows += _family_rows(about, family, notes)
+    return rows
+
+
+def _family_rows(
+    about: Mapping[str, Any], family: Mapping[Side, Mapping[int, Judged]], notes: list[str]
+) -> list[dict[str, Any]]:
+    lists = _lists(family)
+    if len(lists) > 1:
+        notes.append(_of_different_lists(str(about["key"]), lists))
+    rows, apart = [], []
+    for a, b in combinations(family, 2):
+        seeds = _comparable(family[a], family[b])
+        if seeds:
+            row = _compared(
+                np.stack([family[a][seed].accuracies for seed in seeds]),  # type: ignore[misc]
+                np.stack([family[b][seed].accuracies for seed in seeds]),  # type: ignore[misc]
+            )
+            sides = {"a": a.configuration, "method_a": a.method}
+            sides |= {"b": b.configuration, "method_b": b.method}
+            rows.append({**about, **sides, **row})
+        else:
+            apart.append(f"{a.configuration} and {b.configuration}")
+    if apart:
+        named = "; ".join(apart[:MOST_NAMED])
+        more = f"; and {len(apart) - MOST_NAMED} more pairs" if len(apart) > MOST_NAMED else ""
+        notes.append(
+            f"{about['key']}: without a common seed on the same episodes, so not compared: "
+            f"{named}{more}."
+        )
+    for test in ("episodes", "seeds_episodes"):
+        adjusted = holm(np.array([row[f"p_{test}"] for row in rows], dtype=np.float64))
+        for row, p in zip(rows, adjusted.tolist(), strict=True):
+            row[f"p_{test}_holm"] = p
+    for row in rows:
+        both = row["seeds"] >= 2
+        row["over"] = OVER_BOTH if both else OVER_EPISODES
+        decisive = row["p_seeds_episodes_holm" if both else "p_episodes_holm"]
+        row["significant"] = decisive < SIGNIFICANCE
+    return rows
+
+
+def _compared(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
+    """a − b of two configurations, `[S, E]` each, seed by seed and episode by episode."""
+    seeds, episodes = a.shape
+    if seeds >= 2:
+        crossed = crossed_difference(a - b)
+        over_episodes = crossed.episodes
+        both = crossed.ci95, crossed.p_value
+    else:
+        over_episodes, both = paired_difference(a[0], b[0]), (math.nan, math.nan)
+    return {
+        "difference": over_episodes.mean,
+        "ci95_episodes": over_episodes.ci95,
+        "p_episodes": over_episodes.p_value,
+        "ci95_seeds_episodes": both[0],
+        "p_seeds_episodes": both[1],
+        "seeds": seeds,
+        "episodes": episodes,
+    }
+
+
+def _comparable(a: Mapping[int, Judged], b: Mapping[int, Judged]) -> list[int]:
+    """The common seeds that were judged on one and the same list; on the commonest, if several."""
+    by_list: dict[tuple[Any, int], list[int]] = defaultdict(list)
+    for seed in sorted(a.keys() & b.keys()):
+        if a[seed].settings == b[seed].settings and a[seed].episodes == b[seed].episodes:
+            by_list[a[seed].settings, a[seed].episodes].append(seed)
+    return max(by_list.values(), key=len, default=[])
+
+
+def _lists(
+    family: Mapping[Side, Mapping[int, Judged]],
+) -> dict[frozenset[Setting], list[str]]:
+    """The runs by the episode list that they were judged on, the commonest list first."""
+    found: dict[frozenset[Setting], list[str]] = defaultdict(list)
+    for side, judged in family.items():
+        for seed, one in judged.items():
+            assert one.settings is not None
+            count = frozenset({("episodes", str(one.episodes))})
+            found[one.settings | count].append(f"{side.configuration} (seed {seed})")
+    return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
+def _of_different_lists(key: str, lists: Mapping[frozenset[Setting], Sequence[str]]) -> str:
+    common = frozenset.intersection(*lists)
+    parts = []
+    for settings, runs in lists.items():
+        named = ", ".join(runs[:MOST_NAMED])
+        more = f" and {len(runs) - MOST_NAMED} more" if len(runs) > MOST_NAMED else ""
+        differing = ", ".join(f"{name}={value}" for name, value in sorted(settings - common))
+        parts.append(f"{named}{more} with {differing}")
+    return (
+        f"{key}: not all runs were judged on the same episodes, and only those that were are "
+        f"compared: {'; '.join(parts)}."
+    )

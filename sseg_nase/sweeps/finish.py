@@ -1,0 +1,135 @@
+"""The end of a sweep, or a look at it: the table, the means over seeds, and the parent run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from sseg_nase.config.schema import Config
+from sseg_nase.sweeps.folder import SweepFolder, looked_at
+from sseg_nase.sweeps.seen import QUEUED, RUNNING, WAITING, Seen, exit_code, look
+from sseg_nase.tracking.console import duration
+from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
+from sseg_nase.tracking.sweeps import SweepStore
+
+SECONDS_BETWEEN_TABLES = 2.0
+WIDTH = 160
+# What MLflow takes as the text of a run's page.
+LONGEST_NOTE = 5000
+STYLES = {FINISHED: "green", FAILED: "bold red", INTERRUPTED: "yellow", RUNNING: "cyan"}
+
+Say = Callable[[str], None]
+
+
+def finish(sweep: SweepFolder, store: SweepStore, say: Say) -> int:
+    """Show the table, write the report, end the parent run; return the exit code."""
+    seen = look(sweep)
+    _console().print(table(sweep, seen))
+    _report(sweep, seen, store, say)
+    parent = sweep.plan["parent_run_id"]
+    if parent is not None and not any(one.state in (RUNNING, QUEUED) for one in seen):
+        bad = sum(one.state != FINISHED for one in seen)
+        error = f"{bad} of {len(seen)} jobs are not finished" if bad else None
+        status = FAILED if any(one.failed for one in seen) else INTERRUPTED if bad else FINISHED
+        store.end(parent, status, error)
+    return exit_code(seen)
+
+
+def finish_if_last(sweep: SweepFolder, say: Say) -> None:
+    """Close a sweep that nobody waits for, when this was the last of its jobs to end."""
+    if sweep.launched() or any(one.state in (RUNNING, QUEUED, WAITING) for one in look(sweep)):
+        return
+    with sweep.launching():
+        finish(sweep, SweepStore(sweep.tracking, warn=say), say)
+
+
+def status(config: Config, say: Say) -> int:
+    """`task=status`: show how the jobs of a sweep stand; return the exit code."""
+    sweep = looked_at(config.sweep.dir, Path(config.paths.output_dir))
+    console = _console()
+    seen = look(sweep)
+    if config.sweep.watch and console.is_terminal:
+        with Live(table(sweep, seen), console=console, auto_refresh=False) as live:
+            while any(one.state in (RUNNING, QUEUED) for one in seen) or sweep.launched():
+                time.sleep(SECONDS_BETWEEN_TABLES)
+                seen = look(sweep)
+                live.update(table(sweep, seen), refresh=True)
+    else:
+        console.print(table(sweep, seen))
+    return exit_code(seen)
+
+
+def report(config: Config, say: Say) -> int:
+    """`task=report`: write the tables of a sweep as far as it has come; return the exit code."""
+    sweep = looked_at(config.sweep.dir, Path(config.paths.output_dir))
+    _report(sweep, look(sweep), SweepStore(sweep.tracking, warn=say), say)
+    return 0
+
+
+def _console() -> Console:
+    """A pipe has no width of its own: there is room for the reasons."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+
+
+def table(sweep: SweepFolder, seen: Sequence[Seen]) -> Table:
+    """Return the jobs with their overrides, state, epoch, last figure, time and reason."""
+    counts = {
+        state: sum(one.state == state for one in seen)
+        for state in dict.fromkeys(one.state for one in seen)
+    }
+    shown = Table(
+        title=f"sweep {sweep.name}: {sweep.title}",
+        caption=", ".join(f"{count} {state}" for state, count in counts.items()),
+    )
+    shown.add_column("job", justify="right")
+    shown.add_column("overrides", overflow="fold")
+    shown.add_column("state", no_wrap=True)
+    shown.add_column("epoch", justify="right", no_wrap=True)
+    shown.add_column("result", no_wrap=True)
+    shown.add_column("time", justify="right", no_wrap=True)
+    shown.add_column("why", overflow="fold")
+    for one in seen:
+        epochs = "" if one.epoch is None else f"{one.epoch}/{one.job.config.pretrain.epochs}"
+        shown.add_row(
+            str(one.job.number),
+            one.job.label,
+            f"[{STYLES[one.state]}]{one.state}[/]" if one.state in STYLES else one.state,
+            epochs,
+            one.metric,
+            "" if one.seconds is None else duration(one.seconds),
+            one.detail,
+        )
+    return shown
+
+
+def _report(sweep: SweepFolder, seen: Sequence[Seen], store: SweepStore, say: Say) -> None:
+    """Means over seeds and paired differences of what is finished, on disk and at the parent."""
+    parent = sweep.plan["parent_run_id"]
+    counts = {
+        "sweep/jobs": len(seen),
+        "sweep/finished": sum(one.state == FINISHED for one in seen),
+        "sweep/failed": sum(one.failed for one in seen),
+    }
+    runs = [(one.job, one.job.run) for one in seen if one.state == FINISHED]
+    if not runs:
+        if parent is not None:
+            store.report(parent, counts, [], None)
+        say("no job is finished yet: there is nothing to report")
+        return
+    # Here, because pandas takes half a second to import.
+    from sseg_nase.reporting.aggregate import Entry, aggregate
+    from sseg_nase.reporting.tables import markdown, write
+
+    found = aggregate(Entry(job.configuration, job.seed, run) for job, run in runs if run)
+    write(found, sweep.report, sweep.title)
+    say(f"report: {sweep.report / 'report.md'}")
+    if parent is not None:
+        files = [*sorted(sweep.report.iterdir()), sweep.path / "sweep.json"]
+        files += [path for path in [sweep.path / "code.diff"] if path.exists()]
+        store.report(parent, counts, files, markdown(found, sweep.title)[:LONGEST_NOTE])

@@ -1,0 +1,330 @@
+"""A sweep on disk: what was planned and frozen, and what each job's processes note of themselves.
+
+    <output_dir>/sweeps/<time>_<id>/
+      sweep.json  code.diff                      the plan, and the code it was submitted with
+      jobs/<n>/config.yaml  job.json  console.log
+      report/
+
+A job's config.yaml is what it runs, however long it waits and whatever becomes of `conf/`. Who is
+alive is told by locks, which end with their process, never by what was written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from sseg_nase.config.compose import stored
+from sseg_nase.config.schema import Config, SweepConfig, TrackingConfig
+from sseg_nase.directory import locked, status_of
+from sseg_nase.errors import UserError
+from sseg_nase.files import write_json, write_text
+
+# Whoever asks whether a lock is held takes it for an instant: a real taker is patient.
+SECONDS_FOR_LOCK = 2.0
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One job as it was planned: `configuration` is what jobs differ in but for their seed."""
+
+    number: int
+    label: str
+    configuration: str
+    fingerprint: str
+    overrides: tuple[str, ...]
+    config: Config
+
+
+class JobFolder:
+    """What is known of one job: what was planned, and job.json, which its processes write."""
+
+    def __init__(self, path: Path, planned: Mapping[str, Any]) -> None:
+        self.path = path
+        self.number: int = planned["number"]
+        self.label: str = planned["label"]
+        self.configuration: str = planned["configuration"]
+        self.fingerprint: str = planned["fingerprint"]
+        self.seed: int = planned["seed"]
+        self.overrides: list[str] = planned["overrides"]
+
+    @cached_property
+    def config(self) -> Config:
+        """The config as it was frozen at submission."""
+        return stored(self.path / "config.yaml")
+
+    @property
+    def console(self) -> Path:
+        """Where the output of the job's processes goes when it is not shown."""
+        return self.path / "console.log"
+
+    def state(self) -> dict[str, Any]:
+        """What job.json says; nothing before the job has begun."""
+        return _read(self.path / "job.json") or {}
+
+    def note(self, **fields: Any) -> None:
+        """Write `fields` into job.json; None takes one out."""
+        known = {k: v for k, v in (self.state() | fields).items() if v is not None}
+        write_json(self.path / "job.json", known)
+
+    def queue(self, slurm_job: str) -> None:
+        """Note under which number the job waits in Slurm."""
+        write_text(self.path / "slurm_job", slurm_job)
+
+    @property
+    def slurm_job(self) -> str | None:
+        """Slurm's number of the job, if it was ever handed to it."""
+        path = self.path / "slurm_job"
+        return path.read_text(encoding="utf-8") if path.exists() else None
+
+    @property
+    def begun(self) -> bool:
+        """Whether it was started, or handed to a queue."""
+        return "started" in self.state() or self.slurm_job is not None
+
+    def forget(self) -> None:
+        """Stand as if never begun; what its run has written stays."""
+        for name in ("job.json", "slurm_job"):
+            (self.path / name).unlink(missing_ok=True)
+
+    @property
+    def run(self) -> Path | None:
+        """The directory of the job's run, once there is one."""
+        known = self.state().get("run")
+        return None if known is None else Path(known)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job's run has ended well."""
+        return self.run is not None and status_of(self.run).get("status") == "FINISHED"
+
+    def alive(self) -> bool:
+        """Whether a process is at work on the job: the launcher's, or the run's own."""
+        return locked(self.path) or (self.run is not None and locked(self.run))
+
+    @contextmanager
+    def held(self) -> Iterator[bool]:
+        """Hold the job for as long as the block lasts; False where another process has it."""
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=SECONDS_FOR_LOCK)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+
+class SweepFolder:
+    """A sweep's directory. Raises `UserError` where `path` is none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.expanduser().absolute()
+        self.plan = _read(self.path / "sweep.json") or {}
+        if not self.plan:
+            raise UserError(
+                f"sweep={path}: not the directory of a sweep (no readable sweep.json there). "
+                "Name one like runs/sweeps/<time>_<id>."
+            )
+        self.jobs = [
+            JobFolder(self.path / "jobs" / str(job["number"]), job) for job in self.plan["jobs"]
+        ]
+        self._lock = FileLock(self.path / ".lock")
+
+    @property
+    def name(self) -> str:
+        """The directory's name, which is also the sweep's tag in the tracker."""
+        return self.path.name
+
+    @property
+    def title(self) -> str:
+        """What was swept, for people."""
+        return str(self.plan["title"])
+
+    @property
+    def settings(self) -> SweepConfig:
+        """What the latest launch asked for."""
+        return SweepConfig(**self.plan["settings"])
+
+    @property
+    def tracking(self) -> TrackingConfig:
+        """Where the sweep's runs are recorded."""
+        return TrackingConfig(**self.plan["tracking"])
+
+    @property
+    def report(self) -> Path:
+        """Where tables over all of its runs go."""
+        return self.path / "report"
+
+    def note(self, **fields: Any) -> None:
+        """Write `fields` into sweep.json."""
+        self.plan |= fields
+        write_json(self.path / "sweep.json", self.plan)
+
+    def stop(self, reason: str) -> None:
+        """Let no further job begin."""
+        write_text(self.path / "stopped", reason)
+
+    @property
+    def stopped(self) -> str | None:
+        """Why no further job begins, if so."""
+        path = self.path / "stopped"
+        return path.read_text(encoding="utf-8") if path.exists() else None
+
+    @property
+    def threads(self) -> int:
+        """Of a job on a CPU, whatever the launcher: their number decides the last digits."""
+        return int(self.plan["threads"])
+
+    def begin_launch(self, settings: SweepConfig, visible_devices: str | None) -> None:
+        """Note who launches, and what was asked for; an earlier stop is taken back."""
+        me = this_process()
+        kept = dataclasses.replace(settings, dir=None, job=None)
+        self.note(
+            settings=dataclasses.asdict(kept),
+            launched_by=f"process {me['pid']} on {me['host']}",
+            visible_devices=visible_devices,
+        )
+        (self.path / "stopped").unlink(missing_ok=True)
+
+    @contextmanager
+    def launching(self) -> Iterator[None]:
+        """Hold the sweep while its jobs are launched. Raises `UserError` where another does."""
+        try:
+            self._lock.acquire(timeout=SECONDS_FOR_LOCK)
+        except Timeout as error:
+            owner = self.plan.get("launched_by", "another process")
+            raise UserError(
+                f"sweep={self.path}: it is being run by {owner}. Look at it with task=status, wait "
+                "for it, or add sweep.rerun=true for another one beside it."
+            ) from error
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+    def launched(self) -> bool:
+        """Whether a process is launching its jobs right now."""
+        return locked(self.path)
+
+
+def create(
+    output_dir: Path,
+    jobs: Sequence[Planned],
+    *,
+    title: str,
+    settings: SweepConfig,
+    tracking: TrackingConfig,
+    code: Mapping[str, Any],
+    diff: str | None,
+) -> SweepFolder:
+    """Make the directory of a new sweep and freeze its jobs in it.
+
+    Raises `UserError` where it cannot be written.
+    """
+    path = output_dir / "sweeps" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(3)}"
+    try:
+        for job in jobs:
+            folder = path / "jobs" / str(job.number)
+            folder.mkdir(parents=True)
+            frozen = yaml.safe_dump(dataclasses.asdict(job.config), sort_keys=False)
+            write_text(folder / "config.yaml", frozen)
+        if diff:
+            write_text(path / "code.diff", diff)
+        plan = {
+            "schema": 1,
+            "title": title,
+            "identity": identity(jobs),
+            "settings": dataclasses.asdict(settings),
+            "tracking": dataclasses.asdict(tracking),
+            "parent_run_id": None,
+            "created": time.time(),
+            "folder": str(Path.cwd()),
+            "code": dict(code),
+            "threads": max(1, (os.cpu_count() or 1) // settings.parallel),
+            "jobs": [
+                {
+                    "number": job.number,
+                    "label": job.label,
+                    "configuration": job.configuration,
+                    "seed": job.config.seed,
+                    "fingerprint": job.fingerprint,
+                    "overrides": list(job.overrides),
+                }
+                for job in jobs
+            ],
+        }
+        write_json(path / "sweep.json", plan)  # last: with it the directory is a sweep
+    except OSError as error:
+        raise UserError(
+            f"paths.output_dir={output_dir}: cannot be written ({error.strerror}: "
+            f"{error.filename}). Set paths.output_dir to a folder of yours."
+        ) from error
+    return SweepFolder(path)
+
+
+def sweeps_in(output_dir: Path) -> list[SweepFolder]:
+    """Return the sweeps under `output_dir`, the latest last."""
+    found = (output_dir.expanduser().absolute() / "sweeps").glob("*/sweep.json")
+    return [SweepFolder(path.parent) for path in sorted(found)]
+
+
+def same_as(jobs: Sequence[Planned], output_dir: Path) -> SweepFolder | None:
+    """Return the latest sweep under `output_dir` that consists of these very jobs."""
+    wanted = identity(jobs)
+    known = (s for s in reversed(sweeps_in(output_dir)) if s.plan["identity"] == wanted)
+    return next(known, None)
+
+
+def looked_at(wanted: str | None, output_dir: Path) -> SweepFolder:
+    """Return the sweep that `sweep=DIR` names; the latest one for None and LAST.
+
+    Raises `UserError` where there is none.
+    """
+    if wanted not in (None, "LAST"):
+        return SweepFolder(Path(str(wanted)))
+    known = sweeps_in(output_dir)
+    if not known:
+        raise UserError(
+            f"sweep=LAST: there is no sweep in {output_dir}/sweeps yet; start one with -m, or "
+            "name one with sweep=DIR."
+        )
+    return known[-1]
+
+
+def identity(jobs: Sequence[Planned]) -> str:
+    """Return 16 hexadecimal digits that are equal for the same jobs under the same names."""
+    named = sorted((job.fingerprint, job.label, job.config.experiment_name) for job in jobs)
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:16]
+
+
+def this_process() -> dict[str, Any]:
+    """Return where this process is, as job.json has it."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    slurm = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+    return {"host": socket.gethostname(), "pid": os.getpid(), "slurm_job": slurm}
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,238 @@
+"""One job of a sweep, in whatever process a launcher has given it.
+
+The basic and the joblib launcher run many jobs in one process, so here each gets a process of its
+own; submitit's jobs have one already, and their signals (time limit, preemption) must reach it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sseg_nase.config.compose import stored
+from sseg_nase.config.schema import Config
+from sseg_nase.directory import RUNNING, status_of
+from sseg_nase.errors import DONE, FAILURE, MISTAKE, STOPPED, UserError
+from sseg_nase.hardware.slots import gpu_slot, slot_of
+from sseg_nase.sweeps.code import changed_since
+from sseg_nase.sweeps.finish import finish_if_last
+from sseg_nase.sweeps.folder import JobFolder, SweepFolder, this_process
+from sseg_nase.sweeps.isolation import Ending, isolated
+from sseg_nase.sweeps.seen import reap
+from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
+from sseg_nase.training.interruption import Interruption
+
+# What a process dies of by itself; any other signal was sent by someone.
+CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")
+
+
+def perform(sweep_path: Path, number: int, launcher: str) -> None:
+    """Run the job until it has ended, with the retries that the sweep allows.
+
+    How it ended is on disk. In a submitit process a failure is raised too, so that the queue knows.
+    """
+    sweep = SweepFolder(sweep_path)
+    job = sweep.jobs[number]
+    try:
+        _attempts(sweep, job, launcher)
+    finally:
+        if sweep.settings.detach:
+            finish_if_last(sweep, partial(print, flush=True))
+
+
+def _attempts(sweep: SweepFolder, job: JobFolder, launcher: str) -> None:
+    attempt = ATTEMPTS.get(launcher, _apart)
+    with job.held() as held:
+        if not held or job.finished:
+            return
+        for _ in range(1 + sweep.settings.retries):
+            if sweep.stopped is not None:
+                return
+            attempt(sweep, job, launcher)
+            state = job.state()
+            if state.get("status") != FAILED:
+                return
+            if state.get("exitcode") == MISTAKE:  # that does not go away by itself
+                break
+        if sweep.settings.on_failure == "stop":
+            sweep.stop(f"job {job.number} ({job.label}) failed, and sweep.on_failure=stop")
+
+
+def _apart(sweep: SweepFolder, job: JobFolder, launcher: str) -> None:
+    """In a process of its own."""
+    minutes = sweep.settings.timeout_min
+    _begin(job)
+    try:
+        with _devices(sweep, job) as environment:
+            ending = isolated(
+                run_job,
+                (str(sweep.path), job.number),
+                environment=environment,
+                console=None if launcher == "basic" else job.console,
+                seconds=None if minutes is None else 60 * minutes,
+            )
+    except BaseException:
+        _end(job, INTERRUPTED, "interrupted with the sweep", STOPPED)
+        raise
+    why = f"out of time (sweep.timeout_min={minutes:g})" if ending.timed_out else None
+    _conclude(sweep, job, ending, why)
+
+
+def _here(sweep: SweepFolder, job: JobFolder, launcher: str) -> None:
+    """In this process, which is the job's own."""
+    _begin(job)
+    with ExitStack() as held:
+        try:
+            with Interruption():  # submitit would wait on where it is told to stop
+                held.enter_context(_place(sweep, launcher))
+                environment = held.enter_context(_devices(sweep, job, launcher))
+        except KeyboardInterrupt:
+            _end(job, INTERRUPTED, "interrupted while it waited", STOPPED)
+            raise
+        os.environ.update(environment)
+        code = run_job(str(sweep.path), job.number)
+    _conclude(sweep, job, Ending(code, timed_out=False), None)
+    if code:
+        raise RuntimeError(f"job {job.number} ({job.label}): {job.state().get('reason')}")
+
+
+ATTEMPTS: Mapping[str, Callable[[SweepFolder, JobFolder, str], None]] = {
+    "submitit_local": _here,
+    "submitit_slurm": _here,
+}
+
+
+def run_job(sweep_path: str, number: int) -> int:
+    """Run the job's frozen config, or go on with its run; return the exit code."""
+    sweep = SweepFolder(Path(sweep_path))
+    job = sweep.jobs[number]
+    job.note(**this_process())
+    prefix = f"sseg-nase: job {number} ({job.label}):"
+    try:
+        for note in _code_notes(sweep):
+            print(f"{prefix} {note}", file=sys.stderr, flush=True)
+        from sseg_nase.run import Membership, run  # here, because it imports torch
+
+        membership = Membership(
+            sweep=sweep.name,
+            name=job.label,
+            parent_run_id=sweep.plan["parent_run_id"],
+            asked=job.fingerprint,
+            began=lambda path: job.note(run=str(path)),
+        )
+        run(_to_run(sweep, job), job.overrides, membership)
+    except UserError as error:
+        return _failed(job, MISTAKE, str(error), f"{prefix} {error}")
+    except KeyboardInterrupt as error:
+        return _failed(job, STOPPED, str(error) or "interrupted", f"{prefix} interrupted")
+    except Exception as error:
+        where = getattr(error, "run_dir", None)
+        said = f"{type(error).__name__}: {error}"
+        long = f"{said} (traceback in {where}/status.json)" if where else traceback.format_exc()
+        return _failed(job, FAILURE, said, f"{prefix} {long}")
+    return DONE
+
+
+def _failed(job: JobFolder, code: int, reason: str, text: str) -> int:
+    print(text, file=sys.stderr, flush=True)
+    job.note(reason=reason)
+    return code
+
+
+def _to_run(sweep: SweepFolder, job: JobFolder) -> Config:
+    """A job that has a run goes on with it, from its last checkpoint if there is one."""
+    config, resume = job.config, None
+    threads: int | None = sweep.threads
+    if job.run is not None and config.task == "pipeline" and (job.run / "config.yaml").exists():
+        resume = str(job.run)
+        threads = stored(job.run / "config.yaml").hardware.threads
+    hardware = config.hardware
+    if hardware.threads is None:
+        hardware = dataclasses.replace(hardware, threads=threads)
+    return dataclasses.replace(config, hardware=hardware, resume=resume)
+
+
+def _code_notes(sweep: SweepFolder) -> Iterator[str]:
+    changed = changed_since(sweep.plan["code"])
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        yield (
+            f"WARNING: the code has changed since the sweep was submitted ({', '.join(changed[:3])}"
+            f"{more}); the config is as it was, the code is not."
+        )
+
+
+def _begin(job: JobFolder) -> None:
+    job.note(
+        **this_process(),
+        attempts=job.state().get("attempts", 0) + 1,
+        started=time.time(),
+        ended=None,
+        status=None,
+        reason=None,
+        exitcode=None,
+    )
+
+
+def _end(job: JobFolder, status: str, reason: str | None, exitcode: int) -> None:
+    job.note(ended=time.time(), status=status, reason=reason, exitcode=exitcode, waiting=None)
+
+
+def _conclude(sweep: SweepFolder, job: JobFolder, ending: Ending, why: str | None) -> None:
+    """Note how the job has ended: as its run says, or as its process tells where the run cannot."""
+    said = status_of(job.run) if job.run is not None else {}
+    status, error = said.get("status", RUNNING), said.get("error")
+    noted = job.state().get("reason")
+    if status == RUNNING:  # it died without a word, or never had a run
+        ended = {MISTAKE: FAILED, FAILURE: FAILED, STOPPED: INTERRUPTED}
+        status = ended.get(ending.exitcode, died(ending))
+        error = why or noted or f"its process ended without a word ({ending})"
+        reap(sweep, job, status, error)
+    if status == FINISHED:
+        error = None if ending.exitcode == DONE else f"FINISHED, but its process ended: {ending}"
+    _end(job, status, why or error, ending.exitcode)
+
+
+def died(ending: Ending) -> str:
+    """What a death without a word is: FAILED for an exit or a crash, INTERRUPTED for a kill."""
+    crashed = ending.exitcode >= 0 or str(ending).rpartition(" ")[2] in CRASHES
+    return FAILED if crashed and not ending.timed_out else INTERRUPTED
+
+
+@contextmanager
+def _devices(sweep: SweepFolder, job: JobFolder, launcher: str = "") -> Iterator[Mapping[str, str]]:
+    """Hold the GPUs that the job is to have; a job of Slurm has been given its own."""
+    hardware, settings = job.config.hardware, sweep.settings
+    if launcher == "submitit_slurm" or hardware.accelerator == "cpu" or hardware.name == "cpu":
+        yield {}
+        return
+
+    def waiting(text: str) -> None:
+        job.note(waiting=text)
+
+    with gpu_slot(
+        hardware.devices,
+        free_gb=settings.gpu_free_gb,
+        visible=sweep.plan.get("visible_devices"),
+        waiting=waiting,
+    ) as environment:
+        job.note(waiting=None, devices=environment.get("CUDA_VISIBLE_DEVICES"))
+        yield environment
+
+
+@contextmanager
+def _place(sweep: SweepFolder, launcher: str) -> Iterator[Any]:
+    """`submitit_local` starts all jobs at once: here they wait for one of the places."""
+    if launcher != "submitit_local":
+        yield None
+        return
+    with slot_of(sweep.path / "places", sweep.settings.parallel) as place:
+        yield place

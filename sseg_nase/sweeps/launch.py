@@ -1,0 +1,321 @@
+"""`-m`: plan and freeze the jobs, leave out what is done, hand the rest to Hydra's launcher."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sseg_nase.config.compose import load, spelled_out
+from sseg_nase.config.multirun import split
+from sseg_nase.config.schema import Config
+from sseg_nase.config.validation import cautions
+from sseg_nase.directory import end_dead, locked, status_of
+from sseg_nase.errors import STOPPED, UserError
+from sseg_nase.sweeps import code
+from sseg_nase.sweeps.finish import finish
+from sseg_nase.sweeps.folder import (
+    JobFolder,
+    SweepFolder,
+    create,
+    looked_at,
+    same_as,
+)
+from sseg_nase.sweeps.isolation import SECONDS_TO_STOP
+from sseg_nase.sweeps.plan import plan
+from sseg_nase.sweeps.seen import GONE, QUEUED, RUNNING, Watcher, look
+from sseg_nase.tracking.sink import FINISHED, INTERRUPTED
+from sseg_nase.tracking.sweeps import KnownRun, SweepStore
+
+SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_TO_BEGIN = 30.0
+STOPPING = [getattr(signal, n) for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n)]
+OWN_KEYS = ("sweep.dir", "sweep.job", "sweep.watch")
+
+Say = Callable[[str], None]
+Hydra = Callable[[Sequence[str]], None]
+
+
+class Detached(Exception):  # noqa: N818 - not an error
+    """Raised where Hydra's launcher would wait for the jobs that it has handed over."""
+
+
+def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> int:
+    """Run the sweep that the overrides describe, or go on with it; return the exit code.
+
+    `hydra` runs Hydra's multirun with the overrides it is given; `further` are config folders
+    beside `conf/`. Raises `UserError`.
+    """
+    hydras, sweeps, jobs = split(spelled_out(overrides))
+    settings = load(["task=status", *sweeps], *further).sweep
+    if settings.watch or settings.job is not None:
+        raise UserError("sweep.watch and sweep.job have no effect with -m; leave them out.")
+    sweep = _chosen(settings.dir, settings.rerun, hydras, jobs, say, *further)
+    detached = settings.detach and not _is_slurm(hydras)
+    with sweep.launching():
+        sweep.begin_launch(settings, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        store = SweepStore(sweep.tracking, warn=say)
+        tags = {"sweep": sweep.name, "directory": str(sweep.path), "task": "sweep"}
+        sweep.note(parent_run_id=store.begin(sweep.plan["parent_run_id"], sweep.title, tags))
+        say(f"sweep in {sweep.path}: {len(sweep.jobs)} jobs, {sweep.title}")
+        numbers = _to_do(sweep, settings.rerun, store, say)
+        if not numbers:
+            return finish(sweep, store, say)
+        if not detached:
+            passed_on = [text for text in sweeps if not text.lstrip("+").startswith(OWN_KEYS)]
+            return _run(sweep, numbers, [*hydras, *passed_on], hydra, store, say)
+    return _in_background(sweep, hydras, sweeps, say, *further)
+
+
+def _chosen(
+    directory: str | None,
+    rerun: bool,
+    hydras: Sequence[str],
+    jobs: Sequence[str],
+    say: Say,
+    *further: Path,
+) -> SweepFolder:
+    """The sweep that is named, the one that consists of the same jobs, or a new one."""
+    if directory is not None:
+        if jobs:
+            raise UserError(
+                f"sweep={directory}: its jobs are fixed; leave out {' '.join(jobs)}, or leave out "
+                "sweep= to start a sweep with these."
+            )
+        sweep = looked_at(directory, Path(load().paths.output_dir))
+        if rerun:
+            for job in sweep.jobs:
+                job.forget()
+        return sweep
+    title, planned = plan([*hydras, *jobs], *further)
+    for caution in dict.fromkeys(said for job in planned for said in cautions(job.config)):
+        say(caution)
+    first: Config = planned[0].config
+    output_dir = Path(first.paths.output_dir)
+    known = None if rerun else same_as(planned, output_dir)
+    if known is not None:
+        return known
+    return create(
+        output_dir,
+        planned,
+        title=title,
+        settings=first.sweep,
+        tracking=first.tracking,
+        code=code.describe(),
+        diff=code.difference(),
+    )
+
+
+def _to_do(sweep: SweepFolder, rerun: bool, store: SweepStore, say: Say) -> list[int]:
+    """The jobs that are to be run: not those that are finished, here or before, or on their way."""
+    numbers = []
+    done, on_their_way = 0, 0
+    for one in look(sweep):
+        job = one.job
+        if one.state in (RUNNING, QUEUED):
+            on_their_way += 1
+            continue
+        if one.state != FINISHED and job.run is None and not rerun:
+            _adopt(job, store, say)
+        if job.finished:
+            done += 1
+        else:
+            numbers.append(job.number)
+    if done:
+        say(f"{done} of {len(sweep.jobs)} jobs are FINISHED already (sweep.rerun=true runs anew)")
+    if on_their_way:
+        say(f"{on_their_way} of {len(sweep.jobs)} jobs are on their way already")
+    return numbers
+
+
+def _adopt(job: JobFolder, store: SweepStore, say: Say) -> None:
+    """Take a run with the same fingerprint for the job's own: a finished one before any other."""
+    known = [
+        run for run in store.known(job.fingerprint) if (run.directory / "config.yaml").exists()
+    ]
+    for run in known:
+        if run.status == FINISHED and status_of(run.directory).get("status") == FINISHED:
+            job.note(run=str(run.directory))
+            say(f"job {job.number} ({job.label}) is FINISHED in {run.directory}{_other_code(run)}")
+            return
+    for run in known:
+        if locked(run.directory):
+            continue
+        if end_dead(run.directory, INTERRUPTED, GONE) is not None:
+            store.end(run.run_id, INTERRUPTED, GONE)
+        if status_of(run.directory).get("status") == INTERRUPTED:
+            job.note(run=str(run.directory))
+            say(f"job {job.number} ({job.label}) goes on with {run.directory}{_other_code(run)}")
+            return
+
+
+def _other_code(run: KnownRun) -> str:
+    now = code.describe()["commit"]
+    if run.commit is None or now is None or run.commit == now:
+        return ""
+    return f" (run by commit {run.commit[:8]}; this is {now[:8]})"
+
+
+def _run(
+    sweep: SweepFolder,
+    numbers: Sequence[int],
+    overrides: Sequence[str],
+    hydra: Hydra,
+    store: SweepStore,
+    say: Say,
+) -> int:
+    """Hand the jobs to Hydra's launcher, wait until all have ended, and close the sweep."""
+    own = [f"sweep.dir={_quoted(sweep.path)}", f"sweep.job={','.join(map(str, numbers))}"]
+    watcher = Watcher(sweep, say)
+    with watcher, _stopping_is_interrupting():
+        try:
+            with _submissions(sweep, numbers):
+                hydra([*overrides, *own])
+        except Detached:
+            say(f"{len(numbers)} jobs are in Slurm's queue; look at them with:")
+            say(f"  sseg-nase task=status sweep={sweep.path}")
+            return 0
+        except KeyboardInterrupt:
+            _stop_jobs(sweep, say)
+            watcher.stop()
+            finish(sweep, store, say)
+            say("interrupted; the same command goes on with what is left")
+            return STOPPED
+        except Exception as error:
+            # A job that failed in submitit is on disk; a launcher that could not start one is not.
+            if not any(sweep.jobs[number].begun for number in numbers):
+                text = next(iter(str(error).strip().splitlines()), type(error).__name__)
+                raise UserError(f"hydra/launcher: no job could be started: {text}") from error
+        try:
+            while any(one.state in (RUNNING, QUEUED) for one in look(sweep)):
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+        except KeyboardInterrupt:
+            _stop_jobs(sweep, say)
+            watcher.stop()
+            finish(sweep, store, say)
+            return STOPPED
+    return finish(sweep, store, say)
+
+
+def _stop_jobs(sweep: SweepFolder, say: Say) -> None:
+    """Ask the jobs of this machine to stop with a checkpoint; kill those that do not."""
+    asked = list[JobFolder]()
+    for job in sweep.jobs:
+        state = job.state()
+        if not job.alive() or state.get("host") != socket.gethostname():
+            continue
+        if state.get("pid") == os.getpid():
+            continue
+        if state.get("slurm_job") is not None:
+            say(f"job {job.number} ({job.label}) stays in Slurm as job {state['slurm_job']}")
+            continue
+        _signal(state["pid"], signal.SIGTERM)
+        asked.append(job)
+    deadline = time.monotonic() + SECONDS_TO_STOP
+    while any(job.alive() for job in asked) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    for job in asked:
+        if job.alive():
+            _signal(job.state()["pid"], signal.SIGKILL)
+
+
+def _signal(pid: int, number: int) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def _in_background(
+    sweep: SweepFolder, hydras: Sequence[str], sweeps: Sequence[str], say: Say, *further: Path
+) -> int:
+    """Go on with the sweep in a process that outlives the shell; return when it has begun."""
+    kept = [
+        text
+        for text in sweeps
+        if not text.lstrip("+").startswith((*OWN_KEYS, "sweep.detach", "sweep.rerun"))
+    ]
+    command = [sys.executable, "-m", "sseg_nase", "-m", *hydras, *kept]
+    command += [f"sweep.dir={_quoted(sweep.path)}"]
+    if further:
+        command += ["--config-dir", str(further[0])]
+    log = sweep.path / "launcher.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+    deadline = time.monotonic() + SECONDS_TO_BEGIN
+    while process.poll() is None and time.monotonic() < deadline:
+        if sweep.launched():
+            break
+        time.sleep(0.1)
+    if process.poll():
+        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
+        say(f"the sweep could not be started in the background:\n{tail}")
+        return int(process.returncode)
+    say(f"handed over to process {process.pid}, which writes to {log}; look at the jobs with:")
+    say(f"  sseg-nase task=status sweep={sweep.path}")
+    return 0
+
+
+@contextmanager
+def _submissions(sweep: SweepFolder, numbers: Sequence[int]) -> Iterator[None]:
+    """Note under which number Slurm has queued each job; detached, do not wait for them.
+
+    Hydra's submitit launcher submits all jobs with one `map_array` and then waits for each.
+    """
+    from submitit.core.core import Executor
+
+    original = Executor.map_array
+    rest = iter(numbers)
+
+    def map_array(self: Any, *arguments: Any) -> Any:
+        # Ctrl-C is for the sweep, which asks its jobs to stop; children inherit what is ignored.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            submitted = original(self, *arguments)
+        finally:
+            signal.signal(signal.SIGINT, before)
+        for submission, number in zip(submitted, rest, strict=False):
+            if self.cluster == "slurm":
+                sweep.jobs[number].queue(str(submission.job_id))
+        if sweep.settings.detach and self.cluster == "slurm":
+            raise Detached
+        return submitted
+
+    Executor.map_array = map_array  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        Executor.map_array = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def _stopping_is_interrupting() -> Iterator[None]:
+    """SIGTERM, and SIGHUP when the terminal closes, end a sweep like Ctrl-C."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in STOPPING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_slurm(hydras: Sequence[str]) -> bool:
+    return any(text.partition("=")[2] == "submitit_slurm" for text in hydras)
+
+
+def _quoted(path: Path) -> str:
+    """A path as Hydra's grammar takes any text."""
+    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'

@@ -1,0 +1,93 @@
+"""What a sweep consists of: every job's overrides, name and config, before any of them runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sseg_nase.config.compose import load
+from sseg_nase.config.explain import listed
+from sseg_nase.config.fingerprint import fingerprint
+from sseg_nase.config.multirun import expand, swept
+from sseg_nase.config.schema import Config
+from sseg_nase.errors import UserError
+from sseg_nase.sweeps.folder import Planned
+from sseg_nase.tracking.mlflow_sink import resolve_uri
+
+NAME_LENGTH = 120
+# Where a job's results go and how it is run says nothing of what it is.
+UNNAMED = ("paths.", "tracking", "hydra", "experiment_name")
+
+
+def plan(overrides: Sequence[str], *further: Path) -> tuple[str, list[Planned]]:
+    """Return the sweep's title and its jobs: all combinations of what has commas.
+
+    `further` are config folders beside `conf/`. Raises one `UserError` that names every job with a
+    mistake in it.
+    """
+    jobs = expand(overrides, *further)
+    differing = swept(jobs)
+    configs, mistakes = list[Config](), list[str]()
+    for number, job in enumerate(jobs):
+        try:
+            configs.append(_settled(load(job, *further)))
+        except UserError as error:
+            mistakes.append(f"job {number} ({label(job, differing)}): {error}")
+    if mistakes:
+        raise UserError(f"no job was started; {listed(list(_grouped(mistakes)))}")
+    if tasks := {config.task for config in configs} & {"status", "report"}:
+        raise UserError(f"task={tasks.pop()}: it looks at a sweep and is no job of one; no -m.")
+    planned = [
+        Planned(
+            number=number,
+            label=label(job, differing) or config.experiment_name,
+            configuration=label(job, [key for key in differing if key != "seed"])
+            or config.experiment_name,
+            fingerprint=fingerprint(config),
+            overrides=tuple(job),
+            config=config,
+        )
+        for number, (job, config) in enumerate(zip(jobs, configs, strict=True))
+    ]
+    return _title(jobs, differing), planned
+
+
+def label(job: Sequence[str], differing: Sequence[str]) -> str:
+    """Return those of a job's overrides that other jobs have otherwise; all, where none differ."""
+    given = _values(job)
+    keys = differing or [key for key in given if not key.startswith(UNNAMED) and key != "seed"]
+    return " ".join(f"{key}={given[key]}" for key in keys if key in given)[:NAME_LENGTH]
+
+
+def _title(jobs: Sequence[Sequence[str]], differing: Sequence[str]) -> str:
+    """`ablation=A1,A2 seed=0,1`: what the sweep goes over."""
+    values = {
+        key: list(dict.fromkeys(_values(job).get(key, "") for job in jobs)) for key in differing
+    }
+    return " ".join(f"{key}={','.join(found)}" for key, found in values.items())[:NAME_LENGTH] or (
+        label(jobs[0], []) or "one job"
+    )
+
+
+def _values(job: Sequence[str]) -> Mapping[str, str]:
+    pairs = (line.partition("=") for line in job)
+    return {key.lstrip("+~"): value for key, _, value in pairs}
+
+
+def _grouped(mistakes: Sequence[str]) -> Sequence[str]:
+    """At most a handful: in a large sweep one mistake comes many times."""
+    shown = mistakes[:5]
+    more = len(mistakes) - len(shown)
+    return [*shown, f"and {more} jobs more"] if more else shown
+
+
+def _settled(config: Config) -> Config:
+    """With absolute paths, so that a job may run from another folder: none of them is decisive."""
+    paths = {k: str(Path(v).absolute()) for k, v in dataclasses.asdict(config.paths).items()}
+    tracking = config.tracking
+    if tracking.name != "jsonl":
+        tracking = dataclasses.replace(tracking, uri=resolve_uri(tracking.uri))
+    return dataclasses.replace(
+        config, paths=dataclasses.replace(config.paths, **paths), tracking=tracking
+    )

@@ -1,0 +1,245 @@
+"""How the jobs of a sweep stand, from what is on disk, who is alive, and what Slurm has queued."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sseg_nase.directory import RUNNING, end_dead, status_of
+from sseg_nase.errors import MISTAKE
+from sseg_nase.sweeps.folder import JobFolder, SweepFolder
+from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
+from sseg_nase.tracking.sweeps import SweepStore
+
+WAITING, QUEUED = "WAITING", "QUEUED"
+ENDED = (FINISHED, FAILED, INTERRUPTED)
+GONE = "its process is gone and left no word"
+SECONDS_BETWEEN_LOOKS = 1.0
+TAIL_BYTES = 1 << 16
+# Slurm's own states of a job that has ended or will not run.
+SLURM_ENDED = (
+    "COMPLETED",
+    "CANCELLED",
+    "FAILED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "BOOT_FAIL",
+    "DEADLINE",
+    "PREEMPTED",
+)
+
+# A lock says nothing across machines whose file system does not share locks; this long without a
+# line in events.jsonl does.
+SECONDS_OF_SILENCE = 3600
+
+Queue = Mapping[str, str]  # Slurm's job id to its state
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One job at one moment.
+
+    `state`: WAITING (nobody has begun), QUEUED (in Slurm), RUNNING, FINISHED, FAILED, INTERRUPTED;
+    `detail`: why it is so, or what it waits for; `seconds` of its latest stretch.
+    """
+
+    job: JobFolder
+    state: str
+    detail: str
+    epoch: int | None
+    metric: str
+    seconds: float | None
+    exitcode: int | None
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended and not well."""
+        return self.state in (FAILED, INTERRUPTED)
+
+
+def look(sweep: SweepFolder) -> list[Seen]:
+    """See how every job stands. A dead run that still says RUNNING is ended as INTERRUPTED."""
+    queue = slurm_queue() if any(job.slurm_job for job in sweep.jobs) else {}
+    stopped = sweep.stopped
+    return [_seen(sweep, job, queue, stopped) for job in sweep.jobs]
+
+
+def reap(sweep: SweepFolder, job: JobFolder, status: str, reason: str) -> bool:
+    """End a run whose process is dead, on disk and in the tracker; tell whether it was."""
+    said = None if job.run is None else end_dead(job.run, status, reason)
+    if said is None:
+        return False
+    if run_id := said.get("tracker_run_id"):
+        SweepStore(sweep.tracking, warn=partial(print, file=sys.stderr)).end(run_id, status, reason)
+    return True
+
+
+def exit_code(seen: Sequence[Seen]) -> int:
+    """Return 0 unless a job has ended badly; then 2 if mistakes of the user are all there is."""
+    failed = [one for one in seen if one.failed]
+    if not failed:
+        return 0
+    return 2 if all(one.exitcode == MISTAKE for one in failed) else 1
+
+
+def slurm_queue() -> Queue | None:
+    """Return the user's jobs that wait or run in Slurm; None where Slurm does not answer."""
+    if shutil.which("squeue") is None:
+        return None
+    try:
+        listed = subprocess.run(
+            ["squeue", "--me", "--noheader", "--array", "--format=%i %T"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    pairs = (line.split() for line in listed.splitlines() if len(line.split()) == 2)
+    return {job: state for job, state in pairs if state not in SLURM_ENDED}
+
+
+def _seen(sweep: SweepFolder, job: JobFolder, queue: Queue | None, stopped: str | None) -> Seen:
+    alive, state = job.alive(), job.state()
+    said = status_of(job.run) if job.run is not None else {}
+    queued = (queue or {}).get(str(job.slurm_job))
+    if said.get("status") == FINISHED:
+        found, detail = FINISHED, str(state.get("reason") or "")
+    elif alive or queued in ("RUNNING", "COMPLETING"):
+        found, detail = RUNNING, str(state.get("waiting") or "")
+    elif queued is not None:
+        found, detail = QUEUED, f"Slurm job {job.slurm_job} is {queued}"
+    elif "started" not in state:
+        found, detail = WAITING, stopped or ""
+    elif "ended" in state:
+        found, detail = str(state["status"]), str(state.get("reason") or "")
+    elif said.get("status") in ENDED:
+        found, detail = str(said["status"]), str(said.get("error") or "")
+    elif job.alive() or job.state() != state:  # it has begun, or ended, while we looked
+        return _seen(sweep, job, queue, stopped)
+    elif not _dead(job, state, queue):
+        found, detail = RUNNING, f"on {state['host']}, as far as can be seen from here"
+    else:
+        found, detail = INTERRUPTED, GONE
+        reap(sweep, job, INTERRUPTED, GONE)
+        job.note(ended=time.time(), status=INTERRUPTED, reason=GONE)
+    epoch, loss = (None, None) if job.run is None else _progress(job.run / "events.jsonl")
+    return Seen(
+        job=job,
+        state=found,
+        detail=detail,
+        epoch=epoch,
+        metric=_metric(job.run, loss, found),
+        seconds=_seconds(state, found),
+        exitcode=state.get("exitcode"),
+    )
+
+
+def _dead(job: JobFolder, state: Mapping[str, Any], queue: Queue | None) -> bool:
+    """Whether a process that holds no lock is gone for sure."""
+    if state.get("host") == socket.gethostname():
+        return True
+    if job.slurm_job is not None and queue is not None:
+        return True  # Slurm has been asked, and does not know it any more
+    events = None if job.run is None else job.run / "events.jsonl"
+    last = events.stat().st_mtime if events is not None and events.exists() else state["started"]
+    return bool(time.time() - last > SECONDS_OF_SILENCE)
+
+
+def _seconds(state: Mapping[str, Any], found: str) -> float | None:
+    if "started" not in state:
+        return None
+    end = time.time() if found == RUNNING else state.get("ended")
+    return None if end is None else end - state["started"]
+
+
+def _metric(run: Path | None, loss: float | None, found: str) -> str:
+    """The first few-shot accuracy of a run that has ended well, else its latest loss."""
+    if run is not None and found == FINISHED:
+        try:
+            fewshot = json.loads((run / "results.json").read_text(encoding="utf-8"))["fewshot"]
+            key, first = next(iter(fewshot.items()))
+            return f"{key} {first['accuracy']:.2f} ± {first['ci95']:.2f} %"
+        except (OSError, ValueError, KeyError, StopIteration):
+            return ""
+    return "" if loss is None or not math.isfinite(loss) else f"loss {loss:.4f}"
+
+
+def _progress(events: Path) -> tuple[int | None, float | None]:
+    """The last epoch (from 1) and its loss, from the end of events.jsonl."""
+    for line in reversed(_tail(events)):
+        try:
+            told = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(told, dict) and told.get("kind") == "epoch":
+            return int(told["values"]["epoch"]) + 1, told["values"].get("loss")
+    return None, None
+
+
+def _tail(path: Path) -> list[str]:
+    try:
+        with path.open("rb") as lines:
+            lines.seek(0, 2)
+            lines.seek(max(0, lines.tell() - TAIL_BYTES))
+            return lines.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+
+
+class Watcher:
+    """While it is entered, tells one line whenever a job stands otherwise than before."""
+
+    def __init__(self, sweep: SweepFolder, tell: Callable[[str], None]) -> None:
+        self._sweep, self._tell = sweep, tell
+        self._known = {one.job.number: one.state for one in look(sweep)}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="sweep-watcher", daemon=True)
+
+    def __enter__(self) -> Watcher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *ending: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Tell what has changed to the last, once."""
+        if not self._ended.is_set():
+            self._ended.set()
+            self._thread.join()
+            self._look()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
+            self._look()
+
+    def _look(self) -> None:
+        seen = look(self._sweep)
+        for one in seen:
+            if self._known[one.job.number] != one.state:
+                self._known[one.job.number] = one.state
+                self._tell(line(one))
+
+
+def line(one: Seen) -> str:
+    """Return one job's standing in one line."""
+    took = "" if one.seconds is None or one.state == RUNNING else f"  {one.seconds:.0f} s"
+    parts = [part for part in (one.metric, one.detail) if part]
+    return f"job {one.job.number}  {one.job.label}  {one.state}{took}" + (
+        f"  {'  '.join(parts)}" if parts else ""
+    )

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from sseg_nase.tracking.source import git_commit, git_diff
+
+
+def test_git_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def git(*arguments: str) -> str:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        done = subprocess.run(
+            ["git", *identity, *arguments], cwd=tmp_path, capture_output=True, check=True, text=True
+        )
+        return done.stdout.strip()
+
+    assert git_commit(tmp_path / "nowhere") is None
+    git("init")
+    (tmp_path / "code").mkdir()
+    (tmp_path / "untracked").mkdir()
+    (tmp_path / "code" / "a.py").write_text("")
+    git("add", "code")
+    assert git_commit(tmp_path / "code") is None
+    git("commit", "-m", "first")
+    commit = git("rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    assert git_commit(tmp_path / "code") == commit
+    assert git_commit(tmp_path / "untracked") is None
+    monkeypatch.setenv("PATH", "")
+    assert git_commit(tmp_path / "code") is None
+
+
+def test_git_diff_has_what_the_commit_does_not(tmp_path: Path) -> None:
+    def git(*arguments: str) -> None:
+        identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    (tmp_path / "code").mkdir()
+    (tmp_path / "conf.yaml").write_text("lr: 1\n")
+    (tmp_path / "code" / "a.py").write_text("x = 1\n")
+    assert git_diff(tmp_path / "code") is None
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    assert git_diff(tmp_path / "code") == ""
+    (tmp_path / "conf.yaml").write_text("lr: 2\n")
+    diff = git_diff(tmp_path / "code")
+    assert diff is not None
+    assert "-lr: 1" in diff
+    assert "+lr: 2" in diff
