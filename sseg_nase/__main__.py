@@ -34,6 +34,7 @@ from sseg_nase.config.layout import groups
 from sseg_nase.config.schema import Config
 from sseg_nase.config.validation import cautions
 from sseg_nase.errors import DONE, FAILURE, MISTAKE, STOPPED, UserError
+from sseg_nase.sweeps.deliver import deliver
 from sseg_nase.sweeps.finish import report, status
 from sseg_nase.sweeps.job import perform
 from sseg_nase.sweeps.launch import launch
@@ -41,6 +42,7 @@ from sseg_nase.sweeps.launch import launch
 LOOKS: Mapping[str, Callable[[Config, Callable[[str], None]], int]] = {
     "status": status,
     "report": report,
+    "deliver": deliver,
 }
 LAUNCHER_NAMES = {
     "BasicLauncher": "basic",
@@ -75,22 +77,26 @@ def job(composed: DictConfig) -> None:
     if composed.sweep.job is not None:
         perform(Path(composed.sweep.dir), composed.sweep.job, _launcher())
         return
-    config = to_config(composed)
-    for caution in cautions(config):
-        _say(caution)
-    if config.task in LOOKS:
-        _code = LOOKS[config.task](config, _say)
-        return
-    from sseg_nase.run import run  # here, because it imports torch
-
-    overrides = cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task))
     try:
-        run(config, overrides)
-    except UserError:
-        raise
+        _code = _one(to_config(composed))
+    except UserError as error:  # said here, because Hydra adds words to what it lets pass
+        _say(str(error))
+        _code = MISTAKE
     except Exception as error:
         _say(_where_to_look(error))
         _code = FAILURE
+
+
+def _one(config: Config) -> int:
+    """One run, or one look; return the exit code."""
+    for caution in cautions(config):
+        _say(caution)
+    if config.task in LOOKS:
+        return LOOKS[config.task](config, _say)
+    from sseg_nase.run import run  # here, because it imports torch
+
+    run(config, cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task)))
+    return DONE
 
 
 def help_text(*further: Path) -> str:

@@ -7,7 +7,8 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -111,14 +112,25 @@ class RunDirectory:
         """What status.json says; nothing when it is not there."""
         return status_of(self.path)
 
-    def write_status(self, status: str, error: str | None = None, trace: str | None = None) -> None:
-        """Write status.json; the tracker's run id is kept in it for a later `resume`."""
+    def write_status(
+        self,
+        status: str,
+        error: str | None = None,
+        trace: str | None = None,
+        *,
+        undelivered: bool = False,
+    ) -> None:
+        """Write status.json; the tracker's run id is kept in it for a later `resume`.
+
+        `undelivered`: the tracker lacks something that is in the directory.
+        """
         value = {"status": status, "error": error}
         known = {
             "traceback": trace,
             "process": {"host": socket.gethostname(), "pid": os.getpid()},
             "tracker_run_id": self.run_id,
             "tracking_uri": self.tracking_uri,
+            "undelivered": undelivered,
         }
         write_json(self.path / "status.json", value | {k: v for k, v in known.items() if v})
 
@@ -170,6 +182,13 @@ def locked(path: Path) -> bool:
     return False
 
 
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Hold a run's directory that is there. Raises filelock's `Timeout` where another does."""
+    with FileLock(path / ".lock", timeout=SECONDS_FOR_LOCK):
+        yield
+
+
 def end_dead(path: Path, status: str, error: str) -> Mapping[str, Any] | None:
     """Write how a run ended whose process died without a word; return what status.json said.
 
@@ -184,7 +203,10 @@ def end_dead(path: Path, status: str, error: str) -> Mapping[str, Any] | None:
         said = status_of(path)
         if said.get("status") != RUNNING:
             return None
-        write_json(path / "status.json", {**said, "status": status, "error": error})
+        ended = {**said, "status": status, "error": error}
+        # What it told in its last seconds may not have arrived.
+        unsure = {"undelivered": True} if said.get("tracking_uri") else {}
+        write_json(path / "status.json", ended | unsure)
         return said
     finally:
         lock.release()

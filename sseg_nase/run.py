@@ -378,5 +378,9 @@ def _prepare(hardware: HardwareConfig) -> None:
 
 
 def _end(this: Run, status: str, error: str | None = None, trace: str | None = None) -> None:
-    this.place.write_status(status, error, trace)
+    # It holds until the opposite is known: a process may be killed while it delivers.
+    undelivered = not this.sink.delivered
+    this.place.write_status(status, error, trace, undelivered=undelivered)
     this.sink.close(status, error)
+    if undelivered and this.sink.delivered:
+        this.place.write_status(status, error, trace)

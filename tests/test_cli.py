@@ -13,9 +13,12 @@ from omegaconf import OmegaConf
 
 from sseg_nase import __main__ as entry
 from sseg_nase.config.layout import groups
+from sseg_nase.config.multirun import split
 from sseg_nase.config.schema import Config
 from sseg_nase.config.validation import ABLATIONS
 from sseg_nase.errors import UserError
+from sseg_nase.sweeps.folder import create
+from sseg_nase.sweeps.plan import plan
 
 Run = Callable[[Config, Sequence[str]], Path]
 Cli = Callable[..., int]
@@ -35,7 +38,21 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
-    """Run the program in this process with `run` replaced; returns the exit code."""
+    """Run the program in this process with `run` replaced; returns the exit code.
+
+    A sweep's jobs are only planned: `run` gets the config of each.
+    """
+
+    def launch(overrides: Sequence[str], hydra: object, say: object, *further: Path) -> int:
+        hydras, sweeps, _ = split(overrides)
+        if sweeps or hydras:
+            return real_launch(overrides, not_reached, say, *further)
+        for job in plan(overrides, *further)[1]:
+            sys.modules["sseg_nase.run"].run(job.config, job.overrides)
+        return 0
+
+    real_launch: Callable[..., int] = entry.launch
+    monkeypatch.setattr(entry, "launch", launch)
 
     def invoke(*arguments: str, run: Run) -> int:
         stub = types.ModuleType("sseg_nase.run")
@@ -262,84 +279,47 @@ def test_a_misleading_ablation_is_cautioned(cli: Cli, capsys: pytest.CaptureFixt
     assert "ablation=A7 is defined with progression" in capsys.readouterr().err
 
 
-# Sweeps
+# Sweeps: what they do is tested in tests/sweeps
 
 
-def test_a_sweep_runs_every_job_and_tells_what_was_swept(cli: Cli, tmp_path: Path) -> None:
-    seen: list[list[str]] = []
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["seed=1", "sweep.retries=1"], "sweep.retries=1: it has no effect on a single run"),
+        (["seed=1", "sweep=somewhere"], "sweep=somewhere: it has no effect with task=pipeline"),
+        (["seed=1", "sweep.watch=true"], "sweep.watch=true: it has no effect with task=pipeline"),
+        (["-m", "seed=0,1", "sweep.watch=true"], "have no effect with -m"),
+        (["-m", "seed=0,1", "sweep.retries=1,2"], "once for the whole sweep"),
+        (["-m", "seed=0,1", "sweep.on_failure=never"], "choose one of continue, stop"),
+        (["-m", "seed=0,1", "sweep=nowhere"], "its jobs are fixed; leave out seed=0,1"),
+        (["-m", "sweep=nowhere"], "not the directory of a sweep"),
+        (["-m", "task=status,report"], "it looks at what is on disk and is no job of a sweep"),
+        (["-m", "seed=0,-1"], "no job was started; job 1 (seed=-1): seed=-1"),
+        (["-m", "hydra/sweeper=optuna", "seed=0,1"], "optuna"),
+        (["-m", "hydra/launcher=slurm", "seed=0,1"], "slurm"),
+        (["task=status"], "there is no sweep in"),
+        (["task=report", "sweep=nowhere"], "not the directory of a sweep"),
+    ],
+)
+def test_a_mistake_about_sweeps(
+    cli: Cli, arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(*arguments, run=not_reached) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
 
-    def run(config: Config, overrides: Sequence[str]) -> Path:
-        seen.append(list(overrides))
-        return tmp_path
 
-    assert cli("-m", "ablation=A1,A2", "seed=0,1", "debug=tiny", run=run) == 0
-    assert seen == [
-        [f"ablation={ablation}", f"seed={seed}", "debug=tiny"]
-        for ablation in ("A1", "A2")
-        for seed in (0, 1)
+def test_sweeps_never_share_a_directory(tmp_path: Path) -> None:
+    _, jobs = plan(["seed=0,1", "debug=tiny"])
+    settings, tracking = jobs[0].config.sweep, jobs[0].config.tracking
+    made = [
+        create(
+            tmp_path, jobs, title="", settings=settings, tracking=tracking, code={}, diff=None
+        ).path
+        for _ in range(20)
     ]
-
-
-def test_a_failing_job_does_not_stop_the_others(
-    cli: Cli, capsys: pytest.CaptureFixture[str]
-) -> None:
-    seeds: list[int] = []
-
-    def run(config: Config, overrides: Sequence[str]) -> Path:
-        seeds.append(config.seed)
-        if config.seed == 1:
-            raise RuntimeError("it broke")
-        if config.seed == 2:
-            raise UserError("there are no images.")
-        return Path()
-
-    assert cli("-m", "seed=0,1,2,3", run=run) == 1
-    assert seeds == [0, 1, 2, 3]
-    said = capsys.readouterr().err
-    assert "sseg-nase: job 1 (seed=1): Traceback" in said
-    assert "sseg-nase: job 2 (seed=2): there are no images.\n" in said
-    assert said.endswith("sseg-nase: 2 of 4 jobs failed\n")
-
-
-def test_a_sweep_that_fails_by_mistakes_alone_ends_with_2(cli: Cli) -> None:
-    def run(config: Config, overrides: Sequence[str]) -> Path:
-        raise UserError("there are no images.")
-
-    assert cli("-m", "seed=0,1", run=run) == 2
-
-
-def test_an_interruption_ends_the_sweep(cli: Cli) -> None:
-    seeds: list[int] = []
-
-    def run(config: Config, overrides: Sequence[str]) -> Path:
-        seeds.append(config.seed)
-        raise KeyboardInterrupt
-
-    assert cli("-m", "seed=0,1", run=run) == 130
-    assert seeds == [0]
-
-
-def test_two_sweeps_never_share_a_directory(cli: Cli, tmp_path: Path) -> None:
-    for _ in range(2):
-        assert cli("-m", "seed=0,1", run=lambda config, overrides: Path()) == 0
-    sweeps = [folder.name for folder in (tmp_path / "runs" / "sweeps").iterdir()]
-    assert len(sweeps) == 2
+    assert len(set(made)) == 20
     pattern = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_[0-9a-f]{6}"
-    assert all(re.fullmatch(pattern, name) for name in sweeps)
-
-
-def test_a_job_in_another_process_raises_so_that_its_launcher_knows(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run(config: Config, overrides: Sequence[str]) -> Path:
-        monkeypatch.setattr(entry, "_endings", entry.Endings())  # as after a fresh import
-        raise UserError("there are no images.")
-
-    assert cli("-m", "seed=0,1", run=run) == 2
-    with pytest.raises(ZeroDivisionError):
-        cli("-m", "seed=0,1", run=lambda config, overrides: run_elsewhere(monkeypatch))
-
-
-def run_elsewhere(monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(entry, "_endings", entry.Endings())
-    raise ZeroDivisionError
+    assert all(re.fullmatch(pattern, path.name) for path in made)

@@ -36,8 +36,7 @@ def expand(overrides: Sequence[str], *further: Path) -> list[list[str]]:
     `further` are config folders beside `conf/`. Raises `UserError`, also for other sweepers.
     """
     hydras, sweeps, jobs = split(overrides)
-    if swept := [text for text in sweeps if _parsed([text])[0].is_sweep_override()]:
-        raise UserError(f"{swept[0]}: it is said once for the whole sweep; give one value.")
+    once(sweeps)
     with explaining(overrides, *further):
         parsed = _parsed(jobs)
         fixed = [text for text, o in zip(jobs, parsed, strict=True) if not o.is_sweep_override()]
@@ -48,6 +47,13 @@ def expand(overrides: Sequence[str], *further: Path) -> list[list[str]]:
         lines = _parsed([*params, *jobs])
         (batch,) = BasicSweeper.split_arguments(lines, None)
     return batch
+
+
+def once(overrides: Sequence[str]) -> None:
+    """Refuse commas in what holds for the whole sweep."""
+    for text, override in zip(overrides, _parsed(overrides), strict=True):
+        if override.is_sweep_override():
+            raise UserError(f"{text}: it is said once for the whole sweep; give one value.")
 
 
 def swept(jobs: Sequence[Sequence[str]]) -> list[str]:

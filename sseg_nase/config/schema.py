@@ -32,7 +32,7 @@ DATASETS = ("cifar_fs", "minimagenet", "omniglot", "digits", "folder", "csv")
 SPLITS = ("train", "val", "test")
 SYNTHETIC_LEVELS = ("BASIC", "TEXTURE", "OBJECT", "ADVERSARIAL")
 LEVELS = (*SYNTHETIC_LEVELS, "NATURAL")
-TASKS = ("pipeline", "evaluate", "curriculum", "replay", "status", "report")
+TASKS = ("pipeline", "evaluate", "curriculum", "replay", "status", "report", "deliver")
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """What `-m` does with its jobs, and which sweep `task=status` and `task=report` look at.
+    """What `-m` does with its jobs, and which sweep `task=status|report|deliver` look at.
 
     None of it changes a result. `dir` and `job` are also how a launcher's process is told which
     job is its own.

@@ -112,20 +112,23 @@ def _not_one_of(key: str, value: Any, choices: Sequence[Any]) -> str:
 
 def _task(config: Config) -> Iterator[str]:
     inputs = {
-        "evaluate": (
-            "checkpoint",
-            "which network? Add checkpoint=FILE, such as RUN/checkpoints/best.pt.",
-        ),
-        "replay": ("run", "which run? Add run=RUN_DIR, a folder with config.yaml."),
+        "checkpoint": {
+            "evaluate": "which network? Add checkpoint=FILE, such as RUN/checkpoints/best.pt."
+        },
+        "run": {
+            "replay": "which run? Add run=RUN_DIR, a folder with config.yaml.",
+            "deliver": "what? Add run=RUN_DIR, or sweep=DIR for those of a sweep that need it.",
+        },
     }
-    for task, (key, question) in inputs.items():
+    for key, questions in inputs.items():
         value = getattr(config, key)
-        if config.task == task and not value:
-            yield f"task={task}: {question}"
-        if config.task != task and value:
+        if config.task in questions and not value and not config.sweep.dir:
+            yield f"task={config.task}: {questions[config.task]}"
+        if config.task not in questions and value:
+            tasks = " or ".join(f"task={task}" for task in questions)
             yield (
                 f"{key}={value}: it has no effect with task={config.task}; "
-                f"add task={task} or leave it out."
+                f"add {tasks} or leave it out."
             )
 
 
@@ -137,12 +140,14 @@ def _resume(config: Config) -> Iterator[str]:
 
 
 def _sweep(config: Config) -> Iterator[str]:
-    sweep, looking = config.sweep, config.task in ("status", "report")
+    sweep, looking = config.sweep, config.task in ("status", "report", "deliver")
     if sweep.dir and not looking and sweep.job is None:
         yield (
-            f"sweep={sweep.dir}: it has no effect with task={config.task}; add task=status or "
-            "task=report, or -m to go on with that sweep."
+            f"sweep={sweep.dir}: it has no effect with task={config.task}; add task=status, "
+            "task=report or task=deliver, or -m to go on with that sweep."
         )
+    if sweep.dir and config.task == "deliver" and config.run:
+        yield f"run={config.run}: not together with sweep={sweep.dir}; leave one of them out."
     if sweep.watch and config.task != "status":
         yield f"sweep.watch=true: it has no effect with task={config.task}; add task=status."
 
@@ -256,6 +261,11 @@ def _tracking(config: Config) -> Iterator[str]:
         yield (
             f"tracking.uri={tracking.uri}: it has no effect with tracking=jsonl; choose "
             "tracking=mlflow or tracking=server."
+        )
+    if config.task == "deliver" and tracking.name == "jsonl":
+        yield (
+            "tracking=jsonl: nothing can be delivered there; leave it out for the store that the "
+            "run has, or choose tracking=mlflow or tracking=server with tracking.uri=ADDRESS."
         )
     if not tracking.experiment:
         yield "tracking.experiment: a name is needed, it is empty."

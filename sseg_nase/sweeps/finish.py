@@ -30,14 +30,21 @@ def finish(sweep: SweepFolder, store: SweepStore, say: Say) -> int:
     """Show the table, write the report, end the parent run; return the exit code."""
     seen = look(sweep)
     _console().print(table(sweep, seen))
-    _report(sweep, seen, store, say)
-    parent = sweep.plan["parent_run_id"]
-    if parent is not None and not any(one.state in (RUNNING, QUEUED) for one in seen):
-        bad = sum(one.state != FINISHED for one in seen)
-        error = f"{bad} of {len(seen)} jobs are not finished" if bad else None
-        status = FAILED if any(one.failed for one in seen) else INTERRUPTED if bad else FINISHED
-        store.end(parent, status, error)
+    _close(sweep, seen, store, say)
     return exit_code(seen)
+
+
+def _close(sweep: SweepFolder, seen: Sequence[Seen], store: SweepStore, say: Say) -> None:
+    """Write the report and, unless a job is on its way, end the parent run."""
+    _report(sweep, seen, store, say)
+    if any(one.state in (RUNNING, QUEUED) for one in seen):
+        return
+    bad = sum(one.state != FINISHED for one in seen)
+    error = f"{bad} of {len(seen)} jobs are not finished" if bad else None
+    status = FAILED if any(one.failed for one in seen) else INTERRUPTED if bad else FINISHED
+    if (parent := sweep.plan["parent_run_id"]) is not None:
+        store.end(parent, status, error)
+    sweep.end(status)
 
 
 def finish_if_last(sweep: SweepFolder, say: Say) -> None:
@@ -61,7 +68,16 @@ def status(config: Config, say: Say) -> int:
                 live.update(table(sweep, seen), refresh=True)
     else:
         console.print(table(sweep, seen))
+    _close_forgotten(sweep, seen, say)
     return exit_code(seen)
+
+
+def _close_forgotten(sweep: SweepFolder, seen: Sequence[Seen], say: Say) -> None:
+    """Close a sweep whose launcher is gone and whose last job was killed before it could."""
+    if sweep.ended or sweep.launched() or any(one.state in (RUNNING, QUEUED) for one in seen):
+        return
+    with sweep.launching():
+        _close(sweep, seen, SweepStore(sweep.tracking, warn=say), say)
 
 
 def report(config: Config, say: Say) -> int:

@@ -86,11 +86,18 @@ class JobFolder:
         """Note under which number the job waits in Slurm."""
         write_text(self.path / "slurm_job", slurm_job)
 
+    def unqueue(self) -> None:
+        """Note that it is Slurm's no more."""
+        (self.path / "slurm_job").unlink(missing_ok=True)
+
     @property
     def slurm_job(self) -> str | None:
         """Slurm's number of the job, if it was ever handed to it."""
         path = self.path / "slurm_job"
-        return path.read_text(encoding="utf-8") if path.exists() else None
+        try:
+            return path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
 
     @property
     def begun(self) -> bool:
@@ -99,8 +106,8 @@ class JobFolder:
 
     def forget(self) -> None:
         """Stand as if never begun; what its run has written stays."""
-        for name in ("job.json", "slurm_job"):
-            (self.path / name).unlink(missing_ok=True)
+        (self.path / "job.json").unlink(missing_ok=True)
+        self.unqueue()
 
     @property
     def run(self) -> Path | None:
@@ -188,6 +195,15 @@ class SweepFolder:
         path = self.path / "stopped"
         return path.read_text(encoding="utf-8") if path.exists() else None
 
+    def end(self, status: str) -> None:
+        """Note that nothing is on its way any more."""
+        write_text(self.path / "ended", status)
+
+    @property
+    def ended(self) -> bool:
+        """Whether somebody has closed it since it was launched."""
+        return (self.path / "ended").exists()
+
     @property
     def threads(self) -> int:
         """Of a job on a CPU, whatever the launcher: their number decides the last digits."""
@@ -202,7 +218,8 @@ class SweepFolder:
             launched_by=f"process {me['pid']} on {me['host']}",
             visible_devices=visible_devices,
         )
-        (self.path / "stopped").unlink(missing_ok=True)
+        for name in ("stopped", "ended"):
+            (self.path / name).unlink(missing_ok=True)
 
     @contextmanager
     def launching(self) -> Iterator[None]:

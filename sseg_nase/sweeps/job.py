@@ -1,21 +1,19 @@
 """One job of a sweep, in whatever process a launcher has given it.
 
-The basic and the joblib launcher run many jobs in one process, so here each gets a process of its
-own; submitit's jobs have one already, and their signals (time limit, preemption) must reach it.
+Each gets a process of its own, watched by this one: it says how the job ended where the job cannot.
+A job of Slurm has its process already, and Slurm's signals (time limit, preemption) must reach it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from sseg_nase.config.compose import stored
 from sseg_nase.config.schema import Config
@@ -26,26 +24,23 @@ from sseg_nase.sweeps.code import changed_since
 from sseg_nase.sweeps.finish import finish_if_last
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder, this_process
 from sseg_nase.sweeps.isolation import Ending, isolated
-from sseg_nase.sweeps.seen import reap
+from sseg_nase.sweeps.seen import died, reap
 from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
-from sseg_nase.training.interruption import Interruption
-
-# What a process dies of by itself; any other signal was sent by someone.
-CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")
 
 
 def perform(sweep_path: Path, number: int, launcher: str) -> None:
     """Run the job until it has ended, with the retries that the sweep allows.
 
-    How it ended is on disk. In a submitit process a failure is raised too, so that the queue knows.
+    How it ended is on disk. For Slurm, which has a name for that, too, a failure is raised.
     """
     sweep = SweepFolder(sweep_path)
     job = sweep.jobs[number]
     try:
         _attempts(sweep, job, launcher)
     finally:
-        if sweep.settings.detach:
-            finish_if_last(sweep, partial(print, flush=True))
+        finish_if_last(sweep, partial(print, flush=True))
+    if launcher in ATTEMPTS and job.state().get("status") in (FAILED, INTERRUPTED):
+        raise RuntimeError(f"job {job.number} ({job.label}): {job.state().get('reason')}")
 
 
 def _attempts(sweep: SweepFolder, job: JobFolder, launcher: str) -> None:
@@ -69,9 +64,10 @@ def _attempts(sweep: SweepFolder, job: JobFolder, launcher: str) -> None:
 def _apart(sweep: SweepFolder, job: JobFolder, launcher: str) -> None:
     """In a process of its own."""
     minutes = sweep.settings.timeout_min
+    job.unqueue()
     _begin(job)
     try:
-        with _devices(sweep, job) as environment:
+        with _place(sweep, job, launcher), _devices(sweep, job) as environment:
             ending = isolated(
                 run_job,
                 (str(sweep.path), job.number),
@@ -89,25 +85,11 @@ def _apart(sweep: SweepFolder, job: JobFolder, launcher: str) -> None:
 def _here(sweep: SweepFolder, job: JobFolder, launcher: str) -> None:
     """In this process, which is the job's own."""
     _begin(job)
-    with ExitStack() as held:
-        try:
-            with Interruption():  # submitit would wait on where it is told to stop
-                held.enter_context(_place(sweep, launcher))
-                environment = held.enter_context(_devices(sweep, job, launcher))
-        except KeyboardInterrupt:
-            _end(job, INTERRUPTED, "interrupted while it waited", STOPPED)
-            raise
-        os.environ.update(environment)
-        code = run_job(str(sweep.path), job.number)
+    code = run_job(str(sweep.path), job.number)
     _conclude(sweep, job, Ending(code, timed_out=False), None)
-    if code:
-        raise RuntimeError(f"job {job.number} ({job.label}): {job.state().get('reason')}")
 
 
-ATTEMPTS: Mapping[str, Callable[[SweepFolder, JobFolder, str], None]] = {
-    "submitit_local": _here,
-    "submitit_slurm": _here,
-}
+ATTEMPTS: Mapping[str, Callable[[SweepFolder, JobFolder, str], None]] = {"submitit_slurm": _here}
 
 
 def run_job(sweep_path: str, number: int) -> int:
@@ -201,38 +183,30 @@ def _conclude(sweep: SweepFolder, job: JobFolder, ending: Ending, why: str | Non
     _end(job, status, why or error, ending.exitcode)
 
 
-def died(ending: Ending) -> str:
-    """What a death without a word is: FAILED for an exit or a crash, INTERRUPTED for a kill."""
-    crashed = ending.exitcode >= 0 or str(ending).rpartition(" ")[2] in CRASHES
-    return FAILED if crashed and not ending.timed_out else INTERRUPTED
-
-
 @contextmanager
-def _devices(sweep: SweepFolder, job: JobFolder, launcher: str = "") -> Iterator[Mapping[str, str]]:
-    """Hold the GPUs that the job is to have; a job of Slurm has been given its own."""
-    hardware, settings = job.config.hardware, sweep.settings
-    if launcher == "submitit_slurm" or hardware.accelerator == "cpu" or hardware.name == "cpu":
+def _devices(sweep: SweepFolder, job: JobFolder) -> Iterator[Mapping[str, str]]:
+    """Hold the GPUs that the job is to have."""
+    hardware = job.config.hardware
+    if "cpu" in (hardware.accelerator, hardware.name):
         yield {}
         return
-
-    def waiting(text: str) -> None:
-        job.note(waiting=text)
-
     with gpu_slot(
         hardware.devices,
-        free_gb=settings.gpu_free_gb,
-        visible=sweep.plan.get("visible_devices"),
-        waiting=waiting,
+        free_gb=sweep.settings.gpu_free_gb,
+        visible=sweep.plan["visible_devices"],
+        waiting=lambda text: job.note(waiting=text),
     ) as environment:
         job.note(waiting=None, devices=environment.get("CUDA_VISIBLE_DEVICES"))
         yield environment
 
 
 @contextmanager
-def _place(sweep: SweepFolder, launcher: str) -> Iterator[Any]:
+def _place(sweep: SweepFolder, job: JobFolder, launcher: str) -> Iterator[None]:
     """`submitit_local` starts all jobs at once: here they wait for one of the places."""
     if launcher != "submitit_local":
-        yield None
+        yield
         return
-    with slot_of(sweep.path / "places", sweep.settings.parallel) as place:
-        yield place
+    job.note(waiting="waiting for a place")
+    with slot_of(sweep.path / "places", sweep.settings.parallel):
+        job.note(waiting=None, started=time.time())
+        yield

@@ -9,17 +9,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from sseg_nase.config.compose import load, spelled_out
-from sseg_nase.config.multirun import split
+from sseg_nase.config.multirun import once, split
 from sseg_nase.config.schema import Config
 from sseg_nase.config.validation import cautions
 from sseg_nase.directory import end_dead, locked, status_of
-from sseg_nase.errors import STOPPED, UserError
+from sseg_nase.errors import DONE, STOPPED, UserError
 from sseg_nase.sweeps import code
 from sseg_nase.sweeps.finish import finish
 from sseg_nase.sweeps.folder import (
@@ -37,15 +37,18 @@ from sseg_nase.tracking.sweeps import KnownRun, SweepStore
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_BEGIN = 30.0
-STOPPING = [getattr(signal, n) for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n)]
+STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 OWN_KEYS = ("sweep.dir", "sweep.job", "sweep.watch")
 
 Say = Callable[[str], None]
 Hydra = Callable[[Sequence[str]], None]
 
 
-class Detached(Exception):  # noqa: N818 - not an error
-    """Raised where Hydra's launcher would wait for the jobs that it has handed over."""
+class Queued(Exception):  # noqa: N818 - not an error
+    """Raised where Hydra's launcher would wait for the jobs that it has put into Slurm's queue.
+
+    It waits for files that a job killed hard never writes; here Slurm itself is asked.
+    """
 
 
 def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> int:
@@ -55,9 +58,15 @@ def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> 
     beside `conf/`. Raises `UserError`.
     """
     hydras, sweeps, jobs = split(spelled_out(overrides))
+    once(sweeps)
     settings = load(["task=status", *sweeps], *further).sweep
     if settings.watch or settings.job is not None:
         raise UserError("sweep.watch and sweep.job have no effect with -m; leave them out.")
+    if _is_slurm(hydras) and any("sweeper.max_batch_size" in text for text in hydras):
+        raise UserError(
+            "hydra.sweeper.max_batch_size: with Slurm all jobs are queued at once; say how many run "
+            "at once with hydra.launcher.array_parallelism."
+        )
     sweep = _chosen(settings.dir, settings.rerun, hydras, jobs, say, *further)
     detached = settings.detach and not _is_slurm(hydras)
     with sweep.launching():
@@ -174,62 +183,96 @@ def _run(
 ) -> int:
     """Hand the jobs to Hydra's launcher, wait until all have ended, and close the sweep."""
     own = [f"sweep.dir={_quoted(sweep.path)}", f"sweep.job={','.join(map(str, numbers))}"]
-    watcher = Watcher(sweep, say)
-    with watcher, _stopping_is_interrupting():
+    interrupted = False
+    with Watcher(sweep, say), _interruptible(sweep, say):
         try:
             with _submissions(sweep, numbers):
                 hydra([*overrides, *own])
-        except Detached:
-            say(f"{len(numbers)} jobs are in Slurm's queue; look at them with:")
-            say(f"  sseg-nase task=status sweep={sweep.path}")
-            return 0
+        except Queued:
+            if sweep.settings.detach:
+                say(f"{len(numbers)} jobs are in Slurm's queue; look at them with:")
+                say(f"  sseg-nase task=status sweep={sweep.path}")
+                return DONE
         except KeyboardInterrupt:
-            _stop_jobs(sweep, say)
-            watcher.stop()
-            finish(sweep, store, say)
-            say("interrupted; the same command goes on with what is left")
-            return STOPPED
+            interrupted = True
         except Exception as error:
-            # A job that failed in submitit is on disk; a launcher that could not start one is not.
+            # A job that failed is on disk; a launcher that could not start any is not.
             if not any(sweep.jobs[number].begun for number in numbers):
                 text = next(iter(str(error).strip().splitlines()), type(error).__name__)
                 raise UserError(f"hydra/launcher: no job could be started: {text}") from error
         try:
-            while any(one.state in (RUNNING, QUEUED) for one in look(sweep)):
+            while not interrupted and any(one.state in (RUNNING, QUEUED) for one in look(sweep)):
                 time.sleep(SECONDS_BETWEEN_LOOKS)
         except KeyboardInterrupt:
+            interrupted = True
+    code = finish(sweep, store, say)
+    if interrupted:
+        say("interrupted; the same command goes on with what is left")
+    return STOPPED if interrupted else code
+
+
+@contextmanager
+def _interruptible(sweep: SweepFolder, say: Say) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP (the terminal closes) let the jobs stop with a checkpoint first.
+
+    Before the launcher hears of it: joblib kills what its workers have started. A second one waits
+    for nothing.
+    """
+    asked = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if not asked:
+            asked = True
+            sweep.stop("the sweep was interrupted")
             _stop_jobs(sweep, say)
-            watcher.stop()
-            finish(sweep, store, say)
-            return STOPPED
-    return finish(sweep, store, say)
+        raise KeyboardInterrupt
+
+    # What is ignored stays so: a shell's background job does not hear Ctrl-C, nohup's no SIGHUP.
+    heard = [number for number in STOPPING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop_jobs(sweep: SweepFolder, say: Say) -> None:
-    """Ask the jobs of this machine to stop with a checkpoint; kill those that do not."""
-    asked = list[JobFolder]()
+    """Ask the jobs on this machine to stop with a checkpoint; kill those that do not."""
+    pids = list[int]()
     for job in sweep.jobs:
         state = job.state()
-        if not job.alive() or state.get("host") != socket.gethostname():
+        if not job.alive() or state.get("pid") == os.getpid():
             continue
-        if state.get("pid") == os.getpid():
-            continue
-        if state.get("slurm_job") is not None:
-            say(f"job {job.number} ({job.label}) stays in Slurm as job {state['slurm_job']}")
-            continue
-        _signal(state["pid"], signal.SIGTERM)
-        asked.append(job)
+        if job.slurm_job is not None:
+            say(f"job {job.number} ({job.label}) stays in Slurm as job {job.slurm_job}")
+        elif state.get("host") == socket.gethostname():
+            pids.append(state["pid"])
+            if state.get("waiting"):  # it has nothing to save, and submitit would ignore SIGTERM
+                _signal(state["pid"], signal.SIGKILL)
+                why = "the sweep was interrupted while it waited"
+                job.note(ended=time.time(), status=INTERRUPTED, reason=why, waiting=None)
+            else:
+                _signal(state["pid"], signal.SIGTERM)
+    if pids:
+        say(f"{len(pids)} jobs finish their step and write a checkpoint; again to kill them")
     deadline = time.monotonic() + SECONDS_TO_STOP
-    while any(job.alive() for job in asked) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    for job in asked:
-        if job.alive():
-            _signal(job.state()["pid"], signal.SIGKILL)
+    try:
+        while any(_signal(pid, 0) for pid in pids) and time.monotonic() < deadline:
+            time.sleep(0.2)
+    finally:
+        for pid in pids:
+            _signal(pid, signal.SIGKILL)
 
 
-def _signal(pid: int, number: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
+def _signal(pid: int, number: int) -> bool:
+    """Send a signal; tell whether there was a process to take it."""
+    try:
         os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
 
 
 def _in_background(
@@ -266,14 +309,13 @@ def _in_background(
 
 @contextmanager
 def _submissions(sweep: SweepFolder, numbers: Sequence[int]) -> Iterator[None]:
-    """Note under which number Slurm has queued each job; detached, do not wait for them.
+    """Note under which number Slurm has queued each job.
 
     Hydra's submitit launcher submits all jobs with one `map_array` and then waits for each.
     """
     from submitit.core.core import Executor
 
     original = Executor.map_array
-    rest = iter(numbers)
 
     def map_array(self: Any, *arguments: Any) -> Any:
         # Ctrl-C is for the sweep, which asks its jobs to stop; children inherit what is ignored.
@@ -282,33 +324,17 @@ def _submissions(sweep: SweepFolder, numbers: Sequence[int]) -> Iterator[None]:
             submitted = original(self, *arguments)
         finally:
             signal.signal(signal.SIGINT, before)
-        for submission, number in zip(submitted, rest, strict=False):
-            if self.cluster == "slurm":
-                sweep.jobs[number].queue(str(submission.job_id))
-        if sweep.settings.detach and self.cluster == "slurm":
-            raise Detached
-        return submitted
+        if self.cluster != "slurm":
+            return submitted
+        for submission, number in zip(submitted, numbers, strict=True):
+            sweep.jobs[number].queue(str(submission.job_id))
+        raise Queued
 
     Executor.map_array = map_array  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
         Executor.map_array = original  # type: ignore[method-assign]
-
-
-@contextmanager
-def _stopping_is_interrupting() -> Iterator[None]:
-    """SIGTERM, and SIGHUP when the terminal closes, end a sweep like Ctrl-C."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in STOPPING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _is_slurm(hydras: Sequence[str]) -> bool:

@@ -16,6 +16,7 @@ from sseg_nase.sweeps.folder import Planned
 from sseg_nase.tracking.mlflow_sink import resolve_uri
 
 NAME_LENGTH = 120
+LOOKS = ("status", "report", "deliver")
 # Where a job's results go and how it is run says nothing of what it is.
 UNNAMED = ("paths.", "tracking", "hydra", "experiment_name")
 
@@ -36,8 +37,8 @@ def plan(overrides: Sequence[str], *further: Path) -> tuple[str, list[Planned]]:
             mistakes.append(f"job {number} ({label(job, differing)}): {error}")
     if mistakes:
         raise UserError(f"no job was started; {listed(list(_grouped(mistakes)))}")
-    if tasks := {config.task for config in configs} & {"status", "report"}:
-        raise UserError(f"task={tasks.pop()}: it looks at a sweep and is no job of one; no -m.")
+    if tasks := {config.task for config in configs} & set(LOOKS):
+        raise UserError(f"task={tasks.pop()}: it looks at what is on disk and is no job of a sweep; no -m.")
     planned = [
         Planned(
             number=number,

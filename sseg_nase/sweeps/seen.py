@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 from sseg_nase.directory import RUNNING, end_dead, status_of
 from sseg_nase.errors import MISTAKE
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder
+from sseg_nase.sweeps.isolation import Ending
 from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.tracking.sweeps import SweepStore
 
@@ -26,6 +26,10 @@ WAITING, QUEUED = "WAITING", "QUEUED"
 ENDED = (FINISHED, FAILED, INTERRUPTED)
 GONE = "its process is gone and left no word"
 SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_FOR_SLURM = 60
+# What a process dies of by itself; any other signal was sent by someone.
+CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")
+SHELLS_SIGNALS = 128
 TAIL_BYTES = 1 << 16
 # Slurm's own states of a job that has ended or will not run.
 SLURM_ENDED = (
@@ -40,6 +44,8 @@ SLURM_ENDED = (
     "PREEMPTED",
 )
 
+SLURM_AT_WORK = ("RUNNING", "COMPLETING")
+SLURM_STOPPED = ("CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "DEADLINE", "PREEMPTED")
 # A lock says nothing across machines whose file system does not share locks; this long without a
 # line in events.jsonl does.
 SECONDS_OF_SILENCE = 3600
@@ -51,7 +57,8 @@ Queue = Mapping[str, str]  # Slurm's job id to its state
 class Seen:
     """One job at one moment.
 
-    `state`: WAITING (nobody has begun), QUEUED (in Slurm), RUNNING, FINISHED, FAILED, INTERRUPTED;
+    `state`: WAITING (nobody has begun), QUEUED (in Slurm, or for a device), RUNNING, FINISHED,
+    FAILED, INTERRUPTED;
     `detail`: why it is so, or what it waits for; `seconds` of its latest stretch.
     """
 
@@ -71,9 +78,13 @@ class Seen:
 
 def look(sweep: SweepFolder) -> list[Seen]:
     """See how every job stands. A dead run that still says RUNNING is ended as INTERRUPTED."""
-    queue = slurm_queue() if any(job.slurm_job for job in sweep.jobs) else {}
+    handed = [job.slurm_job for job in sweep.jobs]  # first: what comes after is not in the queue
+    queue = slurm_queue() if any(handed) else {}
     stopped = sweep.stopped
-    return [_seen(sweep, job, queue, stopped) for job in sweep.jobs]
+    return [
+        _seen(sweep, job, slurm_job, queue, stopped)
+        for job, slurm_job in zip(sweep.jobs, handed, strict=True)
+    ]
 
 
 def reap(sweep: SweepFolder, job: JobFolder, status: str, reason: str) -> bool:
@@ -96,47 +107,92 @@ def exit_code(seen: Sequence[Seen]) -> int:
 
 def slurm_queue() -> Queue | None:
     """Return the user's jobs that wait or run in Slurm; None where Slurm does not answer."""
-    if shutil.which("squeue") is None:
-        return None
-    try:
-        listed = subprocess.run(
-            ["squeue", "--me", "--noheader", "--array", "--format=%i %T"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
+    listed = _asked("squeue", "--me", "--noheader", "--array", "--format=%i %T")
+    if listed is None:
         return None
     pairs = (line.split() for line in listed.splitlines() if len(line.split()) == 2)
     return {job: state for job, state in pairs if state not in SLURM_ENDED}
 
 
-def _seen(sweep: SweepFolder, job: JobFolder, queue: Queue | None, stopped: str | None) -> Seen:
+def slurm_said(slurm_job: str | None) -> tuple[str, str] | None:
+    """Return how a job of Slurm ended that left no word itself; None where Slurm forgot it."""
+    if slurm_job is None:
+        return None
+    shown = _asked("scontrol", "show", "job", "--oneliner", slurm_job)
+    known = dict(pair.split("=", 1) for pair in (shown or "").split() if "=" in pair)
+    state = known.get("JobState")
+    if state not in SLURM_ENDED:
+        return None
+    code, _, number = known.get("ExitCode", "0:0").partition(":")
+    # A shell, and srun, say it so where a signal has ended what they had started.
+    killer = int(number or 0) or max(0, int(code) - SHELLS_SIGNALS)
+    how = f"signal {killer}" if killer else f"exit code {code}"
+    # Whatever Slurm calls it: a process that ended by itself and left no word has crashed.
+    ended = died(Ending(-killer or int(code), timed_out=False))
+    if state in SLURM_STOPPED:
+        ended = INTERRUPTED
+    elif state == "OUT_OF_MEMORY":
+        ended = FAILED
+    return ended, f"its process ended without a word ({how}; Slurm says {state})"
+
+
+def died(ending: Ending) -> str:
+    """What a death without a word is: FAILED for an exit or a crash, INTERRUPTED for a kill."""
+    crashed = ending.exitcode >= 0 or str(ending).rpartition(" ")[2] in CRASHES
+    return FAILED if crashed and not ending.timed_out else INTERRUPTED
+
+
+def _asked(*command: str) -> str | None:
+    try:
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS_FOR_SLURM,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _seen(
+    sweep: SweepFolder,
+    job: JobFolder,
+    slurm_job: str | None,
+    queue: Queue | None,
+    stopped: str | None,
+) -> Seen:
     alive, state = job.alive(), job.state()
     said = status_of(job.run) if job.run is not None else {}
-    queued = (queue or {}).get(str(job.slurm_job))
+    queued = (queue or {}).get(str(slurm_job))
+    # Slurm needs a moment to see that a process has ended; what was interrupted may come back.
+    over = state.get("status") == FAILED and state.get("slurm_job") == slurm_job
     if said.get("status") == FINISHED:
         found, detail = FINISHED, str(state.get("reason") or "")
-    elif alive or queued in ("RUNNING", "COMPLETING"):
-        found, detail = RUNNING, str(state.get("waiting") or "")
-    elif queued is not None:
-        found, detail = QUEUED, f"Slurm job {job.slurm_job} is {queued}"
+    elif alive or (queued in SLURM_AT_WORK and not over):
+        detail = str(state.get("waiting") or "")
+        found = QUEUED if detail else RUNNING
+    elif queued is not None and not over:
+        found, detail = QUEUED, f"Slurm job {slurm_job} is {queued}"
+    elif "ended" in state and (slurm_job in (None, state.get("slurm_job")) or queue is not None):
+        found, detail = str(state["status"]), str(state.get("reason") or "")
+    elif slurm_job is not None and queue is None:
+        found, detail = QUEUED, f"Slurm job {slurm_job}, but Slurm does not answer"
+    elif "started" not in state and slurm_job is not None and stopped is None:
+        found, detail = INTERRUPTED, f"Slurm job {slurm_job} was cancelled before it began"
     elif "started" not in state:
         found, detail = WAITING, stopped or ""
-    elif "ended" in state:
-        found, detail = str(state["status"]), str(state.get("reason") or "")
     elif said.get("status") in ENDED:
         found, detail = str(said["status"]), str(said.get("error") or "")
     elif job.alive() or job.state() != state:  # it has begun, or ended, while we looked
-        return _seen(sweep, job, queue, stopped)
+        return _seen(sweep, job, slurm_job, queue, stopped)
     elif not _dead(job, state, queue):
         found, detail = RUNNING, f"on {state['host']}, as far as can be seen from here"
     else:
-        found, detail = INTERRUPTED, GONE
-        reap(sweep, job, INTERRUPTED, GONE)
-        job.note(ended=time.time(), status=INTERRUPTED, reason=GONE)
+        found, detail = slurm_said(slurm_job) or (INTERRUPTED, GONE)
+        reap(sweep, job, found, detail)
+        job.note(ended=time.time(), status=found, reason=detail)
     epoch, loss = (None, None) if job.run is None else _progress(job.run / "events.jsonl")
     return Seen(
         job=job,

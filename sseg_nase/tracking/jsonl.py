@@ -13,6 +13,7 @@ from typing import Any
 
 from sseg_nase.files import append_line, write_text
 from sseg_nase.tracking.sink import RunInfo, Sink
+from sseg_nase.tracking.source import origin
 
 MUTATION_KEYS = (
     "index",
@@ -62,9 +63,10 @@ class JsonlSink(Sink):
                 "name": run.name,
                 "experiment": run.experiment,
                 "params": run.params,
-                "tags": run.tags,
+                "tags": origin() | run.tags,
                 "total_epochs": run.total_epochs,
                 "resumed": None if run.resumed is None else asdict(run.resumed),
+                "parent_run_id": run.parent_run_id,
             },
         )
 

@@ -6,11 +6,9 @@ mlflow's global state, so several runs may live in one process.
 
 from __future__ import annotations
 
-import getpass
 import http.client
 import importlib
 import itertools
-import json
 import logging
 import os
 import re
@@ -21,8 +19,9 @@ import time
 import urllib.error
 import urllib.request
 import warnings
+from array import array
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,10 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-import sseg_nase
 from sseg_nase.errors import UserError
-from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED, Param, Resumed, RunInfo, Sink
-from sseg_nase.tracking.source import git_commit
+from sseg_nase.tracking.rows import Row, Rows, clean_key, recorded_rows
+from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED, Param, RunInfo, Sink
+from sseg_nase.tracking.source import origin
 
 SQLITE = "sqlite:///"
 SERVERS = ("http", "https")
@@ -46,10 +45,9 @@ RUN_FILES = (
     "results.json",
 )
 MLFLOW_STATUS = {FINISHED: "FINISHED", FAILED: "FAILED", INTERRUPTED: "KILLED"}
-MUTATION_CODES = {"GROW": 1, "WIDEN": 2, "PRUNE": 3}
 
 # What MLflow takes in one call, and in one value.
-METRICS_PER_CALL, PARAMS_PER_CALL, LONGEST_PARAM, LONGEST_KEY = 1000, 100, 499, 250
+METRICS_PER_CALL, PARAMS_PER_CALL, LONGEST_PARAM = 1000, 100, 499
 # Not worth another try: what the store refuses, and a file that cannot be read or written.
 GONE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")
@@ -61,7 +59,6 @@ LONGEST_PAUSE = 60.0
 LONGEST_REASON = 300
 
 Notify = Callable[[str, str], None]
-Row = tuple[str, float, int, int]  # key, value, timestamp in ms, step
 
 
 class MlflowSink(Sink):
@@ -69,9 +66,10 @@ class MlflowSink(Sink):
 
     `uri`: `None` for mlflow.db in the working directory, `sqlite:///FILE`, or a server's http(s)
     address; `required`: whether a store that cannot be opened is an error, or a warning and a run
-    without MLflow. A store that stops answering later never stops the run: rows wait in memory (at
-    most `capacity` of them, the oldest give way) and are sent when it answers again. `notify(kind,
-    text)` takes the warnings and messages about that, also from the delivering thread.
+    without MLflow. A store that stops answering later never stops the run: rows wait in memory and
+    are sent when it answers again. Of more than `capacity` the oldest give way; they are sent from
+    events.jsonl. `notify(kind, text)` takes the warnings and messages about that, also from the
+    delivering thread.
 
     Raises `UserError` for an address of another kind, or on `open` as said.
     """
@@ -97,13 +95,18 @@ class MlflowSink(Sink):
         self._run_id: str | None = None
         self._directory = Path()
         self._delivery: _Delivery | None = None
-        self._last_step: dict[str, int] = {}
-        self._stored_steps: dict[str, set[int]] = {}
+        self._delivered = True
+        self._rows = Rows()
 
     @property
     def run_id(self) -> str | None:
         """The MLflow run's id; after a failed `open`, the one that was to be resumed."""
         return self._run_id
+
+    @property
+    def delivered(self) -> bool:
+        """Whether the store has everything: not before the sink is closed."""
+        return self._delivered
 
     def open(self, run: RunInfo) -> None:
         """Create the run, or go on with the resumed one, and start delivering.
@@ -115,84 +118,48 @@ class MlflowSink(Sink):
         """
         self._run_id = None if run.resumed is None else run.resumed.run_id
         self._directory = run.directory
+        self._delivered = False
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what mlflow stands on is full of deprecations
                 client, experiment_id = open_store(self.uri, self._experiment)
-                run_id = self._begin(client, experiment_id, run)
+                run_id, stored = self._begin(client, experiment_id, run)
         except Exception as error:
             if self._required:
                 raise unusable(self.uri, error) from error
             self._notify(
                 "warning",
                 f"MLflow at {shown(self.uri)} cannot be used: {reason(error)} The run goes on "
-                f"without it; {run.directory / 'events.jsonl'} keeps everything.",
+                f"without it; {run.directory / 'events.jsonl'} keeps everything, and "
+                f"task=deliver run={shlex.quote(str(run.directory))} sends it afterwards.",
             )
             return
         self._run_id = run_id
+        self._rows = Rows(stored)
+        events = run.directory / "events.jsonl"
+        known = run.resumed is not None and events.exists()
+        missing = recorded_rows(events, self._rows, run.resumed) if known else iter(())
         self._delivery = _Delivery(
             client,
             run_id,
             name=shown(self.uri),
-            kept_in=run.directory / "events.jsonl",
+            events=events,
+            behind=_last_steps(itertools.chain.from_iterable(missing)),
             notify=self._notify,
             flush_seconds=self._flush_seconds,
             capacity=self._capacity,
         )
         self.artifact(run.config_file)
-        if run.resumed is not None:
-            self._catch_up(run.directory / "events.jsonl", run.resumed)
-
-    def _catch_up(self, events: Path, until: Resumed) -> None:
-        """Queue the figures and mutations that stand in events.jsonl, up to where the run goes on.
-
-        An earlier resume told some of them twice: the first time counts, as for all figures.
-        """
-        if not events.exists():
-            return
-        mutations = 0
-        for line in events.read_text(encoding="utf-8").splitlines():
-            told = json.loads(line)
-            kind, values = told["kind"], told["values"]
-            if kind == "metrics" and told["step"] <= until.step:
-                known = {key: value for key, value in values.items() if value is not None}
-                self.metrics(known, told["step"])
-            elif kind == "mutation" and mutations <= values["index"] < until.mutations:
-                mutations = values["index"] + 1
-                self.event(kind, values)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Queue the figures; a (name, step) that the run has already is left out."""
-        if self._delivery is None:
-            return
-        now, step = int(time.time() * 1000), int(step)
-        rows: list[Row] = []
-        for name, value in values.items():
-            key = clean_key(name)
-            if step <= self._last_step.get(key, -1):
-                continue
-            self._last_step[key] = step
-            if step not in self._stored_steps.get(key, ()):
-                rows.append((key, float(value), now, step))
-        self._delivery.add_rows(rows)
+        if self._delivery is not None:
+            self._delivery.add_rows(self._rows.metrics(values, step, _now()))
 
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
-        """Turn a mutation into `mutation/*` figures; other events are not MLflow's.
-
-        `mutation/kind` is 1 for GROW, 2 for WIDEN, 3 for PRUNE. A second mutation at one step
-        stands at the next step, because a metric has one value per step.
-        """
-        if kind != "mutation":
-            return
-        figures = {
-            "mutation/index": values["index"],
-            "mutation/kind": MUTATION_CODES[values["kind"]],
-            "mutation/function_delta": values["function_delta"],
-            "mutation/loss_before": values["loss_before"],
-            "mutation/loss_after": values["loss_after"],
-        }
-        step = max(int(values["step"]), self._last_step.get("mutation/index", -1) + 1)
-        self.metrics({key: value for key, value in figures.items() if value is not None}, step)
+        """Queue a mutation as `mutation/*` figures; other events are not MLflow's."""
+        if self._delivery is not None and kind == "mutation":
+            self._delivery.add_rows(self._rows.mutation(values, _now()))
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Queue a file; it is copied as it is when its turn comes."""
@@ -209,65 +176,35 @@ class MlflowSink(Sink):
         for name in RUN_FILES:
             if (self._directory / name).is_file():
                 self._delivery.add_file(self._directory / name, None)
-        self._delivery.finish(MLFLOW_STATUS[status], error, self._close_seconds)
+        self._delivered = self._delivery.finish(MLFLOW_STATUS[status], error, self._close_seconds)
         self._delivery = None
 
-    def _begin(self, client: Any, experiment_id: str, run: RunInfo) -> str:
-        from mlflow.entities import RunTag
-
-        known = {
-            DIRECTORY_TAG: str(run.directory),
-            "mlflow.parentRunId": run.parent_run_id,
-        }
-        tags = {key: value for key, value in known.items() if value} | origin() | run.tags
-        params = {clean_key(key): clean_param(value) for key, value in run.params.items()}
-
+    def _begin(
+        self, client: Any, experiment_id: str, run: RunInfo
+    ) -> tuple[str, dict[str, Iterable[int]]]:
+        """Return the run's id, and the steps of every metric that the store has of it."""
         if run.resumed is not None:
-            found = self._find(client, experiment_id, run)
+            found = find_run(client, experiment_id, run.resumed.run_id, run.directory)
             if found is not None:
                 known_id: str = found.info.run_id
                 client.update_run(known_id, status="RUNNING")
-                client.log_batch(known_id, tags=[RunTag(key, value) for key, value in tags.items()])
-                # Params cannot be changed: only those that are missing are written.
-                missing = {key: params[key] for key in params.keys() - found.data.params.keys()}
-                _log_params(client, known_id, missing)
-                for key in found.data.metrics:
-                    history = client.get_metric_history(known_id, key)
-                    self._stored_steps[key] = {metric.step for metric in history}
-                return known_id
+                describe(client, found, run)
+                return known_id, stored_steps(client, known_id)
             self._notify(
                 "warning",
                 f"MLflow at {shown(self.uri)} does not have the run that is resumed; "
                 "a new one takes over from here.",
             )
 
-        run_id: str = client.create_run(experiment_id, run_name=run.name, tags=tags).info.run_id
-        _log_params(client, run_id, params)
-        return run_id
-
-    def _find(self, client: Any, experiment_id: str, run: RunInfo) -> Any | None:
-        """The run that is resumed: by its id, or, where that got lost, by its directory."""
-        from mlflow.exceptions import MlflowException
-
-        assert run.resumed is not None
-        if run.resumed.run_id is None:
-            where = str(run.directory).replace("'", "\\'")
-            found = client.search_runs([experiment_id], f"tags.{DIRECTORY_TAG} = '{where}'")
-            return found[0] if found else None
-        try:
-            stored = client.get_run(run.resumed.run_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return None
-        return stored if stored.info.lifecycle_stage == "active" else None
+        return create_run(client, experiment_id, run), {}
 
 
 class _Delivery:
     """Carries rows and files to one MLflow run on a thread of its own.
 
     What the store did not take is tried again, with growing pauses, until the end; sending a row
-    twice does no harm, because equal rows are one row to the store.
+    twice does no harm, because equal rows are one row to the store. `behind`: by name, up to which
+    step rows stand in `events` that may be missing.
     """
 
     def __init__(
@@ -276,16 +213,18 @@ class _Delivery:
         run_id: str,
         *,
         name: str,
-        kept_in: Path,
+        events: Path,
+        behind: dict[str, int],
         notify: Notify,
         flush_seconds: float,
         capacity: int,
     ) -> None:
         self._client, self._run_id = client, run_id
-        self._name, self._kept_in, self._notify = name, kept_in, notify
+        self._name, self._events, self._notify = name, events, notify
         self._flush_seconds, self._capacity = flush_seconds, capacity
         self._rows: deque[Row] = deque()
         self._files: dict[tuple[Path, str | None], None] = {}
+        self._behind = behind
         self._lost = 0
         self._failing = False
         self._warned = False
@@ -297,9 +236,8 @@ class _Delivery:
     def add_rows(self, rows: list[Row]) -> None:
         with self._changed:
             self._rows.extend(rows)
-            while len(self._rows) > self._capacity:
-                self._rows.popleft()
-                self._lost += 1
+            excess = max(0, len(self._rows) - self._capacity)
+            self._fall_behind(_last_steps(self._rows.popleft() for _ in range(excess)))
             if len(self._rows) >= METRICS_PER_CALL and not self._failing:
                 self._changed.notify()
 
@@ -307,21 +245,28 @@ class _Delivery:
         with self._changed:
             self._files[(path, folder)] = None
 
-    def finish(self, status: str, error: str | None, seconds: float) -> None:
-        """Deliver the rest and set the run's status; give up waiting after `seconds`."""
+    def finish(self, status: str, error: str | None, seconds: float) -> bool:
+        """Deliver the rest and set the run's status; tell whether all of it has arrived.
+
+        Waiting is given up after `seconds`.
+        """
         with self._changed:
             self._end = (status, error)
             self._changed.notify()
         self._thread.join(seconds)
+        closed = not self._thread.is_alive() and not self._failing
         left = self._lost + len(self._rows) + len(self._files)
-        if self._thread.is_alive() or self._failing or left:
-            # A message, not a second warning, where the failure has been announced already.
-            self._notify(
-                "message" if self._warned else "warning",
-                f"MLflow at {self._name} is not complete (metric rows and files missing: {left}, "
-                f"run closed: {'no' if self._thread.is_alive() or self._failing else 'yes'}); "
-                f"{self._kept_in} has everything.",
-            )
+        if closed and not left and not self._behind:
+            return True
+        more = "more than " if self._behind else ""
+        # A message, not a second warning, where the failure has been announced already.
+        self._notify(
+            "message" if self._warned else "warning",
+            f"MLflow at {self._name} is not complete (metric rows and files missing: {more}{left}, "
+            f"run closed: {'yes' if closed else 'no'}); {self._events} has everything, and "
+            f"task=deliver run={shlex.quote(str(self._events.parent))} sends it.",
+        )
+        return False
 
     def _work(self) -> None:
         pause = self._flush_seconds
@@ -332,7 +277,7 @@ class _Delivery:
                 pause = self._flush_seconds if self._deliver() else min(2 * pause, LONGEST_PAUSE)
         status, error = self._end
         self._deliver()
-        self._attempt(partial(self._terminate, status, error))
+        self._attempt(partial(terminate, self._client, self._run_id, status, error))
 
     def _should_send(self) -> bool:
         full = len(self._rows) >= METRICS_PER_CALL and not self._failing
@@ -345,6 +290,12 @@ class _Delivery:
                 with self._changed:
                     self._rows.extendleft(reversed(rows))
                 return False
+        with self._changed:
+            behind, self._behind = self._behind, {}
+        if behind and not self._attempt(partial(self._catch_up, behind), lost=len(behind)):
+            with self._changed:
+                self._fall_behind(behind)
+            return False
         delivered = True
         with self._changed:
             files = list(self._files)
@@ -358,7 +309,7 @@ class _Delivery:
         return delivered
 
     def _attempt(self, send: Callable[[], None], lost: int = 0) -> bool:
-        """Call `send`; `False` if it is worth another try later. What is refused counts as lost."""
+        """Call `send`; `False` if it is worth another try later. `lost` counts where it is not."""
         try:
             send()
         except Exception as error:
@@ -380,7 +331,7 @@ class _Delivery:
             self._notify(
                 "warning",
                 f"MLflow at {self._name} failed: {reason(error)} The run goes on; "
-                f"{self._kept_in} keeps everything, and what MLflow has not got is sent again "
+                f"{self._events} keeps everything, and what MLflow has not got is sent again "
                 "while the run lasts.",
             )
 
@@ -388,18 +339,95 @@ class _Delivery:
         with self._changed:
             return [self._rows.popleft() for _ in range(min(len(self._rows), METRICS_PER_CALL))]
 
-    def _send_rows(self, rows: list[Row]) -> None:
-        from mlflow.entities import Metric
+    def _fall_behind(self, last_steps: Mapping[str, int]) -> None:
+        for key, step in last_steps.items():
+            self._behind[key] = max(step, self._behind.get(key, step))
 
-        self._client.log_batch(self._run_id, metrics=[Metric(*row) for row in rows])
+    def _catch_up(self, behind: Mapping[str, int]) -> None:
+        """Send from `events` what the store lacks; all later rows are in the queue or were sent."""
+        rows = Rows(stored_steps(self._client, self._run_id, behind))
+        recorded = itertools.chain.from_iterable(recorded_rows(self._events, rows))
+        send_rows(
+            self._client,
+            self._run_id,
+            (row for row in recorded if row[3] <= behind.get(row[0], -1)),
+        )
+
+    def _send_rows(self, rows: list[Row]) -> None:
+        send_rows(self._client, self._run_id, rows)
 
     def _send_file(self, path: Path, folder: str | None) -> None:
         self._client.log_artifact(self._run_id, str(path), folder)
 
-    def _terminate(self, status: str, error: str | None) -> None:
-        if error:
-            self._client.set_tag(self._run_id, "error", error[:LONGEST_PARAM])
-        self._client.set_terminated(self._run_id, status)
+
+def find_run(client: Any, experiment_id: str, run_id: str | None, directory: Path) -> Any | None:
+    """Return the run with this id or, where it is not known, the one with this directory."""
+    from mlflow.exceptions import MlflowException
+
+    if run_id is None:
+        where = str(directory).replace("'", "\\'")
+        found = client.search_runs([experiment_id], f"tags.{DIRECTORY_TAG} = '{where}'")
+        return found[0] if found else None
+    try:
+        stored = client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return stored if stored.info.lifecycle_stage == "active" else None
+
+
+def create_run(
+    client: Any, experiment_id: str, run: RunInfo, start_milliseconds: int | None = None
+) -> str:
+    """Create the run with its params and tags, and return its id."""
+    created = client.create_run(
+        experiment_id, start_time=start_milliseconds, run_name=run.name, tags=_tags(run)
+    )
+    run_id: str = created.info.run_id
+    _log_params(client, run_id, _params(run))
+    return run_id
+
+
+def describe(client: Any, found: Any, run: RunInfo) -> None:
+    """Write the tags, and those params that the run lacks: they cannot be changed."""
+    from mlflow.entities import RunTag
+
+    run_id, params = found.info.run_id, _params(run)
+    client.log_batch(run_id, tags=[RunTag(key, value) for key, value in _tags(run).items()])
+    missing = params.keys() - found.data.params.keys()
+    _log_params(client, run_id, {key: params[key] for key in missing})
+
+
+def stored_steps(
+    client: Any, run_id: str, keys: Iterable[str] | None = None
+) -> dict[str, Iterable[int]]:
+    """Return the steps at which the store has a value of every metric, or of those named."""
+    known = client.get_run(run_id).data.metrics.keys() if keys is None else keys
+    return {
+        key: array("q", (row.step for row in client.get_metric_history(run_id, key)))
+        for key in known
+    }
+
+
+def send_rows(client: Any, run_id: str, rows: Iterable[Row]) -> int:
+    """Send the rows, in as few calls as MLflow allows; return how many there were."""
+    from mlflow.entities import Metric
+
+    rest, sent = iter(rows), 0
+    while chunk := [Metric(*row) for row in itertools.islice(rest, METRICS_PER_CALL)]:
+        client.log_batch(run_id, metrics=chunk)
+        sent += len(chunk)
+    return sent
+
+
+def terminate(
+    client: Any, run_id: str, status: str, error: str | None, milliseconds: int | None = None
+) -> None:
+    """End the run with a status of MLflow's, now or at the time given."""
+    if error:
+        client.set_tag(run_id, "error", error[:LONGEST_PARAM])
+    client.set_terminated(run_id, status, milliseconds)
 
 
 def open_store(uri: str, experiment: str) -> tuple[Any, str]:
@@ -421,17 +449,6 @@ def open_store(uri: str, experiment: str) -> tuple[Any, str]:
         client = mlflow_client(tracking_uri=uri)
         # Absolute, or the artifacts would lie wherever a later reader happens to stand.
         return client, _experiment(client, experiment, (file.parent / "mlruns").as_uri())
-
-
-def origin() -> dict[str, str]:
-    """Return the tags that say who runs which code."""
-    known = {
-        "mlflow.user": _user(),
-        "mlflow.source.name": "sseg-nase",
-        "mlflow.source.type": "LOCAL",
-        "mlflow.source.git.commit": git_commit(Path(sseg_nase.__file__).parent),
-    }
-    return {key: value for key, value in known.items() if value}
 
 
 def unusable(uri: str, error: Exception) -> UserError:
@@ -475,13 +492,6 @@ def ui_command(uri: str | None) -> str:
     return f"mlflow ui --backend-store-uri {shlex.quote(resolved)} --workers 1"
 
 
-def clean_key(name: str) -> str:
-    """Return `name` as MLflow accepts it for a param or metric: other characters become `_`."""
-    segments = re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII).split("/")
-    key = "/".join(segment for segment in segments if segment.strip(". "))
-    return key[:LONGEST_KEY] or "_"
-
-
 def clean_param(value: Param) -> str:
     """Return a param's value as text of less than 500 characters."""
     text = str(value)
@@ -500,11 +510,25 @@ def reason(error: BaseException) -> str:
     return f"{line[:LONGEST_REASON]}…" if len(line) > LONGEST_REASON else f"{line}."
 
 
-def _user() -> str | None:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError, ImportError):  # a container's user without a name
-        return None
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _last_steps(rows: Iterable[Row]) -> dict[str, int]:
+    """The highest step of every name."""
+    found: dict[str, int] = {}
+    for key, _, _, step in rows:
+        found[key] = max(step, found.get(key, step))
+    return found
+
+
+def _tags(run: RunInfo) -> dict[str, str]:
+    known = {DIRECTORY_TAG: str(run.directory), "mlflow.parentRunId": run.parent_run_id}
+    return {key: value for key, value in known.items() if value} | origin() | run.tags
+
+
+def _params(run: RunInfo) -> dict[str, str]:
+    return {clean_key(key): clean_param(value) for key, value in run.params.items()}
 
 
 def _sqlite_file(uri: str) -> Path:

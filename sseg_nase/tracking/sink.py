@@ -71,6 +71,11 @@ class Sink:
         """The id under which a tracking store knows the run; `None` where there is none."""
         return None
 
+    @property
+    def delivered(self) -> bool:
+        """Whether everything told has arrived where it is kept; final only after `close`."""
+        return True
+
     def open(self, run: RunInfo) -> None:
         """Begin, before anything else is told."""
 
@@ -107,6 +112,11 @@ class Tracker(Sink):
     def run_id(self) -> str | None:
         """The id that the first sink with one gives."""
         return next((sink.run_id for sink in self.sinks if sink.run_id is not None), None)
+
+    @property
+    def delivered(self) -> bool:
+        """Whether every sink has delivered everything."""
+        return all(sink.delivered for sink in self.sinks)
 
     def open(self, run: RunInfo) -> None:
         """Open all; if one raises, those before it are closed as FAILED and the error goes on."""

@@ -1,12 +1,27 @@
-"""What git knows of the code that runs."""
+"""Who runs which code, as far as git and the system know."""
 
 from __future__ import annotations
 
+import getpass
 import os
 import subprocess
+from functools import cache
 from pathlib import Path
 
+import sseg_nase
+
 SECONDS_FOR_GIT = 10
+
+
+def origin() -> dict[str, str]:
+    """Return the tags under which MLflow shows who runs which code."""
+    known = {
+        "mlflow.user": _user(),
+        "mlflow.source.name": "sseg-nase",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": _own_commit(),
+    }
+    return {key: value for key, value in known.items() if value}
 
 
 def git_commit(folder: Path) -> str | None:
@@ -26,6 +41,19 @@ def git_diff(folder: Path) -> str | None:
         return None
     top = _git(folder, "rev-parse", "--show-toplevel")
     return None if top is None else _git(Path(top.strip()), "diff", "--no-ext-diff", "HEAD")
+
+
+@cache
+def _own_commit() -> str | None:
+    """Of the code that this process runs, as it was when it was first asked."""
+    return git_commit(Path(sseg_nase.__file__).parent)
+
+
+def _user() -> str | None:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # a container's user without a name
+        return None
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

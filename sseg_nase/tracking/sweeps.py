@@ -13,14 +13,14 @@ from sseg_nase.tracking.mlflow_sink import (
     DIRECTORY_TAG,
     LONGEST_PARAM,
     MLFLOW_STATUS,
-    clean_key,
     open_store,
-    origin,
     reason,
     resolve_uri,
     shown,
     unusable,
 )
+from sseg_nase.tracking.rows import clean_key
+from sseg_nase.tracking.source import origin
 
 STATUS = {theirs: ours for ours, theirs in MLFLOW_STATUS.items()}
 # The fingerprint of a config as it was composed: known before the machine that it will run on is.

@@ -26,6 +26,7 @@ NEEDED = {
     ("dataset", "csv"): ["dataset.root=images.csv"],
     ("task", "evaluate"): ["checkpoint=best.pt"],
     ("task", "replay"): ["run=runs/one"],
+    ("task", "deliver"): ["run=runs/one"],
     ("ssl", "none"): ["evolution=none", "sparsity=none"],
 }
 INHERITING = ("hardware", "dataset", "curriculum", "ssl", "evolution", "sparsity", "optimizer")

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from stores import client_of, mutation, only_run, refuse, run_info
 
 from sseg_nase.config.schema import TrackingConfig
 from sseg_nase.errors import UserError
@@ -22,7 +22,6 @@ from sseg_nase.tracking import mlflow_sink as module
 from sseg_nase.tracking.jsonl import JsonlSink
 from sseg_nase.tracking.mlflow_sink import (
     MlflowSink,
-    clean_key,
     clean_param,
     is_server,
     reason,
@@ -30,6 +29,7 @@ from sseg_nase.tracking.mlflow_sink import (
     shown,
     ui_command,
 )
+from sseg_nase.tracking.rows import clean_key
 
 RUN_IN_A_PROCESS = """
 import sys
@@ -50,71 +50,6 @@ for step in range(20):
     sink.metrics({"pretrain/loss": 1.0 / (step + 1), "arch/params": 100}, step)
 sink.close("FINISHED")
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _mlflow_loaded() -> None:
-    # The sink itself silences what mlflow's dependencies warn of; the tests' own client needs it.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module._load_mlflow()
-
-
-@pytest.fixture(scope="module")
-def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database that MLflow has set up, without experiments of ours: copied, it saves seconds."""
-    database = tmp_path_factory.mktemp("store") / "mlflow.db"
-    client_of(f"sqlite:///{database}")
-    return database
-
-
-@pytest.fixture
-def uri(tmp_path: Path, migrated: Path) -> str:
-    (tmp_path / "mlflow.db").write_bytes(migrated.read_bytes())
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
-
-
-def client_of(uri: str) -> Any:
-    from mlflow.tracking import MlflowClient
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return MlflowClient(tracking_uri=uri)
-
-
-def run_info(directory: Path, **changes: Any) -> RunInfo:
-    directory.mkdir(exist_ok=True)
-    config = directory / "config.yaml"
-    config.write_text("seed: 0\n")
-    settings: dict[str, Any] = {
-        "directory": directory,
-        "name": "ablation=A7",
-        "experiment": "trial",
-        "config_file": config,
-        "total_epochs": 3,
-        "params": {"seed": 0, "optimizer.lr": 1e-3},
-    }
-    return RunInfo(**{**settings, **changes})
-
-
-def mutation(index: int = 0, step: int = 4, kind: str = "GROW") -> dict[str, Any]:
-    shape = {"blocks": 3, "channels": [16, 32, 64], "params": 23584, "macs": 10}
-    return {
-        "index": index,
-        "epoch": 1,
-        "step": step,
-        "kind": kind,
-        "target": {"block": 3},
-        "trigger": {"plateau": True},
-        "before": shape,
-        "after": {**shape, "blocks": 4},
-        "function_delta": 0.0,
-        "loss_before": 5.0,
-        "loss_after": 5.1,
-        "fitness": 0.1,
-        "seconds": 0.5,
-        "accepted": True,
-    }
 
 
 def tracking(**changes: Any) -> TrackingConfig:
@@ -141,13 +76,6 @@ def small_loop(tracker: Tracker, run: RunInfo) -> None:
     tracker.artifact(run.directory / "results.json")
     tracker.metrics({"fewshot/digits/test/5w1s/accuracy": 61.5}, 12)
     tracker.close("FINISHED")
-
-
-def only_run(uri: str, experiment: str = "trial") -> Any:
-    client = client_of(uri)
-    found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
-    assert len(found) == 1
-    return found[0]
 
 
 def closed_port() -> int:
@@ -342,8 +270,10 @@ def test_an_unreachable_server_that_is_not_required_leaves_everything_in_jsonl(
 ) -> None:
     address = f"http://127.0.0.1:{closed_port()}"
     tracker = build_tracker(tracking(name="server", uri=address))
+    assert tracker.delivered
     small_loop(tracker, run_info(tmp_path / "run", resumed=Resumed("kept", 0, 0)))
     assert tracker.run_id == "kept"
+    assert not tracker.delivered
     out = capsys.readouterr().out
     assert out.count("WARNING") == 1
     assert str(tmp_path / "run" / "events.jsonl") in out
@@ -409,10 +339,6 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def refuse(*arguments: Any, **more: Any) -> None:
-    raise ConnectionError("the server went away")
-
-
 def test_a_store_that_comes_back_gets_what_it_missed(
     tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -450,6 +376,49 @@ def test_a_store_that_stays_away_is_warned_about_once_and_memory_is_bounded(
     sink.close("FINISHED")
     assert [kind for kind, _ in told] == ["warning", "message"]
     assert "run closed: no" in told[1][1]
+    assert "task=deliver run=" in told[1][1]
+    assert not sink.delivered
+
+
+def test_what_gave_way_in_memory_is_sent_from_disk_when_the_store_is_back(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str]] = []
+    sink = MlflowSink(
+        uri,
+        "trial",
+        required=True,
+        notify=lambda *what: told.append(what),
+        flush_seconds=0.02,
+        capacity=100,
+    )
+    tracker = Tracker([JsonlSink(), sink])
+    tracker.open(run_info(tmp_path / "run"))
+    assert sink._delivery is not None
+    with monkeypatch.context() as away:
+        away.setattr(sink._delivery._client, "log_batch", refuse)
+        tracker.metrics({"pretrain/loss": 0.0}, 0)
+        wait_for(lambda: bool(told))
+        for step in range(1, 1500):
+            tracker.metrics({"pretrain/loss": step, "pretrain/lr": 0.1}, step)
+        for index in (0, 1):
+            tracker.event("mutation", mutation(index, step=1499))
+        assert len(sink._delivery._rows) == 100
+    tracker.metrics({"pretrain/loss": 1500.0}, 1500)
+    assert not tracker.delivered
+    tracker.close("FINISHED")
+    assert tracker.delivered
+    assert [kind for kind, _ in told] == ["warning", "message"]
+    client = client_of(uri)
+    steps = {
+        key: [row.step for row in client.get_metric_history(sink.run_id, key)]
+        for key in ("pretrain/loss", "pretrain/lr", "mutation/index")
+    }
+    assert {key: sorted(found) for key, found in steps.items()} == {
+        "pretrain/loss": list(range(1501)),
+        "pretrain/lr": list(range(1, 1500)),
+        "mutation/index": [1499, 1500],
+    }
 
 
 def test_a_file_that_is_gone_stops_nothing(tmp_path: Path, uri: str) -> None:

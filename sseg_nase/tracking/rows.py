@@ -1,0 +1,113 @@
+"""From what a run tells to the rows that a store keeps: one place for live and late delivery."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from sseg_nase.tracking.sink import Resumed
+
+MUTATION_CODES = {"GROW": 1, "WIDEN": 2, "PRUNE": 3}
+LONGEST_KEY = 250  # of MLflow
+
+Row = tuple[str, float, int, int]  # key, value, timestamp in ms, step
+
+
+class Steps:
+    """A set of steps, eight bytes each: a long run has many."""
+
+    def __init__(self, steps: Iterable[int] = ()) -> None:
+        self._sorted = array("q", sorted(set(steps)))
+
+    def add(self, step: int) -> bool:
+        """Add a step; `False` when it was there."""
+        if not self._sorted or step > self._sorted[-1]:
+            self._sorted.append(step)
+            return True
+        place = bisect_left(self._sorted, step)
+        if self._sorted[place] == step:
+            return False
+        self._sorted.insert(place, step)
+        return True
+
+    @property
+    def last(self) -> int:
+        """The highest one, -1 without any."""
+        return self._sorted[-1] if self._sorted else -1
+
+
+class Rows:
+    """Turns what is told into rows, leaving out each (name, step) that there was already.
+
+    `stored`: the steps that the store has already, by name.
+    """
+
+    def __init__(self, stored: Mapping[str, Iterable[int]] | None = None) -> None:
+        self._told = {key: Steps(steps) for key, steps in (stored or {}).items()}
+        self._last_mutation = -1
+
+    def metrics(self, values: Mapping[str, float], step: int, milliseconds: int) -> list[Row]:
+        """Return the rows of figures told at `step`: those that are new."""
+        rows: list[Row] = []
+        for name, value in values.items():
+            key = clean_key(name)
+            if self._told.setdefault(key, Steps()).add(int(step)):
+                rows.append((key, float(value), milliseconds, int(step)))
+        return rows
+
+    def mutation(self, values: Mapping[str, Any], milliseconds: int) -> list[Row]:
+        """Return a mutation, told as one line of mutations.jsonl, as `mutation/*` rows.
+
+        `mutation/kind` is 1 for GROW, 2 for WIDEN, 3 for PRUNE. A second mutation at one step
+        stands at the next step, because a metric has one value per step.
+        """
+        figures = {
+            "mutation/index": values["index"],
+            "mutation/kind": MUTATION_CODES[values["kind"]],
+            "mutation/function_delta": values["function_delta"],
+            "mutation/loss_before": values["loss_before"],
+            "mutation/loss_after": values["loss_after"],
+        }
+        step = self._last_mutation = max(int(values["step"]), self._last_mutation + 1)
+        known = {key: value for key, value in figures.items() if value is not None}
+        return self.metrics(known, step, milliseconds)
+
+
+def told(events: Path) -> Iterator[dict[str, Any]]:
+    """Yield the lines of events.jsonl, but for a last one that a killed process left torn."""
+    with events.open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+def recorded_rows(events: Path, rows: Rows, until: Resumed | None = None) -> Iterator[list[Row]]:
+    """Yield, line by line, what events.jsonl holds and `rows` has not seen, up to `until`.
+
+    Their times are those at which they were told. A resumed run tells some of it twice: the first
+    time counts. What was not finite stands there as null, and comes back as NaN.
+    """
+    mutations, end = 0, math.inf if until is None else until.mutations
+    for line in told(events):
+        kind, values, milliseconds = line["kind"], line["values"], round(1000 * line["time"])
+        if kind == "metrics" and (until is None or line["step"] <= until.step):
+            figures = {key: math.nan if v is None else v for key, v in values.items()}
+            yield rows.metrics(figures, line["step"], milliseconds)
+        elif kind == "mutation" and mutations <= values["index"] < end:
+            mutations = values["index"] + 1
+            yield rows.mutation(values, milliseconds)
+
+
+@cache
+def clean_key(name: str) -> str:
+    """Return `name` as MLflow accepts it for a param or metric: other characters become `_`."""
+    segments = re.sub(r"[^\w\-. /]", "_", name, flags=re.ASCII).split("/")
+    key = "/".join(segment for segment in segments if segment.strip(". "))
+    return key[:LONGEST_KEY] or "_"

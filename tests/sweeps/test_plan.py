@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from sseg_nase.config.compose import load, stored
+from sseg_nase.config.fingerprint import fingerprint
+from sseg_nase.config.multirun import expand, split, swept
+from sseg_nase.errors import UserError
+from sseg_nase.sweeps import code
+from sseg_nase.sweeps.folder import SweepFolder, create, looked_at, same_as, sweeps_in
+from sseg_nase.sweeps.plan import plan
+
+
+def made(output_dir: Path, *overrides: str) -> SweepFolder:
+    title, jobs = plan([*overrides, f"paths.output_dir={output_dir}"])
+    first = jobs[0].config
+    return create(
+        output_dir,
+        jobs,
+        title=title,
+        settings=first.sweep,
+        tracking=first.tracking,
+        code=code.describe(),
+        diff="a diff",
+    )
+
+
+def test_all_combinations_in_the_order_of_the_command_line() -> None:
+    jobs = expand(["ablation=A1,A2", "debug=tiny", "seed=range(0,2)", "hydra/launcher=joblib"])
+    assert jobs == [
+        [f"ablation={ablation}", "debug=tiny", f"seed={seed}"]
+        for ablation in ("A1", "A2")
+        for seed in (0, 1)
+    ]
+    assert swept(jobs) == ["ablation", "seed"]
+
+
+def test_a_list_is_one_value_and_a_choice_may_hold_lists() -> None:
+    jobs = expand(["evaluation.shots=[1,5]", "backbone.channels=[16,32],[8,8]"])
+    assert [job[1] for job in jobs] == ["backbone.channels=[16,32]", "backbone.channels=[8,8]"]
+
+
+def test_params_of_an_experiment_count_and_the_command_line_wins(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nhydra: {sweeper: {params: {seed: '0,1', ablation: 'A1,A2'}}}\n"
+    )
+    jobs = expand(["experiment=mine", "ablation=A3"], tmp_path)
+    assert [job[0] for job in jobs] == ["seed=0", "seed=1"]
+    assert {tuple(job[1:]) for job in jobs} == {("experiment=mine", "ablation=A3")}
+
+
+def test_overrides_are_told_apart() -> None:
+    hydras, sweeps, jobs = split(["hydra/launcher=joblib", "sweep.retries=1", "seed=0,1"])
+    assert (hydras, sweeps, jobs) == (
+        ["hydra/launcher=joblib"], ["sweep.retries=1"], ["seed=0,1"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "title", "labels", "configurations"),
+    [
+        (
+            ["ablation=A1,A2", "seed=0,1", "debug=tiny"],
+            "ablation=A1,A2 seed=0,1",
+            [
+                "ablation=A1 seed=0",
+                "ablation=A1 seed=1",
+                "ablation=A2 seed=0",
+                "ablation=A2 seed=1",
+            ],
+            ["ablation=A1", "ablation=A1", "ablation=A2", "ablation=A2"],
+        ),
+        (["seed=0,1", "debug=tiny"], "seed=0,1", ["seed=0", "seed=1"], ["debug=tiny"] * 2),
+        (["seed=0,1"], "seed=0,1", ["seed=0", "seed=1"], ["sseg_nase"] * 2),
+        (["ablation=A3", "seed=4"], "ablation=A3", ["ablation=A3"], ["ablation=A3"]),
+    ],
+)
+def test_jobs_are_named_by_what_they_differ_in(
+    overrides: list[str], title: str, labels: list[str], configurations: list[str]
+) -> None:
+    found, jobs = plan(overrides)
+    assert found == title
+    assert [job.label for job in jobs] == labels
+    assert [job.configuration for job in jobs] == configurations
+
+
+def test_every_job_with_a_mistake_is_named_before_any_starts() -> None:
+    with pytest.raises(UserError) as raised:
+        plan(["seed=0,-1,-2", "ssl=none,simclr"])
+    text = str(raised.value)
+    assert text.startswith("no job was started; 5 mistakes:")
+    assert "job 2 (seed=-1 ssl=none)" in text
+
+
+def test_a_frozen_job_is_the_config_that_was_composed(tmp_path: Path) -> None:
+    sweep = made(tmp_path / "runs", "ablation=A7", "seed=0,1", "debug=tiny")
+    assert (sweep.path / "code.diff").read_text() == "a diff"
+    for seed, job in enumerate(sweep.jobs):
+        composed = load(["ablation=A7", f"seed={seed}", "debug=tiny"])
+        assert (
+            dataclasses.replace(job.config, paths=composed.paths, tracking=composed.tracking)
+            == composed
+        )
+        assert job.fingerprint == fingerprint(composed) == fingerprint(job.config)
+        assert Path(job.config.paths.cache_dir).is_absolute()
+
+
+def test_a_frozen_config_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    with pytest.raises(UserError, match="cannot be read"):
+        stored(path)
+    path.write_text("- a\n")
+    with pytest.raises(UserError, match="does not fit this version"):
+        stored(path)
+    path.write_text("learning_rate: 1\n")
+    with pytest.raises(UserError, match="learning_rate: there is no such key"):
+        stored(path)
+
+
+def test_the_same_jobs_are_the_same_sweep(tmp_path: Path) -> None:
+    first = made(tmp_path, "ablation=A1,A2", "seed=0,1")
+    _, jobs = plan(["ablation=A1,A2", "seed=0,1", "sweep.parallel=7", "tracking=jsonl"])
+    found = same_as(jobs, tmp_path)
+    assert found is not None
+    assert found.path == first.path
+    for other in (
+        ["ablation=A1,A2", "seed=0,1,2"],
+        ["ablation=A1,A2", "seed=0,1", "optimizer.lr=1"],
+    ):
+        assert same_as(plan(other)[1], tmp_path) is None
+    second = made(tmp_path, "ablation=A1,A2", "seed=0,1")
+    assert [s.path for s in sweeps_in(tmp_path)] == sorted([first.path, second.path])
+    assert looked_at("LAST", tmp_path).path == looked_at(None, tmp_path).path
+    with pytest.raises(UserError, match="there is no sweep in"):
+        looked_at(None, tmp_path / "nowhere")
+
+
+def test_a_sweep_is_launched_by_one_process_at_a_time(tmp_path: Path) -> None:
+    sweep = made(tmp_path, "seed=0,1")
+    other = SweepFolder(sweep.path)
+    assert not other.launched()
+    with sweep.launching():
+        sweep.begin_launch(sweep.settings, "0")
+        assert other.launched()
+        with pytest.raises(UserError, match="it is being run by"), other.launching():
+            pass
+    assert not other.launched()
+    with other.launching():
+        pass
+
+
+def test_what_has_changed_in_the_code_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = code.describe()
+    assert code.changed_since(before) == []
+    assert "conf/config.yaml" in before["files"]
+    files = {**before["files"], "conf/config.yaml": "0", "sseg_nase/gone.py": "1"}
+    assert code.changed_since({"files": files}) == ["conf/config.yaml", "sseg_nase/gone.py"]

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+import stat
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from test_plan import made
+
+from sseg_nase.config.compose import load
+from sseg_nase.directory import RUNNING, RunDirectory, status_of
+from sseg_nase.sweeps.finish import table
+from sseg_nase.sweeps.folder import JobFolder, SweepFolder
+from sseg_nase.sweeps.isolation import Ending
+from sseg_nase.sweeps.job import died
+from sseg_nase.sweeps.seen import GONE, Seen, exit_code, look
+
+HERE = {"host": socket.gethostname(), "pid": 1, "started": 1.0}
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> SweepFolder:
+    return made(tmp_path / "runs", "seed=0,1", "tracking=jsonl")
+
+
+def run_of(job: JobFolder, status: str | None, **said: Any) -> RunDirectory:
+    """A run's directory as its process would leave it; `None`: it says RUNNING and is dead."""
+    place = RunDirectory.create(job.config, job.overrides)
+    place.write_status(status or RUNNING, **said)
+    place.release()
+    job.note(run=str(place.path))
+    return place
+
+
+def seen(sweep: SweepFolder, number: int = 0) -> Seen:
+    return look(sweep)[number]
+
+
+def test_a_job_that_nobody_has_begun_waits(sweep: SweepFolder) -> None:
+    assert [(one.state, one.detail) for one in look(sweep)] == [("WAITING", "")] * 2
+    sweep.stop("job 0 failed")
+    assert seen(sweep).detail == "job 0 failed"
+    assert exit_code(look(sweep)) == 0
+
+
+def test_who_holds_the_lock_is_alive(sweep: SweepFolder) -> None:
+    job = sweep.jobs[0]
+    job.note(**HERE)
+    with job.held() as held:
+        assert held
+        assert (seen(sweep).state, seen(sweep).detail) == ("RUNNING", "")
+        job.note(waiting="waiting for 1 free GPU")
+        assert (seen(sweep).state, seen(sweep).detail) == ("QUEUED", "waiting for 1 free GPU")
+        with SweepFolder(sweep.path).jobs[0].held() as again:
+            assert not again
+
+
+def test_a_run_outlives_its_supervisor(sweep: SweepFolder) -> None:
+    job = sweep.jobs[0]
+    job.note(**HERE)
+    place = run_of(job, None)
+    lock = FileLock(place.path / ".lock")
+    with lock:
+        assert seen(sweep).state == "RUNNING"
+    assert seen(sweep).state == "INTERRUPTED"
+
+
+def test_a_death_without_a_word_is_told_and_written(sweep: SweepFolder) -> None:
+    job = sweep.jobs[0]
+    job.note(**HERE)
+    place = run_of(job, None)
+    one = seen(sweep)
+    assert (one.state, one.detail) == ("INTERRUPTED", GONE)
+    assert status_of(place.path)["status"] == "INTERRUPTED"
+    assert status_of(place.path)["error"] == GONE
+    assert exit_code(look(sweep)) == 1
+    # Before it had a run, too.
+    sweep.jobs[1].note(**HERE)
+    assert seen(sweep, 1).state == "INTERRUPTED"
+
+
+def test_silence_on_another_machine_is_no_death_at_first(sweep: SweepFolder) -> None:
+    job = sweep.jobs[0]
+    job.note(host="elsewhere", pid=1, started=time.time())
+    place = run_of(job, None)
+    events = place.path / "events.jsonl"
+    events.write_text("")
+    assert (seen(sweep).state, seen(sweep).detail) == (
+        "RUNNING", "on elsewhere, as far as can be seen from here",
+    )  # fmt: skip
+    assert status_of(place.path)["status"] == RUNNING
+    os.utime(events, (1, 1))
+    assert seen(sweep).state == "INTERRUPTED"
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [([0, 0], 0), ([1, 0], 1), ([2, 0], 2), ([2, 1], 1), ([2, 2], 2), ([130, 2], 1)],
+)
+def test_mistakes_alone_give_2(sweep: SweepFolder, codes: list[int], expected: int) -> None:
+    ends = {0: "FINISHED", 130: "INTERRUPTED"}
+    for job, code in zip(sweep.jobs, codes, strict=True):
+        status = ends.get(code, "FAILED")
+        run_of(job, status)
+        job.note(**HERE, ended=2.0, status=status, exitcode=code)
+    assert exit_code(look(sweep)) == expected
+
+
+@pytest.mark.parametrize(
+    ("exitcode", "timed_out", "expected"),
+    [(9, False, "FAILED"), (1, False, "FAILED"), (-9, False, "INTERRUPTED"),
+     (-15, False, "INTERRUPTED"), (-11, False, "FAILED"), (-6, False, "FAILED"),
+     (-9, True, "INTERRUPTED"), (1, True, "INTERRUPTED")],
+)  # fmt: skip
+def test_crashes_fail_and_kills_interrupt(exitcode: int, timed_out: bool, expected: str) -> None:
+    assert died(Ending(exitcode, timed_out)) == expected
+
+
+def test_epoch_and_figure_come_from_the_run(sweep: SweepFolder) -> None:
+    job = sweep.jobs[0]
+    job.note(**HERE, ended=31.0, status="INTERRUPTED")
+    place = run_of(job, "INTERRUPTED", error="interrupted (SIGTERM)")
+    epochs = [{"kind": "epoch", "values": {"epoch": n, "loss": 1 / (n + 1)}} for n in range(3)]
+    lines = [json.dumps(line) for line in [*epochs, {"kind": "metrics", "values": {}}]]
+    (place.path / "events.jsonl").write_text("\n".join([*lines, '{"kind": "ep']))
+    one = seen(sweep)
+    assert (one.epoch, one.metric, one.seconds) == (3, "loss 0.3333", 30.0)
+    run_of(sweep.jobs[1], "FINISHED")
+    assert seen(sweep, 1).metric == ""  # results.json got lost
+    result = {"fewshot": {"digits/val/5w1s": {"accuracy": 50.123, "ci95": 1.5}}}
+    run = sweep.jobs[1].run
+    assert run is not None
+    (run / "results.json").write_text(json.dumps(result))
+    assert seen(sweep, 1).metric == "digits/val/5w1s 50.12 ± 1.50 %"
+    shown = table(sweep, look(sweep))
+    assert shown.caption == "1 INTERRUPTED, 1 FINISHED"
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with `squeue` and `scontrol` that print what stands in files beside them."""
+    folder = tmp_path / "slurm"
+    folder.mkdir()
+    for name in ("squeue", "scontrol"):
+        script = folder / name
+        script.write_text(f'#!/bin/sh\nexec cat "{folder}/{name}.txt"\n')
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("queue", "job", "state", "detail"),
+    [
+        ("12_0 PENDING", "", "QUEUED", "Slurm job 12_0 is PENDING"),
+        ("12_0 RUNNING", "", "RUNNING", ""),
+        ("12_1 RUNNING", "JobState=FAILED ExitCode=9:0", "FAILED",
+         "its process ended without a word (exit code 9; Slurm says FAILED)"),
+        ("", "JobState=COMPLETED ExitCode=0:0", "FAILED",
+         "its process ended without a word (exit code 0; Slurm says COMPLETED)"),
+        ("", "JobState=CANCELLED ExitCode=0:15", "INTERRUPTED",
+         "its process ended without a word (signal 15; Slurm says CANCELLED)"),
+        ("", "JobState=TIMEOUT ExitCode=0:1", "INTERRUPTED",
+         "its process ended without a word (signal 1; Slurm says TIMEOUT)"),
+        ("", "", "INTERRUPTED", GONE),
+    ],
+)  # fmt: skip
+def test_slurm_is_asked_about_its_jobs(
+    sweep: SweepFolder, slurm: Path, queue: str, job: str, state: str, detail: str
+) -> None:
+    (slurm / "squeue.txt").write_text(queue + "\n")
+    (slurm / "scontrol.txt").write_text(job + "\n")
+    sweep.jobs[0].queue("12_0")
+    sweep.jobs[0].note(host="node7", pid=1, started=1.0)
+    run_of(sweep.jobs[0], None)
+    one = seen(sweep)
+    assert (one.state, one.detail) == (state, detail)
+
+
+def test_a_config_of_the_command_line_is_not_part_of_a_look(sweep: SweepFolder) -> None:
+    assert load(["task=status", f"sweep={sweep.path}"]).sweep.dir == str(sweep.path)

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stores import mutation, run_info
+
+from sseg_nase.tracking import rows as module
+from sseg_nase.tracking.jsonl import JsonlSink
+from sseg_nase.tracking.rows import Row, Rows, Steps, recorded_rows
+from sseg_nase.tracking.sink import Resumed
+
+MUTATIONS = [mutation(0, step=3), mutation(1, step=3, kind="PRUNE"), mutation(2, step=9)]
+
+
+def flat(found: Any) -> list[Row]:
+    return [row for line in found for row in line]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_steps_are_a_set(seed: int) -> None:
+    chosen = random.Random(seed)
+    reference = {chosen.randrange(60) for _ in range(10)}
+    steps = Steps(reference)
+    for _ in range(200):
+        step = chosen.randrange(60)
+        assert steps.add(step) == (step not in reference)
+        reference.add(step)
+
+
+def test_what_is_told_and_what_is_recorded_are_the_same_rows(tmp_path: Path) -> None:
+    live, sink = Rows(), JsonlSink()
+    sink.open(run_info(tmp_path))
+    told: list[Row] = []
+    for step in range(10):
+        values = {"pretrain/loss": 1.0 / (step + 1), "odd name@": step}
+        sink.metrics(values, step)
+        told += live.metrics(values, step, 0)
+        for each in [m for m in MUTATIONS if m["step"] == step]:
+            sink.event("mutation", each)
+            told += live.mutation(each, 0)
+    found = flat(recorded_rows(tmp_path / "events.jsonl", Rows()))
+    assert [(key, value, step) for key, value, _, step in found] == [
+        (key, value, step) for key, value, _, step in told
+    ]
+    assert [row[3] for row in found if row[0] == "mutation/kind"] == [3, 4, 9]
+
+
+def test_times_nulls_a_torn_line_and_what_is_stored(tmp_path: Path) -> None:
+    events = tmp_path / "events.jsonl"
+    lines = [
+        {"time": 10.5, "kind": "metrics", "step": 1, "values": {"a": 1.0, "b": None}},
+        {"time": 11.25, "kind": "epoch", "values": {"epoch": 0}},
+        {"time": 12.001, "kind": "metrics", "step": 2, "values": {"a": 2.0, "b": 3}},
+    ]
+    events.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"time": 13, "ki')
+    found = flat(recorded_rows(events, Rows({"a": [2]})))
+    assert [(key, at, step) for key, _, at, step in found] == [
+        ("a", 10500, 1),
+        ("b", 10500, 1),
+        ("b", 12001, 2),
+    ]
+    assert math.isnan(found[1][1])
+
+
+def test_what_a_resumed_run_tells_again_counts_once(tmp_path: Path) -> None:
+    for resumed in (None, Resumed(None, 2, 1)):
+        sink = JsonlSink()
+        sink.open(run_info(tmp_path, resumed=resumed))
+        for step in range(0 if resumed is None else 3, 5):
+            sink.metrics({"loss": step + (0.0 if resumed is None else 0.5)}, step)
+        for index in range(0 if resumed is None else 1, 2):
+            sink.event("mutation", mutation(index, step=2 + index))
+    events = tmp_path / "events.jsonl"
+    found = flat(recorded_rows(events, Rows()))
+    losses = [(step, value) for key, value, _, step in found if key == "loss"]
+    assert losses == [(step, float(step)) for step in range(5)]
+    assert [row[3] for row in found if row[0] == "mutation/index"] == [2, 3]
+    before = flat(recorded_rows(events, Rows(), Resumed(None, 2, 1)))
+    assert [row[3] for row in before if row[0] == "loss"] == [0, 1, 2]
+    assert [row[3] for row in before if row[0] == "mutation/index"] == [2]
+
+
+def test_names_are_cleaned_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module.clean_key("a@b") is module.clean_key("a@b")
