@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from sseg_nase.config.schema import Config
+from sseg_nase.errors import UserError
+from sseg_nase.sweeps.deliver import deliver_sweep
 from sseg_nase.sweeps.folder import SweepFolder, looked_at
 from sseg_nase.sweeps.seen import QUEUED, RUNNING, WAITING, Seen, exit_code, look
 from sseg_nase.tracking.console import duration
@@ -36,6 +40,8 @@ def finish(sweep: SweepFolder, store: SweepStore, say: Say) -> int:
 
 def _close(sweep: SweepFolder, seen: Sequence[Seen], store: SweepStore, say: Say) -> None:
     """Write the report and, unless a job is on its way, end the parent run."""
+    if sweep.plan["parent_run_id"] is None:  # MLflow may have been away when the sweep began
+        begin_parent(sweep, store)
     _report(sweep, seen, store, say)
     if any(one.state in (RUNNING, QUEUED) for one in seen):
         return
@@ -47,11 +53,17 @@ def _close(sweep: SweepFolder, seen: Sequence[Seen], store: SweepStore, say: Say
     sweep.end(status)
 
 
+def begin_parent(sweep: SweepFolder, store: SweepStore) -> None:
+    """Make the sweep's parent run, or set the one that it has to RUNNING."""
+    tags = {"sweep": sweep.name, "directory": str(sweep.path), "task": "sweep"}
+    sweep.note(parent_run_id=store.begin(sweep.plan["parent_run_id"], sweep.title, tags))
+
+
 def finish_if_last(sweep: SweepFolder, say: Say) -> None:
     """Close a sweep that nobody waits for, when this was the last of its jobs to end."""
     if sweep.launched() or any(one.state in (RUNNING, QUEUED, WAITING) for one in look(sweep)):
         return
-    with sweep.launching():
+    with suppress(UserError), sweep.launching():  # another may have seen that it was the last
         finish(sweep, SweepStore(sweep.tracking, warn=say), say)
 
 
@@ -74,9 +86,11 @@ def status(config: Config, say: Say) -> int:
 
 def _close_forgotten(sweep: SweepFolder, seen: Sequence[Seen], say: Say) -> None:
     """Close a sweep whose launcher is gone and whose last job was killed before it could."""
-    if sweep.ended or sweep.launched() or any(one.state in (RUNNING, QUEUED) for one in seen):
+    begun = any(job.begun for job in sweep.jobs)
+    on_its_way = sweep.launched() or any(one.state in (RUNNING, QUEUED) for one in seen)
+    if sweep.ended or not begun or on_its_way:
         return
-    with sweep.launching():
+    with suppress(UserError), sweep.launching():
         _close(sweep, seen, SweepStore(sweep.tracking, warn=say), say)
 
 
@@ -100,7 +114,7 @@ def table(sweep: SweepFolder, seen: Sequence[Seen]) -> Table:
         for state in dict.fromkeys(one.state for one in seen)
     }
     shown = Table(
-        title=f"sweep {sweep.name}: {sweep.title}",
+        title=Text(f"sweep {sweep.name}: {sweep.title}"),
         caption=", ".join(f"{count} {state}" for state, count in counts.items()),
     )
     shown.add_column("job", justify="right")
@@ -114,18 +128,22 @@ def table(sweep: SweepFolder, seen: Sequence[Seen]) -> Table:
         epochs = "" if one.epoch is None else f"{one.epoch}/{one.job.config.pretrain.epochs}"
         shown.add_row(
             str(one.job.number),
-            one.job.label,
-            f"[{STYLES[one.state]}]{one.state}[/]" if one.state in STYLES else one.state,
+            Text(one.job.label),
+            Text(one.state, style=STYLES.get(one.state, "")),
             epochs,
             one.metric,
             "" if one.seconds is None else duration(one.seconds),
-            one.detail,
+            Text(one.detail),
         )
     return shown
 
 
 def _report(sweep: SweepFolder, seen: Sequence[Seen], store: SweepStore, say: Say) -> None:
-    """Means over seeds and paired differences of what is finished, on disk and at the parent."""
+    """Means over seeds and paired differences of what is finished, on disk and at the parent.
+
+    What MLflow has not got of the runs is sent first.
+    """
+    deliver_sweep(sweep, say)
     parent = sweep.plan["parent_run_id"]
     counts = {
         "sweep/jobs": len(seen),

@@ -181,8 +181,8 @@ class SweepFolder:
         return self.path / "report"
 
     def note(self, **fields: Any) -> None:
-        """Write `fields` into sweep.json."""
-        self.plan |= fields
+        """Write `fields` into sweep.json, beside what others have written there."""
+        self.plan = (_read(self.path / "sweep.json") or self.plan) | fields
         write_json(self.path / "sweep.json", self.plan)
 
     def stop(self, reason: str) -> None:

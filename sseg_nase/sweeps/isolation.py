@@ -25,9 +25,10 @@ class Ending(NamedTuple):
     timed_out: bool
 
     def __str__(self) -> str:
-        if self.exitcode < 0:
-            return f"killed by {signal.Signals(-self.exitcode).name}"
-        return f"exit code {self.exitcode}"
+        if self.exitcode >= 0:
+            return f"exit code {self.exitcode}"
+        known = {one.value: one.name for one in signal.Signals}
+        return f"killed by {known.get(-self.exitcode, f'signal {-self.exitcode}')}"
 
 
 def isolated(

@@ -49,7 +49,9 @@ def _attempts(sweep: SweepFolder, job: JobFolder, launcher: str) -> None:
         if not held or job.finished:
             return
         for _ in range(1 + sweep.settings.retries):
-            if sweep.stopped is not None:
+            state = job.state()
+            brought_back = "started" in state and "ended" not in state  # by Slurm, as it ran
+            if sweep.stopped is not None and not brought_back:
                 return
             attempt(sweep, job, launcher)
             state = job.state()

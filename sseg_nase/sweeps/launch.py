@@ -21,7 +21,7 @@ from sseg_nase.config.validation import cautions
 from sseg_nase.directory import end_dead, locked, status_of
 from sseg_nase.errors import DONE, STOPPED, UserError
 from sseg_nase.sweeps import code
-from sseg_nase.sweeps.finish import finish
+from sseg_nase.sweeps.finish import begin_parent, finish
 from sseg_nase.sweeps.folder import (
     JobFolder,
     SweepFolder,
@@ -64,19 +64,19 @@ def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> 
         raise UserError("sweep.watch and sweep.job have no effect with -m; leave them out.")
     if _is_slurm(hydras) and any("sweeper.max_batch_size" in text for text in hydras):
         raise UserError(
-            "hydra.sweeper.max_batch_size: with Slurm all jobs are queued at once; say how many run "
-            "at once with hydra.launcher.array_parallelism."
+            "hydra.sweeper.max_batch_size: with Slurm all jobs are queued together; how many "
+            "of them run at once is said by hydra.launcher.array_parallelism."
         )
     sweep = _chosen(settings.dir, settings.rerun, hydras, jobs, say, *further)
     detached = settings.detach and not _is_slurm(hydras)
     with sweep.launching():
         sweep.begin_launch(settings, os.environ.get("CUDA_VISIBLE_DEVICES"))
         store = SweepStore(sweep.tracking, warn=say)
-        tags = {"sweep": sweep.name, "directory": str(sweep.path), "task": "sweep"}
-        sweep.note(parent_run_id=store.begin(sweep.plan["parent_run_id"], sweep.title, tags))
+        begin_parent(sweep, store)
         say(f"sweep in {sweep.path}: {len(sweep.jobs)} jobs, {sweep.title}")
+        _reap(store, say)
         numbers = _to_do(sweep, settings.rerun, store, say)
-        if not numbers:
+        if not numbers and not _on_its_way(sweep):
             return finish(sweep, store, say)
         if not detached:
             passed_on = [text for text in sweeps if not text.lstrip("+").startswith(OWN_KEYS)]
@@ -123,6 +123,21 @@ def _chosen(
     )
 
 
+def _reap(store: SweepStore, say: Say) -> None:
+    """End the runs of the experiment that say RUNNING and whose processes on this machine are dead.
+
+    The sweep's own parent is left out: its directory is no run's.
+    """
+    for run in store.running():
+        said = status_of(run.directory)
+        here = said.get("process", {}).get("host") == socket.gethostname()
+        if said.get("status") != RUNNING or not here:
+            continue
+        if end_dead(run.directory, INTERRUPTED, GONE) is not None:
+            store.end(run.run_id, INTERRUPTED, GONE)
+            say(f"{run.directory} was RUNNING, but its process is dead: it is INTERRUPTED now")
+
+
 def _to_do(sweep: SweepFolder, rerun: bool, store: SweepStore, say: Say) -> list[int]:
     """The jobs that are to be run: not those that are finished, here or before, or on their way."""
     numbers = []
@@ -156,11 +171,7 @@ def _adopt(job: JobFolder, store: SweepStore, say: Say) -> None:
             say(f"job {job.number} ({job.label}) is FINISHED in {run.directory}{_other_code(run)}")
             return
     for run in known:
-        if locked(run.directory):
-            continue
-        if end_dead(run.directory, INTERRUPTED, GONE) is not None:
-            store.end(run.run_id, INTERRUPTED, GONE)
-        if status_of(run.directory).get("status") == INTERRUPTED:
+        if status_of(run.directory).get("status") == INTERRUPTED and not locked(run.directory):
             job.note(run=str(run.directory))
             say(f"job {job.number} ({job.label}) goes on with {run.directory}{_other_code(run)}")
             return
@@ -184,13 +195,16 @@ def _run(
     """Hand the jobs to Hydra's launcher, wait until all have ended, and close the sweep."""
     own = [f"sweep.dir={_quoted(sweep.path)}", f"sweep.job={','.join(map(str, numbers))}"]
     interrupted = False
-    with Watcher(sweep, say), _interruptible(sweep, say):
+    in_slurm = _is_slurm(overrides)
+    with Watcher(sweep, say), _interruptible(sweep, say, stop=not in_slurm):
         try:
+            if not numbers:
+                raise Queued
             with _submissions(sweep, numbers):
                 hydra([*overrides, *own])
         except Queued:
             if sweep.settings.detach:
-                say(f"{len(numbers)} jobs are in Slurm's queue; look at them with:")
+                say("the jobs are in Slurm's queue; look at them with:")
                 say(f"  sseg-nase task=status sweep={sweep.path}")
                 return DONE
         except KeyboardInterrupt:
@@ -201,18 +215,23 @@ def _run(
                 text = next(iter(str(error).strip().splitlines()), type(error).__name__)
                 raise UserError(f"hydra/launcher: no job could be started: {text}") from error
         try:
-            while not interrupted and any(one.state in (RUNNING, QUEUED) for one in look(sweep)):
+            while not interrupted and _on_its_way(sweep):
                 time.sleep(SECONDS_BETWEEN_LOOKS)
         except KeyboardInterrupt:
             interrupted = True
     code = finish(sweep, store, say)
     if interrupted:
-        say("interrupted; the same command goes on with what is left")
+        goes_on = "waits for what stays in Slurm and " if in_slurm else ""
+        say(f"interrupted; the same command {goes_on}goes on with what is left")
     return STOPPED if interrupted else code
 
 
+def _on_its_way(sweep: SweepFolder) -> bool:
+    return any(one.state in (RUNNING, QUEUED) for one in look(sweep))
+
+
 @contextmanager
-def _interruptible(sweep: SweepFolder, say: Say) -> Iterator[None]:
+def _interruptible(sweep: SweepFolder, say: Say, *, stop: bool) -> Iterator[None]:
     """Ctrl-C, SIGTERM and SIGHUP (the terminal closes) let the jobs stop with a checkpoint first.
 
     Before the launcher hears of it: joblib kills what its workers have started. A second one waits
@@ -224,7 +243,8 @@ def _interruptible(sweep: SweepFolder, say: Say) -> Iterator[None]:
         nonlocal asked
         if not asked:
             asked = True
-            sweep.stop("the sweep was interrupted")
+            if stop:  # what waits in Slurm is as little ours to stop as what runs there
+                sweep.stop("the sweep was interrupted")
             _stop_jobs(sweep, say)
         raise KeyboardInterrupt
 

@@ -38,7 +38,14 @@ def plan(overrides: Sequence[str], *further: Path) -> tuple[str, list[Planned]]:
     if mistakes:
         raise UserError(f"no job was started; {listed(list(_grouped(mistakes)))}")
     if tasks := {config.task for config in configs} & set(LOOKS):
-        raise UserError(f"task={tasks.pop()}: it looks at what is on disk and is no job of a sweep; no -m.")
+        raise UserError(
+            f"task={tasks.pop()}: it looks at what is on disk and is no job of a sweep; no -m."
+        )
+    if any(config.resume for config in configs):
+        raise UserError(
+            "resume: a sweep goes on by itself, where the same command is given again; leave "
+            "resume out, or leave out -m to go on with one run."
+        )
     planned = [
         Planned(
             number=number,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import socket
 import subprocess
 import sys
@@ -126,6 +127,7 @@ def slurm_said(slurm_job: str | None) -> tuple[str, str] | None:
     code, _, number = known.get("ExitCode", "0:0").partition(":")
     # A shell, and srun, say it so where a signal has ended what they had started.
     killer = int(number or 0) or max(0, int(code) - SHELLS_SIGNALS)
+    killer = 0 if killer >= signal.NSIG else killer
     how = f"signal {killer}" if killer else f"exit code {code}"
     # Whatever Slurm calls it: a process that ended by itself and left no word has crashed.
     ended = died(Ending(-killer or int(code), timed_out=False))

@@ -88,12 +88,16 @@ class SweepStore:
 
     def known(self, fingerprint: str) -> list[KnownRun]:
         """Return the runs of the experiment that were asked for by this config, latest first."""
+        return self._search(f"tags.{ASKED_TAG} = '{fingerprint}'")
 
+    def running(self) -> list[KnownRun]:
+        """Return the runs of the experiment that have not ended, as far as the store knows."""
+        return self._search("attributes.status = 'RUNNING'")
+
+    def _search(self, condition: str) -> list[KnownRun]:
         def search() -> list[KnownRun]:
             found = self._client.search_runs(
-                [self._experiment_id],
-                f"tags.{ASKED_TAG} = '{fingerprint}'",
-                order_by=["attributes.start_time DESC"],
+                [self._experiment_id], condition, order_by=["attributes.start_time DESC"]
             )
             return [_known(run) for run in found if DIRECTORY_TAG in run.data.tags]
 

@@ -66,6 +66,7 @@ class Interruption:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         again = self.requested is not None
-        self._signal, self.requested = number, signal.Signals(number).name
+        if not again:  # what comes behind it is its echo: Slurm sends SIGTERM to what it requeues
+            self._signal, self.requested = number, signal.Signals(number).name
         if not self._deferring or (again and number == signal.SIGINT):
             raise Interrupted

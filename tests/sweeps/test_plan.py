@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,17 @@ from sseg_nase.sweeps import code
 from sseg_nase.sweeps.folder import SweepFolder, create, looked_at, same_as, sweeps_in
 from sseg_nase.sweeps.plan import plan
 
+planned = functools.cache(lambda overrides: plan(overrides))  # composing takes a while
+
 
 def made(output_dir: Path, *overrides: str) -> SweepFolder:
-    title, jobs = plan([*overrides, f"paths.output_dir={output_dir}"])
+    """A sweep on disk, none of whose jobs has begun."""
+    title, jobs = planned(overrides)
+    paths = dataclasses.replace(jobs[0].config.paths, output_dir=str(output_dir))
+    jobs = [
+        dataclasses.replace(job, config=dataclasses.replace(job.config, paths=paths))
+        for job in jobs
+    ]
     first = jobs[0].config
     return create(
         output_dir,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from rich.console import Console
 from test_plan import made
 
 from sseg_nase.config.compose import load
@@ -115,7 +117,7 @@ def test_mistakes_alone_give_2(sweep: SweepFolder, codes: list[int], expected: i
     ("exitcode", "timed_out", "expected"),
     [(9, False, "FAILED"), (1, False, "FAILED"), (-9, False, "INTERRUPTED"),
      (-15, False, "INTERRUPTED"), (-11, False, "FAILED"), (-6, False, "FAILED"),
-     (-9, True, "INTERRUPTED"), (1, True, "INTERRUPTED")],
+     (-9, True, "INTERRUPTED"), (1, True, "INTERRUPTED"), (-99, False, "INTERRUPTED")],
 )  # fmt: skip
 def test_crashes_fail_and_kills_interrupt(exitcode: int, timed_out: bool, expected: str) -> None:
     assert died(Ending(exitcode, timed_out)) == expected
@@ -141,6 +143,17 @@ def test_epoch_and_figure_come_from_the_run(sweep: SweepFolder) -> None:
     assert shown.caption == "1 INTERRUPTED, 1 FINISHED"
 
 
+def test_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
+    sweep = made(tmp_path, "backbone.channels=[16,32],[8,8]", "tracking=jsonl")
+    sweep.jobs[0].note(**HERE, ended=2.0, status="FAILED", reason="ValueError: [bold] [/nothing]")
+    console = Console(width=200, file=io.StringIO())
+    console.print(table(sweep, look(sweep)))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "backbone.channels=[8,8]" in shown
+    assert "ValueError: [bold] [/nothing]" in shown
+
+
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with `squeue` and `scontrol` that print what stands in files beside them."""
@@ -163,6 +176,10 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
          "its process ended without a word (exit code 9; Slurm says FAILED)"),
         ("", "JobState=COMPLETED ExitCode=0:0", "FAILED",
          "its process ended without a word (exit code 0; Slurm says COMPLETED)"),
+        ("", "JobState=FAILED ExitCode=140:0", "INTERRUPTED",  # SIGUSR2 before a handler was there
+         "its process ended without a word (signal 12; Slurm says FAILED)"),
+        ("", "JobState=FAILED ExitCode=250:0", "FAILED",
+         "its process ended without a word (exit code 250; Slurm says FAILED)"),
         ("", "JobState=CANCELLED ExitCode=0:15", "INTERRUPTED",
          "its process ended without a word (signal 15; Slurm says CANCELLED)"),
         ("", "JobState=TIMEOUT ExitCode=0:1", "INTERRUPTED",

@@ -252,10 +252,6 @@ JOBLIB = [
 ]  # fmt: skip
 
 
-def test_eight_shells_at_once_on_a_fresh_store(start: Started) -> None:
-    eight(SINGLE, start)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("commands", [SINGLE, JOBLIB], ids=["shells", "joblib"])
 @pytest.mark.parametrize("turn", range(5))
@@ -280,7 +276,9 @@ def trains() -> bool:
 LONG = ("-m", "ablation=A2", "seed=0,1", *QUICK, "pretrain.epochs=5000")
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize(
+    "launcher", ["basic", "joblib", pytest.param("submitit_local", marks=pytest.mark.slow)]
+)
 def test_an_interruption_leaves_checkpoints(launcher: str, start: Started) -> None:
     process = start(*LONG, f"hydra/launcher={launcher}", "sweep.parallel=1")
     wait_until(trains)
