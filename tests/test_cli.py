@@ -314,13 +314,15 @@ def test_a_mistake_about_sweeps(
 
 def test_sweeps_never_share_a_directory(tmp_path: Path) -> None:
     _, jobs = plan(["seed=0,1", "debug=tiny"])
-    settings, tracking = jobs[0].config.sweep, jobs[0].config.tracking
-    made = [
-        create(
-            tmp_path, jobs, title="", settings=settings, tracking=tracking, code={}, diff=None
-        ).path
-        for _ in range(20)
-    ]
+    given = {
+        "title": "",
+        "shared": [],
+        "settings": jobs[0].config.sweep,
+        "tracking": jobs[0].config.tracking,
+        "code": {},
+        "diff": None,
+    }
+    made = [create(tmp_path, jobs, **given).path for _ in range(20)]  # type: ignore[arg-type]
     assert len(set(made)) == 20
     pattern = r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_[0-9a-f]{6}"
     assert all(re.fullmatch(pattern, path.name) for path in made)

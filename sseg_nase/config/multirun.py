@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from sseg_nase.config.compose import CONFIG_NAME, conf_dir, register
 from sseg_nase.config.explain import explaining
@@ -39,14 +39,23 @@ def expand(overrides: Sequence[str], *further: Path) -> list[list[str]]:
     once(sweeps)
     with explaining(overrides, *further):
         parsed = _parsed(jobs)
-        fixed = [text for text, o in zip(jobs, parsed, strict=True) if not o.is_sweep_override()]
         given = {override.key_or_group for override in parsed}
-        params = [
-            line for line in _params([*hydras, *fixed], *further) if line.split("=")[0] not in given
-        ]
-        lines = _parsed([*params, *jobs])
-        (batch,) = BasicSweeper.split_arguments(lines, None)
+        params = _params([*hydras, *shared(jobs)], *further)
+        lines = [line for line in params if line.split("=")[0] not in given]
+        (batch,) = BasicSweeper.split_arguments(_parsed([*lines, *jobs]), None)
     return batch
+
+
+def shared(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that all jobs have: those without commas."""
+    parsed = _parsed(overrides)
+    return [text for text, o in zip(overrides, parsed, strict=True) if not o.is_sweep_override()]
+
+
+def launcher(overrides: Sequence[str], *further: Path) -> str:
+    """Return the class of the launcher that these overrides choose, also by an experiment."""
+    with explaining(overrides, *further):
+        return str(_hydra(overrides, *further).launcher.get("_target_")).rpartition(".")[2]
 
 
 def once(overrides: Sequence[str]) -> None:
@@ -66,8 +75,8 @@ def swept(jobs: Sequence[Sequence[str]]) -> list[str]:
     return [key for key, found in values.items() if len(found) > 1]
 
 
-def _params(overrides: Sequence[str], *further: Path) -> list[str]:
-    """What `hydra.sweeper.params` of the composed config says, as overrides."""
+def _hydra(overrides: Sequence[str], *further: Path) -> DictConfig:
+    """Hydra's own part of the composed config."""
     register()
     GlobalHydra.instance().clear()
     searchpath = [f"hydra.searchpath=[{','.join(map(str, further))}]"] if further else []
@@ -75,7 +84,12 @@ def _params(overrides: Sequence[str], *further: Path) -> list[str]:
         composed = compose(
             CONFIG_NAME, overrides=[*overrides, *searchpath], return_hydra_config=True
         )
-    sweeper = composed.hydra.sweeper
+    return composed.hydra
+
+
+def _params(overrides: Sequence[str], *further: Path) -> list[str]:
+    """What `hydra.sweeper.params` of the composed config says, as overrides."""
+    sweeper = _hydra(overrides, *further).sweeper
     if sweeper.get("_target_") != BASIC_SWEEPER:
         raise UserError(
             f"hydra/sweeper: {sweeper.get('_target_')} chooses jobs by the results of others; "

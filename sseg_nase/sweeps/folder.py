@@ -166,6 +166,11 @@ class SweepFolder:
         return str(self.plan["title"])
 
     @property
+    def shared(self) -> list[str]:
+        """The overrides that all jobs have."""
+        return list(self.plan["shared"])
+
+    @property
     def settings(self) -> SweepConfig:
         """What the latest launch asked for."""
         return SweepConfig(**self.plan["settings"])
@@ -247,6 +252,7 @@ def create(
     jobs: Sequence[Planned],
     *,
     title: str,
+    shared: Sequence[str],
     settings: SweepConfig,
     tracking: TrackingConfig,
     code: Mapping[str, Any],
@@ -269,6 +275,7 @@ def create(
             "schema": 1,
             "title": title,
             "identity": identity(jobs),
+            "shared": list(shared),
             "settings": dataclasses.asdict(settings),
             "tracking": dataclasses.asdict(tracking),
             "parent_run_id": None,

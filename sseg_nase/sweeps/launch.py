@@ -15,8 +15,7 @@ from types import FrameType
 from typing import Any
 
 from sseg_nase.config.compose import load, spelled_out
-from sseg_nase.config.multirun import once, split
-from sseg_nase.config.schema import Config
+from sseg_nase.config.multirun import launcher, once, shared, split
 from sseg_nase.config.validation import cautions
 from sseg_nase.directory import end_dead, locked, status_of
 from sseg_nase.errors import DONE, STOPPED, UserError
@@ -38,6 +37,7 @@ from sseg_nase.tracking.sweeps import KnownRun, SweepStore
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_BEGIN = 30.0
 STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+SLURM = "SlurmLauncher"
 OWN_KEYS = ("sweep.dir", "sweep.job", "sweep.watch")
 
 Say = Callable[[str], None]
@@ -62,13 +62,18 @@ def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> 
     settings = load(["task=status", *sweeps], *further).sweep
     if settings.watch or settings.job is not None:
         raise UserError("sweep.watch and sweep.job have no effect with -m; leave them out.")
-    if _is_slurm(hydras) and any("sweeper.max_batch_size" in text for text in hydras):
+    if settings.dir is not None:
+        sweep = _named(settings.dir, jobs)
+    else:
+        sweep = _planned([*hydras, *jobs], sweeps, say, *further)
+        settings = load([*sweep.shared, *sweeps], *further).sweep  # an experiment may have a word
+    chosen = [*sweep.shared, *hydras]
+    in_slurm = launcher(chosen, *further) == SLURM
+    if in_slurm and any("sweeper.max_batch_size" in text for text in hydras):
         raise UserError(
             "hydra.sweeper.max_batch_size: with Slurm all jobs are queued together; how many "
             "of them run at once is said by hydra.launcher.array_parallelism."
         )
-    sweep = _chosen(settings.dir, settings.rerun, hydras, jobs, say, *further)
-    detached = settings.detach and not _is_slurm(hydras)
     with sweep.launching():
         sweep.begin_launch(settings, os.environ.get("CUDA_VISIBLE_DEVICES"))
         store = SweepStore(sweep.tracking, warn=say)
@@ -78,45 +83,41 @@ def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> 
         numbers = _to_do(sweep, settings.rerun, store, say)
         if not numbers and not _on_its_way(sweep):
             return finish(sweep, store, say)
-        if not detached:
-            passed_on = [text for text in sweeps if not text.lstrip("+").startswith(OWN_KEYS)]
-            return _run(sweep, numbers, [*hydras, *passed_on], hydra, store, say)
+        if in_slurm or not settings.detach:
+            kept = [text for text in sweeps if not text.lstrip("+").startswith(OWN_KEYS)]
+            return _run(sweep, numbers, [*chosen, *kept], hydra, store, say, in_slurm=in_slurm)
     return _in_background(sweep, hydras, sweeps, say, *further)
 
 
-def _chosen(
-    directory: str | None,
-    rerun: bool,
-    hydras: Sequence[str],
-    jobs: Sequence[str],
-    say: Say,
-    *further: Path,
+def _named(directory: str, jobs: Sequence[str]) -> SweepFolder:
+    """The sweep that `sweep=DIR` names."""
+    if jobs:
+        raise UserError(
+            f"sweep={directory}: its jobs are fixed; leave out {' '.join(jobs)}, or leave out "
+            "sweep= to start a sweep with these."
+        )
+    return looked_at(directory, Path(load().paths.output_dir))
+
+
+def _planned(
+    overrides: Sequence[str], sweeps: Sequence[str], say: Say, *further: Path
 ) -> SweepFolder:
-    """The sweep that is named, the one that consists of the same jobs, or a new one."""
-    if directory is not None:
-        if jobs:
-            raise UserError(
-                f"sweep={directory}: its jobs are fixed; leave out {' '.join(jobs)}, or leave out "
-                "sweep= to start a sweep with these."
-            )
-        sweep = looked_at(directory, Path(load().paths.output_dir))
-        if rerun:
-            for job in sweep.jobs:
-                job.forget()
-        return sweep
-    title, planned = plan([*hydras, *jobs], *further)
+    """The sweep that consists of these very jobs, or a new one."""
+    title, planned = plan(overrides, *further)
     for caution in dict.fromkeys(said for job in planned for said in cautions(job.config)):
         say(caution)
-    first: Config = planned[0].config
-    output_dir = Path(first.paths.output_dir)
-    known = None if rerun else same_as(planned, output_dir)
+    first = planned[0].config
+    settings = load([*planned[0].overrides, *sweeps], *further).sweep
+    known = None if settings.rerun else same_as(planned, Path(first.paths.output_dir))
     if known is not None:
         return known
+    _, _, jobs = split(overrides)
     return create(
-        output_dir,
+        Path(first.paths.output_dir),
         planned,
         title=title,
-        settings=first.sweep,
+        shared=shared(jobs),
+        settings=settings,
         tracking=first.tracking,
         code=code.describe(),
         diff=code.difference(),
@@ -147,6 +148,8 @@ def _to_do(sweep: SweepFolder, rerun: bool, store: SweepStore, say: Say) -> list
         if one.state in (RUNNING, QUEUED):
             on_their_way += 1
             continue
+        if rerun:
+            job.forget()
         if one.state != FINISHED and job.run is None and not rerun:
             _adopt(job, store, say)
         if job.finished:
@@ -191,11 +194,13 @@ def _run(
     hydra: Hydra,
     store: SweepStore,
     say: Say,
+    *,
+    in_slurm: bool,
 ) -> int:
     """Hand the jobs to Hydra's launcher, wait until all have ended, and close the sweep."""
     own = [f"sweep.dir={_quoted(sweep.path)}", f"sweep.job={','.join(map(str, numbers))}"]
+    own.append("hydra.sweeper.params=null")  # an experiment's are in the plan already
     interrupted = False
-    in_slurm = _is_slurm(overrides)
     with Watcher(sweep, say), _interruptible(sweep, say, stop=not in_slurm):
         try:
             if not numbers:
@@ -355,10 +360,6 @@ def _submissions(sweep: SweepFolder, numbers: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         Executor.map_array = original  # type: ignore[method-assign]
-
-
-def _is_slurm(hydras: Sequence[str]) -> bool:
-    return any(text.partition("=")[2] == "submitit_slurm" for text in hydras)
 
 
 def _quoted(path: Path) -> str:

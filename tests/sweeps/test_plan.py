@@ -30,6 +30,7 @@ def made(output_dir: Path, *overrides: str) -> SweepFolder:
         output_dir,
         jobs,
         title=title,
+        shared=[],
         settings=first.sweep,
         tracking=first.tracking,
         code=code.describe(),

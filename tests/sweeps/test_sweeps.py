@@ -359,6 +359,30 @@ def test_on_failure_stop_and_retries(ran: Callable[..., tuple[int, str]], tmp_pa
     assert (code, states(sweep)) == (0, ["FINISHED", "FINISHED"]), said
 
 
+def test_an_experiment_may_say_what_is_swept_and_where(
+    ran: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "both.yaml").write_text(
+        "# @package _global_\n"
+        "defaults: [override /hydra/launcher: joblib]\n"
+        "sweep: {retries: 3}\n"
+        "hydra: {sweeper: {params: {seed: '0,1'}}}\n"
+    )
+    command = ["-m", "experiment=both", "ablation=A1", *QUICK, "tracking=jsonl"]
+    code, said = ran("--config-dir", "mine", *command)
+    assert code == 0, said
+    sweep = the_sweep()
+    assert [job.label for job in sweep.jobs] == ["seed=0", "seed=1"]
+    assert states(sweep) == ["FINISHED", "FINISHED"]
+    assert sweep.settings.retries == 3
+    assert all(job.console.exists() for job in sweep.jobs)  # joblib's, not the terminal
+    code, said = ran("--config-dir", "mine", "-m", f"sweep={sweep.path}", "sweep.rerun=true")
+    assert code == 0, said
+    assert [job.state()["attempts"] for job in sweep.jobs] == [1, 1]
+    assert len(list(Path("runs/debug").iterdir())) == 4
+
+
 def test_mistakes_in_jobs_alone_end_with_2(ran: Callable[..., tuple[int, str]]) -> None:
     code, said = ran(
         "-m", "seed=0,1", "dataset=cifar_fs", "paths.data_dir=nowhere", "debug=tiny",
