@@ -33,6 +33,8 @@ from sseg_nase.training import checkpoint
 from sseg_nase.training.interruption import Interruption
 
 NAME_LENGTH = 120
+# No params of the method; those of `hardware` are recorded as they took effect.
+UNRECORDED = ("paths.", "tracking.", "hardware.", "sweep.")
 UNNAMED = ("paths.", "tracking", "hydra", "sweep", "experiment_name=")
 
 
@@ -83,7 +85,7 @@ class Run:
         params = {
             key: value
             for key, value in flat(self.config).items()
-            if value is not None and not key.startswith(("paths.", "tracking.", "hardware."))
+            if value is not None and not key.startswith(UNRECORDED)
         }
         tags = {
             "fingerprint": fingerprint(self.config),
@@ -345,12 +347,14 @@ def _judge(
         "mutations": sum(record["accepted"] for record in mutations),
         "images_seen": images_seen,
     }
+    # At step 0, and MLflow draws a bar per run; a run that goes on behind its results adds to them.
+    at = step if (this.directory / "results.json").exists() else 0
     for group in ("fewshot", "fewshot_best"):
         for key, value in results.get(group, {}).items():
             figures = {f"{group}/{key}/{part}": value[part] for part in ("accuracy", "ci95")}
-            this.sink.metrics(figures, step)
+            this.sink.metrics(figures, at)
     logged = ("params", "macs", "latency_ms_b1", "latency_ms_b64", "peak_memory_mb")
-    this.sink.metrics({f"efficiency/{key}": float(costs[key]) for key in logged}, step)
+    this.sink.metrics({f"efficiency/{key}": float(costs[key]) for key in logged}, at)
     write_json(this.directory / "architecture.json", backbone.architecture.to_dict())
     write_episodes(this.directory, {name: each.accuracies for name, each in judged.items()})
     write_json(this.directory / "results.json", results)

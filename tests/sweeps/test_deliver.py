@@ -186,6 +186,7 @@ def sweep(tmp_path: Path) -> SweepFolder:
         tmp_path / "runs",
         planned,
         title="seeds",
+        shared=[],
         settings=config.sweep,
         tracking=config.tracking,
         code={"commit": None},

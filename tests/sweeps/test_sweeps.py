@@ -33,6 +33,11 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **extra, "PYTHONPATH": joined}
 
 
+def hear_interrupts() -> None:
+    """As from a terminal: what a script starts in the background ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Started]:
     """Start the program in a folder of its own; what is left of it in the end is ended."""
@@ -47,6 +52,7 @@ def start(tmp_path: Path) -> Iterator[Started]:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=hear_interrupts,
         )
         processes.append(process)
         return process
@@ -296,6 +302,7 @@ def test_an_interruption_leaves_checkpoints(launcher: str, start: Started) -> No
     assert "the same command goes on" in said
 
 
+@pytest.mark.slow
 def test_a_killed_launcher_loses_nothing(
     start: Started, ran: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_fabric import Fabric
 
 from sseg_nase.config.compose import load
 from sseg_nase.config.schema import Config
@@ -16,6 +15,7 @@ from sseg_nase.data.feed import CurriculumFeed
 from sseg_nase.evolution.selection import Caps
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.stages import seed_learner
+from sseg_nase.training.distributed import build_fabric
 from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.interventions import Evolve, Sparsify
 from sseg_nase.training.loop import Trainer
@@ -169,7 +169,7 @@ def train(config: Config) -> list[Any]:
         config,
         learner=seed_learner(config),
         feed=feed,
-        fabric=Fabric(accelerator="cpu", devices=1),
+        fabric=build_fabric("cpu", 1, "32-true"),
         interventions=[
             Sparsify(config.sparsity, config.pretrain, config.seed),
             Evolve(config.evolution, config.seed),
