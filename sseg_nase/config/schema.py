@@ -32,7 +32,8 @@ DATASETS = ("cifar_fs", "minimagenet", "omniglot", "digits", "folder", "csv")
 SPLITS = ("train", "val", "test")
 SYNTHETIC_LEVELS = ("BASIC", "TEXTURE", "OBJECT", "ADVERSARIAL")
 LEVELS = (*SYNTHETIC_LEVELS, "NATURAL")
-TASKS = ("pipeline", "evaluate", "curriculum", "replay", "status", "report", "deliver")
+LOOKS = ("status", "report", "deliver")  # at what is on disk: no run of their own
+TASKS = ("pipeline", "evaluate", "curriculum", "replay", *LOOKS)
 
 
 @dataclass(frozen=True)

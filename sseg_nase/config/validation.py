@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 
 from sseg_nase.config.explain import listed
 from sseg_nase.config.layout import fields_of, is_section
-from sseg_nase.config.schema import SYNTHETIC_LEVELS, Config
+from sseg_nase.config.schema import LOOKS, SYNTHETIC_LEVELS, Config
 from sseg_nase.errors import UserError, did_you_mean
 
 
@@ -140,7 +140,7 @@ def _resume(config: Config) -> Iterator[str]:
 
 
 def _sweep(config: Config) -> Iterator[str]:
-    sweep, looking = config.sweep, config.task in ("status", "report", "deliver")
+    sweep, looking = config.sweep, config.task in LOOKS
     if sweep.dir and not looking and sweep.job is None:
         yield (
             f"sweep={sweep.dir}: it has no effect with task={config.task}; add task=status, "

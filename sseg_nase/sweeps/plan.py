@@ -10,13 +10,12 @@ from sseg_nase.config.compose import load
 from sseg_nase.config.explain import listed
 from sseg_nase.config.fingerprint import fingerprint
 from sseg_nase.config.multirun import expand, swept
-from sseg_nase.config.schema import Config
+from sseg_nase.config.schema import LOOKS, Config
 from sseg_nase.errors import UserError
 from sseg_nase.sweeps.folder import Planned
 from sseg_nase.tracking.mlflow_sink import resolve_uri
 
 NAME_LENGTH = 120
-LOOKS = ("status", "report", "deliver")
 # Where a job's results go and how it is run says nothing of what it is.
 UNNAMED = ("paths.", "tracking", "hydra", "experiment_name")
 
