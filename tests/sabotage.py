@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 # Python imports a `sitecustomize` by itself; this one changes `stages.pretrain` once it is there.
@@ -66,6 +67,11 @@ def sabotage(stages):
 
 sys.meta_path.insert(0, Finder())
 """
+
+
+def hear_interrupts() -> None:
+    """Before a process begins: as from a terminal. What a script has in the background ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Sabotage:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from sabotage import Sabotage
+from sabotage import Sabotage, hear_interrupts
 
 import sseg_nase
 
@@ -57,6 +57,7 @@ class Place:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            preexec_fn=hear_interrupts,
         )
         self.processes.append(process)
         return process

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
-from sabotage import Sabotage
+from sabotage import Sabotage, hear_interrupts
 
 import sseg_nase
 from sseg_nase.directory import status_of
@@ -31,11 +31,6 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
     paths = [extra.get("PYTHONPATH", ""), str(ROOT)]
     joined = os.pathsep.join(path for path in paths if path)
     return {**os.environ, **extra, "PYTHONPATH": joined}
-
-
-def hear_interrupts() -> None:
-    """As from a terminal: what a script starts in the background ignores Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
