@@ -70,7 +70,7 @@ sys.meta_path.insert(0, Finder())
 
 
 def hear_interrupts() -> None:
-    """Before a process begins: as from a terminal. What a script has in the background ignores it."""
+    """Before a process begins. What a script has in the background ignores Ctrl-C."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
