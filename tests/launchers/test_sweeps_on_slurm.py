@@ -363,10 +363,12 @@ def test_jobs_outlive_their_launcher_and_are_found_again(place: Place) -> None:
     assert f"stays in Slurm as job {jobs[0]}" in said
     assert sorted(place.queue()) == sorted(jobs)
     again = place.start(*command)
+    assert again.stdout is not None
+    while "2 of 2 jobs are on their way already" not in again.stdout.readline():
+        assert again.poll() is None
     place.sabotage.take_back(0)
     code, said = place.end(again)
     assert code == 0, said
-    assert "2 of 2 jobs are on their way already" in said
     assert [place.slurm_job(number) for number in (0, 1)] == jobs
     assert [place.job(number)["attempts"] for number in (0, 1)] == [1, 1]
     assert (place.sweep / "report" / "report.md").exists()
