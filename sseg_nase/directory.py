@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import secrets
 import socket
@@ -19,7 +18,7 @@ from filelock import FileLock, Timeout
 from sseg_nase.config.fingerprint import decisive, flatten
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
-from sseg_nase.files import write_json, write_text
+from sseg_nase.files import read_json, write_json, write_text
 from sseg_nase.tracking.sink import FINISHED
 
 RUNNING = "RUNNING"
@@ -162,11 +161,7 @@ class RunDirectory:
 
 def status_of(path: Path) -> Mapping[str, Any]:
     """Return what status.json in a run's directory says; nothing when it is not there."""
-    try:
-        found = json.loads((path / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_json(path / "status.json") or {}
 
 
 def locked(path: Path) -> bool:

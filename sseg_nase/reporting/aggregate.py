@@ -18,6 +18,7 @@ import numpy as np
 import yaml
 
 from sseg_nase.fewshot.statistics import crossed_difference, holm, mean_t95, paired_difference
+from sseg_nase.files import read_json
 from sseg_nase.reporting.episodes import BEST, LAST, NETWORKS, EpisodesError, read_episodes
 
 if TYPE_CHECKING:
@@ -149,8 +150,8 @@ def _once_each(runs: Sequence[Found], notes: list[str]) -> list[Found]:
 
 
 def _read(entry: Entry, notes: list[str]) -> Found | None:
-    status = _json(entry.run / "status.json")
-    results = _json(entry.run / "results.json")
+    status = read_json(entry.run / "status.json")
+    results = read_json(entry.run / "results.json")
     if status is not None and status.get("status") != "FINISHED":
         notes.append(f"{_name(entry)} is {status.get('status')}, not FINISHED: left out.")
         return None
@@ -279,14 +280,6 @@ def _losses(entry: Entry, notes: list[str]) -> tuple[float, float]:
         count = len(by_step) - len(known)
         notes.append(f"{_name(entry)}: the training loss was not finite at {count} logged steps.")
     return min(known), by_step[max(by_step)]
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

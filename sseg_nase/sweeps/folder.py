@@ -33,7 +33,7 @@ from sseg_nase.config.compose import stored
 from sseg_nase.config.schema import Config, SweepConfig, TrackingConfig
 from sseg_nase.directory import locked, status_of
 from sseg_nase.errors import UserError
-from sseg_nase.files import write_json, write_text
+from sseg_nase.files import read_json, write_json, write_text
 
 # Whoever asks whether a lock is held takes it for an instant: a real taker is patient.
 SECONDS_FOR_LOCK = 2.0
@@ -75,7 +75,7 @@ class JobFolder:
 
     def state(self) -> dict[str, Any]:
         """What job.json says; nothing before the job has begun."""
-        return _read(self.path / "job.json") or {}
+        return read_json(self.path / "job.json") or {}
 
     def note(self, **fields: Any) -> None:
         """Write `fields` into job.json; None takes one out."""
@@ -144,7 +144,7 @@ class SweepFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path.expanduser().absolute()
-        self.plan = _read(self.path / "sweep.json") or {}
+        self.plan = read_json(self.path / "sweep.json") or {}
         if not self.plan:
             raise UserError(
                 f"sweep={path}: not the directory of a sweep (no readable sweep.json there). "
@@ -187,7 +187,7 @@ class SweepFolder:
 
     def note(self, **fields: Any) -> None:
         """Write `fields` into sweep.json, beside what others have written there."""
-        self.plan = (_read(self.path / "sweep.json") or self.plan) | fields
+        self.plan = (read_json(self.path / "sweep.json") or self.plan) | fields
         write_json(self.path / "sweep.json", self.plan)
 
     def stop(self, reason: str) -> None:
@@ -344,11 +344,3 @@ def this_process() -> dict[str, Any]:
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     slurm = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
     return {"host": socket.gethostname(), "pid": os.getpid(), "slurm_job": slurm}
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None

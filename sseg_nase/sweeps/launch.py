@@ -30,11 +30,12 @@ from sseg_nase.sweeps.folder import (
 )
 from sseg_nase.sweeps.isolation import SECONDS_TO_STOP
 from sseg_nase.sweeps.plan import plan
-from sseg_nase.sweeps.seen import GONE, QUEUED, RUNNING, Watcher, look
+from sseg_nase.sweeps.seen import GONE, QUEUED, RUNNING, Seen, Watcher, look
 from sseg_nase.tracking.sink import FINISHED, INTERRUPTED
 from sseg_nase.tracking.sweeps import KnownRun, SweepStore
 
 SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_QUERIES = 5.0  # of Slurm, which others ask, too
 SECONDS_TO_BEGIN = 30.0
 STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 SLURM = "SlurmLauncher"
@@ -81,7 +82,7 @@ def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> 
         say(f"sweep in {sweep.path}: {len(sweep.jobs)} jobs, {sweep.title}")
         _reap(store, say)
         numbers = _to_do(sweep, settings.rerun, store, say)
-        if not numbers and not _on_its_way(sweep):
+        if not numbers and not _on_its_way(look(sweep)):
             return finish(sweep, store, say)
         if in_slurm or not settings.detach:
             kept = [text for text in sweeps if not text.lstrip("+").startswith(OWN_KEYS)]
@@ -201,7 +202,12 @@ def _run(
     own = [f"sweep.dir={_quoted(sweep.path)}", f"sweep.job={','.join(map(str, numbers))}"]
     own.append("hydra.sweeper.params=null")  # an experiment's are in the plan already
     interrupted = False
-    with Watcher(sweep, say), _interruptible(sweep, say, stop=not in_slurm):
+
+    def marks() -> list[Any]:
+        return [(sweep.jobs[n].state(), sweep.jobs[n].slurm_job) for n in numbers]
+
+    before = marks()
+    with Watcher(sweep, say) as watcher, _interruptible(sweep, say, stop=not in_slurm):
         try:
             if not numbers:
                 raise Queued
@@ -216,12 +222,13 @@ def _run(
             interrupted = True
         except Exception as error:
             # A job that failed is on disk; a launcher that could not start any is not.
-            if not any(sweep.jobs[number].begun for number in numbers):
+            if marks() == before:
                 text = next(iter(str(error).strip().splitlines()), type(error).__name__)
                 raise UserError(f"hydra/launcher: no job could be started: {text}") from error
         try:
-            while not interrupted and _on_its_way(sweep):
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+            watcher.stop()  # from here on the looks are taken here
+            while not interrupted and _on_its_way(watcher.look()):
+                time.sleep(SECONDS_BETWEEN_QUERIES if in_slurm else SECONDS_BETWEEN_LOOKS)
         except KeyboardInterrupt:
             interrupted = True
     code = finish(sweep, store, say)
@@ -231,8 +238,8 @@ def _run(
     return STOPPED if interrupted else code
 
 
-def _on_its_way(sweep: SweepFolder) -> bool:
-    return any(one.state in (RUNNING, QUEUED) for one in look(sweep))
+def _on_its_way(seen: Sequence[Seen]) -> bool:
+    return any(one.state in (RUNNING, QUEUED) for one in seen)
 
 
 @contextmanager

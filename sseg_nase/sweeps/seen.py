@@ -280,18 +280,20 @@ class Watcher:
         if not self._ended.is_set():
             self._ended.set()
             self._thread.join()
-            self._look()
+            self.look()
 
     def _watch(self) -> None:
         while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
-            self._look()
+            self.look()
 
-    def _look(self) -> None:
+    def look(self) -> list[Seen]:
+        """See how every job stands, and tell what is new."""
         seen = look(self._sweep)
         for one in seen:
             if self._known[one.job.number] != one.state:
                 self._known[one.job.number] = one.state
                 self._tell(line(one))
+        return seen
 
 
 def line(one: Seen) -> str:
