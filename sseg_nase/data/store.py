@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import mmap
 import os
 import shutil
 import struct
@@ -55,6 +56,8 @@ class Listing:
 
 class ImageStore:
     """Images uint8 `[n, H, W, 3]`, labels int64 `[n]`, class names and a manifest; read-only."""
+
+    device = torch.device("cpu")  # images are read to RAM
 
     def __init__(
         self,
@@ -130,12 +133,24 @@ class ImageStore:
         """Images per class, int64 `[classes]`."""
         return np.bincount(self.labels, minlength=len(self.class_names))
 
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.images.shape[1]
+
     def batch(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> torch.Tensor:
         """Copy the images at `indices`, in that order, as uint8 `[B, 3, H, W]` on the CPU."""
-        if isinstance(indices, torch.Tensor):
-            indices = indices.cpu().numpy()
+        out = torch.empty((len(indices), 3, *self.images.shape[1:3]), dtype=torch.uint8)
+        self.read(indices, out)
+        return out
+
+    def read(self, indices: Sequence[int] | np.ndarray | torch.Tensor, out: torch.Tensor) -> None:
+        """Write the images at `indices`, in that order, to `out` uint8 `[B, 3, H, W]` in RAM."""
         chosen = np.asarray(self.images[np.asarray(indices, dtype=np.int64)])
-        return torch.from_numpy(chosen).permute(0, 3, 1, 2).contiguous()
+        out.copy_(torch.from_numpy(chosen).permute(0, 3, 1, 2))
+        if isinstance(self.images.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            # What was read stays in the system's file cache, but not in this process's memory.
+            self.images.base.madvise(mmap.MADV_DONTNEED)
 
     def verify(self) -> None:
         """Read everything and compare the checksums; raises UserError when they differ."""

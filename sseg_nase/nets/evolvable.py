@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sseg_nase.nets import mutation
 from sseg_nase.nets.architecture import Architecture, pools
+from sseg_nase.nets.pooling import max_pool2x2
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 
@@ -55,7 +56,14 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` → `[B, C', H', W']`."""
-        if self.residual:
+        pooling = self.pool and pools(min(x.shape[-2:]))
+        if not self.residual:
+            y = self.norm(self.conv(x))
+            if pooling and isinstance(self.act, nn.ReLU):
+                # ReLU keeps the order of numbers: after the pooling it has a quarter of the work.
+                return self.act(max_pool2x2(y))
+            y = self.act(y)
+        else:
             y = self.norm(self.conv(self.act(x)))
             if self.routing is not None:
                 y = y + F.conv2d(x, self.routing.to(x.dtype)[:, :, None, None])
@@ -64,9 +72,7 @@ class ConvBlock(nn.Module):
             else:
                 shared = min(x.shape[1], y.shape[1])
                 y = torch.cat((y[:, :shared] + x[:, :shared], y[:, shared:]), dim=1)
-        else:
-            y = self.act(self.norm(self.conv(x)))
-        return F.max_pool2d(y, 2) if self.pool and pools(min(y.shape[-2:])) else y
+        return max_pool2x2(y) if pooling else y
 
 
 class _Recomputation(AbstractContextManager[None]):

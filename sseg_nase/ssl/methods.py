@@ -1,4 +1,4 @@
-"""Self-supervised methods: from two views and the networks to a loss."""
+"""Self-supervised methods: from views and the networks to a loss."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ def alone(rows: Tensor) -> Tensor:
 def simclr(
     learner: nn.Module,
     teacher: nn.Module | None,
-    view1: Tensor,
-    view2: Tensor,
+    views: Tensor,
     ssl: SSLConfig,
     gather: Callable[[Tensor], Tensor] = alone,
 ) -> Losses:
-    """NT-Xent on both views plus λ · MSE(student, teacher) on the embeddings of the first.
+    """NT-Xent on two `views` plus λ · MSE(student, teacher) on the embeddings of the first.
 
-    Both views go through the network together, so that BN sees them as one batch. The teacher
-    takes the first view, as the specification has it. `gather` brings the projections of all
-    processes together: every image is then told from those of the whole batch.
+    `views` `[2, B, 3, S, S]`: the first of every image, then the second. Both go through
+    the network together, so that BN sees them as one batch. The teacher takes the first view, as
+    the specification has it. `gather` brings the projections of all processes together: every image
+    is then told from those of the whole batch.
     """
-    features, projections = learner(torch.cat((view1, view2)))
+    features, projections = learner(views.flatten(0, 1))
     z1, z2 = projections.chunk(2)
     contrastive = nt_xent(gather(z1), gather(z2), ssl.temperature)
     if teacher is None:
         return Losses(contrastive, contrastive, None)
     with torch.no_grad():
-        target = teacher(view1)
-    gap = distillation(features[: len(view1)], target)
+        target = teacher(views[0])
+    gap = distillation(features[: len(target)], target)
     return Losses(contrastive + ssl.distillation_weight * gap, contrastive, gap)
 
 

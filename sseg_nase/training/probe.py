@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sseg_nase.config.schema import Config
 from sseg_nase.data.feed import CurriculumFeed
 from sseg_nase.data.random import derive
-from sseg_nase.data.views import normalize, two_views
+from sseg_nase.data.views import make_views, normalize
 from sseg_nase.hardware.latency import latency_ms
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.ssl.methods import METHODS, Losses
@@ -36,17 +36,17 @@ class Probe:
     def loss(self, networks: Networks) -> float:
         """Loss on held images: same images and views at every call within a level."""
         learner = copy.deepcopy(networks.learner).train()
-        view1, view2 = self.views(self.feed.probe(), derive(self.config.seed, PROBE))
-        losses = self.method(learner, networks.teacher, view1, view2, self.config.ssl)
+        views = self.views(self.feed.probe(), derive(self.config.seed, PROBE))
+        losses = self.method(learner, networks.teacher, views, self.config.ssl)
         return losses.total.item()
 
     def losses(self, networks: Networks, epoch: int, batches: int) -> Iterator[Losses]:
         """Losses of `networks` on batches like those of `epoch`, other than the ones trained on."""
-        for view1, view2 in self.batches(epoch, batches):
-            yield self.method(networks.learner, networks.teacher, view1, view2, self.config.ssl)
+        for views in self.batches(epoch, batches):
+            yield self.method(networks.learner, networks.teacher, views, self.config.ssl)
 
-    def batches(self, epoch: int, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Two views of batches like those of `epoch`, other than the ones trained on."""
+    def batches(self, epoch: int, count: int) -> Iterator[Tensor]:
+        """Views `[2, B, 3, S, S]` of batches like those of `epoch`, but other ones."""
         stream = self.feed.others(epoch, TRIAL)
         for index, images in zip(range(count), stream, strict=False):
             yield self.views(images, derive(self.config.seed, TRIAL, epoch, index))
@@ -105,13 +105,9 @@ class Probe:
         }
         return {"batch": TIMED_BATCH, **times}
 
-    def views(
-        self, images: Tensor, seed: int, *, first: int = 0, of: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Two views in the networks' memory format; `first` and `of` as in `two_views`."""
+    def views(self, images: Tensor, seed: int, *, first: int = 0, of: int | None = None) -> Tensor:
+        """Two views `[2, B, 3, S, S]` in the networks' memory format; see `make_views`."""
         size = self.config.dataset.image_size
-        view1, view2 = two_views(
-            images, self.config.views, image_size=size, seed=seed, first=first, of=of
-        )
-        layout = self.workshop.memory_format
-        return view1.contiguous(memory_format=layout), view2.contiguous(memory_format=layout)
+        made = make_views(images, self.config.views, image_size=size, seed=seed, first=first, of=of)
+        flat = made.flatten(0, 1).contiguous(memory_format=self.workshop.memory_format)
+        return flat.unflatten(0, made.shape[:2])

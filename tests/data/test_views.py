@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,12 +12,15 @@ import torchvision.transforms.functional as TF
 from sseg_nase.config.schema import ViewsConfig
 from sseg_nase.data.views import (
     ViewParameters,
-    apply_views,
-    blur_kernel_size,
+    batched,
     draw_parameters,
+    make_views,
+    native,
     normalize,
-    two_views,
 )
+from sseg_nase.data.views.parameters import blur_kernel_size
+
+WAYS = {"native": native.apply_views, "batched": batched.apply_views}
 
 IDENTITY: dict[str, Any] = {
     "crop_scale": [1.0, 1.0],
@@ -64,6 +68,7 @@ def parameters(images: torch.Tensor, **changes: Any) -> ViewParameters:
         "height": float(images.shape[2]),
         "width": float(images.shape[3]),
         "flip": False,
+        "order": torch.arange(4).expand(len(images), 4),
         "brightness": 1.0,
         "contrast": 1.0,
         "saturation": 1.0,
@@ -72,19 +77,27 @@ def parameters(images: torch.Tensor, **changes: Any) -> ViewParameters:
         "sigma": 0.0,
     }
     values = {**still, **changes}
-    return ViewParameters(**{k: torch.as_tensor(v).expand(len(images)) for k, v in values.items()})
+    tensors = {k: torch.as_tensor(v) for k, v in values.items()}
+    return ViewParameters(**{k: v if v.ndim else v.expand(len(images)) for k, v in tensors.items()})
 
 
-def apply_one(images: torch.Tensor, **changes: Any) -> torch.Tensor:
+@pytest.fixture(params=WAYS)
+def way(request: pytest.FixtureRequest) -> Callable[..., torch.Tensor]:
+    """Both ways views are made: in compiled code and by batched tensor operations."""
+    return WAYS[request.param]
+
+
+def apply_one(
+    way: Callable[..., torch.Tensor], images: torch.Tensor, **changes: Any
+) -> torch.Tensor:
     """Views back in [0, 1], [B, 3, S, S]."""
-    p = parameters(images, **changes)
-    return apply_views(images, p, image_size=images.shape[-1])[0] / 2 + 0.5
+    return way(images, parameters(images, **changes), images.shape[-1])[0] / 2 + 0.5
 
 
 @pytest.mark.parametrize("size", [28, 32, 84])
 def test_identity_settings_return_the_normalised_images(size: int) -> None:
     images = some_images(20, size, size)
-    for view in two_views(images, config(IDENTITY), image_size=size, seed=0):
+    for view in make_views(images, config(IDENTITY), image_size=size, seed=0):
         torch.testing.assert_close(view, normalize(images), atol=2e-5, rtol=0)
 
 
@@ -103,20 +116,20 @@ OPERATIONS = {
 
 
 @pytest.mark.parametrize("name", list(OPERATIONS))
-def test_colours_equal_torchvision(name: str) -> None:
+def test_colours_equal_torchvision(name: str, way: Callable[..., torch.Tensor]) -> None:
     images = some_images(24)
     low, high = (-0.5, 0.5) if name == "hue" else (0.0, 2.0)
     values = torch.linspace(low, high, 24)
-    ours = apply_one(images, **{name: values})
+    ours = apply_one(way, images, **{name: values})
     for image, value, view in zip(images, values, ours, strict=True):
         expected = OPERATIONS[name](image / 255, float(value))
         torch.testing.assert_close(view, expected, atol=1e-4, rtol=0)
 
 
-def test_grey_and_flip_equal_torchvision() -> None:
+def test_grey_and_flip_equal_torchvision(way: Callable[..., torch.Tensor]) -> None:
     images = some_images(12)
     drawn = torch.arange(12) % 3 == 0
-    grey, flipped = apply_one(images, grey=drawn), apply_one(images, flip=drawn)
+    grey, flipped = apply_one(way, images, grey=drawn), apply_one(way, images, flip=drawn)
     for k, image in enumerate(images / 255):
         expected = TF.rgb_to_grayscale(image, 3) if drawn[k] else image
         torch.testing.assert_close(grey[k], expected, atol=1e-5, rtol=0)
@@ -125,10 +138,10 @@ def test_grey_and_flip_equal_torchvision() -> None:
 
 
 @pytest.mark.parametrize("size", [32, 84])
-def test_blur_equals_torchvision(size: int) -> None:
+def test_blur_equals_torchvision(size: int, way: Callable[..., torch.Tensor]) -> None:
     images = some_images(8, size, size)
     sigmas = torch.tensor([0.0, 0.1, 0.3, 0.5, 0.9, 1.3, 1.7, 2.0])
-    ours = apply_one(images, sigma=sigmas)
+    ours = apply_one(way, images, sigma=sigmas)
     kernel = blur_kernel_size(size)
     for image, sigma, view in zip(images / 255, sigmas.tolist(), ours, strict=True):
         expected = TF.gaussian_blur(image, [kernel] * 2, [sigma] * 2) if sigma else image
@@ -141,44 +154,80 @@ def test_blur_kernel_is_about_a_tenth_of_the_side(size: int, taps: int) -> None:
 
 
 @pytest.mark.parametrize("size", [24, 32, 48])
-def test_resized_crop_equals_torchvision(size: int) -> None:
+def test_resized_crop_equals_torchvision(size: int, way: Callable[..., torch.Tensor]) -> None:
     images = some_images(6, 32, 40)
     boxes = [(0, 0, 32, 40), (5, 7, 20, 17), (31, 39, 1, 1), (0, 10, 32, 30), (8, 8, 9, 31)]
     boxes.append((20, 1, 12, 12))
     top, left, height, width = torch.tensor(boxes, dtype=torch.float32).T
     flip = torch.arange(6) % 2 == 1
     p = parameters(images, top=top, left=left, height=height, width=width, flip=flip)
-    views = apply_views(images, p, image_size=size)[0] / 2 + 0.5
+    views = way(images, p, size)[0] / 2 + 0.5
     for image, box, turned, view in zip(images / 255, boxes, flip, views, strict=True):
         expected = TF.resized_crop(image, *box, size=[size, size], antialias=False)
         expected = TF.hflip(expected) if turned else expected
         torch.testing.assert_close(view, expected, atol=1e-4, rtol=0)
 
 
-def test_operations_come_in_simclr_order_and_views_do_not_mix() -> None:
-    images = some_images(10)
-    p = draw_parameters(20, config(), height=32, width=32, seed=5)
-    views = apply_views(images, p, image_size=32).flatten(0, 1) / 2 + 0.5
-    for k, view in enumerate(views):
-        box = [int(x[k]) for x in (p.top, p.left, p.height, p.width)]
-        x = TF.resized_crop(images[k % 10] / 255, *box, size=[32, 32], antialias=False)
-        x = TF.hflip(x) if p.flip[k] else x
-        x = TF.adjust_brightness(x, float(p.brightness[k]))
-        x = TF.adjust_contrast(x, float(p.contrast[k]))
-        x = TF.adjust_saturation(x, float(p.saturation[k]))
-        x = TF.adjust_hue(x, float(p.hue[k]))
-        x = TF.rgb_to_grayscale(x, 3) if p.grey[k] else x
-        sigma = float(p.sigma[k])
-        x = TF.gaussian_blur(x, [3, 3], [sigma, sigma]) if sigma else x
-        torch.testing.assert_close(view, x, atol=5e-4, rtol=0)
+def reference(image: torch.Tensor, p: ViewParameters, k: int, size: int) -> torch.Tensor:
+    """View `k` of `image` by torchvision's functions, one after the other, in [0, 1]."""
+    box = [int(x[k]) for x in (p.top, p.left, p.height, p.width)]
+    x = TF.resized_crop(image / 255, *box, size=[size, size], antialias=False)
+    x = TF.hflip(x) if p.flip[k] else x
+    for number in p.order[k].tolist():
+        name = list(OPERATIONS)[number]
+        x = OPERATIONS[name](x, float(getattr(p, name)[k]))
+    x = TF.rgb_to_grayscale(x, 3) if p.grey[k] else x
+    sigma, kernel = float(p.sigma[k]), blur_kernel_size(size)
+    return TF.gaussian_blur(x, [kernel] * 2, [sigma] * 2) if sigma else x
 
 
-def test_an_image_does_not_depend_on_its_chunk() -> None:
-    images = some_images(150, 84, 84)
-    p = draw_parameters(300, config(), height=84, width=84, seed=1)
-    whole = apply_views(images, p, image_size=84)
-    for k in (0, 77, 149):
-        alone = apply_views(images[k : k + 1], p[torch.tensor([k, 150 + k])], image_size=84)
+@pytest.mark.parametrize("size", [32, 47, 84])
+def test_whole_views_equal_torchvision(size: int, way: Callable[..., torch.Tensor]) -> None:
+    images = some_images(10, size, size)
+    p = draw_parameters(30, config(), height=size, width=size, seed=5)
+    assert len(p.order.unique(dim=0)) > 8
+    views = way(images, p, size)
+    assert views.shape == (3, 10, 3, size, size)
+    for k, view in enumerate(views.flatten(0, 1) / 2 + 0.5):
+        # Near grey the hue is what rounding makes of it.
+        torch.testing.assert_close(view, reference(images[k % 10], p, k, size), atol=1e-3, rtol=0)
+
+
+def test_views_do_not_depend_on_the_number_of_threads() -> None:
+    images = some_images(37)
+    p = draw_parameters(74, config(), height=32, width=32, seed=2)
+    threads = torch.get_num_threads()
+    made = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            made.append(native.apply_views(images, p, 32))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(made[0], other) for other in made[1:])
+
+
+def test_part_of_a_batch_gets_the_views_that_it_has_in_the_whole() -> None:
+    images = some_images(12)
+    whole = make_views(images, config(), image_size=32, seed=4, count=3)
+    part = make_views(images[5:9], config(), image_size=32, seed=4, count=3, first=5, of=12)
+    assert torch.equal(part, whole[:, 5:9])
+
+
+def test_views_are_channels_last(way: Callable[..., torch.Tensor]) -> None:
+    images = some_images(6)
+    views = way(images, draw_parameters(12, config(), height=32, width=32, seed=0), 32)
+    for view in views:
+        assert view.is_contiguous(memory_format=torch.channels_last)
+    assert views.flatten(0, 1).data_ptr() == views.data_ptr()
+
+
+def test_a_view_does_not_depend_on_its_batch(way: Callable[..., torch.Tensor]) -> None:
+    images = some_images(50, 84, 84)
+    p = draw_parameters(100, config(), height=84, width=84, seed=1)
+    whole = way(images, p, 84)
+    for k in (0, 27, 49):
+        alone = way(images[k : k + 1], p[torch.tensor([k, 50 + k])], 84)
         torch.testing.assert_close(whole[:, k : k + 1], alone, atol=1e-5, rtol=0)
 
 
@@ -186,9 +235,9 @@ def test_same_seed_same_views_and_no_global_state() -> None:
     images = some_images(8)
     before = images.clone()
     state = torch.get_rng_state()
-    first, second = two_views(images, config(), image_size=32, seed=7)
-    again = two_views(images, config(), image_size=32, seed=7)
-    other, _ = two_views(images, config(), image_size=32, seed=8)
+    first, second = make_views(images, config(), image_size=32, seed=7)
+    again = make_views(images, config(), image_size=32, seed=7)
+    other, _ = make_views(images, config(), image_size=32, seed=8)
     assert torch.equal(first, again[0])
     assert torch.equal(second, again[1])
     assert not torch.equal(first, other)
@@ -198,14 +247,14 @@ def test_same_seed_same_views_and_no_global_state() -> None:
 
 def test_every_image_and_view_draws_its_own() -> None:
     images = some_images(5)[:1].expand(16, 3, 32, 32)
-    views = torch.cat(two_views(images, config(), image_size=32, seed=0))
+    views = make_views(images, config(), image_size=32, seed=0).flatten(0, 1)
     assert len(views.flatten(1).unique(dim=0)) == 32
 
 
 @pytest.mark.parametrize(("height", "width", "size"), [(32, 32, 32), (40, 28, 16), (28, 28, 84)])
 def test_shape_and_range(height: int, width: int, size: int) -> None:
     images = some_images(12, height, width)
-    for view in two_views(images, config(), image_size=size, seed=3):
+    for view in make_views(images, config(), image_size=size, seed=3):
         assert view.shape == (12, 3, size, size)
         assert view.dtype == torch.float32
         assert float(view.min()) >= -1 - 1e-5
@@ -269,3 +318,41 @@ def test_parameters_have_the_configured_statistics() -> None:
     same_distribution(p.sigma[p.sigma > 0], 0.1 + uniform * 1.9)
     drawn = torch.stack([p.brightness, p.contrast, p.saturation, p.hue])[:, jittered]
     assert float((torch.corrcoef(drawn) - torch.eye(4)).abs().max()) < 0.04
+    orders = p.order[jittered].unique(dim=0, return_counts=True)[1]
+    expected = int(jittered.sum()) / math.factorial(4)
+    assert len(orders) == 24
+    assert float(((orders - expected) ** 2 / expected).sum()) < 53  # chi², 23 degrees, p < 0.0004
+
+
+def test_views_are_distributed_as_those_of_torchvisions_transforms() -> None:
+    """Statistics of whole views, each over thousands of draws of the same images."""
+    size, each = 32, 1500
+    images = some_images(8, size, size)[5:8]
+    colours = T.ColorJitter(0.4, 0.4, 0.4, 0.1)
+    theirs = T.Compose(
+        [
+            T.RandomResizedCrop(size, (0.2, 1.0), antialias=False),
+            T.RandomHorizontalFlip(),
+            T.RandomApply([colours], 0.8),
+            T.RandomGrayscale(0.2),
+            T.RandomApply([T.GaussianBlur(blur_kernel_size(size), (0.1, 2.0))], 0.5),
+        ]
+    )
+    ours = make_views(images, config(), image_size=size, seed=3, count=each) / 2 + 0.5
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        others = [torch.stack([theirs(image / 255) for _ in range(each)]) for image in images]
+    for k, other in enumerate(others):
+        for measure in STATISTICS.values():
+            same_distribution(measure(ours[:, k]), measure(other))
+
+
+STATISTICS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "brightness": lambda x: x.mean(dim=(1, 2, 3)),
+    "contrast": lambda x: x.mean(dim=1).flatten(1).std(dim=1),
+    "red against green": lambda x: (x[:, 0] - x[:, 1]).mean(dim=(1, 2)),
+    "colourfulness": lambda x: (x.amax(dim=1) - x.amin(dim=1)).mean(dim=(1, 2)),
+    "detail": lambda x: x.diff(dim=-1).abs().mean(dim=(1, 2, 3)),
+    "left against right": lambda x: (x[..., :16] - x[..., 16:]).mean(dim=(1, 2, 3)),
+    "a corner": lambda x: x[:, 0, 0, 0],
+}

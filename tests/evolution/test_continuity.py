@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sseg_nase.config.compose import load
 from sseg_nase.data.curriculum.render import render
-from sseg_nase.data.views import two_views
+from sseg_nase.data.views import make_views
 from sseg_nase.evolution.operators import (
     TrainingState,
     apply,
@@ -58,7 +58,7 @@ class Course(NamedTuple):
 def drawn_batches(seed: int) -> Batches:
     count = BEFORE + AFTER
     images = render("TEXTURE", torch.arange(count * BATCH), seed=seed, image_size=SIZE)
-    first, second = two_views(images, load([]).views, image_size=SIZE, seed=seed)
+    first, second = make_views(images, load([]).views, image_size=SIZE, seed=seed)
     return list(zip(first.split(BATCH), second.split(BATCH), strict=True))
 
 

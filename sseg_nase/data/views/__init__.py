@@ -1,0 +1,65 @@
+"""Random views of every image of a batch, made in one go.
+
+The operations are SimCLR's (Chen et al. 2020): random resized crop with flip, colour jitter
+(brightness, contrast, saturation and hue, in random order), grey, blur. Each equals its counterpart
+in `torchvision.transforms.functional` on floats, with parameters drawn per view.
+
+`parameters` draws what is done to each view. On a CPU `native` does it in compiled code, one view
+after the other while it lies in the cache; elsewhere `batched` does it with few, large tensor
+operations.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sseg_nase.config.schema import ViewsConfig
+from sseg_nase.data.views import batched
+from sseg_nase.data.views.parameters import ViewParameters, draw_parameters
+
+__all__ = ["ViewParameters", "apply_views", "draw_parameters", "make_views", "normalize"]
+
+
+def normalize(images: torch.Tensor) -> torch.Tensor:
+    """Map uint8 images to float32 in [-1, 1]: (x / 255 - 0.5) / 0.5. Any shape."""
+    return images.to(torch.float32).mul_(2 / 255).sub_(1)
+
+
+@torch.no_grad()
+def apply_views(images: torch.Tensor, p: ViewParameters, *, image_size: int) -> torch.Tensor:
+    """Make views of uint8 images [B, 3, H, W]: normalised float32 [V, B, 3, S, S].
+
+    `p` holds V · B views: the first view of every image, then the second of every image, ... Every
+    view is channels-last in memory.
+    """
+    if images.device.type == "cpu":
+        from sseg_nase.data.views import native  # here, because it loads a compiler
+
+        return native.apply_views(images, p, image_size)
+    return batched.apply_views(images, p, image_size)
+
+
+def make_views(
+    images: torch.Tensor,
+    views: ViewsConfig,
+    *,
+    image_size: int,
+    seed: int,
+    count: int = 2,
+    first: int = 0,
+    of: int | None = None,
+) -> torch.Tensor:
+    """Make V = `count` random views of each uint8 image [B, 3, H, W]: float32 [V, B, 3, S, S].
+
+    The output is normalised as by `normalize` and channels-last in memory. The same (images, views,
+    seed) give the same views; each of the V · B draws its own parameters. Where `images` are only
+    the rows `first`, `first` + 1, ... of a batch of `of` images, they get the views they have in
+    the whole batch.
+    """
+    H, W = images.shape[2:]
+    whole = len(images) if of is None else of
+    p = draw_parameters(count * whole, views, height=H, width=W, seed=seed)
+    if len(images) < whole:
+        rows = torch.arange(count * whole).view(count, whole)
+        p = p[rows[:, first : first + len(images)].flatten()]
+    return apply_views(images, p, image_size=image_size)
