@@ -20,6 +20,7 @@ from sseg_nase.config.schema import Config, HardwareConfig
 from sseg_nase.directory import RUNNING, RunDirectory
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_json
+from sseg_nase.hardware.allocator import keep_memory
 from sseg_nase.hardware.memory import enforce_memory_cap, explain_out_of_memory
 from sseg_nase.hardware.profiles import resolve
 from sseg_nase.nets.evolvable import EvolvableCNN
@@ -34,7 +35,7 @@ from sseg_nase.training.interruption import Interruption
 
 NAME_LENGTH = 120
 # No params of the method; those of `hardware` are recorded as they took effect.
-UNRECORDED = ("paths.", "tracking.", "hardware.", "sweep.")
+UNRECORDED = ("paths.", "tracking.", "hardware.", "data.", "sweep.")
 UNNAMED = ("paths.", "tracking", "hydra", "sweep", "experiment_name=")
 
 
@@ -378,6 +379,8 @@ def flat_scalars(section: Any) -> dict[str, str | int | float | bool]:
 def _prepare(hardware: HardwareConfig) -> None:
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
+    if hardware.accelerator == "cpu":
+        keep_memory()
     enforce_memory_cap(torch.device(hardware.accelerator), hardware.max_memory_gb)
 
 

@@ -21,6 +21,7 @@ from sseg_nase.data.curriculum.difficulty import difficulty
 from sseg_nase.data.curriculum.render import render
 from sseg_nase.data.episodes import EpisodeList, sample_episodes
 from sseg_nase.data.feed import CurriculumFeed
+from sseg_nase.data.placement import place
 from sseg_nase.data.random import derive
 from sseg_nase.data.store import ImageStore
 from sseg_nase.data.views import normalize
@@ -29,6 +30,7 @@ from sseg_nase.evolution.replay import ReplayError, replay
 from sseg_nase.fewshot.evaluation import embed, evaluate_episodes
 from sseg_nase.fewshot.statistics import mean_ci95
 from sseg_nase.files import replacing, write_text
+from sseg_nase.hardware.allocator import keep_memory
 from sseg_nase.hardware.complexity import count_macs, count_params
 from sseg_nase.hardware.latency import latency_ms
 from sseg_nase.hardware.memory import enforce_memory_cap, peak_memory_mb
@@ -116,6 +118,8 @@ def pretrain(
 
 def _pretrain_along(rank: int, config: Config, state: dict[str, Any] | None) -> None:
     """What the other processes do: the same training on their share, telling nobody."""
+    if config.hardware.accelerator == "cpu":
+        keep_memory()
     trainer = _trainer(config, [], Sink(), state, lambda: distributed.any_rank(False))
     enforce_memory_cap(trainer.fabric.device, config.hardware.max_memory_gb)
     with suppress(Interrupted):
@@ -129,12 +133,22 @@ def _trainer(
     state: dict[str, Any] | None,
     stop: Callable[[], bool],
 ) -> Trainer:
-    levels, hardware = config.curriculum.levels, config.hardware
-    natural = images_of(config, config.dataset, "train") if "NATURAL" in levels else None
-    assert hardware.batch_size is not None
+    curriculum, hardware = config.curriculum, config.hardware
+    levels = curriculum.levels
     fabric = distributed.build_fabric(hardware.accelerator, hardware.devices, hardware.precision)
+    natural, drawn_bytes, notes = place(
+        images_of(config, config.dataset, "train") if "NATURAL" in levels else None,
+        sum(number for level, number in curriculum.images.items() if level in levels),
+        image_size=config.dataset.image_size,
+        data=config.data,
+        hardware=hardware,
+        device=fabric.device,
+    )
+    for note in notes:
+        sink.event("message", {"text": note})
+    assert hardware.batch_size is not None
     feed = CurriculumFeed(
-        config.curriculum,
+        curriculum,
         natural=natural,
         image_size=config.dataset.image_size,
         batch_size=hardware.batch_size * hardware.devices,
@@ -142,6 +156,7 @@ def _trainer(
         epochs=config.pretrain.epochs,
         seed=config.seed,
         device=fabric.device,
+        drawn_bytes=drawn_bytes,
         part=(fabric.global_rank, hardware.devices),
     )
     interventions: list[Intervention] = []
@@ -221,6 +236,7 @@ class FewShotTask:
                 mean=mean,
                 normalize=evaluation.normalize,
                 metric=evaluation.metric,
+                memory_mb=evaluation.memory_mb,
             )
             accuracy, ci95 = mean_ci95(accuracies)
             judged.accuracies[episodes.key] = accuracies

@@ -13,7 +13,8 @@ from sseg_nase.config.compose import load
 from sseg_nase.run import run
 from sseg_nase.training import checkpoint
 
-TINY = ["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "tracking=jsonl"]
+# With this seed no two channels are so nearly alike that rounding decides which is pruned.
+TINY = ["debug=tiny", "seed=1", "hardware=cpu", "hardware.precision=32-true", "tracking=jsonl"]
 EQUAL = 1e-4  # relative: sums over ranks are rounded otherwise than sums over a batch
 
 

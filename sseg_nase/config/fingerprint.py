@@ -17,8 +17,10 @@ _WITHOUT_EFFECT = (
     "paths.",
     "tracking.",
     "sweep.",
+    "data.",
     "hardware.name",
     "hardware.num_workers",
+    "evaluation.memory_mb",
     "pretrain.checkpoint_interval_epochs",
 )
 

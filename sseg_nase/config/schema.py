@@ -57,6 +57,7 @@ class HardwareConfig:
     max_memory_gb: Annotated[Optional[float], option(above=0)]
     gradient_checkpointing: bool
     channels_last: bool
+    compile: bool
     threads: Annotated[Optional[int], option(least=1)]
 
 
@@ -68,6 +69,14 @@ class DatasetConfig:
     split_by: Annotated[str, option(choices=("folder", "classes"))]
     split_fractions: Annotated[list[float], option(least=0, most=1)]
     split_seed: int
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images of the training lie. None of it changes a result."""
+
+    placement: Annotated[str, option(choices=("auto", "disk", "ram", "device"))]
+    memory_gb: Annotated[float, option(least=0)]
 
 
 @dataclass(frozen=True)
@@ -179,6 +188,7 @@ class EvaluationConfig:
     metric: Annotated[str, option(choices=("cosine", "euclidean"))]
     normalize: Annotated[str, option(choices=("cl2n", "l2n", "none"))]
     batch_size: Annotated[int, option(least=1)]
+    memory_mb: Annotated[float, option(above=0)]
     untrained_reference: bool
 
 
@@ -257,6 +267,7 @@ class Config:
     paths: PathsConfig
     hardware: HardwareConfig
     dataset: DatasetConfig
+    data: DataConfig
     curriculum: CurriculumConfig
     views: ViewsConfig
     backbone: BackboneConfig

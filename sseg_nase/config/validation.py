@@ -56,6 +56,10 @@ def switches(config: Config) -> Switches:
 
 def cautions(config: Config) -> list[str]:
     """Return what is accepted but probably not meant, one sentence each."""
+    return [*_unlike_its_ablation(config), *_placed_in_vain(config)]
+
+
+def _unlike_its_ablation(config: Config) -> list[str]:
     if config.ablation is None:
         return []
     meant, given = ABLATIONS[config.ablation]._asdict(), switches(config)._asdict()
@@ -67,6 +71,16 @@ def cautions(config: Config) -> list[str]:
         " it: do not compare it under that name."
         for part, on in meant.items()
         if given[part] != on
+    ]
+
+
+def _placed_in_vain(config: Config) -> list[str]:
+    placement = config.data.placement
+    if placement == "auto" or "NATURAL" in config.curriculum.levels:
+        return []
+    return [
+        f"data.placement={placement}: it has no effect on drawn images (data.memory_gb has), and "
+        "without the level NATURAL, which curriculum=progressive has, no real ones are trained on."
     ]
 
 

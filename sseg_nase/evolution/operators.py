@@ -172,11 +172,6 @@ def load_moments(
     for name, state in moments.items():
         parameter = parameters[name]
         optimizer.state[parameter] = {
-            key: _placed(value, parameter) if isinstance(value, Tensor) else value
+            key: value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
             for key, value in state.items()
         }
-
-
-def _placed(value: Tensor, parameter: Tensor) -> Tensor:
-    """A copy on the parameter's device; step counts stay where the optimizer keeps them."""
-    return value.to(parameter.device, copy=True) if value.dim() else value.clone()

@@ -55,16 +55,16 @@ def evaluate_episodes(
     mean: Tensor | None,
     normalize: str,
     metric: str,
-    chunk_memory_mb: float = 16,
+    memory_mb: float,
 ) -> np.ndarray:
     """Return the accuracy of every episode, float64 `[E]` in [0, 1], with the nearest prototype.
 
     `features` `[n, D]` are the embeddings of the store that the episodes index; `mean` `[D]` is
     that of the base split (for `normalize="cl2n"`). Episodes are taken as many at a time as
-    `chunk_memory_mb` MiB hold.
+    `memory_mb` MiB hold.
     """
     features = NORMALIZATIONS[normalize](features, mean)
-    per_chunk = _episodes_per_chunk(features, episodes, chunk_memory_mb)
+    per_chunk = _episodes_per_chunk(features, episodes, memory_mb)
     support = torch.tensor(episodes.support, device=features.device)
     query = torch.tensor(episodes.query, device=features.device).flatten(1)
     truth = torch.arange(episodes.ways, device=features.device).repeat_interleave(episodes.queries)

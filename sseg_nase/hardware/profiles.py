@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -86,6 +87,9 @@ def resolve(
             f"hardware.devices={hardware.devices}: this machine has {machine.cuda_devices} CUDA "
             f"devices. Use hardware.devices={machine.cuda_devices} or less."
         )
+    if hardware.compile and hardware.accelerator == "cpu":
+        _check_compiler()
+        notes.append("hardware.compile=true: measured on CPUs, steps were slower than without it")
     for key in ("batch_size", "gradient_accumulation_steps"):
         if getattr(hardware, key) is None:
             raise UserError(
@@ -169,6 +173,16 @@ def _cpu_precision(asked: str, machine: Machine, notes: list[str]) -> str:
     instead = "" if asked == "auto" else f" instead of {asked}"
     notes.append(f"hardware.precision={precision}{instead}: the processor {has}")
     return precision
+
+
+def _check_compiler() -> None:
+    """Torch compiles for a CPU with the C++ compiler that CXX names, else with one of these."""
+    wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+    if not any(map(shutil.which, wanted)):
+        raise UserError(
+            f"hardware.compile=true: on a CPU this needs a C++ compiler, and {' or '.join(wanted)} "
+            "was not found. Install one, or use hardware.compile=false."
+        )
 
 
 def _cores() -> int:

@@ -172,6 +172,8 @@ class Trainer:
         progress, batches = self.progress, self.feed.batches_per_epoch
         if progress.batch == 0:
             self._emit(Event.EPOCH_START)
+        if self.config.hardware.compile and progress.epoch > 1 + self._epoch_of_last_change():
+            self.networks.compile()
         self.model.train()
         sums = torch.tensor(progress.sums, device=self.fabric.device)
         began, images = time.perf_counter(), 0
@@ -211,13 +213,23 @@ class Trainer:
         )
         self.sink.event("epoch", {"epoch": progress.epoch, **self._figures()})
 
+    def _epoch_of_last_change(self) -> int:
+        """The epoch after which the networks became what they are; -1 for those of the start."""
+        changes = [-1]
+        for record in self.progress.history:
+            if record.accepted:
+                changes.append(record.epoch)
+            elif "rollback" in record.trigger:
+                changes += [record.epoch, record.trigger["rollback"]["epoch"]]
+        return max(changes)
+
     def _losses(self, batch: Batch, index: int) -> Losses:
         seed = derive(self.config.seed, VIEWS, self.progress.epoch, index)
         images = self._perturbed(batch)
-        view1, view2 = self.probe.views(images, seed, first=batch.first, of=batch.of)
+        views = self.probe.views(images, seed, first=batch.first, of=batch.of)
         with self.fabric.autocast():
             return self.method(
-                self.model, self.networks.teacher, view1, view2, self.config.ssl, gather_rows
+                self.model, self.networks.teacher, views, self.config.ssl, gather_rows
             )
 
     def _perturbed(self, batch: Batch) -> Tensor:
@@ -337,7 +349,7 @@ class Trainer:
         self._verify(old, new, mutation)
         views = self.probe.batches(epoch, decision.recalibrate)
         if decision.recalibrate:
-            recalibrate(new.learner, (torch.cat(pair) for pair in views))
+            recalibrate(new.learner, (pair.flatten(0, 1) for pair in views))
         loss_after = self.probe.loss(new)
         highest = loss_before * (1 + decision.tolerance) if decision.grace == 0 else float("inf")
         accepted = same_everywhere(loss_after <= highest)  # False for nan, too

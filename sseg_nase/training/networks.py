@@ -37,6 +37,16 @@ class Networks:
         """Of the student, and so of the teacher."""
         return self.learner.backbone.architecture
 
+    def compile(self) -> None:
+        """Let torch compile what is trained, at its next call; copies of it are not compiled.
+
+        Worth its time (half a minute and more) only for networks that last, so it is not done at
+        once after a mutation.
+        """
+        for network in (self.learner.backbone, self.teacher):
+            if network is not None and network._compiled_call_impl is None:
+                network.compile(dynamic=False)
+
     def state(self) -> TrainingState:
         """All of it as named tensors."""
         teacher = None if self.teacher is None else self.teacher.state_dict()

@@ -14,13 +14,17 @@ from sseg_nase.config.schema import OptimizerConfig, SchedulerConfig
 def _adamw(parameters: Iterable[nn.Parameter], o: OptimizerConfig) -> torch.optim.Optimizer:
     assert o.betas is not None
     betas = (o.betas[0], o.betas[1])
-    return torch.optim.AdamW(parameters, lr=o.lr, betas=betas, weight_decay=o.weight_decay)
+    return torch.optim.AdamW(
+        parameters, lr=o.lr, betas=betas, weight_decay=o.weight_decay, fused=True
+    )
 
 
 def _adam(parameters: Iterable[nn.Parameter], o: OptimizerConfig) -> torch.optim.Optimizer:
     assert o.betas is not None
     betas = (o.betas[0], o.betas[1])
-    return torch.optim.Adam(parameters, lr=o.lr, betas=betas, weight_decay=o.weight_decay)
+    return torch.optim.Adam(
+        parameters, lr=o.lr, betas=betas, weight_decay=o.weight_decay, fused=True
+    )
 
 
 def _sgd(parameters: Iterable[nn.Parameter], o: OptimizerConfig) -> torch.optim.Optimizer:
@@ -30,7 +34,7 @@ def _sgd(parameters: Iterable[nn.Parameter], o: OptimizerConfig) -> torch.optim.
         momentum=o.momentum or 0.0,
         nesterov=bool(o.nesterov),
         weight_decay=o.weight_decay,
-    )
+    )  # not fused: that asks for all momenta or none, and new channels have none
 
 
 OPTIMIZERS: Mapping[

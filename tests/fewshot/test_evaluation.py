@@ -92,7 +92,7 @@ def test_all_at_once_equals_one_episode_at_a_time(metric: str, normalize: str, s
     mean = features.mean(dim=0) + 0.1
     episodes = draw(8, 15, shots, episodes=25)
     accuracies = evaluate_episodes(
-        features, episodes, mean=mean, normalize=normalize, metric=metric, chunk_memory_mb=0.05
+        features, episodes, mean=mean, normalize=normalize, metric=metric, memory_mb=0.05
     )
     expected = one_episode_at_a_time(features, episodes, mean, normalize, metric)
     assert accuracies.tolist() == expected
@@ -110,7 +110,7 @@ def test_chunks_do_not_change_the_result(metric: str) -> None:
             mean=features.mean(0),
             normalize="cl2n",
             metric=metric,
-            chunk_memory_mb=memory,
+            memory_mb=memory,
         ).tolist()
         for memory in (1e-6, 0.3, 1024)
     ]
@@ -129,7 +129,7 @@ def test_memory_stays_within_its_bound(metric: str, shots: int, dim: int) -> Non
             self.memory_mb = memory_mb
 
         def forward(self, _: torch.Tensor) -> None:
-            options = {"normalize": "none", "metric": metric, "chunk_memory_mb": self.memory_mb}
+            options = {"normalize": "none", "metric": metric, "memory_mb": self.memory_mb}
             evaluate_episodes(features, episodes, mean=None, **options)
 
     # One episode at a time leaves what does not depend on the chunks: the lists of indices.
@@ -145,6 +145,7 @@ def test_dead_features_are_at_chance() -> None:
         mean=torch.ones(4),
         normalize="cl2n",
         metric="cosine",
+        memory_mb=16,
     )
     assert accuracies.tolist() == [0.2] * 20
 
@@ -153,7 +154,7 @@ def test_ways_other_than_five() -> None:
     features = nn.functional.one_hot(torch.arange(3).repeat_interleave(10)).float()
     episodes = draw(3, 10, 2, episodes=4, ways=3)
     accuracies = evaluate_episodes(
-        features, episodes, mean=None, normalize="none", metric="euclidean"
+        features, episodes, mean=None, normalize="none", metric="euclidean", memory_mb=16
     )
     assert accuracies.tolist() == [1.0] * 4
 
@@ -202,7 +203,7 @@ def test_cuda_gives_what_the_cpu_gives() -> None:
     cuda = embed(network.cuda(), store, batch_size=16, device="cuda", preprocess=preprocess)
     assert cuda.device.type == "cuda"
     assert torch.allclose(cuda.cpu(), cpu, atol=1e-3)
-    options = {"normalize": "cl2n", "metric": "cosine"}
+    options = {"normalize": "cl2n", "metric": "cosine", "memory_mb": 16}
     episodes = draw(4, 10, 1, 50, ways=3)
     on_cpu = evaluate_episodes(cpu, episodes, mean=cpu.mean(0), **options)
     on_cuda = evaluate_episodes(cpu.cuda(), episodes, mean=cpu.mean(0).cuda(), **options)

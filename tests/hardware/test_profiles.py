@@ -24,6 +24,7 @@ OPEN: dict[str, Any] = {
     "max_memory_gb": None,
     "gradient_checkpointing": False,
     "channels_last": True,
+    "compile": False,
     "threads": None,
 }
 GPU = {**OPEN, "accelerator": "cuda", "precision": "16-mixed"}
@@ -246,3 +247,24 @@ def test_this_machine() -> None:
     assert 1 <= machine.cores <= (os.cpu_count() or 1)
     hardware, _ = resolve(HardwareConfig(**OPEN), PROFILES)
     assert hardware.accelerator == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_compiling_for_a_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sseg_nase.hardware.profiles.shutil.which", lambda name: None)
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"hardware\.compile=true.*g\+\+ or clang\+\+"):
+        resolve(HardwareConfig(**{**PROFILES["cpu"], "compile": True}), PROFILES, BARE)
+    resolve(HardwareConfig(**PROFILES["cpu"]), PROFILES, BARE)
+    resolve(HardwareConfig(**{**PROFILES["rtx3060"], "compile": True}), PROFILES, LARGE)
+
+
+def test_compiling_for_a_cpu_takes_the_compiler_that_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sseg_nase.hardware.profiles.shutil.which", lambda name: name == "g++")
+    wanted = HardwareConfig(**{**PROFILES["cpu"], "compile": True})
+    monkeypatch.delenv("CXX", raising=False)
+    assert any("slower" in note for note in resolve(wanted, PROFILES, BARE)[1])
+    monkeypatch.setenv("CXX", "icpx")
+    with pytest.raises(UserError, match="icpx was not found"):
+        resolve(wanted, PROFILES, BARE)

@@ -1,0 +1,46 @@
+"""From RAM to a GPU beside the training: page-locked memory, copies that nobody waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+
+class HasImages(Protocol):
+    """A batch, as far as it lies on the device."""
+
+    @property
+    def images(self) -> Tensor:
+        """Its images."""
+
+
+B = TypeVar("B", bound=HasImages)
+
+
+def one_ahead(batches: Iterator[B], stream: torch.cuda.Stream) -> Iterator[B]:
+    """The same batches, each made on `stream` while the one before it is trained on."""
+    stream.wait_stream(torch.cuda.current_stream(stream.device))
+
+    def made() -> tuple[B | None, torch.cuda.Event]:
+        with torch.cuda.stream(stream):
+            return next(batches, None), stream.record_event()
+
+    batch, done = made()
+    while batch is not None:
+        following = made()
+        trained_on = torch.cuda.current_stream(stream.device)
+        trained_on.wait_event(done)
+        # Its memory is of `stream`: nothing there may take it before the training is done with it.
+        batch.images.record_stream(trained_on)
+        yield batch
+        batch, done = following
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """`values`, which lie in RAM, on `device`; a GPU is not waited for."""
+    if device.type != "cuda":
+        return values
+    return values.pin_memory().to(device, non_blocking=True)

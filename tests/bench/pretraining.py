@@ -1,0 +1,94 @@
+"""Pretraining end to end: feeding, two views, forward, backward, step of the seed network."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+
+from sseg_nase.config.schema import Config
+from sseg_nase.stages import _trainer, images_of, seed_learner
+from sseg_nase.tracking.sink import Sink
+from sseg_nase.training.loop import Progress, Trainer
+from tests.bench.child import Work
+from tests.bench.machine import cores
+from tests.bench.setting import BATCH, device, loader, overrule, pictures, program
+
+# SimCLR alone on images in memory that come with the installation.
+SETTING = (
+    "dataset=digits",
+    "curriculum=natural",
+    "ssl.distillation_weight=0",
+    "evolution=none",
+    "sparsity=none",
+    "pretrain.epochs=1",
+)
+
+
+def config(size: int, steps: int, *overrides: str) -> Config:
+    """Of a run of one epoch of `steps` steps."""
+    images = f"pretrain.images_per_epoch={steps * BATCH}"
+    return program(*SETTING, f"dataset.image_size={size}", images, *overrides)
+
+
+def trainer(size: int, steps: int, *overrides: str) -> Trainer:
+    """The program's own, telling nobody."""
+    return _trainer(config(size, steps, *overrides), [], Sink(), None, lambda: False)
+
+
+def epochs(trainer: Trainer, steps: int) -> Work:
+    """Train the same epoch every round."""
+
+    def work() -> float:
+        trainer.progress = Progress()
+        trainer.fit()
+        return steps * BATCH
+
+    return work
+
+
+def ours(size: int, steps: int = 24) -> Work:
+    """The program's training."""
+    return epochs(trainer(size, steps), steps)
+
+
+def ready_made(size: int, steps: int = 24) -> Work:
+    """The same training on one batch whose views are made already."""
+    bare = trainer(size, steps)
+    batch = next(iter(bare.feed.epoch(0)))
+    views = bare.probe.views(batch.images, 0, first=batch.first, of=batch.of)
+    overrule(bare.feed, epoch=lambda *_, **__: itertools.repeat(batch, steps))
+    overrule(bare.probe, views=lambda *_, **__: views)
+    return epochs(bare, steps)
+
+
+def lightly(size: int, steps: int | None = None) -> Work:
+    """Lightly's transform in DataLoader workers, its loss, and the same network in float32.
+
+    An epoch has many batches per worker: filling the workers' queue at its start costs it little.
+    """
+    from lightly.loss import NTXentLoss
+    from lightly.transforms import SimCLRTransform
+
+    steps = steps or 8 * cores()
+    same = config(size, steps)
+    learner = seed_learner(same).to(device())
+    criterion = NTXentLoss(temperature=same.ssl.temperature)
+    optimizer = torch.optim.AdamW(
+        learner.parameters(), lr=same.optimizer.lr, weight_decay=same.optimizer.weight_decay
+    )
+    store = images_of(same, same.dataset, "train")
+    images = pictures(store.batch(range(len(store))))
+    transform = SimCLRTransform(input_size=size, cj_strength=0.5, min_scale=0.2)
+    batches = loader(images, transform, steps)
+
+    def work() -> float:
+        for view1, view2 in batches:
+            z1 = learner(view1.to(device(), non_blocking=True))[1]
+            z2 = learner(view2.to(device(), non_blocking=True))[1]
+            optimizer.zero_grad()
+            criterion(z1, z2).backward()
+            optimizer.step()
+        return steps * BATCH
+
+    return work
