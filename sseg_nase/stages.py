@@ -213,13 +213,13 @@ class FewShotTask:
             for shots in evaluation.shots
         ]
 
-    def judge(self, backbone: nn.Module, device: torch.device) -> Judgement:
+    def judge(self, backbone: EvolvableCNN, device: torch.device) -> Judgement:
         """How `backbone` does on the episode lists. Every image is embedded once."""
-        evaluation = self.config.evaluation
+        evaluation, network = self.config.evaluation, backbone.for_inference()
 
         def features(store: ImageStore) -> torch.Tensor:
             return embed(
-                backbone,
+                network,
                 store,
                 batch_size=evaluation.batch_size,
                 device=device,

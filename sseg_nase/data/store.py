@@ -139,18 +139,19 @@ class ImageStore:
         return self.images.shape[1]
 
     def batch(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Copy the images at `indices`, in that order, as uint8 `[B, 3, H, W]` on the CPU."""
-        out = torch.empty((len(indices), 3, *self.images.shape[1:3]), dtype=torch.uint8)
-        self.read(indices, out)
-        return out
+        """Copy the images at `indices`, in that order, as uint8 `[B, 3, H, W]` on the CPU.
 
-    def read(self, indices: Sequence[int] | np.ndarray | torch.Tensor, out: torch.Tensor) -> None:
-        """Write the images at `indices`, in that order, to `out` uint8 `[B, 3, H, W]` in RAM."""
+        Channels-last in memory, as they are stored.
+        """
         chosen = np.asarray(self.images[np.asarray(indices, dtype=np.int64)])
-        out.copy_(torch.from_numpy(chosen).permute(0, 3, 1, 2))
         if isinstance(self.images.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
             # What was read stays in the system's file cache, but not in this process's memory.
             self.images.base.madvise(mmap.MADV_DONTNEED)
+        return torch.from_numpy(chosen).permute(0, 3, 1, 2)
+
+    def read(self, indices: Sequence[int] | np.ndarray | torch.Tensor, out: torch.Tensor) -> None:
+        """Write the images at `indices`, in that order, to `out` uint8 `[B, 3, H, W]` in RAM."""
+        out.copy_(self.batch(indices))
 
     def verify(self) -> None:
         """Read everything and compare the checksums; raises UserError when they differ."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.checkpoint import checkpoint
 
 from sseg_nase.nets import mutation
@@ -142,6 +144,16 @@ class EvolvableCNN(nn.Module):
         if self.architecture.embedding == "average":
             return x.mean(dim=(2, 3))
         return x.flatten(1)
+
+    def for_inference(self) -> EvolvableCNN:
+        """A copy in eval mode that computes the same with every BN folded into its convolution."""
+        folded = copy.deepcopy(self).eval()
+        for block in folded.blocks:
+            assert isinstance(block, ConvBlock)
+            if isinstance(block.norm, nn.BatchNorm2d):
+                block.conv = fuse_conv_bn_eval(block.conv, block.norm)
+                block.norm = nn.Identity()
+        return folded.to(memory_format=torch.channels_last)
 
     def get_architecture_summary(self) -> dict[str, Any]:
         """Blocks, channels, params, macs, flops and the resolution they hold at."""

@@ -29,23 +29,34 @@ def max_pool2x2(x: Tensor) -> Tensor:
     """
     if x.device.type != "cpu" or x.dtype not in _BITS or torch.compiler.is_compiling():
         return F.max_pool2d(x, 2)
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return _forward(x)[0]
     pooled: Tensor = _MaxPool.apply(x)
     return pooled
+
+
+def _forward(x: Tensor, tracked: bool = False) -> tuple[Tensor, Tensor | None]:
+    """The pooled `x`, and, where it is `tracked`, which input each output was (NHWC)."""
+    pixels = _pixels(x)
+    B, H, W, C = pixels.shape
+    out = torch.empty(B, H // 2, W // 2, C, dtype=pixels.dtype)
+    infinity = torch.tensor(torch.inf, dtype=x.dtype).view(pixels.dtype).item()
+    if tracked:
+        which = torch.empty(out.shape, dtype=torch.uint8)
+        in_blocks(partial(_pool, pixels.numpy(), infinity, out.numpy(), which.numpy()), B)
+    else:
+        which = None
+        in_blocks(partial(_pool, pixels.numpy(), infinity, out.numpy(), None), B)
+    return out.view(x.dtype).permute(0, 3, 1, 2), which
 
 
 class _MaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        pixels = _pixels(x)
-        B, H, W, C = pixels.shape
-        out = torch.empty(B, H // 2, W // 2, C, dtype=pixels.dtype)
-        which = torch.empty(out.shape, dtype=torch.uint8)
-        infinity = torch.tensor(torch.inf, dtype=x.dtype).view(pixels.dtype).item()
-        arrays = (pixels.numpy(), out.numpy(), which.numpy())
-        in_blocks(partial(_pool, *arrays, infinity), B)
+        out, which = _forward(x, tracked=True)
         ctx.save_for_backward(which)
-        ctx.shape = pixels.shape
-        return out.view(x.dtype).permute(0, 3, 1, 2)
+        ctx.shape = [x.shape[axis] for axis in (0, 2, 3, 1)]
+        return out
 
     @staticmethod
     @once_differentiable
@@ -66,8 +77,8 @@ def _pixels(x: Tensor) -> Tensor:
 
 
 @compiled
-def _pool(x, out, which, infinity, start, stop):  # type: ignore[no-untyped-def]
-    """Pool the images from `start` to before `stop`; `which` is 0 to 3 in reading order."""
+def _pool(x, infinity, out, which, start, stop):  # type: ignore[no-untyped-def]
+    """Pool the images from `start` to before `stop`; `which`: 0 to 3 in reading order, or None."""
     _, H, W, C = x.shape
     upper, lower = np.empty(W * C, x.dtype), np.empty(W * C, x.dtype)
     # Of a pixel and the next, of which every other pair is of use.
@@ -76,14 +87,23 @@ def _pool(x, out, which, infinity, start, stop):  # type: ignore[no-untyped-def]
         for i in range(H // 2):
             _to_order(x[b, 2 * i].reshape(W * C), infinity, upper)
             _to_order(x[b, 2 * i + 1].reshape(W * C), infinity, lower)
-            _highest(upper, upper[C:], lower, lower[C:], best, place)
+            if which is None:
+                _highest(upper, upper[C:], lower, lower[C:], best)
+            else:
+                _highest_and_place(upper, upper[C:], lower, lower[C:], best, place)
+                _every_other(place, which[b, i].reshape(W // 2 * C), C)
             _every_other(best, out[b, i].reshape(W // 2 * C), C)
-            _every_other(place, which[b, i].reshape(W // 2 * C), C)
             _from_order(out[b, i].reshape(W // 2 * C))
 
 
 @compiled
-def _highest(a, b, c, d, best, place):  # type: ignore[no-untyped-def]
+def _highest(a, b, c, d, best):  # type: ignore[no-untyped-def]
+    for n in range(len(best)):
+        best[n] = max(max(a[n], b[n]), max(c[n], d[n]))
+
+
+@compiled
+def _highest_and_place(a, b, c, d, best, place):  # type: ignore[no-untyped-def]
     for n in range(len(best)):
         second, fourth = b[n] > a[n], d[n] > c[n]
         upper, lower = b[n] if second else a[n], d[n] if fourth else c[n]

@@ -19,7 +19,7 @@ from sseg_nase.stages import evaluate, fewshot_tasks, seed_learner
 from tests.bench.child import Work, scratch
 from tests.bench.machine import cores
 from tests.bench.rows import class_folders
-from tests.bench.setting import device, program
+from tests.bench.setting import device, plain, program
 
 SIZE, WAYS, SHOTS, QUERIES = 32, 5, 5, 15
 CONV4 = ("backbone.channels=[64,64,64,64]", "backbone.embedding=flatten")
@@ -79,7 +79,7 @@ def easyfsl(episodes: int) -> Work:
         pin_memory=torch.cuda.is_available(),
         collate_fn=sampler.episodic_collate_fn,
     )
-    model = PrototypicalNetworks(_conv4()).to(device())
+    model = PrototypicalNetworks(plain(_conv4())).to(device())
 
     def work() -> float:
         evaluate(model, batches, device=str(device()), use_tqdm=False)

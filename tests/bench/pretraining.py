@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import torch
+from torch import nn
 
 from sseg_nase.config.schema import Config
 from sseg_nase.stages import _trainer, images_of, seed_learner
@@ -12,7 +13,7 @@ from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.loop import Progress, Trainer
 from tests.bench.child import Work
 from tests.bench.machine import cores
-from tests.bench.setting import BATCH, device, loader, overrule, pictures, program
+from tests.bench.setting import BATCH, device, loader, overrule, pictures, plain, program
 
 # SimCLR alone on images in memory that come with the installation.
 SETTING = (
@@ -72,7 +73,8 @@ def lightly(size: int, steps: int | None = None) -> Work:
 
     steps = steps or 8 * cores()
     same = config(size, steps)
-    learner = seed_learner(same).to(device())
+    seed = seed_learner(same)
+    learner = nn.Sequential(plain(seed.backbone), seed.head).to(device())
     criterion = NTXentLoss(temperature=same.ssl.temperature)
     optimizer = torch.optim.AdamW(
         learner.parameters(), lr=same.optimizer.lr, weight_decay=same.optimizer.weight_decay
@@ -84,8 +86,8 @@ def lightly(size: int, steps: int | None = None) -> Work:
 
     def work() -> float:
         for view1, view2 in batches:
-            z1 = learner(view1.to(device(), non_blocking=True))[1]
-            z2 = learner(view2.to(device(), non_blocking=True))[1]
+            z1 = learner(view1.to(device(), non_blocking=True))
+            z2 = learner(view2.to(device(), non_blocking=True))
             optimizer.zero_grad()
             criterion(z1, z2).backward()
             optimizer.step()

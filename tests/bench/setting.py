@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from sseg_nase.config.compose import hardware_profiles, load
 from sseg_nase.config.schema import Config
 from sseg_nase.data.curriculum.render import render
 from sseg_nase.hardware.profiles import resolve
+from sseg_nase.nets.evolvable import ConvBlock, EvolvableCNN
 from tests.bench.machine import cores
 
 BATCH = 256
@@ -72,3 +73,13 @@ def loader(pictures: list[Image.Image], transform: Callable[[Any], Any], batches
 def overrule(thing: object, **methods: Callable[..., Any]) -> None:
     """Let `thing` do something else under these names."""
     vars(thing).update(methods)
+
+
+def plain(backbone: EvolvableCNN) -> nn.Module:
+    """The same layers with the same weights, as one would write them with torch."""
+    layers: list[nn.Module] = []
+    for block in backbone.blocks:
+        assert isinstance(block, ConvBlock)
+        layers += [block.conv, block.norm, nn.ReLU(), *[nn.MaxPool2d(2)] * block.pool]
+    average = backbone.architecture.embedding == "average"
+    return nn.Sequential(*layers, *[nn.AdaptiveAvgPool2d(1)] * average, nn.Flatten())

@@ -77,7 +77,7 @@ def test_batch_copies_in_the_order_asked(tmp_path: Path) -> None:
     for indices in ([4, 0, 4], np.array([4, 0, 4]), torch.tensor([4, 0, 4])):
         batch = store.batch(indices)
         assert batch.dtype == torch.uint8
-        assert batch.is_contiguous()
+        assert batch.is_contiguous(memory_format=torch.channels_last)
         assert np.array_equal(batch.numpy(), expected)
     batch.zero_()
     assert np.array_equal(store.batch([4, 0, 4]).numpy(), expected)

@@ -242,3 +242,24 @@ def test_a_learner_returns_embeddings_and_projections() -> None:
     features, projections = learner(images())
     assert features.shape == (6, 6 * 4 * 4)
     assert torch.equal(projections, learner.head(features))
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_folded_for_inference_it_computes_the_same(
+    residual: bool, activation: str, batch_norm: bool
+) -> None:
+    architecture = Architecture.seed(
+        (4, 6, 8), resolution=16, residual=residual, activation=activation, batch_norm=batch_norm
+    )
+    generator = torch.Generator().manual_seed(0)
+    network = EvolvableCNN(architecture, generator=generator).double().train()
+    images = torch.randn(8, 3, 16, 16, dtype=torch.float64, generator=generator)
+    network(images)  # moves the running statistics
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    folded = network.for_inference()
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in folded.modules())
+    assert network.training
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    torch.testing.assert_close(folded(images), network.eval()(images), rtol=1e-10, atol=1e-10)
