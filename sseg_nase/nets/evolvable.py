@@ -63,7 +63,7 @@ class ConvBlock(nn.Module):
             y = self.norm(self.conv(x))
             if pooling and isinstance(self.act, nn.ReLU):
                 # ReLU keeps the order of numbers: after the pooling it has a quarter of the work.
-                return self.act(max_pool2x2(y))
+                return F.relu_(max_pool2x2(y))
             y = self.act(y)
         else:
             y = self.norm(self.conv(self.act(x)))

@@ -18,6 +18,7 @@ from sseg_nase.data.curriculum.render import perturb
 from sseg_nase.data.feed import Batch, CurriculumFeed
 from sseg_nase.data.random import derive
 from sseg_nase.evolution.history import MutationRecord, counts
+from sseg_nase.hardware.allocator import release_memory
 from sseg_nase.nets.evolvable import Learner
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.sparsity.recalibration import recalibrate
@@ -159,7 +160,9 @@ class Trainer:
                 self._train_epoch()
                 self._advance_level()
                 self._emit(Event.EPOCH_END)
+                release_memory()
                 self._intervene()
+                release_memory()
                 self._next_epoch()
             assert same_everywhere(self._digest()) == self._digest(), "processes have parted"
             self._emit(Event.FIT_END)

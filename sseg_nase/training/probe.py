@@ -23,9 +23,10 @@ TIMED_BATCH, TIMED_REPEATS = 64, 5
 
 
 class Probe:
-    """Losses and function deltas in float32 or better, on images of the feed's present levels.
+    """Losses and function deltas on images of the feed's present levels.
 
-    Every process computes them alone, on whole batches: the same numbers everywhere.
+    In float32 or better; where gradients are taken, in bfloat16 if the training computes in it, so
+    that a trial takes no more memory than a step. Every process computes them alone, on whole batches: the same numbers everywhere.
     """
 
     def __init__(self, config: Config, feed: CurriculumFeed, workshop: Workshop) -> None:
@@ -42,8 +43,11 @@ class Probe:
 
     def losses(self, networks: Networks, epoch: int, batches: int) -> Iterator[Losses]:
         """Losses of `networks` on batches like those of `epoch`, other than the ones trained on."""
+        half = self.config.hardware.precision == "bf16-mixed"
         for views in self.batches(epoch, batches):
-            yield self.method(networks.learner, networks.teacher, views, self.config.ssl)
+            with torch.autocast(views.device.type, torch.bfloat16, enabled=half):
+                losses = self.method(networks.learner, networks.teacher, views, self.config.ssl)
+            yield losses
 
     def batches(self, epoch: int, count: int) -> Iterator[Tensor]:
         """Views `[2, B, 3, S, S]` of batches like those of `epoch`, but other ones."""
