@@ -34,6 +34,7 @@ from sseg_nase.config.layout import groups
 from sseg_nase.config.schema import Config
 from sseg_nase.config.validation import cautions
 from sseg_nase.errors import DONE, FAILURE, MISTAKE, STOPPED, UserError
+from sseg_nase.hardware.allocator import keep_memory
 from sseg_nase.sweeps.deliver import deliver
 from sseg_nase.sweeps.finish import report, status
 from sseg_nase.sweeps.job import perform
@@ -51,6 +52,13 @@ LAUNCHER_NAMES = {
     "SlurmLauncher": "submitit_slurm",
 }
 _code = DONE  # of the run that this process has done
+
+
+def command() -> None:
+    """The command `sseg-nase`: `main` in a process whose memory is set up for training."""
+    if not {"-h", "--help"} & set(sys.argv):
+        keep_memory()
+    main()
 
 
 def main() -> None:
@@ -185,4 +193,4 @@ if __name__ == "__main__":
     # Under its own name, so that launchers can send `job` to other processes.
     from sseg_nase import __main__ as entry
 
-    entry.main()
+    entry.command()

@@ -20,7 +20,6 @@ from sseg_nase.config.schema import Config, HardwareConfig
 from sseg_nase.directory import RUNNING, RunDirectory
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_json
-from sseg_nase.hardware.allocator import keep_memory
 from sseg_nase.hardware.memory import enforce_memory_cap, explain_out_of_memory
 from sseg_nase.hardware.profiles import resolve
 from sseg_nase.nets.evolvable import EvolvableCNN
@@ -379,8 +378,6 @@ def flat_scalars(section: Any) -> dict[str, str | int | float | bool]:
 def _prepare(hardware: HardwareConfig) -> None:
     if hardware.threads is not None:
         torch.set_num_threads(hardware.threads)
-    if hardware.accelerator == "cpu":
-        keep_memory()
     enforce_memory_cap(torch.device(hardware.accelerator), hardware.max_memory_gb)
 
 

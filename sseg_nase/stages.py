@@ -30,7 +30,6 @@ from sseg_nase.evolution.replay import ReplayError, replay
 from sseg_nase.fewshot.evaluation import embed, evaluate_episodes
 from sseg_nase.fewshot.statistics import mean_ci95
 from sseg_nase.files import replacing, write_text
-from sseg_nase.hardware.allocator import keep_memory
 from sseg_nase.hardware.complexity import count_macs, count_params
 from sseg_nase.hardware.latency import latency_ms
 from sseg_nase.hardware.memory import enforce_memory_cap, peak_memory_mb
@@ -118,8 +117,6 @@ def pretrain(
 
 def _pretrain_along(rank: int, config: Config, state: dict[str, Any] | None) -> None:
     """What the other processes do: the same training on their share, telling nobody."""
-    if config.hardware.accelerator == "cpu":
-        keep_memory()
     trainer = _trainer(config, [], Sink(), state, lambda: distributed.any_rank(False))
     enforce_memory_cap(trainer.fabric.device, config.hardware.max_memory_gb)
     with suppress(Interrupted):

@@ -36,18 +36,15 @@ def max_pool2x2(x: Tensor) -> Tensor:
 
 
 def _forward(x: Tensor, tracked: bool = False) -> tuple[Tensor, Tensor | None]:
-    """The pooled `x`, and, where it is `tracked`, which input each output was (NHWC)."""
+    """The pooled `x`, and, where it is `tracked`, which input each output was."""
     pixels = _pixels(x)
     B, H, W, C = pixels.shape
-    out = torch.empty(B, H // 2, W // 2, C, dtype=pixels.dtype)
+    out = _empty(x, B, H // 2, W // 2, C)
+    which = torch.empty(B, H // 2, W // 2, C, dtype=torch.uint8) if tracked else None
     infinity = torch.tensor(torch.inf, dtype=x.dtype).view(pixels.dtype).item()
-    if tracked:
-        which = torch.empty(out.shape, dtype=torch.uint8)
-        in_blocks(partial(_pool, pixels.numpy(), infinity, out.numpy(), which.numpy()), B)
-    else:
-        which = None
-        in_blocks(partial(_pool, pixels.numpy(), infinity, out.numpy(), None), B)
-    return out.view(x.dtype).permute(0, 3, 1, 2), which
+    arrays = (_pixels(out).numpy(), None if which is None else which.numpy())
+    in_blocks(partial(_pool, pixels.numpy(), infinity, *arrays), B)
+    return out, which
 
 
 class _MaxPool(torch.autograd.Function):
@@ -62,14 +59,19 @@ class _MaxPool(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (which,) = ctx.saved_tensors
-        pixels = _pixels(gradient)
-        out = torch.empty(ctx.shape, dtype=pixels.dtype)
-        in_blocks(partial(_unpool, pixels.numpy(), which.numpy(), out.numpy()), len(out))
-        return out.view(gradient.dtype).permute(0, 3, 1, 2)
+        out = _empty(gradient, *ctx.shape)
+        arrays = (_pixels(gradient).numpy(), which.numpy(), _pixels(out).numpy())
+        in_blocks(partial(_unpool, *arrays), len(out))
+        return out
+
+
+def _empty(like: Tensor, B: int, H: int, W: int, C: int) -> Tensor:
+    """Room for `[B, C, H, W]` numbers of the dtype of `like`, channels-last."""
+    return torch.empty(B, C, H, W, dtype=like.dtype, memory_format=torch.channels_last)
 
 
 def _pixels(x: Tensor) -> Tensor:
-    """The bits of `[B, C, H, W]` as integers `[B, H, W, C]` without gaps."""
+    """`[B, C, H, W]` → its bits as integers `[B, H, W, C]`; shared where `x` is channels-last."""
     return x.detach().permute(0, 2, 3, 1).contiguous().view(_BITS[x.dtype])
 
 

@@ -26,7 +26,8 @@ class Probe:
     """Losses and function deltas on images of the feed's present levels.
 
     In float32 or better; where gradients are taken, in bfloat16 if the training computes in it, so
-    that a trial takes no more memory than a step. Every process computes them alone, on whole batches: the same numbers everywhere.
+    that a trial takes no more memory than a step. Every process computes them alone, on whole
+    batches: the same numbers everywhere.
     """
 
     def __init__(self, config: Config, feed: CurriculumFeed, workshop: Workshop) -> None:

@@ -26,6 +26,9 @@ Work = Callable[[], float]
 
 def main() -> None:
     """Answer the parent until it closes its end."""
+    side = json.loads(sys.argv[1])
+    if side["as_program"]:
+        begin_as_program()
     # What libraries print must not get between the answers.
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
@@ -33,9 +36,6 @@ def main() -> None:
     def answer(**values: Any) -> None:
         answers.write(json.dumps(values) + "\n")
 
-    side = json.loads(sys.argv[1])
-    if side["as_program"]:
-        begin_as_program()
     module, name = f"tests.bench.{side['function']}".rsplit(".", 1)
     work: Work = getattr(importlib.import_module(module), name)(**side["arguments"])
     work()
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def begin_as_program() -> None:
-    """Set up this process as `sseg-nase` sets up its own (`__main__`, `run`)."""
+    """Set up this process as `sseg-nase` sets up its own (`__main__`); it may start once more."""
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # before torch loads
     from sseg_nase.hardware.allocator import keep_memory
 
