@@ -1,12 +1,13 @@
 """The same short pretraining with our views and with torchvision's, judged on the same episodes.
 
-`python -m tests.bench.accuracy --seeds 0 1 2 OVERRIDE ...` prints a Markdown table: mean and 95 %
+`python -m tests.bench.accuracy OVERRIDE ... --seeds 0 1 2` prints a Markdown table: mean and 95 %
 interval of every run, and the paired differences over episodes, and over seeds and episodes.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from pathlib import Path
@@ -82,12 +83,17 @@ def main() -> None:
     keys = list(found["ours"][0])
     print(f"| views | seed | {' | '.join(keys)} | minutes |\n|{' --- |' * (len(keys) + 3)}")
     print("\n".join(lines))
-    print("\nours − torchvision, in points:")
+    print("\nours − torchvision, in points, on the same episodes; over seeds and episodes:")
     for key in keys:
         pairs = [(a[key], b[key]) for a, b in zip(*found.values(), strict=True)]
-        each = [paired_difference(a, b) for a, b in pairs]
-        whole = crossed_difference(np.stack([a - b for a, b in pairs]))
-        print(f"{key}: {each}\n  over seeds and episodes: {whole}")
+        each = [
+            f"{d.mean:+.2f} ± {d.ci95:.2f}" for d in itertools.starmap(paired_difference, pairs)
+        ]
+        line = f"{key}: {', '.join(each)}"
+        if len(pairs) > 1:
+            whole = crossed_difference(np.stack([a - b for a, b in pairs]))
+            line += f"; {whole.mean:+.2f} ± {whole.ci95:.2f}, p = {whole.p_value:.2f}"
+        print(line)
 
 
 if __name__ == "__main__":

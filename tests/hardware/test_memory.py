@@ -227,7 +227,7 @@ def test_out_of_memory_names_three_keys_with_values(fake_cuda: SimpleNamespace) 
             ["hardware.batch_size=3", "hardware.gradient_checkpointing=true", "ablation=A2"],
             ["dataset.image_size=24", "backbone.channels=[8,16,32]"],
         ),
-        (["task=evaluate", "checkpoint=x"], ["evaluation.batch_size=256", "dataset.image_size=24"]),
+        (["task=evaluate", "checkpoint=x"], ["evaluation.batch_size=64", "dataset.image_size=24"]),
     ],
 )
 def test_remedies_that_are_used_already_make_way(overrides: list[str], keys: list[str]) -> None:
