@@ -42,7 +42,7 @@ def look_at_machine() -> Machine:
         cuda_name=name,
         cuda_memory_gb=memory_gb,
         bf16=native_bf16(),
-        cores=_cores(),
+        cores=cores(),
         cuda_devices=torch.cuda.device_count(),
     )
 
@@ -185,7 +185,7 @@ def _check_compiler() -> None:
         )
 
 
-def _cores() -> int:
+def cores() -> int:
     """Count the cores this process may use."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import time
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -20,6 +18,7 @@ from torch import Tensor
 from sseg_nase.config.compose import load
 from sseg_nase.config.schema import ViewsConfig
 from sseg_nase.fewshot.statistics import crossed_difference, mean_ci95, paired_difference
+from sseg_nase.reporting.episodes import LAST, read_episodes
 from sseg_nase.run import run
 from tests.bench.setting import pictures
 from tests.bench.views import one_by_one
@@ -60,9 +59,7 @@ def accuracies(views: str, overrides: list[str]) -> tuple[dict[str, np.ndarray],
     else:
         directory = run(load(overrides), overrides)
     minutes = (time.perf_counter() - began) / 60
-    keys = json.loads((directory / "results.json").read_text())["fewshot"]
-    with np.load(Path(directory) / "episodes.npz") as stored:
-        return {key: stored[key] for key in keys}, minutes
+    return read_episodes(directory)[LAST], minutes
 
 
 def main() -> None:

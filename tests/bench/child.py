@@ -80,6 +80,11 @@ def peak_mb(workers_mb: float) -> float:
         resource.getrusage(who).ru_maxrss * unit / 2**20
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage says begins with what the parent held
+        found = re.search(r"^VmHWM:\s+(\d+)", status.read_text(encoding="ascii"), re.M)
+        assert found is not None
+        own = int(found[1]) / 1024
     return max(own + workers_mb, command)
 
 

@@ -14,18 +14,16 @@ from sseg_nase.data.benchmarks.digits import load as digits
 from sseg_nase.data.episodes import EpisodeList, sample_episodes
 from sseg_nase.fewshot.classifiers import prototype_scores
 from sseg_nase.fewshot.evaluation import evaluate_episodes
+from sseg_nase.hardware.profiles import cores
 from sseg_nase.nets.evolvable import EvolvableCNN
 from sseg_nase.stages import evaluate, fewshot_tasks, seed_learner
 from tests.bench.child import Work, scratch
-from tests.bench.machine import cores
 from tests.bench.rows import class_folders
 from tests.bench.setting import device, plain, program
 
 SIZE, WAYS, SHOTS, QUERIES = 32, 5, 5, 15
 CONV4 = ("backbone.channels=[64,64,64,64]", "backbone.embedding=flatten")
 PROTOTYPES = ("evaluation.normalize=none", "evaluation.metric=euclidean")
-
-MEMORY_MB = 16
 
 
 def ours(episodes: int) -> Work:
@@ -91,10 +89,11 @@ def easyfsl(episodes: int) -> Work:
 def on_features(episodes: int) -> Work:
     """All episodes in a few tensor operations, on features that are there."""
     features, mean, listed = _features(episodes)
+    memory_mb = program().evaluation.memory_mb
 
     def work() -> float:
         evaluate_episodes(
-            features, listed, mean=mean, normalize="cl2n", metric="cosine", memory_mb=MEMORY_MB
+            features, listed, mean=mean, normalize="cl2n", metric="cosine", memory_mb=memory_mb
         )
         return episodes
 

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sseg_nase.hardware.profiles import cores
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -17,12 +19,6 @@ def look() -> dict[str, Any]:
     """Look at this machine from a process of its own: the caller stays without torch."""
     command = [sys.executable, "-m", "tests.bench.machine"]
     return json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
-
-
-def cores() -> int:
-    """Count the cores this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
 
 
 def processor() -> str:

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from sseg_nase.config.schema import Config
+from sseg_nase.hardware.profiles import cores
 from sseg_nase.stages import _trainer, images_of, seed_learner
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.loop import Progress, Trainer
 from tests.bench.child import Work
-from tests.bench.machine import cores
 from tests.bench.setting import BATCH, device, loader, overrule, pictures, plain, program
 
 # SimCLR alone on images in memory that come with the installation.

@@ -14,9 +14,8 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from sseg_nase.config.compose import hardware_profiles, load
 from sseg_nase.config.schema import Config
 from sseg_nase.data.curriculum.render import render
-from sseg_nase.hardware.profiles import resolve
+from sseg_nase.hardware.profiles import cores, resolve
 from sseg_nase.nets.evolvable import ConvBlock, EvolvableCNN
-from tests.bench.machine import cores
 
 BATCH = 256
 

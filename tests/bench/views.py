@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from sseg_nase.config.schema import ViewsConfig
 from sseg_nase.data.views import make_views
+from sseg_nase.hardware.profiles import cores
 from tests.bench.child import Work
-from tests.bench.machine import cores
 from tests.bench.setting import BATCH, device, drawn, loader, pictures, program
 
 BATCHES = 6  # of ours in a round: a batch takes little time
