@@ -199,10 +199,6 @@ def pipeline(this: Run) -> None:
     _tell_how_it_goes_on(this, state)
     backbone = stages.seed_learner(config).backbone
     results: dict[str, Any] = {}
-    if config.evaluation.untrained_reference:
-        with this.stage("untrained"):
-            untrained = stages.evaluate(tasks, backbone, this.device)
-            results["fewshot_untrained"] = untrained.results
     images_seen = {"synthetic": 0, "real_unlabeled": 0, "real_labeled": 0}
     step, mutations = 0, list[dict[str, Any]]()
     if trained:
@@ -220,6 +216,10 @@ def pipeline(this: Run) -> None:
         backbone, step = trainer.networks.learner.backbone, trainer.progress.step
         images_seen = trainer.progress.images_seen
         mutations = [record.to_dict() for record in trainer.progress.history]
+    if config.evaluation.untrained_reference:  # now, because training should not wait for it
+        with this.stage("untrained"):
+            untrained = stages.evaluate(tasks, stages.seed_learner(config).backbone, this.device)
+            results["fewshot_untrained"] = untrained.results
     best = this.directory / "checkpoints" / "best.pt" if trained else None
     _judge(this, backbone, tasks, results, step, images_seen, mutations, best)
 

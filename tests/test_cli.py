@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from sseg_nase import __main__ as entry
+from sseg_nase import cli as entry
 from sseg_nase.config.layout import groups
 from sseg_nase.config.multirun import split
 from sseg_nase.config.schema import Config
@@ -108,7 +108,7 @@ def test_quick_answers_import_neither_torch_nor_mlflow(arguments: list[str]) -> 
     program = (
         "import sys\n"
         f"sys.argv = ['sseg-nase', *{arguments!r}]\n"
-        "from sseg_nase.__main__ import main\n"
+        "from sseg_nase.cli import main\n"
         "try:\n    main()\n"
         "except SystemExit:\n    pass\n"
         "heavy = {'torch', 'mlflow', 'numpy', 'pandas', 'sklearn', 'lightning'}\n"

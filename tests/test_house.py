@@ -12,6 +12,7 @@ import sseg_nase
 PACKAGE = Path(sseg_nase.__file__).parent
 FLOORS = [
     {"__main__"},
+    {"cli"},
     {"sweeps"},
     {"run", "stages", "directory"},
     {"training", "fewshot", "reporting"},
@@ -23,8 +24,8 @@ FLOORS = [
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ONLY_IN = {
     "submitit": {"sweeps"},
-    "hydra": {"config", "__main__"},
-    "omegaconf": {"config", "__main__"},
+    "hydra": {"config", "cli"},
+    "omegaconf": {"config", "cli"},
     "mlflow": {"tracking"},
     "lightning_fabric": {"training", "run", "stages"},
 }

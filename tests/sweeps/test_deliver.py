@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sseg_nase.__main__ import LOOKS
+from sseg_nase.cli import LOOKS
 from sseg_nase.config.compose import load
 from sseg_nase.directory import RUNNING, RunDirectory, end_dead, held, status_of
 from sseg_nase.errors import UserError

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 
 from sseg_nase.data.store import ImageStore, load_image
@@ -16,16 +19,14 @@ def load(split: str, image_size: int) -> ImageStore:
 
     Raises UserError for the test split, which does not exist.
     """
-    from sklearn.datasets import load_digits
-
     if split not in CLASSES:
         raise UserError(
             f"dataset=digits has no {split} split: ten classes make train (digits 0 to 4) and val "
             "(digits 5 to 9). Set evaluation.split=val or choose another dataset."
         )
-    scans = load_digits()
-    chosen = [np.flatnonzero(scans.target == digit) for digit in CLASSES[split]]
-    grey = np.round(scans.images * (255 / DARKEST)).astype(np.uint8)
+    scans, digits = _scans()
+    chosen = [np.flatnonzero(digits == digit) for digit in CLASSES[split]]
+    grey = np.round(scans * (255 / DARKEST)).astype(np.uint8)
     images = [load_image(grey[index], image_size) for index in np.concatenate(chosen)]
     return ImageStore.from_arrays(
         np.stack(images),
@@ -37,3 +38,16 @@ def load(split: str, image_size: int) -> ImageStore:
         sample=False,
         notices=[],
     )
+
+
+def _scans() -> tuple[np.ndarray, np.ndarray]:
+    """The scans `[1797, 8, 8]` and their digits, as `sklearn.datasets.load_digits` gives them.
+
+    Read from scikit-learn's file, without importing it: that takes most of a second.
+    """
+    package = find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    file = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    table = np.loadtxt(file, delimiter=",")
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)

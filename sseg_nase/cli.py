@@ -1,0 +1,181 @@
+"""The entry point: Hydra composes, `run` runs, and every ending has its exit code.
+
+Exit codes: 0 done, 1 a failure of ours, 2 the user's mistake, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from string import Template
+from typing import cast
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from sseg_nase.config.compose import (
+    CONFIG_NAME,
+    conf_dir,
+    continued,
+    load,
+    register,
+    spelled_out,
+    to_config,
+)
+from sseg_nase.config.explain import explaining
+from sseg_nase.config.layout import groups
+from sseg_nase.config.schema import Config
+from sseg_nase.config.validation import cautions
+from sseg_nase.errors import DONE, FAILURE, MISTAKE, STOPPED, UserError
+from sseg_nase.sweeps.deliver import deliver
+from sseg_nase.sweeps.finish import report, status
+from sseg_nase.sweeps.job import perform
+from sseg_nase.sweeps.launch import launch
+
+LOOKS: Mapping[str, Callable[[Config, Callable[[str], None]], int]] = {
+    "status": status,
+    "report": report,
+    "deliver": deliver,
+}
+LAUNCHER_NAMES = {
+    "BasicLauncher": "basic",
+    "JoblibLauncher": "joblib",
+    "LocalLauncher": "submitit_local",
+    "SlurmLauncher": "submitit_slurm",
+}
+_code = DONE  # of the run that this process has done
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    try:
+        code = _main()
+    except UserError as error:
+        _say(str(error))
+        code = MISTAKE
+    except BrokenPipeError:  # `sseg-nase --help | head`: who listened has heard enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = DONE
+    except KeyboardInterrupt as error:
+        run_dir = getattr(error, "run_dir", None)
+        go_on = f"; go on with: sseg-nase resume={run_dir}" if run_dir else ""
+        _say(f"interrupted{go_on}")
+        code = STOPPED
+    sys.exit(code)
+
+
+def job(composed: DictConfig) -> None:
+    """Do what one composed config says: a run, a look at a sweep, or a job of one."""
+    global _code
+    if composed.sweep.job is not None:
+        perform(Path(composed.sweep.dir), composed.sweep.job, _launcher())
+        return
+    try:
+        _code = _one(to_config(composed))
+    except UserError as error:  # said here, because Hydra adds words to what it lets pass
+        _say(str(error))
+        _code = MISTAKE
+    except Exception as error:
+        _say(_where_to_look(error))
+        _code = FAILURE
+
+
+def _one(config: Config) -> int:
+    """One run, or one look; return the exit code."""
+    for caution in cautions(config):
+        _say(caution)
+    if config.task in LOOKS:
+        return LOOKS[config.task](config, _say)
+    from sseg_nase.run import run  # here, because it imports torch
+
+    run(config, cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task)))
+    return DONE
+
+
+def help_text(*further: Path) -> str:
+    """Return what `--help` shows; `further` are config folders beside `conf/`."""
+    template = OmegaConf.load(conf_dir() / "hydra" / "help" / "sseg_nase.yaml").template
+    choices = [f"{group}: {', '.join(options)}" for group, options in groups(*further).items()]
+    return Template(template).substitute(APP_CONFIG_GROUPS="\n".join(choices))
+
+
+def _main() -> int:
+    global _code
+    _code = DONE
+    flags = get_args_parser().parse_args()
+    _check_flags(flags)
+    further = [Path(flags.config_dir).absolute()] if flags.config_dir else []
+    if flags.help:
+        print(help_text(*further), flush=True)  # Hydra's own listing of the groups takes a second
+        return DONE
+    register()
+    # Threads that wait spin for long by default: on a shared machine a step then takes five times
+    # as long. Spinning briefly costs an idle machine nothing. Must stand before torch loads.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # Hydra prints its errors and exits with 1; with this it raises them, to be said better.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    if flags.multirun:
+        return launch(flags.overrides, partial(_hydra, "--multirun"), _say, *further)
+    overrides = spelled_out(flags.overrides)
+    _check_alone(overrides)
+    with explaining(overrides, *further):
+        if flags.cfg in ("job", "all"):
+            load(overrides, *further)  # Hydra would show a config that no run accepts
+        _hydra(None, [*overrides, *continued(overrides)])
+    return _code
+
+
+def _hydra(flag: str | None, overrides: Sequence[str]) -> None:
+    """Let Hydra compose and call `job`, with these overrides instead of the command line's."""
+    given = sys.argv
+    flags = [text for text in given[1:] if text not in get_args_parser().parse_args().overrides]
+    added = [flag] if flag and not {"-m", "--multirun"} & set(flags) else []
+    sys.argv = [given[0], *flags, *added, *overrides]
+    try:
+        hydra.main(str(conf_dir()), CONFIG_NAME, version_base="1.3")(job)()
+    finally:
+        sys.argv = given
+
+
+def _launcher() -> str:
+    """The name of the option in `hydra/launcher` that has started this job."""
+    target = str(HydraConfig.get().launcher._target_)
+    return LAUNCHER_NAMES.get(target.rpartition(".")[2], "another")
+
+
+def _check_flags(flags: Namespace) -> None:
+    commands = ("run", "multirun", "cfg", "info", "shell_completion")
+    given = [f"--{name.replace('_', '-')}" for name in commands if getattr(flags, name)]
+    if len(given) > 1:
+        raise UserError(f"{' '.join(given)}: only one of these is possible.")
+    if flags.resolve and not (flags.cfg or flags.help):
+        raise UserError("--resolve: it is possible only with --cfg or --help.")
+    if flags.config_dir and not Path(flags.config_dir).is_dir():
+        raise UserError(f"--config-dir {flags.config_dir}: there is no such folder.")
+
+
+def _check_alone(overrides: Sequence[str]) -> None:
+    """Refuse what only a sweep can be told."""
+    for text in overrides:
+        key = text.lstrip("+~").partition("=")[0]
+        if key.startswith("sweep.") and key not in ("sweep.dir", "sweep.watch"):
+            raise UserError(f"{text}: it has no effect on a single run; add -m for a sweep.")
+
+
+def _where_to_look(error: Exception) -> str:
+    """Say what failed and where the traceback is; without a run to hold it, the traceback."""
+    run_dir = getattr(error, "run_dir", None)
+    if run_dir is None:
+        return "".join(traceback.format_exception(error)).rstrip()
+    return f"{type(error).__name__}: {error} (traceback in {run_dir}/status.json)"
+
+
+def _say(text: str) -> None:
+    print(f"sseg-nase: {text}", file=sys.stderr, flush=True)
