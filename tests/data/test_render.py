@@ -8,16 +8,9 @@ import torch
 
 from sseg_nase.config.schema import SYNTHETIC_LEVELS
 from sseg_nase.data.curriculum.difficulty import difficulty
-from sseg_nase.data.curriculum.render import (
-    SHAPES,
-    STYLES,
-    TWIN_EDITS,
-    Scene,
-    perturb,
-    render,
-    scenes,
-    twin_attributes,
-)
+from sseg_nase.data.curriculum.render import perturb, render
+from sseg_nase.data.curriculum.scenes import STYLES, TWIN_EDITS, Scene, scenes, twin_attributes
+from sseg_nase.data.curriculum.shapes import SHAPES
 from sseg_nase.data.random import derive, uniform
 from sseg_nase.errors import UserError
 
