@@ -22,7 +22,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.files import write_json
 from sseg_nase.hardware.memory import enforce_memory_cap, explain_out_of_memory
 from sseg_nase.hardware.profiles import resolve
-from sseg_nase.nets.evolvable import EvolvableCNN
+from sseg_nase.reporting.confusion import write_confusions
 from sseg_nase.reporting.episodes import BEST, LAST, write_episodes
 from sseg_nase.tracking import Resumed, RunInfo, Sink, build_tracker
 from sseg_nase.tracking.console import print_summary
@@ -186,55 +186,83 @@ def _run(this: Run) -> None:
 
 
 def pipeline(this: Run) -> None:
-    """Pretrain, evaluate, report."""
+    """Pretrain, fine-tune where that is asked for, evaluate, report."""
     config = this.config
     tasks = stages.fewshot_tasks(config)
-    trained = config.ssl.name != "none" and config.pretrain.epochs > 0
-    state = _state_to_go_on_from(this)
+    start = config.finetune.start
+    trained = config.ssl.name != "none" and config.pretrain.epochs > 0 and start is None
+    state, tuning = (_state_to_go_on_from(this, name) for name in ("last", "finetune_last"))
+    if start is None:
+        reached = stages.Reached(stages.seed_backbone(config, this.notes.append))
+    else:
+        reached = stages.stored(Path(start), config)
+        this.notes.append(f"fine-tuning begins with {start}: nothing is pretrained here")
+    if config.finetune.name != "none":
+        stages.labelled(config)
     resumed = None
     if this.place.resumed:
-        step, mutated = (0, 0) if state is None else (state["step"], len(state["history"]))
+        latest = tuning or state
+        step, mutated = (0, 0) if latest is None else (latest["step"], len(latest["history"]))
         resumed = Resumed(this.place.run_id, step, mutated)
     this.open(config.pretrain.epochs if trained else 0, resumed)
-    _tell_how_it_goes_on(this, state)
-    backbone = stages.seed_learner(config).backbone
-    results: dict[str, Any] = {}
-    images_seen = {"synthetic": 0, "real_unlabeled": 0, "real_labeled": 0}
-    step, mutations = 0, list[dict[str, Any]]()
+    _tell_how_it_goes_on(this, state, tuning)
+    extra = {"fingerprint": fingerprint(config), "tracker_run_id": this.sink.run_id}
+    stop = this.interruption.is_requested
     if trained:
-        with this.stage("pretrain"):
-            extra = {"fingerprint": fingerprint(config), "tracker_run_id": this.sink.run_id}
-            with this.interruption.deferred():
-                trainer = stages.pretrain(
-                    config,
-                    this.sink,
-                    this.directory,
-                    state=state,
-                    extra=extra,
-                    stop=this.interruption.is_requested,
-                )
-        backbone, step = trainer.networks.learner.backbone, trainer.progress.step
-        images_seen = trainer.progress.images_seen
-        mutations = [record.to_dict() for record in trainer.progress.history]
-    if config.evaluation.untrained_reference:  # now, because training should not wait for it
-        with this.stage("untrained"):
-            untrained = stages.evaluate(tasks, stages.seed_learner(config).backbone, this.device)
-            results["fewshot_untrained"] = untrained.results
+        with this.stage("pretrain"), this.interruption.deferred():
+            trainer = stages.pretrain(
+                config, this.sink, this.directory, state=state, extra=extra, stop=stop
+            )
+        progress = trainer.progress
+        history = [record.to_dict() for record in progress.history]
+        backbone = trainer.networks.learner.backbone
+        reached = stages.Reached(backbone, progress.step, progress.images_seen, history)
+    results = _references(this, tasks, reached, trained)
+    if config.finetune.name != "none":
+        with this.stage("finetune"), this.interruption.deferred():
+            reached = stages.fine_tune(
+                config, reached, this.sink, this.directory, state=tuning, extra=extra, stop=stop
+            )
+        trained = False  # what counts is chosen: there is no other best
     best = this.directory / "checkpoints" / "best.pt" if trained else None
-    _judge(this, backbone, tasks, results, step, images_seen, mutations, best)
+    _judge(this, reached, tasks, results, best)
 
 
-def _state_to_go_on_from(this: Run) -> dict[str, Any] | None:
-    """The last checkpoint of a resumed run; None where there is none yet."""
-    path = this.place.last_checkpoint
+def _references(
+    this: Run, tasks: list[stages.FewShotTask], reached: stages.Reached, trained: bool
+) -> dict[str, Any]:
+    """What the results are to be compared with: the network before training, and before tuning.
+
+    Judged when that is done, because training should not wait for it.
+    """
+    config = this.config
+    if not config.evaluation.untrained_reference:
+        return {}
+    with this.stage("untrained"):
+        seed = stages.Reached(stages.seed_backbone(config))
+        references = {"fewshot_untrained": stages.judge_before_tuning(tasks, seed, this.device)}
+    if config.finetune.name != "none" and (trained or config.finetune.start):
+        with this.stage("pretrained"):
+            judged = stages.judge_before_tuning(tasks, reached, this.device)
+            references["fewshot_pretrained"] = judged
+    return {key: judged.results for key, judged in references.items()}
+
+
+def _state_to_go_on_from(this: Run, name: str) -> dict[str, Any] | None:
+    """The checkpoint of a resumed run by that name; None where there is none yet."""
+    path = this.directory / "checkpoints" / f"{name}.pt"
     return checkpoint.load(path) if this.place.resumed and path.exists() else None
 
 
-def _tell_how_it_goes_on(this: Run, state: dict[str, Any] | None) -> None:
+def _tell_how_it_goes_on(
+    this: Run, state: dict[str, Any] | None, tuning: dict[str, Any] | None
+) -> None:
     if not this.place.resumed:
         return
     where = "the beginning: there is no checkpoint yet"
-    if state is not None:
+    if tuning is not None:
+        where = f"epoch {tuning['finetune']['epoch'] + 1} of fine-tuning, step {tuning['step']}"
+    elif state is not None:
         where = f"epoch {state['epoch'] + 1}, step {state['step']}"
     this.sink.event("message", {"text": f"resumed at {where}"})
     for key, (old, new) in this.place.changes.items():
@@ -246,19 +274,11 @@ def evaluate(this: Run) -> None:
     """Judge the network in `checkpoint`, without any training."""
     config = this.config
     assert config.checkpoint is not None
-    path = Path(config.checkpoint).expanduser()
-    backbone = checkpoint.backbone_of(path)
-    trained_at, size = backbone.architecture.resolution, config.dataset.image_size
-    if backbone.architecture.embedding == "flatten" and trained_at != size:
-        raise UserError(
-            f"dataset.image_size={size}: the network in checkpoint={path} has a flattened "
-            f"embedding and takes {trained_at} px only; set dataset.image_size={trained_at}."
-        )
-    backbone.architecture = dataclasses.replace(backbone.architecture, resolution=size)
+    reached = stages.stored(Path(config.checkpoint), config)
+    stages.check_head(reached, config)
     tasks = stages.fewshot_tasks(config)
     this.open()
-    seen = checkpoint.load(path)
-    _judge(this, backbone, tasks, {}, seen["step"], seen["images_seen"], seen["history"])
+    _judge(this, reached, tasks, {})
 
 
 def curriculum(this: Run) -> None:
@@ -310,20 +330,18 @@ TASKS: Mapping[str, Callable[[Run], None]] = {
 
 def _judge(
     this: Run,
-    backbone: EvolvableCNN,
+    reached: stages.Reached,
     tasks: list[stages.FewShotTask],
     results: dict[str, Any],
-    step: int,
-    images_seen: dict[str, int],
-    mutations: list[dict[str, Any]],
     best: Path | None = None,
 ) -> None:
-    """Evaluate, write `architecture.json`, `episodes.npz` and `results.json`, and end the run.
+    """Evaluate, write the files of the results, `results.json` last, and end the run.
 
     `best`: the checkpoint of the best network of the run, where it has trained one.
     """
+    backbone, mutations = reached.backbone, reached.history
     with this.stage("evaluate"):
-        judged = {LAST: stages.evaluate(tasks, backbone, this.device)}
+        judged = {LAST: stages.evaluate(tasks, reached.network, this.device)}
         fewshot = judged[LAST].results
         if best is not None and not best.exists():
             text = f"{best} is not there any more: the best network is not judged"
@@ -345,18 +363,20 @@ def _judge(
         **results,
         "efficiency": costs,
         "mutations": sum(record["accepted"] for record in mutations),
-        "images_seen": images_seen,
+        "images_seen": dict(reached.images_seen),
     }
     # At step 0, and MLflow draws a bar per run; a run that goes on behind its results adds to them.
-    at = step if (this.directory / "results.json").exists() else 0
+    at = reached.step if (this.directory / "results.json").exists() else 0
     for group in ("fewshot", "fewshot_best"):
         for key, value in results.get(group, {}).items():
             figures = {f"{group}/{key}/{part}": value[part] for part in ("accuracy", "ci95")}
+            figures |= {f"{group}/{key}/top{k}": share for k, share in value["top_k"].items()}
             this.sink.metrics(figures, at)
     logged = ("params", "macs", "latency_ms_b1", "latency_ms_b64", "peak_memory_mb")
     this.sink.metrics({f"efficiency/{key}": float(costs[key]) for key in logged}, at)
     write_json(this.directory / "architecture.json", backbone.architecture.to_dict())
     write_episodes(this.directory, {name: each.accuracies for name, each in judged.items()})
+    write_confusions(this.directory, {name: each.confusions for name, each in judged.items()})
     write_json(this.directory / "results.json", results)
     _end(this, FINISHED)
     stored = this.config.tracking.name != "jsonl"

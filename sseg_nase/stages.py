@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,26 +16,43 @@ import yaml
 from torch import nn
 
 from sseg_nase.config.compose import dataset_choice
-from sseg_nase.config.schema import BackboneConfig, Config, DatasetConfig
+from sseg_nase.config.schema import (
+    HEADED,
+    BackboneConfig,
+    Config,
+    DatasetConfig,
+    EvaluationConfig,
+    FinetuneConfig,
+    ViewsConfig,
+)
 from sseg_nase.data.benchmarks import load_split
 from sseg_nase.data.curriculum.difficulty import difficulty
 from sseg_nase.data.curriculum.render import render
 from sseg_nase.data.episodes import EpisodeList, sample_episodes
 from sseg_nase.data.feed import CurriculumFeed
+from sseg_nase.data.grey import of_channels
 from sseg_nase.data.placement import place
 from sseg_nase.data.random import derive
 from sseg_nase.data.store import ImageStore
 from sseg_nase.data.views import normalize
 from sseg_nase.errors import UserError
 from sseg_nase.evolution.replay import ReplayError, replay
-from sseg_nase.fewshot.evaluation import embed, evaluate_episodes
+from sseg_nase.fewshot.confusion import Confusion
+from sseg_nase.fewshot.evaluation import embed, embed_views, evaluate_episodes
 from sseg_nase.fewshot.statistics import mean_ci95
 from sseg_nase.files import replacing, write_text
+from sseg_nase.finetune.judging import method_of
+from sseg_nase.finetune.learner import METHODS as FINETUNING_METHODS
+from sseg_nase.finetune.learner import EpisodeLearner, around, fits
+from sseg_nase.finetune.loop import FineTuner
 from sseg_nase.hardware.complexity import count_macs, count_params
 from sseg_nase.hardware.latency import latency_ms
 from sseg_nase.hardware.memory import enforce_memory_cap, peak_memory_mb
 from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.evolvable import EvolvableCNN, Learner, ProjectionHead
+from sseg_nase.nets.backbone import Backbone
+from sseg_nase.nets.building import build, configured
+from sseg_nase.nets.evolvable import Learner
+from sseg_nase.ssl.methods import make_learner
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint, distributed
 from sseg_nase.training.callbacks import ArchitectureMetrics, Checkpoints, MemoryWatch
@@ -47,12 +65,18 @@ LATENCY_BATCHES = (1, 64)
 LATENCY_REPEATS = 15
 PREVIEW_ROWS, PREVIEW_COLUMNS = 6, 10
 DIFFICULTY_IMAGES = 500
+SOURCES = ("synthetic", "real_unlabeled", "real_labeled")  # of the images a network has seen
+BACKBONE_OF_OLD = {
+    "in_channels": 3,
+    **dict.fromkeys(("pooled_blocks", "stem", "patch_size", "weights")),
+}
 
 
 def images_of(config: Config, dataset: DatasetConfig, split: str) -> ImageStore:
-    """The images of `split`, at the size that the run works with."""
+    """The images of `split`, at the size and with the channels that the run works with."""
+    own = config.dataset
     return load_split(
-        dataclasses.replace(dataset, image_size=config.dataset.image_size),
+        dataclasses.replace(dataset, image_size=own.image_size, channels=own.channels),
         split,
         data_dir=Path(config.paths.data_dir).expanduser(),
         cache_dir=Path(config.paths.cache_dir).expanduser(),
@@ -60,32 +84,32 @@ def images_of(config: Config, dataset: DatasetConfig, split: str) -> ImageStore:
     )
 
 
-def seed_architecture(backbone: BackboneConfig, image_size: int) -> Architecture:
-    """The seed network as data: what every mutation of a run started from."""
-    return Architecture.seed(
-        backbone.channels,
-        resolution=image_size,
-        kernel_size=backbone.kernel_size,
-        activation=backbone.activation,
-        batch_norm=backbone.batch_norm,
-        pooling=backbone.pooling,
-        residual=backbone.residual,
-        embedding=backbone.embedding,
-    )
+def seed_backbone(config: Config, tell: Callable[[str], None] = lambda note: None) -> Backbone:
+    """The network that a run starts from: a function of config, seed and `backbone.weights`.
+
+    `tell` is told what of the weights was loaded. Raises `UserError` where they do not fit.
+    """
+    generator = torch.Generator().manual_seed(derive(config.seed, "weights"))
+    return _seed_backbone(config, generator, tell)
 
 
 def seed_learner(config: Config) -> Learner:
-    """The untrained seed network with its projection head: a function of config and seed."""
-    architecture = seed_architecture(config.backbone, config.dataset.image_size)
+    """`seed_backbone` with what its self-supervised method puts upon it."""
     generator = torch.Generator().manual_seed(derive(config.seed, "weights"))
-    backbone = EvolvableCNN(architecture, generator=generator)
-    head = ProjectionHead(
-        architecture.features,
-        config.ssl.projection_hidden,
-        config.ssl.projection_dim,
-        generator=generator,
-    )
-    return Learner(backbone, head)
+    backbone = _seed_backbone(config, generator, lambda note: None)
+    return make_learner(backbone, config.ssl, generator)
+
+
+def _seed_backbone(
+    config: Config, generator: torch.Generator, tell: Callable[[str], None]
+) -> Backbone:
+    architecture = configured(config.backbone, config.dataset.image_size)
+    backbone = build(architecture, generator=generator)
+    if config.backbone.weights:
+        from sseg_nase.nets.weights import load_weights  # here, because it loads torchvision
+
+        tell(load_weights(backbone, config.backbone.weights))
+    return backbone
 
 
 def pretrain(
@@ -137,6 +161,7 @@ def _trainer(
         images_of(config, config.dataset, "train") if "NATURAL" in levels else None,
         sum(number for level, number in curriculum.images.items() if level in levels),
         image_size=config.dataset.image_size,
+        channels=config.dataset.channels,
         data=config.data,
         hardware=hardware,
         device=fabric.device,
@@ -148,6 +173,7 @@ def _trainer(
         curriculum,
         natural=natural,
         image_size=config.dataset.image_size,
+        channels=config.dataset.channels,
         batch_size=hardware.batch_size * hardware.devices,
         images_per_epoch=config.pretrain.images_per_epoch,
         epochs=config.pretrain.epochs,
@@ -176,15 +202,166 @@ def _trainer(
     return trainer
 
 
+@dataclass(frozen=True)
+class Reached:
+    """What training has come to.
+
+    `step`: optimizer steps; `images_seen` by source; `history`: the mutations, as their records.
+    """
+
+    network: Backbone | EpisodeLearner
+    step: int = 0
+    images_seen: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(SOURCES, 0))
+    history: Sequence[dict[str, Any]] = ()
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network that gives embeddings."""
+        network = self.network
+        return network.backbone if isinstance(network, EpisodeLearner) else network
+
+
+def stored(path: Path, config: Config) -> Reached:
+    """What the checkpoint at `path`, or of the run in the folder `path`, holds.
+
+    A fine-tuned head comes with its backbone. Raises `UserError` for what is no checkpoint, and
+    where its network is not one for `config`.
+    """
+    path = path.expanduser()
+    if path.is_dir():
+        tuned, last = (path / "checkpoints" / f"{name}.pt" for name in ("finetune_best", "last"))
+        path = tuned if tuned.exists() else last
+    network: Backbone | EpisodeLearner = checkpoint.backbone_for(path, config)
+    state = checkpoint.load(path)
+    if "finetune" in state:
+        assert isinstance(network, Backbone)
+        options = state["options"]
+        options = FinetuneConfig(**{**options, "views": ViewsConfig(**options["views"])})
+        network = around(network, options, state["classes"], torch.Generator())
+        try:
+            network.load_state_dict(state["student"])
+        except RuntimeError as error:
+            raise checkpoint.not_belonging(path, error) from error
+    return Reached(network, state["step"], state["images_seen"], state["history"])
+
+
+def fine_tune(
+    config: Config,
+    before: Reached,
+    sink: Sink,
+    folder: Path,
+    *,
+    state: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Reached:
+    """Train the backbone of `before` on the labelled base images; what did best on val episodes.
+
+    `state`: of the checkpoint to go on from. Checkpoints with `extra` go to `folder`. `stop` is
+    asked after every step; when it says so, `Interrupted` is raised after a checkpoint. One device
+    trains, however many there are. Raises `UserError` for images without labels, or too few of a
+    class.
+    """
+    hardware, size = config.hardware, config.dataset.image_size
+    fabric = distributed.build_fabric(hardware.accelerator, 1, hardware.precision)
+    store = labelled(config)
+    images, _, notes = place(
+        store,
+        0,
+        image_size=size,
+        channels=config.dataset.channels,
+        data=config.data,
+        hardware=hardware,
+        device=fabric.device,
+    )
+    for note in notes:
+        sink.event("message", {"text": note})
+    assert images is not None
+    selection = FewShotTask(selection_config(config), config.dataset)
+
+    def validate(learner: EpisodeLearner) -> tuple[float, float]:
+        (result,) = selection.judge(learner, fabric.device).results.values()
+        return result["accuracy"], result["ci95"]
+
+    def reached(progress: Mapping[str, Any]) -> dict[str, Any]:
+        seen = dict(before.images_seen)
+        seen["real_labeled"] += progress["images_seen"]
+        step = before.step + progress["step"]
+        return {"step": step, "images_seen": seen, "history": list(before.history)}
+
+    def save(name: str, saved: dict[str, Any]) -> None:
+        about = {"options": dataclasses.asdict(config.finetune), "classes": len(store.class_names)}
+        payload = {**saved, **about, **reached(saved["finetune"]), **(extra or {})}
+        checkpoint.save(folder / "checkpoints" / f"finetune_{name}.pt", payload)
+
+    generator = torch.Generator().manual_seed(derive(config.seed, "head"))
+    learner = around(before.backbone, config.finetune, len(store.class_names), generator)
+    tuner = FineTuner(
+        config,
+        learner=learner,
+        base=store,
+        images=images,
+        fabric=fabric,
+        validate=validate,
+        save=save,
+        sink=sink,
+        first_step=before.step,
+        stop=stop,
+    )
+    if state is not None:
+        tuner.load_state_dict(state)
+    tuner.fit()
+    best = checkpoint.load(folder / "checkpoints" / "finetune_best.pt")
+    learner.load_state_dict(best["student"])
+    return Reached(learner.eval(), **reached(dataclasses.asdict(tuner.progress)))
+
+
+def selection_config(config: Config) -> Config:
+    """`config` with the episodes by which fine-tuning chooses its best network.
+
+    Of the val classes, judged as the network is trained, and others than those of the results.
+    """
+    options = config.finetune
+    method = FINETUNING_METHODS[options.name].judged_by
+    plain = options.name == "linear"  # which knows no scores of episodes
+    evaluation = dataclasses.replace(
+        config.evaluation,
+        split="val",
+        shots=[options.shots],
+        query_balance="balanced",
+        episodes=options.validation_episodes,
+        seed=derive(config.evaluation.seed, "selection"),
+        method=method,
+        metric=options.metric or "cosine",
+        normalize="l2n" if plain else "none",
+        support_augmentations=0,
+        top_k=[],
+    )
+    return dataclasses.replace(config, evaluation=evaluation)
+
+
+def labelled(config: Config) -> ImageStore:
+    """The base split, which must have classes. Raises `UserError` where it has one at most."""
+    store = images_of(config, config.dataset, "train")
+    if len(store.class_names) < 2:
+        raise UserError(
+            f"dataset={config.dataset.name}: finetune={config.finetune.name} needs labels, and the "
+            f"train split has {len(store.class_names)} class. Give a folder per class, or choose "
+            "finetune=none."
+        )
+    return store
+
+
 class Judgement(NamedTuple):
     """What a network is worth, under the keys of `results.json`.
 
     `results`: accuracy and interval in percent per episode list; `accuracies`: of every episode in
-    percent, float64 `[episodes]`.
+    percent, float64 `[episodes]`; `confusions`: which class was taken for which.
     """
 
     results: dict[str, dict[str, Any]]
     accuracies: dict[str, np.ndarray]
+    confusions: dict[str, Confusion]
 
 
 class FewShotTask:
@@ -195,6 +372,7 @@ class FewShotTask:
         evaluation = config.evaluation
         self.store = images_of(config, dataset, evaluation.split)
         self.base = images_of(config, dataset, "train") if evaluation.normalize == "cl2n" else None
+        alpha = evaluation.dirichlet_alpha if evaluation.query_balance == "dirichlet" else None
         self.episodes: list[EpisodeList] = [
             sample_episodes(
                 self.store.class_indices,
@@ -206,13 +384,17 @@ class FewShotTask:
                 queries=evaluation.queries,
                 episodes=evaluation.episodes,
                 seed=evaluation.seed,
+                dirichlet_alpha=alpha,
             )
             for shots in evaluation.shots
         ]
 
-    def judge(self, backbone: EvolvableCNN, device: torch.device) -> Judgement:
-        """How `backbone` does on the episode lists. Every image is embedded once."""
-        evaluation, network = self.config.evaluation, backbone.for_inference()
+    def judge(self, trained: Backbone | EpisodeLearner, device: torch.device) -> Judgement:
+        """How `trained` does on the episode lists. Every image is embedded once."""
+        evaluation = self.config.evaluation
+        learner = trained if isinstance(trained, EpisodeLearner) else None
+        backbone = trained.backbone if isinstance(trained, EpisodeLearner) else trained
+        network = backbone.for_inference()
 
         def features(store: ImageStore) -> torch.Tensor:
             return embed(
@@ -223,28 +405,75 @@ class FewShotTask:
                 preprocess=normalize,
             )
 
-        embedded = features(self.store)
+        def read(indices: torch.Tensor) -> torch.Tensor:
+            return normalize(self.store.batch(indices.cpu()).to(device))
+
+        method = method_of(learner, evaluation, read)
+        if evaluation.method == "maml":
+            embedded = torch.arange(len(self.store), dtype=torch.float32, device=device)[:, None]
+        else:
+            embedded = features(self.store)
         mean = None if self.base is None else features(self.base).mean(0)
-        judged = Judgement({}, {})
+        of_support = self._augmented(network, embedded, device)
+        judged = Judgement({}, {}, {})
         for episodes in self.episodes:
-            accuracies = 100 * evaluate_episodes(
+            one = evaluate_episodes(
                 embedded,
                 episodes,
+                method,
+                evaluation,
                 mean=mean,
-                normalize=evaluation.normalize,
-                metric=evaluation.metric,
-                memory_mb=evaluation.memory_mb,
+                classes=len(self.store.class_names),
+                support_features=of_support,
             )
+            accuracies = 100 * one.accuracies
             accuracy, ci95 = mean_ci95(accuracies)
+            confusion = Confusion(one.confusion, self.store.class_names)
             judged.accuracies[episodes.key] = accuracies
+            judged.confusions[episodes.key] = confusion
             judged.results[episodes.key] = {
                 "accuracy": accuracy,
                 "ci95": ci95,
                 "episodes": len(episodes),
-                "method": f"{evaluation.method}/{evaluation.metric}/{evaluation.normalize}",
-                "transductive": False,
+                "method": _protocol(method.label(evaluation), evaluation),
+                "transductive": method.transductive,
+                "queries": evaluation.query_balance,
+                "top_k": {str(k): 100 * share for k, share in one.top_k.items()},
+                **confusion.extremes(),
             }
         return judged
+
+    def _augmented(
+        self, network: nn.Module, embedded: torch.Tensor, device: torch.device
+    ) -> torch.Tensor | None:
+        """Embeddings of the store's images in a support: the mean with those of their views."""
+        config, count = self.config, self.config.evaluation.support_augmentations
+        if count == 0:
+            return None
+        chosen = np.unique(np.concatenate([e.support.reshape(-1) for e in self.episodes]))
+        views = embed_views(
+            network,
+            self.store,
+            chosen,
+            config.views,
+            count=count,
+            image_size=config.dataset.image_size,
+            seed=config.evaluation.seed,
+            batch_size=config.evaluation.batch_size,
+            device=device,
+        )
+        rows = torch.from_numpy(chosen).to(embedded.device)
+        return embedded.index_copy(0, rows, (embedded[rows] + count * views) / (count + 1))
+
+
+def _protocol(method: str, evaluation: EvaluationConfig) -> str:
+    """The method with what is done to features, support and queries, as results tell it."""
+    parts = [method, evaluation.normalize]
+    if evaluation.support_augmentations:
+        parts.append(f"{evaluation.support_augmentations}views")
+    if evaluation.query_balance == "dirichlet":
+        parts.append(f"dirichlet{evaluation.dirichlet_alpha:g}")
+    return "/".join(parts)
 
 
 def fewshot_tasks(config: Config) -> list[FewShotTask]:
@@ -256,21 +485,49 @@ def fewshot_tasks(config: Config) -> list[FewShotTask]:
     return [FewShotTask(config, dataset) for dataset in choices]
 
 
-def evaluate(tasks: list[FewShotTask], backbone: EvolvableCNN, device: torch.device) -> Judgement:
-    """Judge `backbone` on every task."""
-    backbone.to(device)
-    judged = Judgement({}, {})
+def evaluate(
+    tasks: list[FewShotTask], trained: Backbone | EpisodeLearner, device: torch.device
+) -> Judgement:
+    """Judge `trained` on every task."""
+    trained.to(device)
+    judged = Judgement({}, {}, {})
     for task in tasks:
-        results, accuracies = task.judge(backbone, device)
-        judged.results.update(results)
-        judged.accuracies.update(accuracies)
+        part = task.judge(trained, device)
+        judged.results.update(part.results)
+        judged.accuracies.update(part.accuracies)
+        judged.confusions.update(part.confusions)
     return judged
+
+
+def judge_before_tuning(
+    tasks: list[FewShotTask], reached: Reached, device: torch.device
+) -> Judgement:
+    """Judge a network that is not fine-tuned; a method that needs a head gets an untrained one."""
+    config, network = tasks[0].config, reached.network
+    if config.evaluation.method in HEADED:
+        generator = torch.Generator().manual_seed(derive(config.seed, "head"))
+        network = around(reached.backbone, config.finetune, config.finetune.ways, generator)
+    return evaluate(tasks, network, device)
+
+
+def check_head(reached: Reached, config: Config) -> None:
+    """Raise `UserError` where `evaluation.method` needs a head that is not in the checkpoint."""
+    method, ways = config.evaluation.method, config.evaluation.ways
+    head = reached.network.head if isinstance(reached.network, EpisodeLearner) else None
+    if method not in HEADED or fits(head, method, ways):
+        return
+    has = "no head of it" if head is None else "another head"
+    raise UserError(
+        f"evaluation.method={method}: checkpoint={config.checkpoint} holds {has} for "
+        f"evaluation.ways={ways}. Give RUN/checkpoints/finetune_best.pt of a run with "
+        f"finetune={method}, or choose another evaluation.method."
+    )
 
 
 def evaluate_best(
     tasks: list[FewShotTask],
     path: Path,
-    last: EvolvableCNN,
+    last: Backbone,
     judged: Judgement,
     device: torch.device,
 ) -> tuple[dict[str, int], Judgement]:
@@ -293,13 +550,20 @@ def evaluate_best(
 
 
 def efficiency(
-    backbone: EvolvableCNN, resolution: int, device: torch.device
+    backbone: Backbone, resolution: int, device: torch.device
 ) -> dict[str, float | int | str]:
     """Params, MACs, FLOPs at `resolution`, latency in ms and peak memory in MB of a forward."""
-    macs = count_macs(backbone, resolution)
+    channels = backbone.architecture.in_channels
+    macs = count_macs(backbone, resolution, channels)
     latencies = {
         f"latency_ms_b{batch}": latency_ms(
-            backbone, resolution, batch, repeats=LATENCY_REPEATS, warmup=3, device=device
+            backbone,
+            resolution,
+            batch,
+            repeats=LATENCY_REPEATS,
+            warmup=3,
+            device=device,
+            in_channels=channels,
         )
         for batch in LATENCY_BATCHES
     }
@@ -309,7 +573,7 @@ def efficiency(
         "flops": 2 * macs,
         "resolution": resolution,
         **latencies,
-        "peak_memory_mb": peak_memory_mb(backbone, resolution, 1),
+        "peak_memory_mb": peak_memory_mb(backbone, resolution, 1, in_channels=channels),
         "device": str(device.type),
     }
 
@@ -345,9 +609,9 @@ def _seed_of(path: Path) -> Architecture:
     try:
         config = yaml.safe_load(text)
         task = config["task"]
-        seed = seed_architecture(
-            BackboneConfig(**config["backbone"]), config["dataset"]["image_size"]
-        )
+        # A run of before there were other backbones says nothing of them.
+        backbone = BackboneConfig(**{**BACKBONE_OF_OLD, **config["backbone"]})
+        seed = configured(backbone, config["dataset"]["image_size"])
         seed.summary()
     except (yaml.YAMLError, KeyError, TypeError, AssertionError) as error:
         raise _damaged(path, error) from error
@@ -355,6 +619,11 @@ def _seed_of(path: Path) -> Architecture:
         raise UserError(
             f"run={path.parent}: its task was {task}, so it mutated nothing. Give the folder of "
             "the run that trained the network."
+        )
+    if not isinstance(seed, Architecture):
+        raise UserError(
+            f"run={path.parent}: its backbone is {seed.name}, which does not evolve: there is "
+            "nothing to replay."
         )
     return seed
 
@@ -418,7 +687,8 @@ def draw_curriculum(config: Config, folder: Path) -> list[dict[str, Any]]:
             chosen = torch.linspace(0, len(natural) - 1, min(count, len(natural))).long()
             return natural.batch(chosen)
         indices = torch.arange(count)
-        return render(level, indices, seed=config.seed, image_size=size, device="cpu")
+        drawn = render(level, indices, seed=config.seed, image_size=size, device="cpu")
+        return of_channels(drawn, config.dataset.channels)
 
     rows = []
     for level in levels:
@@ -427,10 +697,10 @@ def draw_curriculum(config: Config, folder: Path) -> list[dict[str, Any]]:
         sheet = nn.functional.pad(sheet, (1, 1, 1, 1), value=255)
         lines = [torch.cat(list(line), dim=2) for line in sheet.split(PREVIEW_COLUMNS)]
         lines = [line for line in lines if line.shape[2] == lines[0].shape[2]]
-        picture = torch.cat(lines, dim=1).permute(1, 2, 0).contiguous().numpy()
+        picture = torch.cat(lines, dim=1).expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
         with replacing(folder / f"preview_{level}.png") as temporary:
             Image.fromarray(picture).save(temporary, format="PNG")
-        parts = difficulty(drawn)
+        parts = difficulty(drawn.expand(-1, 3, -1, -1))
         rows.append(
             {
                 "level": level,

@@ -15,6 +15,7 @@ FLOORS = [
     {"cli"},
     {"sweeps"},
     {"run", "stages", "directory"},
+    {"finetune"},
     {"training", "fewshot", "reporting"},
     {"evolution", "sparsity", "ssl"},
     {"nets", "data"},
@@ -27,7 +28,7 @@ ONLY_IN = {
     "hydra": {"config", "cli"},
     "omegaconf": {"config", "cli"},
     "mlflow": {"tracking"},
-    "lightning_fabric": {"training", "run", "stages"},
+    "lightning_fabric": {"finetune", "training", "run", "stages"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

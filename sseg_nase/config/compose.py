@@ -23,7 +23,7 @@ from hydra.core.plugins import Plugins
 from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
 from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from sseg_nase.config.explain import explaining, one_line, unknown_key, wrong_type
 from sseg_nase.config.layout import conf_dir, fields_of, group_option, groups, is_section
@@ -102,8 +102,16 @@ def stored(path: Path) -> Config:
 
 
 def spelled_out(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides with `sweep=DIR` written as what it is short for, `sweep.dir=DIR`."""
-    return [f"sweep.dir={o[len('sweep=') :]}" if o.startswith("sweep=") else o for o in overrides]
+    """Return the overrides with those that are short for, or another word for, a key in its words.
+
+    `sweep=DIR` is `sweep.dir=DIR`; `finetune.from=` is `finetune.start=`, for `from` can be no
+    field in Python.
+    """
+    written = {"sweep=": "sweep.dir=", "finetune.from=": "finetune.start="}
+    return [
+        next((key + o[len(w) :] for w, key in written.items() if o.startswith(w)), o)
+        for o in overrides
+    ]
 
 
 def to_config(composed: DictConfig) -> Config:
@@ -114,6 +122,8 @@ def to_config(composed: DictConfig) -> Config:
     """
     try:
         tree = OmegaConf.to_container(composed, resolve=True)
+    except InterpolationToMissingValueError:
+        tree = OmegaConf.to_container(composed)  # what is missing is then named by its own key
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
     config = _checked(Config, cast(dict[str, Any], tree))

@@ -180,7 +180,9 @@ def _nearest(key: str, known_groups: Sequence[str]) -> str | None:
     siblings = _children(parent) if parent else [*known_groups, *_roots()]
     if near := difflib.get_close_matches(name, siblings, 1, 0.6):
         return f"{parent}.{near[0]}" if parent else near[0]
-    by_name = {full.rpartition(".")[2]: full for full in reversed(list(key_types()))}
+    by_name: dict[str, str] = {}
+    for full in sorted(key_types(), key=lambda full: full.count(".")):
+        by_name.setdefault(full.rpartition(".")[2], full)
     if near := difflib.get_close_matches(name, by_name, 1, 0.7):
         return by_name[near[0]]
     if parent and siblings:

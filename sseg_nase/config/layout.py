@@ -33,7 +33,8 @@ def groups(*further: Path) -> dict[str, tuple[str, ...]]:
     found: dict[str, set[str]] = {}
     for root in (conf_dir(), *further):
         for folder in root.iterdir():
-            options = {file.stem for file in folder.glob("*.yaml")}
+            files = (file.relative_to(folder) for file in folder.rglob("*.yaml"))
+            options = {file.with_suffix("").as_posix() for file in files}
             if options and folder.name != "hydra":
                 found.setdefault(folder.name, set()).update(options)
     return {group: tuple(sorted(found[group])) for group in sorted(found)}

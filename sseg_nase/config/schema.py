@@ -28,10 +28,20 @@ def option(
     return {key: value for key, value in accepted.items() if value is not None}
 
 
-DATASETS = ("cifar_fs", "minimagenet", "omniglot", "digits", "folder", "csv")
+DATASETS = ("cifar_fs", "minimagenet", "omniglot", "digits", "folder", "sketch", "csv")
+ROOTED = ("folder", "sketch", "csv")  # datasets of the user's own, in dataset.root
+EVOLVABLE = ("evolvable", "conv4", "conv4_wide", "sketch_cnn")  # backbones of conv blocks
+RESNET12 = ("resnet12", "resnet12_quarter")
+RESNETS = ("resnet18", "resnet34", "resnet50")  # torchvision's
+PRETRAINED = (*RESNETS, "vit_small")  # those that take backbone.weights
+BACKBONES = (*EVOLVABLE, *RESNET12, *PRETRAINED)
+SSL_METHODS = ("simclr", "byol", "prototype_pairs", "barlow_twins", "dino")
 SPLITS = ("train", "val", "test")
 SYNTHETIC_LEVELS = ("BASIC", "TEXTURE", "OBJECT", "ADVERSARIAL")
 LEVELS = (*SYNTHETIC_LEVELS, "NATURAL")
+METHODS = ("prototype", "matching", "ridge", "logistic", "linear", "sinkhorn", "relation", "maml")
+HEADED = ("relation", "maml")  # methods that need what finetune of that name trains
+FINETUNING = ("none", "prototypical", "matching", "relation", "r2d2", "maml", "linear")
 LOOKS = ("status", "report", "deliver")  # at what is on disk: no run of their own
 TASKS = ("pipeline", "evaluate", "curriculum", "replay", *LOOKS)
 
@@ -63,12 +73,17 @@ class HardwareConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
+    """`None` marks what the chosen dataset does not have."""
+
     name: Annotated[str, option(choices=DATASETS)]
     image_size: Annotated[int, option(least=8, most=512)]
+    channels: Annotated[int, option(choices=(1, 3))]
     root: Optional[str]
-    split_by: Annotated[str, option(choices=("folder", "classes"))]
+    split_by: Annotated[str, option(choices=("folder", "classes", "alphabets", "vinyals"))]
     split_fractions: Annotated[list[float], option(least=0, most=1)]
     split_seed: int
+    rotations: Optional[bool]
+    invert: Optional[bool]
 
 
 @dataclass(frozen=True)
@@ -95,7 +110,7 @@ class CurriculumConfig:
 
 @dataclass(frozen=True)
 class ViewsConfig:
-    """Two random views of an image; probabilities and ranges as in SimCLR."""
+    """Two random views of an image; probabilities and ranges as in SimCLR, then for drawings."""
 
     crop_scale: Annotated[list[float], option(above=0, most=1)]
     crop_ratio: Annotated[list[float], option(above=0)]
@@ -108,28 +123,86 @@ class ViewsConfig:
     grey: Annotated[float, option(least=0, most=1)]
     blur: Annotated[float, option(least=0, most=1)]
     blur_sigma: Annotated[list[float], option(above=0)]
+    rotation: Annotated[float, option(least=0, most=180)]
+    translation: Annotated[float, option(least=0, most=1)]
+    zoom: Annotated[list[float], option(least=0.1, most=10)]
+    thickness: Annotated[list[float], option(least=-4, most=4)]
+    erase: Annotated[float, option(least=0, most=1)]
+    erase_area: Annotated[list[float], option(least=0, most=1)]
+    ink: Annotated[str, option(choices=("dark", "light"))]
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    name: Annotated[str, option(choices=("evolvable",))]
-    channels: Annotated[list[int], option(least=1)]
-    kernel_size: Annotated[int, option(choices=(1, 3, 5, 7))]
-    activation: Annotated[str, option(choices=("relu", "gelu"))]
-    batch_norm: bool
-    pooling: bool
-    residual: bool
-    embedding: Annotated[str, option(choices=("average", "flatten"))]
+    """`None` marks what the chosen backbone does not have."""
+
+    name: Annotated[str, option(choices=BACKBONES)]
+    in_channels: Annotated[int, option(choices=(1, 3))]
+    channels: Annotated[Optional[list[int]], option(least=1)]
+    kernel_size: Annotated[Optional[int], option(choices=(1, 3, 5, 7))]
+    activation: Annotated[Optional[str], option(choices=("relu", "gelu"))]
+    batch_norm: Optional[bool]
+    pooling: Optional[bool]
+    pooled_blocks: Annotated[Optional[int], option(least=0)]
+    residual: Optional[bool]
+    embedding: Annotated[Optional[str], option(choices=("average", "flatten"))]
+    stem: Annotated[Optional[str], option(choices=("auto", "imagenet", "small"))]
+    patch_size: Annotated[Optional[int], option(least=1)]
+    weights: Optional[str]
 
 
 @dataclass(frozen=True)
 class SSLConfig:
-    name: Annotated[str, option(choices=("simclr", "none"))]
+    """`None` marks what the chosen method does not have."""
+
+    name: Annotated[str, option(choices=(*SSL_METHODS, "none"))]
     temperature: Annotated[float, option(above=0)]
     distillation_weight: Annotated[float, option(least=0)]
     ema_decay: Annotated[float, option(least=0, most=1)]
-    projection_hidden: Annotated[int, option(least=1)]
-    projection_dim: Annotated[int, option(least=1)]
+    ema_schedule: Annotated[str, option(choices=("constant", "cosine"))]
+    projection_hidden: Annotated[Optional[int], option(least=1)]
+    projection_dim: Annotated[Optional[int], option(least=1)]
+    projection_layers: Annotated[Optional[int], option(choices=(2, 3))]
+    views: Annotated[Optional[int], option(least=2)]
+    distance_temperature: Annotated[Optional[float], option(above=0)]
+    redundancy_weight: Annotated[Optional[float], option(least=0)]
+    prototypes: Annotated[Optional[int], option(least=2)]
+    student_temperature: Annotated[Optional[float], option(above=0)]
+    teacher_temperature: Annotated[Optional[list[float]], option(above=0)]
+    teacher_warmup_epochs: Annotated[Optional[int], option(least=0)]
+    centre_momentum: Annotated[Optional[float], option(least=0, most=1)]
+    local_views: Annotated[Optional[int], option(least=0)]
+    local_scale: Annotated[Optional[list[float]], option(above=0, most=1)]
+    local_size: Annotated[Optional[float], option(above=0, most=1)]
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """`None` marks what the chosen method does not have."""
+
+    name: Annotated[str, option(choices=FINETUNING)]
+    start: Optional[str]
+    ways: Annotated[int, option(least=2)]
+    shots: Annotated[int, option(least=1)]
+    queries: Annotated[Optional[int], option(least=1)]
+    episodes_per_epoch: Annotated[Optional[int], option(least=1)]
+    tasks_per_step: Annotated[Optional[int], option(least=1)]
+    epochs: Annotated[int, option(least=1)]
+    lr_encoder: Annotated[float, option(above=0)]
+    lr_head: Annotated[float, option(above=0)]
+    weight_decay: Annotated[float, option(least=0)]
+    step_size: Annotated[int, option(least=1)]
+    gamma: Annotated[float, option(above=0, most=1)]
+    freeze: Annotated[str, option(choices=("none", "encoder"))]
+    frozen_blocks: Annotated[int, option(least=0)]
+    freeze_norms: bool
+    validation_episodes: Annotated[int, option(least=2)]
+    metric: Annotated[Optional[str], option(choices=("cosine", "euclidean"))]
+    scale: Annotated[Optional[float], option(above=0)]
+    inner_lr: Annotated[Optional[float], option(above=0)]
+    inner_steps: Annotated[Optional[int], option(least=1)]
+    first_order: Optional[bool]
+    views: ViewsConfig
 
 
 @dataclass(frozen=True)
@@ -176,17 +249,68 @@ class SparsityConfig:
 
 
 @dataclass(frozen=True)
+class MatchingConfig:
+    temperature: Annotated[float, option(least=0.001)]
+
+
+@dataclass(frozen=True)
+class RidgeConfig:
+    regularization: Annotated[float, option(least=1e-6)]
+
+
+@dataclass(frozen=True)
+class LogisticConfig:
+    regularization: Annotated[float, option(least=1e-6)]
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    steps: Annotated[int, option(least=1)]
+    lr: Annotated[float, option(above=0)]
+    momentum: Annotated[float, option(least=0, most=0.999)]
+    weight_decay: Annotated[float, option(least=0)]
+
+
+@dataclass(frozen=True)
+class SinkhornConfig:
+    marginal: Annotated[str, option(choices=("auto", "uniform", "free"))]
+    power: Annotated[float, option(above=0)]
+    entropy: Annotated[float, option(least=0.01)]
+    scalings: Annotated[int, option(least=1)]
+    updates: Annotated[int, option(least=0)]
+    update_rate: Annotated[float, option(above=0, most=1)]
+
+
+@dataclass(frozen=True)
+class MamlConfig:
+    steps: Annotated[int, option(least=0)]
+    lr: Annotated[float, option(above=0)]
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
+    """The sections are options of the methods of their names; the others have no effect."""
+
     split: Annotated[str, option(choices=SPLITS)]
     ways: Annotated[int, option(least=2)]
     shots: Annotated[list[int], option(least=1)]
     queries: Annotated[int, option(least=1)]
+    query_balance: Annotated[str, option(choices=("balanced", "dirichlet"))]
+    dirichlet_alpha: Annotated[float, option(least=0.1)]
     episodes: Annotated[int, option(least=2)]
     seed: int
     datasets: Annotated[list[str], option(choices=DATASETS)]
-    method: Annotated[str, option(choices=("prototype",))]
+    method: Annotated[str, option(choices=METHODS)]
     metric: Annotated[str, option(choices=("cosine", "euclidean"))]
     normalize: Annotated[str, option(choices=("cl2n", "l2n", "none"))]
+    support_augmentations: Annotated[int, option(least=0)]
+    top_k: Annotated[list[int], option(least=2)]
+    matching: MatchingConfig
+    ridge: RidgeConfig
+    logistic: LogisticConfig
+    linear: LinearConfig
+    sinkhorn: SinkhornConfig
+    maml: MamlConfig
     batch_size: Annotated[int, option(least=1)]
     memory_mb: Annotated[float, option(above=0)]
     untrained_reference: bool
@@ -275,6 +399,7 @@ class Config:
     pretrain: PretrainConfig
     evolution: EvolutionConfig
     sparsity: SparsityConfig
+    finetune: FinetuneConfig
     evaluation: EvaluationConfig
     optimizer: OptimizerConfig
     scheduler: SchedulerConfig

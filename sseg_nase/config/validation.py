@@ -9,8 +9,24 @@ from pathlib import PurePath
 from typing import Any, NamedTuple, cast
 
 from sseg_nase.config.explain import listed
-from sseg_nase.config.layout import fields_of, is_section
-from sseg_nase.config.schema import LOOKS, SYNTHETIC_LEVELS, Config
+from sseg_nase.config.layout import fields_of, group_option, is_section
+from sseg_nase.config.schema import (
+    DATASETS,
+    EVOLVABLE,
+    FINETUNING,
+    HEADED,
+    LOOKS,
+    METHODS,
+    PRETRAINED,
+    RESNET12,
+    RESNETS,
+    ROOTED,
+    SYNTHETIC_LEVELS,
+    BackboneConfig,
+    Config,
+    DatasetConfig,
+    ViewsConfig,
+)
 from sseg_nase.errors import UserError, did_you_mean
 
 
@@ -35,6 +51,62 @@ ABLATIONS: Mapping[str, Switches] = {
 }
 
 
+# Which keys have an effect with which backbone, beside those that are no choice of its.
+_BLOCKS = {
+    "channels",
+    "kernel_size",
+    "activation",
+    "batch_norm",
+    "pooling",
+    "residual",
+    "embedding",
+}
+BACKBONE_OPTIONS: Mapping[str, set[str]] = {
+    **dict.fromkeys(EVOLVABLE, _BLOCKS),
+    **{name: {"channels"} for name in RESNET12},
+    **{name: {"stem"} for name in RESNETS},
+    "vit_small": {"patch_size"},
+}
+
+# The evaluation.method that judges as finetune=NAME trains, where that is not prototype.
+OWN_METHODS = {"matching": "matching", "relation": "relation", "r2d2": "ridge", "maml": "maml"}
+_HEAD = {"projection_hidden", "projection_dim"}
+_PROJECTOR = {*_HEAD, "projection_layers"}
+SSL_OPTIONS: Mapping[str, set[str]] = {
+    **dict.fromkeys(("simclr", "byol", "none"), _PROJECTOR),
+    "barlow_twins": {*_PROJECTOR, "redundancy_weight"},
+    "prototype_pairs": {"views", "distance_temperature"},
+    "dino": {
+        *_HEAD,
+        "prototypes",
+        "student_temperature",
+        "teacher_temperature",
+        "teacher_warmup_epochs",
+        "centre_momentum",
+        "local_views",
+        "local_scale",
+        "local_size",
+    },
+}
+
+DATASET_OPTIONS: Mapping[str, set[str]] = {
+    **{name: set() for name in DATASETS},
+    "omniglot": {"rotations", "invert"},
+    "sketch": {"invert"},
+}
+SPLIT_BY: Mapping[str, tuple[str, ...]] = {"omniglot": ("alphabets", "classes", "vinyals")}
+
+_EPISODES = {"queries", "episodes_per_epoch", "tasks_per_step"}
+FINETUNE_OPTIONS: Mapping[str, set[str]] = {
+    "prototypical": {*_EPISODES, "metric", "scale"},
+    "matching": {*_EPISODES, "scale"},
+    "relation": _EPISODES,
+    "r2d2": {*_EPISODES, "scale"},
+    "maml": {*_EPISODES, "inner_lr", "inner_steps", "first_order"},
+    "linear": set(),
+}
+
+
 def validate(config: Config) -> None:
     """Raise one `UserError` that lists every value that is not accepted."""
     found = list(_out_of_range(config, "")) or [said for rule in _RULES for said in rule(config)]
@@ -56,7 +128,12 @@ def switches(config: Config) -> Switches:
 
 def cautions(config: Config) -> list[str]:
     """Return what is accepted but probably not meant, one sentence each."""
-    return [*_unlike_its_ablation(config), *_placed_in_vain(config)]
+    return [
+        *_unlike_its_ablation(config),
+        *_placed_in_vain(config),
+        *_judged_in_vain(config),
+        *_judged_otherwise(config),
+    ]
 
 
 def _unlike_its_ablation(config: Config) -> list[str]:
@@ -74,6 +151,17 @@ def _unlike_its_ablation(config: Config) -> list[str]:
     ]
 
 
+def _judged_otherwise(config: Config) -> list[str]:
+    trained, method = config.finetune.name, config.evaluation.method
+    own = OWN_METHODS.get(trained, method)
+    if config.task != "pipeline" or method == own:
+        return []
+    return [
+        f"evaluation.method={method}: finetune={trained} trains for, and is chosen by, "
+        f"evaluation.method={own} (with evaluation.normalize=none)."
+    ]
+
+
 def _placed_in_vain(config: Config) -> list[str]:
     placement = config.data.placement
     if placement == "auto" or "NATURAL" in config.curriculum.levels:
@@ -81,6 +169,23 @@ def _placed_in_vain(config: Config) -> list[str]:
     return [
         f"data.placement={placement}: it has no effect on drawn images (data.memory_gb has), and "
         "without the level NATURAL, which curriculum=progressive has, no real ones are trained on."
+    ]
+
+
+def _judged_in_vain(config: Config) -> list[str]:
+    """Options of the evaluation that were changed from `conf/` and have no effect in this run."""
+    evaluation = config.evaluation
+    usual = group_option("evaluation", "fewshot")
+    effective = {"metric": evaluation.method == "prototype"}
+    effective |= {name: evaluation.method == name for name in METHODS if name in usual}
+    effective["dirichlet_alpha"] = evaluation.query_balance == "dirichlet"
+    needed = {"metric": "method=prototype", "dirichlet_alpha": "query_balance=dirichlet"}
+    given = dataclasses.asdict(evaluation)
+    return [
+        f"evaluation.{name}: it was changed but has no effect without "
+        f"evaluation.{needed.get(name, f'method={name}')}."
+        for name, used in effective.items()
+        if not used and given[name] != usual[name]
     ]
 
 
@@ -177,13 +282,20 @@ def _names(config: Config) -> Iterator[str]:
 
 def _dataset(config: Config) -> Iterator[str]:
     dataset = config.dataset
-    if dataset.name in ("folder", "csv") and not dataset.root:
-        what = "folder with one sub-folder per class" if dataset.name == "folder" else "CSV file"
+    yield from _own_options(dataset, "dataset", DATASET_OPTIONS)
+    ways = SPLIT_BY.get(dataset.name, ("folder", "classes"))
+    if dataset.split_by not in ways:
+        yield (
+            f"dataset.split_by={dataset.split_by}: with dataset={dataset.name} choose one of "
+            f"{', '.join(ways)}."
+        )
+    if dataset.name in ROOTED and not dataset.root:
+        what = "CSV file" if dataset.name == "csv" else "folder with one sub-folder per class"
         yield f"dataset={dataset.name}: which images? Add dataset.root=PATH, a {what}."
     if dataset.name == "digits" and dataset.root:
         yield (
             f"dataset.root={dataset.root}: it has no effect with dataset=digits, which comes with "
-            "scikit-learn; choose dataset=folder or dataset=csv."
+            "scikit-learn; choose dataset=folder, dataset=sketch or dataset=csv."
         )
     fractions = dataset.split_fractions
     if len(fractions) != 3 or abs(sum(fractions) - 1) > 1e-6:
@@ -202,17 +314,29 @@ def _curriculum(config: Config) -> Iterator[str]:
 
 
 def _views(config: Config) -> Iterator[str]:
-    for name in ("crop_scale", "crop_ratio", "blur_sigma"):
-        pair = getattr(config.views, name)
-        if len(pair) != 2 or pair[0] > pair[1]:
-            yield f"views.{name}={pair}: two numbers are needed, [low, high]."
+    for key, views in (("views", config.views), ("finetune.views", config.finetune.views)):
+        for name in ("crop_scale", "crop_ratio", "blur_sigma", "zoom", "thickness", "erase_area"):
+            pair = getattr(views, name)
+            if len(pair) != 2 or pair[0] > pair[1]:
+                yield f"{key}.{name}={pair}: two numbers are needed, [low, high]."
+        yield from _ink(config.dataset, key, views)
+
+
+def _ink(dataset: DatasetConfig, key: str, views: ViewsConfig) -> Iterator[str]:
+    """What is known of the ink of a dataset agrees with the views, where that has an effect."""
+    moved = views.rotation > 0 or views.translation > 0 or set(views.zoom) != {1.0}
+    used = moved or any(views.thickness) or views.erase > 0
+    ink = "light" if dataset.invert else "dark"
+    if dataset.name == "omniglot" and used and views.ink != ink:
+        yield (
+            f"{key}.ink={views.ink}: the strokes of dataset=omniglot are {ink} with "
+            f"dataset.invert={str(dataset.invert).lower()}; set {key}.ink={ink}."
+        )
 
 
 def _architecture(config: Config) -> Iterator[str]:
     channels, evolution = config.backbone.channels, config.evolution
-    if not channels:
-        yield "backbone.channels=[]: at least one block is needed, such as [16,32,64]."
-    if not evolution.enabled:
+    if not evolution.enabled or not channels or config.backbone.name not in EVOLVABLE:
         return
     yield from _a_set("evolution.operators", evolution.operators)
     if len(channels) > evolution.max_blocks:
@@ -220,10 +344,101 @@ def _architecture(config: Config) -> Iterator[str]:
             f"evolution.max_blocks={evolution.max_blocks}: backbone.channels={channels} "
             "starts with more blocks."
         )
-    if channels and max(channels) > evolution.max_channels:
+    if max(channels) > evolution.max_channels:
         yield (
             f"evolution.max_channels={evolution.max_channels}: backbone.channels={channels} "
             "starts with more channels."
+        )
+
+
+def _backbone(config: Config) -> Iterator[str]:
+    backbone, dataset = config.backbone, config.dataset
+    yield from _own_options(backbone, "backbone", BACKBONE_OPTIONS)
+    if backbone.in_channels != dataset.channels:
+        yield (
+            f"backbone.in_channels={backbone.in_channels}: the images have dataset.channels="
+            f"{dataset.channels}; set one of them to the other, or leave backbone.in_channels out."
+        )
+    yield from _pretrained(config)
+    parts = [part for part in ("evolution", "sparsity") if getattr(config, part).enabled]
+    if backbone.name not in EVOLVABLE and parts and config.task == "pipeline":
+        missing = " ".join(f"{part}=none" for part in parts)
+        yield f"backbone={backbone.name}: it does not evolve and is not pruned; add {missing}."
+    if backbone.channels == []:
+        yield "backbone.channels=[]: at least one block is needed, such as [16,32,64]."
+    elif backbone.name in RESNET12 and backbone.channels and len(backbone.channels) != 4:
+        yield (
+            f"backbone.channels={backbone.channels}: backbone={backbone.name} has four blocks, "
+            "such as [64,160,320,640]."
+        )
+    yield from _pooled(backbone)
+    patch = backbone.patch_size
+    if patch is not None and dataset.image_size % patch:
+        fitting = [n for n in range(4, 33) if dataset.image_size % n == 0]
+        yield (
+            f"backbone.patch_size={patch}: it must divide dataset.image_size={dataset.image_size}; "
+            f"set one of {fitting}, or another dataset.image_size."
+        )
+
+
+def _pooled(backbone: BackboneConfig) -> Iterator[str]:
+    pooled = backbone.pooled_blocks
+    if pooled is None:
+        return
+    if backbone.name not in EVOLVABLE or not backbone.pooling:
+        why = f"backbone={backbone.name}" if backbone.name not in EVOLVABLE else "pooling=false"
+        yield f"backbone.pooled_blocks={pooled}: it has no effect with {why}; leave it out."
+    elif backbone.channels and pooled > len(backbone.channels):
+        yield (
+            f"backbone.pooled_blocks={pooled}: backbone.channels={backbone.channels} has only "
+            f"{len(backbone.channels)} blocks."
+        )
+
+
+def _pretrained(config: Config) -> Iterator[str]:
+    backbone, weights = config.backbone, config.backbone.weights
+    if not weights:
+        return
+    if backbone.name not in PRETRAINED:
+        yield (
+            f"backbone.weights={weights}: it has no effect with backbone={backbone.name}; "
+            f"choose one of {', '.join(PRETRAINED)}, or leave it out."
+        )
+    elif weights == "imagenet" and backbone.name not in RESNETS:
+        yield (
+            f"backbone.weights=imagenet: torchvision has none for backbone={backbone.name}; "
+            f"choose one of {', '.join(RESNETS)}, or set backbone.weights=FILE."
+        )
+    elif weights == "imagenet" and backbone.stem == "small":
+        yield (
+            "backbone.stem=small: backbone.weights=imagenet fits backbone.stem=imagenet only; "
+            "leave one of them out."
+        )
+    elif weights == "imagenet" and backbone.in_channels != 3:
+        yield (
+            "backbone.weights=imagenet: these take images of 3 channels; set dataset.channels=3, "
+            "which repeats the one of grey images."
+        )
+
+
+def _ssl(config: Config) -> Iterator[str]:
+    ssl, backbone = config.ssl, config.backbone
+    yield from _own_options(ssl, "ssl", SSL_OPTIONS)
+    if ssl.teacher_temperature is not None and len(ssl.teacher_temperature) != 2:
+        yield (
+            f"ssl.teacher_temperature={ssl.teacher_temperature}: two numbers are needed, "
+            "[first, last]."
+        )
+    if ssl.local_scale is not None and (
+        len(ssl.local_scale) != 2 or ssl.local_scale[0] > ssl.local_scale[1]
+    ):
+        yield f"ssl.local_scale={ssl.local_scale}: two numbers are needed, [low, high]."
+    fixed = backbone.embedding == "flatten" or backbone.name == "vit_small"
+    if ssl.local_views and ssl.local_size != 1 and fixed:
+        other = " or backbone.embedding=average" if backbone.embedding == "flatten" else ""
+        yield (
+            f"ssl.local_size={ssl.local_size}: backbone={backbone.name} embeds images of one size "
+            f"only; set ssl.local_size=1{other}."
         )
 
 
@@ -239,11 +454,73 @@ def _evaluation(config: Config) -> Iterator[str]:
     yield from _a_set("evaluation.shots", evaluation.shots)
     yield from _a_set("evaluation.datasets", evaluation.datasets)
     for name in evaluation.datasets:
-        if name in ("folder", "csv") and name != config.dataset.name:
+        if name in ROOTED and name != config.dataset.name:
             yield (
                 f"evaluation.datasets={evaluation.datasets}: {name} is only possible together "
                 f"with dataset={name} dataset.root=PATH."
             )
+    for k in evaluation.top_k:
+        if k >= evaluation.ways:
+            yield (
+                f"evaluation.top_k={list(evaluation.top_k)}: {k} of evaluation.ways="
+                f"{evaluation.ways} classes always hold the true one; take less than "
+                f"{evaluation.ways}."
+            )
+    if len(set(evaluation.top_k)) != len(evaluation.top_k):
+        yield f"evaluation.top_k={list(evaluation.top_k)}: none twice."
+    if evaluation.method == "sinkhorn" and evaluation.queries == 1:
+        yield (
+            "evaluation.queries=1: evaluation.method=sinkhorn judges the queries of a class "
+            "together and needs several; set evaluation.queries to 2 or more, or choose an "
+            "inductive method, such as evaluation.method=prototype."
+        )
+
+
+def _finetune(config: Config) -> Iterator[str]:
+    options, evaluation = config.finetune, config.evaluation
+    method = evaluation.method
+    if method in HEADED and config.task == "pipeline" and options.name != method:
+        yield (
+            f"evaluation.method={method}: it needs what finetune={method} trains; add that, or "
+            "choose another evaluation.method."
+        )
+    if method in HEADED and evaluation.normalize != "none":
+        yield (
+            f"evaluation.normalize={evaluation.normalize}: evaluation.method={method} "
+            "was trained on features as they are; set evaluation.normalize=none."
+        )
+    if method == "maml" and evaluation.support_augmentations:
+        yield (
+            f"evaluation.support_augmentations={evaluation.support_augmentations}: it averages "
+            "embeddings, and evaluation.method=maml adapts to the images; leave it out."
+        )
+    if options.name == "none":
+        if options.start:
+            yield (
+                f"finetune.from={options.start}: it has no effect with finetune=none; choose how "
+                f"to fine-tune: {', '.join(f'finetune={name}' for name in FINETUNING[1:])}."
+            )
+        return
+    yield from _own_options(options, "finetune", FINETUNE_OPTIONS)
+    headless = ("prototypical", "matching")
+    if options.freeze == "encoder" and options.name in headless:
+        yield (
+            f"finetune.freeze=encoder: finetune={options.name} trains nothing else; leave it out, "
+            "or set finetune.frozen_blocks."
+        )
+    if options.freeze == "encoder" and options.frozen_blocks:
+        yield (
+            f"finetune.frozen_blocks={options.frozen_blocks}: finetune.freeze=encoder freezes all "
+            "blocks; leave one of them out."
+        )
+    if options.name == "maml" and options.ways != evaluation.ways:
+        yield (
+            f"finetune.ways={options.ways}: the head of finetune=maml has as many classes as the "
+            f"episodes that judge it; set evaluation.ways={options.ways} or finetune.ways="
+            f"{evaluation.ways}."
+        )
+    if config.hardware.compile and config.ssl.name == "none":
+        yield "hardware.compile=true: it has no effect on fine-tuning; leave it out."
 
 
 def _optimizer(config: Config) -> Iterator[str]:
@@ -314,9 +591,12 @@ _RULES = cast(
         _dataset,
         _curriculum,
         _views,
+        _backbone,
         _architecture,
+        _ssl,
         _untrained,
         _evaluation,
+        _finetune,
         _optimizer,
         _scheduler,
         _tracking,

@@ -17,6 +17,8 @@ class EpisodeList:
     """E episodes of N ways, K shots and Q queries; image indices point into an ImageStore.
 
     `classes` `[E, N]`, `support` `[E, N, K]`, `query` `[E, N, Q]`, all int64 and read-only.
+    `counts` `[E, N]`: queries of the classes where they are not Q each; the N·Q queries of an
+    episode then stand in `query` one class after the other, over the ends of its rows.
     """
 
     dataset: str
@@ -25,9 +27,14 @@ class EpisodeList:
     classes: np.ndarray
     support: np.ndarray
     query: np.ndarray
+    counts: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        for indices in (self.classes, self.support, self.query):
+        given = [self.classes, self.support, self.query]
+        if self.counts is not None:
+            assert (self.counts.sum(axis=1) == self.ways * self.queries).all()
+            given.append(self.counts)
+        for indices in given:
             assert indices.dtype == np.int64
             assert indices.shape[:2] == self.classes.shape
             indices.flags.writeable = False
@@ -47,8 +54,15 @@ class EpisodeList:
 
     @property
     def queries(self) -> int:
-        """Query images of a class."""
+        """Query images of a class, in the mean of an episode."""
         return self.query.shape[2]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Way of every query, `[E, N·Q]` in the order of `query`."""
+        counts = np.full_like(self.classes, self.queries) if self.counts is None else self.counts
+        ways = np.broadcast_to(np.arange(self.ways), self.classes.shape)
+        return np.repeat(ways.reshape(-1), counts.reshape(-1)).reshape(len(self), -1)
 
     @property
     def key(self) -> str:
@@ -66,31 +80,49 @@ def sample_episodes(
     queries: int,
     episodes: int,
     seed: int,
+    dirichlet_alpha: float | None = None,
     class_names: Sequence[str] | None = None,
+    section: str = "evaluation",
 ) -> EpisodeList:
     """Draw `episodes` tasks from `class_indices`, the image indices of every class of the split.
 
-    A fixed function of the arguments (the names are hashed into the seed; `class_names` only
-    serve the messages), on every machine and NumPy version. Within an episode classes and images
-    are drawn without replacement, so support and query are disjoint. Raises UserError when the
-    split holds fewer classes than `ways`, or a class fewer images than `shots + queries`.
+    A fixed function of the arguments (the names are hashed into the seed; `class_names` and
+    `section`, of the config, only serve the messages), on every machine and NumPy version. Within
+    an episode classes and images are drawn without replacement, so support and query are disjoint.
+    With `dirichlet_alpha` the classes of an episode share its `ways · queries` queries as a
+    Dirichlet distribution with that alpha has it (Veilleux et al. 2021), 0 included; without, they
+    have `queries` each. Raises UserError when the split holds fewer classes than `ways`, or a class
+    fewer images than it may be asked for: `shots + queries`, or with `dirichlet_alpha`
+    `shots + ways · queries`.
     """
     assert min(ways, shots, queries, episodes) >= 1
+    unbalanced = dirichlet_alpha is not None
     sizes = np.array([len(indices) for indices in class_indices], dtype=np.int64)
-    _check_sizes(sizes, dataset, split, ways, shots, queries, class_names)
-    stream = _Stream([dataset, split, ways, shots, queries, episodes, seed])
+    _check_sizes(sizes, dataset, split, ways, shots, queries, unbalanced, class_names, section)
+    key: list[str | int | float] = [dataset, split, ways, shots, queries, episodes, seed]
+    if dirichlet_alpha is not None:
+        key += ["dirichlet", float(dirichlet_alpha)]
+    stream = _Stream(key)
     classes = _draw_distinct(stream, np.full(episodes, len(sizes)), ways)
-    positions = _draw_distinct(stream, sizes[classes.reshape(-1)], shots + queries)
+    counts, most = None, queries
+    if dirichlet_alpha is not None:
+        counts = _draw_counts(stream, dirichlet_alpha, episodes, ways, ways * queries)
+        most = int(counts.max())
+    positions = _draw_distinct(stream, sizes[classes.reshape(-1)], shots + most)
     pool = np.concatenate([np.asarray(indices, dtype=np.int64) for indices in class_indices])
     starts = np.cumsum(sizes) - sizes
-    images = pool[starts[classes][:, :, None] + positions.reshape(episodes, ways, shots + queries)]
+    images = pool[starts[classes][:, :, None] + positions.reshape(episodes, ways, shots + most)]
+    support, query = images[:, :, :shots], images[:, :, shots:]
+    if counts is not None:
+        query = query[np.arange(most) < counts[:, :, None]].reshape(episodes, ways, queries)
     return EpisodeList(
         dataset=dataset,
         split=split,
         seed=seed,
         classes=classes,
-        support=images[:, :, :shots].copy(),
-        query=images[:, :, shots:].copy(),
+        support=support.copy(),
+        query=query.copy(),
+        counts=counts,
     )
 
 
@@ -100,7 +132,7 @@ class _Stream:
     NumPy keeps raw streams stable for ever, those of `Generator`'s methods not.
     """
 
-    def __init__(self, key: list[str | int]) -> None:
+    def __init__(self, key: list[str | int | float]) -> None:
         digest = hashlib.blake2b(json.dumps(key).encode(), digest_size=16).digest()
         self._bits = np.random.PCG64(int.from_bytes(digest, "little"))
 
@@ -128,6 +160,21 @@ def _draw_distinct(stream: _Stream, sizes: np.ndarray, count: int) -> np.ndarray
     return np.take_along_axis(chosen, order, axis=1)
 
 
+def _draw_counts(stream: _Stream, alpha: float, episodes: int, ways: int, total: int) -> np.ndarray:
+    """Shares of a Dirichlet distribution as whole numbers `[episodes, ways]` of sum `total`.
+
+    Gamma variates over their sum, from uniform numbers by the inverse distribution function.
+    Rounded down, and what is left goes to the largest remainders.
+    """
+    from scipy.special import gammaincinv  # a third of a second to import, and few runs need it
+
+    drawn = gammaincinv(alpha, stream.uniform(episodes, ways))
+    shares = total * drawn / drawn.sum(axis=1, keepdims=True)
+    counts = np.floor(shares).astype(np.int64)
+    rank = np.argsort(np.argsort(counts - shares, axis=1, kind="stable"), axis=1)
+    return counts + (rank < total - counts.sum(axis=1, keepdims=True))
+
+
 def _check_sizes(
     sizes: np.ndarray,
     dataset: str,
@@ -135,24 +182,35 @@ def _check_sizes(
     ways: int,
     shots: int,
     queries: int,
+    unbalanced: bool,
     class_names: Sequence[str] | None,
+    section: str,
 ) -> None:
     """Raise UserError when the split cannot fill an episode."""
     if len(sizes) < ways:
         classes = "1 class" if len(sizes) == 1 else f"{len(sizes)} classes"
+        other = f", or take another {section}.split" if section == "evaluation" else ""
         raise UserError(
-            f"evaluation.ways={ways}: split '{split}' of dataset '{dataset}' has only {classes}. "
-            f"Set evaluation.ways to {len(sizes)} or less, or take another evaluation.split."
+            f"{section}.ways={ways}: split '{split}' of dataset '{dataset}' has only {classes}. "
+            f"Set {section}.ways to {len(sizes)} or less{other}."
         )
-    short = np.flatnonzero(sizes < shots + queries)
+    most = ways * queries if unbalanced else queries
+    short = np.flatnonzero(sizes < shots + most)
     if short.size:
         smallest = int(sizes.argmin())
         name = class_names[smallest] if class_names is not None else str(smallest)
         images = "1 image" if sizes[smallest] == 1 else f"{sizes[smallest]} images"
         others = f" ({short.size} classes are too small)" if short.size > 1 else ""
+        asked, remedy = "", f"until their sum is {sizes[smallest]} or less"
+        if unbalanced:
+            asked = (
+                f", with evaluation.query_balance=dirichlet where one of {ways} classes may get "
+                "all queries,"
+            )
+            remedy = f"until shots + {ways} * queries is {sizes[smallest]} or less"
         raise UserError(
-            f"evaluation.shots={shots} and evaluation.queries={queries} need {shots + queries} "
+            f"{section}.shots={shots} and {section}.queries={queries}{asked} need {shots + most} "
             f"images of every class, but class '{name}' in split '{split}' of dataset "
-            f"'{dataset}' has {images}{others}. Lower evaluation.shots or evaluation.queries "
-            f"until their sum is {sizes[smallest]} or less, or add images to the class."
+            f"'{dataset}' has {images}{others}. Lower {section}.shots or {section}.queries "
+            f"{remedy}, or add images to the class."
         )

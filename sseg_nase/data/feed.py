@@ -20,7 +20,7 @@ PROBE_IMAGES = 256
 
 @dataclass(frozen=True)
 class Batch:
-    """`images` uint8 `[B, 3, S, S]`; `adversarial` the positions of ADVERSARIAL images.
+    """`images` uint8 `[B, C, S, S]`; `adversarial` the positions of ADVERSARIAL images.
 
     They are the rows `first`, `first` + 1, ... of a batch of `of` images that all processes share;
     `seen` counts the images of that whole batch by source: synthetic, or real and unlabeled.
@@ -49,6 +49,7 @@ class CurriculumFeed:
         *,
         natural: Images | None,
         image_size: int,
+        channels: int = 3,
         batch_size: int,
         images_per_epoch: int,
         epochs: int,
@@ -59,7 +60,7 @@ class CurriculumFeed:
     ) -> None:
         self.part = part
         self.curriculum, self.natural = curriculum, natural
-        self.image_size, self.batch_size = image_size, batch_size
+        self.image_size, self.channels, self.batch_size = image_size, channels, batch_size
         self.images_per_epoch, self.seed, self.device = images_per_epoch, seed, device
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.pools = {level: curriculum.images.get(level, 0) for level in curriculum.levels}
@@ -74,6 +75,7 @@ class CurriculumFeed:
             },
             most_bytes=drawn_bytes,
             image_size=image_size,
+            channels=channels,
             seed=seed,
             device=device,
         )
@@ -100,7 +102,7 @@ class CurriculumFeed:
         yield from self._batches(self._plan(epoch, "train")[start:], rank * share, share)
 
     def others(self, epoch: int, purpose: str) -> Iterator[Tensor]:
-        """Whole batches like those of `epoch`, but other ones, uint8 `[B, 3, S, S]`."""
+        """Whole batches like those of `epoch`, but other ones, uint8 `[B, C, S, S]`."""
         for batch in self._batches(self._plan(epoch, purpose), 0, self.batch_size):
             yield batch.images
 
@@ -115,7 +117,7 @@ class CurriculumFeed:
         )
 
     def probe(self) -> Tensor:
-        """One batch of held images of the present levels, uint8 `[P, 3, S, S]`, always the same.
+        """One batch of held images of the present levels, uint8 `[P, C, S, S]`, always the same.
 
         Drawn images come from beyond the pools, so they are never trained on; NATURAL has no
         images to spare and gives its first ones.
@@ -144,7 +146,7 @@ class CurriculumFeed:
     def _batch(self, indices: dict[str, Tensor], first: int, count: int) -> Batch:
         """`count` images from row `first` on of the batch that `indices` describe."""
         of, last = sum(map(len, indices.values())), first + count
-        shape = (count, 3, self.image_size, self.image_size)
+        shape = (count, self.channels, self.image_size, self.image_size)
         images = torch.empty(shape, dtype=torch.uint8, device=self.device)
         adversarial, start, done = list[int](), 0, 0
         seen = {"synthetic": 0, "real_unlabeled": 0}

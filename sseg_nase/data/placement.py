@@ -30,15 +30,15 @@ class Images(Protocol):
         """Count the images."""
 
     def read(self, indices: Tensor, out: Tensor) -> None:
-        """Write the images at `indices` `[B]`, in that order, to `out` uint8 `[B, 3, S, S]`."""
+        """Write the images at `indices` `[B]`, in that order, to `out` uint8 `[B, C, S, S]`."""
 
 
 class HeldImages:
-    """A copy of a store's images, uint8 `[n, 3, S, S]` on `device`."""
+    """A copy of a store's images, uint8 `[n, C, S, S]` on `device`."""
 
     def __init__(self, store: ImageStore, device: torch.device) -> None:
         self.device = device
-        shape = (len(store), 3, store.image_size, store.image_size)
+        shape = (len(store), store.channels, store.image_size, store.image_size)
         self.images = torch.empty(shape, dtype=torch.uint8, device=device)
         for block in torch.arange(len(store)).split(COPY_BLOCK):
             self.images[block[0] : block[-1] + 1].copy_(store.batch(block))
@@ -47,7 +47,7 @@ class HeldImages:
         return len(self.images)
 
     def read(self, indices: Tensor, out: Tensor) -> None:
-        """Write the images at `indices` `[B]`, in that order, to `out` uint8 `[B, 3, S, S]`."""
+        """Write the images at `indices` `[B]`, in that order, to `out` uint8 `[B, C, S, S]`."""
         torch.index_select(self.images, 0, sent(indices, self.device), out=out)
 
 
@@ -82,6 +82,7 @@ def place(
     drawn: int,
     *,
     image_size: int,
+    channels: int = 3,
     data: DataConfig,
     hardware: HardwareConfig,
     device: torch.device,
@@ -97,7 +98,7 @@ def place(
         gpu=free_memory(device, hardware.max_memory_gb) if device.type == "cuda" else None,
     )
     real = 0 if store is None else len(store)
-    where, drawn_bytes, notes = plan(real, drawn, 3 * image_size**2, data, free)
+    where, drawn_bytes, notes = plan(real, drawn, channels * image_size**2, data, free)
     if store is None or where == "disk":
         return store, drawn_bytes, notes
     target = device if where == "device" else torch.device("cpu")

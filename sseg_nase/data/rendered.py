@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sseg_nase.data.curriculum.render import render
+from sseg_nase.data.grey import of_channels
 from sseg_nase.data.prefetch import sent
 
 ABSENT = -1
@@ -16,8 +17,9 @@ ABSENT = -1
 class RenderedImages:
     """As many drawn images as fit into `most_bytes` on `device`, those used most often first.
 
-    `sizes`: how many images of each level are asked for again. What is kept decides how often an
-    image is drawn, never how it looks: that is a function of (seed, level, index).
+    They are grey where `channels` is 1. `sizes`: how many images of each level are asked for again.
+    What is kept decides how often an image is drawn, never how it looks: that is a function of
+    (seed, level, index).
     """
 
     def __init__(
@@ -26,13 +28,17 @@ class RenderedImages:
         *,
         most_bytes: int,
         image_size: int,
+        channels: int = 3,
         seed: int,
         device: torch.device,
     ) -> None:
         self.image_size, self.seed, self.device = image_size, seed, device
-        room = min(most_bytes // (3 * image_size**2), sum(sizes.values()))
+        self.channels = channels
+        room = min(most_bytes // (channels * image_size**2), sum(sizes.values()))
         # RAM is taken page by page, when it is written to.
-        self.kept = torch.empty((room, 3, image_size, image_size), dtype=torch.uint8, device=device)
+        self.kept = torch.empty(
+            (room, channels, image_size, image_size), dtype=torch.uint8, device=device
+        )
         # All that is looked up lies in RAM, so that a GPU is never asked.
         self._place = {level: torch.full((size,), ABSENT) for level, size in sizes.items()}
         self._limit = dict.fromkeys(sizes, 0)  # images with a smaller index are kept
@@ -57,7 +63,7 @@ class RenderedImages:
             beyond.fill_(ABSENT)
 
     def read(self, level: str, indices: Tensor, out: Tensor) -> None:
-        """Write the images `indices` `[B]` (in RAM) of `level` to `out` uint8 `[B, 3, S, S]`."""
+        """Write the images `indices` `[B]` (in RAM) of `level` to `out` uint8 `[B, C, S, S]`."""
         place = self._place[level]
         places = place[indices]
         present = places != ABSENT
@@ -72,6 +78,7 @@ class RenderedImages:
             image_size=self.image_size,
             device=self.device,
         )
+        images = of_channels(images, self.channels)
         self._copy(images, which, out, ~present)
         self._copy(self.kept, places[present], out, present)
         keep = int((new < self._limit[level]).sum())  # the first ones, since `new` ascends

@@ -1,6 +1,6 @@
 """Images of one split in one memory-mapped file: built once, then opened in milliseconds.
 
-A store is a folder with `images.npy` (uint8 `[n, H, W, 3]`), `labels.npy` (int64 `[n]`) and
+A store is a folder with `images.npy` (uint8 `[n, H, W, C]`), `labels.npy` (int64 `[n]`) and
 `manifest.json`. It becomes visible by one rename, when everything in it is on the disk.
 """
 
@@ -35,6 +35,7 @@ from sseg_nase.files import write_json
 
 SCHEMA = 1
 BLOCK = 128  # images per task of the thread pool
+MODES = {1: "L", 3: "RGB"}  # Pillow's, by channels
 CHECKSUM_BLOCK = 1024  # images read at once when a store is verified
 
 logger = logging.getLogger("sseg_nase")
@@ -46,16 +47,21 @@ ImageItem = tuple["Path | np.ndarray", int]
 class Listing:
     """What a store is built from: `items` are (file or uint8 array `[H, W(, 3)]`, label) pairs.
 
-    `notes` go into the manifest.
+    `notes` go into the manifest. With another `load(image, image_size, channels)` than `load_image`
+    the images may be whatever that takes; it is called in several threads.
     """
 
     class_names: tuple[str, ...]
-    items: Sequence[ImageItem]
+    items: Sequence[tuple[Any, int]]
     notes: Mapping[str, Any] = field(default_factory=dict)
+    load: Callable[[Any, int, int], np.ndarray] | None = None
 
 
 class ImageStore:
-    """Images uint8 `[n, H, W, 3]`, labels int64 `[n]`, class names and a manifest; read-only."""
+    """Images uint8 `[n, H, W, C]`, labels int64 `[n]`, class names and a manifest; read-only.
+
+    C is 3, or 1 for grey images.
+    """
 
     device = torch.device("cpu")  # images are read to RAM
 
@@ -66,7 +72,8 @@ class ImageStore:
         manifest: dict[str, Any],
         folder: Path | None = None,
     ) -> None:
-        assert (images.ndim, images.shape[3], images.dtype) == (4, 3, np.uint8)
+        assert (images.ndim, images.dtype) == (4, np.uint8)
+        assert images.shape[3] in MODES, images.shape
         assert (labels.shape, labels.dtype) == (images.shape[:1], np.int64)
         self.images = images
         self.labels = labels
@@ -85,10 +92,11 @@ class ImageStore:
             images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
             labels = np.load(folder / "labels.npy", allow_pickle=False)
             n, size = manifest["count"], manifest["image_size"]
+            channels = manifest.get("channels", 3)  # what older manifests do not say
             classes = len(manifest["classes"])
             whole = (
                 manifest["schema"] == SCHEMA
-                and (images.shape, images.dtype) == ((n, size, size, 3), np.uint8)
+                and (images.shape, images.dtype) == ((n, size, size, channels), np.uint8)
                 and (labels.shape, labels.dtype) == ((n,), np.int64)
                 and 0 <= labels.min() <= labels.max() < classes
             )
@@ -106,16 +114,16 @@ class ImageStore:
         class_names: Sequence[str],
         **described: Any,
     ) -> ImageStore:
-        """A store in memory of square `images` uint8 `[n, S, S, 3]` and `labels` `[n]`.
+        """A store in memory of square `images` uint8 `[n, S, S, C]` and `labels` `[n]`.
 
         `described` (source, layout, split, ...) goes into the manifest.
         """
         images = np.ascontiguousarray(images, dtype=np.uint8)
         labels = np.ascontiguousarray(labels, dtype=np.int64)
-        assert images.shape == (len(labels), images.shape[1], images.shape[1], 3)
+        assert images.shape[:3] == (len(labels), images.shape[1], images.shape[1])
         assert len(labels) == 0 or 0 <= labels.min() <= labels.max() < len(class_names)
         checksums = {"images": _sha256(images), "labels": _sha256(labels)}
-        manifest = _manifest(class_names, len(images), images.shape[1], checksums, described)
+        manifest = _manifest(class_names, images.shape, checksums, described)
         return cls(images, labels, manifest)
 
     @property
@@ -138,8 +146,13 @@ class ImageStore:
         """Side of the images in pixels."""
         return self.images.shape[1]
 
+    @property
+    def channels(self) -> int:
+        """3, or 1 for grey images."""
+        return self.images.shape[3]
+
     def batch(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Copy the images at `indices`, in that order, as uint8 `[B, 3, H, W]` on the CPU.
+        """Copy the images at `indices`, in that order, as uint8 `[B, C, H, W]` on the CPU.
 
         Channels-last in memory, as they are stored.
         """
@@ -150,7 +163,7 @@ class ImageStore:
         return torch.from_numpy(chosen).permute(0, 3, 1, 2)
 
     def read(self, indices: Sequence[int] | np.ndarray | torch.Tensor, out: torch.Tensor) -> None:
-        """Write the images at `indices`, in that order, to `out` uint8 `[B, 3, H, W]` in RAM."""
+        """Write the images at `indices`, in that order, to `out` uint8 `[B, C, H, W]` in RAM."""
         out.copy_(self.batch(indices))
 
     def verify(self) -> None:
@@ -175,14 +188,16 @@ def build_store(
     image_size: int,
     *,
     workers: int,
+    channels: int = 3,
     **described: Any,
 ) -> ImageStore:
     """Open the store in `folder`, building it from `read()` when it is not there yet.
 
     Several processes may call this at once: one builds under a lock, the others wait. Images are
-    decoded by `workers` threads (0: in this one), made RGB and `image_size` square, and written
-    as they come. `described` (source, layout, split, ...) goes into the manifest. A crash leaves
-    no store. Raises UserError naming the image that cannot be read, or the class without images.
+    decoded by `workers` threads (0: in this one), made RGB (grey where `channels` is 1) and
+    `image_size` square, and written as they come. `described` (source, layout, split, ...) goes
+    into the manifest. A crash leaves no store. Raises UserError naming the image that cannot be
+    read, or the class without images.
     """
     folder = Path(folder)
     if folder.exists():
@@ -191,7 +206,7 @@ def build_store(
         with locked(folder):
             if not folder.exists():
                 _remove_leftovers(folder)
-                _build(folder, read(), image_size, workers, described)
+                _build(folder, read(), (image_size, channels), workers, described)
     except OSError as error:
         raise UserError(
             f"The image store {folder} cannot be built: {error}. The images must be readable, and "
@@ -200,19 +215,26 @@ def build_store(
     return ImageStore.open(folder)
 
 
-def load_image(image: Path | np.ndarray, image_size: int) -> np.ndarray:
-    """Decode `image` to RGB uint8 `[image_size, image_size, 3]`.
+def load_image(image: Path | np.ndarray, image_size: int, channels: int = 3) -> np.ndarray:
+    """Decode `image` to RGB uint8 `[image_size, image_size, 3]`, or grey with 1 of `channels`.
 
     The shorter side is resized (bilinear, antialiased), the longer one cropped at the centre; an
     image of that size keeps every byte. Raises UserError naming a file that cannot be decoded.
     """
     if isinstance(image, np.ndarray):
-        return np.asarray(_fit(Image.fromarray(np.ascontiguousarray(image)), image_size))
+        return _fit(Image.fromarray(np.ascontiguousarray(image)), image_size, channels)
+    with opened(image) as decoded:
+        return _fit(decoded, image_size, channels)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Open an image file and work with it; raises UserError naming it when it cannot be decoded."""
     try:
-        with Image.open(image) as opened:
-            return np.asarray(_fit(opened, image_size))
+        with Image.open(path) as image:
+            yield image
     except FileNotFoundError as error:
-        raise UserError(f"The image {image} does not exist.") from error
+        raise UserError(f"The image {path} does not exist.") from error
     except (
         OSError,
         SyntaxError,
@@ -224,33 +246,49 @@ def load_image(image: Path | np.ndarray, image_size: int) -> np.ndarray:
         Image.DecompressionBombError,
     ) as error:
         raise UserError(
-            f"The image {image} cannot be read: {error}. "
+            f"The image {path} cannot be read: {error}. "
             "It may be truncated: delete it or download it again."
         ) from error
 
 
-def _fit(image: Image.Image, size: int) -> Image.Image:
+def eight_bits(image: Image.Image) -> Image.Image:
+    """A 16-bit grey image with 8 bits; any other as it is."""
     if image.mode == "I" or image.mode.startswith("I;16"):
-        # 16-bit grey: convert("RGB") would clip everything above 255 to white.
+        # convert("RGB") would clip everything above 255 to white.
         grey = np.asarray(image.convert("I")).clip(0, 65535)
-        image = Image.fromarray(np.round(grey / 257).astype(np.uint8))
-    rgb = image.convert("RGB")
-    width, height = rgb.size
+        return Image.fromarray(np.round(grey / 257).astype(np.uint8))
+    return image
+
+
+def _fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
+    pixels = np.asarray(_cut(eight_bits(image).convert(MODES[channels]), size))
+    return pixels.reshape(size, size, channels)
+
+
+def _cut(image: Image.Image, size: int) -> Image.Image:
+    width, height = image.size
     if (width, height) == (size, size):
-        return rgb
+        return image
     if width <= height:
         scaled = (size, max(size, int(size * height / width)))
     else:
         scaled = (max(size, int(size * width / height)), size)
-    rgb = rgb.resize(scaled, Image.Resampling.BILINEAR)
+    image = image.resize(scaled, Image.Resampling.BILINEAR)
     left, top = round((scaled[0] - size) / 2), round((scaled[1] - size) / 2)
-    return rgb.crop((left, top, left + size, top + size))
+    return image.crop((left, top, left + size, top + size))
 
 
 def _build(
-    folder: Path, listing: Listing, size: int, workers: int, described: Mapping[str, Any]
+    folder: Path,
+    listing: Listing,
+    form: tuple[int, int],
+    workers: int,
+    described: Mapping[str, Any],
 ) -> None:
+    """Write the images in their `form`, size and channels."""
     labels = np.array([label for _, label in listing.items], dtype=np.int64)
+    size, channels = form
+    shape = (len(labels), size, size, channels)
     counts = np.bincount(labels, minlength=len(listing.class_names))
     assert len(counts) == len(listing.class_names)
     if not len(labels):
@@ -268,9 +306,9 @@ def _build(
         # Written front to back rather than through a memory map: a full disk is then an error
         # that can be reported, not a bus error.
         with (temporary / "images.npy").open("wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), size, size, 3)}
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            for block in _decoded(listing.items, size, workers):
+            for block in _decoded(listing, form, workers):
                 file.write(block.data)
                 checksum.update(block.data)
             _to_disk(file)
@@ -279,7 +317,7 @@ def _build(
             _to_disk(file)
         checksums = {"images": checksum.hexdigest(), "labels": _sha256(labels)}
         described = {**described, **listing.notes}
-        manifest = _manifest(listing.class_names, len(labels), size, checksums, described)
+        manifest = _manifest(listing.class_names, shape, checksums, described)
         write_json(temporary / "manifest.json", manifest)
         temporary.chmod(folder.parent.stat().st_mode & 0o777)
         os.rename(temporary, folder)
@@ -287,14 +325,15 @@ def _build(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _decoded(items: Sequence[ImageItem], size: int, workers: int) -> Iterator[np.ndarray]:
-    """Yield the images in order, in blocks `[<= BLOCK, size, size, 3]`, a few blocks ahead."""
+def _decoded(listing: Listing, form: tuple[int, int], workers: int) -> Iterator[np.ndarray]:
+    """Yield the images in order, in blocks `[<= BLOCK, S, S, C]`, a few blocks ahead."""
+    load = listing.load or load_image
 
     def decode(start: int) -> np.ndarray:
-        block = items[start : start + BLOCK]
-        return np.stack([load_image(image, size) for image, _ in block])
+        block = listing.items[start : start + BLOCK]
+        return np.stack([load(image, *form) for image, _ in block])
 
-    starts = range(0, len(items), BLOCK)
+    starts = range(0, len(listing.items), BLOCK)
     with warnings.catch_warnings():
         # What Pillow has to say about odd metadata is not the user's business. The filter is
         # set here, around all threads, because it is one for the whole process.
@@ -339,8 +378,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 def _manifest(
     class_names: Sequence[str],
-    count: int,
-    image_size: int,
+    shape: tuple[int, ...],
     checksums: Mapping[str, str],
     described: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -349,8 +387,9 @@ def _manifest(
         "schema": SCHEMA,
         **unknown,
         **described,
-        "count": count,
-        "image_size": image_size,
+        "count": shape[0],
+        "image_size": shape[1],
+        "channels": shape[3],
         "classes": list(class_names),
         "sha256": dict(checksums),
     }

@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from sseg_nase.evolution.history import MutationRecord, counts
-from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.evolvable import EvolvableCNN, Learner, ProjectionHead, fresh_state
-from sseg_nase.nets.mutation import GRADIENT, SQUARED_GRADIENT, Mutation, TensorMap, carry
+from sseg_nase.nets.building import build
+from sseg_nase.nets.description import Description
+from sseg_nase.nets.evolvable import Learner, fresh_state, head_shaped
+from sseg_nase.nets.mutation import GRADIENT, NEW, SQUARED_GRADIENT, Mutation, TensorMap, carry
+
+Named = TypeVar("Named")
 
 MOMENTS = {
     "exp_avg": GRADIENT,
@@ -28,12 +31,16 @@ class TrainingState:
     """What a mutation changes. Every dictionary is keyed by tensor name.
 
     `student`: state dict of a `Learner`. `teacher`: state dict of its backbone's teacher, if there
-    is one. `moments`: optimizer state per parameter name of the learner.
+    is one. `moments`: optimizer state per parameter name of the learner. `teacher_head`: state dict
+    of the teacher's head, where the teacher is a method's target and has one. `memory`: what a
+    method keeps beside its networks, which no mutation changes.
     """
 
     student: Mapping[str, Tensor]
     teacher: Mapping[str, Tensor] | None = None
     moments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    teacher_head: Mapping[str, Tensor] | None = None
+    memory: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def apply(mutation: Mutation, state: TrainingState) -> TrainingState:
@@ -52,6 +59,12 @@ def apply(mutation: Mutation, state: TrainingState) -> TrainingState:
     teacher = None
     if state.teacher is not None:
         teacher = carry(mutation.maps, state.teacher, fresh_state(mutation))
+    teacher_head = None
+    if state.teacher_head is not None:
+        old = {f"head.{name}": tensor for name, tensor in state.teacher_head.items()}
+        _check_known(maps, old, "the teacher's")
+        fresh_head = {name: tensor for name, tensor in fresh.items() if name.startswith("head.")}
+        teacher_head = _part("head", carry(maps, old, fresh_head))
     moments = {}
     for name in fresh:
         source = maps[name].source
@@ -60,7 +73,7 @@ def apply(mutation: Mutation, state: TrainingState) -> TrainingState:
                 key: _carry_moment(key, value, maps[name], fresh[name])
                 for key, value in state.moments[source].items()
             }
-    return TrainingState(student, teacher, moments)
+    return TrainingState(student, teacher, moments, teacher_head, dict(state.memory))
 
 
 def perform(
@@ -98,11 +111,23 @@ def perform(
 def _function_delta(
     mutation: Mutation, before: TrainingState, after: TrainingState, probe: Tensor
 ) -> float:
-    """‖f' − f‖ / ‖f‖ of the projections in eval mode, in float64: embeddings differ in length."""
+    """`output_change` in eval mode, in float64."""
     f, f_new = (
         learner_of(architecture, state).to(device=probe.device).double().eval()(probe.double())[1]
         for architecture, state in ((mutation.before, before), (mutation.after, after))
     )
+    return output_change(mutation, f, f_new, embeddings=not _part("head", before.student))
+
+
+def output_change(mutation: Mutation, f: Tensor, f_new: Tensor, *, embeddings: bool) -> float:
+    """‖f' − f‖ / ‖f‖ of what a learner puts out before and after `mutation`, `[B, D]` each.
+
+    `embeddings`: there is no head, so that f and f' may differ in length. Every entry is then
+    compared with the one it comes from, a new one with 0.
+    """
+    if embeddings:
+        index = torch.tensor(mutation.features.index, device=f.device)
+        f = torch.where(index == NEW, torch.zeros_like(f[:, :1]), f[:, index.clamp_min(0)])
     return ((f_new - f).norm() / f.norm().clamp_min(1e-12)).item()
 
 
@@ -122,14 +147,28 @@ def _carry_moment(key: str, value: Any, tensor_map: TensorMap, fresh: Tensor) ->
     return carry({"": tensor_map}, {tensor_map.source: value}, zeros, like=MOMENTS[key])[""]
 
 
+def _part(part: str, tensors: Mapping[str, Named]) -> dict[str, Named]:
+    """Those of a learner's tensors that belong to `part`, under their names in it."""
+    prefix = f"{part}."
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
 def _fresh_learner(mutation: Mutation, student: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    fresh = {f"backbone.{name}": tensor for name, tensor in fresh_state(mutation).items()}
     generator = torch.Generator().manual_seed((mutation.seed + 1) % 2**63)
-    hidden, out = student["head.fc1.weight"].shape[0], student["head.fc2.weight"].shape[0]
-    with torch.random.fork_rng(devices=[]):  # layers draw from the global generator, too
-        head = ProjectionHead(mutation.after.features, hidden, out, generator=generator)
-    fresh.update({f"head.{name}": tensor for name, tensor in head.state_dict().items()})
-    return fresh
+    parts = {
+        "backbone": fresh_state(mutation),
+        "head": head_shaped(
+            _part("head", student), mutation.after.features, generator
+        ).state_dict(),
+        "predictor": _predictor_of(student).state_dict(),
+    }
+    return {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
+
+
+def _predictor_of(student: Mapping[str, Tensor]) -> nn.Module:
+    """A new predictor of the student's shape: its input does not depend on the backbone."""
+    tensors = _part("predictor", student)
+    return head_shaped(tensors, tensors["fc1.weight"].shape[1] if tensors else 0)
 
 
 def build_learner(mutation: Mutation, state: TrainingState, *, like: nn.Module) -> Learner:
@@ -139,15 +178,13 @@ def build_learner(mutation: Mutation, state: TrainingState, *, like: nn.Module) 
     return learner.to(device=parameter.device, dtype=parameter.dtype).train(like.training)
 
 
-def learner_of(architecture: Architecture, state: TrainingState) -> Learner:
+def learner_of(architecture: Description, state: TrainingState) -> Learner:
     """A `Learner` with a copy of `state.student`, of its type, on the CPU."""
-    hidden = state.student["head.fc1.weight"].shape[0]
-    out = state.student["head.fc2.weight"].shape[0]
     with torch.random.fork_rng(devices=[]):
-        learner = Learner(
-            EvolvableCNN(architecture), ProjectionHead(architecture.features, hidden, out)
-        )
-    learner.to(dtype=state.student["head.fc1.weight"].dtype)
+        backbone = build(architecture)
+    head = head_shaped(_part("head", state.student), architecture.features)
+    learner = Learner(backbone, head, _predictor_of(state.student))
+    learner.to(dtype=next(iter(state.student.values())).dtype)
     learner.load_state_dict(dict(state.student))
     return learner
 

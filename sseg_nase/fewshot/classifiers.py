@@ -66,3 +66,14 @@ def prototype_scores(support: Tensor, query: Tensor, metric: str) -> Tensor:
     A class's prototype is the mean of its support (Snell et al. 2017, eq. 1).
     """
     return METRICS[metric](support.mean(dim=-2), query)
+
+
+def matching_scores(support: Tensor, query: Tensor, temperature: float | Tensor) -> Tensor:
+    """Log-probabilities `[E, M, N]` of query `[E, M, D]` by attention to support `[E, N, K, D]`.
+
+    P(y|q) = Σᵢ a(q, xᵢ) yᵢ with a the softmax of cos(q, xᵢ) / `temperature` over the whole support
+    (Vinyals et al. 2016, eq. 1).
+    """
+    ways, shots = support.shape[-3:-1]
+    attention = (cosine(support.flatten(-3, -2), query) / temperature).log_softmax(dim=-1)
+    return attention.unflatten(-1, (ways, shots)).logsumexp(dim=-1)

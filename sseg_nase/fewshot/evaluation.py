@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sseg_nase.config.schema import EvaluationConfig, ViewsConfig
 from sseg_nase.data.episodes import EpisodeList
-from sseg_nase.fewshot.classifiers import NORMALIZATIONS, prototype_scores
+from sseg_nase.data.random import derive
+from sseg_nase.data.views import apply_views, draw_parameters
+from sseg_nase.fewshot.classifiers import NORMALIZATIONS
+from sseg_nase.fewshot.methods import Method, Sizes
 from sseg_nase.hardware.probe import eval_mode
 
 
@@ -22,6 +28,20 @@ class Images(Protocol):
 
     def batch(self, indices: np.ndarray) -> Tensor:
         """Return the images at `indices` as uint8 `[B, 3, H, W]`."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How a method did on an episode list.
+
+    `accuracies` of the episodes, float64 `[E]` in [0, 1]; `top_k` the share of queries, by k, whose
+    class is among the k highest; `confusion` `[C, C]` int64 how often a query of the row's class
+    was taken for the column's, over all episodes.
+    """
+
+    accuracies: np.ndarray
+    top_k: Mapping[int, float]
+    confusion: np.ndarray
 
 
 def embed(
@@ -38,46 +58,123 @@ def embed(
     statistics) and without gradients, and gets its mode back. `preprocess` turns uint8
     `[B, 3, H, W]` on `device` into what the network takes.
     """
-    assert len(store) > 0
-    batches = []
-    with eval_mode(network), torch.no_grad():
-        for start in range(0, len(store), batch_size):
-            indices = np.arange(start, min(start + batch_size, len(store)))
-            images = store.batch(indices).to(device, non_blocking=True)
-            batches.append(network(preprocess(images)).float())
-    return torch.cat(batches)
+
+    def images(indices: np.ndarray) -> Tensor:
+        return preprocess(store.batch(indices).to(device, non_blocking=True))
+
+    return _embedded(network, images, np.arange(len(store)), batch_size)
+
+
+def embed_views(
+    network: nn.Module,
+    store: Images,
+    chosen: np.ndarray,
+    views: ViewsConfig,
+    *,
+    count: int,
+    image_size: int,
+    seed: int,
+    batch_size: int,
+    device: torch.device | str,
+) -> Tensor:
+    """Return the mean embeddings float32 `[n, D]` of `count` random views of each `chosen` image.
+
+    An image's views are a function of (views, count, seed) and its index in `store`, whichever
+    others are chosen and however they are batched.
+    """
+    height, width = store.batch(chosen[:1]).shape[2:]
+    n, seed = len(store), derive(seed, "support")
+    drawn = draw_parameters(count * n, views, height=height, width=width, seed=seed)
+
+    def images(view: int, indices: np.ndarray) -> Tensor:
+        batch = store.batch(indices).to(device, non_blocking=True)
+        parameters = drawn[torch.from_numpy(view * n + indices)]
+        return apply_views(batch, parameters, image_size=image_size)[0]
+
+    embedded = [
+        _embedded(network, partial(images, view), chosen, batch_size) for view in range(count)
+    ]
+    return torch.stack(embedded).mean(dim=0)
 
 
 def evaluate_episodes(
     features: Tensor,
     episodes: EpisodeList,
+    method: Method,
+    evaluation: EvaluationConfig,
     *,
     mean: Tensor | None,
-    normalize: str,
-    metric: str,
-    memory_mb: float,
-) -> np.ndarray:
-    """Return the accuracy of every episode, float64 `[E]` in [0, 1], with the nearest prototype.
+    classes: int,
+    support_features: Tensor | None = None,
+) -> Judged:
+    """Judge `method` on every episode, with the options of `evaluation`.
 
-    `features` `[n, D]` are the embeddings of the store that the episodes index; `mean` `[D]` is
-    that of the base split (for `normalize="cl2n"`). Episodes are taken as many at a time as
-    `memory_mb` MiB hold.
+    `features` `[n, D]` are the embeddings of the store, of `classes` classes, that the episodes
+    index, and `support_features` those that its images have in a support, where they differ; `mean`
+    `[D]` is that of the base split (for `normalize="cl2n"`). Episodes are taken as many at a time
+    as `memory_mb` MiB hold.
     """
-    features = NORMALIZATIONS[normalize](features, mean)
-    per_chunk = _episodes_per_chunk(features, episodes, memory_mb)
+    features = NORMALIZATIONS[evaluation.normalize](features, mean)
+    of_support = features
+    if support_features is not None:
+        of_support = NORMALIZATIONS[evaluation.normalize](support_features, mean)
+    per_chunk = _episodes_per_chunk(features, episodes, method, evaluation.memory_mb)
     support = torch.tensor(episodes.support, device=features.device)
     query = torch.tensor(episodes.query, device=features.device).flatten(1)
-    truth = torch.arange(episodes.ways, device=features.device).repeat_interleave(episodes.queries)
-    correct = []
-    for s, q in zip(support.split(per_chunk), query.split(per_chunk), strict=True):
-        predicted = prototype_scores(features[s], features[q], metric).argmax(dim=-1)
-        correct.append((predicted == truth).sum(dim=-1))
-    return torch.cat(correct).cpu().numpy() / len(truth)
+    labels = torch.tensor(episodes.labels, device=features.device)
+    chunks = zip(*(x.split(per_chunk) for x in (support, query, labels)), strict=True)
+    predicted, ranks = [], []
+    with torch.no_grad():
+        for s, q, truth in chunks:
+            scores = method.scores(of_support[s], features[q], evaluation)
+            predicted.append(scores.argmax(dim=-1))
+            if evaluation.top_k:
+                ranks.append(_ranks(scores, truth))
+    taken = torch.cat(predicted).cpu().numpy()
+    rank = torch.cat(ranks).cpu().numpy() if ranks else None
+    return Judged(
+        accuracies=(taken == episodes.labels).sum(axis=1) / taken.shape[1],
+        top_k={} if rank is None else {k: float((rank < k).mean()) for k in evaluation.top_k},
+        confusion=_confusion(episodes, taken, classes),
+    )
 
 
-def _episodes_per_chunk(features: Tensor, episodes: EpisodeList, memory_mb: float) -> int:
-    """At least 1. An episode holds its features twice (gathered and centred) and the scores."""
-    ways, queries = episodes.ways, episodes.ways * episodes.queries
-    gathered = (ways * episodes.shots + queries + ways) * features.shape[1]
-    entries = 2 * gathered + 4 * queries * ways
-    return max(1, int(memory_mb * 2**20 / (entries * features.element_size())))
+def _embedded(
+    network: nn.Module,
+    images: Callable[[np.ndarray], Tensor],
+    chosen: np.ndarray,
+    batch_size: int,
+) -> Tensor:
+    assert len(chosen) > 0
+    with eval_mode(network), torch.no_grad():
+        return torch.cat(
+            [
+                network(images(chosen[start : start + batch_size])).float()
+                for start in range(0, len(chosen), batch_size)
+            ]
+        )
+
+
+def _episodes_per_chunk(
+    features: Tensor, episodes: EpisodeList, method: Method, memory_mb: float
+) -> int:
+    """At least 1."""
+    queries = episodes.ways * episodes.queries
+    sizes = Sizes(episodes.ways, episodes.shots, queries, features.shape[1])
+    return max(1, int(memory_mb * 2**20 / (method.entries(sizes) * features.element_size())))
+
+
+def _ranks(scores: Tensor, truth: Tensor) -> Tensor:
+    """How many classes come before the true one `[E, M]`; of equal ones the first comes first."""
+    own = scores.gather(-1, truth[..., None])
+    earlier = torch.arange(scores.shape[-1], device=scores.device) < truth[..., None]
+    return ((scores > own) | ((scores == own) & earlier)).sum(dim=-1)
+
+
+def _confusion(episodes: EpisodeList, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """Counts `[C, C]` of (true, predicted) class, from the ways `[E, N·Q]` that were predicted."""
+    true, taken = (
+        np.take_along_axis(episodes.classes, ways, axis=1) for ways in (episodes.labels, predicted)
+    )
+    pairs = (true * classes + taken).reshape(-1)
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)

@@ -161,8 +161,10 @@ def _training_remedies(config: Config) -> list[str]:
         found.append(
             f"evolution.max_params={evolution.max_params // 2} (the network stops growing earlier)"
         )
-    channels = [max(1, width // 2) for width in config.backbone.channels]
-    found.append(f"backbone.channels={str(channels).replace(' ', '')} (a narrower seed network)")
+    if config.backbone.channels is not None:
+        channels = [max(1, width // 2) for width in config.backbone.channels]
+        narrower = str(channels).replace(" ", "")
+        found.append(f"backbone.channels={narrower} (a narrower network to start from)")
     return found
 
 

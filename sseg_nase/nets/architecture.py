@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from sseg_nase.nets.description import summarize
+
 SMALLEST_MAP = 2  # a block pools only while the pooled map keeps at least this side
 
 
@@ -44,23 +46,38 @@ class Architecture:
         channels: list[int] | tuple[int, ...] = (16, 32, 64),
         *,
         resolution: int,
+        in_channels: int = 3,
         kernel_size: int = 3,
         activation: str = "relu",
         batch_norm: bool = True,
         pooling: bool = True,
+        pooled_blocks: int | None = None,
         residual: bool = False,
         embedding: str = "average",
     ) -> Architecture:
-        """The starting network: blocks of `channels`, all alike."""
-        blocks = tuple(Block(c, pool=pooling, residual=residual) for c in channels)
+        """The starting network: blocks of `channels`, all alike.
+
+        With `pooled_blocks` only the first so many pool.
+        """
+        pooled = len(channels) if pooled_blocks is None else pooled_blocks
+        blocks = tuple(
+            Block(c, pool=pooling and number < pooled, residual=residual)
+            for number, c in enumerate(channels)
+        )
         return cls(
             blocks,
             resolution=resolution,
+            in_channels=in_channels,
             kernel_size=kernel_size,
             activation=activation,
             batch_norm=batch_norm,
             embedding=embedding,
         )
+
+    @property
+    def name(self) -> str:
+        """What this kind of network is called."""
+        return "evolvable"
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -108,6 +125,15 @@ class Architecture:
             total += taps * wide_in * block.channels * side**2
         return total
 
+    @property
+    def any_resolution(self) -> bool:
+        """Whether the same weights take images of other sizes, too."""
+        return self.embedding == "average"
+
+    def at(self, resolution: int) -> Architecture:
+        """The same network for images of another size."""
+        return replace(self, resolution=resolution)
+
     def with_block(self, index: int, **changes: Any) -> Architecture:
         """The same architecture with one block changed."""
         blocks = list(self.blocks)
@@ -116,15 +142,7 @@ class Architecture:
 
     def summary(self) -> dict[str, Any]:
         """Counts under the names of `results.json`: macs and flops at `resolution`."""
-        macs = self.macs()
-        return {
-            "blocks": len(self.blocks),
-            "channels": list(self.channels),
-            "params": self.params,
-            "macs": macs,
-            "flops": 2 * macs,
-            "resolution": self.resolution,
-        }
+        return summarize(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `from_dict` reads it back."""

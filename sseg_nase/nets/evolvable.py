@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils.checkpoint import checkpoint
 
 from sseg_nase.nets import mutation
 from sseg_nase.nets.architecture import Architecture, pools
+from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.pooling import max_pool2x2
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
@@ -77,38 +73,17 @@ class ConvBlock(nn.Module):
         return max_pool2x2(y) if pooling else y
 
 
-class _Recomputation(AbstractContextManager[None]):
-    """A block that runs again for its gradients does not count its batch statistics twice."""
-
-    def __init__(self, block: nn.Module) -> None:
-        self.norm = block.norm
-
-    def __enter__(self) -> None:
-        if isinstance(self.norm, nn.BatchNorm2d):
-            self.kept = self.norm.momentum, self.norm.num_batches_tracked
-            self.norm.momentum, self.norm.num_batches_tracked = 0.0, None
-
-    def __exit__(self, *error: object) -> None:
-        if isinstance(self.norm, nn.BatchNorm2d):
-            self.norm.momentum, self.norm.num_batches_tracked = self.kept
-
-
-def _checkpoint_contexts(
-    block: nn.Module,
-) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _Recomputation(block)
-
-
-class EvolvableCNN(nn.Module):
+class EvolvableCNN(Backbone):
     """A chain of `ConvBlock`s; `architecture` describes it fully (JSON through `to_dict`).
 
     Mutations are functions elsewhere (`sseg_nase.evolution.operators`); `grow` and `widen` here
     apply them to this network in place, for use by hand.
     """
 
+    architecture: Architecture
+
     def __init__(self, architecture: Architecture, *, generator: torch.Generator | None = None):
         super().__init__()
-        self.gradient_checkpointing = False
         self._build(architecture, generator)
 
     def _build(self, architecture: Architecture, generator: torch.Generator | None) -> None:
@@ -129,35 +104,31 @@ class EvolvableCNN(nn.Module):
         initialize(self, generator)
 
     def forward(self, x: Tensor, masks: Sequence[Tensor] | None = None) -> Tensor:
-        """Embed `[B, 3, H, W]` as `[B, features]`.
+        """Embed `[B, C, H, W]` as `[B, features]`.
 
         `masks` holds one `[C]` tensor per block that multiplies the block's output channels.
         """
         for index, block in enumerate(self.blocks):
-            if self.gradient_checkpointing and self.training:
-                contexts = partial(_checkpoint_contexts, block)
-                x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
-            else:
-                x = block(x)
+            x = self.run(block, x)
             if masks is not None:
                 x = x * masks[index].to(x.dtype)[:, None, None]
         if self.architecture.embedding == "average":
             return x.mean(dim=(2, 3))
         return x.flatten(1)
 
+    def stages(self) -> list[nn.Module]:
+        """The blocks in order."""
+        return list(self.blocks)
+
     def for_inference(self) -> EvolvableCNN:
         """A copy in eval mode that computes the same with every BN folded into its convolution."""
-        folded = copy.deepcopy(self).eval()
+        folded = super().for_inference()
         for block in folded.blocks:
             assert isinstance(block, ConvBlock)
             if isinstance(block.norm, nn.BatchNorm2d):
                 block.conv = fuse_conv_bn_eval(block.conv, block.norm)
                 block.norm = nn.Identity()
-        return folded.to(memory_format=torch.channels_last)
-
-    def get_architecture_summary(self) -> dict[str, Any]:
-        """Blocks, channels, params, macs, flops and the resolution they hold at."""
-        return self.architecture.summary()
+        return folded.to(memory_format=torch.channels_last)  # fused weights are made anew
 
     def grow(self, out_channels: int | None = None, *, seed: int = 0) -> bool:
         """Add a block after the last, leaving the function unchanged. True when it was done."""
@@ -194,7 +165,11 @@ def fresh_state(change: mutation.Mutation) -> dict[str, Tensor]:
 
 
 class ProjectionHead(nn.Module):
-    """SimCLR's projection: Linear, BN, ReLU, Linear; `[B, features]` → `[B, out]`."""
+    """A projector or predictor: `layers` - 1 times Linear, BN, ReLU, then Linear.
+
+    `[B, features]` → `[B, out]`; two layers are SimCLR's and BYOL's, three those of Barlow Twins.
+    The first layer is `fc1`, whose input a mutation changes with the features.
+    """
 
     def __init__(
         self,
@@ -202,31 +177,119 @@ class ProjectionHead(nn.Module):
         hidden: int = 256,
         out: int = 128,
         *,
+        layers: int = 2,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        assert layers > 1
         self.fc1 = nn.Linear(features, hidden, bias=False)
         self.norm = nn.BatchNorm1d(hidden)
-        self.fc2 = nn.Linear(hidden, out)
+        for number in range(2, layers):
+            self.add_module(f"fc{number}", nn.Linear(hidden, hidden, bias=False))
+            self.add_module(f"norm{number}", nn.BatchNorm1d(hidden))
+        self.add_module(f"fc{layers}", nn.Linear(hidden, out))
         initialize(self, generator)
+
+    @classmethod
+    def shaped(
+        cls, tensors: Mapping[str, Tensor], features: int, generator: torch.Generator | None
+    ) -> ProjectionHead:
+        """The head whose state dict has the shapes of `tensors`, for `features`."""
+        layers = 1 + sum(name.startswith("norm") and name.endswith(".weight") for name in tensors)
+        hidden, out = (len(tensors[f"fc{number}.weight"]) for number in (1, layers))
+        return cls(features, hidden, out, layers=layers, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, features]` → `[B, out]`."""
-        return self.fc2(F.relu(self.norm(self.fc1(x))))
+        *hidden, last = self.children()
+        for linear, norm in zip(hidden[::2], hidden[1::2], strict=True):
+            x = F.relu(norm(linear(x)))
+        return last(x)
+
+
+class PrototypeHead(nn.Module):
+    """DINO's head (Caron et al. 2021): `[B, features]` → logits `[B, prototypes]`.
+
+    Linear, GELU, Linear, GELU, Linear to a bottleneck of unit length; then a layer without bias
+    whose every row is of unit length, too, which is weight normalisation with its scale held at 1.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        bottleneck: int,
+        prototypes: int,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(features, hidden)
+        self.fc2 = nn.Linear(hidden, hidden)
+        self.fc3 = nn.Linear(hidden, bottleneck)
+        self.prototypes = nn.Linear(bottleneck, prototypes, bias=False)
+        initialize(self, generator)
+
+    @classmethod
+    def shaped(
+        cls, tensors: Mapping[str, Tensor], features: int, generator: torch.Generator | None
+    ) -> PrototypeHead:
+        """The head whose state dict has the shapes of `tensors`, for `features`."""
+        names = ("fc1.weight", "fc3.weight", "prototypes.weight")
+        return cls(features, *(len(tensors[name]) for name in names), generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, features]` → cosines `[B, prototypes]`."""
+        x = self.fc3(F.gelu(self.fc2(F.gelu(self.fc1(x)))))
+        return F.linear(F.normalize(x, dim=1), F.normalize(self.prototypes.weight, dim=1))
+
+
+def head_shaped(
+    tensors: Mapping[str, Tensor],
+    features: int,
+    generator: torch.Generator | None = None,
+) -> nn.Module:
+    """A new head as `tensors`, a head's state dict, say, but for `features`; none has no tensors.
+
+    Its other inputs and all outputs are those of `tensors`. Draws from `generator` alone. Raises
+    `KeyError` for tensors of no head.
+    """
+    if not tensors:
+        return nn.Identity()
+    kind = PrototypeHead if "prototypes.weight" in tensors else ProjectionHead
+    with torch.random.fork_rng(devices=[]):  # layers draw from the global generator, too
+        return kind.shaped(tensors, features, generator)
 
 
 class Learner(nn.Module):
-    """What is trained: a backbone and its projection head, mutated together."""
+    """What is trained: a backbone and what its method puts upon it, mutated together.
 
-    def __init__(self, backbone: EvolvableCNN, head: ProjectionHead) -> None:
+    `head` projects the embeddings and `predictor` the projections; `nn.Identity` where the method
+    has none. A method compares `project` of the embeddings.
+    """
+
+    def __init__(
+        self, backbone: Backbone, head: nn.Module | None = None, predictor: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = head
+        self.head = nn.Identity() if head is None else head
+        self.predictor = nn.Identity() if predictor is None else predictor
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings `[B, features]` and projections `[B, out]` of images `[B, 3, H, W]`."""
-        features = self.backbone(x)
-        return features, self.head(features)
+    def project(self, features: Tensor) -> Tensor:
+        """What the method compares, `[B, out]`, of embeddings `[B, features]`."""
+        return self.predictor(self.head(features))
+
+    def forward(self, x: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Embeddings `[B, features]` and projections `[B, out]` of images `[B, C, H, W]`.
+
+        Batches of images of several sizes are embedded one after the other and projected together,
+        in their order.
+        """
+        batches = [x] if isinstance(x, Tensor) else x
+        embedded = [self.backbone(images) for images in batches]
+        features = embedded[0] if len(embedded) == 1 else torch.cat(embedded)
+        return features, self.project(features)
 
 
 def initialize(module: nn.Module, generator: torch.Generator | None) -> None:

@@ -146,10 +146,14 @@ class Mutation:
         return maps
 
     def learner_maps(self, names: Sequence[str]) -> dict[str, TensorMap]:
-        """Maps for a `Learner`'s state-dict or parameter names: the head's first layer follows."""
+        """Maps for a `Learner`'s state-dict or parameter names.
+
+        Of what stands upon the backbone, the head's first layer follows the features; the rest
+        stays as it is.
+        """
         prefixed = {f"backbone.{name}": _prefix(m) for name, m in self.maps.items()}
         for name in names:
-            if name.startswith("head."):
+            if not name.startswith("backbone."):
                 into = self.features if name == "head.fc1.weight" else None
                 prefixed[name] = TensorMap(name, into=into)
         return prefixed
@@ -342,6 +346,8 @@ def _grow_fresh(
     before: Architecture, position: int, width: int, out_channels: int
 ) -> tuple[Block, ChannelMap, tuple[str, ...]]:
     pool = before.blocks[-1].pool or before.blocks[0].pool
+    # A plain block without pooling: only the first ones were meant to pool.
+    pool = pool and all(block.pool or block.residual for block in before.blocks)
     # What consumes the new block has nothing to keep: its old inputs are gone.
     return Block(out_channels, pool=pool), _all_new(out_channels, width), ()
 

@@ -56,13 +56,32 @@ class _MaxPool(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (which,) = ctx.saved_tensors
-        out = _empty(gradient, *ctx.shape)
+        unpooled: Tensor = _Unpool.apply(gradient, which, ctx.shape)
+        return unpooled
+
+
+class _Unpool(torch.autograd.Function):
+    """The gradient of `_MaxPool`. It is linear, so its own gradient picks what it has spread."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, which: Tensor, shape: list[int]) -> Tensor:
+        ctx.save_for_backward(which)
+        out = _empty(gradient, *shape)
         arrays = (_pixels(gradient).numpy(), which.numpy(), _pixels(out).numpy())
         in_blocks(partial(_unpool, *arrays), len(out))
         return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (which,) = ctx.saved_tensors
+        B, H, W, C = which.shape
+        cells = gradient[:, :, : 2 * H, : 2 * W].permute(0, 2, 3, 1).reshape(B, H, 2, W, 2, C)
+        cells = cells.permute(0, 1, 3, 5, 2, 4).reshape(B, H, W, C, 4)
+        picked = cells.gather(-1, which.long()[..., None])[..., 0]
+        return picked.permute(0, 3, 1, 2), None, None
 
 
 def _empty(like: Tensor, B: int, H: int, W: int, C: int) -> Tensor:

@@ -45,9 +45,12 @@ SIGNIFICANCE = 0.05
 OVER_EPISODES, OVER_BOTH = "episodes", "seeds and episodes"
 LARGEST_ROUNDING = 1e-3  # percent, between results.json and the float32 of episodes.npz
 MOST_NAMED = 6  # pairs in one note
-# What an episode list follows from, with the key and the number of episodes, and the images.
-LIST_SETTINGS = ("seed", "ways", "shots", "queries", "episodes", "split", "datasets")
+# What an episode list follows from, with the key and the number of episodes, and the images. The
+# other shots of a run have lists of their own.
+LIST_SETTINGS = ("seed", "ways", "queries", "episodes", "split", "datasets")
+BALANCE_SETTINGS = {"query_balance": "balanced", "dirichlet_alpha": None}  # of older runs too
 IMAGE_SETTINGS = ("root", "split_by", "split_fractions", "split_seed")
+CLASS_SETTINGS = ("rotations",)  # not in older runs
 
 Setting = tuple[str, str]  # dotted key, value as JSON text
 
@@ -158,6 +161,20 @@ def _read(entry: Entry, notes: list[str]) -> Found | None:
     if results is None or not isinstance(results.get("fewshot"), dict):
         notes.append(f"{_name(entry)} has no results.json that can be read: left out.")
         return None
+    return Found(entry, judgements(entry, results, notes), *_losses(entry, notes))
+
+
+def judgements(
+    entry: Entry,
+    results: Mapping[str, Any],
+    notes: list[str],
+    networks: Sequence[str] = NETWORKS,
+) -> dict[tuple[str, str], Judged]:
+    """What `results` (results.json) says of `networks`, by key and network.
+
+    With the accuracies of every episode where episodes.npz and config.yaml have what belongs to
+    them; why they have not is added to `notes`.
+    """
     settings = _settings(entry.run / "config.yaml")
     if settings is None:
         notes.append(f"{_name(entry)} has no config.yaml that can be read: not compared.")
@@ -170,8 +187,8 @@ def _read(entry: Entry, notes: list[str]) -> Found | None:
         )
         settings = None
     judged = {}
-    for network, group in FEWSHOT.items():
-        for key, result in _mapping(results.get(group)).items():
+    for network in networks:
+        for key, result in _mapping(results.get(FEWSHOT[network])).items():
             about = f"{_name(entry)}, {key}, {network} network"
             one = _judged(results, network, result)
             if one is None:
@@ -185,7 +202,13 @@ def _read(entry: Entry, notes: list[str]) -> Found | None:
                 else:
                     notes.append(f"{about}: {reason}: not compared.")
             judged[key, network] = one
-    return Found(entry, judged, *_losses(entry, notes))
+    return judged
+
+
+def same_episodes(a: Judged, b: Judged) -> bool:
+    """Whether both are known to have been judged on one and the same episode list."""
+    known = a.settings is not None and b.settings is not None
+    return known and a.settings == b.settings and a.episodes == b.episodes
 
 
 def _judged(results: Mapping[str, Any], network: str, result: Any) -> Judged | None:
@@ -229,15 +252,27 @@ def _unfit(judged: Judged, accuracies: np.ndarray | None) -> str | None:
 
 def _settings(path: Path) -> dict[str, Any] | None:
     """`evaluation.*` and `dataset.*` of config.yaml by their dotted keys."""
-    # The C parser is ten times as fast; libyaml is not everywhere.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # safe, both of them
-        found = {f"evaluation.{key}": config["evaluation"][key] for key in LIST_SETTINGS}
+        config = read_config(path)
+        evaluation = config["evaluation"]
+        found = {f"evaluation.{key}": evaluation[key] for key in LIST_SETTINGS}
+        balance = BALANCE_SETTINGS
+        if evaluation.get("query_balance", "balanced") != "balanced":
+            balance = {key: evaluation[key] for key in BALANCE_SETTINGS}
+        found |= {f"evaluation.{key}": value for key, value in balance.items()}
+        dataset = config["dataset"]
         kept = ("name", "image_size", *IMAGE_SETTINGS)
-        return found | {f"dataset.{key}": config["dataset"][key] for key in kept}
+        found |= {f"dataset.{key}": dataset[key] for key in kept}
+        return found | {f"dataset.{key}": bool(dataset.get(key)) for key in CLASS_SETTINGS}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
         return None
+
+
+def read_config(path: Path) -> Any:
+    """What a config.yaml holds. Raises `OSError`, `UnicodeDecodeError`, `yaml.YAMLError`."""
+    # The C parser is ten times as fast; libyaml is not everywhere.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # safe, both of them
 
 
 def _of_list(settings: Mapping[str, Any], key: str) -> frozenset[Setting]:
@@ -245,9 +280,10 @@ def _of_list(settings: Mapping[str, Any], key: str) -> frozenset[Setting]:
 
     Another dataset of `evaluation.datasets` is read as conf/ has it.
     """
-    names = [f"evaluation.{name}" for name in LIST_SETTINGS] + ["dataset.image_size"]
+    names = [f"evaluation.{name}" for name in (*LIST_SETTINGS, *BALANCE_SETTINGS)]
+    names.append("dataset.image_size")
     if key.split("/")[0] == settings["dataset.name"]:
-        names += [f"dataset.{name}" for name in IMAGE_SETTINGS]
+        names += [f"dataset.{name}" for name in (*IMAGE_SETTINGS, *CLASS_SETTINGS)]
     return frozenset((name, json.dumps(settings[name], default=str)) for name in names)
 
 
@@ -455,7 +491,7 @@ def _comparable(a: Mapping[int, Judged], b: Mapping[int, Judged]) -> list[int]:
     """The common seeds that were judged on one and the same list; on the commonest, if several."""
     by_list: dict[tuple[Any, int], list[int]] = defaultdict(list)
     for seed in sorted(a.keys() & b.keys()):
-        if a[seed].settings == b[seed].settings and a[seed].episodes == b[seed].episodes:
+        if same_episodes(a[seed], b[seed]):
             by_list[a[seed].settings, a[seed].episodes].append(seed)
     return max(by_list.values(), key=len, default=[])
 

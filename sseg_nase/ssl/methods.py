@@ -1,23 +1,71 @@
-"""Self-supervised methods: from views and the networks to a loss."""
+"""Self-supervised methods: from views and the networks to a loss.
+
+A method is an `SSLMethod`: how many views it takes, what stands upon the backbone, and the loss.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from sseg_nase.config.schema import SSLConfig
-from sseg_nase.ssl.objectives import distillation, nt_xent
+from sseg_nase.nets.backbone import Backbone
+from sseg_nase.nets.evolvable import Learner, ProjectionHead, PrototypeHead
+from sseg_nase.ssl.objectives import (
+    barlow_twins,
+    byol,
+    dino,
+    distillation,
+    moved_centre,
+    nt_xent,
+    prototype_pairs,
+)
+from sseg_nase.ssl.teacher import batch_statistics
+
+CENTRE = "centre"
+
+
+@dataclass(frozen=True)
+class Crops:
+    """`count` views of every image.
+
+    `scale`: share of the image's area that they show, None as `views.crop_scale`. `size`: their
+    side as a share of the image's.
+    """
+
+    count: int = 2
+    scale: tuple[float, float] | None = None
+    size: float = 1.0
+
+
+class Teaching(NamedTuple):
+    """What a loss is given beside the student.
+
+    `backbone`: the teacher's, None without one. `head`: its head, where it is a method's target.
+    `memory`: what the method keeps beside its networks. `epoch`: the one that is trained, from 0.
+    """
+
+    backbone: nn.Module | None = None
+    head: nn.Module | None = None
+    memory: Mapping[str, Tensor] = {}
+    epoch: int = 0
 
 
 class Losses(NamedTuple):
-    """Scalars of one batch. `distillation` is None without a teacher."""
+    """Scalars of one batch.
+
+    `contrastive`: the method's own loss, whatever its kind. `distillation` is None without a
+    teacher. `memory`: what is to be kept after training on this batch, None where nothing changes.
+    """
 
     total: Tensor
     contrastive: Tensor
     distillation: Tensor | None
+    memory: Mapping[str, Tensor] | None = None
 
 
 def alone(rows: Tensor) -> Tensor:
@@ -25,29 +73,237 @@ def alone(rows: Tensor) -> Tensor:
     return rows
 
 
-def simclr(
+class Loss(Protocol):
+    """The loss of a batch.
+
+    `views`: per kind of `Crops` `[V, B, C, S, S]`, the first of every image, then the second. All
+    views of one size go through the network together, so that BN sees them as one batch. `gather`
+    brings rows of all processes together, for losses over the whole batch.
+    """
+
+    def __call__(
+        self,
+        learner: nn.Module,
+        teaching: Teaching,
+        views: Sequence[Tensor],
+        ssl: SSLConfig,
+        gather: Callable[[Tensor], Tensor] = alone,
+    ) -> Losses:
+        """Of one batch."""
+
+
+@dataclass(frozen=True)
+class SSLMethod:
+    """`head` (of how many features) and `predictor`: what stands upon the backbone.
+
+    `has_target`: the teacher is a part of the method, with a head of its own, whether or not the
+    student is distilled from it, too. `memory`: the method's own tensors at the start.
+    """
+
+    loss: Loss
+    crops: Callable[[SSLConfig], tuple[Crops, ...]]
+    head: Callable[[int, SSLConfig, torch.Generator | None], nn.Module | None]
+    predictor: Callable[[SSLConfig, torch.Generator | None], nn.Module | None]
+    has_target: bool = False
+    memory: Callable[[SSLConfig], dict[str, Tensor]] = lambda ssl: {}
+
+
+def make_learner(
+    backbone: Backbone, ssl: SSLConfig, generator: torch.Generator | None = None
+) -> Learner:
+    """`backbone` with what the method of `ssl` puts upon it, drawn from `generator`."""
+    method = METHODS[ssl.name]
+    head = method.head(backbone.architecture.features, ssl, generator)
+    return Learner(backbone, head, method.predictor(ssl, generator))
+
+
+# -- losses ----------------------------------------------------------------------------------------
+
+
+def _compared(objective: Callable[[Sequence[Tensor], SSLConfig], Tensor]) -> Loss:
+    """`objective` of all processes' projections, one `[B, D]` per view, and the distillation."""
+
+    def loss(
+        learner: nn.Module,
+        teaching: Teaching,
+        views: Sequence[Tensor],
+        ssl: SSLConfig,
+        gather: Callable[[Tensor], Tensor] = alone,
+    ) -> Losses:
+        (images,) = views
+        features, projections = learner(images.flatten(0, 1))
+        own = objective([gather(z) for z in projections.chunk(len(images))], ssl)
+        if teaching.backbone is None:
+            return Losses(own, own, None)
+        with torch.no_grad():
+            embeddings = teaching.backbone(images[0])
+        return _distilled(own, features, embeddings, ssl)
+
+    return loss
+
+
+def _distilled(
+    own: Tensor,
+    features: Tensor,
+    embeddings: Tensor,
+    ssl: SSLConfig,
+    memory: Mapping[str, Tensor] | None = None,
+) -> Losses:
+    """`own` + λ · MSE(student, teacher) of the embeddings of every image's first view.
+
+    One view, as the specification has it.
+    """
+    gap = distillation(features[: len(embeddings)], embeddings)
+    return Losses(own + ssl.distillation_weight * gap, own, gap, memory)
+
+
+def _aims(teaching: Teaching, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The target network's embeddings of the first view, and projections `[V, B, D]` of all.
+
+    BN uses the statistics of the batch, as in the online network (Grill et al. 2020, section 3.2).
+    """
+    backbone, head = teaching.backbone, teaching.head
+    assert backbone is not None
+    assert head is not None
+    with torch.no_grad(), batch_statistics(backbone), batch_statistics(head):
+        features = backbone(images.flatten(0, 1))
+        projections = head(features)
+    return features[: images.shape[1]], projections.unflatten(0, images.shape[:2])
+
+
+def _byol(
     learner: nn.Module,
-    teacher: nn.Module | None,
-    views: Tensor,
+    teaching: Teaching,
+    views: Sequence[Tensor],
     ssl: SSLConfig,
     gather: Callable[[Tensor], Tensor] = alone,
 ) -> Losses:
-    """NT-Xent on two `views` plus λ · MSE(student, teacher) on the embeddings of the first.
+    """Grill et al. 2020, section 3.1: each view's prediction against the other view's target."""
+    (images,) = views
+    embeddings, aims = _aims(teaching, images)
+    features, predictions = learner(images.flatten(0, 1))
+    q1, q2 = predictions.chunk(2)
+    own = byol(q1, aims[1]) + byol(q2, aims[0])
+    return _distilled(own, features, embeddings, ssl)
 
-    `views` `[2, B, 3, S, S]`: the first of every image, then the second. Both go through
-    the network together, so that BN sees them as one batch. The teacher takes the first view, as
-    the specification has it. `gather` brings the projections of all processes together: every image
-    is then told from those of the whole batch.
-    """
-    features, projections = learner(views.flatten(0, 1))
-    z1, z2 = projections.chunk(2)
-    contrastive = nt_xent(gather(z1), gather(z2), ssl.temperature)
-    if teacher is None:
-        return Losses(contrastive, contrastive, None)
+
+def _dino(
+    learner: nn.Module,
+    teaching: Teaching,
+    views: Sequence[Tensor],
+    ssl: SSLConfig,
+    gather: Callable[[Tensor], Tensor] = alone,
+) -> Losses:
+    """Caron et al. 2021, algorithm 1, with local crops that the student alone sees."""
+    assert ssl.student_temperature is not None
+    assert ssl.centre_momentum is not None
+    whole, centre = views[0], teaching.memory[CENTRE]
+    embeddings, aims = _aims(teaching, whole)
+    features, logits = learner([images.flatten(0, 1) for images in views])
+    own = dino(
+        logits.unflatten(0, (-1, whole.shape[1])),
+        aims,
+        centre,
+        temperature=ssl.student_temperature,
+        teacher_temperature=teacher_temperature(teaching.epoch, ssl),
+    )
     with torch.no_grad():
-        target = teacher(views[0])
-    gap = distillation(features[: len(target)], target)
-    return Losses(contrastive + ssl.distillation_weight * gap, contrastive, gap)
+        mean = gather(aims.to(centre.dtype).mean((0, 1))[None]).mean(0)
+        memory = {CENTRE: moved_centre(centre, mean, ssl.centre_momentum)}
+    return _distilled(own, features, embeddings, ssl, memory)
 
 
-METHODS: Mapping[str, Callable[..., Losses]] = {"simclr": simclr}
+def teacher_temperature(epoch: int, ssl: SSLConfig) -> float:
+    """DINO's τ_t at `epoch`: linear from the first to the last, over the epochs of the warm-up."""
+    assert ssl.teacher_temperature is not None
+    assert ssl.teacher_warmup_epochs is not None
+    first, last = ssl.teacher_temperature
+    return first + (last - first) * min(1.0, epoch / max(1, ssl.teacher_warmup_epochs))
+
+
+def _nt_xent(z: Sequence[Tensor], ssl: SSLConfig) -> Tensor:
+    return nt_xent(z[0], z[1], ssl.temperature)
+
+
+def _prototype_pairs(z: Sequence[Tensor], ssl: SSLConfig) -> Tensor:
+    assert ssl.distance_temperature is not None
+    return prototype_pairs(torch.stack(list(z)), ssl.distance_temperature)
+
+
+def _barlow_twins(z: Sequence[Tensor], ssl: SSLConfig) -> Tensor:
+    assert ssl.redundancy_weight is not None
+    return barlow_twins(z[0], z[1], ssl.redundancy_weight)
+
+
+# -- parts -----------------------------------------------------------------------------------------
+
+
+def _pair(ssl: SSLConfig) -> tuple[Crops, ...]:
+    return (Crops(),)
+
+
+def _several(ssl: SSLConfig) -> tuple[Crops, ...]:
+    assert ssl.views is not None
+    return (Crops(ssl.views),)
+
+
+def _multi_crop(ssl: SSLConfig) -> tuple[Crops, ...]:
+    assert ssl.local_views is not None
+    assert ssl.local_scale is not None
+    assert ssl.local_size is not None
+    if not ssl.local_views:
+        return (Crops(),)
+    low, high = ssl.local_scale
+    return (Crops(), Crops(ssl.local_views, (low, high), ssl.local_size))
+
+
+def _nothing(*_: object) -> None:
+    return None
+
+
+def _projector(features: int, ssl: SSLConfig, generator: torch.Generator | None) -> ProjectionHead:
+    assert ssl.projection_hidden is not None
+    assert ssl.projection_dim is not None
+    assert ssl.projection_layers is not None
+    return ProjectionHead(
+        features,
+        ssl.projection_hidden,
+        ssl.projection_dim,
+        layers=ssl.projection_layers,
+        generator=generator,
+    )
+
+
+def _predictor(ssl: SSLConfig, generator: torch.Generator | None) -> ProjectionHead:
+    """BYOL's: of the projector's shape, from projections to projections, with two layers."""
+    assert ssl.projection_hidden is not None
+    assert ssl.projection_dim is not None
+    dim = ssl.projection_dim
+    return ProjectionHead(dim, ssl.projection_hidden, dim, generator=generator)
+
+
+def _prototype_head(
+    features: int, ssl: SSLConfig, generator: torch.Generator | None
+) -> PrototypeHead:
+    assert ssl.projection_hidden is not None
+    assert ssl.projection_dim is not None
+    assert ssl.prototypes is not None
+    return PrototypeHead(
+        features, ssl.projection_hidden, ssl.projection_dim, ssl.prototypes, generator=generator
+    )
+
+
+def _centre(ssl: SSLConfig) -> dict[str, Tensor]:
+    assert ssl.prototypes is not None
+    return {CENTRE: torch.zeros(ssl.prototypes)}
+
+
+METHODS: Mapping[str, SSLMethod] = {
+    "simclr": SSLMethod(_compared(_nt_xent), _pair, _projector, _nothing),
+    "byol": SSLMethod(_byol, _pair, _projector, _predictor, has_target=True),
+    "prototype_pairs": SSLMethod(_compared(_prototype_pairs), _several, _nothing, _nothing),
+    "barlow_twins": SSLMethod(_compared(_barlow_twins), _pair, _projector, _nothing),
+    "dino": SSLMethod(
+        _dino, _multi_crop, _prototype_head, _nothing, has_target=True, memory=_centre
+    ),
+}

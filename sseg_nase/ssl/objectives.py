@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+STANDARD_EPS = 1e-5  # under the root of a variance, as in BN
+
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     """Return SimCLR's loss for two views of the same images, `[B, D]` each: a scalar, ≥ 0.
@@ -24,6 +26,91 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
         return F.cross_entropy(similarity, other_view)
 
 
+def byol(prediction: Tensor, target: Tensor) -> Tensor:
+    """Return BYOL's loss for one direction, `[B, D]` each: a scalar in [0, 4].
+
+    Grill et al. 2020, eq. 2: ‖q̄ − z̄'‖² = 2 − 2 · ⟨q, z'⟩ / (‖q‖ · ‖z'‖), with the online network's
+    prediction q of one view and the target network's projection z' of the other, averaged over the
+    images. No gradient reaches the target. At least in float32, under autocast too.
+    """
+    assert prediction.shape == target.shape
+    with torch.autocast(prediction.device.type, enabled=False):
+        q, z = _at_least_float32(prediction), _at_least_float32(target.detach())
+        return (2 - 2 * F.cosine_similarity(q, z, dim=1)).mean()
+
+
+def prototype_pairs(z: Tensor, temperature: float) -> Tensor:
+    """Return the loss of prototype pairs for V ≥ 2 views of the same images: a scalar, ≥ 0.
+
+    `z` `[V, B, D]`. Contrastive prototypical learning (CPN): view v of image i is told from those
+    of the other images of the batch by −log exp(−d(z_vi, p_vi)/τ) / Σ_j exp(−d(z_vi, p_vj)/τ), with
+    d the squared Euclidean distance and p_vj the mean of image j's other views, averaged over all
+    V · B views. At least in float32, under autocast too.
+    """
+    V, B, _ = z.shape
+    assert V > 1
+    with torch.autocast(z.device.type, enabled=False):
+        z = _at_least_float32(z)
+        prototypes = (z.sum(0) - z) / (V - 1)
+        # ‖z‖² is the same for all prototypes: softmax does not see it.
+        scores = 2 * z @ prototypes.transpose(1, 2) - prototypes.square().sum(2)[:, None]
+        own = torch.arange(B, device=z.device).repeat(V)
+        return F.cross_entropy(scores.flatten(0, 1) / temperature, own)
+
+
+def barlow_twins(z1: Tensor, z2: Tensor, redundancy_weight: float) -> Tensor:
+    """Return the loss of Barlow Twins for two views of the same images: a scalar, ≥ 0.
+
+    `[B, D]` each. Zbontar et al. 2021, eq. 1: Σ_i (1 − C_ii)² + λ · Σ_i Σ_{j≠i} C_ij², with
+    C_ij = Σ_b z1_bi · z2_bj / B of projections standardised over the batch (biased variances, as
+    BN has them). At least in float32, under autocast too.
+    """
+    assert z1.shape == z2.shape
+    with torch.autocast(z1.device.type, enabled=False):
+        a, b = (_standardized(_at_least_float32(z)) for z in (z1, z2))
+        correlation = a.T @ b / len(a)
+        own = correlation.diagonal()
+        redundancy = correlation.square().sum() - own.square().sum()
+        return (1 - own).square().sum() + redundancy_weight * redundancy
+
+
+def dino(
+    student: Tensor,
+    teacher: Tensor,
+    centre: Tensor,
+    *,
+    temperature: float,
+    teacher_temperature: float,
+) -> Tensor:
+    """Return DINO's loss: a scalar, ≥ 0.
+
+    `student` `[V, B, K]`: logits of V views, first those of the G views that `teacher` `[G, B, K]`
+    has seen, in the same order; `centre` `[K]`. Caron et al. 2021, eq. 3 and section 3.1: the cross
+    entropy −Σ_k P_t(x)_k · log P_s(x')_k with P_t = softmax((t − c)/τ_t) and P_s = softmax(s/τ_s),
+    averaged over all pairs of a teacher's view x and another view x', and over the images. No
+    gradient reaches the teacher. At least in float32, under autocast too.
+    """
+    (V, B, K), G = student.shape, len(teacher)
+    assert teacher.shape[1:] == (B, K)
+    assert V > 1
+    with torch.autocast(student.device.type, enabled=False):
+        aims = (_at_least_float32(teacher.detach()) - centre.detach()) / teacher_temperature
+        said = F.log_softmax(_at_least_float32(student) / temperature, dim=2)
+        crossed = -aims.softmax(dim=2).flatten(1) @ said.flatten(1).T / B
+        other = ~torch.eye(G, V, dtype=torch.bool, device=crossed.device)
+        return crossed[other].mean()
+
+
+@torch.no_grad()
+def moved_centre(centre: Tensor, teacher: Tensor, momentum: float) -> Tensor:
+    """Return DINO's next centre `[K]` from the teacher's mean logits of a batch `[K]`.
+
+    Caron et al. 2021, eq. 4: c ← m · c + (1 − m) · mean of g_t(x). In the type of `centre`.
+    """
+    assert centre.shape == teacher.shape
+    return torch.lerp(centre, teacher.to(centre.dtype), 1 - momentum)
+
+
 def distillation(student: Tensor, teacher: Tensor) -> Tensor:
     """Return MSE(student, teacher) over all entries of two `[B, D]`: a scalar, ≥ 0.
 
@@ -32,6 +119,11 @@ def distillation(student: Tensor, teacher: Tensor) -> Tensor:
     assert student.shape == teacher.shape
     with torch.autocast(student.device.type, enabled=False):
         return F.mse_loss(_at_least_float32(student), _at_least_float32(teacher.detach()))
+
+
+def _standardized(z: Tensor) -> Tensor:
+    variance, mean = torch.var_mean(z, 0, correction=0)
+    return (z - mean) * torch.rsqrt(variance + STANDARD_EPS)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

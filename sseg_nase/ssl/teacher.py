@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sseg_nase.config.schema import SSLConfig
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -16,9 +21,50 @@ def make_teacher(student: Network) -> Network:
     """Return a frozen copy of `student` in eval mode.
 
     The teacher stays in eval mode: its targets then depend on one image alone, not on what else
-    is in the batch. Its BN statistics are the student's latest (see `ema_update`).
+    is in the batch. Its BN statistics are the student's latest (see `ema_update`). A method whose
+    target sees the batch asks for `batch_statistics`.
     """
     return copy.deepcopy(student).requires_grad_(False).eval()
+
+
+@contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[None]:
+    """Inside, every BN of `network` normalises with its batch; what it has tracked stays as it is.
+
+    All else stays in the mode it is in.
+    """
+    norms = [part for part in network.modules() if isinstance(part, _BatchNorm)]
+    before = [(norm.training, norm.track_running_stats) for norm in norms]
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm, (training, tracking) in zip(norms, before, strict=True):
+            norm.training, norm.track_running_stats = training, tracking
+
+
+def _constant(decay: float, progress: float) -> float:
+    return decay
+
+
+def _cosine(decay: float, progress: float) -> float:
+    return 1 - (1 - decay) * (math.cos(math.pi * progress) + 1) / 2
+
+
+SCHEDULES: Mapping[str, Callable[[float, float], float]] = {
+    "constant": _constant,
+    "cosine": _cosine,
+}
+
+
+def ema_decay(step: int, steps: int, ssl: SSLConfig) -> float:
+    """The teacher's decay after optimizer step `step` (from 0) of `steps`: a pure function.
+
+    cosine: Grill et al. 2020, section 3.2: τ = 1 − (1 − τ_base) · (cos(πk/K) + 1)/2, which rises
+    to 1.
+    """
+    return SCHEDULES[ssl.ema_schedule](ssl.ema_decay, min(1.0, step / max(1, steps)))
 
 
 @torch.no_grad()

@@ -35,6 +35,7 @@ class ConsoleSink(Sink):
             "mutation": mutation_line,
             "rollback": mutation_line,
             "latency": latency_line,
+            "finetune": finetune_line,
             "message": lambda values: str(values["text"]),
             "warning": lambda values: f"WARNING: {values['text']}",
         }
@@ -152,6 +153,16 @@ def mutation_line(values: Mapping[str, Any]) -> str:
         f"params {_count(before['params'])} -> {_count(after['params'])}, loss {loss} "
         f"({'accepted' if values['accepted'] else 'rolled back'})"
     )
+
+
+def finetune_line(values: Mapping[str, Any]) -> str:
+    """Say how an epoch of fine-tuning went, and whether its network is the best so far."""
+    line = (
+        f"fine-tuning epoch {values['epoch'] + 1}/{values['epochs']}: loss {values['loss']:.4f}, "
+        f"accuracy {values['accuracy']:.1f} %, val {values['val_accuracy']:.2f} ± "
+        f"{values['val_ci95']:.2f} %, {values['images_per_second']:,.0f} images/s"
+    )
+    return f"{line}, the best so far" if values["best"] else line
 
 
 def latency_line(values: Mapping[str, Any]) -> str:

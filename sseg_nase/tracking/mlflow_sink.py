@@ -42,6 +42,8 @@ RUN_FILES = (
     "architecture.json",
     "mutations.jsonl",
     "episodes.npz",
+    "confusion.npz",
+    "per_class.csv",
     "results.json",
 )
 MLFLOW_STATUS = {FINISHED: "FINISHED", FAILED: "FAILED", INTERRUPTED: "KILLED"}

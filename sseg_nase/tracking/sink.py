@@ -10,6 +10,8 @@ level       level (the new one), epoch, reason
 mutation    one line of mutations.jsonl, whole, as the design's schema has it
 rollback    the line of a mutation that did not pass its probation, with `accepted` false
 latency     batch, before_ms, after_ms: of the network that was pruned
+finetune    epoch (from 0), epochs, loss, accuracy, val_accuracy, val_ci95 (percent), best,
+            images_per_second
 message     text
 warning     text: shown loudly
 ==========  ========================================================================================

@@ -72,7 +72,7 @@ class ArchitectureMetrics(Callback):
         figures = {
             "arch/params": architecture.params,
             "arch/macs": architecture.macs(),
-            "arch/blocks": len(architecture.blocks),
+            "arch/blocks": len(architecture.channels),
             "arch/width": max(architecture.channels),
             "arch/sparsity": removed / (sum(architecture.channels) + removed),
         }

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
+from sseg_nase.config.schema import EVOLVABLE, Config
 from sseg_nase.errors import UserError
 from sseg_nase.files import replacing
-from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.evolvable import EvolvableCNN
+from sseg_nase.nets.backbone import Backbone
+from sseg_nase.nets.building import build, described
 
 SCHEMA = 1
+DEFAULT = EVOLVABLE[0]
 
 
 def save(path: Path, payload: dict[str, Any]) -> None:
@@ -41,11 +43,11 @@ def load(path: Path) -> dict[str, Any]:
     return payload
 
 
-def backbone_of(path: Path) -> EvolvableCNN:
+def backbone_of(path: Path) -> Backbone:
     """The backbone in a checkpoint, with the student's weights."""
     payload = load(path)
     try:
-        backbone = EvolvableCNN(Architecture.from_dict(payload["architecture"]))
+        backbone = build(described(payload["architecture"]))
         backbone.load_state_dict(
             {
                 name.removeprefix("backbone."): tensor
@@ -53,8 +55,48 @@ def backbone_of(path: Path) -> EvolvableCNN:
                 if name.startswith("backbone.")
             }
         )
-    except (KeyError, TypeError, RuntimeError, AssertionError) as error:
+    except (UserError, KeyError, TypeError, RuntimeError, AssertionError) as error:
+        raise not_belonging(path, error) from error
+    return backbone
+
+
+def not_belonging(path: Path, error: Exception) -> UserError:
+    """What is said of weights that do not fit their network one by one."""
+    return UserError(
+        f"checkpoint={path}: architecture and weights do not belong together ({error})."
+    )
+
+
+def backbone_for(path: Path, config: Config) -> Backbone:
+    """`backbone_of` the checkpoint for the images of `config`: described at their size.
+
+    Raises `UserError` where it takes images of another size or of other channels, and where
+    `config` asks for a backbone of another name.
+    """
+    backbone = backbone_of(path)
+    architecture, dataset = backbone.architecture, config.dataset
+    asked, size, trained_at = config.backbone.name, dataset.image_size, architecture.resolution
+    # The default asks for nothing in particular; a chain of blocks may have been mutated since.
+    kind = DEFAULT if asked in EVOLVABLE else asked
+    same = architecture.name == kind
+    if same and asked in EVOLVABLE and not any(r["accepted"] for r in load(path)["history"]):
+        same = architecture.channels == tuple(config.backbone.channels or ())
+    if asked != DEFAULT and not same:
+        widths = "-".join(map(str, architecture.channels))
         raise UserError(
-            f"checkpoint={path}: architecture and weights do not belong together ({error})."
-        ) from error
+            f"backbone={asked}: checkpoint={path} holds another network, {architecture.name} with "
+            f"channels {widths}. Leave backbone out, or give a checkpoint of that backbone."
+        )
+    if architecture.in_channels != dataset.channels:
+        raise UserError(
+            f"dataset.channels={dataset.channels}: the network in checkpoint={path} has "
+            f"in_channels={architecture.in_channels}; set dataset.channels="
+            f"{architecture.in_channels}, or give a network for such images."
+        )
+    if not architecture.any_resolution and trained_at != size:
+        raise UserError(
+            f"dataset.image_size={size}: the network in checkpoint={path} takes {trained_at} px "
+            f"only; set dataset.image_size={trained_at}."
+        )
+    backbone.architecture = architecture.at(size)
     return backbone

@@ -413,7 +413,8 @@ class _SynchronizedBatchNorm(_BatchNorm):
             return super().forward(input)
         self._check_input_dim(input)
         y, mean, var = _NormalizeOverRanks.apply(input, self.weight, self.bias, self.eps)
-        self._track(mean, var, ranks() * input.numel() // input.shape[1])
+        if self.track_running_stats:
+            self._track(mean, var, ranks() * input.numel() // input.shape[1])
         return y
 
     @torch.no_grad()

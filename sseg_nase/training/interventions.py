@@ -12,6 +12,7 @@ from sseg_nase.data.random import derive
 from sseg_nase.evolution.history import accepted_kinds, removed_channels
 from sseg_nase.evolution.plateau import PlateauDetector
 from sseg_nase.evolution.selection import Caps, Options, candidates, fitness
+from sseg_nase.nets.evolvable import EvolvableCNN
 from sseg_nase.nets.mutation import Mutation, prune
 from sseg_nase.sparsity.importance import channel_importance, sensitivity
 from sseg_nase.sparsity.masks import channels_to_remove, complementary_masks, target_sparsity
@@ -29,6 +30,7 @@ def importance(
     losses = trainer.probe.losses(networks, trainer.progress.epoch, batches)
     totals = (each.total for each in losses)
     backbone = networks.learner.backbone
+    assert isinstance(backbone, EvolvableCNN), type(backbone)
     return channel_importance(backbone, totals, kind=kind, coupled=coupled, seed=seed)
 
 
@@ -119,7 +121,7 @@ class Evolve(Intervention):
             trainer, kind="taylor", batches=SENSITIVITY_BATCHES, seed=seed, coupled=False
         )
         found = candidates(
-            trainer.networks.architecture,
+            trainer.networks.evolving,
             operators=evolution.operators,
             sensitivity=sensitivity(scores),
             options=self.options,
@@ -210,7 +212,7 @@ class Sparsify(Intervention):
             reason = "nothing to remove within the minimum widths"
             return Decision(None, {"reason": reason, **trigger})
         return Decision(
-            prune(trainer.networks.architecture, masks.kept),
+            prune(trainer.networks.evolving, masks.kept),
             {"reason": "sparsity schedule", **trigger},
             tolerance=sparsity.rollback_tolerance,
             grace=sparsity.rollback_grace_epochs,

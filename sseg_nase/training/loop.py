@@ -24,7 +24,7 @@ from sseg_nase.nets.mutation import Mutation
 from sseg_nase.sparsity.recalibration import recalibrate
 from sseg_nase.ssl.methods import METHODS, Losses
 from sseg_nase.ssl.objectives import nt_xent
-from sseg_nase.ssl.teacher import ema_update
+from sseg_nase.ssl.teacher import ema_decay
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.distributed import (
     gather_rows,
@@ -190,6 +190,8 @@ class Trainer:
                 losses = self._losses(batch, index)
                 self._emit(Event.AFTER_LOSS)
                 self.fabric.backward(losses.total / group_size)
+            if losses.memory is not None:
+                self.networks.memory = losses.memory
             self._emit(Event.AFTER_BACKWARD)
             sums += torch.stack(_detached(losses))
             images += batch.of
@@ -231,9 +233,8 @@ class Trainer:
         images = self._perturbed(batch)
         views = self.probe.views(images, seed, first=batch.first, of=batch.of)
         with self.fabric.autocast():
-            return self.method(
-                self.model, self.networks.teacher, views, self.config.ssl, gather_rows
-            )
+            teaching = self.networks.teaching(self.progress.epoch)
+            return self.method.loss(self.model, teaching, views, self.config.ssl, gather_rows)
 
     def _perturbed(self, batch: Batch) -> Tensor:
         """ADVERSARIAL images moved a little towards what the student confuses them with."""
@@ -270,10 +271,8 @@ class Trainer:
             group["lr"] = self.learning_rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.networks.teacher is not None:
-            ema_update(
-                self.networks.teacher, self.networks.learner.backbone, self.config.ssl.ema_decay
-            )
+        steps = self.steps_per_epoch * self.config.pretrain.epochs
+        self.networks.follow(ema_decay(self.progress.step, steps, self.config.ssl))
         self.progress.step += 1
 
     def _report(self, batch: int, batches: int, losses: Losses, speed: float) -> None:
@@ -299,7 +298,7 @@ class Trainer:
         architecture = self.networks.architecture
         figures: dict[str, Any] = {
             "level": self.feed.schedule.level,
-            "blocks": len(architecture.blocks),
+            "blocks": len(architecture.channels),
             "params": architecture.params,
         }
         if self.means is not None:
@@ -347,13 +346,13 @@ class Trainer:
         """Apply to student, teacher and optimizer, verify, then accept or leave all as it was."""
         began, epoch = time.perf_counter(), self.progress.epoch
         old = self.networks
-        loss_before = self.probe.loss(old)
+        loss_before = self.probe.loss(old, epoch)
         new = self.workshop.mutated(old, mutation)
         self._verify(old, new, mutation)
         views = self.probe.batches(epoch, decision.recalibrate)
-        if decision.recalibrate:
-            recalibrate(new.learner, (pair.flatten(0, 1) for pair in views))
-        loss_after = self.probe.loss(new)
+        if decision.recalibrate:  # on views of the whole size: embeddings are of such images
+            recalibrate(new.learner, (whole.flatten(0, 1) for whole, *_ in views))
+        loss_after = self.probe.loss(new, epoch)
         highest = loss_before * (1 + decision.tolerance) if decision.grace == 0 else float("inf")
         accepted = same_everywhere(loss_after <= highest)  # False for nan, too
         record = MutationRecord(
@@ -365,7 +364,7 @@ class Trainer:
             trigger=decision.trigger,
             before=counts(mutation.before),
             after=counts(mutation.after),
-            function_delta=self.probe.function_delta(old.learner, new.learner),
+            function_delta=self.probe.function_delta(old, new, mutation),
             loss_before=loss_before,
             loss_after=loss_after,
             fitness=decision.fitness,
@@ -386,7 +385,10 @@ class Trainer:
     def _judge(self, probation: Probation) -> None:
         """End a probation: the mutation stays, or the networks from before it come back."""
         self.probation = None
-        loss, without = self.probe.loss(self.networks), self.probe.loss(probation.old)
+        loss, without = (
+            self.probe.loss(networks, self.progress.epoch)
+            for networks in (self.networks, probation.old)
+        )
         kept = same_everywhere(loss <= without * (1 + probation.tolerance))
         figures = {"epoch": self.progress.epoch, "loss": loss, "loss_without": without}
         self.sink.event("probation", {"index": probation.index, "kept": kept, **figures})
@@ -418,7 +420,9 @@ class Trainer:
         """
         self.networks = networks
         if self.fabric.world_size > 1:
-            synchronize_batch_norm(networks.learner)
+            for network in (networks.learner, networks.teacher, networks.teacher_head):
+                if network is not None:
+                    synchronize_batch_norm(network)
         self.model, self.optimizer = self.fabric.setup(networks.learner, networks.optimizer)
 
     def _digest(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from sseg_nase.config.schema import Config
 from sseg_nase.evolution.operators import (
@@ -18,24 +19,52 @@ from sseg_nase.evolution.operators import (
     named_moments,
 )
 from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.evolvable import EvolvableCNN, Learner
+from sseg_nase.nets.backbone import Backbone
+from sseg_nase.nets.building import described
+from sseg_nase.nets.description import Description
+from sseg_nase.nets.evolvable import Learner
 from sseg_nase.nets.mutation import Mutation
-from sseg_nase.ssl.teacher import make_teacher
+from sseg_nase.ssl.methods import METHODS, Teaching
+from sseg_nase.ssl.teacher import ema_update, make_teacher
 from sseg_nase.training.optim import build_optimizer
 
 
 @dataclass
 class Networks:
-    """Student (with its projection head), teacher if there is one, and the optimizer."""
+    """Student (with what stands upon its backbone), teacher if there is one, and the optimizer.
+
+    `teacher_head`: where the teacher is the method's target. `memory`: what the method keeps beside
+    its networks.
+    """
 
     learner: Learner
-    teacher: EvolvableCNN | None
+    teacher: Backbone | None
     optimizer: torch.optim.Optimizer
+    teacher_head: nn.Module | None
+    memory: Mapping[str, Tensor]
 
     @property
-    def architecture(self) -> Architecture:
+    def architecture(self) -> Description:
         """Of the student, and so of the teacher."""
         return self.learner.backbone.architecture
+
+    @property
+    def evolving(self) -> Architecture:
+        """`architecture` of a backbone that mutations know; no other one is ever mutated."""
+        architecture = self.architecture
+        assert isinstance(architecture, Architecture), architecture
+        return architecture
+
+    def teaching(self, epoch: int) -> Teaching:
+        """What the loss of `epoch` is given beside the student."""
+        return Teaching(self.teacher, self.teacher_head, self.memory, epoch)
+
+    def follow(self, decay: float) -> None:
+        """Move the teacher towards the student."""
+        if self.teacher is not None:
+            ema_update(self.teacher, self.learner.backbone, decay)
+        if self.teacher_head is not None:
+            ema_update(self.teacher_head, self.learner.head, decay)
 
     def compile(self) -> None:
         """Let torch compile what is trained, at its next call; copies of it are not compiled.
@@ -50,8 +79,9 @@ class Networks:
     def state(self) -> TrainingState:
         """All of it as named tensors."""
         teacher = None if self.teacher is None else self.teacher.state_dict()
+        head = None if self.teacher_head is None else self.teacher_head.state_dict()
         moments = named_moments(self.optimizer, self.learner)
-        return TrainingState(self.learner.state_dict(), teacher, moments)
+        return TrainingState(self.learner.state_dict(), teacher, moments, head, self.memory)
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint: tensors and plain data."""
@@ -60,6 +90,8 @@ class Networks:
             "architecture": self.architecture.to_dict(),
             "student": dict(state.student),
             "teacher": None if state.teacher is None else dict(state.teacher),
+            "teacher_head": None if state.teacher_head is None else dict(state.teacher_head),
+            "memory": dict(state.memory),
             "moments": {name: dict(moments) for name, moments in state.moments.items()},
         }
 
@@ -80,9 +112,16 @@ class Workshop:
         """A teacher equal to the student, and an optimizer without moments."""
         learner.backbone.gradient_checkpointing = self.config.hardware.gradient_checkpointing
         learner.to(self.device).to(memory_format=self.memory_format)
-        distills = self.config.ssl.distillation_weight > 0
-        teacher = make_teacher(learner.backbone) if distills else None
-        return Networks(learner, teacher, build_optimizer(learner, self.config.optimizer))
+        ssl = self.config.ssl
+        method = METHODS[ssl.name]
+        taught = method.has_target or ssl.distillation_weight > 0
+        return Networks(
+            learner,
+            make_teacher(learner.backbone) if taught else None,
+            build_optimizer(learner, self.config.optimizer),
+            make_teacher(learner.head) if method.has_target else None,
+            {name: tensor.to(self.device) for name, tensor in method.memory(ssl).items()},
+        )
 
     def mutated(self, networks: Networks, mutation: Mutation) -> Networks:
         """New networks and optimizer after `mutation`; the given ones are left as they are."""
@@ -91,14 +130,26 @@ class Workshop:
 
     def restored(self, saved: Mapping[str, Any]) -> Networks:
         """What `Networks.state_dict` saved."""
-        state = TrainingState(saved["student"], saved["teacher"], saved["moments"])
-        learner = learner_of(Architecture.from_dict(saved["architecture"]), state)
+        state = TrainingState(
+            saved["student"],
+            saved["teacher"],
+            saved["moments"],
+            saved.get("teacher_head"),  # an older file has none of SimCLR's
+            saved.get("memory", {}),
+        )
+        learner = learner_of(described(saved["architecture"]), state)
         return self._filled(learner.train(), state)
 
     def _filled(self, learner: Learner, state: TrainingState) -> Networks:
         networks = self.around(learner)
-        assert (networks.teacher is None) == (state.teacher is None)
-        if networks.teacher is not None and state.teacher is not None:
-            networks.teacher.load_state_dict(dict(state.teacher))
+        for network, tensors in (
+            (networks.teacher, state.teacher),
+            (networks.teacher_head, state.teacher_head),
+        ):
+            assert (network is None) == (tensors is None)
+            if network is not None and tensors is not None:
+                network.load_state_dict(dict(tensors))
+        assert networks.memory.keys() == state.memory.keys()
+        networks.memory = {name: t.to(self.device) for name, t in state.memory.items()}
         load_moments(networks.optimizer, learner, state.moments)
         return networks

@@ -14,6 +14,7 @@ from sseg_nase.data.benchmarks.digits import load as digits
 from sseg_nase.data.episodes import EpisodeList, sample_episodes
 from sseg_nase.fewshot.classifiers import prototype_scores
 from sseg_nase.fewshot.evaluation import evaluate_episodes
+from sseg_nase.fewshot.methods import METHODS
 from sseg_nase.hardware.profiles import cores
 from sseg_nase.nets.evolvable import EvolvableCNN
 from sseg_nase.stages import evaluate, fewshot_tasks, seed_learner
@@ -89,12 +90,11 @@ def easyfsl(episodes: int) -> Work:
 def on_features(episodes: int) -> Work:
     """All episodes in a few tensor operations, on features that are there."""
     features, mean, listed = _features(episodes)
-    memory_mb = program().evaluation.memory_mb
+    evaluation = program().evaluation
 
     def work() -> float:
-        evaluate_episodes(
-            features, listed, mean=mean, normalize="cl2n", metric="cosine", memory_mb=memory_mb
-        )
+        method = METHODS[evaluation.method]
+        evaluate_episodes(features, listed, method, evaluation, mean=mean, classes=16)
         return episodes
 
     return work

@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -70,7 +71,7 @@ class Ledger:
 
 def shares(size: int) -> tuple[float, list[tuple[str, float]]]:
     """Seconds of a step, and the share of each of its parts, the largest first."""
-    from sseg_nase.training import loop
+    from sseg_nase.training import networks
     from tests.bench.pretraining import epochs, trainer
     from tests.bench.setting import overrule
 
@@ -83,13 +84,14 @@ def shares(size: int) -> tuple[float, list[tuple[str, float]]]:
     assert teacher is not None
     overrule(watched.feed, epoch=ledger.each("feeding", watched.feed.epoch))
     overrule(watched.probe, views=ledger.counted("views", watched.probe.views))
-    overrule(watched, method=ledger.counted("loss", watched.method))
+    method = watched.method
+    overrule(watched, method=replace(method, loss=ledger.counted("loss", method.loss)))
     overrule(watched.model, forward=ledger.counted("forward", watched.model.forward))
     overrule(teacher, forward=ledger.counted("teacher", teacher.forward))
     overrule(watched.fabric, backward=ledger.counted("backward", watched.fabric.backward))
     overrule(watched, _step=ledger.counted("optimizer", watched._step))
-    average = ledger.counted("teacher", loop.ema_update)
-    with mock.patch.object(loop, "ema_update", average), ledger.counting(REST):
+    average = ledger.counted("teacher", networks.ema_update)
+    with mock.patch.object(networks, "ema_update", average), ledger.counting(REST):
         work()
     whole = sum(ledger.seconds.values())
     largest = sorted(ledger.seconds.items(), key=lambda part: part[1], reverse=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import http.client
+import itertools
 import logging
 import os
 import pickle
@@ -21,10 +22,15 @@ from PIL import Image
 from sseg_nase.config.schema import SPLITS, DatasetConfig
 from sseg_nase.data.benchmarks import available_splits, cifar_fs, load_split
 from sseg_nase.data.benchmarks.layouts import split_classes
+from sseg_nase.data.episodes import sample_episodes
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 
 PER_CLASS = 3
+ALWAYS: dict[str, dict[str, Any]] = {
+    "omniglot": {"split_by": "alphabets", "rotations": False, "invert": False},
+    "sketch": {"channels": 1, "invert": False},
+}
 TINY = {"train": ["ant", "bee", "cat"], "val": ["dog"], "test": ["elk", "fox"]}
 
 
@@ -32,12 +38,15 @@ def config(name: str, **changed: Any) -> DatasetConfig:
     default = DatasetConfig(
         name=name,
         image_size=8,
+        channels=3,
         root=None,
         split_by="folder",
         split_fractions=[0.5, 0.25, 0.25],
         split_seed=0,
+        rotations=None,
+        invert=None,
     )
-    return dataclasses.replace(default, **changed)
+    return dataclasses.replace(default, **{**ALWAYS.get(name, {}), **changed})
 
 
 def pixels(name: str, index: int, size: int = 8) -> np.ndarray:
@@ -446,6 +455,256 @@ def test_omniglot_without_the_evaluation_alphabets(
     )
     with pytest.raises(UserError, match="no test split"):
         load(config("omniglot", split_fractions=[5 / 6, 1 / 6, 0]), "test")
+
+
+@pytest.mark.parametrize("split_by", ["alphabets", "classes"])
+def test_omniglots_rotations_are_classes_of_one_split(
+    tmp_path: Path, load: Callable[..., ImageStore], split_by: str
+) -> None:
+    omniglot(tmp_path / "data")
+    options = {"split_fractions": [0.7, 0.3, 0], "split_by": split_by}
+    for split in SPLITS:
+        plain = load(config("omniglot", **options), split)
+        turned = load(config("omniglot", rotations=True, **options), split)
+        assert turned.class_names == tuple(
+            f"{name}/rot{degrees:03d}"
+            for name in plain.class_names
+            for degrees in range(0, 360, 90)
+        )
+        assert turned.counts().tolist() == [PER_CLASS] * (4 * len(plain.class_names))
+        for label, name in enumerate(plain.class_names):
+            for index, quarter in itertools.product(range(PER_CLASS), range(4)):
+                place = turned.class_indices[4 * label + quarter][index]
+                expected = Image.fromarray(pixels(name, index)).rotate(90 * quarter)
+                assert np.array_equal(turned.images[place], np.asarray(expected))
+        turned.verify()
+
+
+def test_omniglot_is_split_by_characters(tmp_path: Path, load: Callable[..., ImageStore]) -> None:
+    classes = omniglot(tmp_path / "data")
+    options = {"split_fractions": [0.75, 0.25, 0], "split_by": "classes"}
+    stores = {split: load(config("omniglot", **options), split) for split in SPLITS}
+    for store in stores.values():
+        check(store, store.class_names)
+    assert {split: len(store.class_names) for split, store in stores.items()} == {
+        "train": 18,
+        "val": 6,
+        "test": 4,
+    }
+    names = [name for store in stores.values() for name in store.class_names]
+    assert sorted(names) == sorted(name for found in classes.values() for name in found)
+
+
+def vinyals(folder: Path, lines: Mapping[str, Iterable[str]]) -> None:
+    folder.mkdir(parents=True)
+    for split, listed in lines.items():
+        (folder / f"{split}.txt").write_text("\n".join(listed) + "\n")
+
+
+@pytest.mark.parametrize("place", ["vinyals", "splits/vinyals"])
+def test_omniglot_by_vinyals_lists(
+    tmp_path: Path, load: Callable[..., ImageStore], place: str
+) -> None:
+    omniglot(tmp_path / "data")
+    turns = ("/rot000", "/rot090", "/rot180", "/rot270")
+    lists = {
+        "train": ["back00/character01", "eval01/character02", "back01/character01"],
+        "val": ["back00/character02"],
+    }
+    written = {split: [n + turn for n in names for turn in turns] for split, names in lists.items()}
+    vinyals(tmp_path / "data" / "omniglot" / place, written)
+    for split, names in lists.items():
+        check(load(config("omniglot", split_by="vinyals"), split), names)
+        turned = load(config("omniglot", split_by="vinyals", rotations=True), split)
+        assert turned.class_names == tuple(sorted(n + turn for n in names for turn in turns))
+    with pytest.raises(UserError, match="no test split"):
+        load(config("omniglot", split_by="vinyals"), "test")
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (None, r"no lists train\.txt.*vinyals.*split_by=alphabets"),
+        (["back00/character01", "back00"], r"Line 2 of .*train\.txt is 'back00'"),
+        (["back00/character01/rot000/x"], r"Line 1 of .*train\.txt"),
+        ([""], r"train\.txt names no characters"),
+        (
+            ["back00/character01", "back00/character07", "Greek/character01"],
+            r"2 characters .*: Greek/character01, back00/character07\. Vinyals' split needs both",
+        ),
+    ],
+)
+def test_mistakes_in_vinyals_lists_are_named(
+    tmp_path: Path, load: Callable[..., ImageStore], lines: list[str] | None, said: str
+) -> None:
+    omniglot(tmp_path / "data")
+    if lines is not None:
+        vinyals(tmp_path / "data" / "omniglot" / "vinyals", {"train": lines})
+    with pytest.raises(UserError, match=said):
+        load(config("omniglot", split_by="vinyals"), "train")
+
+
+# Drawings
+
+
+def stroke(size: int = 105, thick: int = 2) -> np.ndarray:
+    """A thin cross in black on white, uint8 `[size, size]`."""
+    image = np.full((size, size), 255, np.uint8)
+    image[size // 3 : size // 3 + thick] = 0
+    image[:, size // 2 : size // 2 + thick] = 0
+    return image
+
+
+def drawn_as(grey: np.ndarray, form: str) -> Image.Image:
+    image = Image.fromarray(grey)
+    if form == "palette, transparent":
+        paletted = image.point(lambda value: 7 if value else 9).convert("P")
+        paletted.putpalette([200, 0, 100] * 8 + [0] * 6)  # 7 is no colour of paper, 9 is black
+        paletted.info["transparency"] = 7
+        return paletted
+    if form in ("RGBA", "LA"):  # ink on nothing: what is transparent is black underneath
+        clear = Image.new(form, image.size, 0)
+        clear.putalpha(Image.fromarray(255 - grey))
+        return clear
+    return image.convert(form)
+
+
+def area_means(grey: np.ndarray, size: int) -> np.ndarray:
+    """Every pixel cut into `size` × `size` pieces, and these put together anew."""
+    side = len(grey)
+    pieces = np.kron(grey.astype(np.float64), np.ones((size, size)))
+    return pieces.reshape(size, side, size, side).mean(axis=(1, 3))
+
+
+@pytest.mark.parametrize(
+    ("form", "suffix"),
+    [("1", "png"), ("L", "png"), ("L", "bmp"), ("P", "png"), ("RGB", "bmp"), ("RGBA", "png")]
+    + [("LA", "png"), ("palette, transparent", "png"), ("I", "png")],
+)
+@pytest.mark.parametrize("invert", [False, True])
+def test_drawings_of_every_make_become_the_same_small_one(
+    tmp_path: Path, load: Callable[..., ImageStore], form: str, suffix: str, invert: bool
+) -> None:
+    folder = tmp_path / "mine" / "train" / "cross"
+    folder.mkdir(parents=True)
+    grey = stroke()
+    image = Image.fromarray(grey.astype(np.uint16) * 257) if form == "I" else drawn_as(grey, form)
+    image.save(folder / f"0.{suffix}", **({"transparency": 7} if "palette" in form else {}))
+    mine = config("sketch", root=str(tmp_path / "mine"), image_size=28, invert=invert)
+    store = load(mine, "train")
+    assert store.images.shape == (1, 28, 28, 1)
+    expected = area_means(255 - grey if invert else grey, 28)
+    assert np.abs(store.images[0, :, :, 0] - expected).max() <= 0.51
+    ink = store.images[0, :, :, 0] if invert else 255 - store.images[0, :, :, 0]
+    # Of two pixels in 105 more than half of a pixel of 28 is left, somewhere along each stroke.
+    assert (ink.max(axis=1) > 60).all()
+    assert (ink.max(axis=0) > 60).all()
+
+
+def test_a_jpeg_and_a_coloured_drawing(tmp_path: Path, load: Callable[..., ImageStore]) -> None:
+    folder = tmp_path / "mine" / "train" / "a"
+    folder.mkdir(parents=True)
+    Image.fromarray(stroke(64)).save(folder / "0.jpg", quality=95)
+    colours = pixels("a", 0, 64)
+    Image.fromarray(colours).save(folder / "1.png")
+    store = load(config("sketch", root=str(tmp_path / "mine"), image_size=32, channels=3), "train")
+    assert np.abs(store.images[0, :, :, 1] - area_means(stroke(64), 32)).mean() < 8
+    for channel in range(3):
+        expected = area_means(colours[:, :, channel], 32)
+        assert np.abs(store.images[1, :, :, channel] - expected).max() <= 0.51
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 20), (10, 40)])
+def test_nothing_of_a_long_drawing_is_cut_off(
+    tmp_path: Path, load: Callable[..., ImageStore], height: int, width: int
+) -> None:
+    folder = tmp_path / "mine" / "train" / "a"
+    folder.mkdir(parents=True)
+    Image.new("L", (width, height), 0).save(folder / "0.png")
+    (image,) = load(config("sketch", root=str(tmp_path / "mine"), image_size=20), "train").images
+    inked = (image[:, :, 0] == 0).sum(axis=0)
+    assert (inked.max(), (inked > 0).sum()) == (height // 2, width // 2)
+    assert (image == 0).sum() == height * width // 4
+    assert image[0, 0, 0] == 255
+
+
+def test_a_small_drawing_is_enlarged(tmp_path: Path, load: Callable[..., ImageStore]) -> None:
+    folder = tmp_path / "mine" / "train" / "a"
+    folder.mkdir(parents=True)
+    Image.fromarray(stroke(9, 3)).save(folder / "0.png")
+    (image,) = load(config("sketch", root=str(tmp_path / "mine"), image_size=28), "train").images
+    resized = Image.fromarray(stroke(9, 3)).resize((28, 28), Image.Resampling.BILINEAR)
+    assert np.array_equal(image[:, :, 0], np.asarray(resized))
+
+
+def test_drawings_are_split_as_other_folders(
+    tmp_path: Path, load: Callable[..., ImageStore]
+) -> None:
+    by_folder = split_tree(tmp_path / "folders")
+    for split, names in TINY.items():
+        check(load(config("sketch", root=str(by_folder), channels=3), split), names)
+    for index in range(9):
+        class_folder(tmp_path / "classes" / f"class{index}")
+    mine = config("sketch", root=str(tmp_path / "classes"), channels=3, split_by="classes")
+    names = [load(mine, split).class_names for split in SPLITS]
+    assert sorted(itertools.chain(*names)) == [f"class{index}" for index in range(9)]
+
+
+def test_a_broken_drawing_is_named(tmp_path: Path, load: Callable[..., ImageStore]) -> None:
+    root = split_tree(tmp_path / "mine")
+    (root / "train" / "bee" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"bee/1\.png cannot be read"):
+        load(config("sketch", root=str(root)), "train")
+
+
+# Images without labels
+
+
+@pytest.mark.parametrize("name", ["folder", "sketch"])
+def test_a_train_folder_of_images_is_one_nameless_class(
+    tmp_path: Path,
+    load: Callable[..., ImageStore],
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+) -> None:
+    root = tmp_path / "mine"
+    class_folder(root / "train", "any", count=5)
+    (root / "train" / ".thumbnails").mkdir()
+    class_folder(root / "val" / "dog")
+    mine = config(name, root=str(root), channels=3)
+    for _ in range(2):  # read, and from the cache
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "sseg_nase"):
+            store = load(mine, "train")
+        assert "train has 5 images and no class folders" in caplog.text
+    assert store.class_names == ("",)
+    assert store.labels.tolist() == [0] * 5
+    assert np.array_equal(store.images[3], pixels("any", 3))
+    check(load(mine, "val"), ["dog"])
+    with pytest.raises(UserError, match=r"split 'train' of dataset .* has only 1 class"):
+        sample_episodes(
+            store.class_indices,
+            dataset=name,
+            split="train",
+            ways=2,
+            shots=1,
+            queries=1,
+            episodes=1,
+            seed=0,
+        )
+
+
+def test_only_the_train_split_may_be_without_classes(
+    tmp_path: Path, load: Callable[..., ImageStore]
+) -> None:
+    for split in ("train", "val"):
+        class_folder(tmp_path / "mine" / split, "any")
+    mine = config("folder", root=str(tmp_path / "mine"))
+    assert len(load(mine, "train")) == PER_CLASS  # whatever the others are
+    with pytest.raises(UserError, match=r"no class folders in .*val"):
+        load(mine, "val")
+    with pytest.raises(UserError, match=r"no class folders in .*train"):
+        load(config("folder", root=str(tmp_path / "mine" / "train"), split_by="classes"), "train")
 
 
 # Digits

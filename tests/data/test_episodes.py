@@ -149,6 +149,63 @@ def test_too_few_images_are_refused() -> None:
     assert "evaluation.queries" in message
 
 
+@pytest.mark.parametrize("alpha", [0.1, 1.0, 2.0, 100.0])
+def test_unbalanced_episodes_are_tasks_without_replacement(alpha: float) -> None:
+    class_indices = split_of([90, 85, 120, 81, 300, 95])
+    episodes = draw(class_indices, dirichlet_alpha=alpha, shots=5)
+    assert episodes.query.shape == (50, 5, 15)
+    assert episodes.counts is not None
+    assert (episodes.counts >= 0).all()
+    assert (episodes.counts.sum(axis=1) == 75).all()
+    for e in range(50):
+        queries, labels = episodes.query[e].reshape(-1), episodes.labels[e]
+        for n, c in enumerate(episodes.classes[e]):
+            own = queries[labels == n]
+            assert len(own) == episodes.counts[e, n]
+            images = [*episodes.support[e, n], *own]
+            assert len(set(images)) == 5 + len(own)
+            assert set(images) <= set(class_indices[c])
+
+
+@pytest.mark.parametrize("alpha", [0.5, 2.0, 7.0])
+def test_counts_are_those_of_a_dirichlet_distribution(alpha: float) -> None:
+    """Means, variances and covariances; rounding adds up to a twelfth of a query squared."""
+    options = {"shots": 1, "queries": 60, "ways": 3, "episodes": 20_000}
+    counts = draw(split_of([200] * 3), dirichlet_alpha=alpha, **options).counts
+    assert counts is not None
+    mean, covariance = counts.mean(axis=0), np.cov(counts.T)
+    assert np.allclose(mean, 60, atol=1.5)
+    expected = 180**2 * (np.eye(3) / 3 - 1 / 9) / (3 * alpha + 1)
+    assert np.allclose(covariance, expected, rtol=0.05, atol=1)
+
+
+def test_unbalanced_episodes_are_a_fixed_function_of_their_arguments() -> None:
+    class_indices = split_of([100] * 10)
+    first = draw(class_indices, dirichlet_alpha=2.0)
+    assert same(first, draw(class_indices, dirichlet_alpha=2.0))
+    for changed in ({"dirichlet_alpha": 1.0}, {"dirichlet_alpha": 2.0, "seed": 1}, {}):
+        assert not same(first, draw(class_indices, **changed))
+    small = draw([np.arange(40) + 40 * c for c in range(4)], ways=3, queries=3, dirichlet_alpha=2.0)
+    assert small.counts is not None
+    assert small.classes[:2].tolist() == [[0, 1, 3], [2, 1, 0]]
+    assert small.counts[:4].tolist() == [[3, 6, 0], [3, 3, 3], [4, 2, 3], [4, 4, 1]]
+    assert small.query[0].tolist() == [[31, 6, 21], [66, 73, 60], [76, 77, 50]]
+
+
+def test_the_labels_of_balanced_queries() -> None:
+    episodes = draw(split_of([20] * 6), ways=3, queries=2)
+    assert episodes.counts is None
+    assert episodes.labels.tolist() == [[0, 0, 1, 1, 2, 2]] * 50
+
+
+def test_too_few_images_for_unbalanced_queries_are_refused() -> None:
+    draw(split_of([76] * 5), dirichlet_alpha=2.0)
+    with pytest.raises(UserError) as caught:
+        draw(split_of([76, 76, 75, 80, 76]), dirichlet_alpha=2.0)
+    for part in ("query_balance=dirichlet", "76", "class '2'", "75 images", "shots + 5 * queries"):
+        assert part in str(caught.value)
+
+
 def test_an_empty_class_is_refused() -> None:
     with pytest.raises(UserError, match=r"class '1'.* 0 images"):
         draw([np.arange(20), np.arange(0), np.arange(20, 40)], ways=2)

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.ndimage
 import torch
 import torchvision.transforms as T
 import torchvision.transforms.functional as TF
@@ -34,6 +37,13 @@ IDENTITY: dict[str, Any] = {
     "grey": 0.0,
     "blur": 0.0,
     "blur_sigma": [0.1, 2.0],
+    "rotation": 0.0,
+    "translation": 0.0,
+    "zoom": [1.0, 1.0],
+    "thickness": [0.0, 0.0],
+    "erase": 0.0,
+    "erase_area": [0.02, 0.2],
+    "ink": "dark",
 }
 SIMCLR: dict[str, Any] = {
     **IDENTITY,
@@ -44,6 +54,16 @@ SIMCLR: dict[str, Any] = {
     "grey": 0.2,
     "blur": 0.5,
 }
+SKETCH: dict[str, Any] = {
+    **IDENTITY,
+    "rotation": 15.0,
+    "translation": 0.1,
+    "zoom": [0.9, 1.1],
+    "thickness": [-1.5, 2.5],
+    "erase": 0.5,
+}
+EVERYTHING = {**SIMCLR, **{key: value for key, value in SKETCH.items() if value != IDENTITY[key]}}
+BOTH = {"photographs": SIMCLR, "drawings": SKETCH, "everything": EVERYTHING}
 
 
 def config(settings: dict[str, Any] = SIMCLR, **changes: Any) -> ViewsConfig:
@@ -75,6 +95,13 @@ def parameters(images: torch.Tensor, **changes: Any) -> ViewParameters:
         "hue": 0.0,
         "grey": False,
         "sigma": 0.0,
+        "angle": 0.0,
+        "shift_x": 0.0,
+        "shift_y": 0.0,
+        "zoom": 1.0,
+        "radius": 0.0,
+        "erased": torch.zeros(len(images), 4),
+        "paper": 1.0,
     }
     values = {**still, **changes}
     tensors = {k: torch.as_tensor(v) for k, v in values.items()}
@@ -168,17 +195,145 @@ def test_resized_crop_equals_torchvision(size: int, way: Callable[..., torch.Ten
         torch.testing.assert_close(view, expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("paper", [0.0, 1.0])
+def test_turned_shifted_and_zoomed_views_equal_torchvision(
+    paper: float, way: Callable[..., torch.Tensor]
+) -> None:
+    images, size, room = some_images(24), 32, 40
+    angles = torch.linspace(-180, 180, 24)
+    shifts = torch.linspace(-0.4, 0.3, 24)
+    zooms = torch.linspace(0.6, 2, 24)
+    changes = {"angle": angles, "shift_x": shifts, "shift_y": shifts.flip(0), "zoom": zooms}
+    ours = apply_one(way, images, paper=paper, **changes)
+    for k, (image, view) in enumerate(zip(images / 255, ours, strict=True)):
+        # Paper on all sides first: torchvision weighs what lies half outside twice.
+        expected = TF.affine(
+            TF.pad(image, [room] * 4, paper),
+            float(angles[k]),
+            [float(shifts[k]) * size, float(shifts.flip(0)[k]) * size],
+            float(zooms[k]),
+            [0.0],
+            TF.InterpolationMode.BILINEAR,
+            [paper] * 3,
+        )[:, room:-room, room:-room]
+        torch.testing.assert_close(view, expected, atol=2e-4, rtol=0)
+
+
+def moved(image: np.ndarray, p: ViewParameters, k: int, size: int) -> np.ndarray:
+    """View `k` of `image` [3, H, W] in [0, 1], pixel by pixel and step by step backwards."""
+    paper, turn = float(p.paper[k]), math.radians(float(p.angle[k]))
+    view = np.zeros((3, size, size))
+
+    def pixel(row: int, column: int) -> np.ndarray:
+        inside = 0 <= row < image.shape[1] and 0 <= column < image.shape[2]
+        return image[:, row, column] if inside else np.full(3, paper)
+
+    for i in range(size):
+        for j in range(size):
+            x = (j + 0.5) / size - 0.5 - float(p.shift_x[k])
+            y = (i + 0.5) / size - 0.5 - float(p.shift_y[k])
+            x, y = (
+                (x * math.cos(turn) + y * math.sin(turn)) / float(p.zoom[k]),
+                (-x * math.sin(turn) + y * math.cos(turn)) / float(p.zoom[k]),
+            )
+            x = -x if p.flip[k] else x
+            x = float(p.left[k]) + (x + 0.5) * float(p.width[k]) - 0.5
+            y = float(p.top[k]) + (y + 0.5) * float(p.height[k]) - 0.5
+            column, row = math.floor(x), math.floor(y)
+            for down, across in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                weight = abs(1 - down - (y - row)) * abs(1 - across - (x - column))
+                view[:, i, j] += weight * pixel(row + down, column + across)
+    return view
+
+
+def test_a_turned_crop_is_resampled_once(way: Callable[..., torch.Tensor]) -> None:
+    images, size = some_images(8, 20, 26), 12
+    settings = config(EVERYTHING, rotation=60.0, zoom=[0.5, 2.0], translation=0.3)
+    drawn = draw_parameters(8, settings, height=20, width=26, seed=3)
+    assert 0 < int(drawn.flip.sum()) < 8
+    places = ("top", "left", "height", "width", "flip", "angle", "shift_x", "shift_y", "zoom")
+    p = parameters(images, **{name: getattr(drawn, name) for name in places})
+    views = way(images, p, size)[0] / 2 + 0.5
+    for k, view in enumerate(views):
+        expected = torch.from_numpy(moved((images[k] / 255).numpy(), p, k, size))
+        torch.testing.assert_close(view, expected.float(), atol=2e-4, rtol=0)
+
+
+def thickened(image: torch.Tensor, radius: float, paper: float) -> torch.Tensor:
+    """By scipy: whole pixels, then a mixture with the next one."""
+    dark_grows, light_grows = scipy.ndimage.grey_erosion, scipy.ndimage.grey_dilation
+    change = dark_grows if (radius > 0) == (paper == 1) else light_grows
+    left = abs(radius)
+    while left > 0:
+        share = min(left, 1.0)
+        planes = [torch.from_numpy(change(plane.numpy(), size=(3, 3))) for plane in image]
+        image = image + share * (torch.stack(planes) - image)
+        left -= 1
+    return image
+
+
+@pytest.mark.parametrize("paper", [0.0, 1.0])
+def test_thickness_equals_scipys_morphology(paper: float, way: Callable[..., torch.Tensor]) -> None:
+    images = some_images(10)
+    radii = torch.tensor([0.0, 1.0, -1.0, 2.0, -2.0, 0.3, -0.3, 1.6, -2.9, 4.0])
+    ours = apply_one(way, images, radius=radii, paper=paper)
+    for image, radius, view in zip(images / 255, radii.tolist(), ours, strict=True):
+        expected = thickened(image, radius, paper)
+        torch.testing.assert_close(view, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("ink", "paper"), [(0, 1.0), (255, 0.0)])
+def test_a_stroke_grows_with_a_positive_radius_and_shrinks_with_a_negative_one(
+    ink: int, paper: float, way: Callable[..., torch.Tensor]
+) -> None:
+    images = torch.full((3, 3, 16, 16), 255 - ink, dtype=torch.uint8)
+    images[:, :, :, 6:9] = ink  # three pixels wide
+    views = apply_one(way, images, radius=torch.tensor([0.0, 1.0, -1.0]), paper=paper)
+    assert ((views[:, 0, 8] - paper).abs() > 0.5).sum(dim=1).tolist() == [3, 5, 1]
+
+
+@pytest.mark.parametrize("paper", [0.0, 1.0])
+def test_erasing_equals_torchvision(paper: float, way: Callable[..., torch.Tensor]) -> None:
+    images = some_images(6)
+    # Shares of the room there is, then of the side.
+    erased = [[0, 0, 0.25, 0.5], [0.999, 0.999, 0.1, 0.3], [0.5, 0.2, 1, 1], [0.3, 0.7, 0.5, 0.2]]
+    erased += [[0.5, 0.5, 0, 0], [0.5, 0.5, 0.01, 0.9]]
+    boxes = [(0, 0, 8, 16), (29, 22, 3, 10), (0, 0, 32, 32), (5, 18, 16, 6), None, None]
+    ours = apply_one(way, images, erased=torch.tensor(erased), paper=paper)
+    for image, box, view in zip(images / 255, boxes, ours, strict=True):
+        expected = image if box is None else TF.erase(image, *box, v=torch.tensor(paper))
+        torch.testing.assert_close(view, expected, atol=1e-5, rtol=0)
+
+
+def test_views_of_light_ink_are_those_of_dark_ink_inverted(
+    way: Callable[..., torch.Tensor],
+) -> None:
+    images = some_images(16)
+    dark, light = (
+        draw_parameters(32, config(SKETCH, ink=ink), height=32, width=32, seed=1)
+        for ink in ("dark", "light")
+    )
+    torch.testing.assert_close(
+        way(images, dark, 32), -way(255 - images, light, 32), atol=2e-5, rtol=0
+    )
+
+
 def reference(image: torch.Tensor, p: ViewParameters, k: int, size: int) -> torch.Tensor:
-    """View `k` of `image` by torchvision's functions, one after the other, in [0, 1]."""
+    """View `k` of `image` by others' functions, one after the other, in [0, 1]."""
     box = [int(x[k]) for x in (p.top, p.left, p.height, p.width)]
-    x = TF.resized_crop(image / 255, *box, size=[size, size], antialias=False)
-    x = TF.hflip(x) if p.flip[k] else x
+    if p.moved[k]:
+        x = torch.from_numpy(moved((image / 255).numpy(), p, k, size)).float()
+    else:
+        x = TF.resized_crop(image / 255, *box, size=[size, size], antialias=False)
+        x = TF.hflip(x) if p.flip[k] else x
+    x = thickened(x, float(p.radius[k]), float(p.paper[k]))
     for number in p.order[k].tolist():
         name = list(OPERATIONS)[number]
         x = OPERATIONS[name](x, float(getattr(p, name)[k]))
     x = TF.rgb_to_grayscale(x, 3) if p.grey[k] else x
     sigma, kernel = float(p.sigma[k]), blur_kernel_size(size)
-    return TF.gaussian_blur(x, [kernel] * 2, [sigma] * 2) if sigma else x
+    x = TF.gaussian_blur(x, [kernel] * 2, [sigma] * 2) if sigma else x
+    return TF.erase(x, *p.erased_boxes(size)[k].tolist(), v=p.paper[k])
 
 
 @pytest.mark.parametrize("size", [32, 47, 84])
@@ -193,9 +348,39 @@ def test_whole_views_equal_torchvision(size: int, way: Callable[..., torch.Tenso
         torch.testing.assert_close(view, reference(images[k % 10], p, k, size), atol=1e-3, rtol=0)
 
 
-def test_views_do_not_depend_on_the_number_of_threads() -> None:
+@pytest.mark.parametrize("settings", [SKETCH, {**EVERYTHING, "hue": 0.0}])
+def test_whole_views_of_drawings_equal_the_references(
+    settings: dict[str, Any], way: Callable[..., torch.Tensor]
+) -> None:
+    images = some_images(10, 28, 28)
+    p = draw_parameters(20, config(settings), height=28, width=28, seed=6)
+    p = dataclasses.replace(p, angle=torch.where(torch.arange(20) % 5 == 4, 0.0, p.angle))
+    still = torch.arange(20) % 5 == 4  # beside views that are moved
+    p = dataclasses.replace(
+        p,
+        shift_x=torch.where(still, 0.0, p.shift_x),
+        shift_y=torch.where(still, 0.0, p.shift_y),
+        zoom=torch.where(still, 1.0, p.zoom),
+    )
+    assert p.moved.tolist() == (~still).tolist()
+    for k, view in enumerate(way(images, p, 28).flatten(0, 1) / 2 + 0.5):
+        torch.testing.assert_close(view, reference(images[k % 10], p, k, 28), atol=1e-3, rtol=0)
+
+
+def test_grey_images_have_the_views_of_the_same_three_channels() -> None:
+    images = some_images(12)[:, :1]
+    grey, three = (
+        make_views(x, config(SKETCH), image_size=28, seed=2)
+        for x in (images, images.expand(-1, 3, -1, -1))
+    )
+    assert grey.shape == (2, 12, 1, 28, 28)
+    assert torch.equal(grey, three[:, :, :1])
+
+
+@pytest.mark.parametrize("settings", BOTH.values(), ids=BOTH)
+def test_views_do_not_depend_on_the_number_of_threads(settings: dict[str, Any]) -> None:
     images = some_images(37)
-    p = draw_parameters(74, config(), height=32, width=32, seed=2)
+    p = draw_parameters(74, config(settings), height=32, width=32, seed=2)
     threads = torch.get_num_threads()
     made = []
     try:
@@ -207,10 +392,11 @@ def test_views_do_not_depend_on_the_number_of_threads() -> None:
     assert all(torch.equal(made[0], other) for other in made[1:])
 
 
-def test_part_of_a_batch_gets_the_views_that_it_has_in_the_whole() -> None:
-    images = some_images(12)
-    whole = make_views(images, config(), image_size=32, seed=4, count=3)
-    part = make_views(images[5:9], config(), image_size=32, seed=4, count=3, first=5, of=12)
+@pytest.mark.parametrize("settings", BOTH.values(), ids=BOTH)
+def test_part_of_a_batch_gets_the_views_that_it_has_in_the_whole(settings: dict[str, Any]) -> None:
+    images, views = some_images(12), config(settings)
+    whole = make_views(images, views, image_size=32, seed=4, count=3)
+    part = make_views(images[5:9], views, image_size=32, seed=4, count=3, first=5, of=12)
     assert torch.equal(part, whole[:, 5:9])
 
 
@@ -222,22 +408,26 @@ def test_views_are_channels_last(way: Callable[..., torch.Tensor]) -> None:
     assert views.flatten(0, 1).data_ptr() == views.data_ptr()
 
 
-def test_a_view_does_not_depend_on_its_batch(way: Callable[..., torch.Tensor]) -> None:
+@pytest.mark.parametrize("settings", BOTH.values(), ids=BOTH)
+def test_a_view_does_not_depend_on_its_batch(
+    settings: dict[str, Any], way: Callable[..., torch.Tensor]
+) -> None:
     images = some_images(50, 84, 84)
-    p = draw_parameters(100, config(), height=84, width=84, seed=1)
+    p = draw_parameters(100, config(settings), height=84, width=84, seed=1)
     whole = way(images, p, 84)
     for k in (0, 27, 49):
         alone = way(images[k : k + 1], p[torch.tensor([k, 50 + k])], 84)
         torch.testing.assert_close(whole[:, k : k + 1], alone, atol=1e-5, rtol=0)
 
 
-def test_same_seed_same_views_and_no_global_state() -> None:
-    images = some_images(8)
+@pytest.mark.parametrize("settings", BOTH.values(), ids=BOTH)
+def test_same_seed_same_views_and_no_global_state(settings: dict[str, Any]) -> None:
+    images, views = some_images(8), config(settings)
     before = images.clone()
     state = torch.get_rng_state()
-    first, second = make_views(images, config(), image_size=32, seed=7)
-    again = make_views(images, config(), image_size=32, seed=7)
-    other, _ = make_views(images, config(), image_size=32, seed=8)
+    first, second = make_views(images, views, image_size=32, seed=7)
+    again = make_views(images, views, image_size=32, seed=7)
+    other, _ = make_views(images, views, image_size=32, seed=8)
     assert torch.equal(first, again[0])
     assert torch.equal(second, again[1])
     assert not torch.equal(first, other)
@@ -322,6 +512,49 @@ def test_parameters_have_the_configured_statistics() -> None:
     expected = int(jittered.sum()) / math.factorial(4)
     assert len(orders) == 24
     assert float(((orders - expected) ** 2 / expected).sum()) < 53  # chi², 23 degrees, p < 0.0004
+
+
+def test_strokes_are_drawn_with_the_configured_statistics() -> None:
+    count, size = 20_000, 100
+    settings = config(EVERYTHING, rotation=20.0, translation=0.3, zoom=[0.5, 2.0])
+    p = draw_parameters(count, settings, height=32, width=32, seed=0)
+    uniform = torch.rand(count, generator=torch.Generator().manual_seed(1))
+    for values, low, high in (
+        (p.angle, -20, 20),
+        (p.shift_x, -0.3, 0.3),
+        (p.shift_y, -0.3, 0.3),
+        (p.zoom, 0.5, 2),
+        (p.radius, -1.5, 2.5),
+    ):
+        same_distribution(values, low + uniform * (high - low))
+    boxes = p.erased_boxes(size)
+    erased = (boxes[:, 2:] > 0).all(dim=1)
+    slack = 4 * math.sqrt(0.25 / count)
+    assert float(erased.float().mean()) == pytest.approx(0.5, abs=slack)
+    top, left, height, width = boxes[erased].double().T
+    share = p.erased[erased, 2] * p.erased[erased, 3]
+    same_distribution(share, 0.02 + uniform * 0.18)
+    ratio = (p.erased[erased, 2] / p.erased[erased, 3]).log()
+    same_distribution(ratio, math.log(0.3) + uniform * (math.log(3.3) - math.log(0.3)))
+    assert ((top >= 0) & (left >= 0) & (top + height <= size) & (left + width <= size)).all()
+    assert (top == 0).any()
+    assert (top + height == size).any()
+    drawn = torch.stack([p.angle, p.shift_x, p.shift_y, p.zoom, p.radius, *p.erased[:, :2].T])
+    assert float((torch.corrcoef(drawn) - torch.eye(7)).abs().max()) < 0.04
+
+
+def test_what_is_drawn_for_photographs_does_not_depend_on_what_drawings_need() -> None:
+    plain, all_of_it = (
+        draw_parameters(50, config(settings), height=32, width=32, seed=9)
+        for settings in (SIMCLR, EVERYTHING)
+    )
+    new = {"angle", "shift_x", "shift_y", "zoom", "radius", "erased"}
+    for field in dataclasses.fields(ViewParameters):
+        same = torch.equal(getattr(plain, field.name), getattr(all_of_it, field.name))
+        assert same == (field.name not in new), field.name
+    assert not plain.moved.any()
+    assert not plain.radius.any()
+    assert not plain.erased_boxes(32)[:, 2:].any()
 
 
 def test_views_are_distributed_as_those_of_torchvisions_transforms() -> None:

@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from sseg_nase.fewshot.classifiers import METRICS, NORMALIZATIONS, prototype_scores
+from sseg_nase.fewshot.classifiers import (
+    METRICS,
+    NORMALIZATIONS,
+    matching_scores,
+    prototype_scores,
+)
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -43,6 +50,38 @@ def test_scores_equal_a_slow_loop(metric: str, E: int, N: int, K: int, M: int, D
                     "euclidean": -((q - prototype) ** 2).sum(),
                 }[metric]
                 assert scores[e, m, n].item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 1.0])
+@pytest.mark.parametrize(("E", "N", "K", "M", "D"), [(3, 5, 1, 10, 8), (2, 4, 5, 7, 16)])
+def test_matching_equals_a_slow_loop(
+    temperature: float, E: int, N: int, K: int, M: int, D: int
+) -> None:
+    support, query = normal(E, N, K, D) + 1, normal(E, M, D, seed=1) + 1
+    scores = matching_scores(support, query, temperature)
+    for e in range(E):
+        for m in range(M):
+            attention = {}
+            for n in range(N):
+                for k in range(K):
+                    q, x = query[e, m], support[e, n, k]
+                    cosine = float(q @ x / (q.norm() * x.norm()))
+                    attention[n, k] = math.exp(cosine / temperature)
+            total = sum(attention.values())
+            for n in range(N):
+                share = sum(attention[n, k] for k in range(K)) / total
+                assert scores[e, m, n].item() == pytest.approx(math.log(share))
+
+
+def test_matching_has_the_gradients_of_its_parameters() -> None:
+    inputs = [normal(2, 3, 2, 4), normal(2, 5, 4, seed=1), normal(1, seed=2).abs() + 0.5]
+    assert torch.autograd.gradcheck(matching_scores, [x.requires_grad_() for x in inputs])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_prototype_has_the_gradients_of_its_features(metric: str) -> None:
+    inputs = [normal(2, 3, 2, 4).requires_grad_(), normal(2, 5, 4, seed=1).requires_grad_()]
+    assert torch.autograd.gradcheck(lambda s, q: prototype_scores(s, q, metric), inputs)
 
 
 def test_euclidean_survives_a_large_common_offset() -> None:

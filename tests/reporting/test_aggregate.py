@@ -316,6 +316,25 @@ def test_another_number_of_episodes_is_not_compared(tmp_path: Path) -> None:
     assert any("evaluation.episodes=60" in note for note in found.notes)
 
 
+def test_unbalanced_queries_are_compared_among_themselves_only(tmp_path: Path) -> None:
+    """And a run of before the option had balanced ones, whatever the alpha that has no effect."""
+    given: dict[str, dict[str, Any]] = {
+        "old": {},
+        "even": {"query_balance": "balanced", "dirichlet_alpha": 3.0},
+        "uneven": {"query_balance": "dirichlet", "dirichlet_alpha": 2.0},
+        "as uneven": {"query_balance": "dirichlet", "dirichlet_alpha": 2.0},
+        "less uneven": {"query_balance": "dirichlet", "dirichlet_alpha": 5.0},
+    }
+    rng = np.random.default_rng(2)
+    entries = [
+        Entry(
+            name, 0, record(tmp_path / name, {KEY: accuracies(rng, np.zeros(50), 60)}, evaluation=e)
+        )
+        for name, e in given.items()
+    ]
+    assert pairs(aggregate(entries)) == {("old", "even"), ("uneven", "as uneven")}
+
+
 def test_the_commonest_list_counts_where_seeds_have_several(entries: list[Entry]) -> None:
     for entry in entries:
         if entry.seed == 0:

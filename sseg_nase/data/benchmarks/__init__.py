@@ -18,8 +18,16 @@ from typing import Any
 import numpy as np
 
 from sseg_nase.config.schema import SPLITS, DatasetConfig
-from sseg_nase.data.benchmarks import cifar_fs, csv_file, digits, folder, minimagenet, omniglot
-from sseg_nase.data.benchmarks.layouts import Found, enumerated, fingerprint
+from sseg_nase.data.benchmarks import (
+    cifar_fs,
+    csv_file,
+    digits,
+    folder,
+    minimagenet,
+    omniglot,
+    sketch,
+)
+from sseg_nase.data.benchmarks.layouts import NAMELESS, Found, enumerated, fingerprint
 from sseg_nase.data.store import ImageStore, Listing, build_store
 from sseg_nase.errors import UserError, did_you_mean
 
@@ -34,9 +42,10 @@ READERS: Mapping[str, Reader] = {
     "minimagenet": minimagenet.find,
     "omniglot": omniglot.find,
     "folder": folder.find,
+    "sketch": sketch.find,
     "csv": csv_file.find,
 }
-EMBEDDED: Mapping[str, tuple[Sequence[str], Callable[[str, int], ImageStore]]] = {
+EMBEDDED: Mapping[str, tuple[Sequence[str], Callable[[str, int, int], ImageStore]]] = {
     "digits": (tuple(digits.CLASSES), digits.load),
 }
 
@@ -46,18 +55,19 @@ def load_split(
 ) -> ImageStore:
     """The images of one split at `dataset.image_size`, from the cache or read into it.
 
-    The store is kept in `cache_dir`, keyed by where the data set is, its layout, split, size and
-    split options, and by a fingerprint of its files: a changed source is read again. `workers`
-    threads decode (0: this one). CIFAR-100 is downloaded when `dataset=cifar_fs` finds nothing.
-    Raises UserError for whatever is wrong with the data: missing, a missing split, an empty class
-    folder, an image that cannot be read, splits that share classes.
+    With `dataset.channels=1` they are grey. The store is kept in `cache_dir`, keyed by where the
+    data set is, its layout, split, size, channels and split options, and by a fingerprint of its
+    files: a changed source is read again. `workers` threads decode (0: this one). CIFAR-100 is
+    downloaded when `dataset=cifar_fs` finds nothing. Raises UserError for whatever is wrong with
+    the data: missing, a missing split, an empty class folder, an image that cannot be read, splits
+    that share classes.
     """
     if split not in SPLITS:
         raise UserError(
             f"split={split} is not one of {', '.join(SPLITS)}.{did_you_mean(split, SPLITS)}"
         )
     if dataset.name in EMBEDDED:
-        return EMBEDDED[dataset.name][1](split, dataset.image_size)
+        return EMBEDDED[dataset.name][1](split, dataset.image_size, dataset.channels)
     found = _find(dataset, data_dir, cache_dir)
     if split not in found.splits:
         raise UserError(
@@ -71,7 +81,8 @@ def load_split(
         "source": str(found.path.resolve()),
         "options": found.options,
     }
-    stem = f"{dataset.name}-{split}-{dataset.image_size}-{_hash(key)}"
+    form = f"{dataset.image_size}{'-grey' if dataset.channels == 1 else ''}"
+    stem = f"{dataset.name}-{split}-{form}-{_hash(key)}"
     target = cache_dir / "stores" / f"{stem}-{fingerprint(source.files)}"
     if target.exists():
         store = ImageStore.open(target)
@@ -113,7 +124,7 @@ def _build(
         listing = found.splits[split].read()
         _check_disjoint(dataset, found, split, listing)
         if found.official is None:
-            return replace(listing, notes={"sample": False, "notices": []})
+            return replace(listing, notes={"sample": False, "notices": [], **listing.notes})
         labels = [label for _, label in listing.items]
         counts = np.bincount(labels, minlength=len(listing.class_names))
         notes = {
@@ -127,6 +138,7 @@ def _build(
         read,
         dataset.image_size,
         workers=workers,
+        channels=dataset.channels,
         source=str(found.path.resolve()),
         layout=found.layout,
         split=split,
@@ -137,6 +149,8 @@ def _build(
 def _check_disjoint(dataset: DatasetConfig, found: Found, split: str, listing: Listing) -> None:
     """Raise UserError naming the classes that `split` shares with another split."""
     own = listing.class_names
+    if own == (NAMELESS,):
+        return
     for other, source in found.splits.items():
         if other == split:
             continue

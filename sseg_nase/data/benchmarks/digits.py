@@ -14,7 +14,7 @@ CLASSES = {"train": range(5), "val": range(5, 10)}
 DARKEST = 16  # the scans count 0 to 16 inked pixels in blocks of 4×4
 
 
-def load(split: str, image_size: int) -> ImageStore:
+def load(split: str, image_size: int, channels: int = 3) -> ImageStore:
     """The digits of `split` (train: 0 to 4, val: 5 to 9) in memory, enlarged to `image_size`.
 
     Raises UserError for the test split, which does not exist.
@@ -27,7 +27,7 @@ def load(split: str, image_size: int) -> ImageStore:
     scans, digits = _scans()
     chosen = [np.flatnonzero(digits == digit) for digit in CLASSES[split]]
     grey = np.round(scans * (255 / DARKEST)).astype(np.uint8)
-    images = [load_image(grey[index], image_size) for index in np.concatenate(chosen)]
+    images = [load_image(grey[index], image_size, channels) for index in np.concatenate(chosen)]
     return ImageStore.from_arrays(
         np.stack(images),
         np.repeat(np.arange(len(chosen)), [len(indices) for indices in chosen]),

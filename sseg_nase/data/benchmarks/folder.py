@@ -13,17 +13,22 @@ from sseg_nase.data.benchmarks.layouts import (
     required_root,
     split_classes,
     split_folders,
+    without_labels,
 )
 from sseg_nase.errors import UserError
 
 ACCEPTED = (
-    "a folder with {train,val,test}/<class>/* (dataset.split_by=folder) or with <class>/* "
+    "a folder with {train,val,test}/<class>/* (dataset.split_by=folder; train/* for images "
+    "without labels) or with <class>/* "
     "(dataset.split_by=classes)"
 )
 
 
 def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
-    """The class folders of `dataset.root`; raises UserError when there are none to be found."""
+    """The class folders of `dataset.root`; raises UserError when there are none to be found.
+
+    A train folder with images instead of class folders has one nameless class.
+    """
     root = required_root(dataset, ACCEPTED)
     if not root.is_dir():
         raise UserError(f"dataset.root={dataset.root} is not a folder. Expected: {ACCEPTED}.")
@@ -32,6 +37,8 @@ def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
 
 def _by_folder(dataset: DatasetConfig, root: Path) -> Found:
     splits = split_folders(root)
+    if "train" in splits and (unlabelled := without_labels(root / "train")):
+        splits["train"] = unlabelled
     if not splits:
         raise UserError(
             f"dataset.root={dataset.root} has no train, val or test folder. "

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from sseg_nase.errors import UserError
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
 )
+NAMELESS = ""  # the one class of images without labels
 HOW_TO_POINT = (
     "Set paths.data_dir (or the environment variable SSEG_NASE_DATA) to the folder that holds it, "
     "or dataset.root to the data set itself."
@@ -126,15 +127,19 @@ def class_folders(folder: Path) -> list[Path]:
     return found
 
 
-def images_in(folder: Path) -> list[Path]:
-    """The image files directly in `folder` by name; raises UserError naming it when none."""
+def _images_in(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        names = sorted(
+        return sorted(
             entry.name
             for entry in entries
             if not entry.name.startswith(".")
             and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
         )
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The image files directly in `folder` by name; raises UserError naming it when none."""
+    names = _images_in(folder)
     if not names:
         raise UserError(
             f"The class folder {folder} has no images: add some or remove it. "
@@ -180,6 +185,27 @@ def _split_folder(folder: Path) -> SplitSource:
         classes=lambda: sorted(classes()),
         read=lambda: listing_of({name: images_in(path) for name, path in classes().items()}),
     )
+
+
+def without_labels(folder: Path) -> SplitSource | None:
+    """A split of images that lie directly in `folder`, as one nameless class; None if it is other.
+
+    It is other with class folders in it, or without images.
+    """
+    if any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir()):
+        return None
+    if not _images_in(folder):
+        return None
+
+    def read() -> Listing:
+        images = images_in(folder)
+        notice = (
+            f"{folder.name} has {len(images)} images and no class folders: they have no labels "
+            "and serve for pretraining only."
+        )
+        return replace(listing_of({NAMELESS: images}), notes={"notices": [notice]})
+
+    return SplitSource(files=[folder], classes=lambda: (NAMELESS,), read=read)
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:

@@ -2,7 +2,11 @@
 
 The operations are SimCLR's (Chen et al. 2020): random resized crop with flip, colour jitter
 (brightness, contrast, saturation and hue, in random order), grey, blur. Each equals its counterpart
-in `torchvision.transforms.functional` on floats, with parameters drawn per view.
+in `torchvision.transforms.functional` on floats, with parameters drawn per view. Drawings are also
+rotated, shifted and zoomed with the crop, in one resampling; their strokes grow (dilation) and
+shrink (erosion) before the colours; a box is erased at last. Ink is dark on white paper or light on
+black paper (`views.ink`): dark ink is dilated by the minimum of neighbours, light ink by the
+maximum.
 
 `parameters` draws what is done to each view. On a CPU `native` does it in compiled code, one view
 after the other while it lies in the cache; elsewhere `batched` does it with few, large tensor
@@ -27,11 +31,14 @@ def normalize(images: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def apply_views(images: torch.Tensor, p: ViewParameters, *, image_size: int) -> torch.Tensor:
-    """Make views of uint8 images [B, 3, H, W]: normalised float32 [V, B, 3, S, S].
+    """Make views of uint8 images [B, C, H, W]: normalised float32 [V, B, C, S, S].
 
     `p` holds V · B views: the first view of every image, then the second of every image, ... Every
-    view is channels-last in memory.
+    view is channels-last in memory. One channel is treated as the same three, which stay the same.
     """
+    if images.shape[1] == 1:
+        views = apply_views(images.expand(-1, 3, -1, -1), p, image_size=image_size)
+        return views[:, :, :1].contiguous()
     if images.device.type == "cpu":
         from sseg_nase.data.views import native  # here, because it loads a compiler
 
@@ -49,7 +56,7 @@ def make_views(
     first: int = 0,
     of: int | None = None,
 ) -> torch.Tensor:
-    """Make V = `count` random views of each uint8 image [B, 3, H, W]: float32 [V, B, 3, S, S].
+    """Make V = `count` random views of each uint8 image [B, C, H, W]: float32 [V, B, C, S, S].
 
     The output is normalised as by `normalize` and channels-last in memory. The same (images, views,
     seed) give the same views; each of the V · B draws its own parameters. Where `images` are only

@@ -25,7 +25,8 @@ def apply_views(images: torch.Tensor, p: ViewParameters, size: int) -> torch.Ten
     out = out.permute(0, 1, 4, 2, 3)
     with torch.autocast(images.device.type, enabled=False):
         crops = _crop(images.to(torch.float32).div_(255), p, size)
-        views = _recolour(crops.flatten(0, 1), p).view(crops.shape)
+        views = _thicken(crops.flatten(0, 1), p)
+        views = _erase(_recolour(views, p), p).view(crops.shape)
         return torch.mul(views, 2, out=out).sub_(1)
 
 
@@ -48,10 +49,68 @@ def _crop(images: torch.Tensor, p: ViewParameters, size: int) -> torch.Tensor:
     grid = torch.empty(B, V, size, size, 2, device=images.device)
     grid[..., 0] = x.view(V, B, 1, size).transpose(0, 1)
     grid[..., 1] = y.view(V, B, size, 1).transpose(0, 1)
+    moved = p.moved
+    if not moved.any():
+        crops = F.grid_sample(
+            images, grid.view(B, V * size, size, 2), padding_mode="border", align_corners=False
+        )
+        return crops.view(B, 3, V, size, size).permute(2, 0, 1, 3, 4)
+    to_grid = torch.tensor([2 / W, 2 / H], device=images.device)
+    which = moved.to(images.device).view(V, B, 1, 1, 1).transpose(0, 1)
+    grid = torch.where(which, (_places(p, size, images.device, V) + 0.5) * to_grid - 1, grid)
+    # Beside the image there is paper: zero, when that is subtracted before.
+    assert (p.paper.view(V, B) == p.paper[:B]).all(), "the views of an image have the same paper"
+    paper = p.paper[:B].to(images.device)[:, None, None, None]
     crops = F.grid_sample(
-        images, grid.view(B, V * size, size, 2), padding_mode="border", align_corners=False
+        images - paper, grid.flatten(1, 2), padding_mode="zeros", align_corners=False
     )
-    return crops.view(B, 3, V, size, size).permute(2, 0, 1, 3, 4)
+    return (crops + paper).view(B, 3, V, size, size).permute(2, 0, 1, 3, 4)
+
+
+def _places(p: ViewParameters, size: int, device: torch.device, views: int) -> torch.Tensor:
+    """Pixels of the image that moved views are sampled at, (column, row): [B, V, S, S, 2]."""
+    matrices = p.places(size).to(device).unflatten(0, (views, -1)).transpose(0, 1)
+    of_column, of_row, middle = matrices[..., None, None, :, :].unbind(-1)
+    steps = torch.arange(size, device=device, dtype=torch.float32)
+    return of_column * steps[:, None] + of_row * steps[:, None, None] + middle
+
+
+def _thicken(x: torch.Tensor, p: ViewParameters) -> torch.Tensor:
+    """Let strokes of float views [N, 3, S, S] grow or shrink by `p.radius`, changing `x` itself.
+
+    3×3 minima make dark ink grow, maxima light ink, the other ones let it shrink: once per whole
+    pixel of the radius, then mixed in by what is left of it.
+    """
+    sign = torch.where((p.radius > 0) == (p.paper == 1), -1.0, 1.0)  # maxima of -x: minima
+    left = p.radius.abs()
+    while (left > 0).any():
+        _change(x, left > 0, lambda part, rows, left=left: _morph(part, sign[rows], left[rows]))
+        left = left - 1
+    return x
+
+
+def _morph(images: torch.Tensor, sign: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """Mix [N, 3, S, S] with its 3×3 maxima, or minima where `sign` [N] is -1, by `share` ≤ 1."""
+    sign, share = (
+        values.to(images.device, non_blocking=True)[:, None, None, None]
+        for values in (sign, share.clamp(max=1))
+    )
+    return images + share * (sign * F.max_pool2d(sign * images, 3, 1, 1) - images)
+
+
+def _erase(x: torch.Tensor, p: ViewParameters) -> torch.Tensor:
+    """Fill the erased boxes of float views [N, 3, S, S] with paper, changing `x` itself."""
+    size = x.shape[-1]
+    boxes = p.erased_boxes(size)
+    if not (boxes[:, 2:] > 0).all(dim=1).any():
+        return x
+    steps = torch.arange(size, device=x.device)
+    top, left, height, width = boxes.to(x.device, non_blocking=True).T[..., None]
+    rows = (steps >= top) & (steps < top + height)
+    columns = (steps >= left) & (steps < left + width)
+    inside = (rows[:, :, None] & columns[:, None, :])[:, None]
+    paper = p.paper.to(x.device, non_blocking=True)[:, None, None, None]
+    return x.copy_(torch.where(inside, paper, x))
 
 
 def _recolour(x: torch.Tensor, p: ViewParameters) -> torch.Tensor:

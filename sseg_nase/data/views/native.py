@@ -41,6 +41,12 @@ def apply_views(images: torch.Tensor, p: ViewParameters, size: int) -> torch.Ten
         p.grey.contiguous().numpy(),
         p.sigma.contiguous().numpy(),
         blur_kernel_size(size) // 2,
+        (
+            p.moved.numpy(),
+            p.places(size).numpy(),
+            torch.stack((p.radius, p.paper), dim=1).numpy(),
+            p.erased_boxes(size).numpy(),
+        ),
         out.numpy(),
     )
     in_blocks(partial(_make, *arguments), B)
@@ -48,17 +54,24 @@ def apply_views(images: torch.Tensor, p: ViewParameters, size: int) -> torch.Ten
 
 
 @compiled(fastmath=True)
-def _make(images, box, flip, order, jitter, grey, sigma, reach, out, start, stop):  # type: ignore[no-untyped-def]
+def _make(images, box, flip, order, jitter, grey, sigma, reach, strokes, out, start, stop):  # type: ignore[no-untyped-def]
     """Make all views of the images from `start` to before `stop`."""
     V, B, S = out.shape[:3]
     view = np.empty((3, S, S), np.float32)
     planes = view.reshape(3, S * S)
     lines = np.empty((S + 2 * reach) * (S + 2 * reach), np.float32)
     columns = np.empty_like(lines)
+    moved, places, ink, erased = strokes
     for image in range(start, stop):
         for number in range(V):
             n = number * B + image
-            _crop(images[image], box[n], flip[n], view)
+            radius, paper = ink[n]
+            if moved[n]:
+                _move(images[image], places[n], paper, view)
+            else:
+                _crop(images[image], box[n], flip[n], view)
+            if radius != 0:
+                _thicken(view, radius, paper, lines)
             for operation in order[n]:
                 factor = jitter[n, operation]
                 if operation == BRIGHTNESS:
@@ -76,6 +89,8 @@ def _make(images, box, flip, order, jitter, grey, sigma, reach, out, start, stop
                 _blend(planes, _f(0), _f(0), _f(1))
             if sigma[n] > 0:
                 _blur(view, sigma[n], reach, lines, columns)
+            top, left, height, width = erased[n]
+            view[:, top : top + height, left : left + width] = paper
             _write(planes, out[number, image].reshape(S * S, 3))
 
 
@@ -107,6 +122,55 @@ def _crop(image, box, flip, view):  # type: ignore[no-untyped-def]
             for j in range(S):
                 x = row[before[j]]
                 view[channel, i, j] = x + (row[after[j]] - x) * share[j]
+
+
+@compiled(fastmath=True)
+def _move(image, places, paper, view):  # type: ignore[no-untyped-def]
+    """Sample bilinearly at `places` · (j, i, 1), with paper beside the image: as `_crop`."""
+    _, H, W = image.shape
+    S = view.shape[1]
+    for i in range(S):
+        for j in range(S):
+            x = places[0, 0] * _f(j) + places[0, 1] * _f(i) + places[0, 2]
+            y = places[1, 0] * _f(j) + places[1, 1] * _f(i) + places[1, 2]
+            x0, y0 = int(np.floor(x)), int(np.floor(y))
+            right, lower = x - _f(x0), y - _f(y0)
+            for channel in range(3):
+                view[channel, i, j] = paper
+            for row in range(2):
+                if not 0 <= y0 + row < H:
+                    continue
+                weight = lower if row else _f(1) - lower
+                for column in range(2):
+                    if not 0 <= x0 + column < W:
+                        continue
+                    share = weight * (right if column else _f(1) - right)
+                    for channel in range(3):
+                        value = _f(image[channel, y0 + row, x0 + column]) * _f(1 / 255)
+                        view[channel, i, j] += share * (value - paper)
+
+
+@compiled(fastmath=True)
+def _thicken(view, radius, paper, room):  # type: ignore[no-untyped-def]
+    """Let strokes of [3, S, S] grow or shrink by `radius`, as in `batched`; `room` [>= S²]."""
+    S = view.shape[1]
+    sign = _f(-1) if (radius > 0) == (paper == 1) else _f(1)
+    wide = room[: S * S].reshape(S, S)
+    left = abs(radius)
+    while left > 0:
+        share = min(left, _f(1))
+        for channel in range(3):
+            plane = view[channel]
+            for i in range(S):  # the largest of three in a row, then of three of these in a column
+                for j in range(S):
+                    before, after = plane[i, max(j - 1, 0)], plane[i, min(j + 1, S - 1)]
+                    wide[i, j] = max(max(sign * before, sign * plane[i, j]), sign * after)
+            for i in range(S):
+                above, below = wide[max(i - 1, 0)], wide[min(i + 1, S - 1)]
+                for j in range(S):
+                    most = sign * max(max(above[j], wide[i, j]), below[j])
+                    plane[i, j] += share * (most - plane[i, j])
+        left -= _f(1)
 
 
 @compiled(fastmath=True)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 
 from sseg_nase.config.schema import ViewsConfig
-from sseg_nase.data.random import derive
+from sseg_nase.data.random import derive, uniform
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 GREY = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
 _CROP_ATTEMPTS = 10  # as torchvision: then the largest central crop of an accepted ratio
 _BLUR_SHARE = 0.1  # of the image side: SimCLR's kernel size
+_ERASE_RATIO = (0.3, 3.3)  # of height and width of what is erased: torchvision's
+_PAPER = {"dark": 1.0, "light": 0.0}  # by the ink
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,47 @@ class ViewParameters:
     hue: torch.Tensor  # turns in [-0.5, 0.5]; 0 changes nothing
     grey: torch.Tensor  # bool
     sigma: torch.Tensor  # of the blur in pixels; 0 changes nothing
+    angle: torch.Tensor  # degrees clockwise about the centre
+    shift_x: torch.Tensor  # to the right, in sides of the view
+    shift_y: torch.Tensor  # down, in sides of the view
+    zoom: torch.Tensor  # about the centre; 1 changes nothing
+    radius: torch.Tensor  # pixels that strokes grow by on all sides; below 0: shrink
+    erased: torch.Tensor  # [N, 4]: top and left, shares of the room there is; height and width
+    paper: torch.Tensor  # what is around the ink, 1 or 0: fills what is erased or out of the image
 
     def __getitem__(self, rows: torch.Tensor) -> ViewParameters:
         return ViewParameters(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    @property
+    def moved(self) -> torch.Tensor:
+        """Which views are rotated, shifted or zoomed, bool [N]."""
+        return (self.angle != 0) | (self.shift_x != 0) | (self.shift_y != 0) | (self.zoom != 1)
+
+    def places(self, size: int) -> torch.Tensor:
+        """Where in the image a moved view of `size` S is sampled: float32 matrices [N, 2, 3].
+
+        Pixel (column, row) = matrix · (j, i, 1) for column j and row i of the view: the box is
+        resized to the view, flipped, zoomed and rotated about its centre, then shifted.
+        """
+        turn = torch.deg2rad(self.angle.double())
+        cos, sin = turn.cos() / self.zoom, turn.sin() / self.zoom
+        rows = []
+        # The centre of pixel (j, i) is j' = (j + 1/2) / S - 1/2 - shift from the view's centre.
+        x, y = (0.5 / size - 0.5 - shift.double() for shift in (self.shift_x, self.shift_y))
+        sign = torch.where(self.flip, -1.0, 1.0)
+        for start, length, by_x, by_y in (
+            (self.left, self.width * sign, cos, sin),
+            (self.top, self.height, -sin, cos),
+        ):
+            middle = start + length.abs() / 2 - 0.5 + length * (by_x * x + by_y * y)
+            rows.append(torch.stack((length * by_x / size, length * by_y / size, middle), dim=1))
+        return torch.stack(rows, dim=1).float()
+
+    def erased_boxes(self, size: int) -> torch.Tensor:
+        """Top, left, height and width of what is erased of views of `size`, int64 [N, 4]."""
+        place, sides = self.erased[:, :2], self.erased[:, 2:]
+        sides = (sides * size).round()
+        return torch.cat(((place * (size - sides + 1)).floor(), sides), dim=1).long()
 
 
 def draw_parameters(
@@ -63,12 +104,34 @@ def draw_parameters(
         hue=torch.where(jittered, (2 * u[5] - 1) * views.hue, 0.0),
         grey=u[6] < views.grey,
         sigma=torch.where(u[7] < views.blur, low + u[8] * (high - low), 0.0),
+        **_draw_strokes(count, views, seed),
     )
 
 
 def blur_kernel_size(image_size: int) -> int:
     """Odd number of taps of the blur: a tenth of the image side, at least 3."""
     return max(3, 2 * int(image_size * _BLUR_SHARE / 2) + 1)
+
+
+def _draw_strokes(count: int, views: ViewsConfig, seed: int) -> dict[str, torch.Tensor]:
+    """What is done to drawings, by numbers of its own: the others stay what they are without."""
+    u = uniform(derive(seed, "views", "strokes"), torch.arange(count), 10).T
+
+    def between(draw: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        return low + draw * (high - low)
+
+    area = between(u[6], *views.erase_area)
+    ratio = between(u[7], *map(math.log, _ERASE_RATIO)).exp()
+    sides = torch.stack(((area * ratio).sqrt(), (area / ratio).sqrt()), dim=1).clamp(max=1)
+    return {
+        "angle": between(u[0], -views.rotation, views.rotation),
+        "shift_x": between(u[1], -views.translation, views.translation),
+        "shift_y": between(u[2], -views.translation, views.translation),
+        "zoom": between(u[3], *views.zoom),
+        "radius": between(u[4], *views.thickness),
+        "erased": torch.cat((u[8:].T, sides * (u[5] < views.erase)[:, None]), dim=1),
+        "paper": torch.full((count,), _PAPER[views.ink]),
+    }
 
 
 def _draw_boxes(

@@ -1,0 +1,147 @@
+"""A backbone with what a fine-tuning method learns beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sseg_nase.config.schema import FinetuneConfig
+from sseg_nase.fewshot.classifiers import matching_scores, prototype_scores
+from sseg_nase.fewshot.linear import ridge_scores
+from sseg_nase.nets.backbone import Backbone
+from sseg_nase.nets.description import Description
+from sseg_nase.nets.heads import RelationHead, RidgeHead
+
+
+class EpisodeLearner(nn.Module):
+    """A backbone and the head of its fine-tuning method, trained and kept together."""
+
+    backbone: Backbone
+    head: nn.Module
+
+    def __init__(self, backbone: Backbone, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+
+class Prototypes(nn.Module):
+    """Snell et al. 2017: −‖f(q) − c‖² (or the cosine) times `scale`, without own parameters."""
+
+    def __init__(self, metric: str, scale: float) -> None:
+        super().__init__()
+        self.metric, self.scale = metric, scale
+
+    def forward(self, support: Tensor, query: Tensor) -> Tensor:
+        """Scores `[E, M, N]` of query `[E, M, D]` against support `[E, N, K, D]`."""
+        return self.scale * prototype_scores(support, query, self.metric)
+
+
+class Matching(nn.Module):
+    """Vinyals et al. 2016, eq. 1: attention over the support, cosine times `scale`."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, support: Tensor, query: Tensor) -> Tensor:
+        """Log-probabilities `[E, M, N]` of query `[E, M, D]` by support `[E, N, K, D]`."""
+        return matching_scores(support, query, 1 / self.scale)
+
+
+class Ridge(RidgeHead):
+    """R2D2 (Bertinetto et al. 2019): ridge regression on the support, solved in closed form."""
+
+    def forward(self, support: Tensor, query: Tensor) -> Tensor:
+        """Scores `[E, M, N]` of query `[E, M, D]` by support `[E, N, K, D]`."""
+        scores = ridge_scores(support, query, self.log_regularization.exp())
+        return self.scale * scores + self.shift
+
+
+def cross_entropy(scores: Tensor, truth: Tensor) -> Tensor:
+    """Of scores `[E, M, N]` and the classes `[M]` of every episode's queries."""
+    return nn.functional.cross_entropy(scores.flatten(0, 1), truth.repeat(len(scores)))
+
+
+def squared_error(relations: Tensor, truth: Tensor) -> Tensor:
+    """Sung et al. 2018, eq. 2: mean of (r − 1)² for the true class and r² for the others."""
+    target = nn.functional.one_hot(truth, relations.shape[-1]).to(relations.dtype)
+    return (relations - target).square().mean()
+
+
+@dataclass(frozen=True)
+class Method:
+    """A fine-tuning method.
+
+    `head`: makes what is learned beside the backbone (classes: of the base split). `judged_by`: the
+    `evaluation.method` that judges as the method trains.
+    """
+
+    head: Callable[[FinetuneConfig, Description, int, torch.Generator], nn.Module]
+    judged_by: str
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+
+
+def _prototypes(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:
+    assert f.metric is not None
+    assert f.scale is not None
+    return Prototypes(f.metric, f.scale)
+
+
+def _matching(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:
+    assert f.scale is not None
+    return Matching(f.scale)
+
+
+def _relation(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:
+    side = round((d.features // d.channels[-1]) ** 0.5)
+    return RelationHead(d.channels[-1], side, generator=g)
+
+
+def _ridge(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:
+    assert f.scale is not None
+    return Ridge(scale=f.scale)
+
+
+def _maml(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:
+    return linear_head(d.features, f.ways, g)
+
+
+def _linear(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:
+    return linear_head(d.features, classes, g)
+
+
+def linear_head(features: int, classes: int, generator: torch.Generator) -> nn.Linear:
+    """A linear classifier, small at the start: no class is preferred, and gradients are finite."""
+    head = nn.Linear(features, classes)
+    nn.init.normal_(head.weight, std=0.01, generator=generator)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+METHODS: Mapping[str, Method] = {
+    "prototypical": Method(_prototypes, "prototype"),
+    "matching": Method(_matching, "matching"),
+    "relation": Method(_relation, "relation", squared_error),
+    "r2d2": Method(_ridge, "ridge"),
+    "maml": Method(_maml, "maml"),
+    "linear": Method(_linear, "prototype"),
+}
+
+
+def around(
+    backbone: Backbone, options: FinetuneConfig, classes: int, generator: torch.Generator
+) -> EpisodeLearner:
+    """`backbone` with an untrained head for `options.name`; `classes`: of the base split."""
+    head = METHODS[options.name].head(options, backbone.architecture, classes, generator)
+    return EpisodeLearner(backbone, head)
+
+
+def fits(head: nn.Module | None, method: str, ways: int) -> bool:
+    """Whether `head` is that of `method`, and one for episodes of `ways` classes."""
+    if method == "maml":
+        return isinstance(head, nn.Linear) and head.out_features == ways
+    return isinstance(head, {"relation": RelationHead}[method])

@@ -1,0 +1,368 @@
+"""The loop of fine-tuning: labelled base images, episode by episode or in plain batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sseg_nase.config.schema import Config
+from sseg_nase.data.episodes import EpisodeList, sample_episodes
+from sseg_nase.data.placement import Images, fetch
+from sseg_nase.data.random import derive
+from sseg_nase.data.views import make_views
+from sseg_nase.finetune.learner import METHODS, EpisodeLearner
+from sseg_nase.finetune.maml import Classifier, adapt
+from sseg_nase.hardware.allocator import release_memory
+from sseg_nase.tracking.sink import Sink
+from sseg_nase.training.interruption import Interrupted
+
+PURPOSE = "finetune"  # of what is drawn at random here
+
+
+class Labelled(Protocol):
+    """What is read of the base split."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """The class of every image, int64 `[n]`."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The classes by number."""
+
+    @property
+    def class_indices(self) -> Sequence[np.ndarray]:
+        """The images of every class."""
+
+
+class Step(NamedTuple):
+    """What one optimizer step sees: the images at `indices`, and what they are.
+
+    Of T episodes: `tasks` T, `ways`, `shots`, and first all support `[T, N, K]`, then all queries
+    `[T, N, Q]`. Of a plain batch: `truth` `[B]`.
+    """
+
+    indices: Tensor
+    tasks: int = 0
+    ways: int = 0
+    shots: int = 0
+    truth: Tensor | None = None
+
+    def parts(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of images `[n, ...]` as support `[T, N, K, ...]` and queries `[T, M, ...]`."""
+        count = self.tasks * self.ways * self.shots
+        support = rows[:count].unflatten(0, (self.tasks, self.ways, self.shots))
+        return support, rows[count:].unflatten(0, (self.tasks, -1))
+
+    def query_truth(self) -> Tensor:
+        """The classes of one episode's queries, int64 `[M]`."""
+        count = self.tasks * self.ways * self.shots
+        queries = (len(self.indices) - count) // (self.tasks * self.ways)
+        return torch.arange(self.ways).repeat_interleave(queries)
+
+
+class Outcome(NamedTuple):
+    """Of one step: the loss, a scalar with gradient, and the share of right predictions."""
+
+    loss: Tensor
+    accuracy: Tensor
+
+
+@dataclass
+class Progress:
+    """Where fine-tuning is: `position` steps of epoch `epoch`, `step` in all, are done."""
+
+    epoch: int = 0
+    position: int = 0
+    step: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    images_seen: int = 0
+    best_accuracy: float | None = None
+    best_epoch: int | None = None
+
+
+class FineTuner:
+    """Trains `learner` on the labelled images of the base split.
+
+    `validate` judges the learner after every epoch (percent and 95 % interval); `save(name, state)`
+    keeps the state: `best` where it is better than ever, `last` after every epoch and when `stop`,
+    asked after every step, says so: then `Interrupted` is raised. What is drawn at random follows
+    from the seed and the place in training, so `load_state_dict` goes on bit for bit on a CPU.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        learner: EpisodeLearner,
+        base: Labelled,
+        images: Images,
+        fabric: Fabric,
+        validate: Callable[[EpisodeLearner], tuple[float, float]],
+        save: Callable[[str, dict[str, Any]], None],
+        sink: Sink | None = None,
+        first_step: int = 0,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.config, self.options, self.base, self.images = config, config.finetune, base, images
+        self.fabric, self.validate, self.save, self.stop = fabric, validate, save, stop
+        self.sink, self.first_step = sink or Sink(), first_step
+        self.method = METHODS[self.options.name]
+        self.progress = Progress()
+        self.learner = learner.to(fabric.device).to(memory_format=torch.channels_last)
+        self._freeze()
+        optimizer = torch.optim.Adam(
+            self._groups(), weight_decay=self.options.weight_decay, fused=True
+        )
+        self.model, self.optimizer = fabric.setup(self.learner, optimizer)
+
+    def fit(self) -> None:
+        """Train for all epochs that are left."""
+        while self.progress.epoch < self.options.epochs:
+            began, before = time.perf_counter(), self.progress.images_seen
+            self._train_epoch()
+            speed = (self.progress.images_seen - before) / (time.perf_counter() - began)
+            self._close_epoch(speed)
+            release_memory()
+
+    # -- one epoch ---------------------------------------------------------------------------
+
+    def _train_epoch(self) -> None:
+        progress = self.progress
+        self._train_mode()
+        sums = torch.tensor(progress.sums, device=self.fabric.device)
+        steps = list(self._steps(progress.epoch))
+        for index in range(progress.position, len(steps)):
+            step = steps[index]
+            images = self._views(step, index)
+            outcome = OUTCOMES.get(self.options.name, episodic)(self, step, images)
+            self.fabric.backward(outcome.loss)
+            self._update()
+            sums += torch.stack((outcome.loss.detach(), outcome.accuracy.detach()))
+            progress.images_seen += len(step.indices)
+            progress.position = index + 1
+            if progress.step % self.config.tracking.interval_steps == 0:
+                self._report(outcome)
+            if self.stop():
+                progress.sums = sums.tolist()
+                self.save("last", self.state_dict())
+                raise Interrupted
+        progress.sums = (sums / len(steps)).tolist()
+
+    def _close_epoch(self, speed: float) -> None:
+        progress = self.progress
+        accuracy, ci95 = self.validate(self.learner)
+        loss, training_accuracy = progress.sums
+        better = progress.best_accuracy is None or accuracy > progress.best_accuracy
+        if better:
+            progress.best_accuracy, progress.best_epoch = accuracy, progress.epoch
+        figures = {
+            "epoch": progress.epoch,
+            "epochs": self.options.epochs,
+            "loss": loss,
+            "accuracy": 100 * training_accuracy,
+            "val_accuracy": accuracy,
+            "val_ci95": ci95,
+            "best": better,
+            "images_per_second": speed,
+        }
+        self.sink.event("finetune", figures)
+        logged = ("val_accuracy", "images_per_second")
+        self.sink.metrics(
+            {f"finetune/{key}": figures[key] for key in logged}, self.first_step + progress.step
+        )
+        progress.epoch += 1
+        progress.position, progress.sums = 0, [0.0, 0.0]
+        if better:
+            self.save("best", self.state_dict())
+        self.save("last", self.state_dict())
+
+    def _steps(self, epoch: int) -> Iterator[Step]:
+        """Every step of `epoch`: a function of the seed."""
+        seed = derive(self.config.seed, PURPOSE, epoch)
+        if self.options.name == "linear":
+            yield from self._batches(seed)
+            return
+        episodes = self._episodes(seed)
+        per_step = self.options.tasks_per_step
+        assert per_step is not None
+        for first in range(0, len(episodes), per_step):
+            support, query = (
+                torch.from_numpy(indices[first : first + per_step].copy())
+                for indices in (episodes.support, episodes.query)
+            )
+            indices = torch.cat((support.flatten(), query.flatten()))
+            yield Step(indices, len(support), episodes.ways, episodes.shots)
+
+    def _episodes(self, seed: int) -> EpisodeList:
+        options = self.options
+        assert options.queries is not None
+        assert options.episodes_per_epoch is not None
+        return sample_episodes(
+            self.base.class_indices,
+            class_names=self.base.class_names,
+            dataset=self.config.dataset.name,
+            split="train",
+            ways=options.ways,
+            shots=options.shots,
+            queries=options.queries,
+            episodes=options.episodes_per_epoch,
+            seed=seed,
+            section="finetune",
+        )
+
+    def _batches(self, seed: int) -> Iterator[Step]:
+        """All images in random order; what does not fill the last batch waits for another epoch."""
+        size = self.config.hardware.batch_size
+        assert size is not None
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self.base.labels), generator=generator)
+        labels = torch.tensor(np.asarray(self.base.labels))
+        for indices in order.split(min(size, len(order))):
+            if len(indices) == min(size, len(order)):
+                yield Step(indices, truth=labels[indices])
+
+    def _views(self, step: Step, index: int) -> Tensor:
+        size, channels = self.config.dataset.image_size, self.config.dataset.channels
+        images = torch.empty(
+            (len(step.indices), channels, size, size), dtype=torch.uint8, device=self.fabric.device
+        )
+        fetch(self.images, step.indices, images)
+        seed = derive(self.config.seed, PURPOSE, "views", self.progress.epoch, index)
+        return make_views(images, self.options.views, image_size=size, seed=seed, count=1)[0]
+
+    def _update(self) -> None:
+        decay = self.options.gamma ** (self.progress.epoch // self.options.step_size)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["first_lr"] * decay
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.step += 1
+
+    def _report(self, outcome: Outcome) -> None:
+        figures = {
+            "finetune/loss": outcome.loss.item(),
+            "finetune/accuracy": 100 * outcome.accuracy.item(),
+            "finetune/lr": self.optimizer.param_groups[0]["lr"],
+        }
+        self.sink.metrics(figures, self.first_step + self.progress.step)
+
+    # -- what is trained ---------------------------------------------------------------------
+
+    def _freeze(self) -> None:
+        for module in self._frozen():
+            module.requires_grad_(False)
+        if self.options.freeze_norms:
+            for norm in _norms(self.learner.backbone):
+                norm.requires_grad_(False)
+
+    def _frozen(self) -> list[nn.Module]:
+        backbone = self.learner.backbone
+        if self.options.freeze == "encoder":
+            return [backbone]
+        return list(backbone.stages())[: self.options.frozen_blocks]
+
+    def _train_mode(self) -> None:
+        """What is frozen stays as it is: BN statistics, too."""
+        self.model.train()
+        for module in self._frozen():
+            module.eval()
+        if self.options.freeze_norms:
+            for norm in _norms(self.learner.backbone):
+                norm.eval()
+
+    def _groups(self) -> list[dict[str, Any]]:
+        options = self.options
+        parts = ((self.learner.backbone, options.lr_encoder), (self.learner.head, options.lr_head))
+        groups = []
+        for module, lr in parts:
+            trained = [p for p in module.parameters() if p.requires_grad]
+            if trained:
+                groups.append({"params": trained, "lr": lr, "first_lr": lr})
+        return groups
+
+    # -- state -------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a checkpoint of fine-tuning holds: tensors and plain data."""
+        return {
+            "stage": PURPOSE,
+            "method": self.options.name,
+            "architecture": self.learner.backbone.architecture.to_dict(),
+            "student": dict(self.learner.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "finetune": asdict(self.progress),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.learner.load_state_dict(dict(state["student"]))
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.progress = Progress(**state["finetune"])
+
+
+def episodic(tuner: FineTuner, step: Step, images: Tensor) -> Outcome:
+    """All images embedded as one batch; the head scores every episode by itself."""
+    with tuner.fabric.autocast():
+        features = tuner.learner.backbone(images)
+    scores = tuner.learner.head(*step.parts(features.float()))
+    truth = step.query_truth().to(scores.device)
+    right = (scores.argmax(dim=-1) == truth).float().mean()
+    return Outcome(tuner.method.loss(scores, truth), right)
+
+
+def classification(tuner: FineTuner, step: Step, images: Tensor) -> Outcome:
+    """Cross-entropy of a plain classifier of all base classes."""
+    assert step.truth is not None
+    with tuner.fabric.autocast():
+        features = tuner.learner.backbone(images)
+    logits = tuner.learner.head(features.float())
+    truth = step.truth.to(logits.device)
+    right = (logits.argmax(dim=-1) == truth).float().mean()
+    return Outcome(F.cross_entropy(logits, truth), right)
+
+
+def meta_learned(tuner: FineTuner, step: Step, images: Tensor) -> Outcome:
+    """MAML: the loss on the queries after the inner steps, averaged over the episodes (eq. 4)."""
+    options, classifier = tuner.options, Classifier(tuner.learner)
+    assert options.inner_lr is not None
+    assert options.inner_steps is not None
+    support, query = step.parts(images)
+    truth = step.query_truth().to(images.device)
+    own = torch.arange(step.ways, device=images.device).repeat_interleave(step.shots)
+    weights = dict(classifier.named_parameters())
+    outcomes = []
+    for s, q in zip(support, query, strict=True):
+        with tuner.fabric.autocast():
+            adapted = adapt(
+                classifier,
+                weights,
+                s.flatten(0, 1),
+                own,
+                steps=options.inner_steps,
+                lr=options.inner_lr,
+                second_order=not options.first_order,
+            )
+            logits = torch.func.functional_call(classifier, dict(adapted), (q,)).float()
+        right = (logits.argmax(dim=-1) == truth).float().mean()
+        outcomes.append(Outcome(F.cross_entropy(logits, truth), right))
+    losses, accuracies = zip(*outcomes, strict=True)
+    return Outcome(torch.stack(losses).mean(), torch.stack(accuracies).mean())
+
+
+OUTCOMES: Mapping[str, Callable[[FineTuner, Step, Tensor], Outcome]] = {
+    "linear": classification,
+    "maml": meta_learned,
+}
+
+
+def _norms(module: nn.Module) -> list[nn.Module]:
+    return [part for part in module.modules() if isinstance(part, nn.BatchNorm2d | nn.LayerNorm)]

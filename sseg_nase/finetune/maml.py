@@ -1,0 +1,100 @@
+"""Model-agnostic meta-learning (Finn et al. 2017): weights that a few gradient steps adapt.
+
+The inner steps go over all weights of backbone and head. BN uses the statistics of the batch, in
+training and in tests, as in the paper's code: the queries of an episode are seen together there, so
+results of MAML are transductive in this respect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from sseg_nase.finetune.learner import EpisodeLearner
+
+Weights = Mapping[str, Tensor]
+
+
+class Classifier(nn.Module):
+    """Images `[B, C, S, S]` to logits `[B, N]`: the backbone and the head in a row."""
+
+    def __init__(self, learner: EpisodeLearner) -> None:
+        super().__init__()
+        self.learner = learner
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`[B, C, S, S]` → `[B, N]`."""
+        return self.learner.head(self.learner.backbone(images))
+
+
+def adapt(
+    classifier: nn.Module,
+    weights: Weights,
+    images: Tensor,
+    truth: Tensor,
+    *,
+    steps: int,
+    lr: float,
+    second_order: bool,
+) -> Weights:
+    """θ' of eq. 1: `steps` times θ ← θ − lr · ∇ L(θ; support), beginning with `weights`.
+
+    `images` `[N·K, C, S, S]` and `truth` `[N·K]` are an episode's support. With `second_order` the
+    result is differentiable in `weights` through the gradients too; without, gradients are taken
+    for constants (the paper's first-order approximation).
+    """
+    for _ in range(steps):
+        loss = F.cross_entropy(functional_call(classifier, dict(weights), (images,)), truth)
+        trained = [name for name, tensor in weights.items() if tensor.requires_grad]
+        gradients = torch.autograd.grad(
+            loss, [weights[name] for name in trained], create_graph=second_order
+        )
+        stepped = {
+            name: weights[name] - lr * gradient
+            for name, gradient in zip(trained, gradients, strict=True)
+        }
+        weights = {**weights, **stepped}
+    return weights
+
+
+@contextmanager
+def batch_statistics(module: nn.Module) -> Iterator[None]:
+    """BN normalises with the statistics of the batch, and leaves its running ones alone."""
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    kept = [(norm.training, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.training, norm.momentum, norm.num_batches_tracked = True, 0.0, None
+    try:
+        yield
+    finally:
+        for norm, (training, momentum, tracked) in zip(norms, kept, strict=True):
+            norm.training, norm.momentum, norm.num_batches_tracked = training, momentum, tracked
+
+
+def adapted_scores(
+    learner: EpisodeLearner, support: Tensor, query: Tensor, *, steps: int, lr: float
+) -> Tensor:
+    """Logits `[M, N]` of query images `[M, C, S, S]` after `steps` on support `[N, K, C, S, S]`."""
+    classifier = Classifier(learner)
+    ways, shots = support.shape[:2]
+    truth = torch.arange(ways, device=support.device).repeat_interleave(shots)
+    with batch_statistics(classifier), torch.enable_grad():
+        weights: Weights = {
+            name: tensor.detach().requires_grad_() for name, tensor in classifier.named_parameters()
+        }
+        weights = adapt(
+            classifier,
+            weights,
+            support.flatten(0, 1),
+            truth,
+            steps=steps,
+            lr=lr,
+            second_order=False,
+        )
+        with torch.no_grad():
+            return functional_call(classifier, dict(weights), (query,)).float()

@@ -1,0 +1,104 @@
+"""From a description to its network, and from plain data to a description."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from sseg_nase.config.schema import EVOLVABLE, RESNET12, RESNETS, BackboneConfig
+from sseg_nase.errors import UserError, did_you_mean
+from sseg_nase.nets.architecture import Architecture
+from sseg_nase.nets.backbone import Backbone
+from sseg_nase.nets.description import Description
+from sseg_nase.nets.evolvable import EvolvableCNN
+from sseg_nase.nets.fixed import (
+    FIXED,
+    LARGEST_SMALL_IMAGE,
+    FixedArchitecture,
+    ResNet12Architecture,
+    ResNetArchitecture,
+    ViTArchitecture,
+)
+
+
+def build(description: Description, *, generator: torch.Generator | None = None) -> Backbone:
+    """The network that `description` describes, with weights that `generator` draws."""
+    if isinstance(description, Architecture):
+        return EvolvableCNN(description, generator=generator)
+    assert isinstance(description, FixedArchitecture), description
+    return description.network(generator)
+
+
+def described(data: Mapping[str, Any]) -> Description:
+    """The description that `to_dict` wrote; without a name it is that of a chain of ConvBlocks.
+
+    Raises `UserError` for a network that is not known, `KeyError`, `TypeError` or `AssertionError`
+    for what is no description.
+    """
+    if "name" not in data:
+        return Architecture.from_dict(dict(data))
+    name = data["name"]
+    if name not in FIXED:
+        raise UserError(
+            f"a network '{name}' is not known; known: {', '.join(FIXED)}."
+            f"{did_you_mean(str(name), list(FIXED))}"
+        )
+    return FIXED[name].from_dict(data)
+
+
+def configured(backbone: BackboneConfig, image_size: int) -> Description:
+    """The untrained network of a run, as data: what every mutation of it starts from."""
+    return _CONFIGURED[backbone.name](backbone, image_size)
+
+
+def _evolvable(backbone: BackboneConfig, image_size: int) -> Architecture:
+    # The configuration has these where the backbone is a chain of ConvBlocks.
+    assert backbone.channels is not None
+    assert backbone.kernel_size is not None
+    assert backbone.activation is not None
+    assert backbone.embedding is not None
+    return Architecture.seed(
+        backbone.channels,
+        resolution=image_size,
+        in_channels=backbone.in_channels,
+        kernel_size=backbone.kernel_size,
+        activation=backbone.activation,
+        batch_norm=bool(backbone.batch_norm),
+        pooling=bool(backbone.pooling),
+        pooled_blocks=backbone.pooled_blocks,
+        residual=bool(backbone.residual),
+        embedding=backbone.embedding,
+    )
+
+
+def _resnet12(backbone: BackboneConfig, image_size: int) -> ResNet12Architecture:
+    assert backbone.channels is not None
+    widths = tuple(backbone.channels)
+    return ResNet12Architecture(backbone.name, image_size, backbone.in_channels, widths)
+
+
+def _resnet(backbone: BackboneConfig, image_size: int) -> ResNetArchitecture:
+    assert backbone.stem is not None
+    stem = backbone.stem
+    if stem == "auto":
+        small = image_size <= LARGEST_SMALL_IMAGE and not backbone.weights
+        stem = "small" if small else "imagenet"
+    inputs = "imagenet" if backbone.weights else "centred"
+    return ResNetArchitecture(backbone.name, image_size, backbone.in_channels, stem, inputs)
+
+
+def _vit(backbone: BackboneConfig, image_size: int) -> ViTArchitecture:
+    assert backbone.patch_size is not None
+    inputs = "imagenet" if backbone.weights else "centred"
+    patch = backbone.patch_size
+    return ViTArchitecture(backbone.name, image_size, backbone.in_channels, patch, inputs)
+
+
+_CONFIGURED: Mapping[str, Callable[[BackboneConfig, int], Description]] = {
+    **dict.fromkeys(EVOLVABLE, _evolvable),
+    **dict.fromkeys(RESNET12, _resnet12),
+    **dict.fromkeys(RESNETS, _resnet),
+    "vit_small": _vit,
+}

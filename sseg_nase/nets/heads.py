@@ -1,0 +1,77 @@
+"""Trained classifiers of episodes: they score queries against the support of their own episode."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sseg_nase.nets.architecture import pools
+from sseg_nase.nets.evolvable import initialize
+from sseg_nase.nets.pooling import max_pool2x2
+
+
+class RelationHead(nn.Module):
+    """The relation module g of Sung et al. 2018, eq. 1: r = g([Σ_k f(x_k), f(q)]) in (0, 1).
+
+    Two ConvBlocks (3×3, BN, ReLU, 2×2 max-pool while the map is large enough) over the maps of a
+    class and of a query, then Linear, ReLU, Linear, sigmoid. Embeddings `[..., channels · side²]`
+    are flattened maps, channel-major. A class's map is the mean of its shots, not their sum: with
+    another number of shots it then stays of the same size.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        side: int,
+        *,
+        width: int = 64,
+        hidden: int = 8,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.channels, self.side = channels, side
+        # One convolution over both maps is the sum of one over each: then every map is convolved
+        # once, however many pairs it is in.
+        self.of_class = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.of_query = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        for _ in range(2):
+            side = side // 2 if pools(side) else side
+        self.fc1 = nn.Linear(width * side**2, hidden)
+        self.fc2 = nn.Linear(hidden, 1)
+        initialize(self, generator)
+
+    def forward(self, support: Tensor, query: Tensor) -> Tensor:
+        """Relations `[E, M, N]` of query `[E, M, D]` to the classes of support `[E, N, K, D]`."""
+        classes = support.mean(dim=-2)
+        E, N, M = len(classes), classes.shape[1], query.shape[1]
+        c, q = (
+            conv(self._maps(x)).unflatten(0, (E, -1))
+            for conv, x in ((self.of_class, classes), (self.of_query, query))
+        )
+        pairs = (c[:, None] + q[:, :, None]).flatten(0, 2)
+        x = self._pooled(F.relu(self.norm1(pairs)))
+        x = self._pooled(F.relu(self.norm2(self.conv2(x))))
+        x = self.fc2(F.relu(self.fc1(x.flatten(1))))
+        return x.sigmoid().view(E, M, N)
+
+    def _maps(self, features: Tensor) -> Tensor:
+        maps = features.reshape(-1, self.channels, self.side, self.side)
+        return maps.to(memory_format=torch.channels_last)
+
+    @staticmethod
+    def _pooled(x: Tensor) -> Tensor:
+        return max_pool2x2(x) if pools(x.shape[-1]) else x
+
+
+class RidgeHead(nn.Module):
+    """What R2D2 learns beside the embedding: λ, and scale and shift of the scores."""
+
+    def __init__(self, regularization: float = 1.0, scale: float = 1.0) -> None:
+        super().__init__()
+        self.log_regularization = nn.Parameter(torch.tensor(float(regularization)).log())
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+        self.shift = nn.Parameter(torch.tensor(0.0))

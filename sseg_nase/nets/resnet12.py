@@ -1,0 +1,69 @@
+"""ResNet-12 of few-shot learning (Oreshkin et al. 2018, TADAM; Lee et al. 2019, MetaOptNet)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sseg_nase.nets.architecture import pools
+from sseg_nase.nets.backbone import Backbone, drawing_from
+from sseg_nase.nets.fixed import ResNet12Architecture
+from sseg_nase.nets.pooling import max_pool2x2
+
+SLOPE = 0.1
+
+
+class ResidualBlock(nn.Module):
+    """Three 3×3 convolutions beside a 1×1 one, LeakyReLU, 2×2 max-pool.
+
+    `[B, C, H, W]` → `[B, C', H // 2, W // 2]`; a map that would become a single pixel stays.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.conv3 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.norm3 = nn.BatchNorm2d(out_channels)
+        self.shortcut_conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.shortcut_norm = nn.BatchNorm2d(out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` → `[B, C', H', W']`."""
+        y = F.leaky_relu(self.norm1(self.conv1(x)), SLOPE)
+        y = F.leaky_relu(self.norm2(self.conv2(y)), SLOPE)
+        y = self.norm3(self.conv3(y)) + self.shortcut_norm(self.shortcut_conv(x))
+        if pools(min(y.shape[-2:])):
+            y = max_pool2x2(y)  # before the LeakyReLU, which keeps the order of numbers
+        return F.leaky_relu(y, SLOPE)
+
+
+class ResNet12(Backbone):
+    """A chain of `ResidualBlock`s and the average over the last map."""
+
+    architecture: ResNet12Architecture
+
+    def __init__(
+        self, architecture: ResNet12Architecture, *, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        spaces = (architecture.in_channels, *architecture.widths)
+        with drawing_from(generator):
+            self.blocks = nn.Sequential(
+                *(ResidualBlock(*pair) for pair in zip(spaces, architecture.widths, strict=False))
+            )
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(
+                    part.weight, SLOPE, "fan_out", "leaky_relu", generator=generator
+                )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed `[B, C, H, W]` as `[B, features]`."""
+        for block in self.blocks:
+            x = self.run(block, x)
+        return x.mean(dim=(2, 3))

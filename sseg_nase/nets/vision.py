@@ -1,0 +1,115 @@
+"""torchvision's networks without their classifiers. Only what builds one imports this module."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from sseg_nase.nets.backbone import Backbone, drawing_from
+from sseg_nase.nets.fixed import ResNetArchitecture, ViTArchitecture
+
+# Of ImageNet's colours, as torchvision's weights expect them; of grey the means of these.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class VisionBackbone(Backbone):
+    """A network `body` of torchvision, whose tensors have torchvision's names.
+
+    `classifier`: the prefix of those that are left out.
+    """
+
+    body: nn.Module
+    classifier: str
+    architecture: ResNetArchitecture | ViTArchitecture
+
+    def __init__(self, architecture: ResNetArchitecture | ViTArchitecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+        mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        if architecture.in_channels == 1:
+            mean, std = mean.mean(0, keepdim=True), std.mean(0, keepdim=True)
+        # From (x − 0.5) / 0.5 to (x − mean) / std. A function of `inputs`: not in the state dict.
+        self.register_buffer("_scale", (0.5 / std)[:, None, None], persistent=False)
+        self.register_buffer("_shift", ((0.5 - mean) / std)[:, None, None], persistent=False)
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """Images in [-1, 1] as the weights expect them."""
+        if self.architecture.inputs == "centred":
+            return x
+        scale, shift = cast(Tensor, self._scale), cast(Tensor, self._shift)
+        return x * scale.to(x.dtype) + shift.to(x.dtype)
+
+
+class ResNet(VisionBackbone):
+    """torchvision's ResNet up to the average over the last map."""
+
+    classifier = "fc."
+    body: models.ResNet
+
+    def __init__(
+        self, architecture: ResNetArchitecture, *, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__(architecture)
+        with drawing_from(generator):
+            self.body = models.get_model(architecture.name, weights=None)
+            small = architecture.stem == "small"
+            if small or architecture.in_channels != 3:
+                side, stride = (3, 1) if small else (7, 2)
+                self.body.conv1 = nn.Conv2d(
+                    architecture.in_channels, 64, side, stride, padding=side // 2, bias=False
+                )
+                nn.init.kaiming_normal_(self.body.conv1.weight, mode="fan_out")
+        if small:
+            self.body.maxpool = nn.Identity()
+        self.body.fc = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed `[B, C, H, W]` as `[B, features]`."""
+        body = self.body
+        x = body.maxpool(body.relu(body.bn1(body.conv1(self.prepared(x)))))
+        for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
+            for block in stage:
+                x = self.run(block, x)
+        return x.mean(dim=(2, 3))
+
+
+class VisionTransformer(VisionBackbone):
+    """torchvision's VisionTransformer up to the class token."""
+
+    classifier = "heads."
+    body: models.VisionTransformer
+
+    def __init__(
+        self, architecture: ViTArchitecture, *, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__(architecture)
+        with drawing_from(generator):
+            self.body = models.VisionTransformer(
+                image_size=architecture.resolution,
+                patch_size=architecture.patch_size,
+                num_layers=architecture.layers,
+                num_heads=architecture.heads,
+                hidden_dim=architecture.hidden,
+                mlp_dim=architecture.mlp,
+            )
+            if architecture.in_channels != 3:
+                patch = architecture.patch_size
+                conv = nn.Conv2d(architecture.in_channels, architecture.hidden, patch, patch)
+                fan_in = architecture.in_channels * patch**2
+                nn.init.trunc_normal_(conv.weight, std=fan_in**-0.5)
+                nn.init.zeros_(cast(Tensor, conv.bias))
+                self.body.conv_proj = conv
+        self.body.heads = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed `[B, C, S, S]` as `[B, features]`."""
+        body = self.body
+        patches = body.conv_proj(self.prepared(x)).flatten(2).transpose(1, 2)
+        x = torch.cat((body.class_token.expand(len(x), -1, -1), patches), dim=1)
+        x = x + body.encoder.pos_embedding
+        for block in body.encoder.layers:
+            x = self.run(block, x)
+        return body.encoder.ln(x)[:, 0]

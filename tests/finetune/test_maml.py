@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from sseg_nase.finetune.learner import EpisodeLearner, linear_head
+from sseg_nase.finetune.maml import Classifier, Weights, adapt, adapted_scores
+from sseg_nase.nets.architecture import Architecture, Block
+from sseg_nase.nets.evolvable import EvolvableCNN
+
+LR, STEPS = 0.3, 2
+
+
+def tiny(activation: str = "gelu") -> EpisodeLearner:
+    generator = torch.Generator().manual_seed(3)
+    blocks = (Block(2), Block(3, pool=False))
+    architecture = Architecture(blocks, resolution=4, activation=activation, embedding="flatten")
+    backbone = EvolvableCNN(architecture, generator=generator)
+    return EpisodeLearner(backbone, linear_head(architecture.features, 2, generator))
+
+
+def images(count: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def outer_loss(classifier: nn.Module, weights: Weights, *, second_order: bool) -> torch.Tensor:
+    truth = torch.arange(2).repeat_interleave(3)
+    adapted = adapt(
+        classifier, weights, images(6, 1), truth, steps=STEPS, lr=LR, second_order=second_order
+    )
+    return F.cross_entropy(functional_call(classifier, dict(adapted), (images(6, 2),)), truth)
+
+
+def differences(classifier: nn.Module, weights: Weights) -> dict[str, torch.Tensor]:
+    """The gradient of the loss after the inner steps, by central differences in every weight."""
+    step, found = 1e-6, {}
+    for name, tensor in weights.items():
+        gradient = torch.zeros_like(tensor)
+        for i in range(tensor.numel()):
+            losses = []
+            for sign in (1, -1):
+                moved = tensor.detach().clone()
+                moved.view(-1)[i] += sign * step
+                varied = {**weights, name: moved.requires_grad_()}
+                losses.append(outer_loss(classifier, varied, second_order=False).item())
+            gradient.view(-1)[i] = (losses[0] - losses[1]) / (2 * step)
+        found[name] = gradient
+    return found
+
+
+def test_the_gradient_is_that_through_the_inner_steps() -> None:
+    classifier = Classifier(tiny()).double().train()
+    weights = dict(classifier.named_parameters())
+    expected = differences(classifier, weights)
+    names = list(weights)
+
+    def gradients(second_order: bool) -> list[torch.Tensor]:
+        loss = outer_loss(classifier, weights, second_order=second_order)
+        return list(torch.autograd.grad(loss, list(weights.values())))
+
+    for name, gradient in zip(names, gradients(True), strict=True):
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-7, msg=name)
+    first_order = gradients(False)
+    far = [
+        (g - expected[name]).norm() / expected[name].norm().clamp_min(1e-9)
+        for name, g in zip(names, first_order, strict=True)
+    ]
+    assert max(far) > 0.01, "without second order it is another gradient"
+
+
+def test_inner_steps_are_plain_gradient_descent() -> None:
+    learner = tiny("relu")
+    classifier = Classifier(learner).double().train()
+    truth = torch.arange(2).repeat_interleave(3)
+    weights = dict(classifier.named_parameters())
+    adapted = adapt(classifier, weights, images(6, 1), truth, steps=4, lr=LR, second_order=False)
+    before = {name: tensor.detach().clone() for name, tensor in weights.items()}
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=LR)
+    for _ in range(4):
+        optimizer.zero_grad()
+        F.cross_entropy(classifier(images(6, 1)), truth).backward()
+        optimizer.step()
+    for name, tensor in classifier.named_parameters():
+        torch.testing.assert_close(adapted[name], tensor)
+        assert not torch.equal(before[name], tensor)
+
+
+def test_a_test_leaves_the_network_as_it_was() -> None:
+    learner = tiny("relu").eval()
+    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    support = images(6, 1, torch.float32).view(2, 3, 3, 4, 4)
+    query = images(5, 2, torch.float32)
+    adapted = adapted_scores(learner, support, query, steps=20, lr=0.5)
+    assert adapted.shape == (5, 2)
+    assert not adapted.requires_grad
+    on_support = adapted_scores(learner, support, support.flatten(0, 1), steps=20, lr=0.5)
+    assert (on_support.argmax(dim=1) == torch.arange(2).repeat_interleave(3)).float().mean() > 0.8
+    for name, tensor in learner.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert not any(p.requires_grad is False for p in learner.parameters())
+    assert not learner.backbone.training

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sseg_nase.nets.heads import RelationHead
+
+
+def pair_by_pair(head: RelationHead, support: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """As Sung et al. 2018 draw it: the two maps one behind the other, one convolution over both."""
+    weight = torch.cat((head.of_class.weight, head.of_query.weight), dim=1)
+    E, N, K, _ = support.shape
+    shape = (head.channels, head.side, head.side)
+    pairs = [
+        torch.cat((support[e, n].mean(0).view(shape), query[e, m].view(shape)))
+        for e in range(E)
+        for m in range(query.shape[1])
+        for n in range(N)
+    ]
+    x = F.conv2d(torch.stack(pairs), weight, padding=1)
+    for norm, conv in ((head.norm1, head.conv2), (head.norm2, None)):
+        x = F.relu(norm(x))
+        x = F.max_pool2d(x, 2) if x.shape[-1] >= 4 else x
+        x = x if conv is None else conv(x)
+    x = torch.sigmoid(head.fc2(F.relu(head.fc1(x.flatten(1)))))
+    return x.view(E, -1, N)
+
+
+@pytest.mark.parametrize("side", [1, 2, 5, 8])
+@pytest.mark.parametrize("training", [True, False])
+def test_relations_are_those_of_every_pair(side: int, training: bool) -> None:
+    generator = torch.Generator().manual_seed(side)
+    head = RelationHead(6, side, width=8, generator=generator).train(training)
+    support = torch.randn(2, 3, 4, 6 * side**2, generator=generator)
+    query = torch.randn(2, 5, 6 * side**2, generator=generator)
+    relations = head(support, query)
+    assert relations.shape == (2, 5, 3)
+    torch.testing.assert_close(relations, pair_by_pair(head, support, query), rtol=1e-4, atol=1e-5)
+
+
+def test_relations_agree_with_easyfsl() -> None:
+    methods = pytest.importorskip("easyfsl.methods")
+    generator = torch.Generator().manual_seed(0)
+    head = RelationHead(4, 5, width=4, generator=generator).eval()
+    support = torch.randn(3, 2, 4 * 25, generator=generator)
+    query = torch.randn(6, 4 * 25, generator=generator)
+
+    class Joined(torch.nn.Module):
+        def forward(self, pairs: torch.Tensor) -> torch.Tensor:
+            weight = torch.cat((head.of_class.weight, head.of_query.weight), dim=1)
+            x = F.max_pool2d(F.relu(head.norm1(F.conv2d(pairs, weight, padding=1))), 2)
+            x = F.relu(head.norm2(head.conv2(x)))
+            return torch.sigmoid(head.fc2(F.relu(head.fc1(x.flatten(1)))))
+
+    maps = torch.nn.Unflatten(1, (4, 5, 5))
+    theirs = methods.RelationNetworks(maps, feature_dimension=4, relation_module=Joined())
+    with torch.no_grad():
+        theirs.process_support_set(support.flatten(0, 1), torch.arange(3).repeat_interleave(2))
+        torch.testing.assert_close(theirs(query), head(support[None], query[None])[0])
