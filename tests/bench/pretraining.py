@@ -9,7 +9,8 @@ from torch import nn
 
 from sseg_nase.config.schema import Config
 from sseg_nase.hardware.profiles import cores
-from sseg_nase.stages import _trainer, images_of, seed_learner
+from sseg_nase.stages.pretraining import trainer_of
+from sseg_nase.stages.starting import images_of, seed_learner
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.loop import Progress, Trainer
 from tests.bench.child import Work
@@ -34,7 +35,7 @@ def config(size: int, steps: int, *overrides: str) -> Config:
 
 def trainer(size: int, steps: int, *overrides: str) -> Trainer:
     """The program's own, telling nobody."""
-    return _trainer(config(size, steps, *overrides), [], Sink(), None, lambda: False)
+    return trainer_of(config(size, steps, *overrides), [], Sink(), None, lambda: False)
 
 
 def epochs(trainer: Trainer, steps: int) -> Work:

@@ -8,9 +8,9 @@ from sseg_nase.nets.heads import RelationHead
 
 
 def pair_by_pair(head: RelationHead, support: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """As Sung et al. 2018 draw it: the two maps one behind the other, one convolution over both."""
+    """As Sung et al. 2018 draw it: both maps one behind the other, one convolution over them."""
     weight = torch.cat((head.of_class.weight, head.of_query.weight), dim=1)
-    E, N, K, _ = support.shape
+    E, N = support.shape[:2]
     shape = (head.channels, head.side, head.side)
     pairs = [
         torch.cat((support[e, n].mean(0).view(shape), query[e, m].view(shape)))

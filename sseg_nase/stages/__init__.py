@@ -1,0 +1,38 @@
+"""The steps of a run: pretrain, fine-tune, judge; and looks at a curriculum and at a run's past."""
+
+from sseg_nase.stages.drawing import draw_curriculum
+from sseg_nase.stages.finetuning import fine_tune, labelled
+from sseg_nase.stages.judging import (
+    FewShotTask,
+    Judgement,
+    check_head,
+    efficiency,
+    evaluate,
+    evaluate_best,
+    fewshot_tasks,
+    judge_before_tuning,
+)
+from sseg_nase.stages.pretraining import pretrain
+from sseg_nase.stages.replaying import replayed
+from sseg_nase.stages.starting import Reached, images_of, seed_backbone, seed_learner, stored
+
+__all__ = [
+    "FewShotTask",
+    "Judgement",
+    "Reached",
+    "check_head",
+    "draw_curriculum",
+    "efficiency",
+    "evaluate",
+    "evaluate_best",
+    "fewshot_tasks",
+    "fine_tune",
+    "images_of",
+    "judge_before_tuning",
+    "labelled",
+    "pretrain",
+    "replayed",
+    "seed_backbone",
+    "seed_learner",
+    "stored",
+]

@@ -1,0 +1,130 @@
+"""Training on the labelled base images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sseg_nase.config.schema import Config
+from sseg_nase.data.placement import place
+from sseg_nase.data.random import derive
+from sseg_nase.data.store import ImageStore
+from sseg_nase.errors import UserError
+from sseg_nase.finetune.learner import METHODS as FINETUNING_METHODS
+from sseg_nase.finetune.learner import EpisodeLearner, around
+from sseg_nase.finetune.loop import FineTuner
+from sseg_nase.stages.judging import FewShotTask
+from sseg_nase.stages.starting import Reached, images_of
+from sseg_nase.tracking.sink import Sink
+from sseg_nase.training import checkpoint, distributed
+
+
+def fine_tune(
+    config: Config,
+    before: Reached,
+    sink: Sink,
+    folder: Path,
+    *,
+    state: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Reached:
+    """Train the backbone of `before` on the labelled base images; what did best on val episodes.
+
+    `state`: of the checkpoint to go on from. Checkpoints with `extra` go to `folder`. `stop` is
+    asked after every step; when it says so, `Interrupted` is raised after a checkpoint. One device
+    trains, however many there are. Raises `UserError` for images without labels, or too few of a
+    class.
+    """
+    hardware, size = config.hardware, config.dataset.image_size
+    fabric = distributed.build_fabric(hardware.accelerator, 1, hardware.precision)
+    store = labelled(config)
+    images, _, notes = place(
+        store,
+        0,
+        image_size=size,
+        channels=config.dataset.channels,
+        data=config.data,
+        hardware=hardware,
+        device=fabric.device,
+    )
+    for note in notes:
+        sink.event("message", {"text": note})
+    assert images is not None
+    selection = FewShotTask(selection_config(config), config.dataset)
+
+    def validate(learner: EpisodeLearner) -> tuple[float, float]:
+        (result,) = selection.judge(learner, fabric.device).results.values()
+        return result["accuracy"], result["ci95"]
+
+    def reached(progress: Mapping[str, Any]) -> dict[str, Any]:
+        seen = dict(before.images_seen)
+        seen["real_labeled"] += progress["images_seen"]
+        step = before.step + progress["step"]
+        return {"step": step, "images_seen": seen, "history": list(before.history)}
+
+    def save(name: str, saved: dict[str, Any]) -> None:
+        about = {"options": dataclasses.asdict(config.finetune), "classes": len(store.class_names)}
+        payload = {**saved, **about, **reached(saved["finetune"]), **(extra or {})}
+        checkpoint.save(folder / "checkpoints" / f"finetune_{name}.pt", payload)
+
+    generator = torch.Generator().manual_seed(derive(config.seed, "head"))
+    learner = around(before.backbone, config.finetune, len(store.class_names), generator)
+    tuner = FineTuner(
+        config,
+        learner=learner,
+        base=store,
+        images=images,
+        fabric=fabric,
+        validate=validate,
+        save=save,
+        sink=sink,
+        first_step=before.step,
+        stop=stop,
+    )
+    if state is not None:
+        tuner.load_state_dict(state)
+    tuner.fit()
+    best = checkpoint.load(folder / "checkpoints" / "finetune_best.pt")
+    learner.load_state_dict(best["student"])
+    return Reached(learner.eval(), **reached(dataclasses.asdict(tuner.progress)))
+
+
+def selection_config(config: Config) -> Config:
+    """`config` with the episodes by which fine-tuning chooses its best network.
+
+    Of the val classes, judged as the network is trained, and others than those of the results.
+    """
+    options = config.finetune
+    method = FINETUNING_METHODS[options.name].judged_by
+    plain = options.name == "linear"  # which knows no scores of episodes
+    evaluation = dataclasses.replace(
+        config.evaluation,
+        split="val",
+        shots=[options.shots],
+        query_balance="balanced",
+        episodes=options.validation_episodes,
+        seed=derive(config.evaluation.seed, "selection"),
+        method=method,
+        metric=options.metric or "cosine",
+        normalize="l2n" if plain else "none",
+        support_augmentations=0,
+        top_k=[],
+    )
+    return dataclasses.replace(config, evaluation=evaluation)
+
+
+def labelled(config: Config) -> ImageStore:
+    """The base split, which must have classes. Raises `UserError` where it has one at most."""
+    store = images_of(config, config.dataset, "train")
+    if len(store.class_names) < 2:
+        raise UserError(
+            f"dataset={config.dataset.name}: finetune={config.finetune.name} needs labels, and the "
+            f"train split has {len(store.class_names)} class. Give a folder per class, or choose "
+            "finetune=none."
+        )
+    return store

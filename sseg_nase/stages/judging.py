@@ -1,0 +1,263 @@
+"""What a network is worth: few-shot accuracy, size and speed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from sseg_nase.config.compose import dataset_choice
+from sseg_nase.config.schema import (
+    HEADED,
+    Config,
+    DatasetConfig,
+    EvaluationConfig,
+)
+from sseg_nase.data.episodes import EpisodeList, sample_episodes
+from sseg_nase.data.random import derive
+from sseg_nase.data.store import ImageStore
+from sseg_nase.data.views import normalize
+from sseg_nase.errors import UserError
+from sseg_nase.fewshot.confusion import Confusion
+from sseg_nase.fewshot.evaluation import embed, embed_views, evaluate_episodes
+from sseg_nase.fewshot.statistics import mean_ci95
+from sseg_nase.finetune.judging import method_of
+from sseg_nase.finetune.learner import EpisodeLearner, around, fits
+from sseg_nase.hardware.complexity import count_macs, count_params
+from sseg_nase.hardware.latency import latency_ms
+from sseg_nase.hardware.memory import peak_memory_mb
+from sseg_nase.nets.backbone import Backbone
+from sseg_nase.stages.starting import Reached, images_of
+from sseg_nase.training import checkpoint
+
+LATENCY_BATCHES = (1, 64)
+LATENCY_REPEATS = 15
+
+
+class Judgement(NamedTuple):
+    """What a network is worth, under the keys of `results.json`.
+
+    `results`: accuracy and interval in percent per episode list; `accuracies`: of every episode in
+    percent, float64 `[episodes]`; `confusions`: which class was taken for which.
+    """
+
+    results: dict[str, dict[str, Any]]
+    accuracies: dict[str, np.ndarray]
+    confusions: dict[str, Confusion]
+
+
+class FewShotTask:
+    """One dataset's episode lists with the images they need, ready to judge any backbone."""
+
+    def __init__(self, config: Config, dataset: DatasetConfig) -> None:
+        self.config = config
+        evaluation = config.evaluation
+        self.store = images_of(config, dataset, evaluation.split)
+        self.base = images_of(config, dataset, "train") if evaluation.normalize == "cl2n" else None
+        alpha = evaluation.dirichlet_alpha if evaluation.query_balance == "dirichlet" else None
+        self.episodes: list[EpisodeList] = [
+            sample_episodes(
+                self.store.class_indices,
+                class_names=self.store.class_names,
+                dataset=dataset.name,
+                split=evaluation.split,
+                ways=evaluation.ways,
+                shots=shots,
+                queries=evaluation.queries,
+                episodes=evaluation.episodes,
+                seed=evaluation.seed,
+                dirichlet_alpha=alpha,
+            )
+            for shots in evaluation.shots
+        ]
+
+    def judge(self, trained: Backbone | EpisodeLearner, device: torch.device) -> Judgement:
+        """How `trained` does on the episode lists. Every image is embedded once."""
+        evaluation = self.config.evaluation
+        learner = trained if isinstance(trained, EpisodeLearner) else None
+        backbone = trained.backbone if isinstance(trained, EpisodeLearner) else trained
+        network = backbone.for_inference()
+
+        def features(store: ImageStore) -> torch.Tensor:
+            return embed(
+                network,
+                store,
+                batch_size=evaluation.batch_size,
+                device=device,
+                preprocess=normalize,
+            )
+
+        def read(indices: torch.Tensor) -> torch.Tensor:
+            return normalize(self.store.batch(indices.cpu()).to(device))
+
+        method = method_of(learner, evaluation, read)
+        if evaluation.method == "maml":
+            embedded = torch.arange(len(self.store), dtype=torch.float32, device=device)[:, None]
+        else:
+            embedded = features(self.store)
+        mean = None if self.base is None else features(self.base).mean(0)
+        of_support = self._augmented(network, embedded, device)
+        judged = Judgement({}, {}, {})
+        for episodes in self.episodes:
+            one = evaluate_episodes(
+                embedded,
+                episodes,
+                method,
+                evaluation,
+                mean=mean,
+                classes=len(self.store.class_names),
+                support_features=of_support,
+            )
+            accuracies = 100 * one.accuracies
+            accuracy, ci95 = mean_ci95(accuracies)
+            confusion = Confusion(one.confusion, self.store.class_names)
+            judged.accuracies[episodes.key] = accuracies
+            judged.confusions[episodes.key] = confusion
+            judged.results[episodes.key] = {
+                "accuracy": accuracy,
+                "ci95": ci95,
+                "episodes": len(episodes),
+                "method": _protocol(method.label(evaluation), evaluation),
+                "transductive": method.transductive,
+                "queries": evaluation.query_balance,
+                "top_k": {str(k): 100 * share for k, share in one.top_k.items()},
+                **confusion.extremes(),
+            }
+        return judged
+
+    def _augmented(
+        self, network: nn.Module, embedded: torch.Tensor, device: torch.device
+    ) -> torch.Tensor | None:
+        """Embeddings of the store's images in a support: the mean with those of their views."""
+        config, count = self.config, self.config.evaluation.support_augmentations
+        if count == 0:
+            return None
+        chosen = np.unique(np.concatenate([e.support.reshape(-1) for e in self.episodes]))
+        views = embed_views(
+            network,
+            self.store,
+            chosen,
+            config.views,
+            count=count,
+            image_size=config.dataset.image_size,
+            seed=config.evaluation.seed,
+            batch_size=config.evaluation.batch_size,
+            device=device,
+        )
+        rows = torch.from_numpy(chosen).to(embedded.device)
+        return embedded.index_copy(0, rows, (embedded[rows] + count * views) / (count + 1))
+
+
+def _protocol(method: str, evaluation: EvaluationConfig) -> str:
+    """The method with what is done to features, support and queries, as results tell it."""
+    parts = [method, evaluation.normalize]
+    if evaluation.support_augmentations:
+        parts.append(f"{evaluation.support_augmentations}views")
+    if evaluation.query_balance == "dirichlet":
+        parts.append(f"dirichlet{evaluation.dirichlet_alpha:g}")
+    return "/".join(parts)
+
+
+def fewshot_tasks(config: Config) -> list[FewShotTask]:
+    """The tasks of `evaluation.datasets`, built before training so that mistakes show first."""
+    names = config.evaluation.datasets or [config.dataset.name]
+    choices = [
+        config.dataset if name == config.dataset.name else dataset_choice(name) for name in names
+    ]
+    return [FewShotTask(config, dataset) for dataset in choices]
+
+
+def evaluate(
+    tasks: list[FewShotTask], trained: Backbone | EpisodeLearner, device: torch.device
+) -> Judgement:
+    """Judge `trained` on every task."""
+    trained.to(device)
+    judged = Judgement({}, {}, {})
+    for task in tasks:
+        part = task.judge(trained, device)
+        judged.results.update(part.results)
+        judged.accuracies.update(part.accuracies)
+        judged.confusions.update(part.confusions)
+    return judged
+
+
+def judge_before_tuning(
+    tasks: list[FewShotTask], reached: Reached, device: torch.device
+) -> Judgement:
+    """Judge a network that is not fine-tuned; a method that needs a head gets an untrained one."""
+    config, network = tasks[0].config, reached.network
+    if config.evaluation.method in HEADED:
+        generator = torch.Generator().manual_seed(derive(config.seed, "head"))
+        network = around(reached.backbone, config.finetune, config.finetune.ways, generator)
+    return evaluate(tasks, network, device)
+
+
+def check_head(reached: Reached, config: Config) -> None:
+    """Raise `UserError` where `evaluation.method` needs a head that is not in the checkpoint."""
+    method, ways = config.evaluation.method, config.evaluation.ways
+    head = reached.network.head if isinstance(reached.network, EpisodeLearner) else None
+    if method not in HEADED or fits(head, method, ways):
+        return
+    has = "no head of it" if head is None else "another head"
+    raise UserError(
+        f"evaluation.method={method}: checkpoint={config.checkpoint} holds {has} for "
+        f"evaluation.ways={ways}. Give RUN/checkpoints/finetune_best.pt of a run with "
+        f"finetune={method}, or choose another evaluation.method."
+    )
+
+
+def evaluate_best(
+    tasks: list[FewShotTask],
+    path: Path,
+    last: Backbone,
+    judged: Judgement,
+    device: torch.device,
+) -> tuple[dict[str, int], Judgement]:
+    """Where in training the network of best.pt at `path` was, its size, and its judgement.
+
+    `judged` is that of `last`, the run's last network: the same network is not judged again. The
+    epoch counts from 0, as in mutations.jsonl. Raises `UserError` for what is no checkpoint.
+    """
+    state = checkpoint.load(path)
+    best = checkpoint.backbone_of(path)
+    size = best.architecture.summary()
+    about = {key: int(state[key]) for key in ("epoch", "step")}
+    about |= {key: int(size[key]) for key in ("params", "macs")}
+    # The step alone does not tell: a mutation may have been rolled back since.
+    same = best.architecture == last.architecture and all(
+        torch.equal(tensor, last.state_dict()[name].cpu())
+        for name, tensor in best.state_dict().items()
+    )
+    return about, judged if same else evaluate(tasks, best, device)
+
+
+def efficiency(
+    backbone: Backbone, resolution: int, device: torch.device
+) -> dict[str, float | int | str]:
+    """Params, MACs, FLOPs at `resolution`, latency in ms and peak memory in MB of a forward."""
+    channels = backbone.architecture.in_channels
+    macs = count_macs(backbone, resolution, channels)
+    latencies = {
+        f"latency_ms_b{batch}": latency_ms(
+            backbone,
+            resolution,
+            batch,
+            repeats=LATENCY_REPEATS,
+            warmup=3,
+            device=device,
+            in_channels=channels,
+        )
+        for batch in LATENCY_BATCHES
+    }
+    return {
+        "params": count_params(backbone),
+        "macs": macs,
+        "flops": 2 * macs,
+        "resolution": resolution,
+        **latencies,
+        "peak_memory_mb": peak_memory_mb(backbone, resolution, 1, in_channels=channels),
+        "device": str(device.type),
+    }

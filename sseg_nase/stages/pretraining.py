@@ -1,0 +1,112 @@
+"""Self-supervised training on the curriculum, with evolution and pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sseg_nase.config.schema import Config
+from sseg_nase.data.feed import CurriculumFeed
+from sseg_nase.data.placement import place
+from sseg_nase.hardware.memory import enforce_memory_cap
+from sseg_nase.stages.starting import images_of, seed_learner
+from sseg_nase.tracking.sink import Sink
+from sseg_nase.training import distributed
+from sseg_nase.training.callbacks import ArchitectureMetrics, Checkpoints, MemoryWatch
+from sseg_nase.training.events import Callback
+from sseg_nase.training.interruption import Interrupted
+from sseg_nase.training.interventions import Evolve, Sparsify
+from sseg_nase.training.loop import Intervention, Trainer
+
+
+def pretrain(
+    config: Config,
+    sink: Sink,
+    folder: Path,
+    *,
+    state: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Trainer:
+    """Train the seed network on the curriculum, with evolution and pruning as configured.
+
+    `state`: of the checkpoint to go on from. Checkpoints with `extra` go to `folder`. `stop` is
+    asked after every step; when it says so, `Interrupted` is raised after a checkpoint.
+    """
+    checkpoints = Checkpoints(
+        folder / "checkpoints", config.pretrain.checkpoint_interval_epochs, extra or {}
+    )
+    callbacks = [ArchitectureMetrics(), MemoryWatch(), checkpoints]
+    hardware = config.hardware
+    with distributed.workers(
+        _pretrain_along, config, state, devices=hardware.devices, accelerator=hardware.accelerator
+    ):
+        trainer = trainer_of(config, callbacks, sink, state, lambda: distributed.any_rank(stop()))
+        trainer.fit()
+    return trainer
+
+
+def _pretrain_along(rank: int, config: Config, state: dict[str, Any] | None) -> None:
+    """What the other processes do: the same training on their share, telling nobody."""
+    trainer = trainer_of(config, [], Sink(), state, lambda: distributed.any_rank(False))
+    enforce_memory_cap(trainer.fabric.device, config.hardware.max_memory_gb)
+    with suppress(Interrupted):
+        trainer.fit()
+
+
+def trainer_of(
+    config: Config,
+    callbacks: list[Callback],
+    sink: Sink,
+    state: dict[str, Any] | None,
+    stop: Callable[[], bool],
+) -> Trainer:
+    """The loop of this process with all that it needs, where `state` left off."""
+    curriculum, hardware = config.curriculum, config.hardware
+    levels = curriculum.levels
+    fabric = distributed.build_fabric(hardware.accelerator, hardware.devices, hardware.precision)
+    natural, drawn_bytes, notes = place(
+        images_of(config, config.dataset, "train") if "NATURAL" in levels else None,
+        sum(number for level, number in curriculum.images.items() if level in levels),
+        image_size=config.dataset.image_size,
+        channels=config.dataset.channels,
+        data=config.data,
+        hardware=hardware,
+        device=fabric.device,
+    )
+    for note in notes:
+        sink.event("message", {"text": note})
+    assert hardware.batch_size is not None
+    feed = CurriculumFeed(
+        curriculum,
+        natural=natural,
+        image_size=config.dataset.image_size,
+        channels=config.dataset.channels,
+        batch_size=hardware.batch_size * hardware.devices,
+        images_per_epoch=config.pretrain.images_per_epoch,
+        epochs=config.pretrain.epochs,
+        seed=config.seed,
+        device=fabric.device,
+        drawn_bytes=drawn_bytes,
+        part=(fabric.global_rank, hardware.devices),
+    )
+    interventions: list[Intervention] = []
+    if config.sparsity.enabled:
+        interventions.append(Sparsify(config.sparsity, config.pretrain, config.seed))
+    if config.evolution.enabled:
+        interventions.append(Evolve(config.evolution, config.seed))
+    trainer = Trainer(
+        config,
+        learner=seed_learner(config),
+        feed=feed,
+        fabric=fabric,
+        interventions=interventions,
+        callbacks=callbacks,
+        sink=sink,
+        stop=stop,
+    )
+    if state is not None:
+        trainer.load_state_dict(state)
+    return trainer

@@ -1,0 +1,112 @@
+"""What a run starts from: images, networks, checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sseg_nase.config.schema import (
+    Config,
+    DatasetConfig,
+    FinetuneConfig,
+    ViewsConfig,
+)
+from sseg_nase.data.benchmarks import load_split
+from sseg_nase.data.random import derive
+from sseg_nase.data.store import ImageStore
+from sseg_nase.finetune.learner import EpisodeLearner, around
+from sseg_nase.nets.backbone import Backbone
+from sseg_nase.nets.building import build, configured
+from sseg_nase.nets.evolvable import Learner
+from sseg_nase.ssl.methods import make_learner
+from sseg_nase.training import checkpoint
+
+SOURCES = ("synthetic", "real_unlabeled", "real_labeled")  # of the images a network has seen
+
+
+def images_of(config: Config, dataset: DatasetConfig, split: str) -> ImageStore:
+    """The images of `split`, at the size and with the channels that the run works with."""
+    own = config.dataset
+    return load_split(
+        dataclasses.replace(dataset, image_size=own.image_size, channels=own.channels),
+        split,
+        data_dir=Path(config.paths.data_dir).expanduser(),
+        cache_dir=Path(config.paths.cache_dir).expanduser(),
+        workers=config.hardware.num_workers or 0,
+    )
+
+
+def seed_backbone(config: Config, tell: Callable[[str], None] = lambda note: None) -> Backbone:
+    """The network that a run starts from: a function of config, seed and `backbone.weights`.
+
+    `tell` is told what of the weights was loaded. Raises `UserError` where they do not fit.
+    """
+    generator = torch.Generator().manual_seed(derive(config.seed, "weights"))
+    return _seed_backbone(config, generator, tell)
+
+
+def seed_learner(config: Config) -> Learner:
+    """`seed_backbone` with what its self-supervised method puts upon it."""
+    generator = torch.Generator().manual_seed(derive(config.seed, "weights"))
+    backbone = _seed_backbone(config, generator, lambda note: None)
+    return make_learner(backbone, config.ssl, generator)
+
+
+def _seed_backbone(
+    config: Config, generator: torch.Generator, tell: Callable[[str], None]
+) -> Backbone:
+    architecture = configured(config.backbone, config.dataset.image_size)
+    backbone = build(architecture, generator=generator)
+    if config.backbone.weights:
+        from sseg_nase.nets.weights import load_weights  # here, because it loads torchvision
+
+        tell(load_weights(backbone, config.backbone.weights))
+    return backbone
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What training has come to.
+
+    `step`: optimizer steps; `images_seen` by source; `history`: the mutations, as their records.
+    """
+
+    network: Backbone | EpisodeLearner
+    step: int = 0
+    images_seen: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(SOURCES, 0))
+    history: Sequence[dict[str, Any]] = ()
+
+    @property
+    def backbone(self) -> Backbone:
+        """The network that gives embeddings."""
+        network = self.network
+        return network.backbone if isinstance(network, EpisodeLearner) else network
+
+
+def stored(path: Path, config: Config) -> Reached:
+    """What the checkpoint at `path`, or of the run in the folder `path`, holds.
+
+    A fine-tuned head comes with its backbone. Raises `UserError` for what is no checkpoint, and
+    where its network is not one for `config`.
+    """
+    path = path.expanduser()
+    if path.is_dir():
+        tuned, last = (path / "checkpoints" / f"{name}.pt" for name in ("finetune_best", "last"))
+        path = tuned if tuned.exists() else last
+    network: Backbone | EpisodeLearner = checkpoint.backbone_for(path, config)
+    state = checkpoint.load(path)
+    if "finetune" in state:
+        assert isinstance(network, Backbone)
+        options = state["options"]
+        options = FinetuneConfig(**{**options, "views": ViewsConfig(**options["views"])})
+        network = around(network, options, state["classes"], torch.Generator())
+        try:
+            network.load_state_dict(state["student"])
+        except RuntimeError as error:
+            raise checkpoint.not_belonging(path, error) from error
+    return Reached(network, state["step"], state["images_seen"], state["history"])
