@@ -34,7 +34,7 @@ from sseg_nase.training.interruption import Interruption
 
 NAME_LENGTH = 120
 # No params of the method; those of `hardware` are recorded as they took effect.
-UNRECORDED = ("paths.", "tracking.", "hardware.", "data.", "sweep.")
+UNRECORDED = ("paths.", "tracking.", "hardware.", "data.", "sweep.", "report.")
 UNNAMED = ("paths.", "tracking", "hydra", "sweep", "experiment_name=")
 
 

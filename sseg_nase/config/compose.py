@@ -105,13 +105,26 @@ def spelled_out(overrides: Sequence[str]) -> list[str]:
     """Return the overrides with those that are short for, or another word for, a key in its words.
 
     `sweep=DIR` is `sweep.dir=DIR`; `finetune.from=` is `finetune.start=`, for `from` can be no
-    field in Python.
+    field in Python; `runs=A,B` is `runs=['A','B']`, for Hydra takes commas for a sweep, and
+    patterns for mistakes.
     """
     written = {"sweep=": "sweep.dir=", "finetune.from=": "finetune.start="}
-    return [
+    short = [
         next((key + o[len(w) :] for w, key in written.items() if o.startswith(w)), o)
         for o in overrides
     ]
+    return [_listed_runs(o) if o.startswith("runs=") else o for o in short]
+
+
+def _listed_runs(override: str) -> str:
+    """`runs=A,B` as the list that it means; what is a list, quoted or null is left as it is."""
+    value = override.removeprefix("runs=")
+    if value in ("", "null") or value.startswith("["):
+        return override
+    if value[0] in "'\"":
+        return f"runs=[{value}]"
+    names = (name.strip().replace("'", r"\'") for name in value.split(","))
+    return "runs=[" + ",".join(f"'{name}'" for name in names) + "]"
 
 
 def to_config(composed: DictConfig) -> Config:

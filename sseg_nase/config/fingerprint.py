@@ -14,6 +14,8 @@ from sseg_nase.config.schema import Config
 _WITHOUT_EFFECT = (
     "experiment_name",
     "resume",
+    "runs",
+    "report.",
     "paths.",
     "tracking.",
     "sweep.",

@@ -131,6 +131,12 @@ class ViewsConfig:
     erase_area: Annotated[list[float], option(least=0, most=1)]
     ink: Annotated[str, option(choices=("dark", "light"))]
 
+    @property
+    def strokes(self) -> bool:
+        """Whether anything is done to the views beside what photographs get."""
+        moved = self.rotation > 0 or self.translation > 0 or set(self.zoom) != {1.0}
+        return moved or any(self.thickness) or self.erase > 0
+
 
 @dataclass(frozen=True)
 class BackboneConfig:
@@ -377,6 +383,14 @@ class SweepConfig:
 
 
 @dataclass(frozen=True)
+class ReportConfig:
+    """What `task=report` does with `runs`. None of it changes a result."""
+
+    output: Optional[str]
+    published: bool
+
+
+@dataclass(frozen=True)
 class Config:
     """One run, whole."""
 
@@ -386,6 +400,7 @@ class Config:
     ablation: Annotated[Optional[str], option(choices=("A1", "A2", "A3", "A4", "A5", "A6", "A7"))]
     checkpoint: Optional[str]
     run: Optional[str]
+    runs: Optional[list[str]]
     resume: Optional[str]
     resume_overrides: bool
     paths: PathsConfig
@@ -405,3 +420,4 @@ class Config:
     scheduler: SchedulerConfig
     tracking: TrackingConfig
     sweep: SweepConfig
+    report: ReportConfig

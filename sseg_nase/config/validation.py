@@ -245,9 +245,10 @@ def _task(config: Config) -> Iterator[str]:
             yield f"task={config.task}: {questions[config.task]}"
         if config.task not in questions and value:
             tasks = " or ".join(f"task={task}" for task in questions)
+            several = f" Runs are compared with runs={value}." if config.task == "report" else ""
             yield (
                 f"{key}={value}: it has no effect with task={config.task}; "
-                f"add {tasks} or leave it out."
+                f"add {tasks} or leave it out.{several}"
             )
 
 
@@ -269,6 +270,27 @@ def _sweep(config: Config) -> Iterator[str]:
         yield f"run={config.run}: not together with sweep={sweep.dir}; leave one of them out."
     if sweep.watch and config.task != "status":
         yield f"sweep.watch=true: it has no effect with task={config.task}; add task=status."
+
+
+def _report(config: Config) -> Iterator[str]:
+    runs, report = config.runs, config.report
+    if runs is not None and config.task != "report":
+        yield (
+            f"runs={','.join(runs)}: it has no effect with task={config.task}; add task=report or "
+            "leave it out."
+        )
+    if runs is not None and not all(runs or [""]):
+        yield "runs: name at least one folder, a pattern in quotes, or LAST; and none is empty."
+    if runs and config.sweep.dir:
+        yield (
+            f"runs={','.join(runs)}: not together with sweep={config.sweep.dir}; leave one of "
+            "them out."
+        )
+    given = {f"report.output={report.output}": report.output is not None}
+    given["report.published=false"] = not report.published
+    for said, is_given in given.items():
+        if is_given and runs is None:
+            yield f"{said}: it has no effect without task=report runs=DIR1,DIR2; leave it out."
 
 
 def _names(config: Config) -> Iterator[str]:
@@ -324,10 +346,8 @@ def _views(config: Config) -> Iterator[str]:
 
 def _ink(dataset: DatasetConfig, key: str, views: ViewsConfig) -> Iterator[str]:
     """What is known of the ink of a dataset agrees with the views, where that has an effect."""
-    moved = views.rotation > 0 or views.translation > 0 or set(views.zoom) != {1.0}
-    used = moved or any(views.thickness) or views.erase > 0
     ink = "light" if dataset.invert else "dark"
-    if dataset.name == "omniglot" and used and views.ink != ink:
+    if dataset.name == "omniglot" and views.strokes and views.ink != ink:
         yield (
             f"{key}.ink={views.ink}: the strokes of dataset=omniglot are {ink} with "
             f"dataset.invert={str(dataset.invert).lower()}; set {key}.ink={ink}."
@@ -587,6 +607,7 @@ _RULES = cast(
         _task,
         _resume,
         _sweep,
+        _report,
         _names,
         _dataset,
         _curriculum,

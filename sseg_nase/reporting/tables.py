@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sseg_nase.files import write_text
 from sseg_nase.reporting.aggregate import LOSS, OVER_BOTH, Aggregate, Side
 from sseg_nase.reporting.episodes import BEST, LAST, NETWORKS
+from sseg_nase.reporting.markdown import LEFT, NOTHING, RIGHT, escaped, p_value, table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NOTHING = "–"
 ONE_SEED = "†"
-RIGHT, LEFT = "---:", "---"
 
 Row = Mapping[str, Any]
 
@@ -31,8 +30,8 @@ class Compared(NamedTuple):
 def write(aggregate: Aggregate, folder: Path, title: str) -> None:
     """Write `runs.csv`, `summary.csv`, `comparisons.csv` (full precision) and `report.md`."""
     for name in ("runs", "summary", "comparisons"):
-        table: pd.DataFrame = getattr(aggregate, name)
-        write_text(folder / f"{name}.csv", table.to_csv(index=False, lineterminator="\n"))
+        frame: pd.DataFrame = getattr(aggregate, name)
+        write_text(folder / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
     write_text(folder / "report.md", markdown(aggregate, title))
 
 
@@ -80,7 +79,7 @@ def _section(
         sizes = cells[LAST].get(side, {})
         lines.append([*shown, _count(sizes.get("params")), _count(sizes.get("macs"))])
     header = ["configuration", "last network (%)", "best network (%)", "params", "MACs"]
-    yield _table(header, [LEFT, RIGHT, RIGHT, RIGHT, RIGHT], lines)
+    yield table(header, [LEFT, RIGHT, RIGHT, RIGHT, RIGHT], lines)
     if max(map(len, ranked.values())) == 1:
         yield "One configuration: there is nothing to compare, so nothing is bold."
     for network in NETWORKS:
@@ -128,14 +127,14 @@ def _comparison_table(
             [
                 _label(side, several),
                 f"{difference:+.2f} ± {row['ci95_episodes']:.2f}",
-                _p(row["p_episodes_holm"]),
+                p_value(row["p_episodes_holm"]),
                 f"± {row['ci95_seeds_episodes']:.2f}" if both else NOTHING,
-                _p(row["p_seeds_episodes_holm"]) if both else NOTHING,
+                p_value(row["p_seeds_episodes_holm"]) if both else NOTHING,
                 str(row["seeds"]),
                 f"{'yes' if row['significant'] else 'no'}, over {row['over']}",
             ]
         )
-    return _table(header, [LEFT, RIGHT, RIGHT, RIGHT, RIGHT, RIGHT, LEFT], lines)
+    return table(header, [LEFT, RIGHT, RIGHT, RIGHT, RIGHT, RIGHT, LEFT], lines)
 
 
 def _losses(rows: Sequence[Row]) -> Iterator[str]:
@@ -144,13 +143,13 @@ def _losses(rows: Sequence[Row]) -> Iterator[str]:
     cells = {(row["configuration"], row["network"]): row for row in rows}
     lines = []
     for name in dict.fromkeys(row["configuration"] for row in rows):
-        line = [_escaped(name)]
+        line = [escaped(name)]
         for network in NETWORKS:
             row = cells.get((name, network))
             line.append(NOTHING if row is None else _loss(row))
         lines.append(line)
     yield "## Training loss"
-    yield _table(["configuration", "last (nats)", "lowest (nats)"], [LEFT, RIGHT, RIGHT], lines)
+    yield table(["configuration", "last (nats)", "lowest (nats)"], [LEFT, RIGHT, RIGHT], lines)
     yield (
         "The loss of single batches, as logged every `tracking.interval_steps` steps: mean ± 95 % "
         "CI over seeds. It depends on level, temperature and distillation: configurations that "
@@ -200,8 +199,8 @@ def _legend(summary: Sequence[Row], comparisons: Sequence[Row]) -> Iterator[str]
 # -- parts -------------------------------------------------------------------------------------
 
 
-def _rows(table: pd.DataFrame) -> list[Row]:
-    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+def _rows(frame: pd.DataFrame) -> list[Row]:
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
 def _side(row: Row) -> Side:
@@ -242,19 +241,9 @@ def _winner(ranked: Sequence[Side], comparisons: Sequence[Row]) -> Side | None:
     return first if all(better) else None
 
 
-def _table(header: Sequence[str], align: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, align, *lines])
-
-
 def _label(side: Side, with_method: bool) -> str:
     name = f"{side.configuration} ({side.method})" if with_method else side.configuration
-    return _escaped(name)
-
-
-def _escaped(text: str) -> str:
-    for character in ("\\", "|", "*", "_"):
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())
+    return escaped(name)
 
 
 def _accuracy(row: Row | None) -> str:
@@ -273,7 +262,3 @@ def _loss(row: Row) -> str:
 
 def _count(value: float | None) -> str:
     return NOTHING if value is None or math.isnan(value) else f"{value:,.0f}"
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"

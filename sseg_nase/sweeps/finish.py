@@ -1,10 +1,15 @@
-"""The end of a sweep, or a look at it: the table, the means over seeds, and the parent run."""
+"""The end of a sweep, or a look at it: the table, the means over seeds, and the parent run.
+
+And what `task=report` says of runs that are of no sweep.
+"""
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -95,9 +100,37 @@ def _close_forgotten(sweep: SweepFolder, seen: Sequence[Seen], say: Say) -> None
 
 
 def report(config: Config, say: Say) -> int:
-    """`task=report`: write the tables of a sweep as far as it has come; return the exit code."""
+    """`task=report`: compare `runs`, or write the tables of a sweep as far as it has come.
+
+    Returns the exit code.
+    """
+    if config.runs is not None:
+        return _compare(config.runs, config, say)
     sweep = looked_at(config.sweep.dir, Path(config.paths.output_dir))
     _report(sweep, look(sweep), SweepStore(sweep.tracking, warn=say), say)
+    return 0
+
+
+def _compare(named: Sequence[str], config: Config, say: Say) -> int:
+    """Show the comparison of the runs that are named, and write its files."""
+    # Here, because numpy takes a while to import.
+    from sseg_nase.reporting.comparison import compare
+    from sseg_nase.reporting.comparison_tables import NAME, write
+    from sseg_nase.reporting.selection import chosen
+
+    output_dir = Path(config.paths.output_dir)
+    runs = chosen(named, output_dir, say)
+    name = f"{datetime.now():%Y%m%d-%H%M%S}_{secrets.token_hex(3)}"
+    folder = Path(config.report.output or output_dir / "reports" / name).expanduser().absolute()
+    comparison = compare(runs, with_published=config.report.published)
+    try:
+        print(write(comparison, folder), flush=True)
+    except OSError as error:
+        raise UserError(
+            f"report.output={folder}: cannot be written ({error.strerror}). Set report.output, or "
+            "paths.output_dir, to a folder of yours."
+        ) from error
+    say(f"comparison: {folder / NAME}.md, and the same as .csv, .json and .tex")
     return 0
 
 

@@ -18,7 +18,10 @@ METHOD = "prototype/cosine/cl2n"
 
 
 def accuracies(
-    rng: np.random.Generator, episodes: np.ndarray, mean: float, of_seed: float = 0.5
+    rng: np.random.Generator | np.random.RandomState,
+    episodes: np.ndarray,
+    mean: float,
+    of_seed: float = 0.5,
 ) -> np.ndarray:
     """Percent `[E]`: what the episodes have in common, the seed's own, and noise; as stored."""
     values = mean + episodes + rng.normal(0, of_seed) + rng.normal(0, 1, len(episodes))
@@ -36,8 +39,13 @@ def record(
     transductive: bool = False,
     method: str = METHOD,
     params: int = 1000,
+    config: dict[str, Any] | None = None,
+    results: dict[str, Any] | None = None,
 ) -> Path:
-    """Write what `aggregate` reads of a finished run, and return its directory."""
+    """Write what reports read of a finished run, and return its directory.
+
+    `config` and `results` are further sections of config.yaml and results.json.
+    """
     folder.mkdir(parents=True)
 
     def group(judged: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -53,7 +61,7 @@ def record(
             }
         return found
 
-    results: dict[str, Any] = {
+    said: dict[str, Any] = {
         "schema": 1,
         "status": "FINISHED",
         "fewshot": group(last),
@@ -61,15 +69,15 @@ def record(
     }
     written = {"last": last}
     if best is not None:
-        results |= {
+        said |= {
             "fewshot_best": group(best),
             "best": {"epoch": 3, "step": 40, "params": params - 1, "macs": 10 * params - 1},
         }
         written["best"] = best
-    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "results.json").write_text(json.dumps(said | (results or {})))
     (folder / "status.json").write_text(json.dumps({"status": "FINISHED", "error": None}))
     write_episodes(folder, written)
-    config = {
+    whole = {
         "evaluation": {
             "seed": 0,
             "ways": 5,
@@ -89,8 +97,9 @@ def record(
             "split_seed": 0,
             **(dataset or {}),
         },
+        **(config or {}),
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(yaml.safe_dump(whole))
     lines = [{"time": 0.0, "kind": "open", "values": {}}]
     for index, loss in enumerate(losses or []):
         lines.append(

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections import OrderedDict
 
 import pytest
 import torch
 from torch import nn
 
-from sseg_nase.ssl.teacher import ema_update, make_teacher
+from sseg_nase.config.compose import load
+from sseg_nase.ssl.teacher import batch_statistics, ema_decay, ema_update, make_teacher
 
 
 def network(seed: int, width: int = 6) -> nn.Sequential:
@@ -115,3 +117,29 @@ def test_updating_does_not_enter_the_graph() -> None:
     teacher, student = make_teacher(network(1)), network(2)
     ema_update(teacher, student, 0.9)
     assert all(weight.grad_fn is None and weight.is_leaf for weight in teacher.parameters())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_batch_statistics_normalise_and_track_nothing(training: bool) -> None:
+    target = make_teacher(network(1)).train(training)
+    # A negative variance, which the drawn buffers have, would hide a use of the running ones.
+    before = copy.deepcopy(target.state_dict())
+    modes = [part.training for part in target.modules()]
+    x = torch.randn(5, 3, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    with batch_statistics(target):
+        found = target.norm(target.stem(x))
+    assert [part.training for part in target.modules()] == modes
+    assert all(torch.equal(target.state_dict()[name], value) for name, value in before.items())
+    expected = copy.deepcopy(target).train()
+    assert torch.equal(found, expected.norm(expected.stem(x)))
+    assert not torch.equal(expected.norm.running_mean, target.norm.running_mean)
+
+
+def test_the_decay_is_constant_or_rises_to_1_as_the_paper_says() -> None:
+    simclr, byol = load().ssl, load(["ssl=byol"]).ssl
+    assert [ema_decay(k, 100, simclr) for k in (0, 50, 100)] == [0.999] * 3
+    for k in range(0, 101, 10):
+        expected = 1 - (1 - 0.996) * (math.cos(math.pi * k / 100) + 1) / 2
+        assert ema_decay(k, 100, byol) == pytest.approx(expected, abs=1e-15)
+    assert ema_decay(0, 100, byol) == pytest.approx(0.996)
+    assert ema_decay(100, 100, byol) == ema_decay(200, 100, byol) == 1

@@ -19,10 +19,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from sseg_nase.config.compose import load
 from sseg_nase.errors import UserError
 from sseg_nase.nets.architecture import Architecture, Block
 from sseg_nase.nets.evolvable import EvolvableCNN, Learner, ProjectionHead
+from sseg_nase.ssl.methods import METHODS, Teaching, make_learner
 from sseg_nase.ssl.objectives import nt_xent
+from sseg_nase.ssl.teacher import make_teacher
 from sseg_nase.training.distributed import (
     WorkerError,
     any_rank,
@@ -55,6 +58,7 @@ def everything(rank: int) -> dict[str, Any]:
     return {
         "norms": norms_of_rank(fabric, rank),
         "steps": steps_of_rank(fabric, rank),
+        "methods": methods_of_rank(fabric, rank),
         "lonely": lonely(rank),
         "values": values_of_rank(rank),
     }
@@ -283,6 +287,69 @@ def test_a_step_of_two_processes_is_the_step_of_one(name: str, two: dict[str, An
         # The head's bias before BN has no gradient but rounding.
         assert torch.allclose(steps[name][key], value, rtol=1e-9, atol=1e-13), key
     assert not steps[f"{name} unequal"]
+
+
+# -- methods ---------------------------------------------------------------------------------------
+
+SMALL = ["ssl.projection_hidden=8", "ssl.projection_dim=5"]
+METHOD_OPTIONS = {
+    "simclr": SMALL,
+    "byol": SMALL,
+    "prototype_pairs": [],
+    "barlow_twins": SMALL,
+    "dino": [*SMALL, "ssl.prototypes=6", "ssl.local_views=1", "ssl.local_size=0.5"],
+}
+
+
+def method_step(name: str, fabric: Any = None, rank: int = 0) -> dict[str, Tensor]:
+    """Loss, gradients, statistics and memory of a step on a batch, or on one rank's share of it."""
+    ssl = load([f"ssl={name}", *METHOD_OPTIONS[name]]).ssl
+    method, memory = METHODS[name], {}
+    networks = []
+    for seed in (7, 8):
+        generator = torch.Generator().manual_seed(seed)
+        backbone = EvolvableCNN(Architecture.seed([4, 6], resolution=8), generator=generator)
+        networks.append(make_learner(backbone, ssl, generator).double())
+    network, other = networks
+    teacher = make_teacher(other.backbone)
+    head = make_teacher(other.head) if method.has_target else None
+    memory = {key: drawn(len(value), seed=9) for key, value in method.memory(ssl).items()}
+    views = [
+        drawn(crops.count, 6, 3, *[round(8 * crops.size)] * 2, seed=11 + index)
+        for index, crops in enumerate(method.crops(ssl))
+    ]
+    module: Any = network
+    if fabric is not None:
+        for part in (network, teacher, head):
+            if part is not None:
+                synchronize_batch_norm(part)
+        module = fabric.setup(network)
+        views = [view.chunk(RANKS, dim=1)[rank] for view in views]
+    before = copy.deepcopy(teacher.state_dict())
+    with synchronizing():
+        losses = method.loss(module, Teaching(teacher, head, memory), views, ssl, gather_rows)
+        losses.total.backward()
+    assert all(torch.equal(teacher.state_dict()[key], value) for key, value in before.items())
+    assert losses.distillation is not None
+    found = {"loss": losses.total.detach(), "gap": losses.distillation.detach()}
+    found = {key: gather_rows(value[None]).mean() for key, value in found.items()}
+    for key, parameter in network.named_parameters():
+        assert parameter.grad is not None, key
+        found[f"{key}'s gradient"] = parameter.grad.clone()
+    return {**found, **network.state_dict(), **(losses.memory or {})}
+
+
+def methods_of_rank(fabric: Any, rank: int) -> dict[str, dict[str, Tensor]]:
+    return {name: method_step(name, fabric, rank) for name in METHOD_OPTIONS}
+
+
+@pytest.mark.parametrize("name", METHOD_OPTIONS)
+def test_a_step_of_every_method_is_the_step_of_one_process(name: str, two: dict[str, Any]) -> None:
+    expected = method_step(name)
+    found = two["methods"][name]
+    assert set(found) == set(expected)
+    for key, value in expected.items():
+        assert torch.allclose(found[key], value, rtol=1e-8, atol=1e-12), key
 
 
 # -- values ----------------------------------------------------------------------------------------

@@ -55,7 +55,12 @@ def timeless(record: Any) -> dict[str, Any]:
 def same(first: Trainer, second: Trainer) -> None:
     a, b = first.networks.state(), second.networks.state()
     assert first.networks.architecture == second.networks.architecture
-    for ours, theirs in ((a.student, b.student), (a.teacher or {}, b.teacher or {})):
+    for ours, theirs in (
+        (a.student, b.student),
+        (a.teacher or {}, b.teacher or {}),
+        (a.teacher_head or {}, b.teacher_head or {}),
+        (a.memory, b.memory),
+    ):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert a.moments.keys() == b.moments.keys()
@@ -88,6 +93,48 @@ def test_a_run_stopped_after_any_step_goes_on_as_if_it_had_not_been(
         assert state["step"] == steps
         same(stages.pretrain(config, again, folder, state=state), reference)
         assert again.metrics_told == told.metrics_told
+
+
+SMALL = ["ssl.projection_hidden=16", "ssl.projection_dim=8"]
+METHODS = {
+    "byol": SMALL,
+    "prototype_pairs": [],
+    "barlow_twins": SMALL,
+    "dino": [*SMALL, "ssl.prototypes=12", "ssl.local_views=2"],
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_goes_on_as_if_it_had_not_been_stopped(method: str, tmp_path: Path) -> None:
+    config = load([*TINY, "ablation=A7", f"ssl={method}", *METHODS[method]])
+    reference, told = whole(config, tmp_path / "whole")
+    kinds = {record.kind for record in reference.progress.history}
+    assert "PRUNE" in kinds
+    assert kinds & {"GROW", "WIDEN"}
+    state = reference.networks.state()
+    assert (state.teacher_head is not None) == (method in ("byol", "dino"))
+    if method == "dino":
+        assert state.memory["centre"].any()
+    for steps in (1, 4, reference.progress.step - 2):
+        folder, again = tmp_path / f"after-{steps}", Told()
+        with pytest.raises(Interrupted):
+            stages.pretrain(config, again, folder, stop=after(steps))
+        saved = checkpoint.load(folder / "checkpoints" / "last.pt")
+        same(stages.pretrain(config, again, folder, state=saved), reference)
+        assert again.metrics_told == told.metrics_told
+
+
+def test_a_checkpoint_from_before_there_were_targets_goes_on(tmp_path: Path) -> None:
+    config = load([*TINY, "ablation=A7"])
+    reference, _ = whole(config, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        stages.pretrain(config, Told(), tmp_path, stop=after(5))
+    state = checkpoint.load(tmp_path / "checkpoints" / "last.pt")
+    held = [state] if state["probation"] is None else [state, state["probation"]["old"]]
+    for networks in held:
+        assert networks.pop("teacher_head") is None
+        assert networks.pop("memory") == {}
+    same(stages.pretrain(config, Told(), tmp_path, state=state), reference)
 
 
 def test_a_run_stopped_after_every_step_of_its_own_goes_on(tmp_path: Path) -> None:

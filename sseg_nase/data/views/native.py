@@ -32,6 +32,7 @@ def apply_views(images: torch.Tensor, p: ViewParameters, size: int) -> torch.Ten
     """As `sseg_nase.data.views.apply_views`, on the CPU."""
     B = len(images)
     out = torch.empty(len(p.top) // B, B, size, size, 3)
+    moved = p.moved
     arguments = (
         images.contiguous().numpy(),
         torch.stack((p.top, p.left, p.height, p.width), dim=1).numpy(),
@@ -42,8 +43,8 @@ def apply_views(images: torch.Tensor, p: ViewParameters, size: int) -> torch.Ten
         p.sigma.contiguous().numpy(),
         blur_kernel_size(size) // 2,
         (
-            p.moved.numpy(),
-            p.places(size).numpy(),
+            moved.numpy(),
+            (p.places(size) if moved.any() else torch.empty(0, 2, 3)).numpy(),
             torch.stack((p.radius, p.paper), dim=1).numpy(),
             p.erased_boxes(size).numpy(),
         ),

@@ -73,6 +73,8 @@ class ViewParameters:
 
     def erased_boxes(self, size: int) -> torch.Tensor:
         """Top, left, height and width of what is erased of views of `size`, int64 [N, 4]."""
+        if not self.erased.any():
+            return torch.zeros(len(self.erased), 4, dtype=torch.int64)
         place, sides = self.erased[:, :2], self.erased[:, 2:]
         sides = (sides * size).round()
         return torch.cat(((place * (size - sides + 1)).floor(), sides), dim=1).long()
@@ -115,6 +117,15 @@ def blur_kernel_size(image_size: int) -> int:
 
 def _draw_strokes(count: int, views: ViewsConfig, seed: int) -> dict[str, torch.Tensor]:
     """What is done to drawings, by numbers of its own: the others stay what they are without."""
+    still = torch.zeros(count)
+    paper = torch.full((count,), _PAPER[views.ink])
+    if not views.strokes:
+        return {
+            **dict.fromkeys(("angle", "shift_x", "shift_y", "radius"), still),
+            "zoom": torch.ones(count),
+            "erased": still[:, None].expand(count, 4),
+            "paper": paper,
+        }
     u = uniform(derive(seed, "views", "strokes"), torch.arange(count), 10).T
 
     def between(draw: torch.Tensor, low: float, high: float) -> torch.Tensor:
@@ -130,7 +141,7 @@ def _draw_strokes(count: int, views: ViewsConfig, seed: int) -> dict[str, torch.
         "zoom": between(u[3], *views.zoom),
         "radius": between(u[4], *views.thickness),
         "erased": torch.cat((u[8:].T, sides * (u[5] < views.erase)[:, None]), dim=1),
-        "paper": torch.full((count,), _PAPER[views.ink]),
+        "paper": paper,
     }
 
 

@@ -1,0 +1,383 @@
+"""The comparison of runs with each other and with what is published.
+
+Pure functions over run directories. Networks that were judged on the same classes stand in one
+table if they have learned from the same kind of images and none or all of them look at the queries
+together; accuracies, their differences and intervals are in percent.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sseg_nase.fewshot.statistics import PairedDifference, holm, paired_difference
+from sseg_nase.files import read_json
+from sseg_nase.reporting.aggregate import (
+    SIGNIFICANCE,
+    Entry,
+    Judged,
+    judgements,
+    same_episodes,
+)
+from sseg_nase.reporting.episodes import LAST
+from sseg_nase.reporting.provenance import REGIMES, Provenance, config_of, provenance, section
+from sseg_nase.reporting.published import WAYS, Published, corresponding, published
+
+KEY = re.compile(r"(?P<dataset>[^/]+)/(?P<split>[^/]+)/(?P<ways>\d+)w(?P<shots>\d+)s")
+REFERENCES = {"untrained": "fewshot_untrained", "pretrained": "fewshot_pretrained"}
+
+
+class Place(NamedTuple):
+    """What accuracies must have in common to stand in one table, but for the shots."""
+
+    dataset: str
+    split: str
+    ways: int
+    transductive: bool
+    regime: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One network on one episode list.
+
+    `best`: significantly better than every other of its table. `untrained`, `pretrained`: the same
+    network before any training, and before fine-tuning, where that was judged.
+    """
+
+    accuracy: float
+    ci95: float
+    episodes: int
+    judged_by: str
+    best: bool = False
+    untrained: float | None = None
+    pretrained: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run in one table: `cells` by shots, and what is published of the same method."""
+
+    run: int
+    method: str
+    backbone: str
+    params: int | None
+    flops: int | None
+    resolution: int | None
+    cells: Mapping[int, Cell]
+    published: Published | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`run` minus `reference` on the same episodes; `p_holm`: adjusted for those of the list."""
+
+    run: int
+    reference: int
+    shots: int
+    mean: float
+    ci95: float
+    p: float
+    p_holm: float
+    episodes: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one place, and how they differ from the first run judged on the same classes."""
+
+    place: Place
+    rows: tuple[Row, ...]
+    differences: tuple[Difference, ...]
+
+    @property
+    def shots(self) -> list[int]:
+        """Of all rows."""
+        return sorted({shots for row in self.rows for shots in row.cells})
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A run of the comparison; `number` as in the tables, images by source (None: not known)."""
+
+    number: int
+    folder: Path
+    seed: int | None
+    method: str
+    regime: str
+    images_seen: Mapping[str, int] | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`alone`: what is published on the datasets of the tables and stands beside no run.
+
+    `notes`: what could not be compared, and why.
+    """
+
+    runs: tuple[Compared, ...]
+    tables: tuple[Table, ...]
+    alone: tuple[Published, ...]
+    notes: tuple[str, ...]
+
+
+class _Read(NamedTuple):
+    """A run as it was read: `judged` by key."""
+
+    number: int
+    origin: Provenance
+    results: Mapping[str, Any]
+    judged: Mapping[str, Judged]
+
+
+class _Judgement(NamedTuple):
+    """One run on one episode list."""
+
+    read: _Read
+    shots: int
+    key: str
+    judged: Judged
+
+
+def compare(runs: Sequence[Path], *, with_published: bool = True) -> Comparison:
+    """Compare finished runs, numbered from 1 in the order given. Raises nothing."""
+    notes: list[str] = []
+    reads = [_read(number, run, notes) for number, run in enumerate(runs, start=1)]
+    places: dict[Place, list[_Judgement]] = defaultdict(list)
+    for read in reads:
+        for key, judged in read.judged.items():
+            found = KEY.fullmatch(key)
+            if found is None:
+                notes.append(f"run {read.number}: {key} is no episode list: left out.")
+                continue
+            dataset, split = found["dataset"], found["split"]
+            place = Place(
+                dataset, split, int(found["ways"]), judged.transductive, read.origin.regime
+            )
+            places[place].append(_Judgement(read, int(found["shots"]), key, judged))
+    differences = _differences(places, notes)
+    order = {name: index for index, name in enumerate(REGIMES)}
+    datasets = list(dict.fromkeys(place.dataset for place in places))
+    tables = [
+        Table(place, _rows(place, places[place], with_published), tuple(differences[place]))
+        for place in sorted(
+            places, key=lambda p: (datasets.index(p.dataset), *p[1:4], order[p.regime])
+        )
+    ]
+    beside = [row.published for table in tables for row in table.rows]
+    alone = [one for one in published() if one.dataset in datasets and one not in beside]
+    return Comparison(
+        tuple(_compared(read, run) for read, run in zip(reads, runs, strict=True)),
+        tuple(tables),
+        tuple(alone) if with_published else (),
+        tuple(dict.fromkeys(notes)),
+    )
+
+
+def _read(number: int, run: Path, notes: list[str]) -> _Read:
+    results = read_json(run / "results.json") or {}
+    judged = judgements(Entry(f"run {number}", _seed(run) or 0, run), results, notes, (LAST,))
+    origin = provenance(run, results)
+    return _Read(number, origin, results, {key: one for (key, _), one in judged.items()})
+
+
+def _compared(read: _Read, run: Path) -> Compared:
+    seen = section(read.results, "images_seen") or None
+    return Compared(read.number, run, _seed(run), read.origin.method, read.origin.regime, seen)
+
+
+def _seed(run: Path) -> int | None:
+    seed = (config_of(run) or {}).get("seed")
+    return seed if isinstance(seed, int) else None
+
+
+# -- rows --------------------------------------------------------------------------------------
+
+
+def _rows(place: Place, group: Sequence[_Judgement], with_published: bool) -> tuple[Row, ...]:
+    winners = {(key, best) for key, those in _by_key(group).items() if (best := _best(those))}
+    rows: dict[tuple[int, str], dict[int, Cell]] = defaultdict(dict)
+    reads = {one.read.number: one.read for one in group}
+    for one in group:
+        method = one.read.origin.judged_by(one.judged.method, place.dataset)
+        wins = (one.key, one.read.number) in winners
+        rows[one.read.number, method][one.shots] = _cell(one, wins)
+    return tuple(
+        _row(place, reads[number], method, cells, with_published)
+        for (number, method), cells in rows.items()
+    )
+
+
+def _cell(one: _Judgement, best: bool) -> Cell:
+    before = {
+        name: section(section(one.read.results, group), one.key).get("accuracy")
+        for name, group in REFERENCES.items()
+    }
+    judged = one.judged
+    return Cell(judged.accuracy, judged.ci95, judged.episodes, judged.method, best, **before)
+
+
+def _row(
+    place: Place, read: _Read, method: str, cells: Mapping[int, Cell], with_published: bool
+) -> Row:
+    costs, origin = section(read.results, "efficiency"), read.origin
+    macs = costs.get("macs")
+    known = None
+    if with_published and place.ways == WAYS:
+        known = corresponding(
+            method,
+            origin.backbone,
+            origin.channels,
+            dataset=place.dataset,
+            regime=place.regime,
+            transductive=place.transductive,
+        )
+    return Row(
+        run=read.number,
+        method=method,
+        backbone=origin.shown,
+        params=costs.get("params"),
+        flops=None if macs is None else 2 * macs,
+        resolution=costs.get("resolution"),
+        cells=dict(sorted(cells.items())),
+        published=known,
+    )
+
+
+# -- differences -------------------------------------------------------------------------------
+
+
+def _by_key(group: Sequence[_Judgement]) -> dict[str, list[_Judgement]]:
+    found: dict[str, list[_Judgement]] = defaultdict(list)
+    for one in group:
+        found[one.key].append(one)
+    return found
+
+
+def _best(group: Sequence[_Judgement]) -> int | None:
+    """The run with the highest accuracy of an episode list, if it is significantly the best.
+
+    All pairs are tested, and adjusted for their number; it must be better than every other.
+    """
+    if len(group) < 2:
+        return None
+    first = max(group, key=lambda one: one.judged.accuracy)
+    pairs = [
+        (a, b, found)
+        for a, b in combinations(group, 2)
+        if (found := _paired(a.judged, b.judged)) is not None
+    ]
+    adjusted = holm(np.array([found.p_value for *_, found in pairs], dtype=np.float64))
+    beaten = {
+        (b if a is first else a).read.number
+        for (a, b, _), p in zip(pairs, adjusted.tolist(), strict=True)
+        if first in (a, b) and p < SIGNIFICANCE
+    }
+    return first.read.number if len(beaten) == len(group) - 1 else None
+
+
+def _paired(a: Judged, b: Judged) -> PairedDifference | None:
+    """a − b where both were judged on the same episodes."""
+    if a.accuracies is None or b.accuracies is None or not same_episodes(a, b):
+        return None
+    return paired_difference(a.accuracies, b.accuracies)
+
+
+def _differences(
+    places: Mapping[Place, Sequence[_Judgement]], notes: list[str]
+) -> dict[Place, list[Difference]]:
+    """Of every run to the first one on the same list, adjusted for the runs on that list.
+
+    Regimes are told apart by where the difference stands; what is transductive is not compared
+    with what is not.
+    """
+    lists: dict[tuple[str, bool], list[tuple[Place, _Judgement]]] = defaultdict(list)
+    for place, group in places.items():
+        for one in group:
+            lists[one.key, place.transductive].append((place, one))
+    found: dict[Place, list[Difference]] = defaultdict(list)
+    for (key, _), members in lists.items():
+        (_, first), *others = sorted(members, key=lambda item: item[1].read.number)
+        tested = [(*other, _paired(other[1].judged, first.judged)) for other in others]
+        notes += [
+            f"run {one.read.number}, {key}: it was not judged on the episodes of run "
+            f"{first.read.number}, or they are not known: no difference."
+            for _, one, difference in tested
+            if difference is None
+        ]
+        known = [(place, one, diff) for place, one, diff in tested if diff is not None]
+        adjusted = holm(np.array([diff.p_value for *_, diff in known], dtype=np.float64))
+        for (place, one, diff), p in zip(known, adjusted.tolist(), strict=True):
+            found[place].append(
+                Difference(
+                    run=one.read.number,
+                    reference=first.read.number,
+                    shots=one.shots,
+                    mean=diff.mean,
+                    ci95=diff.ci95,
+                    p=diff.p_value,
+                    p_holm=p,
+                    episodes=one.judged.episodes,
+                )
+            )
+    for place in found:
+        found[place].sort(key=lambda one: (one.run, one.shots))
+    return found
+
+
+def finite(value: float | None) -> float | None:
+    """`value`, or None where it is not a number."""
+    return None if value is None or math.isnan(value) else value
+
+
+def records(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """Every accuracy of the tables, measured and published, as one flat line."""
+    folders = {run.number: str(run.folder) for run in comparison.runs}
+    for table in comparison.tables:
+        place = table.place
+        for row in table.rows:
+            for shots, cell in row.cells.items():
+                known = row.published
+                yield {
+                    **place._asdict(),
+                    "shots": shots,
+                    "run": row.run,
+                    "method": row.method,
+                    "backbone": row.backbone,
+                    "params": row.params,
+                    "flops": row.flops,
+                    "resolution": row.resolution,
+                    "accuracy": cell.accuracy,
+                    "ci95": finite(cell.ci95),
+                    "episodes": cell.episodes,
+                    "judged_by": cell.judged_by,
+                    "best": cell.best,
+                    "untrained": cell.untrained,
+                    "pretrained": cell.pretrained,
+                    "published": None if known is None else known.accuracy.get(shots),
+                    "source": None if known is None else known.source,
+                    "folder": folders[row.run],
+                }
+    for one in comparison.alone:
+        for shots, accuracy in one.accuracy.items():
+            yield {
+                "dataset": one.dataset,
+                "split": "test",
+                "ways": WAYS,
+                "transductive": one.transductive,
+                "regime": one.regime,
+                "shots": shots,
+                "method": one.method,
+                "backbone": one.backbone_name,
+                "params": one.params,
+                "published": accuracy,
+                "source": one.source,
+            }

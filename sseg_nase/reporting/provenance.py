@@ -1,0 +1,264 @@
+"""What a run's network is and what trained it, told from what the run wrote.
+
+A run that judged a checkpoint, or fine-tuned another run's network, is followed back to the run
+that trained it, as long as that run's folder is where it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sseg_nase.config.layout import group_option
+from sseg_nase.config.validation import ABLATIONS, OWN_METHODS, Switches
+from sseg_nase.errors import UserError
+from sseg_nase.files import read_json
+from sseg_nase.reporting.aggregate import read_config
+
+NOTHING, SYNTHETIC, UNLABELED, LABELS, OUTSIDE, UNKNOWN = (
+    "nothing", "synthetic", "unlabeled", "labels", "outside", "unknown",
+)  # fmt: skip
+# What a network has learned from, in the order in which tables show it.
+REGIMES: Mapping[str, str] = {
+    NOTHING: "nothing trained",
+    SYNTHETIC: "synthetic only",
+    UNLABELED: "unlabeled base",
+    LABELS: "base labels",
+    OUTSIDE: "weights from outside",
+    UNKNOWN: "images not recorded",
+}
+PRETRAINED = {
+    "simclr": "SimCLR",
+    "byol": "BYOL",
+    "prototype_pairs": "CPN",
+    "barlow_twins": "Barlow Twins",
+    "dino": "DINO",
+}
+FINETUNED = {
+    "prototypical": "ProtoNet",
+    "matching": "MatchingNet",
+    "relation": "RelationNet",
+    "r2d2": "R2D2",
+    "maml": "MAML",
+    "linear": "base classifier",
+}
+JUDGED = {
+    "prototype": "nearest prototype",
+    "matching": "matching attention",
+    "ridge": "ridge regression",
+    "logistic": "logistic regression",
+    "linear": "linear fine-tuning",
+    "sinkhorn": "optimal transport",
+    "relation": "relation scores",
+    "maml": "MAML adaptation",
+}
+PLAIN = "prototype"  # how a network is judged that was trained for nothing else
+
+Tree = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What `provenance` tells of a network.
+
+    `judged_as_trained`: the evaluation.method that goes without saying. `backbone`: its name in
+    conf/; `shown`: with the channels of its blocks, where they are not those there. `regime`: a key
+    of `REGIMES`. `datasets`: of the real images that it was trained on.
+    """
+
+    method: str
+    judged_as_trained: str | None
+    backbone: str
+    shown: str
+    channels: tuple[int, ...]
+    regime: str
+    datasets: tuple[str, ...]
+
+    def judged_by(self, method: str, dataset: str) -> str:
+        """The method's name with what does not go without saying.
+
+        That is: `method` (of results.json) where it was not trained for that, what was done to the
+        episodes, and the dataset of its training where that is not `dataset`.
+        """
+        kind, *protocol = method.split("/")
+        name = self.method
+        if kind != self.judged_as_trained:
+            name += f" + {JUDGED.get(kind, kind)}"
+        if any(part.endswith("views") for part in protocol):
+            name += ", augmented support"
+        if any(part.startswith("dirichlet") for part in protocol):
+            name += ", unbalanced queries"
+        if self.datasets and self.datasets != (dataset,):
+            name += f", trained on {' and '.join(self.datasets)}"
+        return name
+
+
+def provenance(run: Path, results: Tree) -> Provenance:
+    """What trained the network of `run`, and on which images, with its `results` (results.json)."""
+    configs, unknown = lineage(run)
+    weights = _at(configs[0], "backbone.weights") if configs else None
+    method, own = _method(configs, unknown, weights)
+    regime = OUTSIDE if weights else regime_of(section(results, "images_seen"))
+    backbone, shown, channels = _backbone(run, configs, results)
+    return Provenance(
+        method=method,
+        judged_as_trained=own,
+        backbone=backbone,
+        shown=shown,
+        channels=channels,
+        regime=regime,
+        datasets=_datasets(configs) if regime in (UNLABELED, LABELS) else (),
+    )
+
+
+def regime_of(images_seen: Tree) -> str:
+    """What the images were, by `images_seen` of results.json: the most that was known of any.
+
+    Where real ones were among drawn ones, the network has seen real ones.
+    """
+    if not images_seen:
+        return UNKNOWN
+    sources = {"real_labeled": LABELS, "real_unlabeled": UNLABELED, "synthetic": SYNTHETIC}
+    return next((name for key, name in sources.items() if images_seen.get(key)), NOTHING)
+
+
+def lineage(run: Path) -> tuple[list[Tree], str | None]:
+    """The configs that led to the network of `run`, oldest first.
+
+    With the file that the oldest began with, where the run that wrote it cannot be found.
+    """
+    configs: list[Tree] = []
+    folder, seen = run, set[Path]()
+    while folder.resolve() not in seen:
+        seen.add(folder.resolve())
+        config = config_of(folder)
+        if config is None:
+            break
+        configs.insert(0, config)
+        origin = _origin(config)
+        if origin is None:
+            return configs, None
+        folder = origin if origin.is_dir() else origin.parent.parent
+        if config_of(folder) is None:
+            return configs, origin.name
+    return configs, None
+
+
+def config_of(run: Path) -> Tree | None:
+    """What config.yaml of a run's folder holds; None where there is none that can be read."""
+    try:
+        found = read_config(run / "config.yaml")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _origin(config: Tree) -> Path | None:
+    """The checkpoint, or the run's folder, whose network a run took over."""
+    key = "checkpoint" if config.get("task") == "evaluate" else "finetune.start"
+    named = _at(config, key)
+    return Path(named).expanduser() if named else None
+
+
+def _method(
+    configs: Sequence[Tree], unknown: str | None, weights: str | None
+) -> tuple[str, str | None]:
+    """The name of what trained a network, and how a network trained so is judged."""
+    steps: list[tuple[str, str | None]] = []
+    if weights:
+        steps.append((f"weights of {Path(weights).name}", None))
+    if unknown is not None:
+        steps.append((f"network of {unknown}", None))
+    for config in configs:
+        if config.get("task") == "evaluate":
+            continue
+        if _pretrains(config):
+            steps.append(_pretraining(config))
+        if (name := _at(config, "finetune.name", "none")) != "none":
+            steps.append((FINETUNED.get(name, name), OWN_METHODS.get(name, PLAIN)))
+    if not steps:
+        tag = " (A1)" if configs and configs[0].get("ablation") == "A1" else ""
+        steps.append((f"untrained{tag}", PLAIN))
+    if steps[-1][0] == FINETUNED["linear"]:
+        steps[-1] = (steps[-1][0], None)
+    return ", then ".join(name for name, _ in steps), steps[-1][1]
+
+
+def _pretrains(config: Tree) -> bool:
+    trained = _at(config, "ssl.name", "none") != "none" and _at(config, "pretrain.epochs", 0) > 0
+    return bool(trained and _at(config, "finetune.start") is None)
+
+
+def _pretraining(config: Tree) -> tuple[str, str | None]:
+    """The name of a pretraining; with its ablation where it is as that is defined."""
+    given = Switches(
+        ssl=True,
+        evolution=bool(_at(config, "evolution.enabled")),
+        sparsity=bool(_at(config, "sparsity.enabled")),
+        progression=bool(_at(config, "curriculum.progression")),
+        distillation=_at(config, "ssl.distillation_weight", 0) > 0,
+    )
+    ssl = _at(config, "ssl.name")
+    objective = PRETRAINED.get(ssl, ssl)
+    changing = {(True, True): "SSEG-NASE", (True, False): "SSEG", (False, True): "NASE"}
+    name = changing.get((given.evolution, given.sparsity))
+    own = PLAIN if name else None
+    if name is None:
+        name = f"{objective} with distillation" if given.distillation else objective
+    elif ssl != "simclr":
+        name = f"{name} with {objective}"
+    ablation = config.get("ablation")
+    meant = ABLATIONS.get(ablation) if ablation else None
+    if meant is not None and _at(config, "curriculum.levels") == ["NATURAL"]:
+        meant = meant._replace(progression=given.progression)  # one level has no order
+    return (f"{name} ({ablation})" if meant == given else name), own
+
+
+def _backbone(
+    run: Path, configs: Sequence[Tree], results: Tree
+) -> tuple[str, str, tuple[int, ...]]:
+    """The backbone's name in conf/, how it is shown, and the channels of its blocks."""
+    channels = tuple(section(results, "architecture").get("channels") or ())
+    oldest = configs[0] if configs and _origin(configs[0]) is None else {}
+    name = _at(oldest, "backbone.name")
+    if name is None:
+        name = (read_json(run / "architecture.json") or {}).get("name", "evolvable")
+    try:
+        usual = group_option("backbone", name).get("channels")
+    except UserError:  # of another version
+        usual = None
+    own = name == "evolvable" or (usual is not None and tuple(usual) != channels)
+    shown = f"{name} ({'-'.join(map(str, channels))})" if own and channels else name
+    return name, shown, channels
+
+
+def _datasets(configs: Sequence[Tree]) -> tuple[str, ...]:
+    """Of which the base images were seen."""
+    found = [
+        _at(config, "dataset.name")
+        for config in configs
+        if config.get("task") != "evaluate"
+        and (
+            _at(config, "finetune.name", "none") != "none"
+            or (_pretrains(config) and "NATURAL" in _at(config, "curriculum.levels", ()))
+        )
+    ]
+    return tuple(dict.fromkeys(name for name in found if name))
+
+
+def _at(config: Tree, key: str, otherwise: Any = None) -> Any:
+    """The value of a dotted key, `otherwise` where a run of before it was there has none."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return otherwise if value is None else value
+
+
+def section(results: Tree, name: str) -> Tree:
+    """A section of results.json; nothing where it is not there."""
+    found = results.get(name)
+    return found if isinstance(found, dict) else {}
