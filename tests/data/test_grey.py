@@ -48,7 +48,9 @@ def folder_dataset(root: Path, channels: int) -> DatasetConfig:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 Image.fromarray(image).save(path)
-    return DatasetConfig("folder", SIZE, channels, str(root), "folder", [1.0, 0.0, 0.0], 0)
+    return DatasetConfig(
+        "folder", SIZE, channels, str(root), "folder", [1.0, 0.0, 0.0], 0, None, None
+    )
 
 
 def test_luminance_is_pillows() -> None:
