@@ -28,7 +28,7 @@ ONLY_IN = {
     "hydra": {"config", "cli"},
     "omegaconf": {"config", "cli"},
     "mlflow": {"tracking"},
-    "lightning_fabric": {"finetune", "training", "run", "stages"},
+    "lightning_fabric": {"training"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

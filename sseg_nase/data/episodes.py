@@ -189,10 +189,12 @@ def _check_sizes(
     """Raise UserError when the split cannot fill an episode."""
     if len(sizes) < ways:
         classes = "1 class" if len(sizes) == 1 else f"{len(sizes)} classes"
-        other = f", or take another {section}.split" if section == "evaluation" else ""
+        fewer = f"set {section}.ways to {len(sizes)} or less" if len(sizes) > 1 else ""
+        other = f"take another {section}.split" if section == "evaluation" else ""
+        remedy = " or ".join(filter(None, (fewer, other, "" if fewer else "add classes")))
         raise UserError(
             f"{section}.ways={ways}: split '{split}' of dataset '{dataset}' has only {classes}. "
-            f"Set {section}.ways to {len(sizes)} or less{other}."
+            f"{remedy[0].upper()}{remedy[1:]}."
         )
     most = ways * queries if unbalanced else queries
     short = np.flatnonzero(sizes < shots + most)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +21,7 @@ from sseg_nase.finetune.learner import METHODS, EpisodeLearner
 from sseg_nase.finetune.maml import Classifier, adapt
 from sseg_nase.hardware.allocator import release_memory
 from sseg_nase.tracking.sink import Sink
+from sseg_nase.training.fabric import Fabric
 from sseg_nase.training.interruption import Interrupted
 
 PURPOSE = "finetune"  # of what is drawn at random here

@@ -147,7 +147,7 @@ def _training_remedies(config: Config) -> list[str]:
         kept = f"the same {images}" if images == before else f"{images} instead of {before}"
         found.append(
             f"hardware.batch_size={half} with hardware.gradient_accumulation_steps="
-            f"{2 * accumulation} ({kept} images a step, of which the loss compares {half} at a time)"
+            f"{2 * accumulation} ({kept} images a step, of which the loss compares {half} at once)"
         )
     if not hardware.gradient_checkpointing:
         found.append(

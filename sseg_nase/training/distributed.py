@@ -35,7 +35,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from sseg_nase.errors import UserError
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
+    from sseg_nase.training.fabric import Fabric
 
 HOST = "127.0.0.1"
 # Objects and flags on the CPU go through gloo, so that they never wait for a GPU.
@@ -167,8 +167,8 @@ def workers(
 
 def build_fabric(accelerator: str, devices: int, precision: Any) -> Fabric:
     """A launched Fabric: with DDP in the group of `workers`, or for a single device."""
-    from lightning_fabric import Fabric  # here, because it takes as long to load as torch
-    from lightning_fabric.plugins.environments import LightningEnvironment
+    # Here, because it takes as long to load as torch.
+    from sseg_nase.training.fabric import Fabric, LightningEnvironment
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the run says what it says
     if devices == 1:

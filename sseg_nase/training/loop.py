@@ -10,7 +10,6 @@ from hashlib import sha256
 from typing import Any, Protocol
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from sseg_nase.config.schema import Config
@@ -33,6 +32,7 @@ from sseg_nase.training.distributed import (
     synchronizing,
 )
 from sseg_nase.training.events import Callback, Event
+from sseg_nase.training.fabric import Fabric
 from sseg_nase.training.interruption import Interrupted
 from sseg_nase.training.networks import Networks, Workshop
 from sseg_nase.training.optim import lr_ratio
