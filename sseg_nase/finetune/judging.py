@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import torch
 from torch import Tensor
@@ -14,14 +17,21 @@ from sseg_nase.finetune.maml import adapted_scores
 from sseg_nase.hardware.probe import eval_mode
 from sseg_nase.nets.heads import RelationHead
 
+Episode = tuple[Tensor, Tensor]  # support and queries
+_HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
 
 def method_of(
-    learner: EpisodeLearner | None, evaluation: EvaluationConfig, read: Callable[[Tensor], Tensor]
+    learner: EpisodeLearner | None,
+    evaluation: EvaluationConfig,
+    read: Callable[[Tensor], Tensor],
+    precision: str = "32-true",
 ) -> Method:
     """The method that `evaluation` names, with the head of `learner` where it has one for it.
 
     MAML adapts the network to the images themselves: it takes their indices for features, float32
-    `[n, 1]`, and `read` gives the images `[B, C, S, S]` at such indices `[B]`, normalised.
+    `[n, 1]`, and `read` gives the images `[B, C, S, S]` at such indices `[B]`, normalised; it
+    computes in `precision` (of `hardware`), and on a CPU with an episode per thread.
     """
     head = None if learner is None else learner.head
     if evaluation.method == "relation":
@@ -32,7 +42,7 @@ def method_of(
         return Method(_judging(head), lambda _: "ridge/learned", known.entries)
     if evaluation.method == "maml":
         assert learner is not None
-        return _maml(learner, read)
+        return _maml(learner, read, precision)
     return METHODS[evaluation.method]
 
 
@@ -56,21 +66,22 @@ def _of_pairs(head: RelationHead) -> Callable[[Sizes], int]:
     return entries
 
 
-def _maml(learner: EpisodeLearner, read: Callable[[Tensor], Tensor]) -> Method:
+def _maml(learner: EpisodeLearner, read: Callable[[Tensor], Tensor], precision: str) -> Method:
+    half = _HALF.get(precision)
+
     def scores(support: Tensor, query: Tensor, evaluation: EvaluationConfig) -> Tensor:
         options = evaluation.maml
-        return torch.stack(
-            [
-                adapted_scores(
-                    learner,
-                    read(s.reshape(-1)).unflatten(0, s.shape[:2]),
-                    read(q.reshape(-1)),
-                    steps=options.steps,
-                    lr=options.lr,
-                )
-                for s, q in zip(support[..., 0].long(), query[..., 0].long(), strict=True)
-            ]
-        )
+
+        def adapted(network: EpisodeLearner, episode: Episode) -> Tensor:
+            s, q = episode
+            images = read(s.reshape(-1)).unflatten(0, s.shape[:2]), read(q.reshape(-1))
+            with torch.autocast(s.device.type, half, enabled=half is not None):
+                return adapted_scores(network, *images, steps=options.steps, lr=options.lr)
+
+        episodes = list(zip(support[..., 0].long(), query[..., 0].long(), strict=True))
+        if support.device.type == "cpu" and torch.get_num_threads() > 1:
+            return torch.stack(_side_by_side(adapted, learner, episodes))
+        return torch.stack([adapted(learner, episode) for episode in episodes])
 
     # Its queries are normalised together, so their statistics are part of every answer.
     return Method(
@@ -79,3 +90,34 @@ def _maml(learner: EpisodeLearner, read: Callable[[Tensor], Tensor]) -> Method:
         lambda s: s.queries * s.ways,
         transductive=True,
     )
+
+
+def _side_by_side(
+    work: Callable[[EpisodeLearner, Episode], Tensor],
+    learner: EpisodeLearner,
+    episodes: Sequence[Episode],
+) -> list[Tensor]:
+    """`work(learner, episode)` for each, by as many threads as torch may use, which compute alone.
+
+    Small operations gain little from a second thread. Every thread has a copy of `learner`, since
+    weights are put into it.
+    """
+    threads = torch.get_num_threads()
+    workers = min(threads, len(episodes))
+    idle: SimpleQueue[EpisodeLearner] = SimpleQueue()
+    for _ in range(workers):
+        idle.put(copy.deepcopy(learner))
+
+    def alone(episode: Episode) -> Tensor:
+        own = idle.get()
+        try:
+            return work(own, episode)
+        finally:
+            idle.put(own)
+
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(alone, episodes))
+    finally:
+        torch.set_num_threads(threads)

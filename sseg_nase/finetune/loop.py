@@ -70,7 +70,10 @@ class Step(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Of one step: the loss, a scalar with gradient, and the share of right predictions."""
+    """Of one step: the loss, a scalar, and the share of right predictions.
+
+    A loss without gradient has been differentiated already.
+    """
 
     loss: Tensor
     accuracy: Tensor
@@ -144,7 +147,8 @@ class FineTuner:
             step = steps[index]
             images = self._views(step, index)
             outcome = OUTCOMES.get(self.options.name, episodic)(self, step, images)
-            self.fabric.backward(outcome.loss)
+            if outcome.loss.requires_grad:
+                self.fabric.backward(outcome.loss)
             self._update()
             sums += torch.stack((outcome.loss.detach(), outcome.accuracy.detach()))
             progress.images_seen += len(step.indices)
@@ -331,7 +335,10 @@ def classification(tuner: FineTuner, step: Step, images: Tensor) -> Outcome:
 
 
 def meta_learned(tuner: FineTuner, step: Step, images: Tensor) -> Outcome:
-    """MAML: the loss on the queries after the inner steps, averaged over the episodes (eq. 4)."""
+    """MAML: the loss on the queries after the inner steps, averaged over the episodes (eq. 4).
+
+    Differentiated episode by episode: what one episode's gradient needs is large.
+    """
     options, classifier = tuner.options, Classifier(tuner.learner)
     assert options.inner_lr is not None
     assert options.inner_steps is not None
@@ -352,8 +359,10 @@ def meta_learned(tuner: FineTuner, step: Step, images: Tensor) -> Outcome:
                 second_order=not options.first_order,
             )
             logits = torch.func.functional_call(classifier, dict(adapted), (q,)).float()
+        loss = F.cross_entropy(logits, truth)
+        tuner.fabric.backward(loss / step.tasks)
         right = (logits.argmax(dim=-1) == truth).float().mean()
-        outcomes.append(Outcome(F.cross_entropy(logits, truth), right))
+        outcomes.append(Outcome(loss.detach(), right))
     losses, accuracies = zip(*outcomes, strict=True)
     return Outcome(torch.stack(losses).mean(), torch.stack(accuracies).mean())
 

@@ -7,8 +7,8 @@ results of MAML are transductive in this respect.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from sseg_nase.finetune.learner import EpisodeLearner
+from sseg_nase.nets.batch_norm import twice_differentiable
+from sseg_nase.ssl.teacher import batch_statistics
 
 Weights = Mapping[str, Tensor]
 
@@ -48,9 +50,10 @@ def adapt(
     result is differentiable in `weights` through the gradients too; without, gradients are taken
     for constants (the paper's first-order approximation).
     """
+    trained = [name for name, tensor in weights.items() if tensor.requires_grad]
     for _ in range(steps):
-        loss = F.cross_entropy(functional_call(classifier, dict(weights), (images,)), truth)
-        trained = [name for name, tensor in weights.items() if tensor.requires_grad]
+        with twice_differentiable(classifier) if second_order else nullcontext():
+            loss = F.cross_entropy(functional_call(classifier, dict(weights), (images,)), truth)
         gradients = torch.autograd.grad(
             loss, [weights[name] for name in trained], create_graph=second_order
         )
@@ -60,20 +63,6 @@ def adapt(
         }
         weights = {**weights, **stepped}
     return weights
-
-
-@contextmanager
-def batch_statistics(module: nn.Module) -> Iterator[None]:
-    """BN normalises with the statistics of the batch, and leaves its running ones alone."""
-    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
-    kept = [(norm.training, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.training, norm.momentum, norm.num_batches_tracked = True, 0.0, None
-    try:
-        yield
-    finally:
-        for norm, (training, momentum, tracked) in zip(norms, kept, strict=True):
-            norm.training, norm.momentum, norm.num_batches_tracked = training, momentum, tracked
 
 
 def adapted_scores(

@@ -1,13 +1,12 @@
-"""Batch normalisation whose gradient has a gradient of few passes over memory.
+"""Batch normalisation whose gradient has a gradient of two passes over memory.
 
 Torch differentiates the backward pass of a batch norm through some forty operations on whole
-feature maps, which took three quarters of a second-order step on a CPU. Here forward, backward and
-the backward of the backward are each one pass for the sums over the batch and one for the result.
+feature maps, which took three quarters of a second-order step on a CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -21,15 +20,19 @@ from torch.autograd.function import once_differentiable
 
 from sseg_nase.hardware.native import compiled, in_blocks
 
-# How numbers in memory are told to NumPy, which has no bfloat16, and what is computed with them.
-_MEMORY = {torch.float32: None, torch.float64: None, torch.bfloat16: torch.int16}
-_CHUNK = 1 << 15  # numbers that one thread sums up before another may take the next
-_VECTOR = 64  # numbers per row at least: few channels are summed up several pixels at a time
+# As what NumPy is told of numbers in memory: it has no bfloat16.
+_MEMORY = {
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.bfloat16: torch.int16,
+}
+_CHUNK = 1 << 15  # numbers that one thread takes at a time
+_VECTOR = 512  # numbers per row at least, of several pixels: a loop costs something to begin
 
 
 @contextmanager
 def twice_differentiable(module: nn.Module) -> Iterator[None]:
-    """Inside, the BN of `module` in training mode computes as here: the same in less time."""
+    """Inside, every `nn.BatchNorm2d` of `module` is a `batch_norm`: the same in less time."""
     norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
     for norm in norms:
         norm.__dict__["forward"] = partial(batch_norm, norm)
@@ -41,10 +44,10 @@ def twice_differentiable(module: nn.Module) -> Iterator[None]:
 
 
 def batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-    """`norm(x)` of `[B, C, H, W]`, running statistics included; sums are float64.
+    """`norm(x)` of `[B, C, H, W]`, its running statistics included.
 
-    The output is channels-last in memory. Whatever is not here (another device or dtype, running
-    statistics that normalise, no weights) is left to torch.
+    What is not written here (another device or dtype, running statistics that normalise, a norm
+    without weights) is left to torch.
     """
     here = (
         norm.training
@@ -56,49 +59,43 @@ def batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     )
     if not here:
         return nn.BatchNorm2d.forward(norm, x)
-    mean, variance = _statistics(x)
+    tracking: tuple[Any, ...] = (None, None, 0.0)
     if norm.track_running_stats:
-        _track(norm, mean, variance, x.numel() // x.shape[1])
-    normalised: Tensor = _Norm.apply(x, norm.weight, norm.bias, mean, (variance + norm.eps).rsqrt())
+        momentum = norm.momentum
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            if momentum is None:
+                momentum = 1 / norm.num_batches_tracked.item()
+        tracking = (norm.running_mean, norm.running_var, momentum or 0.0)
+    normalised: Tensor = _Norm.apply(x, norm.weight, norm.bias, norm.eps, *tracking)
     return normalised
 
 
-def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and (biased) variance of every channel, float64 `[C]`."""
-    count = x.numel() // x.shape[1]
-    first, second = _sums(_sum_powers, 2, x)
-    mean = first / count
-    return mean, (second / count - mean.square()).clamp_min_(0)
-
-
-def _track(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -> None:
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    momentum = norm.momentum
-    if norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if momentum is None:
-            momentum = 1 / norm.num_batches_tracked.item()
-    unbiased = variance * (count / (count - 1))
-    for running, new in ((norm.running_mean, mean), (norm.running_var, unbiased)):
-        running.lerp_(new.to(running.dtype), momentum or 0.0)
-
-
 class _Norm(torch.autograd.Function):
-    """y = γ r (x − μ) + β; μ and r = 1 / √(σ² + ε) are those of `x`, which its gradient knows."""
+    """y = γ r (x − μ) + β with μ and r = 1 / √(σ² + ε) of `x`."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, scale: Tensor
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        momentum: float,
     ) -> Tensor:
+        out, mean, scale = torch.native_batch_norm(
+            x, weight, bias, running_mean, running_var, True, momentum, eps
+        )
         ctx.save_for_backward(x, weight, mean, scale)
-        (out,) = _combined(_normalise, 1, (weight * scale, bias, mean), x)
+        ctx.eps = eps
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, scale = ctx.saved_tensors
-        return *_NormBackward.apply(gradient, x, weight, mean, scale), None, None
+        gradients = _NormBackward.apply(gradient, *ctx.saved_tensors, ctx.eps)
+        return *gradients, None, None, None, None
 
 
 class _NormBackward(torch.autograd.Function):
@@ -108,70 +105,62 @@ class _NormBackward(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor
+    def forward(
+        ctx: Any, g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, scale: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        count = x.numel() // x.shape[1]
-        of_g, of_gx = _sums(_sum_products, 2, g, x)
-        of_gx = scale * (of_gx - mean * of_g)
-        ctx.save_for_backward(g, x, weight, mean, scale, of_g, of_gx)
-        slope = weight * scale
-        factors = (slope, -slope * scale * of_gx / count, -slope * of_g / count, mean)
-        (out,) = _combined(_differentiate, 1, factors, x, g)
-        return out, of_gx.to(weight.dtype), of_g.to(weight.dtype)
+        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(
+            g, x, weight, None, None, mean, scale, True, eps, [True, True, True]
+        )
+        ctx.save_for_backward(g, x, weight, mean, scale, of_weight, of_bias)
+        return of_x, of_weight, of_bias
 
     @staticmethod
     @once_differentiable
     def backward(
-        ctx: Any, v: Tensor, of_weight: Tensor, of_bias: Tensor
+        ctx: Any, v: Tensor, for_weight: Tensor, for_bias: Tensor
     ) -> tuple[Tensor | None, ...]:
         """Of L = Σ v ∂x + v' ∂γ + v″ ∂β, with v, v' and v″ the gradients of the three.
 
         L = γ r (Σ v g − n ⟨v⟩ ⟨g⟩ − n ⟨v x̂⟩ ⟨g x̂⟩) + v' Σ g x̂ + v″ Σ g, in which x̂ and r depend on
         x: ∂r/∂x = −r² x̂ / n, and a gradient h of x̂ is one of x by r (h − ⟨h⟩ − x̂ ⟨h x̂⟩).
         """
-        g, x, weight, mean, scale, of_g, of_gx = ctx.saved_tensors
+        g, x, *of_channels = ctx.saved_tensors
         n = x.numel() // x.shape[1]
-        of_v, of_vx, of_vg = _sums(_sum_three, 3, v, x, g)
+        of_channels = [one.double() for one in (*of_channels, for_weight, for_bias)]
+        weight, mean, scale, of_gx, of_g, for_weight, for_bias = of_channels
+        of_v, of_vx, of_vg = _sums(v, x, g)
         of_vx = scale * (of_vx - mean * of_v)
         slope = weight * scale
         rest = of_vg - of_v * of_g / n - of_vx * of_gx / n
-        # h = −γ r / n · (v Σ g x̂ + g Σ v x̂) + v' g, so that h = p v + q g with
-        p, q = -slope * of_gx / n, of_weight - slope * of_vx / n
+        # h = p v + q g
+        p, q = -slope * of_gx / n, for_weight - slope * of_vx / n
         h, hx = (p * of_v + q * of_g) / n, (p * of_vx + q * of_gx) / n
-        for_g = (slope, scale * (of_weight - slope * of_vx / n), of_bias - slope * of_v / n)
-        for_x = (scale * p, scale * q, -scale * scale * (hx + slope * rest / n), -scale * h)
-        by_g, by_x = _combined(_differentiate_twice, 2, (*for_g, *for_x, mean), x, v, g)
-        return by_g, by_x, (scale * rest).to(weight.dtype), None, None
+        by_g = (slope, scale * q, for_bias - slope * of_v / n)
+        by_x = (scale * p, scale * q, -scale * scale * (hx + slope * rest / n), -scale * h)
+        of_g, of_x = _combined(v, x, g, (*by_g, *by_x, mean))
+        return of_g, of_x, (scale * rest).to(ctx.saved_tensors[2].dtype), None, None, None
 
 
-# -- passes over memory -------------------------------------------------------------------------
-
-
-def _sums(work: Callable[..., None], sums: int, *maps: Tensor) -> Tensor:
-    """What `work` adds up of `[B, C, H, W]`, float64 `[sums, C]`; for any number of threads."""
-    channels = maps[0].shape[1]
+def _sums(v: Tensor, x: Tensor, g: Tensor) -> Tensor:
+    """Σ v, Σ v x and Σ v g of every channel, float64 `[3, C]`; alike for any number of threads."""
+    channels = x.shape[1]
     width, size = _layout(channels)
-    flat = [_flat(one).numpy() for one in maps]
-    chunks = -(-len(flat[0]) // size)
-    found = torch.zeros(chunks, sums, width, dtype=torch.float64)
-    in_blocks(partial(work, *flat, size, found.numpy()), chunks)
-    return found.sum(dim=0).view(sums, -1, channels).sum(dim=1)
+    maps = [_flat(one) for one in (v, x, g)]
+    chunks = -(-len(maps[0]) // size)
+    found = torch.zeros(chunks, 3, width, dtype=torch.float64)
+    in_blocks(partial(_add_up, *maps, size, found.numpy()), chunks)
+    return found.sum(dim=0).view(3, -1, channels).sum(dim=1)
 
 
-def _combined(
-    work: Callable[..., None], results: int, factors: tuple[Tensor, ...], *maps: Tensor
-) -> tuple[Tensor, ...]:
-    """New maps, like the first of `maps`, of those and the `[C]` numbers in every one's channels.
-    """
-    x = maps[0]
+def _combined(v: Tensor, x: Tensor, g: Tensor, factors: tuple[Tensor, ...]) -> list[Tensor]:
+    """Two maps of `v`, `x` and `g`, as `_combine` has it; `factors`: `[C]` each."""
     width, size = _layout(x.shape[1])
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    every = torch.stack([one.to(dtype) for one in factors]).repeat(1, width // x.shape[1])
-    out = [torch.empty_like(x, memory_format=torch.channels_last) for _ in range(results)]
-    flat = [_flat(one).numpy() for one in (*maps, *out)]
-    in_blocks(partial(work, *flat, every.numpy(), size), -(-len(flat[0]) // size))
-    return tuple(out)
+    every = torch.stack(factors).to(dtype).repeat(1, width // x.shape[1])
+    out = [torch.empty_like(one, memory_format=torch.channels_last) for one in (g, x)]
+    maps = [_flat(one) for one in (v, x, g, *out)]
+    in_blocks(partial(_combine, *maps, every.numpy(), size), -(-len(maps[0]) // size))
+    return out
 
 
 def _layout(channels: int) -> tuple[int, int]:
@@ -180,83 +169,53 @@ def _layout(channels: int) -> tuple[int, int]:
     return width, width * max(1, _CHUNK // width)
 
 
-def _flat(x: Tensor) -> Tensor:
+def _flat(x: Tensor) -> np.ndarray:
     """`[B, C, H, W]` → its numbers pixel by pixel; shared where `x` is channels-last."""
     pixels = x.detach().permute(0, 2, 3, 1).contiguous().view(-1)
-    memory = _MEMORY[x.dtype]
-    return pixels if memory is None else pixels.view(memory)
+    return pixels.view(_MEMORY[x.dtype]).numpy()
 
 
 def _number(bits):  # type: ignore[no-untyped-def]
-    """The number in memory: of bfloat16, 16 bits that are the upper half of a float32."""
+    """What stands in memory: a bfloat16 is the upper half of a float32."""
 
 
-@overload(_number, inline="always")
-def _of_memory(bits):  # type: ignore[no-untyped-def]
+@overload(_number)
+def _from_memory(bits):  # type: ignore[no-untyped-def]
     if isinstance(bits, numba.types.Integer):
         return lambda bits: np.int32(bits << 16).view(np.float32)
     return lambda bits: bits
 
 
-def _put(out, n, number):  # type: ignore[no-untyped-def]
-    """Write `number`, rounded to the nearest (even) of the dtype of `out`."""
+def _write(row, out):  # type: ignore[no-untyped-def]
+    """Copy `row`, rounded to the nearest (of two, the even) that `out` can hold."""
 
 
-@overload(_put, inline="always")
-def _to_memory(out, n, number):  # type: ignore[no-untyped-def]
-    if not isinstance(out.dtype, numba.types.Integer):
+@overload(_write)
+def _to_memory(row, out):  # type: ignore[no-untyped-def]
+    def plain(row, out):  # type: ignore[no-untyped-def]
+        out[:] = row[: len(out)]
 
-        def plain(out, n, number):  # type: ignore[no-untyped-def]
-            out[n] = number
+    def rounded(row, out):  # type: ignore[no-untyped-def]
+        # In integers alone: with a comparison of numbers in it the loop would not become vectors.
+        bits = row.view(np.int32)
+        for n in range(len(out)):
+            nearest = bits[n] + 0x7FFF + ((bits[n] >> 16) & 1)
+            # The bits of what is not a number could carry over into infinity.
+            kept = nearest if (bits[n] & 0x7FFFFFFF) <= 0x7F800000 else bits[n] | 0x400000
+            out[n] = np.int16(kept >> 16)
 
-        return plain
-
-    def rounded(out, n, number):  # type: ignore[no-untyped-def]
-        bits = np.float32(number).view(np.int32)
-        up = np.int32(bits + np.int32(0x7FFF + ((bits >> 16) & 1)))
-        kept = up if number == number else np.int32(bits | 0x400000)  # no number stays no number
-        out[n] = np.int16(kept >> 16)
-
-    return rounded
-
-
-@compiled
-def _sum_powers(x, size, sums, start, stop):  # type: ignore[no-untyped-def]
-    """Σ x and Σ x² in the chunks from `start` to before `stop`."""
-    width = sums.shape[2]
-    for chunk in range(start, stop):
-        one, two = sums[chunk, 0], sums[chunk, 1]
-        for first in range(chunk * size, min((chunk + 1) * size, len(x)), width):
-            row = x[first : first + width]
-            for n in range(len(row)):
-                value = np.float64(_number(row[n]))
-                one[n] += value
-                two[n] += value * value
+    return rounded if isinstance(out.dtype, numba.types.Integer) else plain
 
 
 @compiled
-def _sum_products(g, x, size, sums, start, stop):  # type: ignore[no-untyped-def]
-    """Σ g and Σ g x."""
-    width = sums.shape[2]
-    for chunk in range(start, stop):
-        one, two = sums[chunk, 0], sums[chunk, 1]
-        for first in range(chunk * size, min((chunk + 1) * size, len(x)), width):
-            xs, gs = x[first : first + width], g[first : first + width]
-            for n in range(len(xs)):
-                value = np.float64(_number(gs[n]))
-                one[n] += value
-                two[n] += value * np.float64(_number(xs[n]))
-
-
-@compiled
-def _sum_three(v, x, g, size, sums, start, stop):  # type: ignore[no-untyped-def]
-    """Σ v, Σ v x and Σ v g."""
+def _add_up(v, x, g, size, sums, start, stop):  # type: ignore[no-untyped-def]
+    """Σ v, Σ v x and Σ v g in every chunk from `start` to before `stop`."""
     width = sums.shape[2]
     for chunk in range(start, stop):
         one, two, three = sums[chunk, 0], sums[chunk, 1], sums[chunk, 2]
         for first in range(chunk * size, min((chunk + 1) * size, len(x)), width):
             row = slice(first, first + width)
-            xs, vs, gs = x[row], v[row], g[row]
+            vs, xs, gs = v[row], x[row], g[row]
             for n in range(len(xs)):
                 value = np.float64(_number(vs[n]))
                 one[n] += value
@@ -265,40 +224,21 @@ def _sum_three(v, x, g, size, sums, start, stop):  # type: ignore[no-untyped-def
 
 
 @compiled
-def _normalise(x, out, factors, size, start, stop):  # type: ignore[no-untyped-def]
-    """a (x − μ) + b in the chunks from `start` to before `stop`."""
-    a, b, mean = factors[0], factors[1], factors[2]
-    width = factors.shape[1]
-    for first in range(start * size, min(stop * size, len(x)), width):
-        xs, result = x[first : first + width], out[first : first + width]
-        for n in range(len(xs)):
-            _put(result, n, a[n] * (_number(xs[n]) - mean[n]) + b[n])
-
-
-@compiled
-def _differentiate(x, g, out, factors, size, start, stop):  # type: ignore[no-untyped-def]
-    """a g + b (x − μ) + c."""
-    a, b, c, mean = factors[0], factors[1], factors[2], factors[3]
-    width = factors.shape[1]
-    for first in range(start * size, min(stop * size, len(x)), width):
-        row = slice(first, first + width)
-        xs, gs, result = x[row], g[row], out[row]
-        for n in range(len(xs)):
-            _put(result, n, a[n] * _number(gs[n]) + b[n] * (_number(xs[n]) - mean[n]) + c[n])
-
-
-@compiled
-def _differentiate_twice(x, v, g, by_g, by_x, factors, size, start, stop):  # type: ignore[no-untyped-def]
-    """a v + b (x − μ) + c and d v + e g + f (x − μ) + h."""
-    a, b, c = factors[0], factors[1], factors[2]
+def _combine(v, x, g, by_g, by_x, factors, size, start, stop):  # type: ignore[no-untyped-def]
+    """a v + b (x − μ) + c and d v + e g + f (x − μ) + h in the chunks."""
+    a, b, c, mean = factors[0], factors[1], factors[2], factors[7]
     d, e, f, h = factors[3], factors[4], factors[5], factors[6]
-    mean = factors[7]
     width = factors.shape[1]
+    away, result = np.empty_like(mean), np.empty_like(mean)
+    # Short loops: of too many arrays, which might overlap, a loop would not become vectors.
     for first in range(start * size, min(stop * size, len(x)), width):
         row = slice(first, first + width)
-        xs, vs, gs = x[row], v[row], g[row]
-        one, two = by_g[row], by_x[row]
+        vs, xs, gs = v[row], x[row], g[row]
         for n in range(len(xs)):
-            away, value = _number(xs[n]) - mean[n], _number(vs[n])
-            _put(one, n, a[n] * value + b[n] * away + c[n])
-            _put(two, n, d[n] * value + e[n] * _number(gs[n]) + f[n] * away + h[n])
+            away[n] = _number(xs[n]) - mean[n]
+        for n in range(len(xs)):
+            result[n] = a[n] * _number(vs[n]) + b[n] * away[n] + c[n]
+        _write(result, by_g[row])
+        for n in range(len(xs)):
+            result[n] = d[n] * _number(vs[n]) + e[n] * _number(gs[n]) + f[n] * away[n] + h[n]
+        _write(result, by_x[row])

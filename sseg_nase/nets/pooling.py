@@ -78,10 +78,10 @@ class _Unpool(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (which,) = ctx.saved_tensors
         B, H, W, C = which.shape
-        cells = gradient[:, :, : 2 * H, : 2 * W].permute(0, 2, 3, 1).reshape(B, H, 2, W, 2, C)
-        cells = cells.permute(0, 1, 3, 5, 2, 4).reshape(B, H, W, C, 4)
-        picked = cells.gather(-1, which.long()[..., None])[..., 0]
-        return picked.permute(0, 3, 1, 2), None, None
+        out = _empty(gradient, B, H, W, C)
+        arrays = (_pixels(gradient).numpy(), which.numpy(), _pixels(out).numpy())
+        in_blocks(partial(_pick, *arrays), B)
+        return out, None, None
 
 
 def _empty(like: Tensor, B: int, H: int, W: int, C: int) -> Tensor:
@@ -187,3 +187,32 @@ def _unpool(gradient, which, out, start, stop):  # type: ignore[no-untyped-def]
 def _where(place, own, row, values, out):  # type: ignore[no-untyped-def]
     for n in range(len(out)):
         out[n] = values[n] if place[n] == own[n] + row else 0
+
+
+@compiled
+def _pick(values, which, out, start, stop):  # type: ignore[no-untyped-def]
+    """Of every window of the images from `start` to before `stop` the value at its place."""
+    _, H, W, C = out.shape
+    rows, place = np.empty(2 * W * C, values.dtype), np.empty(2 * W * C, np.uint8)
+    for b in range(start, stop):
+        for i in range(H):
+            _twice(which[b, i].reshape(W * C), place, C)
+            upper = values[b, 2 * i].reshape(values.shape[2] * C)
+            lower = values[b, 2 * i + 1].reshape(values.shape[2] * C)
+            _either(place, upper, lower, rows)
+            _one_of_pair(which[b, i].reshape(W * C), rows, out[b, i].reshape(W * C), C)
+
+
+@compiled
+def _either(place, upper, lower, rows):  # type: ignore[no-untyped-def]
+    for n in range(len(rows)):
+        rows[n] = lower[n] if place[n] > 1 else upper[n]
+
+
+@compiled
+def _one_of_pair(place, pixels, out, channels):  # type: ignore[no-untyped-def]
+    for j in range(len(out) // channels):
+        for c in range(channels):
+            n = j * channels + c
+            left, right = pixels[n + j * channels], pixels[n + (j + 1) * channels]
+            out[n] = right if place[n] % 2 else left

@@ -93,7 +93,7 @@ class FewShotTask:
         def read(indices: torch.Tensor) -> torch.Tensor:
             return normalize(self.store.batch(indices.cpu()).to(device))
 
-        method = method_of(learner, evaluation, read)
+        method = method_of(learner, evaluation, read, self.config.hardware.precision)
         if evaluation.method == "maml":
             embedded = torch.arange(len(self.store), dtype=torch.float32, device=device)[:, None]
         else:

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
+import pytest
 import torch
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from sseg_nase.config.compose import load
+from sseg_nase.finetune import maml
+from sseg_nase.finetune.judging import method_of
 from sseg_nase.finetune.learner import EpisodeLearner, linear_head
 from sseg_nase.finetune.maml import Classifier, Weights, adapt, adapted_scores
 from sseg_nase.nets.architecture import Architecture, Block
@@ -101,3 +107,62 @@ def test_a_test_leaves_the_network_as_it_was() -> None:
         assert torch.equal(tensor, before[name]), name
     assert not any(p.requires_grad is False for p in learner.parameters())
     assert not learner.backbone.training
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_gradient_is_that_of_torchs_own_norms(
+    autocast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a chain with ReLU and pooling, in the precisions of training."""
+    classifier = Classifier(tiny("relu")).to(memory_format=torch.channels_last).train()
+    weights = dict(classifier.named_parameters())
+    truth = torch.arange(2).repeat_interleave(3)
+
+    def gradients() -> list[torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            support, query = (images(6, seed, torch.float32) for seed in (1, 2))
+            adapted = adapt(
+                classifier, weights, support, truth, steps=STEPS, lr=LR, second_order=True
+            )
+            logits = functional_call(classifier, dict(adapted), (query,)).float()
+        return list(torch.autograd.grad(F.cross_entropy(logits, truth), list(weights.values())))
+
+    found = gradients()
+    monkeypatch.setattr(maml, "twice_differentiable", lambda module: nullcontext())
+    error = 0.1 if autocast else 1e-4
+    for ours, torchs in zip(found, gradients(), strict=True):
+        assert (ours - torchs).norm() <= error * torchs.norm() + 1e-6
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_episodes_side_by_side_are_judged_as_one_by_one(precision: str) -> None:
+    learner = tiny("relu")
+    pool = images(12, 5, torch.float32)
+    generator = torch.Generator().manual_seed(6)
+    chosen = torch.stack([torch.randperm(12, generator=generator) for _ in range(5)])
+    support, query = chosen[:, :4].view(5, 2, 2, 1).float(), chosen[:, 4:, None].float()
+    threads_inside = []
+
+    def read(indices: torch.Tensor) -> torch.Tensor:
+        threads_inside.append(torch.get_num_threads())
+        return pool[indices]
+
+    named = ["finetune=maml", "evaluation.method=maml", "evaluation.normalize=none"]
+    evaluation = load([*named, "evaluation.maml.steps=3"]).evaluation
+    method = method_of(learner, evaluation, read, precision)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = method.scores(support, query, evaluation)
+        torch.set_num_threads(3)
+        found = method.scores(support, query, evaluation)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert set(threads_inside) == {1}
+    assert torch.equal(found, expected)
+    one = adapted_scores(
+        learner, pool[chosen[0, :4]].view(2, 2, 3, 4, 4), pool[chosen[0, 4:]], steps=3, lr=0.01
+    )
+    assert torch.equal(found[0], one) == (precision == "32-true")
+    torch.testing.assert_close(found[0], one, rtol=0.1, atol=0.05)

@@ -28,9 +28,14 @@ def test_equals_torch_with_gradients(
     assert ours.dtype == dtype
     assert torch.equal(ours, torchs)
     upstream = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    (gradient,) = torch.autograd.grad(ours, x, upstream)
-    (expected,) = torch.autograd.grad(torchs, x, upstream)
+    upstream.requires_grad_()
+    (gradient,) = torch.autograd.grad(ours, x, upstream, create_graph=True)
+    (expected,) = torch.autograd.grad(torchs, x, upstream, create_graph=True)
     assert torch.equal(gradient, expected)
+    again = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(dtype)
+    (second,) = torch.autograd.grad(gradient, upstream, again)
+    (expected,) = torch.autograd.grad(expected, upstream, again)
+    assert torch.equal(second, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
