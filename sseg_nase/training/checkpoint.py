@@ -78,10 +78,11 @@ def backbone_for(path: Path, config: Config) -> Backbone:
     asked, size, trained_at = config.backbone.name, dataset.image_size, architecture.resolution
     # The default asks for nothing in particular; a chain of blocks may have been mutated since.
     kind = DEFAULT if asked in EVOLVABLE else asked
-    same = architecture.name == kind
-    if same and asked in EVOLVABLE and not any(r["accepted"] for r in load(path)["history"]):
-        same = architecture.channels == tuple(config.backbone.channels or ())
-    if asked != DEFAULT and not same:
+    same = asked == DEFAULT or architecture.name == kind
+    if same and asked in EVOLVABLE and asked != DEFAULT:
+        mutated = any(record["accepted"] for record in load(path)["history"])
+        same = mutated or architecture.channels == tuple(config.backbone.channels or ())
+    if not same:
         widths = "-".join(map(str, architecture.channels))
         raise UserError(
             f"backbone={asked}: checkpoint={path} holds another network, {architecture.name} with "
