@@ -191,6 +191,7 @@ def sabotaged(launcher: str, ran: Callable[..., tuple[int, str]], folder: Path) 
     assert {run.info.status for run in [parent, *children]} == {"FINISHED"}
 
 
+@pytest.mark.slow
 def test_jobs_that_go_wrong_stop_no_other(
     ran: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:
@@ -344,6 +345,7 @@ def test_a_detached_sweep_outlives_its_shell(
     assert stored(sweep)[1].info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_on_failure_stop_and_retries(ran: Callable[..., tuple[int, str]], tmp_path: Path) -> None:
     sabotage = Sabotage(tmp_path / "sabotage")
     sabotage.order(0, "raise")
@@ -361,6 +363,7 @@ def test_on_failure_stop_and_retries(ran: Callable[..., tuple[int, str]], tmp_pa
     assert (code, states(sweep)) == (0, ["FINISHED", "FINISHED"]), said
 
 
+@pytest.mark.slow
 def test_an_experiment_may_say_what_is_swept_and_where(
     ran: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:
