@@ -145,6 +145,32 @@ def test_what_is_frozen_stays_as_it_is(tmp_path: Path) -> None:
     assert not {key for key in changed(freeze_norms=True) if ".norm." in key}
 
 
+@pytest.mark.parametrize(
+    ("backbone", "blocks"),
+    [
+        (["backbone=resnet12_quarter", "backbone.channels=[4,4,8,8]"], 4),
+        (["backbone=resnet18"], 4),
+        (["backbone=vit_small", "backbone.patch_size=8"], 12),
+    ],
+)
+def test_fixed_backbones_are_fine_tuned_and_freeze_block_by_block(
+    backbone: list[str], blocks: int, tmp_path: Path
+) -> None:
+    config = composed(
+        "prototypical", *ALONE, *backbone, "finetune.epochs=1", "finetune.episodes_per_epoch=2",
+        "finetune.frozen_blocks=1",
+    )  # fmt: skip
+    network = stages.seed_backbone(config)
+    parts = network.stages()
+    assert len(parts) == blocks
+    frozen = {id(parameter) for parameter in parts[0].parameters()}
+    held = {name for name, p in network.named_parameters() if id(p) in frozen}
+    start = {name: tensor.clone() for name, tensor in network.named_parameters()}
+    assert 0 < len(held) < len(start)
+    after = dict(tuner_of(config, tmp_path).backbone.named_parameters())
+    assert {name for name in start if torch.equal(after[name], start[name])} == held
+
+
 def test_the_best_network_by_val_episodes_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

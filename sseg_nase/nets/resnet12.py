@@ -62,6 +62,10 @@ class ResNet12(Backbone):
                     part.weight, SLOPE, "fan_out", "leaky_relu", generator=generator
                 )
 
+    def stages(self) -> list[nn.Module]:
+        """The blocks in order."""
+        return list(self.blocks)
+
     def forward(self, x: Tensor) -> Tensor:
         """Embed `[B, C, H, W]` as `[B, features]`."""
         for block in self.blocks:

@@ -66,6 +66,12 @@ class ResNet(VisionBackbone):
             self.body.maxpool = nn.Identity()
         self.body.fc = nn.Identity()
 
+    def stages(self) -> list[nn.Module]:
+        """The four stages in order, the first one with the stem."""
+        body = self.body
+        first = nn.ModuleList((body.conv1, body.bn1, body.layer1))
+        return [first, body.layer2, body.layer3, body.layer4]
+
     def forward(self, x: Tensor) -> Tensor:
         """Embed `[B, C, H, W]` as `[B, features]`."""
         body = self.body
@@ -103,6 +109,13 @@ class VisionTransformer(VisionBackbone):
                 nn.init.zeros_(cast(Tensor, conv.bias))
                 self.body.conv_proj = conv
         self.body.heads = nn.Identity()
+
+    def stages(self) -> list[nn.Module]:
+        """The blocks in order, the first one with what makes its tokens."""
+        body = self.body
+        tokens = nn.ParameterList((body.class_token, body.encoder.pos_embedding))
+        first, *others = body.encoder.layers
+        return [nn.ModuleList((body.conv_proj, tokens, first)), *others]
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed `[B, C, S, S]` as `[B, features]`."""
