@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Image stores of tests never end up in the user's cache. Set before any config is composed.
 _CACHE = tempfile.TemporaryDirectory(prefix="sseg-nase-tests-")
 os.environ["SSEG_NASE_CACHE"] = _CACHE.name
+atexit.register(_CACHE.cleanup)
 
 
 @pytest.fixture(autouse=True)

@@ -46,6 +46,7 @@ __all__ = [
     "conf_dir",
     "continued",
     "dataset_choice",
+    "defaults",
     "hardware_profiles",
     "load",
     "register",
@@ -58,12 +59,15 @@ __all__ = [
 def register() -> None:
     """Make the schema and the resolvers of `conf/` known to Hydra; calling it again is harmless."""
     store = ConfigStore.instance()
-    store.store(name="schema", node=_twin(Config), provider="sseg_nase")
+    if "schema.yaml" not in store.repo:  # to store it takes a tenth of the time of composing
+        store.store(name="schema", node=_twin(Config), provider="sseg_nase")
     Plugins.instance()  # registers the launchers' options, each time that it loads them
+    known = store.repo["hydra"]["launcher"]
     for launcher, options in LAUNCHERS.items():
         # Under another name, or Hydra would take it for the schema of our file of that name.
-        store.repo["hydra"]["launcher"].pop(f"{launcher}.yaml", None)
-        store.store(group="hydra/launcher", name=f"{launcher}_schema", node=options)
+        known.pop(f"{launcher}.yaml", None)
+        if f"{launcher}_schema.yaml" not in known:
+            store.store(group="hydra/launcher", name=f"{launcher}_schema", node=options)
     OmegaConf.register_new_resolver("half_the_cores", _half_the_cores, replace=True)
     OmegaConf.register_new_resolver("minutes", _minutes, replace=True)
 
@@ -82,6 +86,17 @@ def load(overrides: Sequence[str] = (), *further: Path) -> Config:
         initialize_config_dir(str(conf_dir()), version_base="1.3"),
     ):
         return to_config(compose(CONFIG_NAME, overrides=[*overrides, *searchpath]))
+
+
+def defaults() -> Config:
+    """Return `conf/` without any override; what Hydra is doing meanwhile is left as it was."""
+    at_work = GlobalHydra.instance().hydra
+    try:
+        return load()
+    finally:
+        GlobalHydra.instance().clear()
+        if at_work is not None:
+            GlobalHydra.instance().initialize(at_work)
 
 
 def stored(path: Path) -> Config:
