@@ -14,6 +14,7 @@ import torchvision.transforms.functional as TF
 
 from sseg_nase.config.schema import ViewsConfig
 from sseg_nase.data.views import (
+    Strokes,
     ViewParameters,
     batched,
     draw_parameters,
@@ -80,6 +81,9 @@ def some_images(count: int, height: int = 32, width: int = 32) -> torch.Tensor:
     return images.to(torch.uint8)
 
 
+STROKES = {field.name for field in dataclasses.fields(Strokes)}
+
+
 def parameters(images: torch.Tensor, **changes: Any) -> ViewParameters:
     """What changes nothing, except for `changes`: a value for each image, or one for all."""
     still: dict[str, Any] = {
@@ -105,7 +109,9 @@ def parameters(images: torch.Tensor, **changes: Any) -> ViewParameters:
     }
     values = {**still, **changes}
     tensors = {k: torch.as_tensor(v) for k, v in values.items()}
-    return ViewParameters(**{k: v if v.ndim else v.expand(len(images)) for k, v in tensors.items()})
+    whole = {k: v if v.ndim else v.expand(len(images)) for k, v in tensors.items()}
+    strokes = {name: whole.pop(name) for name in STROKES}
+    return ViewParameters(**whole, strokes=Strokes(**strokes) if STROKES & {*changes} else None)
 
 
 @pytest.fixture(params=WAYS)
@@ -221,7 +227,7 @@ def test_turned_shifted_and_zoomed_views_equal_torchvision(
 
 def moved(image: np.ndarray, p: ViewParameters, k: int, size: int) -> np.ndarray:
     """View `k` of `image` [3, H, W] in [0, 1], pixel by pixel and step by step backwards."""
-    paper, turn = float(p.paper[k]), math.radians(float(p.angle[k]))
+    paper, turn = float(p.strokes.paper[k]), math.radians(float(p.strokes.angle[k]))
     view = np.zeros((3, size, size))
 
     def pixel(row: int, column: int) -> np.ndarray:
@@ -230,11 +236,11 @@ def moved(image: np.ndarray, p: ViewParameters, k: int, size: int) -> np.ndarray
 
     for i in range(size):
         for j in range(size):
-            x = (j + 0.5) / size - 0.5 - float(p.shift_x[k])
-            y = (i + 0.5) / size - 0.5 - float(p.shift_y[k])
+            x = (j + 0.5) / size - 0.5 - float(p.strokes.shift_x[k])
+            y = (i + 0.5) / size - 0.5 - float(p.strokes.shift_y[k])
             x, y = (
-                (x * math.cos(turn) + y * math.sin(turn)) / float(p.zoom[k]),
-                (-x * math.sin(turn) + y * math.cos(turn)) / float(p.zoom[k]),
+                (x * math.cos(turn) + y * math.sin(turn)) / float(p.strokes.zoom[k]),
+                (-x * math.sin(turn) + y * math.cos(turn)) / float(p.strokes.zoom[k]),
             )
             x = -x if p.flip[k] else x
             x = float(p.left[k]) + (x + 0.5) * float(p.width[k]) - 0.5
@@ -251,8 +257,9 @@ def test_a_turned_crop_is_resampled_once(way: Callable[..., torch.Tensor]) -> No
     settings = config(EVERYTHING, rotation=60.0, zoom=[0.5, 2.0], translation=0.3)
     drawn = draw_parameters(8, settings, height=20, width=26, seed=3)
     assert 0 < int(drawn.flip.sum()) < 8
-    places = ("top", "left", "height", "width", "flip", "angle", "shift_x", "shift_y", "zoom")
-    p = parameters(images, **{name: getattr(drawn, name) for name in places})
+    box = {name: getattr(drawn, name) for name in ("top", "left", "height", "width", "flip")}
+    turn = {name: getattr(drawn.strokes, name) for name in ("angle", "shift_x", "shift_y", "zoom")}
+    p = parameters(images, **box, **turn)
     views = way(images, p, size)[0] / 2 + 0.5
     for k, view in enumerate(views):
         expected = torch.from_numpy(moved((images[k] / 255).numpy(), p, k, size))
@@ -321,19 +328,22 @@ def test_views_of_light_ink_are_those_of_dark_ink_inverted(
 def reference(image: torch.Tensor, p: ViewParameters, k: int, size: int) -> torch.Tensor:
     """View `k` of `image` by others' functions, one after the other, in [0, 1]."""
     box = [int(x[k]) for x in (p.top, p.left, p.height, p.width)]
-    if p.moved[k]:
+    if p.strokes and p.strokes.moved[k]:
         x = torch.from_numpy(moved((image / 255).numpy(), p, k, size)).float()
     else:
         x = TF.resized_crop(image / 255, *box, size=[size, size], antialias=False)
         x = TF.hflip(x) if p.flip[k] else x
-    x = thickened(x, float(p.radius[k]), float(p.paper[k]))
+    if p.strokes:
+        x = thickened(x, float(p.strokes.radius[k]), float(p.strokes.paper[k]))
     for number in p.order[k].tolist():
         name = list(OPERATIONS)[number]
         x = OPERATIONS[name](x, float(getattr(p, name)[k]))
     x = TF.rgb_to_grayscale(x, 3) if p.grey[k] else x
     sigma, kernel = float(p.sigma[k]), blur_kernel_size(size)
     x = TF.gaussian_blur(x, [kernel] * 2, [sigma] * 2) if sigma else x
-    return TF.erase(x, *p.erased_boxes(size)[k].tolist(), v=p.paper[k])
+    if p.strokes:
+        x = TF.erase(x, *p.strokes.erased_boxes(size)[k].tolist(), v=p.strokes.paper[k])
+    return x
 
 
 @pytest.mark.parametrize("size", [32, 47, 84])
@@ -354,15 +364,16 @@ def test_whole_views_of_drawings_equal_the_references(
 ) -> None:
     images = some_images(10, 28, 28)
     p = draw_parameters(20, config(settings), height=28, width=28, seed=6)
-    p = dataclasses.replace(p, angle=torch.where(torch.arange(20) % 5 == 4, 0.0, p.angle))
     still = torch.arange(20) % 5 == 4  # beside views that are moved
-    p = dataclasses.replace(
-        p,
-        shift_x=torch.where(still, 0.0, p.shift_x),
-        shift_y=torch.where(still, 0.0, p.shift_y),
-        zoom=torch.where(still, 1.0, p.zoom),
+    strokes = dataclasses.replace(
+        p.strokes,
+        angle=torch.where(still, 0.0, p.strokes.angle),
+        shift_x=torch.where(still, 0.0, p.strokes.shift_x),
+        shift_y=torch.where(still, 0.0, p.strokes.shift_y),
+        zoom=torch.where(still, 1.0, p.strokes.zoom),
     )
-    assert p.moved.tolist() == (~still).tolist()
+    p = dataclasses.replace(p, strokes=strokes)
+    assert strokes.moved.tolist() == (~still).tolist()
     for k, view in enumerate(way(images, p, 28).flatten(0, 1) / 2 + 0.5):
         torch.testing.assert_close(view, reference(images[k % 10], p, k, 28), atol=1e-3, rtol=0)
 
@@ -517,7 +528,8 @@ def test_parameters_have_the_configured_statistics() -> None:
 def test_strokes_are_drawn_with_the_configured_statistics() -> None:
     count, size = 20_000, 100
     settings = config(EVERYTHING, rotation=20.0, translation=0.3, zoom=[0.5, 2.0])
-    p = draw_parameters(count, settings, height=32, width=32, seed=0)
+    p = draw_parameters(count, settings, height=32, width=32, seed=0).strokes
+    assert p is not None
     uniform = torch.rand(count, generator=torch.Generator().manual_seed(1))
     for values, low, high in (
         (p.angle, -20, 20),
@@ -548,13 +560,22 @@ def test_what_is_drawn_for_photographs_does_not_depend_on_what_drawings_need() -
         draw_parameters(50, config(settings), height=32, width=32, seed=9)
         for settings in (SIMCLR, EVERYTHING)
     )
-    new = {"angle", "shift_x", "shift_y", "zoom", "radius", "erased"}
+    assert plain.strokes is None
+    assert all_of_it.strokes is not None
     for field in dataclasses.fields(ViewParameters):
-        same = torch.equal(getattr(plain, field.name), getattr(all_of_it, field.name))
-        assert same == (field.name not in new), field.name
-    assert not plain.moved.any()
-    assert not plain.radius.any()
-    assert not plain.erased_boxes(32)[:, 2:].any()
+        if field.name != "strokes":
+            same = torch.equal(getattr(plain, field.name), getattr(all_of_it, field.name))
+            assert same, field.name
+
+
+def test_strokes_that_change_nothing_leave_the_views_of_photographs(
+    way: Callable[..., torch.Tensor],
+) -> None:
+    images = some_images(12)
+    plain = draw_parameters(24, config(), height=32, width=32, seed=8)
+    still = dataclasses.replace(plain, strokes=parameters(images[:1], paper=0.0).strokes)
+    still = dataclasses.replace(still, strokes=still.strokes[torch.zeros(24, dtype=torch.int64)])
+    torch.testing.assert_close(way(images, plain, 32), way(images, still, 32), atol=1e-6, rtol=0)
 
 
 def test_views_are_distributed_as_those_of_torchvisions_transforms() -> None:

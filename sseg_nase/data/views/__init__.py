@@ -19,9 +19,9 @@ import torch
 
 from sseg_nase.config.schema import ViewsConfig
 from sseg_nase.data.views import batched
-from sseg_nase.data.views.parameters import ViewParameters, draw_parameters
+from sseg_nase.data.views.parameters import Strokes, ViewParameters, draw_parameters
 
-__all__ = ["ViewParameters", "apply_views", "draw_parameters", "make_views", "normalize"]
+__all__ = ["Strokes", "ViewParameters", "apply_views", "draw_parameters", "make_views", "normalize"]
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from sseg_nase.data.views.parameters import (
     GREY,
     HUE,
     SATURATION,
+    Strokes,
     ViewParameters,
     blur_kernel_size,
 )
@@ -25,9 +26,12 @@ def apply_views(images: torch.Tensor, p: ViewParameters, size: int) -> torch.Ten
     out = out.permute(0, 1, 4, 2, 3)
     with torch.autocast(images.device.type, enabled=False):
         crops = _crop(images.to(torch.float32).div_(255), p, size)
-        views = _thicken(crops.flatten(0, 1), p)
-        views = _erase(_recolour(views, p), p).view(crops.shape)
-        return torch.mul(views, 2, out=out).sub_(1)
+        views = crops.flatten(0, 1)
+        if p.strokes is None:
+            views = _recolour(views, p)
+        else:
+            views = _erase(_recolour(_thicken(views, p.strokes), p), p.strokes)
+        return torch.mul(views.view(crops.shape), 2, out=out).sub_(1)
 
 
 def _crop(images: torch.Tensor, p: ViewParameters, size: int) -> torch.Tensor:
@@ -49,8 +53,7 @@ def _crop(images: torch.Tensor, p: ViewParameters, size: int) -> torch.Tensor:
     grid = torch.empty(B, V, size, size, 2, device=images.device)
     grid[..., 0] = x.view(V, B, 1, size).transpose(0, 1)
     grid[..., 1] = y.view(V, B, size, 1).transpose(0, 1)
-    moved = p.moved
-    if not moved.any():
+    if p.strokes is None or not (moved := p.strokes.moved).any():
         crops = F.grid_sample(
             images, grid.view(B, V * size, size, 2), padding_mode="border", align_corners=False
         )
@@ -59,8 +62,9 @@ def _crop(images: torch.Tensor, p: ViewParameters, size: int) -> torch.Tensor:
     which = moved.to(images.device).view(V, B, 1, 1, 1).transpose(0, 1)
     grid = torch.where(which, (_places(p, size, images.device, V) + 0.5) * to_grid - 1, grid)
     # Beside the image there is paper: zero, when that is subtracted before.
-    assert (p.paper.view(V, B) == p.paper[:B]).all(), "the views of an image have the same paper"
-    paper = p.paper[:B].to(images.device)[:, None, None, None]
+    paper = p.strokes.paper
+    assert (paper.view(V, B) == paper[:B]).all(), "the views of an image have the same paper"
+    paper = paper[:B].to(images.device)[:, None, None, None]
     crops = F.grid_sample(
         images - paper, grid.flatten(1, 2), padding_mode="zeros", align_corners=False
     )
@@ -75,7 +79,7 @@ def _places(p: ViewParameters, size: int, device: torch.device, views: int) -> t
     return of_column * steps[:, None] + of_row * steps[:, None, None] + middle
 
 
-def _thicken(x: torch.Tensor, p: ViewParameters) -> torch.Tensor:
+def _thicken(x: torch.Tensor, p: Strokes) -> torch.Tensor:
     """Let strokes of float views [N, 3, S, S] grow or shrink by `p.radius`, changing `x` itself.
 
     3×3 minima make dark ink grow, maxima light ink, the other ones let it shrink: once per whole
@@ -98,7 +102,7 @@ def _morph(images: torch.Tensor, sign: torch.Tensor, share: torch.Tensor) -> tor
     return images + share * (sign * F.max_pool2d(sign * images, 3, 1, 1) - images)
 
 
-def _erase(x: torch.Tensor, p: ViewParameters) -> torch.Tensor:
+def _erase(x: torch.Tensor, p: Strokes) -> torch.Tensor:
     """Fill the erased boxes of float views [N, 3, S, S] with paper, changing `x` itself."""
     size = x.shape[-1]
     boxes = p.erased_boxes(size)

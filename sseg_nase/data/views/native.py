@@ -32,7 +32,6 @@ def apply_views(images: torch.Tensor, p: ViewParameters, size: int) -> torch.Ten
     """As `sseg_nase.data.views.apply_views`, on the CPU."""
     B = len(images)
     out = torch.empty(len(p.top) // B, B, size, size, 3)
-    moved = p.moved
     arguments = (
         images.contiguous().numpy(),
         torch.stack((p.top, p.left, p.height, p.width), dim=1).numpy(),
@@ -42,11 +41,12 @@ def apply_views(images: torch.Tensor, p: ViewParameters, size: int) -> torch.Ten
         p.grey.contiguous().numpy(),
         p.sigma.contiguous().numpy(),
         blur_kernel_size(size) // 2,
-        (
-            moved.numpy(),
-            (p.places(size) if moved.any() else torch.empty(0, 2, 3)).numpy(),
-            torch.stack((p.radius, p.paper), dim=1).numpy(),
-            p.erased_boxes(size).numpy(),
+        p.strokes
+        and (
+            p.strokes.moved.numpy(),
+            p.places(size).numpy(),
+            torch.stack((p.strokes.radius, p.strokes.paper), dim=1).numpy(),
+            p.strokes.erased_boxes(size).numpy(),
         ),
         out.numpy(),
     )
@@ -56,23 +56,30 @@ def apply_views(images: torch.Tensor, p: ViewParameters, size: int) -> torch.Ten
 
 @compiled(fastmath=True)
 def _make(images, box, flip, order, jitter, grey, sigma, reach, strokes, out, start, stop):  # type: ignore[no-untyped-def]
-    """Make all views of the images from `start` to before `stop`."""
+    """Make all views of the images from `start` to before `stop`.
+
+    With and without `strokes` this is compiled to two functions: views of photographs do not ask.
+    """
     V, B, S = out.shape[:3]
     view = np.empty((3, S, S), np.float32)
     planes = view.reshape(3, S * S)
     lines = np.empty((S + 2 * reach) * (S + 2 * reach), np.float32)
     columns = np.empty_like(lines)
-    moved, places, ink, erased = strokes
+    if strokes is not None:
+        moved, places, ink, erased = strokes
     for image in range(start, stop):
         for number in range(V):
             n = number * B + image
-            radius, paper = ink[n]
-            if moved[n]:
-                _move(images[image], places[n], paper, view)
-            else:
+            if strokes is None:
                 _crop(images[image], box[n], flip[n], view)
-            if radius != 0:
-                _thicken(view, radius, paper, lines)
+            else:
+                radius, paper = ink[n]
+                if moved[n]:
+                    _move(images[image], places[n], paper, view)
+                else:
+                    _crop(images[image], box[n], flip[n], view)
+                if radius != 0:
+                    _thicken(view, radius, paper, lines)
             for operation in order[n]:
                 factor = jitter[n, operation]
                 if operation == BRIGHTNESS:
@@ -90,8 +97,9 @@ def _make(images, box, flip, order, jitter, grey, sigma, reach, strokes, out, st
                 _blend(planes, _f(0), _f(0), _f(1))
             if sigma[n] > 0:
                 _blur(view, sigma[n], reach, lines, columns)
-            top, left, height, width = erased[n]
-            view[:, top : top + height, left : left + width] = paper
+            if strokes is not None:
+                top, left, height, width = erased[n]
+                view[:, top : top + height, left : left + width] = paper
             _write(planes, out[number, image].reshape(S * S, 3))
 
 

@@ -20,6 +20,33 @@ _PAPER = {"dark": 1.0, "light": 0.0}  # by the ink
 
 
 @dataclass(frozen=True)
+class Strokes:
+    """What is done to each of N views of drawings; tensors [N] on the CPU."""
+
+    angle: torch.Tensor  # degrees clockwise about the centre
+    shift_x: torch.Tensor  # to the right, in sides of the view
+    shift_y: torch.Tensor  # down, in sides of the view
+    zoom: torch.Tensor  # about the centre; 1 changes nothing
+    radius: torch.Tensor  # pixels that strokes grow by on all sides; below 0: shrink
+    erased: torch.Tensor  # [N, 4]: top and left, shares of the room there is; height and width
+    paper: torch.Tensor  # what is around the ink, 1 or 0: fills what is erased or out of the image
+
+    def __getitem__(self, rows: torch.Tensor) -> Strokes:
+        return Strokes(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+    @property
+    def moved(self) -> torch.Tensor:
+        """Which views are rotated, shifted or zoomed, bool [N]."""
+        return (self.angle != 0) | (self.shift_x != 0) | (self.shift_y != 0) | (self.zoom != 1)
+
+    def erased_boxes(self, size: int) -> torch.Tensor:
+        """Top, left, height and width of what is erased of views of `size`, int64 [N, 4]."""
+        place, sides = self.erased[:, :2], self.erased[:, 2:]
+        sides = (sides * size).round()
+        return torch.cat(((place * (size - sides + 1)).floor(), sides), dim=1).long()
+
+
+@dataclass(frozen=True)
 class ViewParameters:
     """What is done to each of N views; tensors [N] on the CPU, boxes in pixels."""
 
@@ -35,21 +62,14 @@ class ViewParameters:
     hue: torch.Tensor  # turns in [-0.5, 0.5]; 0 changes nothing
     grey: torch.Tensor  # bool
     sigma: torch.Tensor  # of the blur in pixels; 0 changes nothing
-    angle: torch.Tensor  # degrees clockwise about the centre
-    shift_x: torch.Tensor  # to the right, in sides of the view
-    shift_y: torch.Tensor  # down, in sides of the view
-    zoom: torch.Tensor  # about the centre; 1 changes nothing
-    radius: torch.Tensor  # pixels that strokes grow by on all sides; below 0: shrink
-    erased: torch.Tensor  # [N, 4]: top and left, shares of the room there is; height and width
-    paper: torch.Tensor  # what is around the ink, 1 or 0: fills what is erased or out of the image
+    strokes: Strokes | None  # of drawings; photographs have none and pay for none
 
     def __getitem__(self, rows: torch.Tensor) -> ViewParameters:
-        return ViewParameters(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
-
-    @property
-    def moved(self) -> torch.Tensor:
-        """Which views are rotated, shifted or zoomed, bool [N]."""
-        return (self.angle != 0) | (self.shift_x != 0) | (self.shift_y != 0) | (self.zoom != 1)
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "strokes"}
+        return ViewParameters(
+            **{name: tensor[rows] for name, tensor in values.items()},
+            strokes=self.strokes and self.strokes[rows],
+        )
 
     def places(self, size: int) -> torch.Tensor:
         """Where in the image a moved view of `size` S is sampled: float32 matrices [N, 2, 3].
@@ -57,11 +77,13 @@ class ViewParameters:
         Pixel (column, row) = matrix · (j, i, 1) for column j and row i of the view: the box is
         resized to the view, flipped, zoomed and rotated about its centre, then shifted.
         """
-        turn = torch.deg2rad(self.angle.double())
-        cos, sin = turn.cos() / self.zoom, turn.sin() / self.zoom
+        assert self.strokes is not None
+        turn = torch.deg2rad(self.strokes.angle.double())
+        cos, sin = turn.cos() / self.strokes.zoom, turn.sin() / self.strokes.zoom
         rows = []
         # The centre of pixel (j, i) is j' = (j + 1/2) / S - 1/2 - shift from the view's centre.
-        x, y = (0.5 / size - 0.5 - shift.double() for shift in (self.shift_x, self.shift_y))
+        shifts = (self.strokes.shift_x, self.strokes.shift_y)
+        x, y = (0.5 / size - 0.5 - shift.double() for shift in shifts)
         sign = torch.where(self.flip, -1.0, 1.0)
         for start, length, by_x, by_y in (
             (self.left, self.width * sign, cos, sin),
@@ -70,14 +92,6 @@ class ViewParameters:
             middle = start + length.abs() / 2 - 0.5 + length * (by_x * x + by_y * y)
             rows.append(torch.stack((length * by_x / size, length * by_y / size, middle), dim=1))
         return torch.stack(rows, dim=1).float()
-
-    def erased_boxes(self, size: int) -> torch.Tensor:
-        """Top, left, height and width of what is erased of views of `size`, int64 [N, 4]."""
-        if not self.erased.any():
-            return torch.zeros(len(self.erased), 4, dtype=torch.int64)
-        place, sides = self.erased[:, :2], self.erased[:, 2:]
-        sides = (sides * size).round()
-        return torch.cat(((place * (size - sides + 1)).floor(), sides), dim=1).long()
 
 
 def draw_parameters(
@@ -106,7 +120,7 @@ def draw_parameters(
         hue=torch.where(jittered, (2 * u[5] - 1) * views.hue, 0.0),
         grey=u[6] < views.grey,
         sigma=torch.where(u[7] < views.blur, low + u[8] * (high - low), 0.0),
-        **_draw_strokes(count, views, seed),
+        strokes=_draw_strokes(count, views, seed) if views.strokes else None,
     )
 
 
@@ -115,17 +129,8 @@ def blur_kernel_size(image_size: int) -> int:
     return max(3, 2 * int(image_size * _BLUR_SHARE / 2) + 1)
 
 
-def _draw_strokes(count: int, views: ViewsConfig, seed: int) -> dict[str, torch.Tensor]:
+def _draw_strokes(count: int, views: ViewsConfig, seed: int) -> Strokes:
     """What is done to drawings, by numbers of its own: the others stay what they are without."""
-    still = torch.zeros(count)
-    paper = torch.full((count,), _PAPER[views.ink])
-    if not views.strokes:
-        return {
-            **dict.fromkeys(("angle", "shift_x", "shift_y", "radius"), still),
-            "zoom": torch.ones(count),
-            "erased": still[:, None].expand(count, 4),
-            "paper": paper,
-        }
     u = uniform(derive(seed, "views", "strokes"), torch.arange(count), 10).T
 
     def between(draw: torch.Tensor, low: float, high: float) -> torch.Tensor:
@@ -134,15 +139,15 @@ def _draw_strokes(count: int, views: ViewsConfig, seed: int) -> dict[str, torch.
     area = between(u[6], *views.erase_area)
     ratio = between(u[7], *map(math.log, _ERASE_RATIO)).exp()
     sides = torch.stack(((area * ratio).sqrt(), (area / ratio).sqrt()), dim=1).clamp(max=1)
-    return {
-        "angle": between(u[0], -views.rotation, views.rotation),
-        "shift_x": between(u[1], -views.translation, views.translation),
-        "shift_y": between(u[2], -views.translation, views.translation),
-        "zoom": between(u[3], *views.zoom),
-        "radius": between(u[4], *views.thickness),
-        "erased": torch.cat((u[8:].T, sides * (u[5] < views.erase)[:, None]), dim=1),
-        "paper": paper,
-    }
+    return Strokes(
+        angle=between(u[0], -views.rotation, views.rotation),
+        shift_x=between(u[1], -views.translation, views.translation),
+        shift_y=between(u[2], -views.translation, views.translation),
+        zoom=between(u[3], *views.zoom),
+        radius=between(u[4], *views.thickness),
+        erased=torch.cat((u[8:].T, sides * (u[5] < views.erase)[:, None]), dim=1),
+        paper=torch.full((count,), _PAPER[views.ink]),
+    )
 
 
 def _draw_boxes(
