@@ -1,3 +1,124 @@
-"""sseg-nase: grow, sparsify and judge small neural networks for few-shot learning."""
+"""sseg-nase: grow, sparsify and judge small neural networks for few-shot learning.
+
+What a notebook needs is importable from here: `from sseg_nase import EvolvableCNN, grow`. A name is
+loaded when it is asked for, so that `import sseg_nase` itself loads nothing.
+"""
+
+TYPE_CHECKING = False  # for type checkers true; `typing` itself would take its time to load
+if TYPE_CHECKING:
+    from sseg_nase.config.compose import load as load_config
+    from sseg_nase.data.episodes import EpisodeList, sample_episodes
+    from sseg_nase.data.store import ImageStore
+    from sseg_nase.data.views import make_views, normalize
+    from sseg_nase.errors import UserError
+    from sseg_nase.evolution.by_hand import Evolved, grow, prune, widen
+    from sseg_nase.evolution.replay import replay
+    from sseg_nase.fewshot.evaluation import embed
+    from sseg_nase.fewshot.statistics import (
+        crossed_difference,
+        mean_ci95,
+        mean_t95,
+        paired_difference,
+    )
+    from sseg_nase.nets.architecture import Architecture
+    from sseg_nase.nets.evolvable import EvolvableCNN
+    from sseg_nase.reporting.figures.architecture import draw_architecture
+    from sseg_nase.reporting.record import RunRecord, read_run
+    from sseg_nase.run import run as run_config
+    from sseg_nase.sparsity.importance import channel_importance
+    from sseg_nase.sparsity.masks import ComplementaryMasks, complementary_masks
+    from sseg_nase.sparsity.recalibration import recalibrate
+    from sseg_nase.ssl.objectives import nt_xent
+    from sseg_nase.ssl.teacher import ema_update, make_teacher
+    from sseg_nase.stages.by_hand import judge, open_dataset
+    from sseg_nase.training.checkpoint import load_network
 
 __version__ = "0.1.0"
+
+__all__ = [  # noqa: RUF022  # in the order of the README
+    "Architecture",
+    "EvolvableCNN",
+    "load_network",
+    "grow",
+    "widen",
+    "prune",
+    "Evolved",
+    "replay",
+    "draw_architecture",
+    "channel_importance",
+    "complementary_masks",
+    "ComplementaryMasks",
+    "recalibrate",
+    "nt_xent",
+    "make_teacher",
+    "ema_update",
+    "load_config",
+    "run_config",
+    "read_run",
+    "RunRecord",
+    "open_dataset",
+    "ImageStore",
+    "make_views",
+    "normalize",
+    "embed",
+    "sample_episodes",
+    "EpisodeList",
+    "judge",
+    "mean_ci95",
+    "mean_t95",
+    "paired_difference",
+    "crossed_difference",
+    "UserError",
+]
+
+# Where a name is: a module, and after a colon what it is called there, where that differs.
+_HOMES = {
+    "Architecture": "nets.architecture",
+    "EvolvableCNN": "nets.evolvable",
+    "load_network": "training.checkpoint",
+    "grow": "evolution.by_hand",
+    "widen": "evolution.by_hand",
+    "prune": "evolution.by_hand",
+    "Evolved": "evolution.by_hand",
+    "replay": "evolution.replay",
+    "draw_architecture": "reporting.figures.architecture",
+    "channel_importance": "sparsity.importance",
+    "complementary_masks": "sparsity.masks",
+    "ComplementaryMasks": "sparsity.masks",
+    "recalibrate": "sparsity.recalibration",
+    "nt_xent": "ssl.objectives",
+    "make_teacher": "ssl.teacher",
+    "ema_update": "ssl.teacher",
+    "load_config": "config.compose:load",
+    "run_config": "run:run",
+    "read_run": "reporting.record",
+    "RunRecord": "reporting.record",
+    "open_dataset": "stages.by_hand",
+    "ImageStore": "data.store",
+    "make_views": "data.views",
+    "normalize": "data.views",
+    "embed": "fewshot.evaluation",
+    "sample_episodes": "data.episodes",
+    "EpisodeList": "data.episodes",
+    "judge": "stages.by_hand",
+    "mean_ci95": "fewshot.statistics",
+    "mean_t95": "fewshot.statistics",
+    "paired_difference": "fewshot.statistics",
+    "crossed_difference": "fewshot.statistics",
+    "UserError": "errors",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sseg_nase' has no attribute {name!r}")
+    from importlib import import_module
+
+    module, _, called = _HOMES[name].partition(":")
+    value: object = getattr(import_module(f"sseg_nase.{module}"), called or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

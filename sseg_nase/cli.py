@@ -35,9 +35,10 @@ from sseg_nase.config.schema import Config
 from sseg_nase.config.validation import cautions
 from sseg_nase.errors import DONE, FAILURE, MISTAKE, STOPPED, UserError
 from sseg_nase.sweeps.deliver import deliver
-from sseg_nase.sweeps.finish import report, status
+from sseg_nase.sweeps.finish import status
 from sseg_nase.sweeps.job import perform
 from sseg_nase.sweeps.launch import launch
+from sseg_nase.sweeps.report import report
 
 LOOKS: Mapping[str, Callable[[Config, Callable[[str], None]], int]] = {
     "status": status,

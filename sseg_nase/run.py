@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,9 +21,11 @@ from sseg_nase.config.schema import Config, HardwareConfig
 from sseg_nase.directory import RUNNING, RunDirectory
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_json
+from sseg_nase.hardware.environment import write_environment
 from sseg_nase.hardware.memory import enforce_memory_cap, explain_out_of_memory
 from sseg_nase.hardware.profiles import resolve
 from sseg_nase.reporting.confusion import write_confusions
+from sseg_nase.reporting.embeddings import write_embeddings
 from sseg_nase.reporting.episodes import BEST, LAST, write_episodes
 from sseg_nase.tracking import Resumed, RunInfo, Sink, build_tracker
 from sseg_nase.tracking.console import print_summary
@@ -167,6 +170,7 @@ def _tracked_where_it_was(config: Config, place: RunDirectory) -> Config:
 def _run(this: Run) -> None:
     """Do the task, and record how it ended."""
     _prepare(this.config.hardware)
+    write_environment(this.directory)
     try:
         TASKS[this.config.task](this)
     except KeyboardInterrupt as error:
@@ -377,10 +381,38 @@ def _judge(
     write_json(this.directory / "architecture.json", backbone.architecture.to_dict())
     write_episodes(this.directory, {name: each.accuracies for name, each in judged.items()})
     write_confusions(this.directory, {name: each.confusions for name, each in judged.items()})
+    if (shown := judged[LAST].embeddings) is not None:
+        write_embeddings(this.directory, shown)
     write_json(this.directory / "results.json", results)
+    if this.config.report.at_end:
+        _report(this)
     _end(this, FINISHED)
     stored = this.config.tracking.name != "jsonl"
     print_summary(results, mutations, ui_command(this.config.tracking.uri) if stored else None)
+
+
+def _report(this: Run) -> None:
+    """Draw the report of a run that has its results. It never costs the run anything but time."""
+    from sseg_nase.reporting.run_report import NAME, write_report  # here, because of Matplotlib
+
+    # From here on the run is finished, whatever comes: the report says so, too.
+    this.place.write_status(FINISHED, undelivered=not this.sink.delivered)
+    again = f"task=report runs={shlex.quote(str(this.directory))} draws it"
+    try:
+        with this.stage(NAME):
+            files = write_report(this.directory, published=this.config.report.published)
+    except KeyboardInterrupt:
+        text = f"the report is not drawn: interrupted; {again}"
+        this.sink.event("warning", {"text": text})
+        return
+    except Exception as error:
+        text = f"the report is not drawn: {type(error).__name__}: {error}; {again}"
+        this.sink.event("warning", {"text": text})
+        return
+    for path in files:
+        folder = path.parent.relative_to(this.directory).as_posix()
+        this.sink.artifact(path, folder)
+    this.sink.event("message", {"text": f"report: {this.directory / NAME / 'report.html'}"})
 
 
 def run_name(config: Config, overrides: Sequence[str]) -> str:

@@ -101,9 +101,9 @@ def tuner_of(config: Config, folder: Path, **options: Any) -> stages.Reached:
     return stages.fine_tune(config, before, Sink(), folder, **options)
 
 
-@pytest.mark.parametrize("method", ["prototypical", "relation", "linear"])
-def test_going_on_is_bit_for_bit_the_same(method: str, tmp_path: Path) -> None:
-    config = composed(method, *ALONE)
+@pytest.mark.parametrize(("method", "ema"), [("prototypical", 0), ("relation", 0.9), ("linear", 0)])
+def test_going_on_is_bit_for_bit_the_same(method: str, ema: float, tmp_path: Path) -> None:
+    config = composed(method, *ALONE, f"finetune.ema_decay={ema}")
     whole = tuner_of(config, tmp_path / "whole")
     asked = 0
 
@@ -145,6 +145,37 @@ def test_what_is_frozen_stays_as_it_is(tmp_path: Path) -> None:
     assert not {key for key in changed(freeze_norms=True) if ".norm." in key}
 
 
+def test_the_moving_average_of_the_weights_is_kept_and_changes_no_training(tmp_path: Path) -> None:
+    """After step t of T the average is Σ_t w_t θ_t: decays of min(d, t / (t + 10))."""
+    decay, steps = 0.3, []
+
+    def last(folder: str, ema: float, stop_after: int | None = None) -> dict[str, Any]:
+        config = composed("relation", *ALONE, "finetune.epochs=1", f"finetune.ema_decay={ema}")
+        try:
+            asked = iter(range(1, 100))
+            tuner_of(config, tmp_path / folder, stop=lambda: next(asked) == stop_after)
+        except Interrupted:
+            pass
+        return checkpoint.load(tmp_path / folder / "checkpoints" / "finetune_last.pt")
+
+    for step in (1, 2, 3, 4):
+        steps.append(last(f"plain{step}", 0, step)["student"])
+    averaged = last("averaged", decay)
+    start = composed("relation", *ALONE)
+    network = stages.seed_backbone(start).state_dict()
+    for name, tensor in averaged["student"].items():
+        assert torch.equal(tensor, steps[-1][name])
+        if name.startswith("backbone.") and tensor.is_floating_point():
+            expected = network[name.removeprefix("backbone.")].double()
+            for t, weights in enumerate(steps, start=1):
+                d = min(decay, t / (t + 10))
+                expected = d * expected + (1 - d) * weights[name].double()
+            torch.testing.assert_close(averaged["average"][name].double(), expected)
+    best = checkpoint.load(tmp_path / "averaged" / "checkpoints" / "finetune_best.pt")
+    for name, tensor in averaged["average"].items():
+        assert torch.equal(best["student"][name], tensor)
+
+
 @pytest.mark.parametrize(
     ("backbone", "blocks"),
     [
@@ -169,6 +200,16 @@ def test_fixed_backbones_are_fine_tuned_and_freeze_block_by_block(
     assert 0 < len(held) < len(start)
     after = dict(tuner_of(config, tmp_path).backbone.named_parameters())
     assert {name for name in start if torch.equal(after[name], start[name])} == held
+
+
+@pytest.mark.parametrize(("method", "most"), [("prototypical", 2), ("relation", 3)])
+def test_more_blocks_cannot_be_frozen_than_leave_something_to_learn(
+    method: str, most: int, tmp_path: Path
+) -> None:
+    config = composed(method, *ALONE, f"finetune.frozen_blocks={most + 1}")
+    said = f"has 3 blocks, of which finetune={method} can freeze {most}"
+    with pytest.raises(UserError, match=said):
+        tuner_of(config, tmp_path)
 
 
 def test_the_best_network_by_val_episodes_is_kept(

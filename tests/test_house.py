@@ -11,6 +11,7 @@ import sseg_nase
 
 PACKAGE = Path(sseg_nase.__file__).parent
 FLOORS = [
+    {"__init__"},  # the names that are importable from `sseg_nase` itself, from all rooms
     {"__main__"},
     {"cli"},
     {"sweeps"},
@@ -20,7 +21,7 @@ FLOORS = [
     {"evolution", "sparsity", "ssl"},
     {"nets", "data"},
     {"hardware", "tracking", "config"},
-    {"errors", "files", "__init__"},
+    {"errors", "files"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ONLY_IN = {

@@ -194,6 +194,7 @@ class FinetuneConfig:
     episodes_per_epoch: Annotated[Optional[int], option(least=1)]
     tasks_per_step: Annotated[Optional[int], option(least=1)]
     epochs: Annotated[int, option(least=1)]
+    optimizer: Annotated[str, option(choices=("adam", "sgd"))]
     lr_encoder: Annotated[float, option(above=0)]
     lr_head: Annotated[float, option(above=0)]
     weight_decay: Annotated[float, option(least=0)]
@@ -202,6 +203,7 @@ class FinetuneConfig:
     freeze: Annotated[str, option(choices=("none", "encoder"))]
     frozen_blocks: Annotated[int, option(least=0)]
     freeze_norms: bool
+    ema_decay: Annotated[float, option(least=0, most=0.9999)]
     validation_episodes: Annotated[int, option(least=2)]
     metric: Annotated[Optional[str], option(choices=("cosine", "euclidean"))]
     scale: Annotated[Optional[float], option(above=0)]
@@ -384,10 +386,11 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """What `task=report` does with `runs`. None of it changes a result."""
+    """What reports hold, and where they go. None of it changes a result."""
 
     output: Optional[str]
     published: bool
+    at_end: bool
 
 
 @dataclass(frozen=True)

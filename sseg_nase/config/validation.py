@@ -245,7 +245,7 @@ def _task(config: Config) -> Iterator[str]:
             yield f"task={config.task}: {questions[config.task]}"
         if config.task not in questions and value:
             tasks = " or ".join(f"task={task}" for task in questions)
-            several = f" Runs are compared with runs={value}." if config.task == "report" else ""
+            several = f" A report is of runs={value}." if config.task == "report" else ""
             yield (
                 f"{key}={value}: it has no effect with task={config.task}; "
                 f"add {tasks} or leave it out.{several}"
@@ -287,7 +287,8 @@ def _report(config: Config) -> Iterator[str]:
             "them out."
         )
     given = {f"report.output={report.output}": report.output is not None}
-    given["report.published=false"] = not report.published
+    reported = report.at_end and config.task in ("pipeline", "evaluate")
+    given["report.published=false"] = not report.published and not reported
     for said, is_given in given.items():
         if is_given and runs is None:
             yield f"{said}: it has no effect without task=report runs=DIR1,DIR2; leave it out."
@@ -532,6 +533,11 @@ def _finetune(config: Config) -> Iterator[str]:
         yield (
             f"finetune.frozen_blocks={options.frozen_blocks}: finetune.freeze=encoder freezes all "
             "blocks; leave one of them out."
+        )
+    if options.name == "maml" and options.freeze_norms:
+        yield (
+            "finetune.freeze_norms=true: finetune=maml adapts and is judged with the statistics of "
+            "each batch; leave it out."
         )
     if options.name == "maml" and options.ways != evaluation.ways:
         yield (

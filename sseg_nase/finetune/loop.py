@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -25,6 +27,10 @@ from sseg_nase.training.fabric import Fabric
 from sseg_nase.training.interruption import Interrupted
 
 PURPOSE = "finetune"  # of what is drawn at random here
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+}
 
 
 class Labelled(Protocol):
@@ -95,7 +101,8 @@ class Progress:
 class FineTuner:
     """Trains `learner` on the labelled images of the base split.
 
-    `validate` judges the learner after every epoch (percent and 95 % interval); `save(name, state)`
+    `validate` judges the learner after every epoch (percent and 95 % interval), or, with
+    `finetune.ema_decay`, the moving average `judged` of its weights; `save(name, state)`
     keeps the state: `best` where it is better than ever, `last` after every epoch and when `stop`,
     asked after every step, says so: then `Interrupted` is raised. What is drawn at random follows
     from the seed and the place in training, so `load_state_dict` goes on bit for bit on a CPU.
@@ -121,8 +128,9 @@ class FineTuner:
         self.method = METHODS[self.options.name]
         self.progress = Progress()
         self.learner = learner.to(fabric.device).to(memory_format=torch.channels_last)
+        self.judged = copy.deepcopy(self.learner) if self.options.ema_decay else self.learner
         self._freeze()
-        optimizer = torch.optim.Adam(
+        optimizer = OPTIMIZERS[self.options.optimizer](
             self._groups(), weight_decay=self.options.weight_decay, fused=True
         )
         self.model, self.optimizer = fabric.setup(self.learner, optimizer)
@@ -163,7 +171,7 @@ class FineTuner:
 
     def _close_epoch(self, speed: float) -> None:
         progress = self.progress
-        accuracy, ci95 = self.validate(self.learner)
+        accuracy, ci95 = self.validate(self.judged)
         loss, training_accuracy = progress.sums
         better = progress.best_accuracy is None or accuracy > progress.best_accuracy
         if better:
@@ -186,7 +194,7 @@ class FineTuner:
         progress.epoch += 1
         progress.position, progress.sums = 0, [0.0, 0.0]
         if better:
-            self.save("best", self.state_dict())
+            self.save("best", {**self.state_dict(), "student": dict(self.judged.state_dict())})
         self.save("last", self.state_dict())
 
     def _steps(self, epoch: int) -> Iterator[Step]:
@@ -250,6 +258,10 @@ class FineTuner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
+        if self.judged is not self.learner:
+            step = self.progress.step
+            # The average follows closely at first: it does not begin with what nobody has trained.
+            average(self.judged, self.learner, min(self.options.ema_decay, step / (step + 10)))
 
     def _report(self, outcome: Outcome) -> None:
         figures = {
@@ -302,6 +314,7 @@ class FineTuner:
             "method": self.options.name,
             "architecture": self.learner.backbone.architecture.to_dict(),
             "student": dict(self.learner.state_dict()),
+            "average": dict(self.judged.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "finetune": asdict(self.progress),
         }
@@ -309,8 +322,20 @@ class FineTuner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self.learner.load_state_dict(dict(state["student"]))
+        self.judged.load_state_dict(dict(state.get("average", state["student"])))
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["finetune"])
+
+
+@torch.no_grad()
+def average(towards: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move all that `towards` is by 1 − `decay` to what `network` is: weights and BN statistics."""
+    ours, theirs = towards.state_dict(), network.state_dict()
+    for name, tensor in ours.items():
+        if tensor.is_floating_point():
+            tensor.lerp_(theirs[name], 1 - decay)
+        else:
+            tensor.copy_(theirs[name])
 
 
 def episodic(tuner: FineTuner, step: Step, images: Tensor) -> Outcome:

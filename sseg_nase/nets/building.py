@@ -22,6 +22,12 @@ from sseg_nase.nets.fixed import (
     ViTArchitecture,
 )
 
+# A run of before there were other backbones says nothing of them.
+_NOT_SAID_OF_OLD: Mapping[str, Any] = {
+    "in_channels": 3,
+    **dict.fromkeys(("pooled_blocks", "stem", "patch_size", "weights")),
+}
+
 
 def build(description: Description, *, generator: torch.Generator | None = None) -> Backbone:
     """The network that `description` describes, with weights that `generator` draws."""
@@ -51,6 +57,15 @@ def described(data: Mapping[str, Any]) -> Description:
 def configured(backbone: BackboneConfig, image_size: int) -> Description:
     """The untrained network of a run, as data: what every mutation of it starts from."""
     return _CONFIGURED[backbone.name](backbone, image_size)
+
+
+def asked_for(config: Mapping[str, Any]) -> Description:
+    """`configured` from the plain data of a run's config.yaml.
+
+    Raises `KeyError`, `TypeError` or `AssertionError` for what is no config.
+    """
+    backbone = BackboneConfig(**{**_NOT_SAID_OF_OLD, **config["backbone"]})
+    return configured(backbone, config["dataset"]["image_size"])
 
 
 def _evolvable(backbone: BackboneConfig, image_size: int) -> Architecture:

@@ -74,8 +74,10 @@ class ConvBlock(nn.Module):
 
 
 class EvolvableCNN(Backbone):
-    """A chain of `ConvBlock`s; `architecture` describes it fully (JSON through `to_dict`).
+    """A chain of `ConvBlock`s that embeds images `[B, C, S, S]` as `[B, features]`.
 
+    `architecture` describes it fully (JSON through `to_dict`); `generator` draws the weights, by
+    default torch's own. Images are in [-1, 1], as `sseg_nase.data.views.normalize` gives them.
     Mutations are functions elsewhere (`sseg_nase.evolution.operators`); `grow` and `widen` here
     apply them to this network in place, for use by hand.
     """

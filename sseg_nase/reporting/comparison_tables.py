@@ -1,4 +1,4 @@
-"""A comparison of runs as Markdown, CSV, JSON and LaTeX."""
+"""A comparison of runs as Markdown, HTML, CSV, JSON and LaTeX."""
 
 from __future__ import annotations
 
@@ -14,13 +14,32 @@ from sseg_nase.files import write_json, write_text
 from sseg_nase.reporting.comparison import (
     Cell,
     Comparison,
+    Difference,
     Place,
     Row,
     Table,
     finite,
     records,
 )
-from sseg_nase.reporting.markdown import LEFT, NOTHING, RIGHT, escaped, p_value, table
+from sseg_nase.reporting.document import (
+    LEFT,
+    NOTHING,
+    RIGHT,
+    Block,
+    Bold,
+    Code,
+    Document,
+    Heading,
+    Items,
+    Paragraph,
+    Picture,
+    Text,
+    p_value,
+)
+from sseg_nase.reporting.document import Table as TableBlock
+from sseg_nase.reporting.html import as_html
+from sseg_nase.reporting.latex import LatexTable, as_latex, preview
+from sseg_nase.reporting.markdown import as_markdown
 from sseg_nase.reporting.provenance import NOTHING as UNTRAINED
 from sseg_nase.reporting.provenance import REGIMES
 from sseg_nase.reporting.published import WAYS, Published
@@ -33,68 +52,75 @@ CSV_COLUMNS = (
     "untrained", "pretrained", "published", "source", "folder",
 )  # fmt: skip
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
-LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "±": r"$\pm$", "–": "--",
-}  # fmt: skip
 
 
-class Bold(str):
-    """A cell that stands out."""
+def write(
+    comparison: Comparison, folder: Path, pictures: Sequence[Picture] = ()
+) -> tuple[str, list[Path]]:
+    """Write the comparison to `folder`; return the Markdown, and the files.
 
-
-def write(comparison: Comparison, folder: Path) -> str:
-    """Write comparison.md, .csv, .json and .tex to `folder`, and return the Markdown."""
-    shown = markdown(comparison)
-    write_text(folder / f"{NAME}.md", shown)
-    write_text(folder / f"{NAME}.csv", as_csv(comparison))
+    Those are comparison.md, .html (with the `pictures` in it), .csv, .json and .tex, and
+    preview.tex, a document that shows the tables of the last.
+    """
+    whole = document(comparison, pictures)
+    shown = as_markdown(whole, folder)
+    texts = {
+        f"{NAME}.md": shown,
+        f"{NAME}.html": as_html(whole),
+        f"{NAME}.csv": as_csv(comparison),
+        f"{NAME}.tex": latex(comparison),
+        "preview.tex": preview([f"{NAME}.tex"]),
+    }
+    for name, text in texts.items():
+        write_text(folder / name, text)
     write_json(folder / f"{NAME}.json", as_json(comparison))
-    write_text(folder / f"{NAME}.tex", latex(comparison))
-    return shown
+    return shown, [folder / name for name in [*texts, f"{NAME}.json"]]
 
 
-# -- Markdown ----------------------------------------------------------------------------------
+# -- the document ------------------------------------------------------------------------------
 
 
 def markdown(comparison: Comparison) -> str:
+    """The comparison without figures."""
+    return as_markdown(document(comparison))
+
+
+def document(comparison: Comparison, pictures: Sequence[Picture] = ()) -> Document:
     """The tables, how they are read, the runs, and what could not be compared."""
-    parts = ["# Comparison"]
+    blocks: list[Block] = []
     for (dataset, split, ways), group in groupby(comparison.tables, key=lambda t: t.place[:3]):
-        parts.append(f"## {escaped(dataset)}, {split} classes, {ways}-way")
+        blocks.append(Heading(2, f"{dataset}, {split} classes, {ways}-way"))
         for one in group:
-            parts += _section(one, comparison)
-    for dataset, entries in groupby(comparison.alone, key=lambda one: one.dataset):
-        parts += _alone(dataset, list(entries))
-    parts += ["## Runs", _runs(comparison)]
-    parts += ["## How to read this", "\n".join(_legend(comparison))]
+            blocks += _section(one, comparison)
+    blocks += published_blocks(comparison)
+    if pictures:
+        blocks += [Heading(2, "Figures"), *pictures]
+    blocks += [Heading(2, "Runs"), _runs(comparison)]
+    blocks += [Heading(2, "How to read this"), Items(list(_legend(comparison)))]
     if comparison.notes:
-        parts += ["## Notes", "\n".join(f"- {escaped(note)}" for note in comparison.notes)]
-    return "\n\n".join(parts) + "\n"
+        blocks += [Heading(2, "Notes"), Items(comparison.notes)]
+    return Document("Comparison", blocks)
 
 
-def _section(one: Table, comparison: Comparison) -> Iterator[str]:
-    yield f"### {_heading(one.place.regime, one.place.transductive)}"
-    header, lines = _columns(one)
-    align = [LEFT if name in WORDS else RIGHT for name in header]
-    yield table(header, align, [[_in_markdown(cell) for cell in line] for line in lines])
+def _section(one: Table, comparison: Comparison) -> Iterator[Block]:
+    yield Heading(3, _heading(one.place.regime, one.place.transductive))
+    yield measured_block(one)
     if one.differences:
         methods = {run.number: run for run in comparison.runs}
         reference = methods[one.differences[0].reference]
-        yield (
-            f"Differences to run {reference.number} ({escaped(reference.method)}; "
+        yield Paragraph(
+            f"Differences to run {reference.number} ({reference.method}; "
             f"{REGIMES[reference.regime]}), on the same episodes:"
         )
         yield _differences(one)
-    if gains := _gains(one):
-        yield "The same networks before they were trained:"
+    if (gains := _gains(one)) is not None:
+        yield Paragraph("The same networks before they were trained:")
         yield gains
 
 
-def _columns(one: Table) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of a table, their text as it is; some of it `Bold`."""
-    shots = one.shots
-    known = sorted({k for row in one.rows if row.published for k in row.published.accuracy})
+def measured_block(one: Table) -> TableBlock:
+    """The accuracies of a table, and what is published beside them."""
+    shots, known = one.shots, _published_shots(one)
     header = ["run", "method", "backbone", "params", "FLOPs"]
     header += [f"{k}-shot measured (%)" for k in shots]
     header += [*map(_published_name, known), "source"] if known else []
@@ -106,36 +132,50 @@ def _columns(one: Table) -> tuple[list[str], list[list[str]]]:
         if known:
             line.append(row.published.source if row.published else NOTHING)
         lines.append(line)
-    return header, lines
+    return TableBlock(header, _aligned(header), lines)
 
 
-def _differences(one: Table) -> str:
+def _aligned(header: Sequence[str]) -> list[str]:
+    return [LEFT if name in WORDS else RIGHT for name in header]
+
+
+def _published_shots(one: Table) -> list[int]:
+    return sorted({k for row in one.rows if row.published for k in row.published.accuracy})
+
+
+def _differences(one: Table) -> TableBlock:
     header = ["run", "method", "shots", "difference ± 95 % CI (% points)", "p", "p (Holm)"]
     methods = {row.run: row.method for row in one.rows}
     lines = [
         [
             str(found.run),
-            escaped(methods[found.run]),
+            methods[found.run],
             str(found.shots),
-            f"{found.mean:+.2f} ± {found.ci95:.2f} (n={found.episodes})",
+            f"{_difference(found)} (n={found.episodes})",
             p_value(found.p),
             p_value(found.p_holm),
         ]
         for found in one.differences
     ]
-    return table(header, [RIGHT, LEFT, RIGHT, RIGHT, RIGHT, RIGHT], lines)
+    return TableBlock(header, [RIGHT, LEFT, RIGHT, RIGHT, RIGHT, RIGHT], lines)
 
 
-def _gains(one: Table) -> str:
+def _difference(found: Difference) -> str:
+    return f"{found.mean:+.2f} ± {found.ci95:.2f}"
+
+
+def _gains(one: Table) -> TableBlock | None:
     """What is known of the networks before training, and before fine-tuning."""
     if one.place.regime == UNTRAINED:
-        return ""
+        return None
     known = [
         (row, shots, cell)
         for row in one.rows
         for shots, cell in row.cells.items()
         if cell.untrained is not None or cell.pretrained is not None
     ]
+    if not known:
+        return None
     columns = {
         "untrained (%)": [_percent(cell.untrained) for *_, cell in known],
         "before fine-tuning (%)": [_percent(cell.pretrained) for *_, cell in known],
@@ -143,20 +183,21 @@ def _gains(one: Table) -> str:
     }
     columns = {name: values for name, values in columns.items() if set(values) != {NOTHING}}
     lines = [
-        [str(row.run), escaped(row.method), str(shots), *values]
+        [str(row.run), row.method, str(shots), *values]
         for (row, shots, _), *values in zip(known, *columns.values(), strict=True)
     ]
     header = ["run", "method", "shots", *columns]
-    return table(header, [RIGHT, LEFT, *[RIGHT] * (1 + len(columns))], lines) if lines else ""
+    return TableBlock(header, [RIGHT, LEFT, *[RIGHT] * (1 + len(columns))], lines)
 
 
-def _alone(dataset: str, entries: Sequence[Published]) -> Iterator[str]:
-    yield f"## {escaped(dataset)}, test classes, {WAYS}-way: published only"
-    for (regime, transductive), group in _by_place(entries):
-        yield f"### {_heading(regime, transductive)}"
-        header, lines = _published_columns(group)
-        align = [LEFT if name in WORDS else RIGHT for name in header]
-        yield table(header, align, [[escaped(cell) for cell in line] for line in lines])
+def published_blocks(comparison: Comparison) -> Iterator[Block]:
+    """What is published on the datasets of the tables and stands beside no run."""
+    for dataset, entries in groupby(comparison.alone, key=lambda one: one.dataset):
+        yield Heading(2, f"{dataset}, test classes, {WAYS}-way: published only")
+        for (regime, transductive), group in _by_place(list(entries)):
+            yield Heading(3, _heading(regime, transductive))
+            header, lines = _published_columns(group)
+            yield TableBlock(header, _aligned(header), lines)
 
 
 def _published_columns(group: Sequence[Published]) -> tuple[list[str], list[list[str]]]:
@@ -189,24 +230,24 @@ def _by_place(entries: Sequence[Published]) -> list[tuple[tuple[str, bool], list
     return [(key, list(group)) for key, group in grouped]
 
 
-def _runs(comparison: Comparison) -> str:
+def _runs(comparison: Comparison) -> TableBlock:
     judged: dict[int, list[str]] = {}
     for one in comparison.tables:
         for row in one.rows:
             judged.setdefault(row.run, []).extend(cell.judged_by for cell in row.cells.values())
-    lines = [
+    lines: list[list[Text]] = [
         [
             str(run.number),
             NOTHING if run.seed is None else str(run.seed),
-            escaped(", ".join(dict.fromkeys(judged.get(run.number, [NOTHING])))),
+            ", ".join(dict.fromkeys(judged.get(run.number, [NOTHING]))),
             *_seen(run.images_seen),
-            f"`{run.folder}`",
+            Code(run.folder),
         ]
         for run in comparison.runs
     ]
     sources = ["synthetic images seen", "unlabeled real ones", "labeled real ones"]
     header = ["run", "seed", "judged by", *sources, "folder"]
-    return table(header, [RIGHT, RIGHT, LEFT, RIGHT, RIGHT, RIGHT, LEFT], lines)
+    return TableBlock(header, [RIGHT, RIGHT, LEFT, RIGHT, RIGHT, RIGHT, LEFT], lines)
 
 
 def _seen(images: Mapping[str, int] | None) -> list[str]:
@@ -214,33 +255,37 @@ def _seen(images: Mapping[str, int] | None) -> list[str]:
     return [NOTHING if images is None else f"{images.get(source, 0):,}" for source in sources]
 
 
-def _legend(comparison: Comparison) -> Iterator[str]:
+def _legend(comparison: Comparison) -> Iterator[Text]:
     yield (
-        "- Measured: mean accuracy ± 95 % CI over n episodes (1.96·s/√n), of the last network, or "
+        "Measured: mean accuracy ± 95 % CI over n episodes (1.96·s/√n), of the last network, or "
         "of that which fine-tuning has chosen. A row is one run: it says nothing about other seeds."
     )
     yield (
-        "- **Bold**: better than every other run of its table on the same episodes, paired, "
-        "p < 0.05 after Holm for all pairs of the column. Nothing is bold where that is not so."
+        Bold("Bold"),
+        ": better than every other run of its table on the same episodes, paired, "
+        "p < 0.05 after Holm for all pairs of the column. Nothing is bold where that is not so.",
     )
     if any(one.differences for one in comparison.tables):
         yield (
-            "- Differences: paired t-tests on the same episodes; Holm for all runs that are "
+            "Differences: paired t-tests on the same episodes; Holm for all runs that are "
             "compared on an episode list. CIs are not adjusted."
         )
     yield (
-        "- Params and FLOPs are the backbone's, without heads; FLOPs are 2 × multiply-accumulates "
+        "Params and FLOPs are the backbone's, without heads; FLOPs are 2 × multiply-accumulates "
         "of one image of the size that stands there."
     )
     yield (
-        "- What a network has learned from and whether it looks at its queries together "
+        "What a network has learned from and whether it looks at its queries together "
         "(transductive) decide in which table it stands: accuracies compare within a table."
     )
     if comparison.alone or any(row.published for one in comparison.tables for row in one.rows):
-        yield (
-            "- Published: as the source has it, on the test classes; beside a run where method, "
-            "backbone and dataset are the same. Its images, views and episodes may differ."
-        )
+        yield PUBLISHED
+
+
+PUBLISHED = (
+    "Published: as the source has it, on the test classes; beside a run where method, backbone "
+    "and dataset are the same. Its images, views and episodes may differ."
+)
 
 
 def _heading(regime: str, transductive: bool) -> str:
@@ -253,47 +298,75 @@ def _heading(regime: str, transductive: bool) -> str:
 
 
 def latex(comparison: Comparison) -> str:
-    r"""One `table` per table of the Markdown; they need \usepackage{booktabs}."""
-    parts = [r"% Needs \usepackage{booktabs}."]
-    for one in comparison.tables:
-        header, lines = _columns(one)
-        place = one.place
-        caption = (
-            f"{place.dataset}, {place.split} classes, {place.ways}-way: "
-            f"{_heading(place.regime, place.transductive).lower()}. Accuracy in % ± 95 % CI."
-        )
-        parts.append(_tabular(caption, header, lines))
+    """The tables of the Markdown, in columns that are narrow enough for a page."""
+    tables = [table for one in comparison.tables for table in _latex(one, comparison)]
     for dataset, entries in groupby(comparison.alone, key=lambda one: one.dataset):
         for (regime, transductive), group in _by_place(list(entries)):
             heading = _heading(regime, transductive).lower()
-            caption = f"{dataset}, test classes, {WAYS}-way, published: {heading}."
-            parts.append(_tabular(caption, *_published_columns(group)))
-    return "\n\n".join(parts) + "\n"
+            caption = f"{dataset}, test classes, {WAYS}-way, published: {heading}. Accuracy in %."
+            header, lines = _published_columns(group)
+            shots = sorted({k for one in group for k in one.accuracy})
+            short = ["method", "backbone", "params", *(f"{k}-shot" for k in shots), "source"]
+            tables.append(LatexTable(caption, short, _aligned(header), lines))
+    return as_latex(tables)
 
 
-def _tabular(caption: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    align = "".join("l" if name in WORDS else "r" for name in header)
-    rows = [" & ".join(_in_latex(cell) for cell in line) + r" \\" for line in lines]
-    return "\n".join(
-        [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{_in_latex(caption)}}}",
-            rf"\begin{{tabular}}{{{align}}}",
-            r"\toprule",
-            " & ".join(_in_latex(name) for name in header) + r" \\",
-            r"\midrule",
-            *rows,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-        ]
+def _latex(one: Table, comparison: Comparison) -> Iterator[LatexTable]:
+    place = one.place
+    about = (
+        f"{place.dataset}, {place.split} classes, {place.ways}-way: "
+        f"{_heading(place.regime, place.transductive).lower()}"
     )
-
-
-def _in_latex(cell: str) -> str:
-    safe = "".join(LATEX.get(character, character) for character in cell)
-    return rf"\textbf{{{safe}}}" if isinstance(cell, Bold) else safe
+    counts = {cell.episodes for row in one.rows for cell in row.cells.values()}
+    sizes = {row.resolution for row in one.rows if row.flops is not None}
+    episodes = f", n = {counts.pop():,} episodes" if len(counts) == 1 else ""
+    pixels = f" FLOPs at {next(iter(sizes))} px." if len(sizes) == 1 and None not in sizes else ""
+    lines = []
+    for row in one.rows:
+        flops = _size(row.flops) if pixels else _flops(row)
+        line = [str(row.run), row.method, row.backbone, _size(row.params), flops]
+        lines.append([*line, *(_measured(row.cells.get(k), bool(episodes)) for k in one.shots)])
+    header = ["run", "method", "backbone", "params", "FLOPs", *(f"{k}-shot" for k in one.shots)]
+    yield LatexTable(
+        f"{about}. Accuracy in % ± 95 % CI{episodes}.{pixels}",
+        header,
+        _aligned(header),
+        lines,
+        ["Bold: significantly better than every other run."]
+        if any(cell.best for row in one.rows for cell in row.cells.values())
+        else [],
+    )
+    if known := _published_shots(one):
+        header = ["run", "method", *(f"{k}-shot" for k in known), "source"]
+        yield LatexTable(
+            f"Published beside the runs of {about}. Accuracy on the test classes in %.",
+            header,
+            _aligned(header),
+            [
+                [str(row.run), row.method, *shown, row.published.source]
+                for row in one.rows
+                if row.published
+                for shown in [[_published(row.published, k) for k in known]]
+            ],
+        )
+    if one.differences:
+        methods = {row.run: row.method for row in one.rows}
+        names = {run.number: run.method for run in comparison.runs}
+        reference = one.differences[0].reference
+        header = ["run", "method", "shots", "difference", "n", "p", "p (Holm)"]
+        yield LatexTable(
+            f"Paired differences to run {reference} ({names[reference]}) on the same episodes in "
+            f"% points ± 95 % CI. {about}.",
+            header,
+            _aligned(header),
+            [
+                [
+                    str(found.run), methods[found.run], str(found.shots), _difference(found),
+                    str(found.episodes), p_value(found.p), p_value(found.p_holm),
+                ]
+                for found in one.differences
+            ],
+        )  # fmt: skip
 
 
 # -- CSV and JSON ------------------------------------------------------------------------------
@@ -330,15 +403,12 @@ def _place(place: Place) -> dict[str, Any]:
 # -- cells -------------------------------------------------------------------------------------
 
 
-def _in_markdown(cell: str) -> str:
-    return f"**{cell}**" if isinstance(cell, Bold) else escaped(cell)
-
-
-def _measured(cell: Cell | None) -> str:
+def _measured(cell: Cell | None, short: bool = False) -> str:
     if cell is None:
         return NOTHING
     interval = NOTHING if finite(cell.ci95) is None else f"{cell.ci95:.2f}"
-    text = f"{cell.accuracy:.2f} ± {interval} (n={cell.episodes:,})"
+    count = "" if short else f" (n={cell.episodes:,})"
+    text = f"{cell.accuracy:.2f} ± {interval}{count}"
     return Bold(text) if cell.best else text
 
 

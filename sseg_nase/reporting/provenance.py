@@ -195,13 +195,7 @@ def _pretrains(config: Tree) -> bool:
 
 def _pretraining(config: Tree) -> tuple[str, str | None]:
     """The name of a pretraining; with its ablation where it is as that is defined."""
-    given = Switches(
-        ssl=True,
-        evolution=bool(_at(config, "evolution.enabled")),
-        sparsity=bool(_at(config, "sparsity.enabled")),
-        progression=bool(_at(config, "curriculum.progression")),
-        distillation=_at(config, "ssl.distillation_weight", 0) > 0,
-    )
+    given = switches_of(config)
     ssl = _at(config, "ssl.name")
     objective = PRETRAINED.get(ssl, ssl)
     changing = {(True, True): "SSEG-NASE", (True, False): "SSEG", (False, True): "NASE"}
@@ -216,6 +210,18 @@ def _pretraining(config: Tree) -> tuple[str, str | None]:
     if meant is not None and _at(config, "curriculum.levels") == ["NATURAL"]:
         meant = meant._replace(progression=given.progression)  # one level has no order
     return (f"{name} ({ablation})" if meant == given else name), own
+
+
+def switches_of(config: Tree) -> Switches:
+    """Which parts of the method a stored config has switched on."""
+    trained = _at(config, "ssl.name", "none") != "none"
+    return Switches(
+        ssl=trained,
+        evolution=bool(_at(config, "evolution.enabled")),
+        sparsity=bool(_at(config, "sparsity.enabled")),
+        progression=bool(_at(config, "curriculum.progression")),
+        distillation=trained and _at(config, "ssl.distillation_weight", 0) > 0,
+    )
 
 
 def _backbone(

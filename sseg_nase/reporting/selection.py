@@ -14,23 +14,30 @@ FINISHED = "FINISHED"
 AN_EXAMPLE = "Name one like runs/<experiment>/<time>-<id>"
 
 
-def chosen(named: Sequence[str], output_dir: Path, warn: Callable[[str], None]) -> list[Path]:
-    """The folders of the finished runs that are named, each once, in the order given.
+def named_runs(named: Sequence[str], output_dir: Path) -> list[Path]:
+    """The folders of the runs that are named, each once, in the order given, however they ended.
 
-    `LAST` is the run under `output_dir` that finished last. `warn` is told which are left out, and
-    why. Raises `UserError` for what is no run, and where nothing is left.
+    `LAST` is the run under `output_dir` that finished last. Raises `UserError` for what is no run.
     """
     found: dict[Path, Path] = {}
     for name in named:
         for run in _named(name, output_dir):
             found.setdefault(run.resolve(), run)
-    unfit = {run: why for run in found.values() if (why := _unfit(run)) is not None}
-    if found and len(unfit) == len(found):
+    return list(found.values())
+
+
+def comparable(runs: Sequence[Path], warn: Callable[[str], None]) -> list[Path]:
+    """Those of `runs` that are finished and have judged something.
+
+    `warn` is told which are left out, and why. Raises `UserError` where nothing is left.
+    """
+    unfit = {run: why for run in runs if (why := _unfit(run)) is not None}
+    if len(unfit) == len(runs):
         listed = "; ".join(f"{run} {why}" for run, why in unfit.items())
         raise UserError(f"runs: there is nothing to compare: {listed}.")
     for run, why in unfit.items():
         warn(f"{run} {why}: left out")
-    return [run for run in found.values() if run not in unfit]
+    return [run for run in runs if run not in unfit]
 
 
 def _named(name: str, output_dir: Path) -> list[Path]:

@@ -74,6 +74,7 @@ def fine_tune(
 
     generator = torch.Generator().manual_seed(derive(config.seed, "head"))
     learner = around(before.backbone, config.finetune, len(store.class_names), generator)
+    _check_frozen(learner, config)
     tuner = FineTuner(
         config,
         learner=learner,
@@ -92,6 +93,17 @@ def fine_tune(
     best = checkpoint.load(folder / "checkpoints" / "finetune_best.pt")
     learner.load_state_dict(best["student"])
     return Reached(learner.eval(), **reached(dataclasses.asdict(tuner.progress)))
+
+
+def _check_frozen(learner: EpisodeLearner, config: Config) -> None:
+    """Raises `UserError` where more blocks are to be frozen than there are, or all that learns."""
+    options, blocks = config.finetune, len(list(learner.backbone.stages()))
+    most = blocks if any(True for _ in learner.head.parameters()) else blocks - 1
+    if options.frozen_blocks > most:
+        raise UserError(
+            f"finetune.frozen_blocks={options.frozen_blocks}: the network has {blocks} blocks, of "
+            f"which finetune={options.name} can freeze {most} at most."
+        )
 
 
 def selection_config(config: Config) -> Config:

@@ -21,6 +21,7 @@ from sseg_nase.data.random import derive
 from sseg_nase.data.store import ImageStore
 from sseg_nase.data.views import normalize
 from sseg_nase.errors import UserError
+from sseg_nase.fewshot.classifiers import NORMALIZATIONS
 from sseg_nase.fewshot.confusion import Confusion
 from sseg_nase.fewshot.evaluation import embed, embed_views, evaluate_episodes
 from sseg_nase.fewshot.statistics import mean_ci95
@@ -30,6 +31,7 @@ from sseg_nase.hardware.complexity import count_macs, count_params
 from sseg_nase.hardware.latency import latency_ms
 from sseg_nase.hardware.memory import peak_memory_mb
 from sseg_nase.nets.backbone import Backbone
+from sseg_nase.reporting.embeddings import Embeddings, chosen_images
 from sseg_nase.stages.starting import Reached, images_of
 from sseg_nase.training import checkpoint
 
@@ -41,12 +43,14 @@ class Judgement(NamedTuple):
     """What a network is worth, under the keys of `results.json`.
 
     `results`: accuracy and interval in percent per episode list; `accuracies`: of every episode in
-    percent, float64 `[episodes]`; `confusions`: which class was taken for which.
+    percent, float64 `[episodes]`; `confusions`: which class was taken for which; `embeddings`: of
+    some images of the first list, where it is judged by embeddings.
     """
 
     results: dict[str, dict[str, Any]]
     accuracies: dict[str, np.ndarray]
     confusions: dict[str, Confusion]
+    embeddings: Embeddings | None = None
 
 
 class FewShotTask:
@@ -100,7 +104,7 @@ class FewShotTask:
             embedded = features(self.store)
         mean = None if self.base is None else features(self.base).mean(0)
         of_support = self._augmented(network, embedded, device)
-        judged = Judgement({}, {}, {})
+        judged = Judgement({}, {}, {}, self._chosen(embedded, mean))
         for episodes in self.episodes:
             one = evaluate_episodes(
                 embedded,
@@ -127,6 +131,20 @@ class FewShotTask:
                 **confusion.extremes(),
             }
         return judged
+
+    def _chosen(self, embedded: torch.Tensor, mean: torch.Tensor | None) -> Embeddings | None:
+        """What a picture of the embeddings shows, as they are judged."""
+        if self.config.evaluation.method == "maml":
+            return None
+        chosen = chosen_images(self.store.labels)
+        rows = embedded[torch.from_numpy(chosen).to(embedded.device)]
+        names, labels = np.unique(self.store.labels[chosen], return_inverse=True)
+        return Embeddings(
+            NORMALIZATIONS[self.config.evaluation.normalize](rows, mean).cpu().numpy(),
+            labels,
+            tuple(self.store.class_names[name] for name in names),
+            self.episodes[0].key.rsplit("/", 1)[0],
+        )
 
     def _augmented(
         self, network: nn.Module, embedded: torch.Tensor, device: torch.device
@@ -178,6 +196,7 @@ def evaluate(
     judged = Judgement({}, {}, {})
     for task in tasks:
         part = task.judge(trained, device)
+        judged = judged._replace(embeddings=judged.embeddings or part.embeddings)
         judged.results.update(part.results)
         judged.accuracies.update(part.accuracies)
         judged.confusions.update(part.confusions)

@@ -8,18 +8,10 @@ from typing import Any
 
 import yaml
 
-from sseg_nase.config.schema import (
-    BackboneConfig,
-)
 from sseg_nase.errors import UserError
 from sseg_nase.evolution.replay import ReplayError, replay
 from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.building import configured
-
-BACKBONE_OF_OLD = {
-    "in_channels": 3,
-    **dict.fromkeys(("pooled_blocks", "stem", "patch_size", "weights")),
-}
+from sseg_nase.nets.building import asked_for
 
 
 def replayed(folder: Path) -> tuple[list[dict[str, Any]], list[Architecture]]:
@@ -53,9 +45,7 @@ def _seed_of(path: Path) -> Architecture:
     try:
         config = yaml.safe_load(text)
         task = config["task"]
-        # A run of before there were other backbones says nothing of them.
-        backbone = BackboneConfig(**{**BACKBONE_OF_OLD, **config["backbone"]})
-        seed = configured(backbone, config["dataset"]["image_size"])
+        seed = asked_for(config)
         seed.summary()
     except (yaml.YAMLError, KeyError, TypeError, AssertionError) as error:
         raise _damaged(path, error) from error

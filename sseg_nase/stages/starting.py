@@ -94,16 +94,14 @@ def stored(path: Path, config: Config) -> Reached:
     A fine-tuned head comes with its backbone. Raises `UserError` for what is no checkpoint, and
     where its network is not one for `config`.
     """
-    path = path.expanduser()
-    if path.is_dir():
-        tuned, last = (path / "checkpoints" / f"{name}.pt" for name in ("finetune_best", "last"))
-        path = tuned if tuned.exists() else last
+    path = checkpoint.file_of(path.expanduser())
     network: Backbone | EpisodeLearner = checkpoint.backbone_for(path, config)
     state = checkpoint.load(path)
     if "finetune" in state:
         assert isinstance(network, Backbone)
-        options = state["options"]
-        options = FinetuneConfig(**{**options, "views": ViewsConfig(**options["views"])})
+        # What an older version did not know yet is as it is now.
+        known = {**dataclasses.asdict(config.finetune), **state["options"]}
+        options = FinetuneConfig(**{**known, "views": ViewsConfig(**known["views"])})
         network = around(network, options, state["classes"], torch.Generator())
         try:
             network.load_state_dict(state["student"])

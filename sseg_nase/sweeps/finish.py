@@ -1,15 +1,10 @@
-"""The end of a sweep, or a look at it: the table, the means over seeds, and the parent run.
-
-And what `task=report` says of runs that are of no sweep.
-"""
+"""The end of a sweep, or a look at it: the table, the report, and the parent run."""
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -19,8 +14,8 @@ from rich.text import Text
 
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
-from sseg_nase.sweeps.deliver import deliver_sweep
 from sseg_nase.sweeps.folder import SweepFolder, looked_at
+from sseg_nase.sweeps.report import report_sweep
 from sseg_nase.sweeps.seen import QUEUED, RUNNING, WAITING, Seen, exit_code, look
 from sseg_nase.tracking.console import duration
 from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
@@ -28,8 +23,6 @@ from sseg_nase.tracking.sweeps import SweepStore
 
 SECONDS_BETWEEN_TABLES = 2.0
 WIDTH = 160
-# What MLflow takes as the text of a run's page.
-LONGEST_NOTE = 5000
 STYLES = {FINISHED: "green", FAILED: "bold red", INTERRUPTED: "yellow", RUNNING: "cyan"}
 
 Say = Callable[[str], None]
@@ -47,7 +40,8 @@ def _close(sweep: SweepFolder, seen: Sequence[Seen], store: SweepStore, say: Say
     """Write the report and, unless a job is on its way, end the parent run."""
     if sweep.plan["parent_run_id"] is None:  # MLflow may have been away when the sweep began
         begin_parent(sweep, store)
-    _report(sweep, seen, store, say)
+    figures = any(job.config.report.at_end for job in sweep.jobs)
+    report_sweep(sweep, seen, store, say, figures=figures)
     if any(one.state in (RUNNING, QUEUED) for one in seen):
         return
     bad = sum(one.state != FINISHED for one in seen)
@@ -99,41 +93,6 @@ def _close_forgotten(sweep: SweepFolder, seen: Sequence[Seen], say: Say) -> None
         _close(sweep, seen, SweepStore(sweep.tracking, warn=say), say)
 
 
-def report(config: Config, say: Say) -> int:
-    """`task=report`: compare `runs`, or write the tables of a sweep as far as it has come.
-
-    Returns the exit code.
-    """
-    if config.runs is not None:
-        return _compare(config.runs, config, say)
-    sweep = looked_at(config.sweep.dir, Path(config.paths.output_dir))
-    _report(sweep, look(sweep), SweepStore(sweep.tracking, warn=say), say)
-    return 0
-
-
-def _compare(named: Sequence[str], config: Config, say: Say) -> int:
-    """Show the comparison of the runs that are named, and write its files."""
-    # Here, because numpy takes a while to import.
-    from sseg_nase.reporting.comparison import compare
-    from sseg_nase.reporting.comparison_tables import NAME, write
-    from sseg_nase.reporting.selection import chosen
-
-    output_dir = Path(config.paths.output_dir)
-    runs = chosen(named, output_dir, say)
-    name = f"{datetime.now():%Y%m%d-%H%M%S}_{secrets.token_hex(3)}"
-    folder = Path(config.report.output or output_dir / "reports" / name).expanduser().absolute()
-    comparison = compare(runs, with_published=config.report.published)
-    try:
-        print(write(comparison, folder), flush=True)
-    except OSError as error:
-        raise UserError(
-            f"report.output={folder}: cannot be written ({error.strerror}). Set report.output, or "
-            "paths.output_dir, to a folder of yours."
-        ) from error
-    say(f"comparison: {folder / NAME}.md, and the same as .csv, .json and .tex")
-    return 0
-
-
 def _console() -> Console:
     """A pipe has no width of its own: there is room for the reasons."""
     console = Console(highlight=False)
@@ -169,34 +128,3 @@ def table(sweep: SweepFolder, seen: Sequence[Seen]) -> Table:
             Text(one.detail),
         )
     return shown
-
-
-def _report(sweep: SweepFolder, seen: Sequence[Seen], store: SweepStore, say: Say) -> None:
-    """Means over seeds and paired differences of what is finished, on disk and at the parent.
-
-    What MLflow has not got of the runs is sent first.
-    """
-    deliver_sweep(sweep, say)
-    parent = sweep.plan["parent_run_id"]
-    counts = {
-        "sweep/jobs": len(seen),
-        "sweep/finished": sum(one.state == FINISHED for one in seen),
-        "sweep/failed": sum(one.failed for one in seen),
-    }
-    runs = [(one.job, one.job.run) for one in seen if one.state == FINISHED]
-    if not runs:
-        if parent is not None:
-            store.report(parent, counts, [], None)
-        say("no job is finished yet: there is nothing to report")
-        return
-    # Here, because pandas takes half a second to import.
-    from sseg_nase.reporting.aggregate import Entry, aggregate
-    from sseg_nase.reporting.tables import markdown, write
-
-    found = aggregate(Entry(job.configuration, job.seed, run) for job, run in runs if run)
-    write(found, sweep.report, sweep.title)
-    say(f"report: {sweep.report / 'report.md'}")
-    if parent is not None:
-        files = [*sorted(sweep.report.iterdir()), sweep.path / "sweep.json"]
-        files += [path for path in [sweep.path / "code.diff"] if path.exists()]
-        store.report(parent, counts, files, markdown(found, sweep.title)[:LONGEST_NOTE])

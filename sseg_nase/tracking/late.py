@@ -15,6 +15,7 @@ from sseg_nase.tracking.mlflow_sink import (
     create_run,
     describe,
     find_run,
+    open_known,
     open_store,
     reason,
     send_rows,
@@ -88,6 +89,21 @@ def send_missing(
     try:
         return _send(client, experiment_id, record, run_id, MLFLOW_STATUS[status], error)
     except (OSError, MlflowException) as failure:
+        raise _undelivered(uri, failure) from failure
+
+
+def attach(uri: str, run_id: str, files: Iterable[tuple[Path, str]]) -> None:
+    """Keep files, each in its folder of the artifacts, with a run that the store at `uri` has.
+
+    Raises `Undelivered` where the store fails, or does not have the run.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what mlflow stands on is full of deprecations
+            client = open_known(uri)
+            for path, folder in files:
+                client.log_artifact(run_id, str(path), folder)
+    except Exception as failure:
         raise _undelivered(uri, failure) from failure
 
 

@@ -39,11 +39,13 @@ SERVERS = ("http", "https")
 RUN_FILES = (
     "config.yaml",
     "overrides.yaml",
+    "environment.json",
     "architecture.json",
     "mutations.jsonl",
     "episodes.npz",
     "confusion.npz",
     "per_class.csv",
+    "embeddings.npz",
     "results.json",
 )
 MLFLOW_STATUS = {FINISHED: "FINISHED", FAILED: "FAILED", INTERRUPTED: "KILLED"}
@@ -451,6 +453,22 @@ def open_store(uri: str, experiment: str) -> tuple[Any, str]:
         client = mlflow_client(tracking_uri=uri)
         # Absolute, or the artifacts would lie wherever a later reader happens to stand.
         return client, _experiment(client, experiment, (file.parent / "mlruns").as_uri())
+
+
+def open_known(uri: str) -> Any:
+    """Return a client of a store that is there: nothing is created.
+
+    Raises whatever keeps it from being used, as `open_store` does.
+    """
+    if is_server(uri):
+        _check_answer(uri)
+    elif not _sqlite_file(uri).exists():
+        raise FileNotFoundError(f"{_sqlite_file(uri)} is not there")
+    mlflow_client = _load_mlflow()
+    if is_server(uri):
+        return mlflow_client(tracking_uri=uri)
+    with FileLock(f"{_sqlite_file(uri)}.lock", timeout=SECONDS_FOR_LOCK):
+        return mlflow_client(tracking_uri=uri)
 
 
 def unusable(uri: str, error: Exception) -> UserError:

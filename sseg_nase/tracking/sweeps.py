@@ -114,15 +114,22 @@ class SweepStore:
         self._try(set_ended, None)
 
     def report(
-        self, run_id: str, figures: Mapping[str, float], files: Sequence[Path], text: str | None
+        self,
+        run_id: str,
+        figures: Mapping[str, float],
+        files: Sequence[tuple[Path, str]],
+        text: str | None,
     ) -> None:
-        """Keep figures and files with the parent run; `text` is shown on its page."""
+        """Keep figures and files (with their folders) with the parent run.
+
+        `text` is shown on its page.
+        """
 
         def log() -> None:
             for key, value in figures.items():
                 self._client.log_metric(run_id, clean_key(key), value)
-            for path in files:
-                self._client.log_artifact(run_id, str(path), "report")
+            for path, folder in files:
+                self._client.log_artifact(run_id, str(path), folder)
             if text:
                 self._client.set_tag(run_id, NOTE_TAG, text)
 

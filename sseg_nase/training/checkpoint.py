@@ -60,6 +60,25 @@ def backbone_of(path: Path) -> Backbone:
     return backbone
 
 
+def load_network(run_or_checkpoint: Path | str) -> Backbone:
+    """The trained network of a run's folder, or of one checkpoint file, in eval mode on the CPU.
+
+    Of a run it is the fine-tuned network where there is one, else the last one; name
+    `RUN/checkpoints/best.pt` for the one with the lowest loss. `network(x)` embeds images `[B, C,
+    S, S]`, normalised by `normalize`, as `[B, features]`. Raises `UserError` for what is no
+    checkpoint of sseg-nase. No code from the file is run.
+    """
+    return backbone_of(file_of(Path(run_or_checkpoint).expanduser())).eval()
+
+
+def file_of(path: Path) -> Path:
+    """The checkpoint that stands for the run in the folder `path`; a file stands for itself."""
+    if not path.is_dir():
+        return path
+    tuned, last = (path / "checkpoints" / f"{name}.pt" for name in ("finetune_best", "last"))
+    return tuned if tuned.exists() else last
+
+
 def not_belonging(path: Path, error: Exception) -> UserError:
     """What is said of weights that do not fit their network one by one."""
     return UserError(

@@ -119,3 +119,26 @@ def test_learning_rates_fall_in_steps(monkeypatch: pytest.MonkeyPatch, tmp_path:
     expected = [1.0, 1.0, 0.1, 0.1, 0.01]
     for found, share in zip(per_epoch, expected, strict=True):
         assert found == pytest.approx((0.01 * share, 0.001 * share))
+
+
+def test_sgd_steps_as_nesterov_with_l2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """g ← g + wd·θ; v ← 0.9·v + g; θ ← θ − lr·(g + 0.9·v), v beginning with the first g."""
+    one = tuner(
+        "relation", "finetune.optimizer=sgd", "finetune.epochs=1", "finetune.weight_decay=0.1"
+    )
+    group = one.optimizer.param_groups[0]
+    weights = group["params"][0]
+    step, velocity, expected = one.optimizer.step, None, []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        nonlocal velocity
+        gradient = (weights.grad + 0.1 * weights).detach().clone()
+        velocity = gradient if velocity is None else 0.9 * velocity + gradient
+        expected.append((weights - group["lr"] * (gradient + 0.9 * velocity)).detach())
+        done = step(*args, **kwargs)
+        torch.testing.assert_close(weights.detach(), expected[-1])
+        return done
+
+    monkeypatch.setattr(one.optimizer, "step", watched)
+    one.fit()
+    assert len(expected) == 3

@@ -174,7 +174,10 @@ def test_csv_files_hold_every_digit_in_a_fixed_order(tmp_path: Path) -> None:
     found = aggregate(sweep(tmp_path / "runs", CLEAR))
     write(found, tmp_path / "out", "t")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"runs.csv", "summary.csv", "comparisons.csv", "report.md"}
+    assert names == {
+        "runs.csv", "summary.csv", "comparisons.csv", "report.md", "report.html", "report.json",
+        "results.tex", "preview.tex",
+    }  # fmt: skip
     for name, columns in (
         ("runs", RUN_COLUMNS),
         ("summary", SUMMARY_COLUMNS),

@@ -1,0 +1,79 @@
+"""environment.json: which versions, which machine and which code a run ran with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import sseg_nase
+from sseg_nase.files import read_json, write_json
+from sseg_nase.hardware.profiles import cores
+from sseg_nase.tracking.source import git_commit, git_diff
+
+NAME = "environment.json"
+PACKAGES = ("torchvision", "lightning-fabric", "numpy", "mlflow", "hydra-core")
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return versions, hardware and code of this process; None for what is not known.
+
+    `code.changed`: whether there is something in the working tree that its commit does not have.
+    """
+    import torch
+
+    cuda = torch.cuda.is_available()
+    package = Path(sseg_nase.__file__).parent
+    diff = git_diff(package)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {"sseg-nase": sseg_nase.__version__, "torch": str(torch.__version__)}
+        | {name: found for name in PACKAGES if (found := _version(name)) is not None},
+        "processor": processor(),
+        "cores": cores(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": _memory_gb(),
+        "gpu": torch.cuda.get_device_name() if cuda else None,
+        "cuda": torch.version.cuda if cuda else None,
+        "code": {"commit": git_commit(package), "changed": None if diff is None else bool(diff)},
+    }
+
+
+def write_environment(folder: Path) -> None:
+    """Write environment.json of a run that starts, or goes on, in `folder`.
+
+    Where it goes on in another environment, the `earlier` ones stay in it, oldest first.
+    """
+    now = describe_environment()
+    known = read_json(folder / NAME) or {}
+    earlier = known.pop("earlier", [])
+    if known and known != now:
+        earlier = [*earlier, known]
+    write_json(folder / NAME, now | ({"earlier": earlier} if earlier else {}))
+
+
+def processor(cpuinfo: Path = CPUINFO) -> str:
+    """Return the processor's name, or its kind where the system does not tell."""
+    text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.exists() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _memory_gb() -> float | None:
+    """Of the machine, in units of 2^30 bytes."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError, AttributeError):
+        return None

@@ -1,0 +1,132 @@
+"""Few-shot accuracy of one run, beside what it is to be compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from matplotlib.lines import Line2D
+
+from sseg_nase.reporting.comparison import KEY
+from sseg_nase.reporting.figures import Drawing, absent, style
+from sseg_nase.reporting.provenance import section
+from sseg_nase.reporting.record import RunRecord, finite
+
+TITLE = "Few-shot accuracy"
+# Sections of results.json, in the order in which a network comes to be.
+NETWORKS: Mapping[str, tuple[str, style.Look]] = {
+    "fewshot_untrained": ("untrained", style.Look(style.GREY, "X", "-")),
+    "fewshot_pretrained": ("pretrained", style.Look(style.ORANGE, "D", "-")),
+    "fewshot_best": ("best network (lowest loss)", style.Look(style.VERMILLION, "s", "-")),
+    "fewshot": ("last network", style.Look(style.BLUE, "o", "-")),
+}
+TUNED = "fine-tuned network"
+
+
+class Point(NamedTuple):
+    """An accuracy in percent, with the half width of its 95 % interval."""
+
+    section: str
+    accuracy: float
+    ci95: float
+
+
+def points_of(record: RunRecord) -> dict[str, list[Point]]:
+    """What is known of every episode list."""
+    found: dict[str, list[Point]] = {}
+    for key in record.section("fewshot"):
+        points = []
+        for name in NETWORKS:
+            result = section(record.section(name), key)
+            if finite(result.get("accuracy")):
+                half = result.get("ci95")
+                points.append(Point(name, result["accuracy"], half if finite(half) else 0.0))
+        if points:
+            found[key] = points
+    return found
+
+
+def named(key: str) -> str:
+    """An episode list in words, on two lines."""
+    parts = KEY.fullmatch(key)
+    if parts is None:
+        return key
+    return f"{parts['dataset']} ({parts['split']})\n{parts['ways']}-way {parts['shots']}-shot"
+
+
+def accuracy(record: RunRecord) -> Drawing:
+    """A dot with its interval per network and episode list, the number beside it, and chance."""
+    found = points_of(record)
+    if not found:
+        why = "The run has judged no network yet: results.json has no few-shot accuracies."
+        return absent("accuracy", TITLE, why)
+    tuned = record.setting("finetune.name", "none") != "none"
+    results = record.section("fewshot")
+    with style.applied():
+        lines = sum(len(points) for points in found.values())
+        figure = style.page(0.95 + 0.17 * lines + 0.16 * len(found))
+        axes = figure.subplots()
+        at, ticks, present, chances = 0.0, [], set[str](), False
+        for key, points in found.items():
+            top = at
+            for point in points:
+                label, look = NETWORKS[point.section]
+                axes.errorbar(
+                    [point.accuracy], [at], xerr=[point.ci95], color=look.colour,
+                    marker=look.marker, capsize=2.5, linestyle="none", elinewidth=1.1, gid=label,
+                )  # fmt: skip
+                axes.annotate(
+                    f"{point.accuracy:.2f} ± {point.ci95:.2f}", (1.0, at), xytext=(4, 0),
+                    xycoords=axes.get_yaxis_transform(), textcoords="offset points",
+                    fontsize=style.SMALL, va="center", annotation_clip=False,
+                )  # fmt: skip
+                present.add(point.section)
+                at += 1.0
+            ticks.append(((top + at - 1) / 2, named(key)))
+            if (parts := KEY.fullmatch(key)) is not None:
+                chances = True
+                axes.plot(
+                    [100 / int(parts["ways"])] * 2, [top - 0.6, at - 0.4], color=style.BLACK,
+                    linestyle=style.DASHES[2], linewidth=1, gid="chance",
+                )  # fmt: skip
+            at += 0.9
+            if key != list(found)[-1]:
+                axes.axhline(at - 0.95, color=style.PALE, linewidth=0.6)
+        axes.set_ylim(at - 1.2, -0.7)
+        axes.set_yticks([y for y, _ in ticks], [text for _, text in ticks])
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("accuracy (%)")
+        axes.grid(axis="x")
+        axes.annotate(
+            "% ± 95 % CI", (1.0, 1.0), xytext=(4, 2), xycoords="axes fraction",
+            textcoords="offset points", fontsize=style.SMALL, va="bottom",
+        )  # fmt: skip
+        handles: list[Any] = []
+        for name, (label, look) in NETWORKS.items():
+            if name in present:
+                label = TUNED if tuned and name == "fewshot" else label
+                handles.append(
+                    Line2D([], [], color=look.colour, marker=look.marker, linestyle="none",
+                           label=label)
+                )  # fmt: skip
+        if chances:
+            handles.append(
+                Line2D([], [], color=style.BLACK, linestyle=style.DASHES[2], linewidth=1,
+                       label="chance")
+            )  # fmt: skip
+        style.legend_below(figure, handles)
+    return Drawing("accuracy", TITLE, _caption(results), figure)
+
+
+def _caption(results: Mapping[str, Any]) -> str:
+    judged = [section(results, key) for key in results]
+    methods = list(dict.fromkeys(str(one["method"]) for one in judged if one.get("method")))
+    kinds = {bool(one.get("transductive")) for one in judged}
+    counts = sorted({one["episodes"] for one in judged if finite(one.get("episodes"))})
+    kind = "transductive" if kinds == {True} else "inductive" if kinds == {False} else "mixed"
+    of = f" with {' and '.join(methods)} ({kind})" if methods else ""
+    n = f" n = {' and '.join(f'{count:,}' for count in counts)} episodes." if counts else ""
+    return (
+        f"Few-shot accuracy in %{of}, mean over the episodes ± 95 % CI (1.96·s/√n).{n} All "
+        "networks on the same episodes; dotted: chance."
+    )

@@ -1,0 +1,282 @@
+"""Accuracy against what it costs, with the Pareto front: of single runs and of configurations.
+
+What has learned from different kinds of images, and what looks at the queries together, never
+stands on one panel with what has not; nor do latencies of different devices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from sseg_nase.reporting.aggregate import Aggregate
+from sseg_nase.reporting.comparison import KEY
+from sseg_nase.reporting.episodes import LAST
+from sseg_nase.reporting.figures import Drawing, absent, style
+from sseg_nase.reporting.provenance import REGIMES, provenance, regime_of, section
+from sseg_nase.reporting.record import RunRecord, finite
+
+PARAMS, LATENCY = "params", "latency"
+TITLES = {PARAMS: "Accuracy and parameters", LATENCY: "Accuracy and latency"}
+PANELS_IN_ROW = 2
+
+
+class Group(NamedTuple):
+    """What points must have in common to stand in one figure; `device` only for latencies."""
+
+    dataset: str
+    split: str
+    regime: str
+    transductive: bool
+    device: str = ""
+
+    def words(self) -> str:
+        """For a caption."""
+        kind = "transductive" if self.transductive else "inductive"
+        return f"{self.dataset}, {self.split} classes, {kind}, {REGIMES[self.regime]}"
+
+    def slug(self) -> str:
+        """For a file's name."""
+        kind = "transductive" if self.transductive else "inductive"
+        parts = [self.dataset, self.split, self.regime, kind, self.device]
+        return "_".join(part for part in parts if part)
+
+
+class Point(NamedTuple):
+    """Accuracy in percent with the half width of its 95 % CI; cost from the least to the most."""
+
+    group: Group
+    ways: int
+    shots: int
+    label: str
+    accuracy: float
+    ci95: float
+    costs: Mapping[str, tuple[float, ...]]
+    seeds: int
+
+
+def numbered(records: Sequence[RunRecord]) -> list[tuple[int, RunRecord]]:
+    """The records with the numbers that tables give them, too."""
+    return list(enumerate(records, start=1))
+
+
+def run_label(number: int, record: RunRecord) -> str:
+    """What a run is called beside others."""
+    if record.config is None:
+        return f"run {number}"
+    origin = provenance(record.folder, record.results)
+    return f"{number}: {origin.method}, {origin.shown}"
+
+
+def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of (cost, accuracy) that no other beats at the same or a lower cost, by cost."""
+    front: list[tuple[float, float]] = []
+    for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not front or accuracy > front[-1][1]:
+            front.append((cost, accuracy))
+    return front
+
+
+def of_runs(records: Sequence[RunRecord]) -> Iterator[Drawing]:
+    """A figure per cost and group of runs that may be compared."""
+    points = [
+        point
+        for number, record in numbered(records)
+        for point in _points_of_run(record, run_label(number, record))
+    ]
+    yield from _drawings(points, "95 % CI over episodes", "run")
+
+
+def of_sweep(aggregate: Aggregate, records: Sequence[RunRecord]) -> Iterator[Drawing]:
+    """The same of configurations: means over seeds."""
+    over = "95 % CI over seeds, Student's t (of one seed: over its episodes)"
+    yield from _drawings(list(_points_of_sweep(aggregate, records)), over, "configuration")
+
+
+# -- points ------------------------------------------------------------------------------------
+
+
+def _points_of_run(record: RunRecord, label: str) -> Iterator[Point]:
+    regime = provenance(record.folder, record.results).regime
+    costs = record.section("efficiency")
+    for key, result in record.section("fewshot").items():
+        parts, result = KEY.fullmatch(key), section({"it": result}, "it")
+        if parts is None or not finite(result.get("accuracy")):
+            continue
+        yield Point(
+            Group(parts["dataset"], parts["split"], regime, bool(result.get("transductive")),
+                  str(costs.get("device", ""))),
+            int(parts["ways"]),
+            int(parts["shots"]),
+            label,
+            result["accuracy"],
+            result["ci95"] if finite(result.get("ci95")) else 0.0,
+            _costs([costs]),
+            1,
+        )  # fmt: skip
+
+
+def _points_of_sweep(aggregate: Aggregate, records: Sequence[RunRecord]) -> Iterator[Point]:
+    known = {record.folder.resolve(): record for record in records}
+    runs = aggregate.runs[aggregate.runs["network"] == LAST]
+    for row in aggregate.summary.to_dict("records"):
+        parts = KEY.fullmatch(str(row["key"]))
+        if parts is None or row["network"] != LAST:
+            continue
+        same = runs[
+            (runs["configuration"] == row["configuration"])
+            & (runs["key"] == row["key"])
+            & (runs["method"] == row["method"])
+        ]
+        its = [known[path] for run in same["run"] if (path := Path(run).resolve()) in known]
+        regimes = {provenance(one.folder, one.results).regime for one in its}
+        regime = regimes.pop() if len(regimes) == 1 else regime_of({})
+        devices = {str(one.section("efficiency").get("device", "")) for one in its}
+        costs = _costs([one.section("efficiency") for one in its])
+        half = row["ci95_episodes"] if row["seeds"] == 1 else row["ci95"]
+        yield Point(
+            Group(parts["dataset"], parts["split"], regime, bool(row["transductive"]),
+                  "+".join(sorted(devices))),
+            int(parts["ways"]),
+            int(parts["shots"]),
+            style.configuration(str(row["configuration"])),
+            float(row["mean"]),
+            0.0 if math.isnan(half) else float(half),
+            costs,
+            int(row["seeds"]),
+        )  # fmt: skip
+
+
+def _costs(efficiencies: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, ...]]:
+    """Of every network that told a positive one, ascending."""
+    keys = {PARAMS: "params", LATENCY: "latency_ms_b1"}
+    found = {}
+    for name, key in keys.items():
+        told = [one[key] for one in efficiencies if finite(one.get(key)) and one[key] > 0]
+        if told:
+            found[name] = tuple(sorted(told))
+    return found
+
+
+# -- figures -----------------------------------------------------------------------------------
+
+
+def _drawings(points: Sequence[Point], over: str, what: str) -> Iterator[Drawing]:
+    for cost in (PARAMS, LATENCY):
+        groups: dict[Group, list[Point]] = defaultdict(list)
+        for point in points:
+            if cost in point.costs:
+                group = point.group if cost == LATENCY else point.group._replace(device="")
+                groups[group].append(point)
+        stem, looks = f"accuracy_{cost}", _looks(points)
+        shown = {group: those for group, those in groups.items() if _count(those) > 1}
+        if not groups:
+            why = f"No {what} has results that tell accuracy and {TITLES[cost].split()[-1]}."
+            yield absent(stem, TITLES[cost], why)
+        elif not shown:
+            alone = "; ".join(group.words() for group in groups)
+            why = f"There is nothing to compare, for only one {what} each has: {alone}."
+            yield absent(stem, TITLES[cost], why)
+        alone = "; ".join(group.words() for group in groups if group not in shown)
+        rest = f" Not shown, for only one {what} each has it: {alone}." if alone else ""
+        for group, members in shown.items():
+            name = stem if len(shown) == 1 else f"{stem}_{group.slug()}"
+            of = f"of {style.number(_count(members), what)} ± {over}"
+            drawing = _drawing(name, cost, group, members, looks, of)
+            yield replace(drawing, caption=drawing.caption + rest)
+            rest = ""
+
+
+def _count(points: Sequence[Point]) -> int:
+    """Of different ones."""
+    return len({point.label for point in points})
+
+
+def _looks(points: Sequence[Point]) -> dict[str, style.Look]:
+    """The same in every figure."""
+    labels = list(dict.fromkeys(point.label for point in points))
+    return dict(zip(labels, style.looks(len(labels)), strict=True))
+
+
+def _drawing(
+    name: str,
+    cost: str,
+    group: Group,
+    points: Sequence[Point],
+    looks: Mapping[str, style.Look],
+    of: str,
+) -> Drawing:
+    lists = sorted({(point.ways, point.shots) for point in points})
+    rows = math.ceil(len(lists) / PANELS_IN_ROW)
+    columns = min(len(lists), PANELS_IN_ROW)
+    with style.applied():
+        figure = style.page(0.25 + 2.25 * rows, style.PAGE if columns > 1 else 4.6)
+        panels = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axes in panels[len(lists) :]:
+            axes.set_visible(False)
+        for axes, (ways, shots) in zip(panels, lists, strict=False):
+            members = [point for point in points if (point.ways, point.shots) == (ways, shots)]
+            _draw_panel(axes, members, cost, looks)
+            axes.set_title(f"{ways}-way {shots}-shot")
+            axes.set_ylabel("accuracy (%)")
+            on = f", {group.device}" if group.device else ""
+            axes.set_xlabel(
+                "parameters (log scale)"
+                if cost == PARAMS
+                else f"latency of one image (ms{on}, log scale)"
+            )
+        shown = {point.label for point in points}
+        handles = [
+            Line2D([], [], linestyle="none", marker=look.marker, color=look.colour,
+                   markeredgecolor=style.BLACK, markeredgewidth=0.5, label=style.shortened(label))
+            for label, look in looks.items()
+            if label in shown
+        ]  # fmt: skip
+        front = Line2D([], [], color=style.GREY, linestyle=style.DASHES[1], label="Pareto front")
+        style.legend_below(figure, [*handles, front])
+    caption = (
+        f"{group.words()}: accuracy {of}, and {'parameters' if cost == PARAMS else 'latency'} of "
+        "the last network. On the dashed front lies what no other beats at the same or lower cost; "
+        "what lies behind it is pale. The front is of the means: it does not say that the "
+        "differences are significant."
+    )
+    if any(len(point.costs[cost]) > 1 for point in points):
+        caption += " Horizontal bars: from the least to the most of the seeds."
+    return Drawing(name, TITLES[cost], caption, figure)
+
+
+def _draw_panel(
+    axes: Axes, points: Sequence[Point], cost: str, looks: Mapping[str, style.Look]
+) -> None:
+    at = {id(point): float(np.mean(point.costs[cost])) for point in points}
+    front = pareto((at[id(point)], point.accuracy) for point in points)
+    for point in points:
+        look, x = looks[point.label], at[id(point)]
+        least, *_, most = (*point.costs[cost], point.costs[cost][-1])
+        ahead = (x, point.accuracy) in front
+        axes.errorbar(
+            [x], [point.accuracy], yerr=[point.ci95], xerr=[[x - least], [most - x]],
+            marker=look.marker, color=look.colour, linestyle="none", capsize=2, elinewidth=0.9,
+            markeredgecolor=style.BLACK if ahead else look.colour, markeredgewidth=0.6,
+            markersize=6, alpha=1.0 if ahead else 0.5, gid=point.label, zorder=3,
+        )  # fmt: skip
+    axes.set_xscale("log")
+    low, high = min(at.values()), max(at.values())
+    margin = 10 ** max(0.12 * math.log10(high / low), 0.1)
+    axes.set_xlim(low / margin, high * margin)
+    edges = [*front, (axes.get_xlim()[1], front[-1][1])]
+    axes.step(
+        [x for x, _ in edges], [y for _, y in edges], where="post", color=style.GREY,
+        linestyle=style.DASHES[1], linewidth=1, zorder=1, gid="front",
+    )  # fmt: skip
+    style.log_ticks(axes.xaxis)
+    axes.grid(True)
+    axes.set_axisbelow(True)

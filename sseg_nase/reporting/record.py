@@ -1,0 +1,227 @@
+"""What one run wrote, read once: for figures and reports, which then need no files.
+
+Nothing here raises for what a run lacks. What is missing or damaged becomes a note: one sentence
+that a reader of the report can understand.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+from sseg_nase.files import read_json
+from sseg_nase.reporting.provenance import config_of, section
+
+FINISHED = "FINISHED"
+# After a resume, lines since the checkpoint stand there twice. What they are told apart by:
+IDENTITY: Mapping[str, tuple[str, ...]] = {
+    "epoch": ("epoch",),
+    "level": ("epoch",),
+    "finetune": ("epoch",),
+    "decision": ("intervention", "epoch"),
+    "mutation": ("index",),
+    "rollback": ("index",),
+    "probation": ("index",),
+}
+
+Values = Mapping[str, Any]
+
+
+class Series(NamedTuple):
+    """A figure over training: `steps` ascending, and as many finite `values`."""
+
+    steps: list[int]
+    values: list[float]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run's folder. `config`: None where config.yaml cannot be read.
+
+    `events`: the `values` of events.jsonl by kind, in order, each once; those of `metrics` hold
+    their `step`, too. `mutations`: the lines of mutations.jsonl by index, with every key that
+    `sseg_nase.tracking.jsonl.MUTATION_KEYS` names. `notes`: what was missing or damaged, one
+    sentence each.
+    """
+
+    folder: Path
+    config: Mapping[str, Any] | None
+    status: Mapping[str, Any]
+    results: Mapping[str, Any]
+    events: Mapping[str, list[Values]]
+    mutations: list[Values]
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The run's experiment and its folder's name, short enough for a title."""
+        return f"{self.folder.resolve().parent.name}/{self.folder.resolve().name}"
+
+    @property
+    def ended(self) -> str:
+        """FINISHED, FAILED, INTERRUPTED or RUNNING; UNKNOWN where it is not written."""
+        return str(self.status.get("status", "UNKNOWN"))
+
+    def setting(self, key: str, otherwise: Any = None) -> Any:
+        """The value of a dotted key of the config; `otherwise` where there is none, or null."""
+        value: Any = self.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        return otherwise if value is None else value
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """A section of results.json; nothing where it is not there."""
+        return section(self.results, name)
+
+    def series(self, key: str) -> Series:
+        """A figure of the metrics over the steps; what is not finite is left out."""
+        found: dict[int, float] = {}
+        for line in self.events.get("metrics", ()):
+            if key in line:
+                found.pop(line["step"], None)  # a later line counts, even where it holds null
+                if finite(line[key]):
+                    found[line["step"]] = float(line[key])
+        steps = sorted(found)
+        return Series(steps, [found[step] for step in steps])
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read a run's folder, whatever state it is in. Raises nothing."""
+    notes: list[str] = []
+    config = config_of(folder)
+    if config is None:
+        notes.append(_unread(folder / "config.yaml", "the run's settings are not known"))
+    status, results = (read_json(folder / name) for name in ("status.json", "results.json"))
+    if status is None:
+        notes.append(_unread(folder / "status.json", "how the run ended is not known"))
+    elif (ended := status.get("status")) != FINISHED:
+        reason = str(status.get("error") or "").strip().split("\n")[0]
+        because = f" ({reason})" if reason else ""
+        notes.append(f"The run is {ended}{because}: what it has written is shown.")
+    if results is None:
+        notes.append(_unread(folder / "results.json", "there are no results"))
+    events = _events(folder / "events.jsonl", notes)
+    mutations = _mutations(folder / "mutations.jsonl", events, notes)
+    return RunRecord(folder, config, status or {}, results or {}, events, mutations, tuple(notes))
+
+
+def finite(value: Any) -> TypeGuard[float]:
+    """Tell whether `value` is a number that can be drawn."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+# -- parts -------------------------------------------------------------------------------------
+
+
+def _unread(path: Path, so: str) -> str:
+    what = "cannot be read" if path.exists() else "is missing"
+    return f"{path.name} {what}: {so}."
+
+
+def _events(path: Path, notes: list[str]) -> dict[str, list[Values]]:
+    """The values of every line by kind; of what a resumed run told twice, the later."""
+    found: dict[str, list[Values]] = defaultdict(list)
+    for line in _lines(path, _is_event, "what happened in training is not known", notes):
+        kind, values = line["kind"], line["values"]
+        if kind == "open" and isinstance(values.get("resumed"), Mapping):
+            _forget(found, values["resumed"])
+        found[kind].append({**values, "step": line["step"]} if kind == "metrics" else values)
+    return {kind: _once(kind, lines) for kind, lines in found.items()}
+
+
+def _forget(found: dict[str, list[Values]], resumed: Values) -> None:
+    """Take out what came after the checkpoint that the run then went on from."""
+    step, mutations = resumed.get("step"), resumed.get("mutations")
+    if finite(step):
+        kept = [line for line in found["metrics"] if line["step"] <= step]
+        found["metrics"] = kept
+    if step == 0:  # there was no checkpoint
+        for kind in IDENTITY:
+            found.pop(kind, None)
+    if finite(mutations):
+        for kind in ("mutation", "rollback", "probation"):
+            found[kind] = [line for line in found[kind] if line["index"] < mutations]
+
+
+def _once(kind: str, lines: list[Values]) -> list[Values]:
+    if kind not in IDENTITY:
+        return lines
+    keys = IDENTITY[kind]
+    return list({tuple(line[key] for key in keys): line for line in lines}.values())
+
+
+def _mutations(path: Path, events: Mapping[str, list[Values]], notes: list[str]) -> list[Values]:
+    by_index = {
+        line["index"]: line
+        for line in _lines(path, _is_mutation, "events.jsonl stands in for it", notes)
+    }
+    # A rollback tells its mutation again.
+    told = {
+        line["index"]: line for kind in ("mutation", "rollback") for line in events.get(kind, ())
+    }
+    if told.keys() - by_index.keys() and path.exists():
+        notes.append(f"{path.name} lacks mutations that events.jsonl tells of: taken from there.")
+    by_index = told | by_index
+    if not by_index:
+        notes.append("The run has made no mutations.")
+    return [by_index[index] for index in sorted(by_index)]
+
+
+def _lines(
+    path: Path, fits: Callable[[Values], bool], without: str, notes: list[str]
+) -> Iterator[Values]:
+    """The JSON objects of a file, a line each, that `fits` says are whole."""
+    damaged = 0
+    try:
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for text in lines:
+                try:
+                    line = json.loads(text)
+                    fine = isinstance(line, dict) and fits(line)
+                except ValueError:
+                    fine = False
+                if fine:
+                    yield line
+                elif text.strip():
+                    damaged += 1
+    except OSError:
+        notes.append(_unread(path, without))
+    if damaged:
+        count = "one line" if damaged == 1 else f"{damaged} lines"
+        notes.append(f"{count.capitalize()} of {path.name} cannot be read: left out.")
+
+
+def _is_event(line: Values) -> bool:
+    kind, values = line.get("kind"), line.get("values")
+    if not isinstance(kind, str) or not isinstance(values, dict):
+        return False
+    if kind == "metrics":
+        return isinstance(line.get("step"), int)
+    if kind in ("mutation", "rollback"):
+        return _is_mutation(values)
+    keys = {key: str if key == "intervention" else int for key in IDENTITY.get(kind, ())}
+    return all(isinstance(values.get(key), type_) for key, type_ in keys.items())
+
+
+def _is_mutation(values: Values) -> bool:
+    return (
+        isinstance(values.get("kind"), str)
+        and isinstance(values.get("accepted"), bool)
+        and all(isinstance(values.get(key), int) for key in ("index", "epoch", "step"))
+        and all(_are_counts(values.get(key)) for key in ("before", "after"))
+    )
+
+
+def _are_counts(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(finite(value.get(key)) for key in ("blocks", "params", "macs"))
+        and isinstance(value.get("channels"), list)
+        and all(finite(channels) for channels in value["channels"])
+    )

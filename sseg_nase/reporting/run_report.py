@@ -1,0 +1,630 @@
+"""The report of one run, from nothing but its folder: Markdown, HTML, LaTeX, CSV, JSON, figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+import sseg_nase
+from sseg_nase.config.compose import defaults
+from sseg_nase.config.fingerprint import decisive, flatten
+from sseg_nase.errors import UserError
+from sseg_nase.files import read_json, write_json, write_text
+from sseg_nase.hardware.environment import NAME as ENVIRONMENT
+from sseg_nase.reporting.aggregate import read_config
+from sseg_nase.reporting.comparison import compare
+from sseg_nase.reporting.comparison_tables import PUBLISHED, measured_block, published_blocks
+from sseg_nase.reporting.document import (
+    LEFT,
+    NOTHING,
+    RIGHT,
+    Block,
+    Bold,
+    Code,
+    Document,
+    Facts,
+    Heading,
+    Items,
+    Listing,
+    Notice,
+    Paragraph,
+    Picture,
+    Table,
+    Text,
+)
+from sseg_nase.reporting.export import (
+    EPOCH_COLUMNS,
+    MUTATION_COLUMNS,
+    RESULT_COLUMNS,
+    Result,
+    as_csv,
+    epoch_lines,
+    mutation_lines,
+    result_lines,
+    results_of,
+)
+from sseg_nase.reporting.html import as_html
+from sseg_nase.reporting.latex import LatexTable, as_latex, preview
+from sseg_nase.reporting.markdown import as_markdown
+from sseg_nase.reporting.pictures import drawn, files_of
+from sseg_nase.reporting.provenance import provenance
+from sseg_nase.reporting.record import FINISHED, RunRecord, finite, read_run
+from sseg_nase.tracking.console import duration
+from sseg_nase.tracking.jsonl import plain
+from sseg_nase.tracking.mlflow_sink import shown
+
+NAME = "report"
+UNTRAINED, LAST = "untrained", "last"
+MEANING = {
+    "untrained": "before any training",
+    "pretrained": "before fine-tuning",
+    "best": "with the lowest training loss at the latest level, chosen without any labels",
+    "last": "at the end of training, or what fine-tuning has chosen",
+}
+COSTS = (
+    ("params", "parameters", ",.0f"),
+    ("macs", "multiply-accumulates (MACs)", ",.0f"),
+    ("flops", "FLOPs (2 × MACs)", ",.0f"),
+    ("latency_ms_b1", "latency of one image (ms)", ".3f"),
+    ("latency_ms_b64", "latency of 64 images (ms)", ".3f"),
+    ("peak_memory_mb", "peak memory of one image (MB)", ".2f"),
+)
+IMAGES = {
+    "synthetic": "drawn",
+    "real_unlabeled": "real, without labels",
+    "real_labeled": "real, with labels",
+}
+OUTSIDE_GIT = "not known: the code is not in a git checkout"
+
+
+class Differing(NamedTuple):
+    """A key of the config with a value that is not the default; `decides`: the result."""
+
+    key: str
+    default: str
+    value: str
+    decides: bool
+
+
+def write_report(run: Path, folder: Path | None = None, *, published: bool = True) -> list[Path]:
+    """Write the report of the run in `run` to `folder` (its own `report/`), and return the files.
+
+    `report.md`, `report.html`, `results.tex` and `preview.tex`, `results.csv`, `mutations.csv`,
+    `epochs.csv`, `results.json`, and `figures/`. What the run lacks is said in its place.
+    `published`: with published figures on the same data set. Raises `OSError` where `folder`
+    cannot be written.
+    """
+    from sseg_nase.reporting.figures import figures_of_run
+
+    folder = run / NAME if folder is None else folder
+    folder.mkdir(parents=True, exist_ok=True)
+    record = read_run(run)
+    pictures = drawn(figures_of_run(record), folder)
+    whole = document(record, pictures, published=published)
+    results = results_of(record)
+    texts = {
+        "report.md": as_markdown(whole, folder),
+        "report.html": as_html(whole),
+        "results.tex": as_latex(latex(record, results)),
+        "preview.tex": preview(["results.tex"]),
+        "results.csv": as_csv(RESULT_COLUMNS, result_lines(results)),
+        "mutations.csv": as_csv(MUTATION_COLUMNS, mutation_lines(record)),
+        "epochs.csv": as_csv(EPOCH_COLUMNS, epoch_lines(record)),
+    }
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    write_json(folder / "results.json", as_json(record, results))
+    return [folder / name for name in [*texts, "results.json"]] + files_of(pictures)
+
+
+def document(
+    record: RunRecord, pictures: Sequence[Picture] = (), *, published: bool = True
+) -> Document:
+    """The report as a document."""
+    figures: list[Block] = [Heading(2, "Figures"), *pictures] if pictures else []
+    blocks = [
+        *_headline(record),
+        *_results(record, published=published),
+        *_efficiency(record),
+        *figures,
+        *_mutations(record),
+        *_config(record),
+        *_environment(record),
+        *_notes(record),
+    ]
+    return Document(_title(record), blocks)
+
+
+def as_json(record: RunRecord, results: Sequence[Result]) -> dict[str, Any]:
+    """What the report says, for programs; what is not known is null."""
+    began, ended = span(record.folder)
+    try:
+        differing = differing_from_defaults(record)
+    except UserError:
+        differing = None
+    about: dict[str, Any] = {
+        "schema": 1,
+        "run": str(record.folder.absolute()),
+        "status": record.ended,
+        "began": began,
+        "ended": ended,
+        "fingerprint": _fingerprint(record),
+        "command": command(record),
+        "results": [one._asdict() for one in results],
+        "efficiency": record.section("efficiency"),
+        "architecture": record.section("architecture"),
+        "images_seen": record.section("images_seen"),
+        "seconds": record.section("seconds"),
+        "mutations": record.mutations,
+        "differs_from_defaults": None
+        if differing is None
+        else {one.key: {"default": one.default, "value": one.value} for one in differing},
+        "environment": read_json(record.folder / ENVIRONMENT),
+        "notes": record.notes,
+    }
+    found: dict[str, Any] = plain(about)
+    return found
+
+
+# -- headline ----------------------------------------------------------------------------------
+
+
+def _title(record: RunRecord) -> str:
+    name = _opened(record).get("name") or record.folder.resolve().name
+    experiment = record.setting("experiment_name")
+    return f"{experiment}: {name}" if experiment and experiment not in name else str(name)
+
+
+def _headline(record: RunRecord) -> Iterator[Block]:
+    if record.ended != FINISHED:
+        reason = str(record.status.get("error") or "").strip().split("\n")[0]
+        because = f": {reason}" if reason else ""
+        yield Notice((f"This run is {record.ended}{because}. What it has written is shown.",))
+    yield Facts(list(_facts(record)))
+    if (again := command(record)) is not None:
+        yield Paragraph("Once more:")
+        yield Listing(again)
+    else:
+        yield Notice("The command is not known: there is no overrides.yaml that can be read.")
+
+
+def _facts(record: RunRecord) -> Iterator[tuple[str, Text]]:
+    if record.config is not None:
+        origin = provenance(record.folder, record.results)
+        data = record.setting("dataset.name", NOTHING)
+        size = record.setting("dataset.image_size", NOTHING)
+        yield "What", f"{origin.method}, {origin.shown}, on {data} ({size} px)"
+    if (task := record.setting("task", "pipeline")) != "pipeline":
+        yield "Task", str(task)
+    yield "Status", Bold(record.ended)
+    began, ended = span(record.folder)
+    if began is not None and ended is not None:
+        yield "Began", _moment(began)
+        seconds = record.section("seconds")
+        parts = ", ".join(f"{name} {duration(s)}" for name, s in seconds.items() if finite(s))
+        yield "Took", f"{duration(ended - began)}{f' ({parts})' if parts else ''}"
+    for result in results_of(record):
+        if result.network == LAST:
+            yield _in_words(result.key), (Bold(_accuracy(result)), f" %{_count(result)}")
+    network = record.section("architecture")
+    if network:
+        channels = "-".join(map(str, network.get("channels") or [])) or NOTHING
+        params = _figure(network.get("params"), ",.0f")
+        yield "Network", f"{network.get('blocks')} blocks, channels {channels}, {params} parameters"
+    yield "Seed", str(record.setting("seed", NOTHING))
+    if (fingerprint := _fingerprint(record)) is not None:
+        yield "Fingerprint", (Code(fingerprint), ": same fingerprint, same result")
+    yield "Folder", Code(record.folder.absolute())
+    yield "MLflow", _tracked(record)
+
+
+def _tracked(record: RunRecord) -> Text:
+    uri, run_id = record.status.get("tracking_uri"), record.status.get("tracker_run_id")
+    if not uri or not run_id:
+        return "this run has none"
+    return (Code(run_id), " at ", Code(shown(str(uri))))
+
+
+def command(record: RunRecord) -> str | None:
+    """What does the run once more; None where its overrides cannot be read."""
+    try:
+        overrides = read_config(record.folder / "overrides.yaml")
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    if not isinstance(overrides, list):
+        return None
+    return shlex.join(["sseg-nase", *map(str, overrides)])
+
+
+def span(run: Path) -> tuple[float | None, float | None]:
+    """When the run told the first and the last thing, in seconds since 1970; None: not known."""
+    times = []
+    try:
+        with (run / "events.jsonl").open("rb") as lines:
+            first = lines.readline()
+            lines.seek(max(lines.tell(), lines.seek(0, 2) - 65536))
+            rest = lines.read().splitlines()
+    except OSError:
+        return None, None
+    for line in (first, *rest):
+        try:
+            told = json.loads(line)["time"]
+        except (ValueError, KeyError, TypeError):
+            continue
+        if finite(told):
+            times.append(float(told))
+    return (times[0], times[-1]) if times else (None, None)
+
+
+def _moment(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M:%S %Z}"
+
+
+def _opened(record: RunRecord) -> Mapping[str, Any]:
+    """What the run said of itself when it opened."""
+    return next(iter(record.events.get("open", ())), {})
+
+
+def _fingerprint(record: RunRecord) -> str | None:
+    found = record.results.get("fingerprint")
+    if found is None:
+        found = (_opened(record).get("tags") or {}).get("fingerprint")
+    return None if found is None else str(found)
+
+
+# -- results -----------------------------------------------------------------------------------
+
+
+def _results(record: RunRecord, *, published: bool) -> Iterator[Block]:
+    yield Heading(2, "Results")
+    results = results_of(record)
+    if not results:
+        yield Notice("There are no few-shot accuracies: the run has not come to judge a network.")
+        return
+    for transductive in dict.fromkeys(one.transductive for one in results):
+        judged = [one for one in results if one.transductive == transductive]
+        yield Heading(3, "Transductive" if transductive else "Inductive")
+        top = sorted({k for one in judged for k in one.top_k}, key=str)
+        yield Table(
+            ["episodes", "network", "accuracy ± 95 % CI (%)", "n", *_top_names(top), "method"],
+            [LEFT, LEFT, RIGHT, RIGHT, *[RIGHT] * len(top), LEFT],
+            [
+                [
+                    _in_words(one.key),
+                    one.network,
+                    _accuracy(one),
+                    NOTHING if one.episodes is None else f"{one.episodes:,}",
+                    *(_figure(one.top_k.get(k), ".2f") for k in top),
+                    one.method,
+                ]
+                for one in judged
+            ],
+        )
+    networks = dict.fromkeys(one.network for one in results)
+    yield Items([(Bold(name), f": {MEANING[name]}") for name in networks])
+    yield Paragraph(
+        "Mean accuracy over n episodes, ± 1.96·s/√n. It covers other episodes of the same classes, "
+        "but no other seeds; nothing is bold, because one run compares with nothing."
+    )
+    if published:
+        yield from _published(record)
+
+
+def _top_names(top: Sequence[str]) -> list[str]:
+    return [f"top-{k} (%)" for k in top]
+
+
+def _published(record: RunRecord) -> Iterator[Block]:
+    """What is known of the same data set, and of the same method and network on it."""
+    comparison = compare([record.folder])
+    beside = [table for table in comparison.tables if any(row.published for row in table.rows)]
+    if not beside and not comparison.alone:
+        return
+    yield Heading(2, "Beside published figures")
+    for table in beside:
+        yield measured_block(table)
+    for block in published_blocks(comparison):
+        yield Heading(block.level + 1, block.text) if isinstance(block, Heading) else block
+    yield Paragraph(PUBLISHED)
+
+
+def latex(record: RunRecord, results: Sequence[Result]) -> list[LatexTable]:
+    """The results and the costs for a paper; inductive and transductive ones apart."""
+    tables = []
+    about = str(record.setting("experiment_name", record.folder.name))
+    for transductive in dict.fromkeys(one.transductive for one in results):
+        judged = [one for one in results if one.transductive == transductive]
+        lines = [
+            [
+                _in_words(one.key),
+                one.network,
+                _accuracy(one),
+                NOTHING if one.episodes is None else f"{one.episodes:,}",
+                one.method,
+            ]
+            for one in judged
+        ]
+        firsts = [n for n, one in enumerate(judged) if n and one.key != judged[n - 1].key]
+        kind = "transductive" if transductive else "inductive"
+        tables.append(
+            LatexTable(
+                f"{about}: accuracy in % ± 95 % CI over n episodes, {kind}.",
+                ["episodes", "network", "accuracy", "n", "method"],
+                [LEFT, LEFT, RIGHT, RIGHT, LEFT],
+                lines,
+                ["One run: the intervals cover other episodes, but no other seeds."],
+                firsts,
+            )
+        )
+    if costs := list(_costs(record)):
+        header = ["", *costs[0][1]]
+        align = [LEFT, *[RIGHT] * (len(header) - 1)]
+        lines = [[name, *values.values()] for name, values in costs]
+        tables.append(LatexTable(f"{about}: {_of_what(record)}.", header, align, lines))
+    return tables
+
+
+def _in_words(key: str) -> str:
+    dataset, _, rest = key.partition("/")
+    split, _, list_ = rest.partition("/")
+    ways, _, shots = list_.removesuffix("s").partition("w")
+    if not ways.isdigit() or not shots.isdigit():
+        return key
+    return f"{dataset} {split}, {ways}-way {shots}-shot"
+
+
+def _accuracy(result: Result) -> str:
+    interval = NOTHING if result.ci95 is None else f"{result.ci95:.2f}"
+    return f"{result.accuracy:.2f} ± {interval}"
+
+
+def _count(result: Result) -> str:
+    return "" if result.episodes is None else f" (n={result.episodes:,})"
+
+
+# -- efficiency --------------------------------------------------------------------------------
+
+
+def _efficiency(record: RunRecord) -> Iterator[Block]:
+    yield Heading(2, "Efficiency")
+    costs = list(_costs(record))
+    if costs:
+        header = ["", *costs[0][1]]
+        lines = [[name, *values.values()] for name, values in costs]
+        yield Table(header, [LEFT, *[RIGHT] * (len(header) - 1)], lines)
+        yield Paragraph(f"{_of_what(record)}, without heads.")
+    else:
+        yield Notice("There are no figures of size and speed: the run has not come to that.")
+    images = record.section("images_seen")
+    if seen := [(IMAGES[key], f"{images[key]:,}") for key in IMAGES if finite(images.get(key))]:
+        yield Paragraph("Images seen in training:")
+        yield Facts(seen)
+
+
+def _costs(record: RunRecord) -> Iterator[tuple[str, dict[str, str]]]:
+    """What the networks cost: a name, and values by network; those that no network has left out."""
+    networks = {
+        "at the start": _seed_network(record),
+        "best": record.section("best"),
+        "last": record.section("efficiency"),
+    }
+    networks = {name: costs for name, costs in networks.items() if costs}
+    for key, name, form in COSTS if "last" in networks else ():
+        values = {network: _figure(costs.get(key), form) for network, costs in networks.items()}
+        if set(values.values()) != {NOTHING}:
+            yield name, values
+
+
+def _seed_network(record: RunRecord) -> Mapping[str, Any]:
+    """Params and MACs before the first mutation, where there was one."""
+    return record.mutations[0]["before"] if record.mutations else {}
+
+
+def _of_what(record: RunRecord) -> str:
+    costs = record.section("efficiency")
+    return f"The backbone at {costs.get('resolution', '?')} px on {costs.get('device', '?')}"
+
+
+# -- mutations ---------------------------------------------------------------------------------
+
+
+def _mutations(record: RunRecord) -> Iterator[Block]:
+    yield Heading(2, "Mutations")
+    if not record.mutations:
+        yield Notice(_why_no_mutations(record))
+        return
+    header = [
+        "#", "after epoch", "kind", "what", "channels", "params", "MACs", "loss before",
+        "loss after", "function delta", "seconds", "outcome", "why",
+    ]  # fmt: skip
+    align = [
+        RIGHT, RIGHT, LEFT, LEFT, LEFT, RIGHT, RIGHT, RIGHT, RIGHT, RIGHT, RIGHT, LEFT, LEFT,
+    ]  # fmt: skip
+    yield Table(header, align, [_mutation(one) for one in record.mutations])
+    yield Paragraph(
+        "Epochs count from 1. Counts are before → after. Losses (nats) are of one and the same "
+        "batch right before and after; function delta: how far the projections of that batch "
+        "moved, ‖f′ − f‖ / ‖f‖."
+    )
+
+
+def _why_no_mutations(record: RunRecord) -> str:
+    if not record.setting("evolution.enabled") and not record.setting("sparsity.enabled"):
+        return "There are none: neither evolution nor sparsity is switched on."
+    reasons = [str(line.get("reason")) for line in record.events.get("decision", ())]
+    last = f" The last decision was: {reasons[-1]}." if reasons else ""
+    return f"There are none.{last}"
+
+
+def _mutation(one: Mapping[str, Any]) -> list[Text]:
+    before, after = one["before"], one["after"]
+    return [
+        str(one["index"]),
+        str(one["epoch"] + 1),
+        one["kind"],
+        _target(one["kind"], one.get("target")),
+        f"{_channels(before)} → {_channels(after)}",
+        *(f"{before[key]:,.0f} → {after[key]:,.0f}" for key in ("params", "macs")),
+        *(_figure(one.get(key), ".4f") for key in ("loss_before", "loss_after")),
+        _figure(one.get("function_delta"), ".3g"),
+        _figure(one.get("seconds"), ".2f"),
+        "accepted" if one["accepted"] else Bold("rolled back"),
+        str((one.get("trigger") or {}).get("reason", NOTHING)),
+    ]
+
+
+def _channels(counts: Mapping[str, Any]) -> str:
+    return "-".join(str(channels) for channels in counts["channels"])
+
+
+def _target(kind: str, target: Any) -> str:
+    """What a mutation has changed, in words; blocks count from 1."""
+    if not isinstance(target, Mapping):
+        return NOTHING
+    if kind == "PRUNE" and isinstance(target.get("removed"), Mapping):
+        return ", ".join(
+            f"block {int(block) + 1}: {len(channels)} channels removed"
+            for block, channels in target["removed"].items()
+            if str(block).isdigit() and isinstance(channels, list)
+        )
+    block, channels = target.get("block"), target.get("channels", target.get("out_channels"))
+    if not isinstance(block, int) or channels is None:
+        return json.dumps(target)
+    how = f" ({target['mode']})" if "mode" in target else ""
+    if kind == "GROW":
+        return f"a block of {channels} channels at place {block + 1}{how}"
+    return f"block {block + 1} has {channels} channels{how}"
+
+
+# -- config and environment --------------------------------------------------------------------
+
+
+@cache
+def _defaults() -> Mapping[str, Any]:
+    return flatten(dataclasses.asdict(defaults()))
+
+
+def differing_from_defaults(record: RunRecord) -> list[Differing] | None:
+    """The keys whose values are not those of `conf/` without any override.
+
+    None where the run's config is not known. What only one of the two has is shown as missing.
+    Raises `UserError` where the defaults cannot be composed.
+    """
+    if record.config is None:
+        return None
+    usual = _defaults()
+    given = flatten(record.config)
+    keys = list(dict.fromkeys([*usual, *given]))
+    decides = decisive(dict.fromkeys(keys))
+    return [
+        Differing(key, _value(usual, key), _value(given, key), key in decides)
+        for key in keys
+        if key not in usual or key not in given or usual[key] != given[key]
+    ]
+
+
+def _value(values: Mapping[str, Any], key: str) -> str:
+    if key not in values:
+        return NOTHING
+    value = values[key]
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _config(record: RunRecord) -> Iterator[Block]:
+    yield Heading(2, "Config")
+    try:
+        differing = differing_from_defaults(record)
+    except UserError as error:  # an environment variable of the defaults, say
+        yield Notice(f"The defaults cannot be composed here: {error}")
+        return
+    if differing is None:
+        yield Notice("The config is not known: there is no config.yaml that can be read.")
+        return
+    kinds = {
+        "What decides the result and differs from the defaults": True,
+        "What differs, but only in names, places and speed": False,
+    }
+    for name, decides in kinds.items():
+        yield Heading(3, name)
+        lines: list[list[Text]] = [
+            [Code(one.key), _typed(one.default), _typed(one.value)]
+            for one in differing
+            if one.decides == decides
+        ]
+        if lines:
+            yield Table(["key", "default", "this run"], [LEFT, LEFT, LEFT], lines)
+        else:
+            yield Paragraph("Nothing.")
+    yield Paragraph(
+        (
+            "The defaults are those of version ",
+            sseg_nase.__version__,
+            "; ",
+            Code("hardware.*"),
+            " is what the run has found on its machine where the default leaves it open. The whole "
+            "config is config.yaml in the run's folder.",
+        )
+    )
+
+
+def _typed(value: str) -> str:
+    return value if value == NOTHING else Code(value)
+
+
+def _environment(record: RunRecord) -> Iterator[Block]:
+    yield Heading(2, "Environment")
+    found = read_json(record.folder / ENVIRONMENT)
+    if found is None:
+        yield Notice(
+            f"The environment is not known: there is no {ENVIRONMENT} that can be read (older "
+            "versions wrote none)."
+        )
+        return
+    yield Facts(list(_surroundings(found)))
+    earlier = found.get("earlier")
+    for number, one in enumerate(earlier if isinstance(earlier, list) else (), start=1):
+        if isinstance(one, dict):
+            yield Heading(3, f"Before it was resumed ({number})")
+            yield Facts(list(_surroundings(one)))
+
+
+def _surroundings(found: Mapping[str, Any]) -> Iterator[tuple[str, Text]]:
+    packages = found.get("packages")
+    versions = packages.items() if isinstance(packages, dict) else ()
+    yield (
+        "Versions",
+        ", ".join([f"Python {found.get('python')}", *(f"{n} {v}" for n, v in versions)]),
+    )
+    cores, threads = found.get("cores"), found.get("threads")
+    yield "Processor", f"{found.get('processor')}; {cores} cores, {threads} threads used"
+    yield "GPU", f"{found['gpu']}, CUDA {found.get('cuda')}" if found.get("gpu") else "none"
+    if found.get("memory_gb") is not None:
+        yield "Memory", f"{found['memory_gb']} GB"
+    yield "System", str(found.get("platform"))
+    stated = found.get("code")
+    code: Mapping[str, Any] = stated if isinstance(stated, dict) else {}
+    commit = code.get("commit")
+    if commit is None:
+        yield "Code", OUTSIDE_GIT
+    else:
+        changed = ", with changes that are not in it" if code.get("changed") else ""
+        yield "Code", ("commit ", Code(commit), changed)
+
+
+def _notes(record: RunRecord) -> Iterator[Block]:
+    if record.notes:
+        yield Heading(2, "Notes")
+        yield Items(record.notes)
+
+
+def _figure(value: Any, form: str) -> str:
+    return format(value, form) if finite(value) and not math.isnan(value) else NOTHING

@@ -1,0 +1,213 @@
+"""What one run wrote, whole or not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sseg_nase.reporting.record import RunRecord, Series, read_run
+from sseg_nase.tracking.jsonl import MUTATION_KEYS, JsonlSink
+from sseg_nase.tracking.sink import Resumed, RunInfo
+
+FILES = ("config.yaml", "status.json", "results.json", "events.jsonl", "mutations.jsonl")
+
+
+def mutation(index: int, *, epoch: int = 1, accepted: bool = True) -> dict[str, Any]:
+    said = dict.fromkeys(MUTATION_KEYS)
+    counts = {"blocks": 3, "channels": [16, 16, 32], "params": 5000, "macs": 70000}
+    wider = {**counts, "channels": [16, 24, 32], "params": 7000}
+    about = {"index": index, "epoch": epoch, "step": 10 * epoch, "kind": "WIDEN"}
+    return {**said, **about, "before": counts, "after": wider, "accepted": accepted}
+
+
+def opened(folder: Path, resumed: Resumed | None = None) -> JsonlSink:
+    sink = JsonlSink()
+    sink.open(RunInfo(folder, "a run", "tests", folder / "config.yaml", 4, {}, {}, resumed))
+    return sink
+
+
+def told(sink: JsonlSink, epochs: Sequence[int], loss: float) -> None:
+    for epoch in epochs:
+        sink.metrics({"pretrain/loss": loss, "pretrain/lr": 0.1}, 10 * (epoch + 1))
+        sink.event("epoch", {"epoch": epoch, "params": 5000, "loss": loss})
+
+
+def a_run(folder: Path) -> Path:
+    """A run that was recorded by the sink that records runs."""
+    sink = opened(folder)
+    told(sink, range(4), 4.0)
+    sink.event("mutation", mutation(0))
+    sink.event("probation", {"index": 0, "kept": True, "epoch": 3})
+    sink.close("FINISHED")
+    (folder / "config.yaml").write_text(yaml.safe_dump({"seed": 3, "ssl": {"name": "simclr"}}))
+    (folder / "status.json").write_text(json.dumps({"status": "FINISHED", "error": None}))
+    (folder / "results.json").write_text(json.dumps({"fewshot": {"d/val/5w1s": {}}, "best": 3}))
+    return folder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return a_run(tmp_path / "tests" / "one")
+
+
+def test_a_whole_run(run: Path) -> None:
+    record = read_run(run)
+    assert record.notes == ()
+    assert (record.name, record.ended) == ("tests/one", "FINISHED")
+    assert record.setting("ssl.name") == "simclr"
+    assert record.setting("ssl.no.such", 5) == 5
+    assert record.section("fewshot") == {"d/val/5w1s": {}}
+    assert record.section("best") == record.section("no such") == {}
+    assert [line["epoch"] for line in record.events["epoch"]] == [0, 1, 2, 3]
+    assert record.mutations == [mutation(0)]
+    assert record.series("pretrain/loss") == Series([10, 20, 30, 40], [4.0] * 4)
+    assert record.series("no/such") == Series([], [])
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe{", b"{" * 9, b"[1]\n", b"7"])
+def test_a_file_that_is_missing_or_damaged_is_a_note(
+    run: Path, name: str, content: bytes | None
+) -> None:
+    if content is None:
+        (run / name).unlink()
+    else:
+        (run / name).write_bytes(content)
+    record = read_run(run)
+    assert all(note.endswith(".") and "\n" not in note for note in record.notes)
+    # Without a line in it, what a run without events leaves is what it has.
+    assert any(name in note for note in record.notes) or (name, content) == ("events.jsonl", b"")
+    if name != "events.jsonl":  # which tells of the mutations, too
+        assert [line["index"] for line in record.mutations] == [0]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_cut_raises(run: Path, name: str) -> None:
+    content = (run / name).read_bytes()
+    for length in range(0, len(content), 17):
+        (run / name).write_bytes(content[:length])
+        record = read_run(run)
+        assert len(record.mutations) <= 1
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    record = read_run(tmp_path / "none")
+    assert (record.config, record.ended, record.mutations) == (None, "UNKNOWN", [])
+    assert len(record.notes) == len(FILES) + 1  # and no mutations
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"kind": "epoch", "values": {"epoch": ',
+        '{"kind": "epoch", "values": {"epoch": null}}',
+        '{"kind": "epoch"}',
+        '{"kind": "metrics", "values": {"pretrain/loss": 1.0}}',
+        '{"kind": ["epoch"], "values": {}}',
+        '{"kind": "mutation", "values": {"index": 1}}',
+        "nonsense",
+    ],
+)
+def test_a_damaged_line_is_left_out(run: Path, line: str) -> None:
+    whole = read_run(run)
+    lines = (run / "events.jsonl").read_text().splitlines()
+    (run / "events.jsonl").write_text("\n".join([*lines[:3], line, *lines[3:]]))
+    record = read_run(run)
+    assert record.notes == ("One line of events.jsonl cannot be read: left out.",)
+    assert record.events == whole.events
+
+
+def changed(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    return {**values, key: value}
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        changed(mutation(1), "after", None),
+        changed(mutation(1), "after", changed(mutation(1)["after"], "channels", [16, "x"])),
+        changed(mutation(1), "before", changed(mutation(1)["after"], "params", "many")),
+        changed(mutation(1), "epoch", None),
+        changed(mutation(1), "kind", 4),
+    ],
+)
+def test_a_damaged_mutation_is_left_out(run: Path, damaged: dict[str, Any]) -> None:
+    with (run / "mutations.jsonl").open("a") as lines:
+        lines.write(json.dumps(damaged) + "\n")
+    record = read_run(run)
+    assert record.mutations == [mutation(0)]
+    assert record.notes == ("One line of mutations.jsonl cannot be read: left out.",)
+
+
+def test_events_stand_in_for_lost_mutations(run: Path) -> None:
+    sink = opened(run)
+    sink.event("mutation", mutation(1))
+    sink.event("rollback", mutation(1, accepted=False))
+    (run / "mutations.jsonl").write_text("")
+    record = read_run(run)
+    assert [(line["index"], line["accepted"]) for line in record.mutations] == [
+        (0, True),
+        (1, False),
+    ]
+    assert len(record.notes) == 1
+
+
+def test_what_a_resumed_run_tells_twice_counts_once(run: Path) -> None:
+    sink = opened(run, Resumed("id", step=20, mutations=0))
+    told(sink, [2], 1.0)
+    sink.event("mutation", mutation(0, epoch=2, accepted=False))
+    record = read_run(run)
+    # Step 40 was after the checkpoint and has not come again.
+    assert record.series("pretrain/loss") == Series([10, 20, 30], [4.0, 4.0, 1.0])
+    assert [line["loss"] for line in record.events["epoch"]] == [4.0, 4.0, 1.0, 4.0]
+    assert record.mutations == [mutation(0, epoch=2, accepted=False)]
+    assert record.events["probation"] == []
+
+
+def test_a_run_that_began_again(run: Path) -> None:
+    told(opened(run, Resumed("id", step=0, mutations=0)), [0], 2.0)
+    record = read_run(run)
+    assert record.series("pretrain/loss") == Series([10], [2.0])
+    assert [line["loss"] for line in record.events["epoch"]] == [2.0]
+    assert record.mutations == []
+
+
+def test_a_figure_that_was_not_finite_is_left_out(run: Path) -> None:
+    sink = opened(run)
+    sink.metrics({"pretrain/loss": float("nan")}, 20)
+    sink.metrics({"pretrain/loss": float("inf")}, 50)
+    assert read_run(run).series("pretrain/loss").steps == [10, 30, 40]
+
+
+@pytest.mark.parametrize(
+    ("status", "note"),
+    [
+        ({"status": "INTERRUPTED", "error": "interrupted (SIGINT)"}, "INTERRUPTED (interrupted"),
+        ({"status": "FAILED", "error": "first\nsecond"}, "FAILED (first):"),
+        ({"status": "RUNNING", "error": None}, "RUNNING:"),
+    ],
+)
+def test_a_run_that_did_not_finish(run: Path, status: dict[str, Any], note: str) -> None:
+    (run / "status.json").write_text(json.dumps(status))
+    record = read_run(run)
+    assert len(record.notes) == 1
+    assert f"The run is {note}" in record.notes[0]
+    assert record.ended == status["status"]
+
+
+def test_a_run_without_mutations(tmp_path: Path) -> None:
+    sink = opened(tmp_path)
+    told(sink, [0], 1.0)
+    record = read_run(tmp_path)
+    assert record.mutations == []
+    assert "The run has made no mutations." in record.notes
+
+
+def test_records_are_equal_for_equal_folders(run: Path) -> None:
+    assert isinstance(read_run(run), RunRecord)
+    assert read_run(run) == read_run(run)
