@@ -126,7 +126,7 @@ def measured_block(one: Table) -> TableBlock:
     header += [*map(_published_name, known), "source"] if known else []
     lines = []
     for row in one.rows:
-        line = [str(row.run), row.method, row.backbone, _size(row.params), _flops(row)]
+        line = [str(row.run), row.method, row.backbone, in_units(row.params), _flops(row)]
         line += [_measured(row.cells.get(k)) for k in shots]
         line += [_published(row.published, k) for k in known]
         if known:
@@ -206,7 +206,7 @@ def _published_columns(group: Sequence[Published]) -> tuple[list[str], list[list
         [
             one.method,
             one.backbone_name,
-            _size(one.params),
+            in_units(one.params),
             *(_published(one, k) for k in shots),
             one.source,
         ]
@@ -323,8 +323,8 @@ def _latex(one: Table, comparison: Comparison) -> Iterator[LatexTable]:
     pixels = f" FLOPs at {next(iter(sizes))} px." if len(sizes) == 1 and None not in sizes else ""
     lines = []
     for row in one.rows:
-        flops = _size(row.flops) if pixels else _flops(row)
-        line = [str(row.run), row.method, row.backbone, _size(row.params), flops]
+        flops = in_units(row.flops) if pixels else _flops(row)
+        line = [str(row.run), row.method, row.backbone, in_units(row.params), flops]
         lines.append([*line, *(_measured(row.cells.get(k), bool(episodes)) for k in one.shots)])
     header = ["run", "method", "backbone", "params", "FLOPs", *(f"{k}-shot" for k in one.shots)]
     yield LatexTable(
@@ -424,10 +424,10 @@ def _flops(row: Row) -> str:
     if row.flops is None:
         return NOTHING
     at = "" if row.resolution is None else f" ({row.resolution} px)"
-    return f"{_size(row.flops)}{at}"
+    return f"{in_units(row.flops)}{at}"
 
 
-def _size(value: float | None) -> str:
+def in_units(value: float | None) -> str:
     """Three digits, in thousands, millions or thousand millions."""
     if value is None:
         return NOTHING

@@ -22,7 +22,12 @@ from sseg_nase.files import read_json, write_json, write_text
 from sseg_nase.hardware.environment import NAME as ENVIRONMENT
 from sseg_nase.reporting.aggregate import read_config
 from sseg_nase.reporting.comparison import compare
-from sseg_nase.reporting.comparison_tables import PUBLISHED, measured_block, published_blocks
+from sseg_nase.reporting.comparison_tables import (
+    PUBLISHED,
+    in_units,
+    measured_block,
+    published_blocks,
+)
 from sseg_nase.reporting.document import (
     LEFT,
     NOTHING,
@@ -443,17 +448,15 @@ def _mutations(record: RunRecord) -> Iterator[Block]:
         yield Notice(_why_no_mutations(record))
         return
     header = [
-        "#", "after epoch", "kind", "what", "channels", "params", "MACs", "loss before",
-        "loss after", "function delta", "seconds", "outcome", "why",
+        "#", "after epoch", "kind", "what", "channels", "params", "MACs", "loss",
+        "function delta", "outcome", "why",
     ]  # fmt: skip
-    align = [
-        RIGHT, RIGHT, LEFT, LEFT, LEFT, RIGHT, RIGHT, RIGHT, RIGHT, RIGHT, RIGHT, LEFT, LEFT,
-    ]  # fmt: skip
+    align = [RIGHT, RIGHT, LEFT, LEFT, LEFT, RIGHT, RIGHT, RIGHT, RIGHT, LEFT, LEFT]
     yield Table(header, align, [_mutation(one) for one in record.mutations])
     yield Paragraph(
-        "Epochs count from 1. Counts are before → after. Losses (nats) are of one and the same "
-        "batch right before and after; function delta: how far the projections of that batch "
-        "moved, ‖f′ − f‖ / ‖f‖."
+        "Epochs and blocks count from 1. All of it is before → after; losses (nats) are of one and "
+        "the same batch. Function delta: how far the projections of that batch moved, "
+        "‖f′ − f‖ / ‖f‖. More is in mutations.csv."
     )
 
 
@@ -473,10 +476,9 @@ def _mutation(one: Mapping[str, Any]) -> list[Text]:
         one["kind"],
         _target(one["kind"], one.get("target")),
         f"{_channels(before)} → {_channels(after)}",
-        *(f"{before[key]:,.0f} → {after[key]:,.0f}" for key in ("params", "macs")),
-        *(_figure(one.get(key), ".4f") for key in ("loss_before", "loss_after")),
-        _figure(one.get("function_delta"), ".3g"),
-        _figure(one.get("seconds"), ".2f"),
+        *(f"{in_units(before[key])} → {in_units(after[key])}" for key in ("params", "macs")),
+        " → ".join(_figure(one.get(key), ".3f") for key in ("loss_before", "loss_after")),
+        _figure(one.get("function_delta"), ".2g"),
         "accepted" if one["accepted"] else Bold("rolled back"),
         str((one.get("trigger") or {}).get("reason", NOTHING)),
     ]

@@ -131,7 +131,7 @@ def test_a_whole_run(run: Path) -> None:
         "- **drawn**: 8,192",
         "![First](<figures/first.png>)",
         "> Second: There was nothing to show.",
-        "| 0 | 2 | WIDEN | block 2 has 24 channels | 16-16-32 → 16-24-32 | 5,000 → 7,000 |",
+        "| 0 | 2 | WIDEN | block 2 has 24 channels | 16-16-32 → 16-24-32 | 5.00 k → 7.00 k |",
         "| **rolled back** |",
         "| `pretrain.epochs` | `100` | `20` |",
         "| `seed` | `0` | `3` |",
