@@ -102,10 +102,10 @@ class FineTuner:
     """Trains `learner` on the labelled images of the base split.
 
     `validate` judges the learner after every epoch (percent and 95 % interval), or, with
-    `finetune.ema_decay`, the moving average `judged` of its weights; `save(name, state)`
-    keeps the state: `best` where it is better than ever, `last` after every epoch and when `stop`,
-    asked after every step, says so: then `Interrupted` is raised. What is drawn at random follows
-    from the seed and the place in training, so `load_state_dict` goes on bit for bit on a CPU.
+    `finetune.ema_decay`, the moving average `judged` of its weights; `save(name, state)` keeps the
+    state: `best` where it is better than ever, `last` after every epoch and when `stop`, asked
+    after every step, says so: then `Interrupted` is raised. What is drawn at random follows from
+    the seed and the place in training, so `load_state_dict` goes on bit for bit on a CPU.
     """
 
     def __init__(

@@ -447,6 +447,10 @@ def test_trajectories_of_several_runs(tmp_path: Path) -> None:
     assert legend_of(figure) == ["one", "other"]
     assert "1 of 3 runs have trained no epoch" in drawing.caption
     check_layout(figure)
+    # A run that is not shown keeps its colour: the others look as they do in the other figures.
+    drawing = trajectory.trajectories([runs[2], *runs[:2]], ["third", "one", "other"])
+    shown = [line.get_color() for line in by_gid(figure_of(drawing).axes[0], "run")]
+    assert shown == [look.colour for look in style.looks(3)[1:]]
 
 
 # -- training ----------------------------------------------------------------------------------

@@ -201,7 +201,7 @@ def trajectories(records: Sequence[RunRecord], labels: Sequence[str]) -> Drawing
         return absent(
             "params_over_epochs", TITLE_OF_SEVERAL, "None of the runs has trained an epoch."
         )
-    names = list(dict.fromkeys(drawn))
+    names = list(dict.fromkeys(labels))  # all of them: one looks as it does in the other figures
     looks = dict(zip(names, style.looks(len(names)), strict=True))
     with style.applied():
         figure = style.page(3.0)
@@ -229,6 +229,7 @@ def trajectories(records: Sequence[RunRecord], labels: Sequence[str]) -> Drawing
                 Line2D([], [], label=style.shortened(name), color=look.colour,
                        marker=look.marker, linestyle=look.dashes)
                 for name, look in looks.items()
+                if name in drawn
             ],
         )  # fmt: skip
     left = len(records) - len(drawn)
