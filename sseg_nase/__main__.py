@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 
 from sseg_nase.hardware.allocator import keep_memory
+from sseg_nase.home import find_home
+from sseg_nase.training.interruption import FromTheStart
 
 # What looks at something, and trains nothing.
 LOOKING = {"-h", "--help", "-c", "--cfg", "--info", "task=status", "task=report", "task=deliver"}
@@ -15,10 +17,15 @@ def command() -> None:
 
     The process starts a second time for that, so it is done before anything large is imported.
     """
+    signals = FromTheStart()
+    signals.install()
+    if (note := find_home()) is not None:
+        print(f"sseg-nase: {note}", file=sys.stderr, flush=True)
     if LOOKING.isdisjoint(sys.argv):
         keep_memory()
     from sseg_nase.cli import main
 
+    signals.importing = False
     main()
 
 

@@ -34,6 +34,7 @@ from sseg_nase.config.layout import groups
 from sseg_nase.config.schema import Config
 from sseg_nase.config.validation import cautions
 from sseg_nase.errors import DONE, FAILURE, MISTAKE, STOPPED, UserError
+from sseg_nase.redaction import redacted
 from sseg_nase.sweeps.deliver import deliver
 from sseg_nase.sweeps.finish import status
 from sseg_nase.sweeps.job import perform
@@ -179,4 +180,4 @@ def _where_to_look(error: Exception) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"sseg-nase: {text}", file=sys.stderr, flush=True)
+    print(f"sseg-nase: {redacted(text)}", file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,15 @@ import yaml
 from filelock import FileLock, Timeout
 
 from sseg_nase.config.fingerprint import decisive, flatten
+from sseg_nase.config.places import PLACES, place_of, settled_overrides
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
-from sseg_nase.files import read_json, write_json, write_text
-from sseg_nase.tracking.sink import FINISHED
+from sseg_nase.files import StorageError, overwrite_json, read_json, write_json, write_text
+from sseg_nase.redaction import overrides_without
+from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 
 RUNNING = "RUNNING"
+DATA = "data.json"
 # Whoever asks whether a run is going on takes its lock for an instant.
 SECONDS_FOR_LOCK = 1.0
 
@@ -30,12 +33,15 @@ class RunDirectory:
     """`path`, with config.yaml, overrides.yaml and status.json in it, locked until `release`.
 
     `resumed`: it was there before. `changes`: what the config then differs in, key to (old, new).
-    `run_id` and `tracking_uri`: where the tracker knows the run, and as what.
+    `notes`: what else is to be said of a resumed run, such as that it was moved. `run_id` and
+    `tracking_uri`: where the tracker knows the run, and as what.
     """
 
     def __init__(self, path: Path, *, resumed: bool = False) -> None:
         self.path, self.resumed = path, resumed
         self.changes: dict[str, tuple[Any, Any]] = {}
+        self.notes: list[str] = []
+        self.before: Mapping[str, Any] = {}
         self.run_id: str | None = None
         self.tracking_uri: str | None = None
         self._lock = FileLock(path / ".lock")
@@ -49,11 +55,20 @@ class RunDirectory:
             this.path.mkdir(parents=True)
             this._lock.acquire(timeout=0)
             this._describe(config, overrides)
+        except StorageError as error:
+            this.release()
+            raise UserError(f"paths.output_dir={config.paths.output_dir}: {error}") from error
         except OSError as error:
+            this.release()
             raise UserError(
                 f"paths.output_dir={config.paths.output_dir}: cannot be written "
                 f"({error.strerror}: {error.filename}). Set paths.output_dir to a folder of yours."
             ) from error
+        except BaseException:  # asked to stop
+            with suppress(OSError, UserError):
+                this.write_status(INTERRUPTED, "interrupted before it began")
+            this.release()
+            raise
         return this
 
     @classmethod
@@ -75,13 +90,14 @@ class RunDirectory:
             ) from error
         except OSError as error:
             raise UserError(
-                f"resume={config.resume}: cannot be written ({error.strerror})."
+                f"resume={config.resume}: cannot be written ({error.strerror}). An archived run is "
+                "resumed from a copy of its folder where you may write."
             ) from error
         before, now = decisive(flatten(stored)), decisive(flatten(dataclasses.asdict(config)))
         this.changes = {
             key: (before.get(key), now.get(key))
             for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
+            if before.get(key) != now.get(key) and not this._moved(key, stored, config)
         }
         if this.changes and not config.resume_overrides:
             this.release()
@@ -91,10 +107,23 @@ class RunDirectory:
                 "  Leave these overrides out, or add resume_overrides=true to go on with the new "
                 "values."
             )
-        status = this.status()
-        this.run_id, this.tracking_uri = status.get("tracker_run_id"), status.get("tracking_uri")
+        this.before = status = this.status()
+        this.tracking_uri = status.get("tracking_uri")
+        this.run_id, note = own_run_id(this.path, status)
+        if note:
+            this.notes.append(note)
+        process = status.get("process", {})
+        if status.get("status") == RUNNING and process.get("host") != socket.gethostname():
+            this.notes.append(
+                f"status.json says RUNNING, on {process.get('host')}: nothing holds the folder, so "
+                "that process is taken for dead. If it is not, stop one of the two now."
+            )
         if not this.finished:
-            this._describe(config, overrides)
+            try:
+                this._describe(config, overrides)
+            except BaseException:
+                this.release()
+                raise
         return this
 
     @property
@@ -121,17 +150,39 @@ class RunDirectory:
     ) -> None:
         """Write status.json; the tracker's run id is kept in it for a later `resume`.
 
-        `undelivered`: the tracker lacks something that is in the directory.
+        `undelivered`: the tracker lacks something that is in the directory. An end that is not
+        FINISHED is written even where no new file fits. Raises `StorageError`.
         """
-        value = {"status": status, "error": error}
+        value: dict[str, Any] = {"status": status, "error": error}
         known = {
             "traceback": trace,
             "process": {"host": socket.gethostname(), "pid": os.getpid()},
+            "directory": str(self.path),
             "tracker_run_id": self.run_id,
             "tracking_uri": self.tracking_uri,
             "undelivered": undelivered,
         }
-        write_json(self.path / "status.json", value | {k: v for k, v in known.items() if v})
+        value |= {k: v for k, v in known.items() if v}
+        path = self.path / "status.json"
+        try:
+            write_json(path, value)
+        except StorageError as failure:
+            if status not in (FAILED, INTERRUPTED):
+                raise
+            value.pop("traceback", None)
+            try:
+                overwrite_json(path, value)
+            except OSError:
+                raise failure from None
+
+    def restore_status(self) -> None:
+        """Leave a run that was resumed in vain as it was found."""
+        if self.before:
+            write_json(self.path / "status.json", dict(self.before))
+
+    def data(self) -> Mapping[str, Any]:
+        """What data.json says of the images that the run was made with; nothing in older runs."""
+        return read_json(self.path / DATA) or {}
 
     def release(self) -> None:
         """Let other processes have it."""
@@ -141,9 +192,26 @@ class RunDirectory:
         if not self.resumed or self.changes:
             values = dataclasses.asdict(config) | {"resume": None, "resume_overrides": False}
             kept = [text for text in overrides if not text.lstrip("+~").startswith("resume")]
+            kept = overrides_without(settled_overrides(kept, config))
             write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False))
             write_text(self.path / "overrides.yaml", yaml.safe_dump(kept))
         self.write_status(RUNNING)
+
+    def _moved(self, key: str, stored: Mapping[str, Any], config: Config) -> bool:
+        """Whether a key that differs names the same thing in another place.
+
+        What lies there is compared by its checksum; older runs have none, and relative paths.
+        """
+        if key not in PLACES:
+            return False
+        old, new = place_of(stored, key), place_of(config, key)
+        if old is None or new is None:
+            return False
+        if not self.data():
+            parts = Path(old).parts
+            return not Path(old).is_absolute() and Path(new).parts[-len(parts) :] == parts
+        self.notes.append(f"{key} is {new} now; it was {old}")
+        return True
 
     def _stored_config(self) -> dict[str, Any]:
         path = self.path / "config.yaml"
@@ -164,8 +232,30 @@ def status_of(path: Path) -> Mapping[str, Any]:
     return read_json(path / "status.json") or {}
 
 
+def own_run_id(path: Path, said: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Return the tracker's run that a run's folder may write to, and what is to be said of it.
+
+    A folder that was moved keeps its run; a copy must not write into that of the original, so it
+    gets one of its own. `said`: its status.json, which names the folder that wrote it.
+    """
+    run_id, wrote = said.get("tracker_run_id"), said.get("directory")
+    if wrote is None or Path(wrote) == path:
+        return run_id, None
+    there = status_of(Path(wrote))
+    here = said.get("process", {}).get("host") == socket.gethostname()
+    same = there.get("directory") == wrote and there.get("tracker_run_id") == run_id
+    if here and not same:
+        return run_id, f"this run was moved here from {wrote}"
+    if run_id is None:
+        return None, f"this run is a copy of {wrote}"
+    return None, (
+        f"this run is a copy of {wrote}{'' if here else ', made on another machine'}: it gets a "
+        "run of its own in MLflow"
+    )
+
+
 def locked(path: Path) -> bool:
-    """Tell whether a living process holds the directory."""
+    """Tell whether a living process holds the directory, also one that may only be read."""
     if not (path / ".lock").exists():
         return False
     lock = FileLock(path / ".lock")
@@ -173,7 +263,26 @@ def locked(path: Path) -> bool:
         lock.acquire(timeout=0)
     except Timeout:
         return True
+    except OSError:
+        return _held_by_another(path / ".lock")
     lock.release()
+    return False
+
+
+def _held_by_another(lock: Path) -> bool:
+    """As `locked`, of a lock file that can only be read."""
+    try:
+        import fcntl
+
+        handle = os.open(lock, os.O_RDONLY)
+    except (ImportError, OSError):
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
     return False
 
 

@@ -1,40 +1,129 @@
-"""Writing files so that a reader, or a crash, never sees half of one."""
+"""Writing files so that a reader, or a crash, never sees half of one.
+
+Everything that is written passes here: texts are `redacted`, and a disk that is full or cannot be
+written becomes one `StorageError` that says how much room there is and how much is needed.
+"""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from sseg_nase.errors import UserError
+from sseg_nase.redaction import redacted
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNWRITABLE = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+WORDS = {
+    errno.ENOSPC: "no space is left",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "it is larger than a file may be there",
+    errno.EROFS: "it is read-only",
+    errno.EACCES: "writing there is not allowed",
+    errno.EPERM: "writing there is not allowed",
+    errno.EIO: "the disk has failed",
+    errno.ESTALE: "the file server has lost it",
+}
+
+
+class StorageError(UserError):
+    """Something cannot be written: the disk is full, read-only, or not ours to write.
+
+    `folder` is where, `needed` the bytes that were to be written, where that is known.
+    """
+
+    def __init__(self, folder: Path, number: int, needed: int | None = None) -> None:
+        self.folder, self.number, self.needed = folder, number, needed
+        free = free_bytes(folder)
+        room = f"; {in_bytes(free)} are free" if free is not None and number in FULL else ""
+        wanted = f", {in_bytes(needed)} are needed" if needed and room else ""
+        remedy = "Make room there" if number in FULL else "Make it writable"
+        super().__init__(
+            f"{folder} cannot be written: {WORDS.get(number, os.strerror(number))}{room}{wanted}. "
+            f"{remedy}, or set another folder."
+        )
+
+
+def storage_error(error: BaseException, folder: Path) -> StorageError | None:
+    """Return what `error` says of the storage in `folder`; None where it is about something else.
+
+    `folder` stands for the place where `error` names none.
+    """
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        if isinstance(found, StorageError):
+            return found
+        if isinstance(found, OSError) and found.errno in UNWRITABLE:
+            named = found.filename2 or found.filename
+            place = Path(os.fsdecode(named)).parent if isinstance(named, str | bytes) else folder
+            return StorageError(place, found.errno)
+        if isinstance(found, sqlite3.OperationalError) and "disk is full" in str(found):
+            return StorageError(folder, errno.ENOSPC)
+        found = found.__cause__ or found.__context__
+    return None
+
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def writing(folder: Path, needed: int | None = None) -> Iterator[None]:
+    """What is written to `folder` in the block: where it cannot be, `StorageError` is raised."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise StorageError(folder, error.errno, needed) from error
+
+
+@contextmanager
+def replacing(path: Path, needed: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is renamed over `path`.
 
-    When the body raises, the temporary file is removed and `path` stays as it was.
+    When the body raises, the temporary file is removed and `path` stays as it was. Raises
+    `StorageError` where nothing can be written; `needed` bytes are then named in it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path.parent, needed):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):  # it must not hide why we are here
+                temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
+    """Write `content` to `path` atomically. Raises `StorageError`."""
+    needed = len(content)
+    with replacing(path, needed) as temporary:
+        free = free_bytes(path.parent)
+        if free is not None and free < needed:  # said before half of it is written
+            raise StorageError(path.parent, errno.ENOSPC, needed)
+        temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Write `text`, without passwords and tokens, to `path` atomically. Raises `StorageError`."""
+    content = _encoded(text)
+    with replacing(path, len(content)) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -52,9 +141,65 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Append `value` as one JSON line and flush it to the operating system."""
-    with path.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(value, ensure_ascii=False) + "\n")
+    """Append `value` as one JSON line and flush it to the operating system.
+
+    Raises `StorageError` where it does not fit; half a line does not stay.
+    """
+    line = _encoded(json.dumps(value, ensure_ascii=False) + "\n")
+    with writing(path.parent, len(line)), path.open("ab", buffering=0) as lines:
+        before = os.fstat(lines.fileno()).st_size
+        try:
+            rest = memoryview(line)
+            while rest:
+                rest = rest[lines.write(rest) or 0 :]
+        except OSError:
+            with suppress(OSError):
+                lines.truncate(before)
+            raise
+
+
+def overwrite_json(path: Path, value: Any) -> None:
+    """Write `value` over the file that is there, into the blocks that it has, without a new file.
+
+    For a last word on a full disk: a reader at that instant may see half of it. Raises `OSError`
+    where that fails, too.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    content = _encoded(text)
+    with path.open("rb+", buffering=0) as file:
+        file.write(content.ljust(os.fstat(file.fileno()).st_size))
+        os.fsync(file.fileno())
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raise `StorageError` unless `needed` bytes are free in `folder`, which need not exist yet."""
+    free = free_bytes(folder)
+    if free is not None and free < needed:
+        raise StorageError(folder, errno.ENOSPC, needed)
+
+
+def free_bytes(folder: Path) -> int | None:
+    """Return the bytes that this user may still write to `folder`; None where it is not known."""
+    for place in (folder, *folder.parents):
+        with suppress(OSError):
+            total, _, free = shutil.disk_usage(place)
+            return free if total else None  # some file systems do not say
+    return None
+
+
+def in_bytes(count: int) -> str:
+    """Return a number of bytes for people, such as `1.3 MB`."""
+    size = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def _encoded(text: str) -> bytes:
+    """Without secrets. A name that is no UTF-8 is spelled out, as JSON reads it back."""
+    return redacted(text).encode("utf-8", errors="backslashreplace")
 
 
 def _umask() -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,19 +18,22 @@ import torch
 from sseg_nase import stages
 from sseg_nase.config.compose import hardware_profiles
 from sseg_nase.config.fingerprint import fingerprint, flat
+from sseg_nase.config.places import settled
 from sseg_nase.config.schema import Config, HardwareConfig
 from sseg_nase.directory import RUNNING, RunDirectory
 from sseg_nase.errors import UserError
-from sseg_nase.files import write_json
+from sseg_nase.files import StorageError, storage_error, write_json
 from sseg_nase.hardware.environment import write_environment
 from sseg_nase.hardware.memory import enforce_memory_cap, explain_out_of_memory
 from sseg_nase.hardware.profiles import resolve
+from sseg_nase.redaction import overrides_without, redacted
 from sseg_nase.reporting.confusion import write_confusions
 from sseg_nase.reporting.embeddings import write_embeddings
 from sseg_nase.reporting.episodes import BEST, LAST, write_episodes
+from sseg_nase.stages import identity
 from sseg_nase.tracking import Resumed, RunInfo, Sink, build_tracker
 from sseg_nase.tracking.console import print_summary
-from sseg_nase.tracking.mlflow_sink import resolve_uri, ui_command
+from sseg_nase.tracking.mlflow_sink import resolve_uri, unused_address
 from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.tracking.sweeps import ASKED_TAG
 from sseg_nase.training import checkpoint
@@ -71,6 +75,10 @@ class Run:
     interruption: Interruption
     sweep: Membership | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    opened: bool = False
+    ended: str | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+    overlaps: list[str] = field(default_factory=list)
 
     @property
     def directory(self) -> Path:
@@ -110,10 +118,42 @@ class Run:
                 parent_run_id=None if self.sweep is None else self.sweep.parent_run_id,
             )
         )
+        self.opened = True
         self.place.run_id = self.sink.run_id
         self.place.write_status(RUNNING)
-        for note in self.notes:
+        for note in [*self.notes, *self.place.notes]:
             self.sink.event("message", {"text": note})
+        for text in self.overlaps:
+            self.sink.event("warning", {"text": text})
+
+    def tie(self, tasks: list[stages.FewShotTask], *, pretrained: bool, epochs: int = 0) -> None:
+        """Record which images the run works with, and compare them with those that it began with.
+
+        Raises `UserError` where they are others and `resume_overrides` does not say that this is
+        meant. `epochs` are done with those that were.
+        """
+        before = self.place.data()
+        now = identity.data_of(self.config, tasks, pretrained=pretrained)
+        changed = identity.differences(before, now)
+        if changed and not self.config.resume_overrides:
+            raise identity.refuse(self.directory, changed, epochs)
+        earlier = list(before.get("earlier", []))
+        if changed:
+            kept = {k: before[k] for k in ("images", "roles", "files") if k in before}
+            earlier.append({"until_epoch": epochs, **kept, "changed": changed})
+            self.notes += [f"resumed with other data: {k}: {what}" for k, what in changed.items()]
+        elif self.place.resumed and not before:
+            self.notes.append(
+                "an older version has recorded no checksums of this run's images: they are not "
+                "compared, and recorded from here on"
+            )
+        self.data = {**now, **({"earlier": earlier} if earlier else {})}
+        seen = identity.trained_on(self.data)
+        self.overlaps = [
+            *identity.overlaps(seen, self.data),
+            *identity.changed_base(now["trained_before"], self.data),
+        ]
+        write_json(self.directory / identity.NAME, self.data)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -131,6 +171,15 @@ def run(config: Config, overrides: Sequence[str] = (), sweep: Membership | None 
     `config.resume` the run in that directory goes on. Raises `UserError` for the user's mistakes,
     `Interrupted` when it was asked to stop; anything else that is raised is ours.
     """
+    with Interruption() as interruption:
+        return _held(config, overrides_without(overrides), sweep, interruption)
+
+
+def _held(
+    config: Config, overrides: Sequence[str], sweep: Membership | None, interruption: Interruption
+) -> Path:
+    """`run` in its directory, which is given back whatever happens."""
+    config = settled(config)
     asked = fingerprint(config) if sweep is None else sweep.asked
     hardware, notes = resolve(config.hardware, hardware_profiles())
     config = dataclasses.replace(config, hardware=hardware)
@@ -142,15 +191,19 @@ def run(config: Config, overrides: Sequence[str] = (), sweep: Membership | None 
         if place.finished:
             print(f"{place.path} is FINISHED: there is nothing left to do")
             return place.path
-        with Interruption() as interruption:
-            try:
-                config = _tracked_where_it_was(config, place)
-                sink = build_tracker(config.tracking)
-            except UserError as error:
-                place.write_status(FAILED, str(error))
-                raise
-            name = run_name(config, overrides) if sweep is None else sweep.name
-            _run(Run(config, place, sink, name, asked, notes, interruption, sweep))
+        try:
+            config = _tracked_where_it_was(config, place)
+            sink = build_tracker(config.tracking)
+        except UserError as error:
+            _tell_status(place, FAILED, str(error))
+            raise
+        except KeyboardInterrupt:
+            _tell_status(place, INTERRUPTED, f"interrupted ({interruption.requested or 'SIGINT'})")
+            raise
+        if (unused := unused_address(config.tracking)) is not None:
+            notes.append(unused)
+        name = run_name(config, overrides) if sweep is None else sweep.name
+        _run(Run(config, place, sink, name, asked, notes, interruption, sweep))
     finally:
         place.release()
     return place.path
@@ -169,24 +222,44 @@ def _tracked_where_it_was(config: Config, place: RunDirectory) -> Config:
 
 def _run(this: Run) -> None:
     """Do the task, and record how it ended."""
-    _prepare(this.config.hardware)
-    write_environment(this.directory)
     try:
+        _prepare(this.config.hardware)
+        write_environment(this.directory)
         TASKS[this.config.task](this)
     except KeyboardInterrupt as error:
+        if this.ended == FINISHED:  # the results are there, and all that is left was said
+            return
         _end(this, INTERRUPTED, f"interrupted ({this.interruption.requested or 'SIGINT'})")
         error.run_dir = this.directory  # type: ignore[attr-defined]  # what can be gone on with
         raise
     except UserError as error:
-        _end(this, FAILED, str(error))
-        raise
+        if this.place.resumed and not this.opened and not isinstance(error, StorageError):
+            this.place.restore_status()  # it was refused: the run stays as it was
+            raise
+        raise _failed(this, error) from error
     except BaseException as error:
+        full = storage_error(error, this.directory)
+        if full is not None:
+            raise _failed(this, full) from error
         remedy = explain_out_of_memory(error, this.config)
         _end(this, FAILED, remedy or f"{type(error).__name__}: {error}", traceback.format_exc())
         if remedy is not None:
             raise UserError(remedy) from error
         error.run_dir = this.directory  # type: ignore[attr-defined]  # where the traceback is
         raise
+
+
+def _failed(this: Run, error: UserError) -> UserError:
+    """End the run as FAILED; return what is to be said of it, with what could not be written."""
+    if not isinstance(error, StorageError):
+        _end(this, FAILED, str(error))
+        return error
+    _end(this, FAILED, str(error))
+    said = this.place.status().get("status")
+    untold = "" if said == FAILED else f" status.json could not be changed and still says {said}."
+    resume = f" Then resume it: sseg-nase resume={shlex.quote(str(this.directory))}"
+    resumable = this.config.task == "pipeline"
+    return UserError(f"{error}{untold}{resume if resumable else ''}")
 
 
 def pipeline(this: Run) -> None:
@@ -203,6 +276,10 @@ def pipeline(this: Run) -> None:
         this.notes.append(f"fine-tuning begins with {start}: nothing is pretrained here")
     if config.finetune.name != "none":
         stages.labelled(config)
+    done = 0 if state is None else int(state["epoch"])
+    if tuning is not None:
+        done = int(tuning["finetune"]["epoch"])
+    this.tie(tasks, pretrained=trained, epochs=done)
     resumed = None
     if this.place.resumed:
         latest = tuning or state
@@ -210,10 +287,15 @@ def pipeline(this: Run) -> None:
         resumed = Resumed(this.place.run_id, step, mutated)
     this.open(config.pretrain.epochs if trained else 0, resumed)
     _tell_how_it_goes_on(this, state, tuning)
-    extra = {"fingerprint": fingerprint(config), "tracker_run_id": this.sink.run_id}
+    extra = {
+        "fingerprint": fingerprint(config),
+        "tracker_run_id": this.sink.run_id,
+        "data": this.data,
+    }
     stop = this.interruption.is_requested
+    alone = config.hardware.devices == 1
     if trained:
-        with this.stage("pretrain"), this.interruption.deferred():
+        with this.stage("pretrain"), this.interruption.deferred(first_at_once=alone):
             trainer = stages.pretrain(
                 config, this.sink, this.directory, state=state, extra=extra, stop=stop
             )
@@ -225,7 +307,14 @@ def pipeline(this: Run) -> None:
     if config.finetune.name != "none":
         with this.stage("finetune"), this.interruption.deferred():
             reached = stages.fine_tune(
-                config, reached, this.sink, this.directory, state=tuning, extra=extra, stop=stop
+                config,
+                reached,
+                this.sink,
+                this.directory,
+                state=tuning,
+                extra=extra,
+                stop=stop,
+                at_once=this.interruption.at_once,
             )
         trained = False  # what counts is chosen: there is no other best
     best = this.directory / "checkpoints" / "best.pt" if trained else None
@@ -281,6 +370,7 @@ def evaluate(this: Run) -> None:
     reached = stages.stored(Path(config.checkpoint), config)
     stages.check_head(reached, config)
     tasks = stages.fewshot_tasks(config)
+    this.tie(tasks, pretrained=False)
     this.open()
     _judge(this, reached, tasks, {})
 
@@ -368,6 +458,7 @@ def _judge(
         "efficiency": costs,
         "mutations": sum(record["accepted"] for record in mutations),
         "images_seen": dict(reached.images_seen),
+        "data": identity.in_results(this.data) | {"doubts": this.overlaps},
     }
     # At step 0, and MLflow draws a bar per run; a run that goes on behind its results adds to them.
     at = reached.step if (this.directory / "results.json").exists() else 0
@@ -387,8 +478,7 @@ def _judge(
     if this.config.report.at_end:
         _report(this)
     _end(this, FINISHED)
-    stored = this.config.tracking.name != "jsonl"
-    print_summary(results, mutations, ui_command(this.config.tracking.uri) if stored else None)
+    print_summary(results, mutations, this.sink.page)
 
 
 def _report(this: Run) -> None:
@@ -402,12 +492,12 @@ def _report(this: Run) -> None:
         with this.stage(NAME):
             files = write_report(this.directory, published=this.config.report.published)
     except KeyboardInterrupt:
-        text = f"the report is not drawn: interrupted; {again}"
-        this.sink.event("warning", {"text": text})
+        _warn(this, f"the report is not drawn: interrupted; {again}")
         return
     except Exception as error:
-        text = f"the report is not drawn: {type(error).__name__}: {error}; {again}"
-        this.sink.event("warning", {"text": text})
+        full = storage_error(error, this.directory)
+        why = f"{type(error).__name__}: {error}" if full is None else str(full)
+        _warn(this, f"the report is not drawn: {why} {again}")
         return
     for path in files:
         folder = path.parent.relative_to(this.directory).as_posix()
@@ -434,9 +524,50 @@ def _prepare(hardware: HardwareConfig) -> None:
 
 
 def _end(this: Run, status: str, error: str | None = None, trace: str | None = None) -> None:
-    # It holds until the opposite is known: a process may be killed while it delivers.
-    undelivered = not this.sink.delivered
-    this.place.write_status(status, error, trace, undelivered=undelivered)
-    this.sink.close(status, error)
-    if undelivered and this.sink.delivered:
-        this.place.write_status(status, error, trace)
+    """Say how the run has ended: on disk first, then to all sinks. Only FINISHED may fail."""
+    if this.interruption.requested is not None:
+        this.sink.hurry()
+    with this.interruption.ending():
+        # It holds until the opposite is known: a process may be killed while it delivers.
+        undelivered = not this.sink.delivered
+        if status == FINISHED:
+            this.place.write_status(status, error, trace, undelivered=undelivered)
+        else:
+            _tell_status(this.place, status, error, trace, undelivered=undelivered)
+        this.ended = status
+        try:
+            this.sink.close(status, error)
+        except KeyboardInterrupt:
+            where = shlex.quote(str(this.directory))
+            _say(f"interrupted while it delivered; task=deliver run={where} sends what is missing")
+        except StorageError as failure:
+            if status == FINISHED:
+                _say(f"the end of the run is not in events.jsonl: {failure}")
+        if undelivered and this.sink.delivered:
+            with suppress(StorageError):  # what stands there is true, but for what has arrived
+                this.place.write_status(status, error, trace)
+
+
+def _tell_status(
+    place: RunDirectory,
+    status: str,
+    error: str | None,
+    trace: str | None = None,
+    *,
+    undelivered: bool = False,
+) -> None:
+    """Write how a run has ended. Where that fails it is said by whoever reads it back."""
+    with suppress(StorageError):
+        place.write_status(status, error, trace, undelivered=undelivered)
+
+
+def _warn(this: Run, text: str) -> None:
+    """A warning about a run that has its results: on the terminal where the disk takes none."""
+    try:
+        this.sink.event("warning", {"text": text})
+    except StorageError:
+        _say(text)
+
+
+def _say(text: str) -> None:
+    print(f"sseg-nase: {redacted(text)}", file=sys.stderr, flush=True)

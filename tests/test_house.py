@@ -21,7 +21,8 @@ FLOORS = [
     {"evolution", "sparsity", "ssl"},
     {"nets", "data"},
     {"hardware", "tracking", "config"},
-    {"errors", "files"},
+    {"files"},
+    {"errors", "redaction", "home"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ONLY_IN = {

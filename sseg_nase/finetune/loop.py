@@ -167,12 +167,16 @@ class FineTuner:
                 progress.sums = sums.tolist()
                 self.save("last", self.state_dict())
                 raise Interrupted
-        progress.sums = (sums / len(steps)).tolist()
+        progress.sums = sums.tolist()
 
     def _close_epoch(self, speed: float) -> None:
         progress = self.progress
-        accuracy, ci95 = self.validate(self.judged)
-        loss, training_accuracy = progress.sums
+        try:
+            accuracy, ci95 = self.validate(self.judged)
+        except Interrupted:  # all steps of the epoch are done: they are not lost
+            self.save("last", self.state_dict())
+            raise
+        loss, training_accuracy = (each / progress.position for each in progress.sums)
         better = progress.best_accuracy is None or accuracy > progress.best_accuracy
         if better:
             progress.best_accuracy, progress.best_epoch = accuracy, progress.epoch

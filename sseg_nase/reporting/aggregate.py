@@ -51,6 +51,7 @@ LIST_SETTINGS = ("seed", "ways", "queries", "episodes", "split", "datasets")
 BALANCE_SETTINGS = {"query_balance": "balanced", "dirichlet_alpha": None}  # of older runs too
 IMAGE_SETTINGS = ("root", "split_by", "split_fractions", "split_seed")
 CLASS_SETTINGS = ("rotations",)  # not in older runs
+PLACE_SETTING = "dataset.root"
 
 Setting = tuple[str, str]  # dotted key, value as JSON text
 
@@ -81,7 +82,8 @@ class Aggregate:
 class Judged(NamedTuple):
     """One network of one run on one episode list. `accuracies` `[episodes]` where they are known.
 
-    `settings`: what the episode list follows from, where config.yaml tells.
+    `settings`: what the episode list follows from, where config.yaml tells; `images`: the checksum
+    of the images, where the run has recorded it.
     """
 
     accuracy: float
@@ -94,6 +96,7 @@ class Judged(NamedTuple):
     latency_ms: float
     accuracies: np.ndarray | None
     settings: frozenset[Setting] | None
+    images: str | None = None
 
 
 class Found(NamedTuple):
@@ -125,6 +128,7 @@ def aggregate(entries: Iterable[Entry]) -> Aggregate:
     order = {
         name: index for index, name in enumerate(dict.fromkeys(e.configuration for e in entries))
     }
+    runs = _on_the_same_images(runs, notes)
     runs.sort(key=lambda run: (order[run.entry.configuration], run.entry.seed))
     import pandas as pd
 
@@ -150,6 +154,26 @@ def _once_each(runs: Sequence[Found], notes: list[str]) -> list[Found]:
                 f"counts, {run.entry.run} is left out."
             )
     return list(kept.values())
+
+
+def _on_the_same_images(runs: Sequence[Found], notes: list[str]) -> list[Found]:
+    """Without what a run of a configuration has judged on other images than its first one."""
+    first: dict[tuple[str, str], tuple[Found, str]] = {}
+    kept = []
+    for run in runs:
+        judged = dict(run.judged)
+        for (key, network), one in run.judged.items():
+            if one.images is None:
+                continue
+            known, images = first.setdefault((run.entry.configuration, key), (run, one.images))
+            if images != one.images:
+                del judged[key, network]
+                notes.append(
+                    f"{_name(run.entry)}, {key}: it was evaluated on other images than "
+                    f"{_name(known.entry)}: left out of the mean and of all comparisons."
+                )
+        kept.append(run._replace(judged=judged))
+    return kept
 
 
 def _read(entry: Entry, notes: list[str]) -> Found | None:
@@ -201,14 +225,33 @@ def judgements(
                     one = one._replace(accuracies=known, settings=_of_list(settings, key))
                 else:
                     notes.append(f"{about}: {reason}: not compared.")
-            judged[key, network] = one
+            judged[key, network] = one._replace(images=_images(results, key))
     return judged
 
 
 def same_episodes(a: Judged, b: Judged) -> bool:
-    """Whether both are known to have been judged on one and the same episode list."""
-    known = a.settings is not None and b.settings is not None
-    return known and a.settings == b.settings and a.episodes == b.episodes
+    """Whether both are known to have been judged on one and the same episode list.
+
+    Where the checksums of the images are known they count, and not the folder they lay in.
+    """
+    if a.settings is None or b.settings is None or a.episodes != b.episodes:
+        return False
+    if a.images is None or b.images is None:
+        return a.settings == b.settings
+    ours, theirs = ({s for s in one.settings or () if s[0] != PLACE_SETTING} for one in (a, b))
+    return a.images == b.images and ours == theirs
+
+
+def other_images(a: Judged, b: Judged) -> bool:
+    """Whether the two are known to have been judged on images that differ."""
+    return None not in (a.images, b.images) and a.images != b.images
+
+
+def _images(results: Mapping[str, Any], key: str) -> str | None:
+    """The checksum of the images of an episode list, which older runs have not recorded."""
+    evaluated = _mapping(_mapping(results.get("data")).get("evaluated"))
+    found = _mapping(evaluated.get(key.rpartition("/")[0])).get("identity")
+    return found if isinstance(found, str) else None
 
 
 def _judged(results: Mapping[str, Any], network: str, result: Any) -> Judged | None:
@@ -501,11 +544,16 @@ def _lists(
 ) -> dict[frozenset[Setting], list[str]]:
     """The runs by the episode list that they were judged on, the commonest list first."""
     found: dict[frozenset[Setting], list[str]] = defaultdict(list)
+    recorded = all(one.images for judged in family.values() for one in judged.values())
     for side, judged in family.items():
         for seed, one in judged.items():
             assert one.settings is not None
+            settings = one.settings
+            if recorded:  # the folder does not matter then
+                settings = frozenset(s for s in settings if s[0] != PLACE_SETTING)
+                settings |= {("images (checksum)", str(one.images)[:12])}
             count = frozenset({("episodes", str(one.episodes))})
-            found[one.settings | count].append(f"{side.configuration} (seed {seed})")
+            found[settings | count].append(f"{side.configuration} (seed {seed})")
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 

@@ -25,6 +25,7 @@ from sseg_nase.reporting.aggregate import (
     Entry,
     Judged,
     judgements,
+    other_images,
     same_episodes,
 )
 from sseg_nase.reporting.episodes import LAST
@@ -308,7 +309,10 @@ def _differences(
         (_, first), *others = sorted(members, key=lambda item: item[1].read.number)
         tested = [(*other, _paired(other[1].judged, first.judged)) for other in others]
         notes += [
-            f"run {one.read.number}, {key}: it was not judged on the episodes of run "
+            f"run {one.read.number}, {key}: it was evaluated on other images than run "
+            f"{first.read.number}: the accuracies do not compare, and no difference is given."
+            if other_images(one.judged, first.judged)
+            else f"run {one.read.number}, {key}: it was not judged on the episodes of run "
             f"{first.read.number}, or they are not known: no difference."
             for _, one, difference in tested
             if difference is None

@@ -105,6 +105,7 @@ def read_run(folder: Path) -> RunRecord:
         notes.append(f"The run is {ended}{because}: what it has written is shown.")
     if results is None:
         notes.append(_unread(folder / "results.json", "there are no results"))
+    notes += [f"Doubt: {text}." for text in section(section(results or {}, "data"), "doubts") or ()]
     events = _events(folder / "events.jsonl", notes)
     mutations = _mutations(folder / "mutations.jsonl", events, notes)
     return RunRecord(folder, config, status or {}, results or {}, events, mutations, tuple(notes))

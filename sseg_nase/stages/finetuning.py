@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from sseg_nase.data.placement import place
 from sseg_nase.data.random import derive
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
+from sseg_nase.files import check_room
 from sseg_nase.finetune.learner import METHODS as FINETUNING_METHODS
 from sseg_nase.finetune.learner import EpisodeLearner, around
 from sseg_nase.finetune.loop import FineTuner
@@ -21,6 +23,7 @@ from sseg_nase.stages.judging import FewShotTask
 from sseg_nase.stages.starting import Reached, images_of
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint, distributed
+from sseg_nase.training.callbacks import size_of
 
 
 def fine_tune(
@@ -32,11 +35,13 @@ def fine_tune(
     state: dict[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
     stop: Callable[[], bool] = lambda: False,
+    at_once: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Reached:
     """Train the backbone of `before` on the labelled base images; what did best on val episodes.
 
     `state`: of the checkpoint to go on from. Checkpoints with `extra` go to `folder`. `stop` is
-    asked after every step; when it says so, `Interrupted` is raised after a checkpoint. One device
+    asked after every step; when it says so, `Interrupted` is raised after a checkpoint. `at_once`:
+    a block in which a request to stop need not wait, because nothing is changed in it. One device
     trains, however many there are. Raises `UserError` for images without labels, or too few of a
     class.
     """
@@ -58,7 +63,8 @@ def fine_tune(
     selection = FewShotTask(selection_config(config), config.dataset)
 
     def validate(learner: EpisodeLearner) -> tuple[float, float]:
-        (result,) = selection.judge(learner, fabric.device).results.values()
+        with at_once():  # it may take longer than any step
+            (result,) = selection.judge(learner, fabric.device).results.values()
         return result["accuracy"], result["ci95"]
 
     def reached(progress: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,6 +95,8 @@ def fine_tune(
     )
     if state is not None:
         tuner.load_state_dict(state)
+    else:  # for the last and the best network
+        check_room(folder, 2 * size_of(tuner.state_dict()))
     tuner.fit()
     best = checkpoint.load(folder / "checkpoints" / "finetune_best.pt")
     learner.load_state_dict(best["student"])

@@ -11,7 +11,7 @@ import yaml
 from filelock import Timeout
 
 from sseg_nase.config.schema import Config, TrackingConfig
-from sseg_nase.directory import RUNNING, end_dead, held, locked, status_of
+from sseg_nase.directory import RUNNING, end_dead, held, locked, own_run_id, status_of
 from sseg_nase.errors import DONE, FAILURE, UserError
 from sseg_nase.files import write_json
 from sseg_nase.sweeps.folder import SweepFolder, looked_at
@@ -85,12 +85,13 @@ def deliver_run(
                 directory,
                 uri,
                 str(config["experiment"]) if given is None else given.experiment,
-                run_id=said.get("tracker_run_id"),
+                run_id=own_run_id(directory, said)[0],
                 status=said["status"],
                 error=said.get("error"),
                 parent_run_id=parent_run_id,
             )
             now = {**said, "tracker_run_id": sent.run_id, "tracking_uri": uri}
+            now["directory"] = str(directory)
             now.pop("undelivered", None)
             if now != said:
                 write_json(directory / "status.json", now)

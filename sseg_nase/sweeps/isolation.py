@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sseg_nase.redaction import guard_output
+
 # A job that is told to stop finishes its step and writes a checkpoint.
 SECONDS_TO_STOP = 60.0
 
@@ -78,6 +80,7 @@ def _begin(
         with console.open("ab") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
+        guard_output()
     sys.exit(target(*arguments))
 
 

@@ -19,6 +19,7 @@ from sseg_nase.config.multirun import launcher, once, shared, split
 from sseg_nase.config.validation import cautions
 from sseg_nase.directory import end_dead, locked, status_of
 from sseg_nase.errors import DONE, STOPPED, UserError
+from sseg_nase.redaction import overrides_without
 from sseg_nase.sweeps import code
 from sseg_nase.sweeps.finish import begin_parent, finish
 from sseg_nase.sweeps.folder import (
@@ -112,7 +113,7 @@ def _planned(
     known = None if settings.rerun else same_as(planned, Path(first.paths.output_dir))
     if known is not None:
         return known
-    _, _, jobs = split(overrides)
+    _, _, jobs = split(overrides_without(overrides))
     return create(
         Path(first.paths.output_dir),
         planned,

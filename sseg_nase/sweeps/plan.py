@@ -10,8 +10,10 @@ from sseg_nase.config.compose import load
 from sseg_nase.config.explain import listed
 from sseg_nase.config.fingerprint import fingerprint
 from sseg_nase.config.multirun import expand, swept
+from sseg_nase.config.places import settled
 from sseg_nase.config.schema import LOOKS, Config
 from sseg_nase.errors import UserError
+from sseg_nase.redaction import overrides_without, redacted
 from sseg_nase.sweeps.folder import Planned
 from sseg_nase.tracking.mlflow_sink import resolve_uri
 
@@ -52,7 +54,7 @@ def plan(overrides: Sequence[str], *further: Path) -> tuple[str, list[Planned]]:
             configuration=label(job, [key for key in differing if key != "seed"])
             or config.experiment_name,
             fingerprint=fingerprint(config),
-            overrides=tuple(job),
+            overrides=tuple(overrides_without(job)),
             config=config,
         )
         for number, (job, config) in enumerate(zip(jobs, configs, strict=True))
@@ -64,7 +66,8 @@ def label(job: Sequence[str], differing: Sequence[str]) -> str:
     """Return those of a job's overrides that other jobs have otherwise; all, where none differ."""
     given = _values(job)
     keys = differing or [key for key in given if not key.startswith(UNNAMED) and key != "seed"]
-    return " ".join(f"{key}={given[key]}" for key in keys if key in given)[:NAME_LENGTH]
+    shown = redacted(" ".join(f"{key}={given[key]}" for key in keys if key in given))
+    return shown[:NAME_LENGTH]
 
 
 def _title(jobs: Sequence[Sequence[str]], differing: Sequence[str]) -> str:
@@ -72,9 +75,8 @@ def _title(jobs: Sequence[Sequence[str]], differing: Sequence[str]) -> str:
     values = {
         key: list(dict.fromkeys(_values(job).get(key, "") for job in jobs)) for key in differing
     }
-    return " ".join(f"{key}={','.join(found)}" for key, found in values.items())[:NAME_LENGTH] or (
-        label(jobs[0], []) or "one job"
-    )
+    text = redacted(" ".join(f"{key}={','.join(found)}" for key, found in values.items()))
+    return text[:NAME_LENGTH] or (label(jobs[0], []) or "one job")
 
 
 def _values(job: Sequence[str]) -> Mapping[str, str]:
@@ -90,11 +92,12 @@ def _grouped(mistakes: Sequence[str]) -> Sequence[str]:
 
 
 def _settled(config: Config) -> Config:
-    """With absolute paths, so that a job may run from another folder: none of them is decisive."""
-    paths = {k: str(Path(v).absolute()) for k, v in dataclasses.asdict(config.paths).items()}
+    """With absolute paths, and no password in an address: a job runs from another folder.
+
+    Its process has the user and the password from the environment.
+    """
+    config = settled(config)
     tracking = config.tracking
     if tracking.name != "jsonl":
         tracking = dataclasses.replace(tracking, uri=resolve_uri(tracking.uri))
-    return dataclasses.replace(
-        config, paths=dataclasses.replace(config.paths, **paths), tracking=tracking
-    )
+    return dataclasses.replace(config, tracking=tracking)

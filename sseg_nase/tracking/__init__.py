@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 from sseg_nase.config.schema import TrackingConfig
 from sseg_nase.errors import UserError
+from sseg_nase.files import StorageError
+from sseg_nase.redaction import redacted
 from sseg_nase.tracking.console import ConsoleSink
 from sseg_nase.tracking.jsonl import JsonlSink
 from sseg_nase.tracking.mlflow_sink import MlflowSink, is_server
@@ -29,7 +32,10 @@ def build_tracker(tracking: TrackingConfig, console: bool = True) -> Tracker:
 
 def _mlflow(tracking: TrackingConfig, local: Sink) -> list[Sink]:
     def notify(kind: str, text: str) -> None:
-        local.event(kind, {"text": text})
+        try:
+            local.event(kind, {"text": text})
+        except StorageError:  # on the delivering thread, whose work goes on: the run meets it, too
+            print(f"sseg-nase: {redacted(text)}", file=sys.stderr, flush=True)
 
     return [
         MlflowSink(tracking.uri, tracking.experiment, required=tracking.required, notify=notify)
@@ -39,8 +45,8 @@ def _mlflow(tracking: TrackingConfig, local: Sink) -> list[Sink]:
 def _server(tracking: TrackingConfig, local: Sink) -> list[Sink]:
     if tracking.uri is None or not is_server(tracking.uri):
         raise UserError(
-            f"tracking.uri={tracking.uri}: tracking=server needs the address of an MLflow server, "
-            "such as tracking.uri=http://127.0.0.1:5000. "
+            f"tracking.uri={redacted(str(tracking.uri))}: tracking=server needs the address of an "
+            "MLflow server, such as tracking.uri=http://127.0.0.1:5000. "
             "For a database file choose tracking=mlflow."
         )
     return _mlflow(tracking, local)

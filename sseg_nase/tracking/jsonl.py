@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sseg_nase.files import append_line, write_text
+from sseg_nase.files import append_line, write_text, writing
 from sseg_nase.tracking.sink import RunInfo, Sink
 from sseg_nase.tracking.source import origin
 
@@ -43,18 +43,22 @@ class JsonlSink(Sink):
     """
 
     def __init__(self) -> None:
+        self._directory = Path()
         self._events: Path | None = None
         self._mutations: Path | None = None
         self._lock = threading.Lock()
 
     def open(self, run: RunInfo) -> None:
         """Begin, or go on behind the last whole line where the files exist."""
-        run.directory.mkdir(parents=True, exist_ok=True)
+        self._directory = run.directory
+        with writing(run.directory):
+            run.directory.mkdir(parents=True, exist_ok=True)
         self._events = run.directory / "events.jsonl"
         self._mutations = run.directory / "mutations.jsonl"
         for path in (self._events, self._mutations):
-            path.touch()
-            _cut_torn_line(path)
+            with writing(run.directory):
+                path.touch()
+                _cut_torn_line(path)
         if run.resumed is not None:
             self._forget_mutations(run.resumed.mutations)
         self._write(
@@ -81,7 +85,12 @@ class JsonlSink(Sink):
             self._write_mutation(values)
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
-        """Write which file belongs to the run, so that it can be delivered later."""
+        """Write which file belongs to the run, so that it can be delivered later.
+
+        Relative to the run's folder, which may be moved.
+        """
+        if path.is_relative_to(self._directory):
+            path = path.relative_to(self._directory)
         self._write("artifact", {"path": str(path), "folder": folder})
 
     def close(self, status: str, error: str | None = None) -> None:

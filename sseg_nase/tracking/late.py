@@ -168,7 +168,7 @@ def _read(directory: Path, parent_run_id: str | None) -> _Record:
             opened = values | {"params": values["params"] | opened.get("params", {})}
         elif kind == "artifact":
             folder = values["folder"]
-            files[(Path(values["path"]), folder)] = None
+            files[(directory / values["path"], folder)] = None
     assert opened, "events.jsonl begins with an open line"
     run = RunInfo(
         directory=directory,

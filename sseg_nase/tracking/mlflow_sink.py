@@ -11,7 +11,6 @@ import importlib
 import itertools
 import logging
 import os
-import re
 import shlex
 import ssl
 import threading
@@ -29,16 +28,22 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from sseg_nase.config.schema import TrackingConfig
 from sseg_nase.errors import UserError
+from sseg_nase.files import FULL, free_bytes, in_bytes
+from sseg_nase.redaction import VARIABLES, redacted, use
+from sseg_nase.tracking.database import StoreError, check_database
 from sseg_nase.tracking.rows import Row, Rows, clean_key, recorded_rows
 from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED, Param, RunInfo, Sink
 from sseg_nase.tracking.source import origin
 
 SQLITE = "sqlite:///"
 SERVERS = ("http", "https")
+ADDRESS_VARIABLE = "MLFLOW_TRACKING_URI"
 RUN_FILES = (
     "config.yaml",
     "overrides.yaml",
+    "data.json",
     "environment.json",
     "architecture.json",
     "mutations.jsonl",
@@ -59,6 +64,8 @@ REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "BAD_REQUEST")
 DIRECTORY_TAG = "directory"
 SECONDS_TO_ANSWER = 4.0
 SECONDS_FOR_LOCK = 120.0
+SECONDS_IN_A_HURRY = 4.0  # for what waits, when a stop was requested
+UI_PORT = 5000  # of `mlflow ui`, unless told otherwise
 LONGEST_PAUSE = 60.0
 LONGEST_REASON = 300
 
@@ -97,6 +104,7 @@ class MlflowSink(Sink):
         self._close_seconds = close_seconds
         self._capacity = capacity
         self._run_id: str | None = None
+        self._experiment_id: str | None = None
         self._directory = Path()
         self._delivery: _Delivery | None = None
         self._delivered = True
@@ -111,6 +119,13 @@ class MlflowSink(Sink):
     def delivered(self) -> bool:
         """Whether the store has everything: not before the sink is closed."""
         return self._delivered
+
+    @property
+    def page(self) -> str | None:
+        """The address of the run in MLflow, and what serves it; `None` where it was not usable."""
+        if self._experiment_id is None or self._run_id is None:
+            return None
+        return page_of(self.uri, self._experiment_id, self._run_id)
 
     def open(self, run: RunInfo) -> None:
         """Create the run, or go on with the resumed one, and start delivering.
@@ -133,12 +148,12 @@ class MlflowSink(Sink):
                 raise unusable(self.uri, error) from error
             self._notify(
                 "warning",
-                f"MLflow at {shown(self.uri)} cannot be used: {reason(error)} The run goes on "
-                f"without it; {run.directory / 'events.jsonl'} keeps everything, and "
+                f"MLflow at {shown(self.uri)} cannot be used: {reason(error, self.uri)} The run "
+                f"is made without it; {run.directory / 'events.jsonl'} keeps everything, and "
                 f"task=deliver run={shlex.quote(str(run.directory))} sends it afterwards.",
             )
             return
-        self._run_id = run_id
+        self._run_id, self._experiment_id = run_id, experiment_id
         self._rows = Rows(stored)
         events = run.directory / "events.jsonl"
         known = run.resumed is not None and events.exists()
@@ -169,6 +184,10 @@ class MlflowSink(Sink):
         """Queue a file; it is copied as it is when its turn comes."""
         if self._delivery is not None:
             self._delivery.add_file(path, folder)
+
+    def hurry(self) -> None:
+        """Wait a few seconds only for what waits; `task=deliver`, or a resume, sends the rest."""
+        self._close_seconds = min(self._close_seconds, SECONDS_IN_A_HURRY)
 
     def close(self, status: str, error: str | None = None) -> None:
         """Deliver what waits, with the run's config, architecture, mutations and results, and end.
@@ -430,7 +449,7 @@ def terminate(
 ) -> None:
     """End the run with a status of MLflow's, now or at the time given."""
     if error:
-        client.set_tag(run_id, "error", error[:LONGEST_PARAM])
+        client.set_tag(run_id, "error", redacted(error)[:LONGEST_PARAM])
     client.set_terminated(run_id, status, milliseconds)
 
 
@@ -438,11 +457,14 @@ def open_store(uri: str, experiment: str) -> tuple[Any, str]:
     """Return a client of the store at `uri` (as `resolve_uri` gives it) and the experiment's id.
 
     Creates what is missing. A SQLite file is opened under a lock beside it: MLflow breaks a fresh
-    one that several processes open at once. Raises whatever keeps the store from being used,
-    within about `SECONDS_TO_ANSWER` for a server that does not answer.
+    one that several processes open at once, and tries ten times, with doubling pauses, to open
+    one that cannot be opened. Raises whatever keeps the store from being used, within about
+    `SECONDS_TO_ANSWER` for a server that does not answer.
     """
     if is_server(uri):
         _check_answer(uri)
+    else:
+        check_database(_sqlite_file(uri))
     mlflow_client = _load_mlflow()
     if is_server(uri):
         client = mlflow_client(tracking_uri=uri)
@@ -464,6 +486,8 @@ def open_known(uri: str) -> Any:
         _check_answer(uri)
     elif not _sqlite_file(uri).exists():
         raise FileNotFoundError(f"{_sqlite_file(uri)} is not there")
+    else:
+        check_database(_sqlite_file(uri))
     mlflow_client = _load_mlflow()
     if is_server(uri):
         return mlflow_client(tracking_uri=uri)
@@ -473,30 +497,63 @@ def open_known(uri: str) -> Any:
 
 def unusable(uri: str, error: Exception) -> UserError:
     """Return the error for a store that is required and cannot be opened."""
+    repair = "" if isinstance(error, StoreError) else "Start or repair it, or run without it: "
+    without = "tracking.required=false runs without it, tracking=jsonl does not try."
     return UserError(
-        f"tracking.uri={shown(uri)}: MLflow cannot be used: {reason(error)} "
-        "Start or repair it, or run without it: tracking.required=false goes on with "
-        "a warning, tracking=jsonl does not try."
+        f"tracking.uri={shown(uri)}: MLflow cannot be used: {reason(error, uri)} {repair}{without}"
     )
 
 
 def resolve_uri(uri: str | None) -> str:
-    """Return the store's address with an absolute path; `None` is mlflow.db where we stand.
+    """Return the store's address with an absolute path, without user and password.
 
-    Raises `UserError` when it is neither a SQLite file nor an http(s) address.
+    These stay in the environment, where MLflow reads them. `None` is what MLFLOW_TRACKING_URI
+    says, if that is an address that is accepted, else mlflow.db where we stand. Raises `UserError`
+    when it is neither a SQLite file nor an http(s) address.
     """
     if uri is None:
+        wanted = os.environ.get(ADDRESS_VARIABLE)
+        if wanted and _accepted(wanted):
+            return resolve_uri(wanted)
         return f"{SQLITE}{Path.cwd() / 'mlflow.db'}"
-    parts = urlsplit(uri)
-    if parts.scheme in SERVERS and parts.hostname:
-        return uri.rstrip("/")
-    if uri.startswith(SQLITE) and uri not in (SQLITE, f"{SQLITE}:memory:"):
-        return f"{SQLITE}{Path(uri[len(SQLITE) :]).expanduser().absolute()}"
+    try:
+        uri = use(uri)
+        if _accepted(uri):
+            if is_server(uri):
+                return uri.rstrip("/")
+            return f"{SQLITE}{Path(uri[len(SQLITE) :]).expanduser().absolute()}"
+        why = ""
+    except ValueError as error:
+        why = f" {str(error)[0].upper()}{str(error)[1:]}."
     raise UserError(
         f"tracking.uri={shown(uri)}: accepted are sqlite:///FILE (a relative FILE is taken from "
         "the working directory), http://HOST:PORT or https://HOST of an MLflow server, or null "
-        "for mlflow.db in the working directory."
+        f"for {ADDRESS_VARIABLE} or, without it, mlflow.db in the working directory.{why}"
     )
+
+
+def unused_address(tracking: TrackingConfig) -> str | None:
+    """Return in words that MLFLOW_TRACKING_URI is set and not used; None where it is used."""
+    wanted = os.environ.get(ADDRESS_VARIABLE)
+    if not wanted or tracking.name == "jsonl":
+        return None
+    used = resolve_uri(tracking.uri)
+    if _accepted(wanted):
+        same = shown(wanted).rstrip("/") == used or not is_server(wanted)
+        return None if same else f"MLFLOW_TRACKING_URI={shown(wanted)} is not used: {used} is"
+    return (
+        f"MLFLOW_TRACKING_URI={shown(wanted)} is not used, it is neither sqlite:///FILE nor "
+        f"http(s)://HOST; the run is recorded at {used}"
+    )
+
+
+def _accepted(uri: str) -> bool:
+    try:
+        parts = urlsplit(uri)
+        server = parts.scheme in SERVERS and bool(parts.hostname)
+    except ValueError:
+        return False
+    return server or (uri.startswith(SQLITE) and uri not in (SQLITE, f"{SQLITE}:memory:"))
 
 
 def is_server(uri: str) -> bool:
@@ -512,6 +569,17 @@ def ui_command(uri: str | None) -> str:
     return f"mlflow ui --backend-store-uri {shlex.quote(resolved)} --workers 1"
 
 
+def page_of(uri: str, experiment_id: str, run_id: str) -> str:
+    """Return the address of a run's page, behind the command that serves it where one is needed.
+
+    With the view of runs that were trained: MLflow opens the one of agents otherwise.
+    """
+    server = is_server(uri)
+    base = shown(uri) if server else f"http://127.0.0.1:{UI_PORT}"
+    where = f"{base}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
+    return where if server else f"{ui_command(uri)}\n  this run, while that serves: {where}"
+
+
 def clean_param(value: Param) -> str:
     """Return a param's value as text of less than 500 characters."""
     text = str(value)
@@ -520,14 +588,30 @@ def clean_param(value: Param) -> str:
 
 def shown(uri: str) -> str:
     """Return `uri`, or a text with addresses in it, without users' names and passwords."""
-    return re.sub(r"//[^/@\s]+@", "//", uri)
+    return redacted(uri)
 
 
-def reason(error: BaseException) -> str:
-    """Return the first line of what went wrong, as a sentence."""
+def reason(error: BaseException, uri: str = "") -> str:
+    """Return the first line of what went wrong with the store at `uri`, as a sentence."""
     line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    if uri:
+        line = line.replace("<database_uri>", shlex.quote(shown(uri)))
     line = shown(line).rstrip(".:")
-    return f"{line[:LONGEST_REASON]}…" if len(line) > LONGEST_REASON else f"{line}."
+    line = f"{line[:LONGEST_REASON]}…" if len(line) > LONGEST_REASON else f"{line}."
+    return f"{line}{_remedy(error, str(error))}"
+
+
+def _remedy(error: BaseException, text: str) -> str:
+    """What helps against two kinds of failure that say too little themselves."""
+    if "disk is full" in text or getattr(error, "errno", None) in FULL:
+        free = free_bytes(Path.cwd())
+        return f" {in_bytes(free)} are free in {Path.cwd()}." if free is not None else ""
+    if "error code 401" in text or "error code 403" in text:
+        return (
+            f" Its user and password are taken from {' and '.join(VARIABLES)}: they are never "
+            "written with a run."
+        )
+    return ""
 
 
 def _now() -> int:

@@ -22,9 +22,11 @@ Other kinds are recorded in events.jsonl and shown nowhere.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from sseg_nase.redaction import plainly, redacted
 
 FINISHED, FAILED, INTERRUPTED = "FINISHED", "FAILED", "INTERRUPTED"
 STATUSES = (FINISHED, FAILED, INTERRUPTED)
@@ -78,6 +80,11 @@ class Sink:
         """Whether everything told has arrived where it is kept; final only after `close`."""
         return True
 
+    @property
+    def page(self) -> str | None:
+        """How a person looks at the run where it is kept; `None` where there is nothing to see."""
+        return None
+
     def open(self, run: RunInfo) -> None:
         """Begin, before anything else is told."""
 
@@ -96,6 +103,9 @@ class Sink:
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Keep a file with the run, in `folder` of its artifacts."""
 
+    def hurry(self) -> None:
+        """Wait only briefly, when closed, for what can be delivered later: a stop was requested."""
+
     def close(self, status: str, error: str | None = None) -> None:
         """End with one of `STATUSES`; what was told before is delivered first."""
 
@@ -104,6 +114,7 @@ class Tracker(Sink):
     """Tells everything to several sinks, in order, and closes them in the opposite order.
 
     So the last one (the slowest to deliver) can still tell the first ones about its troubles.
+    No sink is given a password or a token: texts are `redacted` here.
     """
 
     def __init__(self, sinks: Iterable[Sink]) -> None:
@@ -120,14 +131,30 @@ class Tracker(Sink):
         """Whether every sink has delivered everything."""
         return all(sink.delivered for sink in self.sinks)
 
+    @property
+    def page(self) -> str | None:
+        """What the first sink with a page says."""
+        return next((sink.page for sink in self.sinks if sink.page is not None), None)
+
     def open(self, run: RunInfo) -> None:
-        """Open all; if one raises, those before it are closed as FAILED and the error goes on."""
+        """Open all; if one raises, those before it are closed and the error is raised.
+
+        They are closed as INTERRUPTED where it was a request to stop, else as FAILED.
+        """
+        run = replace(
+            run, name=redacted(run.name), params=plainly(run.params), tags=plainly(run.tags)
+        )
         try:
             for sink in self.sinks:
                 sink.open(run)
                 self._opened.append(sink)
         except BaseException as error:
-            self.close(FAILED, str(error))
+            stopped = isinstance(error, KeyboardInterrupt)
+            text = str(error) or ("interrupted" if stopped else type(error).__name__)
+            try:
+                self.close(INTERRUPTED if stopped else FAILED, redacted(text))
+            except Exception as second:  # it must not hide the first
+                error.__context__ = second
             raise
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
@@ -137,6 +164,7 @@ class Tracker(Sink):
 
     def event(self, kind: str, values: Mapping[str, Any]) -> None:
         """Tell all."""
+        values = plainly(dict(values))
         for sink in self.sinks:
             sink.event(kind, values)
 
@@ -150,9 +178,15 @@ class Tracker(Sink):
         for sink in self.sinks:
             sink.artifact(path, folder)
 
+    def hurry(self) -> None:
+        """Tell all."""
+        for sink in self.sinks:
+            sink.hurry()
+
     def close(self, status: str, error: str | None = None) -> None:
         """Close every opened sink, once, even when one raises; the first error is raised last."""
         assert status in STATUSES, status
+        error = None if error is None else redacted(error)
         failure: BaseException | None = None
         while self._opened:
             try:

@@ -79,7 +79,7 @@ class SweepStore:
                     if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                         raise
             created = self._client.create_run(
-                self._experiment_id, run_name=name, tags={**origin(), **tags}
+                self._experiment_id, run_name=shown(name), tags={**origin(), **tags}
             )
             run_id: str = created.info.run_id
             return run_id
@@ -108,7 +108,7 @@ class SweepStore:
 
         def set_ended() -> None:
             if error:
-                self._client.set_tag(run_id, "error", error[:LONGEST_PARAM])
+                self._client.set_tag(run_id, "error", shown(error)[:LONGEST_PARAM])
             self._client.set_terminated(run_id, MLFLOW_STATUS[status])
 
         self._try(set_ended, None)
@@ -131,7 +131,7 @@ class SweepStore:
             for path, folder in files:
                 self._client.log_artifact(run_id, str(path), folder)
             if text:
-                self._client.set_tag(run_id, NOTE_TAG, text)
+                self._client.set_tag(run_id, NOTE_TAG, shown(text))
 
         self._try(log, None)
 
@@ -147,8 +147,8 @@ class SweepStore:
     def _failed(self, error: Exception) -> None:
         self._client = None
         self._warn(
-            f"MLflow at {shown(self._uri)} cannot be used: {reason(error)} The sweep goes on; its "
-            "directory has everything."
+            f"MLflow at {shown(self._uri)} cannot be used: {reason(error, self._uri)} The sweep "
+            "goes on; its directory has everything."
         )
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from sseg_nase.evolution.history import removed_channels
+from sseg_nase.files import check_room
 from sseg_nase.hardware.memory import MemoryUse, memory_use, remedies
 from sseg_nase.training import checkpoint
 from sseg_nase.training.events import Callback, Event
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from sseg_nase.training.loop import Trainer
 
 LEVELS = ("ok", "warning", "critical")
+FILES = ("last.pt", "best.pt")
+MOMENTS = 2  # what an optimizer keeps per weight, at most, after its first step
 
 
 class Checkpoints(Callback):
@@ -23,7 +28,8 @@ class Checkpoints(Callback):
     `last.pt` is written before an epoch when `interval` epochs are done or the architecture has
     changed, when training is interrupted, and at the end; always whole, so that the one before it
     stays until then. Losses of different levels do not compare: a new level starts a new best.
-    `extra` goes into every file.
+    `extra` goes into every file. Before the first epoch there must be room for both files, or
+    `StorageError` is raised.
     """
 
     def __init__(self, folder: Path, interval: int, extra: dict[str, Any]) -> None:
@@ -33,6 +39,8 @@ class Checkpoints(Callback):
 
     def on(self, event: Event, trainer: Trainer) -> None:
         """Save where the state is one to go on from, or the loss the best so far."""
+        if event is Event.FIT_START:
+            check_room(self.folder, len(FILES) * size_of(trainer.state_dict()))
         if event is Event.EPOCH_END and trainer.means is not None:
             # The schedule may stand at the next level already.
             level = trainer.config.curriculum.levels.index(trainer.means.level)
@@ -58,6 +66,22 @@ class Checkpoints(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with the best score so far."""
         self.best, self.saved_mutations = state["best"], state["saved_mutations"]
+
+
+def size_of(state: Any) -> int:
+    """Bytes of a checkpoint with the tensors of `state`, once its optimizer has its moments."""
+    size = _tensor_bytes(state)
+    student = state.get("student") if isinstance(state, dict) else None
+    moments = state.get("moments") if isinstance(state, dict) else None
+    return size if moments else size + MOMENTS * _tensor_bytes(student)
+
+
+def _tensor_bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(map(_tensor_bytes, value.values()))
+    return sum(map(_tensor_bytes, value)) if isinstance(value, list | tuple) else 0
 
 
 class ArchitectureMetrics(Callback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from sseg_nase.config.schema import EVOLVABLE, Config
 from sseg_nase.errors import UserError
-from sseg_nase.files import replacing
+from sseg_nase.files import write_bytes
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.building import build, described
 
@@ -18,9 +19,10 @@ DEFAULT = EVOLVABLE[0]
 
 
 def save(path: Path, payload: dict[str, Any]) -> None:
-    """Write `payload` (tensors and plain data) atomically."""
-    with replacing(path) as temporary:
-        torch.save({"schema": SCHEMA, **payload}, temporary)
+    """Write `payload` (tensors and plain data) atomically. Raises `StorageError`."""
+    content = io.BytesIO()  # torch says of a full disk only that it is at an unexpected position
+    torch.save({"schema": SCHEMA, **payload}, content)
+    write_bytes(path, content.getbuffer())
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -9,18 +10,49 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+STOPPED = 130  # the exit code, as in `sseg_nase.errors`; nothing else is imported here
 
 
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop, and can go on later."""
+    """The run was asked to stop, and can be resumed."""
+
+
+class FromTheStart:
+    """The handlers of a process that does no run yet, or none at all.
+
+    While modules are imported (`importing`) there is nothing to save, and Python code of others
+    may catch an exception: the process says so and ends at once. Later `Interrupted` is raised.
+    """
+
+    def __init__(self) -> None:
+        self.importing = True
+
+    def install(self) -> None:
+        """Handle all signals that are not ignored, as a shell's background jobs ignore Ctrl-C."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in SIGNALS:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                signal.signal(number, self.receive)
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        """Say so and end, or raise `Interrupted`."""
+        if self.importing:
+            os.write(2, b"sseg-nase: interrupted\n")
+            os._exit(STOPPED)
+        raise Interrupted(f"interrupted ({signal.Signals(number).name})")
+
+
+AT_ONCE, ARMED, DEFERRING, ENDING = "at once", "armed", "deferring", "ending"
 
 
 class Interruption:
     """While it is entered, signals are requests.
 
-    Inside `deferred()` a request waits until someone looks at `requested`; outside it raises
+    Inside `deferred()` a request waits until someone looks at `is_requested`, once somebody has:
+    before the first step there is nothing to save. Outside, and in `at_once()`, it raises
     `Interrupted` at once. After the first Ctrl-C a second one is immediate. Handlers that were
     there before are put back and called on leaving: submitit, for one, requeues its job in them.
     Outside the main thread, where Python allows no handlers, it does nothing.
@@ -29,12 +61,14 @@ class Interruption:
     def __init__(self) -> None:
         self.requested: str | None = None
         self._signal: int | None = None
-        self._deferring = False
+        self._mode = AT_ONCE
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            self._previous = {s: signal.signal(s, self._receive) for s in SIGNALS}
+            # nohup ignores SIGHUP, and so do we then.
+            heard = [s for s in SIGNALS if s == signal.SIGINT or not _ignored(s)]
+            self._previous = {s: signal.signal(s, self._receive) for s in heard}
         return self
 
     def __exit__(
@@ -46,27 +80,61 @@ class Interruption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         before = self._previous.get(self._signal) if self._signal is not None else None
-        if callable(before) and before is not signal.default_int_handler:
+        ours = isinstance(getattr(before, "__self__", None), FromTheStart)
+        if callable(before) and before is not signal.default_int_handler and not ours:
             before(self._signal, None)
 
     def is_requested(self) -> bool:
-        """Whether the run was asked to stop."""
+        """Whether the run was asked to stop. Asked after every step, when there is much to save."""
+        if self._mode == ARMED:
+            self._mode = DEFERRING
         return self.requested is not None
 
     @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Requests wait for whoever looks at `requested`, or for the end of the block."""
-        self._deferring = True
+    def deferred(self, *, first_at_once: bool = True) -> Iterator[None]:
+        """Requests wait for whoever asks `is_requested`, or for the end of the block.
+
+        `first_at_once` False: also before it was asked for the first time, where other processes
+        are waited for.
+        """
+        with self._as(ARMED if first_at_once else DEFERRING):
+            yield
+        if self.requested is not None:
+            raise self._interrupted()
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within `deferred()`: what changes nothing may be left anywhere, such as an evaluation."""
+        if self.requested is not None:
+            raise self._interrupted()
+        with self._as(AT_ONCE):
+            yield
+
+    @contextmanager
+    def ending(self) -> Iterator[None]:
+        """How the run has ended is being written: only a first request, or Ctrl-C twice, raises."""
+        with self._as(ENDING):
+            yield
+
+    @contextmanager
+    def _as(self, mode: str) -> Iterator[None]:
+        before, self._mode = self._mode, mode
         try:
             yield
         finally:
-            self._deferring = False
-        if self.requested is not None:
-            raise Interrupted
+            self._mode = before
+
+    def _interrupted(self) -> Interrupted:
+        return Interrupted(f"interrupted ({self.requested})")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         again = self.requested is not None
         if not again:  # what comes behind it is its echo: Slurm sends SIGTERM to what it requeues
             self._signal, self.requested = number, signal.Signals(number).name
-        if not self._deferring or (again and number == signal.SIGINT):
-            raise Interrupted
+        waits = self._mode == DEFERRING or (self._mode == ENDING and again)
+        if not waits or (again and number == signal.SIGINT):
+            raise self._interrupted()
+
+
+def _ignored(number: int) -> bool:
+    return signal.getsignal(number) is signal.SIG_IGN

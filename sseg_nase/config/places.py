@@ -1,0 +1,81 @@
+"""The keys that name files and folders: made absolute once, so that a run finds them again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Quote, QuotedString
+
+from sseg_nase.config.schema import Config
+
+# `imagenet` as backbone.weights names no file. Paths decide no result: what lies there does, and
+# is compared by its checksum.
+PLACES = (
+    "paths.data_dir",
+    "paths.output_dir",
+    "paths.cache_dir",
+    "dataset.root",
+    "checkpoint",
+    "run",
+    "finetune.start",
+    "backbone.weights",
+    "report.output",
+)
+NAMES: Mapping[str, tuple[str, ...]] = {"backbone.weights": ("imagenet",)}
+# Without these a run would look somewhere else for its images when it is resumed.
+ALWAYS = ("paths.data_dir", "paths.output_dir")
+
+
+def settled(config: Config) -> Config:
+    """Return `config` with absolute paths: it means the same wherever it is read."""
+    for key in PLACES:
+        value = place_of(config, key)
+        if value is not None:
+            config = _with(config, key, str(Path(value).expanduser().absolute()))
+    if config.runs is not None:
+        runs = [name if name == "LAST" else str(Path(name).absolute()) for name in config.runs]
+        config = dataclasses.replace(config, runs=runs)
+    return config
+
+
+def settled_overrides(overrides: Sequence[str], config: Config) -> list[str]:
+    """Return overrides with the paths of a `settled` config, to be resumed with in any folder.
+
+    What was not overridden is added where its default depends on the folder or the environment.
+    """
+    given = {key_of(override) for override in overrides}
+    kept = [override for override in overrides if key_of(override) not in (*PLACES, "runs")]
+    for key in PLACES:
+        value = place_of(config, key)
+        if value is not None and (key in given or key in ALWAYS):
+            kept.append(f"{key}={in_quotes(value)}")
+    return kept
+
+
+def place_of(config: Config | Mapping[str, Any], key: str) -> str | None:
+    """Return the path under a dotted key; None where there is none, or a name in its place."""
+    value: Any = config
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else getattr(value, part)
+    return None if not value or value in NAMES.get(key, ()) else str(value)
+
+
+def key_of(override: str) -> str:
+    """Return the key of `key=value`, whatever stands before it."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def in_quotes(text: str) -> str:
+    """Return `text` so that Hydra's grammar reads it back as it is."""
+    return QuotedString(text=text, quote=Quote.single).with_quotes()
+
+
+def _with(config: Config, key: str, value: str) -> Config:
+    section, _, name = key.rpartition(".")
+    change: dict[str, Any] = {name: value}
+    if section:
+        change = {section: dataclasses.replace(getattr(config, section), **change)}
+    return dataclasses.replace(config, **change)

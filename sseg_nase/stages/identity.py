@@ -1,0 +1,212 @@
+"""Which images, and which files, a run was made with: its data.json, compared when it is resumed.
+
+An image store is known by the checksums of its pixels and labels and by the names of its classes:
+where it lies, and how its files are called, is recorded but not compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sseg_nase.config.places import place_of
+from sseg_nase.config.schema import Config
+from sseg_nase.data.store import ImageStore
+from sseg_nase.errors import UserError
+from sseg_nase.stages.judging import FewShotTask
+from sseg_nase.stages.starting import images_of
+from sseg_nase.training import checkpoint
+
+NAME = "data.json"
+SCHEMA = 1
+TRAINING = ("pretrain", "finetune")  # roles of images that weights are made from
+FILES = ("finetune.start", "backbone.weights")
+RECORDED = ("source", "layout", "split", "image_size", "channels")
+BLOCK = 1 << 20
+MOST_NAMED = 5
+
+Data = dict[str, Any]
+
+
+def data_of(config: Config, tasks: Sequence[FewShotTask], *, pretrained: bool) -> Data:
+    """What a pipeline or an evaluation with these `tasks` works with, as data.json has it.
+
+    `images` by dataset and split, such as `digits/val`; `roles`: which of them serve for what;
+    `files` that the weights start from; `trained_before`: the images that those weights have seen.
+    """
+    images: dict[str, Data] = {}
+    roles: dict[str, list[str]] = {}
+
+    def use(role: str, key: str, store: ImageStore) -> None:
+        images.setdefault(key, identity(store))
+        roles.setdefault(role, []).append(key)
+
+    for task in tasks:
+        key = task.episodes[0].key.rpartition("/")[0]
+        use("evaluate", key, task.store)
+        if task.base is not None:
+            use("centre", f"{key.partition('/')[0]}/train", task.base)
+    name = config.dataset.name
+    if pretrained and "NATURAL" in config.curriculum.levels:
+        use("pretrain", f"{name}/train", images_of(config, config.dataset, "train"))
+    if config.task == "pipeline" and config.finetune.name != "none":
+        use("finetune", f"{name}/train", images_of(config, config.dataset, "train"))
+        use("select", f"{name}/val", images_of(config, config.dataset, "val"))
+    drawn = [level for level in config.curriculum.levels if level != "NATURAL"]
+    return {
+        "schema": SCHEMA,
+        "images": images,
+        "roles": roles,
+        "drawn": drawn if pretrained else [],
+        "files": {key: found for key in FILES if (found := _file(config, key)) is not None},
+        "trained_before": list(_seen_by_start(config)),
+    }
+
+
+def identity(store: ImageStore) -> Data:
+    """What is recorded of a store. Two with the same `identity` hold the same labelled images."""
+    manifest = store.manifest
+    told = {"sha256": manifest["sha256"], "classes": list(store.class_names)}
+    text = json.dumps(told, sort_keys=True)
+    return {
+        "identity": hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:32],
+        "count": len(store),
+        **told,
+        **{key: manifest[key] for key in RECORDED if key in manifest},
+    }
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Return in words how images and files differ, by their key; those that both have count."""
+    found = {}
+    old_images, new_images = before.get("images") or {}, now["images"]
+    for key in [key for key in new_images if key in old_images]:
+        old, new = old_images[key], new_images[key]
+        if old.get("identity") != new["identity"]:
+            found[key] = _difference(old, new)
+    old_files = before.get("files") or {}
+    for key, new in now["files"].items():
+        if key in old_files and old_files[key].get("sha256") != new["sha256"]:
+            found[key] = f"{new['path']} is another file than {old_files[key].get('path')} was"
+    return found
+
+
+def refuse(resume: str | Path, found: Mapping[str, str], epochs: int) -> UserError:
+    """Return the error for a resumed run whose data are not those that it was begun with."""
+    since = f"those of epochs 1–{epochs}" if epochs > 1 else "those that the run was begun with"
+    listed = "\n  ".join(f"{key}: {what}" for key, what in found.items())
+    return UserError(
+        f"resume={resume}: the images or files are others than {since}:\n  {listed}\n"
+        "  Bring back what was there, or name where it is (paths.data_dir, dataset.root, "
+        "finetune.from, backbone.weights); resume_overrides=true resumes with the other data, and "
+        "the run then records both."
+    )
+
+
+def trained_on(data: Mapping[str, Any]) -> list[Data]:
+    """The images that weights made with `data` have seen, each with its `key`."""
+    images, roles = data.get("images") or {}, data.get("roles") or {}
+    keys = [key for role in TRAINING for key in roles.get(role, ()) if key in images]
+    own = [{"key": key, **images[key]} for key in dict.fromkeys(keys)]
+    # A run that was resumed with other images has seen both.
+    earlier = [one for part in data.get("earlier") or () for one in trained_on(part)]
+    every = [*own, *earlier, *(data.get("trained_before") or ())]
+    return list({(one["key"], one["identity"]): one for one in every}.values())
+
+
+def overlaps(seen: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> Iterator[str]:
+    """Yield in words what of the evaluated images of `data` was trained on."""
+    for key in data["roles"].get("evaluate", ()):
+        judged = data["images"][key]
+        for one in seen:
+            if one["key"].partition("/")[0] != key.partition("/")[0]:
+                continue  # names mean nothing across data sets
+            common = [name for name in judged["classes"] if name in set(one["classes"])]
+            if one["sha256"]["images"] == judged["sha256"]["images"]:
+                yield f"the {judged['count']} images of {key} were trained on: {one['key']}"
+            elif common and _comparable_names(one, judged):
+                named = ", ".join(common[:MOST_NAMED]) + (", …" if common[MOST_NAMED:] else "")
+                yield (
+                    f"{len(common)} classes of {key} have names of classes that were trained on "
+                    f"({one['key']}): {named}"
+                )
+
+
+def changed_base(seen: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> Iterator[str]:
+    """Yield in words which splits of `data` hold other images than when they were trained on."""
+    for key, now in data["images"].items():
+        then = [one for one in seen if one["key"] == key]
+        then = [one for one in then if one.get("image_size") == now.get("image_size")]
+        if then and all(one["identity"] != now["identity"] for one in then):
+            yield f"{key} is not what the weights were trained on: {_difference(then[-1], now)}"
+
+
+def in_results(data: Mapping[str, Any]) -> Data:
+    """What results.json has of `data`: by dataset and split, without the names of the classes."""
+
+    def brief(one: Mapping[str, Any]) -> Data:
+        kept = ("identity", "count", "source", "image_size")
+        return {key: one[key] for key in kept if key in one} | {"classes": len(one["classes"])}
+
+    evaluated = {key: brief(data["images"][key]) for key in data["roles"].get("evaluate", ())}
+    trained = [{"key": one["key"], **brief(one)} for one in trained_on(data)]
+    return {"evaluated": evaluated, "trained": trained}
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The first thing that differs, in the order in which a person would look for it."""
+    before, now = old.get("classes") or [], new["classes"]
+    gone, added = ([n for n in a if n not in set(b)] for a, b in ((before, now), (now, before)))
+    parts = []
+    if gone:
+        parts.append(f"classes gone: {', '.join(map(str, gone[:MOST_NAMED]))}")
+    if added:
+        parts.append(f"new classes: {', '.join(map(str, added[:MOST_NAMED]))}")
+    if old.get("count") != new["count"]:
+        parts.append(f"{old.get('count')} images then, {new['count']} now")
+    if not parts and before != now:
+        parts.append("the classes have other names or another order")
+    old_sums = old.get("sha256") or {}
+    if not parts and old.get("image_size") != new.get("image_size"):
+        parts.append(f"{old.get('image_size')} px then, {new.get('image_size')} px now")
+    if not parts and old_sums.get("images") != new["sha256"]["images"]:
+        parts.append(f"the same classes, but other pixels in its {new['count']} images")
+    if not parts:
+        parts.append("the same pixels, but other labels")
+    if old.get("source") != new.get("source"):
+        parts.append(f"read from {old.get('source')} then, from {new.get('source')} now")
+    return "; ".join(parts)
+
+
+def _comparable_names(*stores: Mapping[str, Any]) -> bool:
+    """Numbers from 0 on stand for classes without names."""
+    names = [one["classes"] for one in stores]
+    return not all(set(each) == {str(n) for n in range(len(each))} for each in names)
+
+
+def _file(config: Config, key: str) -> Data | None:
+    value = place_of(config, key)
+    if value is None or (key == "finetune.start" and config.finetune.name == "none"):
+        return None
+    path = checkpoint.file_of(Path(value))
+    return {"path": str(path), "sha256": _sha256(path)} if path.is_file() else None
+
+
+def _seen_by_start(config: Config) -> Iterator[Data]:
+    """The images that the checkpoint was trained on with which this run begins."""
+    start = config.checkpoint if config.task == "evaluate" else config.finetune.start
+    if start is None or (config.task == "pipeline" and config.finetune.name == "none"):
+        return
+    path = checkpoint.file_of(Path(start).expanduser())
+    yield from trained_on(checkpoint.load(path).get("data") or {})
+
+
+def _sha256(path: Path) -> str:
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            found.update(block)
+    return found.hexdigest()
