@@ -25,6 +25,7 @@ from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 
 RUNNING = "RUNNING"
 DATA = "data.json"
+DESCRIBED = ("config.yaml", "overrides.yaml", "status.json")
 # Whoever asks whether a run is going on takes its lock for an instant.
 SECONDS_FOR_LOCK = 1.0
 
@@ -41,7 +42,7 @@ class RunDirectory:
         self.path, self.resumed = path, resumed
         self.changes: dict[str, tuple[Any, Any]] = {}
         self.notes: list[str] = []
-        self.before: Mapping[str, Any] = {}
+        self._before: dict[Path, str] = {}
         self.run_id: str | None = None
         self.tracking_uri: str | None = None
         self._lock = FileLock(path / ".lock")
@@ -107,7 +108,11 @@ class RunDirectory:
                 "  Leave these overrides out, or add resume_overrides=true to go on with the new "
                 "values."
             )
-        this.before = status = this.status()
+        folder = "paths.data_dir"
+        was, now_is = place_of(stored, folder), place_of(config, folder)
+        if was is not None and Path(was).is_absolute() and was != now_is:
+            this.notes.append(f"{folder} is {now_is} now; it was {was}")
+        status = this.status()
         this.tracking_uri = status.get("tracking_uri")
         this.run_id, note = own_run_id(this.path, status)
         if note:
@@ -119,6 +124,9 @@ class RunDirectory:
                 "that process is taken for dead. If it is not, stop one of the two now."
             )
         if not this.finished:
+            for name in DESCRIBED:
+                with suppress(OSError):
+                    this._before[this.path / name] = (this.path / name).read_text(encoding="utf-8")
             try:
                 this._describe(config, overrides)
             except BaseException:
@@ -175,10 +183,10 @@ class RunDirectory:
             except OSError:
                 raise failure from None
 
-    def restore_status(self) -> None:
-        """Leave a run that was resumed in vain as it was found."""
-        if self.before:
-            write_json(self.path / "status.json", dict(self.before))
+    def restore(self) -> None:
+        """Leave a run that was resumed in vain as it was found: what it is and how it ended."""
+        for path, text in self._before.items():
+            write_text(path, text)
 
     def data(self) -> Mapping[str, Any]:
         """What data.json says of the images that the run was made with; nothing in older runs."""

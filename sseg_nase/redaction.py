@@ -46,9 +46,8 @@ _HEADER = re.compile(
 )
 
 _known: set[str] = set()
-_used_for: str | None = (
-    None  # the server whose user and password `use` has put into the environment
-)
+# The server whose user and password `use` has put into the environment.
+_used_for: str | None = None
 
 
 def redacted(text: str) -> str:

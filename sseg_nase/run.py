@@ -234,7 +234,7 @@ def _run(this: Run) -> None:
         raise
     except UserError as error:
         if this.place.resumed and not this.opened and not isinstance(error, StorageError):
-            this.place.restore_status()  # it was refused: the run stays as it was
+            this.place.restore()  # it was refused: the run stays as it was
             raise
         raise _failed(this, error) from error
     except BaseException as error:
@@ -277,8 +277,10 @@ def pipeline(this: Run) -> None:
     if config.finetune.name != "none":
         stages.labelled(config)
     done = 0 if state is None else int(state["epoch"])
+    _check_epochs("pretrain.epochs", config.pretrain.epochs, done)
     if tuning is not None:
         done = int(tuning["finetune"]["epoch"])
+        _check_epochs("finetune.epochs", config.finetune.epochs, done)
     this.tie(tasks, pretrained=trained, epochs=done)
     resumed = None
     if this.place.resumed:
@@ -319,6 +321,15 @@ def pipeline(this: Run) -> None:
         trained = False  # what counts is chosen: there is no other best
     best = this.directory / "checkpoints" / "best.pt" if trained else None
     _judge(this, reached, tasks, results, best)
+
+
+def _check_epochs(key: str, asked: int, done: int) -> None:
+    """A network cannot be resumed to an epoch that it has left behind."""
+    if asked < done:
+        raise UserError(
+            f"{key}={asked}: the run that is resumed has trained {done} epochs already; set {key} "
+            f"to {done} or more, or start a new run."
+        )
 
 
 def _references(

@@ -61,11 +61,12 @@ def test_every_ablation_runs_end_to_end(ablation: str) -> None:
     assert said == {
         "status": "FINISHED",
         "error": None,
+        "directory": str(directory),
     }
     trained = set() if ablation == "A1" else {"fewshot_best", "best"}
     assert set(results) == trained | {
         "schema", "fingerprint", "status", "seconds", "architecture", "fewshot",
-        "fewshot_untrained", "efficiency", "mutations", "images_seen",
+        "fewshot_untrained", "efficiency", "mutations", "images_seen", "data",
     }  # fmt: skip
     assert set(results["fewshot"]) == {"digits/val/5w1s", "digits/val/5w5s"}
     for result in results["fewshot"].values():
@@ -283,7 +284,8 @@ def test_an_interrupt_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_names_and_files_of_a_run() -> None:
     overrides = ["ablation=A1", "seed=1"]
     directory, _, _ = ran(*overrides)
-    assert yaml.safe_load((directory / "overrides.yaml").read_text()) == [*TINY, *overrides]
+    stored = yaml.safe_load((directory / "overrides.yaml").read_text())
+    assert stored == [*TINY, *overrides, f"paths.data_dir='{Path('data').absolute()}'"]
     stored = yaml.safe_load((directory / "config.yaml").read_text())
     assert stored["seed"] == 1
     assert stored["hardware"]["batch_size"] == 16

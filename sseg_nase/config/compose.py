@@ -27,6 +27,7 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 
 from sseg_nase.config.explain import explaining, one_line, unknown_key, wrong_type
 from sseg_nase.config.layout import conf_dir, fields_of, group_option, groups, is_section
+from sseg_nase.config.places import still_there
 from sseg_nase.config.schema import Config, DatasetConfig
 from sseg_nase.config.validation import validate
 from sseg_nase.errors import UserError
@@ -162,8 +163,9 @@ def to_config(composed: DictConfig) -> Config:
 def continued(overrides: Sequence[str]) -> list[str]:
     """Return what `resume=RUN_DIR` among `overrides` stands for: the overrides of that run.
 
-    Those whose key is given anew are left out. Without `resume`, or where the folder has no
-    readable overrides.yaml, there are none. Raises `UserError` for an override that is no override.
+    Those whose key is given anew are left out, and folders for data that are there no more.
+    Without `resume`, or where the folder has no readable overrides.yaml, there are none. Raises
+    `UserError` for an override that is no override.
     """
     with explaining(overrides):
         given = {
@@ -179,7 +181,11 @@ def continued(overrides: Sequence[str]) -> list[str]:
     except (OSError, OmegaConfBaseException, yaml.YAMLError):
         return []
     parsed = OverridesParser.create().parse_overrides(stored)
-    return [line for line, o in zip(stored, parsed, strict=True) if o.key_or_group not in given]
+    return [
+        line
+        for line, o in zip(stored, parsed, strict=True)
+        if o.key_or_group not in given and still_there(line, o.value())
+    ]
 
 
 def hardware_profiles() -> dict[str, dict[str, Any]]:

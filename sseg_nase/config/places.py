@@ -25,8 +25,8 @@ PLACES = (
     "report.output",
 )
 NAMES: Mapping[str, tuple[str, ...]] = {"backbone.weights": ("imagenet",)}
-# Without these a run would look somewhere else for its images when it is resumed.
-ALWAYS = ("paths.data_dir", "paths.output_dir")
+# Without it a run would look somewhere else for its images when it is resumed.
+ALWAYS = ("paths.data_dir",)
 
 
 def settled(config: Config) -> Config:
@@ -53,6 +53,15 @@ def settled_overrides(overrides: Sequence[str], config: Config) -> list[str]:
         if value is not None and (key in given or key in ALWAYS):
             kept.append(f"{key}={in_quotes(value)}")
     return kept
+
+
+def still_there(override: str, value: object) -> bool:
+    """Whether a stored override of a folder for data or caches still names one.
+
+    On another machine these are where the environment, or `conf/`, says.
+    """
+    folders = ("paths.data_dir", "paths.cache_dir")
+    return key_of(override) not in folders or Path(str(value)).expanduser().exists()
 
 
 def place_of(config: Config | Mapping[str, Any], key: str) -> str | None:
