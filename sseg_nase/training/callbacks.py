@@ -28,8 +28,8 @@ class Checkpoints(Callback):
     `last.pt` is written before an epoch when `interval` epochs are done or the architecture has
     changed, when training is interrupted, and at the end; always whole, so that the one before it
     stays until then. Losses of different levels do not compare: a new level starts a new best.
-    `extra` goes into every file. Before the first epoch there must be room for both files, or
-    `StorageError` is raised.
+    `extra` goes into every file. Before the first epoch there must be room for what is
+    missing of both files, or `StorageError` is raised.
     """
 
     def __init__(self, folder: Path, interval: int, extra: dict[str, Any]) -> None:
@@ -40,7 +40,8 @@ class Checkpoints(Callback):
     def on(self, event: Event, trainer: Trainer) -> None:
         """Save where the state is one to go on from, or the loss the best so far."""
         if event is Event.FIT_START:
-            check_room(self.folder, len(FILES) * size_of(trainer.state_dict()))
+            missing = sum(not (self.folder / name).exists() for name in FILES)
+            check_room(self.folder, max(1, missing) * size_of(trainer.state_dict()))
         if event is Event.EPOCH_END and trainer.means is not None:
             # The schedule may stand at the next level already.
             level = trainer.config.curriculum.levels.index(trainer.means.level)
