@@ -19,6 +19,7 @@ from sseg_nase.config.compose import defaults
 from sseg_nase.config.fingerprint import decisive, flatten
 from sseg_nase.errors import UserError
 from sseg_nase.files import read_json, write_json, write_text
+from sseg_nase.finite import finite, plain
 from sseg_nase.hardware.environment import NAME as ENVIRONMENT
 from sseg_nase.reporting.aggregate import read_config
 from sseg_nase.reporting.comparison import compare
@@ -62,9 +63,8 @@ from sseg_nase.reporting.latex import LatexTable, as_latex, preview
 from sseg_nase.reporting.markdown import as_markdown
 from sseg_nase.reporting.pictures import drawn, files_of
 from sseg_nase.reporting.provenance import provenance
-from sseg_nase.reporting.record import FINISHED, RunRecord, finite, read_run
+from sseg_nase.reporting.record import FINISHED, RunRecord, read_run
 from sseg_nase.tracking.console import duration
-from sseg_nase.tracking.jsonl import plain
 from sseg_nase.tracking.mlflow_sink import shown
 
 NAME = "report"
