@@ -12,13 +12,18 @@ from sseg_nase.errors import UserError
 from sseg_nase.files import replacing
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.building import build, described
+from sseg_nase.training.divergence import check_saved
 
 SCHEMA = 1
 DEFAULT = EVOLVABLE[0]
 
 
 def save(path: Path, payload: dict[str, Any]) -> None:
-    """Write `payload` (tensors and plain data) atomically."""
+    """Write `payload` (tensors and plain data) atomically.
+
+    Raises `DivergenceError`, with the file left as it is, where a tensor is not finite.
+    """
+    check_saved(payload, path.name)
     with replacing(path) as temporary:
         torch.save({"schema": SCHEMA, **payload}, temporary)
 
