@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sseg_nase.finite import plain
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -38,8 +40,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON to `path` atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write `value` as indented JSON to `path` atomically; what is not finite becomes null."""
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -52,9 +55,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Append `value` as one JSON line and flush it to the operating system."""
+    """Append `value` as one JSON line and flush it to the operating system.
+
+    What is not finite becomes null.
+    """
     with path.open("a", encoding="utf-8") as lines:
-        lines.write(json.dumps(value, ensure_ascii=False) + "\n")
+        lines.write(json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _umask() -> int:

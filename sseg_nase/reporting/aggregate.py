@@ -226,7 +226,7 @@ def _judged(results: Mapping[str, Any], network: str, result: Any) -> Judged | N
         transductive=bool(result.get("transductive", False)),
         params=_number(costs.get("params")),
         macs=_number(costs.get("macs")),
-        latency_ms=_number(costs.get("latency_ms_b1")),
+        latency_ms=_number(costs.get("latency_ms_b1")) or math.nan,  # 0 is no time
         accuracies=None,
         settings=None,
     )

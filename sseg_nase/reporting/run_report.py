@@ -424,7 +424,10 @@ def _costs(record: RunRecord) -> Iterator[tuple[str, dict[str, str]]]:
     }
     networks = {name: costs for name, costs in networks.items() if costs}
     for key, name, form in COSTS if "last" in networks else ():
-        values = {network: _figure(costs.get(key), form) for network, costs in networks.items()}
+        # None of these can be 0; an older version may have read so from a coarse clock.
+        values = {
+            network: _figure(costs.get(key) or None, form) for network, costs in networks.items()
+        }
         if set(values.values()) != {NOTHING}:
             yield name, values
 

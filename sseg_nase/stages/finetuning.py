@@ -14,6 +14,7 @@ from sseg_nase.data.placement import place
 from sseg_nase.data.random import derive
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
+from sseg_nase.fewshot.evaluation import NotFiniteError
 from sseg_nase.finetune.learner import METHODS as FINETUNING_METHODS
 from sseg_nase.finetune.learner import EpisodeLearner, around
 from sseg_nase.finetune.loop import FineTuner
@@ -21,6 +22,7 @@ from sseg_nase.stages.judging import FewShotTask
 from sseg_nase.stages.starting import Reached, images_of
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint, distributed
+from sseg_nase.training.divergence import DivergenceError, explained
 
 
 def fine_tune(
@@ -38,7 +40,7 @@ def fine_tune(
     `state`: of the checkpoint to go on from. Checkpoints with `extra` go to `folder`. `stop` is
     asked after every step; when it says so, `Interrupted` is raised after a checkpoint. One device
     trains, however many there are. Raises `UserError` for images without labels, or too few of a
-    class.
+    class, and where training diverges.
     """
     hardware, size = config.hardware, config.dataset.image_size
     fabric = distributed.build_fabric(hardware.accelerator, 1, hardware.precision)
@@ -58,7 +60,8 @@ def fine_tune(
     selection = FewShotTask(selection_config(config), config.dataset)
 
     def validate(learner: EpisodeLearner) -> tuple[float, float]:
-        (result,) = selection.judge(learner, fabric.device).results.values()
+        network = "the network that is fine-tuned"
+        (result,) = selection.judge(learner, fabric.device, network).results.values()
         return result["accuracy"], result["ci95"]
 
     def reached(progress: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,10 +92,14 @@ def fine_tune(
     )
     if state is not None:
         tuner.load_state_dict(state)
-    tuner.fit()
+    try:
+        tuner.fit()
+    except (DivergenceError, NotFiniteError) as error:
+        raise explained(error, config, folder, "finetune_last") from error
     best = checkpoint.load(folder / "checkpoints" / "finetune_best.pt")
     learner.load_state_dict(best["student"])
-    return Reached(learner.eval(), **reached(dataclasses.asdict(tuner.progress)))
+    name = f"checkpoint={folder / 'checkpoints' / 'finetune_best.pt'}"
+    return Reached(learner.eval(), **reached(dataclasses.asdict(tuner.progress)), name=name)
 
 
 def _check_frozen(learner: EpisodeLearner, config: Config) -> None:

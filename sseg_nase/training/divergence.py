@@ -126,7 +126,7 @@ def check_saved(payload: Mapping[str, Any], name: str) -> None:
         raise DivergenceError(f"{name} is not written: not finite are {shortened(names)}.")
 
 
-def explained(error: DivergenceError, config: Config, folder: Path, checkpoint: str) -> UserError:
+def explained(error: UserError, config: Config, folder: Path, checkpoint: str) -> UserError:
     """Return `error` with the keys to change, what is kept, and the command that resumes.
 
     `folder` is the run's, `checkpoint` the name of the file that it resumes from.

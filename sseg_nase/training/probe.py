@@ -110,8 +110,11 @@ class Probe:
     def _headless(networks: Networks) -> bool:
         return not networks.learner.head.state_dict()
 
-    def latency(self, old: Networks, new: Networks) -> dict[str, float]:
-        """Median ms of a forward pass of both backbones: counts alone promise no speed."""
+    def latency(self, old: Networks, new: Networks) -> dict[str, float | None]:
+        """Median ms of a forward pass of both backbones: counts alone promise no speed.
+
+        None where it is too short for the clock.
+        """
         architecture, device = new.architecture, self.workshop.device
         times = {
             name: latency_ms(
