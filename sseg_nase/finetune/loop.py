@@ -193,7 +193,10 @@ class FineTuner:
 
     def _place(self, step: int | None = None) -> str:
         """Where fine-tuning is, in words; epochs and steps count from 1."""
-        return ("" if step is None else f"step {step}, ") + f"epoch {self.progress.epoch + 1}"
+        epoch = f"epoch {self.progress.epoch + 1}"
+        if step is None:
+            return f"{epoch}, after step {self.progress.step}"
+        return f"step {step}, {epoch}"
 
     def _parts(self) -> dict[str, nn.Module]:
         return {"encoder": self.learner.backbone, "head": self.learner.head}

@@ -36,6 +36,7 @@ SMALLEST_START = 0.1  # heads start with weights near 0, and may leave them
 # so many in a row no scale is left at which gradients fit into float16.
 MOST_SKIPPED = 40
 FEWEST_SKIPPED = 4  # in epochs of fewer steps: the scale may still be settling
+USUAL_SGD = 0.1  # learning rate of fine-tuning; see conf/finetune/prototypical.yaml
 
 
 class DivergenceError(UserError):
@@ -143,11 +144,16 @@ def explained(error: UserError, config: Config, folder: Path, checkpoint: str) -
         for key, now, instead in remedies
     )
     kept = folder / "checkpoints" / f"{checkpoint}.pt"
-    key, _, instead = remedies[0]
+    # All rates above their usual values at once: one that is left would diverge again.
+    changed = [
+        f"{key}={_plain(instead)}"
+        for number, (key, now, instead) in enumerate(remedies)
+        if number == 0 or ("lr" in key and instead * 10 < now)
+    ]
     return UserError(
         f"{error} Change one or more of: {shown}. Resume with other values (from "
         f"{kept.name if kept.exists() else 'the beginning, as there is no checkpoint yet'}): "
-        f"sseg-nase {shlex.quote(f'resume={folder}')} {key}={_plain(instead)} "
+        f"sseg-nase {shlex.quote(f'resume={folder}')} {' '.join(changed)} "
         "resume_overrides=true"
     )
 
@@ -170,6 +176,8 @@ def _of_pretraining(config: Config) -> Iterator[tuple[str, Any, Any]]:
 
 def _of_tuning(finetune: FinetuneConfig) -> Iterator[tuple[str, Any, Any]]:
     usual = group_option("finetune", "prototypical")
+    if finetune.optimizer == "sgd":
+        usual |= dict.fromkeys(("lr_encoder", "lr_head"), USUAL_SGD)
     rates = {"lr_encoder": finetune.lr_encoder, "lr_head": finetune.lr_head}
     if finetune.inner_lr is not None:
         usual["inner_lr"] = group_option("finetune", finetune.name)["inner_lr"]

@@ -241,8 +241,10 @@ class Trainer:
 
     def _place(self, step: int | None = None) -> str:
         """Where training is, in words; epochs and steps count from 1."""
-        at = "" if step is None else f"step {step}, "
-        return f"{at}epoch {self.progress.epoch + 1} (level {self.feed.schedule.level})"
+        epoch = f"epoch {self.progress.epoch + 1} (level {self.feed.schedule.level})"
+        if step is None:
+            return f"{epoch}, after step {self.progress.step}"
+        return f"step {step}, {epoch}"
 
     def _parts(self) -> dict[str, nn.Module]:
         return {"student": self.networks.learner}
