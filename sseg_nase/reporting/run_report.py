@@ -47,6 +47,7 @@ from sseg_nase.reporting.document import (
     Table,
     Text,
 )
+from sseg_nase.reporting.episodes import doubts_of
 from sseg_nase.reporting.export import (
     EPOCH_COLUMNS,
     MUTATION_COLUMNS,
@@ -626,9 +627,22 @@ def _surroundings(found: Mapping[str, Any]) -> Iterator[tuple[str, Text]]:
 
 
 def _notes(record: RunRecord) -> Iterator[Block]:
-    if record.notes:
+    notes = (*record.notes, *_of_accuracies(record))
+    if notes:
         yield Heading(2, "Notes")
-        yield Items(record.notes)
+        yield Items(notes)
+
+
+def _of_accuracies(record: RunRecord) -> Iterator[str]:
+    """What is to be said of the accuracies, a sentence each."""
+    for group, network in (("fewshot", "last"), ("fewshot_best", "best")):
+        for key, result in record.section(group).items():
+            about = f"{key}, {network} network"
+            if not isinstance(result, dict) or not finite(result.get("accuracy")):
+                yield f"{about}: results.json holds no accuracy: left out."
+                continue
+            for doubt in doubts_of(result):
+                yield f"{about}: the accuracy means little, because {doubt}."
 
 
 def _figure(value: Any, form: str) -> str:

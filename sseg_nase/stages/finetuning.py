@@ -18,11 +18,13 @@ from sseg_nase.fewshot.evaluation import NotFiniteError
 from sseg_nase.finetune.learner import METHODS as FINETUNING_METHODS
 from sseg_nase.finetune.learner import EpisodeLearner, around
 from sseg_nase.finetune.loop import FineTuner
-from sseg_nase.stages.judging import FewShotTask
+from sseg_nase.stages.judging import FewShotTask, judge_named
 from sseg_nase.stages.starting import Reached, images_of
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint, distributed
 from sseg_nase.training.divergence import DivergenceError, explained
+
+TUNED = "the network that is fine-tuned"
 
 
 def fine_tune(
@@ -60,8 +62,8 @@ def fine_tune(
     selection = FewShotTask(selection_config(config), config.dataset)
 
     def validate(learner: EpisodeLearner) -> tuple[float, float]:
-        network = "the network that is fine-tuned"
-        (result,) = selection.judge(learner, fabric.device, network).results.values()
+        judged = judge_named(selection, Reached(learner, name=TUNED), fabric.device)
+        (result,) = judged.results.values()
         return result["accuracy"], result["ci95"]
 
     def reached(progress: Mapping[str, Any]) -> dict[str, Any]:

@@ -86,28 +86,11 @@ class FewShotTask:
             for shots in evaluation.shots
         ]
 
-    def judge(
-        self,
-        trained: Backbone | EpisodeLearner,
-        device: torch.device,
-        name: str = "the network",
-    ) -> Judgement:
-        """How `trained`, called `name` in messages, does on the episode lists.
+    def judge(self, trained: Backbone | EpisodeLearner, device: torch.device) -> Judgement:
+        """How `trained` does on the episode lists. Every image is embedded once.
 
-        Every image is embedded once. Raises `NotFiniteError` naming it and the images where no
-        accuracy can be taken.
+        Raises `NotFiniteError` where no accuracy can be taken.
         """
-        try:
-            return self._judge(trained, device)
-        except NotFiniteError as error:
-            images = self.episodes[0].key.rsplit("/", 1)[0]
-            raise NotFiniteError(
-                f"{name} cannot be evaluated on dataset {images}: {error}. Its training diverged; "
-                "give a checkpoint from before that, or train again with a lower learning rate or "
-                "hardware.precision=32-true."
-            ) from error
-
-    def _judge(self, trained: Backbone | EpisodeLearner, device: torch.device) -> Judgement:
         evaluation = self.config.evaluation
         learner = trained if isinstance(trained, EpisodeLearner) else None
         backbone = trained.backbone if isinstance(trained, EpisodeLearner) else trained
@@ -225,12 +208,25 @@ def evaluate(tasks: list[FewShotTask], reached: Reached, device: torch.device) -
     reached.network.to(device)
     judged = Judgement({}, {}, {})
     for task in tasks:
-        part = task.judge(reached.network, device, reached.name)
+        part = judge_named(task, reached, device)
         judged = judged._replace(embeddings=judged.embeddings or part.embeddings)
         judged.results.update(part.results)
         judged.accuracies.update(part.accuracies)
         judged.confusions.update(part.confusions)
     return judged
+
+
+def judge_named(task: FewShotTask, reached: Reached, device: torch.device) -> Judgement:
+    """`task.judge`; its `NotFiniteError` says which network and which images."""
+    try:
+        return task.judge(reached.network, device)
+    except NotFiniteError as error:
+        images = task.episodes[0].key.rsplit("/", 1)[0]
+        raise NotFiniteError(
+            f"{reached.name} cannot be evaluated on dataset {images}: {error}. Its training "
+            "diverged: give a checkpoint from before that, or train again with a lower learning "
+            "rate or with hardware.precision=32-true."
+        ) from error
 
 
 def judge_before_tuning(
