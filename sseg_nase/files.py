@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from sseg_nase.errors import UserError
+from sseg_nase.finite import plain
 from sseg_nase.redaction import redacted
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -127,8 +128,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON to `path` atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write `value` as indented JSON to `path` atomically; what is not finite becomes null."""
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -143,9 +145,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
 def append_line(path: Path, value: Any) -> None:
     """Append `value` as one JSON line and flush it to the operating system.
 
-    Raises `StorageError` where it does not fit; half a line does not stay.
+    What is not finite becomes null. Raises `StorageError` where it does not fit; half a line does
+    not stay.
     """
-    line = _encoded(json.dumps(value, ensure_ascii=False) + "\n")
+    line = _encoded(json.dumps(plain(value), ensure_ascii=False, allow_nan=False) + "\n")
     with writing(path.parent, len(line)), path.open("ab", buffering=0) as lines:
         before = os.fstat(lines.fileno()).st_size
         try:
@@ -164,7 +167,7 @@ def overwrite_json(path: Path, value: Any) -> None:
     For a last word on a full disk: a reader at that instant may see half of it. Raises `OSError`
     where that fails, too.
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     content = _encoded(text)
     with path.open("rb+", buffering=0) as file:
         file.write(content.ljust(os.fstat(file.fileno()).st_size))

@@ -23,6 +23,7 @@ from sseg_nase.config.schema import Config, HardwareConfig
 from sseg_nase.directory import RUNNING, RunDirectory
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, storage_error, write_json
+from sseg_nase.finite import figure
 from sseg_nase.hardware.environment import write_environment
 from sseg_nase.hardware.memory import enforce_memory_cap, explain_out_of_memory
 from sseg_nase.hardware.profiles import resolve
@@ -304,7 +305,8 @@ def pipeline(this: Run) -> None:
         progress = trainer.progress
         history = [record.to_dict() for record in progress.history]
         backbone = trainer.networks.learner.backbone
-        reached = stages.Reached(backbone, progress.step, progress.images_seen, history)
+        name = f"checkpoint={this.place.last_checkpoint}"
+        reached = stages.Reached(backbone, progress.step, progress.images_seen, history, name)
     results = _references(this, tasks, reached, trained)
     if config.finetune.name != "none":
         with this.stage("finetune"), this.interruption.deferred():
@@ -355,7 +357,7 @@ def _references(
 def _state_to_go_on_from(this: Run, name: str) -> dict[str, Any] | None:
     """The checkpoint of a resumed run by that name; None where there is none yet."""
     path = this.directory / "checkpoints" / f"{name}.pt"
-    return checkpoint.load(path) if this.place.resumed and path.exists() else None
+    return checkpoint.resumable(path) if this.place.resumed and path.exists() else None
 
 
 def _tell_how_it_goes_on(
@@ -446,7 +448,7 @@ def _judge(
     """
     backbone, mutations = reached.backbone, reached.history
     with this.stage("evaluate"):
-        judged = {LAST: stages.evaluate(tasks, reached.network, this.device)}
+        judged = {LAST: stages.evaluate(tasks, reached, this.device)}
         fewshot = judged[LAST].results
         if best is not None and not best.exists():
             text = f"{best} is not there any more: the best network is not judged"
@@ -456,6 +458,8 @@ def _judge(
                 tasks, best, backbone, judged[LAST], this.device
             )
             results = {**results, "fewshot_best": judged[BEST].results, "best": about}
+    for text in stages.doubted({"fewshot": fewshot, **results}):
+        this.sink.event("warning", {"text": text})
     with this.stage("efficiency"):
         costs = stages.efficiency(backbone, this.config.dataset.image_size, this.device)
     results = {
@@ -479,7 +483,8 @@ def _judge(
             figures |= {f"{group}/{key}/top{k}": share for k, share in value["top_k"].items()}
             this.sink.metrics(figures, at)
     logged = ("params", "macs", "latency_ms_b1", "latency_ms_b64", "peak_memory_mb")
-    this.sink.metrics({f"efficiency/{key}": float(costs[key]) for key in logged}, at)
+    measured = {key: value for key in logged if (value := figure(costs[key])) is not None}
+    this.sink.metrics({f"efficiency/{key}": value for key, value in measured.items()}, at)
     write_json(this.directory / "architecture.json", backbone.architecture.to_dict())
     write_episodes(this.directory, {name: each.accuracies for name, each in judged.items()})
     write_confusions(this.directory, {name: each.confusions for name, each in judged.items()})

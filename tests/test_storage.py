@@ -17,7 +17,14 @@ import pytest
 from sseg_nase import files
 from sseg_nase.config.compose import continued, load
 from sseg_nase.errors import UserError
-from sseg_nase.files import StorageError, append_line, read_json, write_bytes, write_json, write_text
+from sseg_nase.files import (
+    StorageError,
+    append_line,
+    read_json,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from sseg_nase.run import run
 from sseg_nase.training import checkpoint
 

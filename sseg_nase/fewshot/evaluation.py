@@ -15,9 +15,17 @@ from sseg_nase.config.schema import EvaluationConfig, ViewsConfig
 from sseg_nase.data.episodes import EpisodeList
 from sseg_nase.data.random import derive
 from sseg_nase.data.views import apply_views, draw_parameters
+from sseg_nase.errors import UserError
 from sseg_nase.fewshot.classifiers import NORMALIZATIONS
 from sseg_nase.fewshot.methods import Method, Sizes
+from sseg_nase.finite import not_finite
 from sseg_nase.hardware.probe import eval_mode
+
+SMALLEST_SPREAD = 1e-6  # of embeddings that differ, relative to their length; less is rounding
+
+
+class NotFiniteError(UserError):
+    """Embeddings or scores that no accuracy can be taken from."""
 
 
 class Images(Protocol):
@@ -112,24 +120,32 @@ def evaluate_episodes(
     `features` `[n, D]` are the embeddings of the store, of `classes` classes, that the episodes
     index, and `support_features` those that its images have in a support, where they differ; `mean`
     `[D]` is that of the base split (for `normalize="cl2n"`). Episodes are taken as many at a time
-    as `memory_mb` MiB hold.
+    as `memory_mb` MiB hold. Raises `NotFiniteError` where features or scores are not finite.
     """
-    features = NORMALIZATIONS[evaluation.normalize](features, mean)
+    features = normalized(features, mean, evaluation)
     of_support = features
     if support_features is not None:
-        of_support = NORMALIZATIONS[evaluation.normalize](support_features, mean)
+        of_support = normalized(support_features, mean, evaluation)
     per_chunk = _episodes_per_chunk(features, episodes, method, evaluation.memory_mb)
     support = torch.tensor(episodes.support, device=features.device)
     query = torch.tensor(episodes.query, device=features.device).flatten(1)
     labels = torch.tensor(episodes.labels, device=features.device)
     chunks = zip(*(x.split(per_chunk) for x in (support, query, labels)), strict=True)
     predicted, ranks = [], []
+    unfit = torch.zeros((), device=features.device)  # read once: every look waits for the device
     with torch.no_grad():
         for s, q, truth in chunks:
             scores = method.scores(of_support[s], features[q], evaluation)
+            # The highest is NaN where any score is; −∞ is a probability of 0, unless all are.
+            unfit = unfit + (~scores.amax(dim=-1).isfinite()).sum()
             predicted.append(scores.argmax(dim=-1))
             if evaluation.top_k:
                 ranks.append(_ranks(scores, truth))
+    if unfit.item():
+        raise NotFiniteError(
+            f"the scores of {int(unfit.item()):,} queries by evaluation.method={evaluation.method} "
+            "are not finite"
+        )
     taken = torch.cat(predicted).cpu().numpy()
     rank = torch.cat(ranks).cpu().numpy() if ranks else None
     return Judged(
@@ -137,6 +153,61 @@ def evaluate_episodes(
         top_k={} if rank is None else {k: float((rank < k).mean()) for k in evaluation.top_k},
         confusion=_confusion(episodes, taken, classes),
     )
+
+
+def normalized(features: Tensor, mean: Tensor | None, evaluation: EvaluationConfig) -> Tensor:
+    """`features` `[n, D]` as `evaluation.normalize` has them; raises `NotFiniteError`.
+
+    Also where they are finite but too long for their length to be.
+    """
+    tensors = {"embeddings": features} if mean is None else {"mean": mean, "embeddings": features}
+    if not_finite(tensors):
+        count = int((~features.isfinite().all(dim=1)).sum())
+        raise NotFiniteError(
+            f"the embeddings of {count:,} of {len(features):,} images are not finite"
+            if count
+            else "the mean embedding of the base split is not finite"
+        )
+    if evaluation.normalize == "none":
+        return features
+    centred = features if mean is None else features - mean
+    lengths = torch.linalg.vector_norm(centred, dim=1)
+    if count := int((~lengths.isfinite()).sum()):
+        raise NotFiniteError(
+            f"the embeddings of {count:,} of {len(features):,} images are so large that their "
+            "lengths are not finite"
+        )
+    return NORMALIZATIONS[evaluation.normalize](features, mean)
+
+
+def doubts(
+    embedded: Tensor | None,
+    features: Tensor | None,
+    accuracies: np.ndarray,
+    evaluation: EvaluationConfig,
+) -> list[str]:
+    """What speaks against an accuracy that is a figure: a sentence each, mostly none.
+
+    `embedded` `[n, D]` by the network and `features` `[n, D]` as `normalized`, where the method
+    looks at them; `accuracies` `[E]` of the episodes in [0, 1].
+    """
+    found = []
+    if embedded is not None and features is not None and len(features) > 1:
+        # In float64: the squares of what is finite are finite.
+        exact = embedded.double()
+        spread = torch.linalg.vector_norm(exact - exact.mean(dim=0))
+        zero = int((features == 0).all(dim=1).sum())
+        if spread <= SMALLEST_SPREAD * torch.linalg.vector_norm(exact):
+            found.append("all embeddings are equal: the network tells no image from another")
+        elif zero and (evaluation.normalize != "none" or evaluation.metric == "cosine"):
+            found.append(f"{zero:,} of {len(features):,} embeddings are zero, without a direction")
+    mean = float(accuracies.mean())
+    if len(accuracies) > 1 and np.ptp(accuracies) == 0 and mean < 1:
+        found.append(
+            f"each of the {len(accuracies):,} episodes has the same accuracy of {100 * mean:.2f} %"
+            f" (chance is {100 / evaluation.ways:.2f} %)"
+        )
+    return found
 
 
 def _embedded(

@@ -23,6 +23,7 @@ from sseg_nase.finetune.learner import METHODS, EpisodeLearner
 from sseg_nase.finetune.maml import Classifier, adapt
 from sseg_nase.hardware.allocator import release_memory
 from sseg_nase.tracking.sink import Sink
+from sseg_nase.training.divergence import Guard
 from sseg_nase.training.fabric import Fabric
 from sseg_nase.training.interruption import Interrupted
 
@@ -104,8 +105,9 @@ class FineTuner:
     `validate` judges the learner after every epoch (percent and 95 % interval), or, with
     `finetune.ema_decay`, the moving average `judged` of its weights; `save(name, state)` keeps the
     state: `best` where it is better than ever, `last` after every epoch and when `stop`, asked
-    after every step, says so: then `Interrupted` is raised. What is drawn at random follows from
-    the seed and the place in training, so `load_state_dict` goes on bit for bit on a CPU.
+    after every step, says so: then `Interrupted` is raised. `DivergenceError` is raised within the
+    epoch in which losses or weights stop being finite, or explode. What is drawn at random follows
+    from the seed and the place in training, so `load_state_dict` goes on bit for bit on a CPU.
     """
 
     def __init__(
@@ -134,6 +136,12 @@ class FineTuner:
             self._groups(), weight_decay=self.options.weight_decay, fused=True
         )
         self.model, self.optimizer = fabric.setup(self.learner, optimizer)
+        self.guard = Guard(
+            fabric,
+            self._parts(),
+            steps_per_epoch=sum(1 for _ in self._steps(0)),
+            what="fine-tuning",
+        )
 
     def fit(self) -> None:
         """Train for all epochs that are left."""
@@ -157,17 +165,41 @@ class FineTuner:
             outcome = OUTCOMES.get(self.options.name, episodic)(self, step, images)
             if outcome.loss.requires_grad:
                 self.fabric.backward(outcome.loss)
-            self._update()
             sums += torch.stack((outcome.loss.detach(), outcome.accuracy.detach()))
+            self.guard.saw(outcome.loss)
+            if self.guard.at_every_step:
+                self.guard.check_losses(sums.tolist(), f"at {self._place(progress.step + 1)}")
+            self._update()
             progress.images_seen += len(step.indices)
             progress.position = index + 1
             if progress.step % self.config.tracking.interval_steps == 0:
-                self._report(outcome)
+                self._report(outcome, sums)
             if self.stop():
                 progress.sums = sums.tolist()
+                self._check(progress.sums)
                 self.save("last", self.state_dict())
                 raise Interrupted
         progress.sums = sums.tolist()
+        self._check(progress.sums)
+        loss = progress.sums[0] / progress.position
+        doubt = self.guard.check_epoch(loss, self._parts(), f"in {self._place()}")
+        if doubt is not None:
+            self.sink.event("warning", {"text": doubt})
+
+    def _check(self, sums: Sequence[float]) -> None:
+        """Raise `DivergenceError` unless what is to be saved is finite."""
+        self.guard.check_losses(sums, f"in {self._place()}")
+        self.guard.check_state(self.state_dict(), f"in {self._place()}")
+
+    def _place(self, step: int | None = None) -> str:
+        """Where fine-tuning is, in words; epochs and steps count from 1."""
+        epoch = f"epoch {self.progress.epoch + 1}"
+        if step is None:
+            return f"{epoch}, after step {self.progress.step}"
+        return f"step {step}, {epoch}"
+
+    def _parts(self) -> dict[str, nn.Module]:
+        return {"encoder": self.learner.backbone, "head": self.learner.head}
 
     def _close_epoch(self, speed: float) -> None:
         progress = self.progress
@@ -259,7 +291,8 @@ class FineTuner:
         decay = self.options.gamma ** (self.progress.epoch // self.options.step_size)
         for group in self.optimizer.param_groups:
             group["lr"] = group["first_lr"] * decay
-        self.optimizer.step()
+        with self.guard.stepping():
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
         if self.judged is not self.learner:
@@ -267,7 +300,8 @@ class FineTuner:
             # The average follows closely at first: it does not begin with what nobody has trained.
             average(self.judged, self.learner, min(self.options.ema_decay, step / (step + 10)))
 
-    def _report(self, outcome: Outcome) -> None:
+    def _report(self, outcome: Outcome, sums: Tensor) -> None:
+        self.guard.check_losses(sums.tolist(), f"by {self._place(self.progress.step)}")
         figures = {
             "finetune/loss": outcome.loss.item(),
             "finetune/accuracy": 100 * outcome.accuracy.item(),
@@ -321,6 +355,7 @@ class FineTuner:
             "average": dict(self.judged.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "finetune": asdict(self.progress),
+            "precision": self.fabric.strategy.precision.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -329,6 +364,7 @@ class FineTuner:
         self.judged.load_state_dict(dict(state.get("average", state["student"])))
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["finetune"])
+        self.fabric.strategy.precision.load_state_dict(state.get("precision", {}))
 
 
 @torch.no_grad()

@@ -7,9 +7,12 @@ import statistics
 import time
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from sseg_nase.finite import positive
 from sseg_nase.hardware.probe import blank_images, device_of, eval_mode
+
+MOST_PASSES = 1000  # timed together
 
 
 def latency_ms(
@@ -21,11 +24,13 @@ def latency_ms(
     warmup: int,
     device: torch.device | str,
     in_channels: int = 3,
-) -> float:
+) -> float | None:
     """Return the median milliseconds of a forward pass of `[batch, C, resolution, resolution]`.
 
     In eval mode and inference mode, after `warmup` passes that are not timed; every pass is
-    waited for on CUDA. A module that lies elsewhere is copied to `device`, not moved.
+    waited for on CUDA. A module that lies elsewhere is copied to `device`, not moved. Where the
+    clock does not see one pass, several are timed together; None where it does not see even
+    `MOST_PASSES` of them, for 0 is no time.
     """
     assert repeats >= 1
     assert warmup >= 0
@@ -33,17 +38,26 @@ def latency_ms(
     if device_of(module).type != device.type:
         module = copy.deepcopy(module).to(device)
     images = blank_images(module, resolution, batch, in_channels)
-    times = []
     with eval_mode(module), torch.inference_mode():
         for _ in range(warmup):
             module(images)
-        for _ in range(repeats):
-            _wait(device)
-            start = time.perf_counter()
-            module(images)
-            _wait(device)
-            times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times)
+        passes = 1
+        while passes <= MOST_PASSES:
+            times = [_seconds(module, images, passes, device) for _ in range(repeats)]
+            milliseconds = 1000 * statistics.median(times) / passes
+            if positive(milliseconds):
+                return milliseconds
+            passes *= 10
+    return None
+
+
+def _seconds(module: nn.Module, images: Tensor, passes: int, device: torch.device) -> float:
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(passes):
+        module(images)
+    _wait(device)
+    return time.perf_counter() - start
 
 
 def _wait(device: torch.device) -> None:

@@ -19,7 +19,15 @@ import yaml
 
 from sseg_nase.fewshot.statistics import crossed_difference, holm, mean_t95, paired_difference
 from sseg_nase.files import read_json
-from sseg_nase.reporting.episodes import BEST, LAST, NETWORKS, EpisodesError, read_episodes
+from sseg_nase.finite import figure
+from sseg_nase.reporting.episodes import (
+    BEST,
+    LAST,
+    NETWORKS,
+    EpisodesError,
+    doubts_of,
+    read_episodes,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -185,6 +193,11 @@ def _read(entry: Entry, notes: list[str]) -> Found | None:
     if results is None or not isinstance(results.get("fewshot"), dict):
         notes.append(f"{_name(entry)} has no results.json that can be read: left out.")
         return None
+    if status is None:
+        notes.append(
+            f"{_name(entry)} has no status.json that can be read: taken for FINISHED, because "
+            "there is a results.json."
+        )
     return Found(entry, judgements(entry, results, notes), *_losses(entry, notes))
 
 
@@ -218,6 +231,8 @@ def judgements(
             if one is None:
                 notes.append(f"{about}: results.json holds no accuracy: left out.")
                 continue
+            for doubt in doubts_of(result):
+                notes.append(f"{about}: the accuracy counts, but means little, because {doubt}.")
             if settings is not None:
                 known = accuracies[network].get(key)
                 reason = _unfit(one, known)
@@ -269,7 +284,7 @@ def _judged(results: Mapping[str, Any], network: str, result: Any) -> Judged | N
         transductive=bool(result.get("transductive", False)),
         params=_number(costs.get("params")),
         macs=_number(costs.get("macs")),
-        latency_ms=_number(costs.get("latency_ms_b1")),
+        latency_ms=_number(costs.get("latency_ms_b1")) or math.nan,  # 0 is no time
         accuracies=None,
         settings=None,
     )
@@ -367,8 +382,8 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 def _number(value: Any) -> float:
     """`value` if it is a finite number, else NaN."""
-    fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if fine else math.nan
+    found = figure(value)
+    return math.nan if found is None else found
 
 
 def _name(entry: Entry) -> str:

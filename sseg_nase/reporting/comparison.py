@@ -20,6 +20,7 @@ import numpy as np
 
 from sseg_nase.fewshot.statistics import PairedDifference, holm, paired_difference
 from sseg_nase.files import read_json
+from sseg_nase.finite import figure
 from sseg_nase.reporting.aggregate import (
     SIGNIFICANCE,
     Entry,
@@ -31,6 +32,7 @@ from sseg_nase.reporting.aggregate import (
 from sseg_nase.reporting.episodes import LAST
 from sseg_nase.reporting.provenance import REGIMES, Provenance, config_of, provenance, section
 from sseg_nase.reporting.published import WAYS, Published, corresponding, published
+from sseg_nase.reporting.record import FINISHED
 
 KEY = re.compile(r"(?P<dataset>[^/]+)/(?P<split>[^/]+)/(?P<ways>\d+)w(?P<shots>\d+)s")
 REFERENCES = {"untrained": "fewshot_untrained", "pretrained": "fewshot_pretrained"}
@@ -185,6 +187,10 @@ def compare(runs: Sequence[Path], *, with_published: bool = True) -> Comparison:
 
 def _read(number: int, run: Path, notes: list[str]) -> _Read:
     results = read_json(run / "results.json") or {}
+    ended = (read_json(run / "status.json") or {}).get("status", FINISHED)
+    if ended != FINISHED:
+        notes.append(f"run {number} is {ended}, not {FINISHED}: its results are left out.")
+        results = {}
     judged = judgements(Entry(f"run {number}", _seed(run) or 0, run), results, notes, (LAST,))
     origin = provenance(run, results)
     return _Read(number, origin, results, {key: one for (key, _), one in judged.items()})
@@ -219,7 +225,7 @@ def _rows(place: Place, group: Sequence[_Judgement], with_published: bool) -> tu
 
 def _cell(one: _Judgement, best: bool) -> Cell:
     before = {
-        name: section(section(one.read.results, group), one.key).get("accuracy")
+        name: figure(section(section(one.read.results, group), one.key).get("accuracy"))
         for name, group in REFERENCES.items()
     }
     judged = one.judged

@@ -10,10 +10,12 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sseg_nase.files import replacing
+from sseg_nase.finite import figure
 
 NAME = "episodes.npz"
 LAST, BEST = "last", "best"
@@ -62,3 +64,16 @@ def read_episodes(folder: Path) -> dict[str, dict[str, np.ndarray]]:
     except UNREADABLE as error:
         raise EpisodesError(f"has a {NAME} that cannot be read") from error
     return found
+
+
+def doubts_of(result: Mapping[str, Any]) -> list[str]:
+    """What speaks against an accuracy of results.json, a clause each.
+
+    An older version has not written any; that all episodes agree is seen all the same.
+    """
+    written = result.get("doubts")
+    if isinstance(written, list):
+        return [str(doubt) for doubt in written]
+    accuracy, ci95, episodes = (figure(result.get(key)) for key in ("accuracy", "ci95", "episodes"))
+    agree = accuracy is not None and accuracy < 100 and ci95 == 0 and (episodes or 0) > 1
+    return ["every episode has the same accuracy"] if agree else []

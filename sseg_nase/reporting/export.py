@@ -8,7 +8,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sseg_nase.reporting.record import RunRecord, finite
+from sseg_nase.finite import finite
+from sseg_nase.reporting.record import RunRecord
 from sseg_nase.tracking.jsonl import MUTATION_KEYS
 
 # The networks of a run in the order of their making, with their section of results.json.

@@ -7,14 +7,14 @@ that a reader of the report can understand.
 from __future__ import annotations
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 from sseg_nase.files import read_json
+from sseg_nase.finite import finite
 from sseg_nase.reporting.provenance import config_of, section
 
 FINISHED = "FINISHED"
@@ -109,12 +109,6 @@ def read_run(folder: Path) -> RunRecord:
     events = _events(folder / "events.jsonl", notes)
     mutations = _mutations(folder / "mutations.jsonl", events, notes)
     return RunRecord(folder, config, status or {}, results or {}, events, mutations, tuple(notes))
-
-
-def finite(value: Any) -> TypeGuard[float]:
-    """Tell whether `value` is a number that can be drawn."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)
 
 
 # -- parts -------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from sseg_nase.config.compose import defaults
 from sseg_nase.config.fingerprint import decisive, flatten
 from sseg_nase.errors import UserError
 from sseg_nase.files import read_json, write_json, write_text
+from sseg_nase.finite import finite, plain
 from sseg_nase.hardware.environment import NAME as ENVIRONMENT
 from sseg_nase.reporting.aggregate import read_config
 from sseg_nase.reporting.comparison import compare
@@ -46,6 +47,7 @@ from sseg_nase.reporting.document import (
     Table,
     Text,
 )
+from sseg_nase.reporting.episodes import doubts_of
 from sseg_nase.reporting.export import (
     EPOCH_COLUMNS,
     MUTATION_COLUMNS,
@@ -62,9 +64,8 @@ from sseg_nase.reporting.latex import LatexTable, as_latex, preview
 from sseg_nase.reporting.markdown import as_markdown
 from sseg_nase.reporting.pictures import drawn, files_of
 from sseg_nase.reporting.provenance import provenance
-from sseg_nase.reporting.record import FINISHED, RunRecord, finite, read_run
+from sseg_nase.reporting.record import FINISHED, RunRecord, read_run
 from sseg_nase.tracking.console import duration
-from sseg_nase.tracking.jsonl import plain
 from sseg_nase.tracking.mlflow_sink import shown
 
 NAME = "report"
@@ -424,7 +425,10 @@ def _costs(record: RunRecord) -> Iterator[tuple[str, dict[str, str]]]:
     }
     networks = {name: costs for name, costs in networks.items() if costs}
     for key, name, form in COSTS if "last" in networks else ():
-        values = {network: _figure(costs.get(key), form) for network, costs in networks.items()}
+        # None of these can be 0; an older version may have read so from a coarse clock.
+        values = {
+            network: _figure(costs.get(key) or None, form) for network, costs in networks.items()
+        }
         if set(values.values()) != {NOTHING}:
             yield name, values
 
@@ -623,9 +627,22 @@ def _surroundings(found: Mapping[str, Any]) -> Iterator[tuple[str, Text]]:
 
 
 def _notes(record: RunRecord) -> Iterator[Block]:
-    if record.notes:
+    notes = (*record.notes, *_of_accuracies(record))
+    if notes:
         yield Heading(2, "Notes")
-        yield Items(record.notes)
+        yield Items(notes)
+
+
+def _of_accuracies(record: RunRecord) -> Iterator[str]:
+    """What is to be said of the accuracies, a sentence each."""
+    for group, network in (("fewshot", "last"), ("fewshot_best", "best")):
+        for key, result in record.section(group).items():
+            about = f"{key}, {network} network"
+            if not isinstance(result, dict) or not finite(result.get("accuracy")):
+                yield f"{about}: results.json holds no accuracy: left out."
+                continue
+            for doubt in doubts_of(result):
+                yield f"{about}: the accuracy means little, because {doubt}."
 
 
 def _figure(value: Any, form: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sseg_nase.files import write_json, write_text
+from sseg_nase.finite import plain
 from sseg_nase.reporting.ablation import PARTS, Ablation, Line, ablations
 from sseg_nase.reporting.aggregate import LOSS, OVER_BOTH, Aggregate, Side
 from sseg_nase.reporting.document import (
@@ -31,7 +32,6 @@ from sseg_nase.reporting.episodes import BEST, LAST, NETWORKS
 from sseg_nase.reporting.html import as_html
 from sseg_nase.reporting.latex import CHECK, LatexTable, as_latex, preview
 from sseg_nase.reporting.markdown import as_markdown
-from sseg_nase.tracking.jsonl import plain
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sseg_nase.errors import UserError
+from sseg_nase.finite import not_finite
 from sseg_nase.sparsity.importance import normalized
 
 
@@ -43,11 +45,17 @@ def complementary_masks(
     Every block keeps at least `min_channels` and a multiple of `round_to` channels, or stays whole.
     Of all such choices this is one that leaves out the most channels, never more than `remove`,
     and among those the one that loses the least importance, summed after `normalized`; of equals
-    the first go. Within a block the least important channels go. Scores must be finite.
+    the first go. Within a block the least important channels go. Raises `UserError` where a score
+    is not finite.
     """
     assert min_channels >= 1
     assert round_to >= 1
-    assert all(scores.isfinite().all() for scores in importance), "importance must be finite"
+    if names := not_finite({str(b): s for b, s in enumerate(importance)}):
+        blocks = ", ".join(f"{int(name) + 1}" for name in names)
+        raise UserError(
+            f"importance: it is not finite in block {blocks}. The losses that it is taken from "
+            "must be finite: give other images, or another network."
+        )
     orders = [scores.argsort(stable=True) for scores in importance]
     costs = [
         np.concatenate(([0.0], np.cumsum(scores[order].double().numpy())))

@@ -7,7 +7,7 @@ from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.stages.judging import Judgement, evaluate, fewshot_tasks
-from sseg_nase.stages.starting import images_of
+from sseg_nase.stages.starting import Reached, images_of
 
 
 def open_dataset(config: Config, split: str = "val") -> ImageStore:
@@ -38,4 +38,5 @@ def judge(network: Backbone, config: Config) -> Judgement:
             f"dataset.channels={given[0]} dataset.image_size={given[1]}: the network takes images "
             f"of {taken[0]} channels and {taken[1]} px. Set both keys to these."
         )
-    return evaluate(fewshot_tasks(config), network, next(network.parameters()).device)
+    reached = Reached(network, name="the network")
+    return evaluate(fewshot_tasks(config), reached, next(network.parameters()).device)

@@ -15,15 +15,19 @@ from sseg_nase.data.placement import place
 from sseg_nase.data.random import derive
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
+from sseg_nase.fewshot.evaluation import NotFiniteError
 from sseg_nase.files import check_room
 from sseg_nase.finetune.learner import METHODS as FINETUNING_METHODS
 from sseg_nase.finetune.learner import EpisodeLearner, around
 from sseg_nase.finetune.loop import FineTuner
-from sseg_nase.stages.judging import FewShotTask
+from sseg_nase.stages.judging import FewShotTask, judge_named
 from sseg_nase.stages.starting import Reached, images_of
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint, distributed
 from sseg_nase.training.callbacks import size_of
+from sseg_nase.training.divergence import DivergenceError, explained
+
+TUNED = "the network that is fine-tuned"
 
 
 def fine_tune(
@@ -43,7 +47,7 @@ def fine_tune(
     asked after every step; when it says so, `Interrupted` is raised after a checkpoint. `at_once`:
     a block in which a request to stop need not wait, because nothing is changed in it. One device
     trains, however many there are. Raises `UserError` for images without labels, or too few of a
-    class.
+    class, and where training diverges.
     """
     hardware, size = config.hardware, config.dataset.image_size
     fabric = distributed.build_fabric(hardware.accelerator, 1, hardware.precision)
@@ -64,7 +68,8 @@ def fine_tune(
 
     def validate(learner: EpisodeLearner) -> tuple[float, float]:
         with at_once():  # it may take longer than any step
-            (result,) = selection.judge(learner, fabric.device).results.values()
+            judged = judge_named(selection, Reached(learner, name=TUNED), fabric.device)
+        (result,) = judged.results.values()
         return result["accuracy"], result["ci95"]
 
     def reached(progress: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,10 +102,14 @@ def fine_tune(
         tuner.load_state_dict(state)
     else:  # for the last and the best network
         check_room(folder, 2 * size_of(tuner.state_dict()))
-    tuner.fit()
+    try:
+        tuner.fit()
+    except (DivergenceError, NotFiniteError) as error:
+        raise explained(error, config, folder, "finetune_last") from error
     best = checkpoint.load(folder / "checkpoints" / "finetune_best.pt")
     learner.load_state_dict(best["student"])
-    return Reached(learner.eval(), **reached(dataclasses.asdict(tuner.progress)))
+    name = f"checkpoint={folder / 'checkpoints' / 'finetune_best.pt'}"
+    return Reached(learner.eval(), **reached(dataclasses.asdict(tuner.progress)), name=name)
 
 
 def _check_frozen(learner: EpisodeLearner, config: Config) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +23,15 @@ from sseg_nase.data.random import derive
 from sseg_nase.data.store import ImageStore
 from sseg_nase.data.views import normalize
 from sseg_nase.errors import UserError
-from sseg_nase.fewshot.classifiers import NORMALIZATIONS
 from sseg_nase.fewshot.confusion import Confusion
-from sseg_nase.fewshot.evaluation import embed, embed_views, evaluate_episodes
+from sseg_nase.fewshot.evaluation import (
+    NotFiniteError,
+    doubts,
+    embed,
+    embed_views,
+    evaluate_episodes,
+    normalized,
+)
 from sseg_nase.fewshot.statistics import mean_ci95
 from sseg_nase.finetune.judging import method_of
 from sseg_nase.finetune.learner import EpisodeLearner, around, fits
@@ -79,7 +87,10 @@ class FewShotTask:
         ]
 
     def judge(self, trained: Backbone | EpisodeLearner, device: torch.device) -> Judgement:
-        """How `trained` does on the episode lists. Every image is embedded once."""
+        """How `trained` does on the episode lists. Every image is embedded once.
+
+        Raises `NotFiniteError` where no accuracy can be taken.
+        """
         evaluation = self.config.evaluation
         learner = trained if isinstance(trained, EpisodeLearner) else None
         backbone = trained.backbone if isinstance(trained, EpisodeLearner) else trained
@@ -104,7 +115,10 @@ class FewShotTask:
             embedded = features(self.store)
         mean = None if self.base is None else features(self.base).mean(0)
         of_support = self._augmented(network, embedded, device)
-        judged = Judgement({}, {}, {}, self._chosen(embedded, mean))
+        looked_at: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
+        if evaluation.method != "maml":  # which looks at the images themselves
+            looked_at = embedded, normalized(embedded, mean, evaluation)
+        judged = Judgement({}, {}, {}, self._chosen(looked_at[1]))
         for episodes in self.episodes:
             one = evaluate_episodes(
                 embedded,
@@ -127,20 +141,21 @@ class FewShotTask:
                 "method": _protocol(method.label(evaluation), evaluation),
                 "transductive": method.transductive,
                 "queries": evaluation.query_balance,
+                "doubts": doubts(*looked_at, one.accuracies, evaluation),
                 "top_k": {str(k): 100 * share for k, share in one.top_k.items()},
                 **confusion.extremes(),
             }
         return judged
 
-    def _chosen(self, embedded: torch.Tensor, mean: torch.Tensor | None) -> Embeddings | None:
+    def _chosen(self, judged: torch.Tensor | None) -> Embeddings | None:
         """What a picture of the embeddings shows, as they are judged."""
-        if self.config.evaluation.method == "maml":
+        if judged is None:
             return None
         chosen = chosen_images(self.store.labels)
-        rows = embedded[torch.from_numpy(chosen).to(embedded.device)]
+        rows = judged[torch.from_numpy(chosen).to(judged.device)]
         names, labels = np.unique(self.store.labels[chosen], return_inverse=True)
         return Embeddings(
-            NORMALIZATIONS[self.config.evaluation.normalize](rows, mean).cpu().numpy(),
+            rows.cpu().numpy(),
             labels,
             tuple(self.store.class_names[name] for name in names),
             self.episodes[0].key.rsplit("/", 1)[0],
@@ -188,14 +203,12 @@ def fewshot_tasks(config: Config) -> list[FewShotTask]:
     return [FewShotTask(config, dataset) for dataset in choices]
 
 
-def evaluate(
-    tasks: list[FewShotTask], trained: Backbone | EpisodeLearner, device: torch.device
-) -> Judgement:
-    """Judge `trained` on every task."""
-    trained.to(device)
+def evaluate(tasks: list[FewShotTask], reached: Reached, device: torch.device) -> Judgement:
+    """Judge a network on every task. Raises `NotFiniteError` where no accuracy can be taken."""
+    reached.network.to(device)
     judged = Judgement({}, {}, {})
     for task in tasks:
-        part = task.judge(trained, device)
+        part = judge_named(task, reached, device)
         judged = judged._replace(embeddings=judged.embeddings or part.embeddings)
         judged.results.update(part.results)
         judged.accuracies.update(part.accuracies)
@@ -203,15 +216,40 @@ def evaluate(
     return judged
 
 
+def judge_named(task: FewShotTask, reached: Reached, device: torch.device) -> Judgement:
+    """`task.judge`; its `NotFiniteError` says which network and which images."""
+    try:
+        return task.judge(reached.network, device)
+    except NotFiniteError as error:
+        images = task.episodes[0].key.rsplit("/", 1)[0]
+        raise NotFiniteError(
+            f"{reached.name} cannot be evaluated on dataset {images}: {error}. Its training "
+            "diverged: give a checkpoint from before that, or train again with a lower learning "
+            "rate or with hardware.precision=32-true."
+        ) from error
+
+
 def judge_before_tuning(
     tasks: list[FewShotTask], reached: Reached, device: torch.device
 ) -> Judgement:
     """Judge a network that is not fine-tuned; a method that needs a head gets an untrained one."""
-    config, network = tasks[0].config, reached.network
+    config = tasks[0].config
     if config.evaluation.method in HEADED:
         generator = torch.Generator().manual_seed(derive(config.seed, "head"))
-        network = around(reached.backbone, config.finetune, config.finetune.ways, generator)
-    return evaluate(tasks, network, device)
+        headed = around(reached.backbone, config.finetune, config.finetune.ways, generator)
+        reached = dataclasses.replace(reached, network=headed)
+    return evaluate(tasks, reached, device)
+
+
+def doubted(results: Mapping[str, Any]) -> list[str]:
+    """What the results of a run say against their own accuracies, a warning each."""
+    networks = {"fewshot": "the last network", "fewshot_best": "the best network"}
+    return [
+        f"{key}, {name}: {doubt}. Its accuracy means little."
+        for group, name in networks.items()
+        for key, result in results.get(group, {}).items()
+        for doubt in result["doubts"]
+    ]
 
 
 def check_head(reached: Reached, config: Config) -> None:
@@ -250,13 +288,18 @@ def evaluate_best(
         torch.equal(tensor, last.state_dict()[name].cpu())
         for name, tensor in best.state_dict().items()
     )
-    return about, judged if same else evaluate(tasks, best, device)
+    if same:
+        return about, judged
+    return about, evaluate(tasks, Reached(best, name=f"checkpoint={path}"), device)
 
 
 def efficiency(
     backbone: Backbone, resolution: int, device: torch.device
-) -> dict[str, float | int | str]:
-    """Params, MACs, FLOPs at `resolution`, latency in ms and peak memory in MB of a forward."""
+) -> dict[str, float | int | str | None]:
+    """Params, MACs, FLOPs at `resolution`, latency in ms and peak memory in MB of a forward.
+
+    A latency is None where the clock is too coarse for one.
+    """
     channels = backbone.architecture.in_channels
     macs = count_macs(backbone, resolution, channels)
     latencies = {

@@ -15,6 +15,7 @@ from sseg_nase.stages.starting import images_of, seed_learner
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import distributed
 from sseg_nase.training.callbacks import ArchitectureMetrics, Checkpoints, MemoryWatch
+from sseg_nase.training.divergence import DivergenceError, explained
 from sseg_nase.training.events import Callback
 from sseg_nase.training.interruption import Interrupted
 from sseg_nase.training.interventions import Evolve, Sparsify
@@ -33,18 +34,28 @@ def pretrain(
     """Train the seed network on the curriculum, with evolution and pruning as configured.
 
     `state`: of the checkpoint to go on from. Checkpoints with `extra` go to `folder`. `stop` is
-    asked after every step; when it says so, `Interrupted` is raised after a checkpoint.
+    asked after every step; when it says so, `Interrupted` is raised after a checkpoint. Raises
+    `UserError` where training diverges: with the keys to change, and how to resume.
     """
     checkpoints = Checkpoints(
         folder / "checkpoints", config.pretrain.checkpoint_interval_epochs, extra or {}
     )
     callbacks = [ArchitectureMetrics(), MemoryWatch(), checkpoints]
     hardware = config.hardware
-    with distributed.workers(
-        _pretrain_along, config, state, devices=hardware.devices, accelerator=hardware.accelerator
-    ):
-        trainer = trainer_of(config, callbacks, sink, state, lambda: distributed.any_rank(stop()))
-        trainer.fit()
+    try:
+        with distributed.workers(
+            _pretrain_along,
+            config,
+            state,
+            devices=hardware.devices,
+            accelerator=hardware.accelerator,
+        ):
+            trainer = trainer_of(
+                config, callbacks, sink, state, lambda: distributed.any_rank(stop())
+            )
+            trainer.fit()
+    except DivergenceError as error:
+        raise explained(error, config, folder, "last") from error
     return trainer
 
 

@@ -19,7 +19,9 @@ from sseg_nase.config.schema import (
 from sseg_nase.data.benchmarks import load_split
 from sseg_nase.data.random import derive
 from sseg_nase.data.store import ImageStore
+from sseg_nase.errors import UserError
 from sseg_nase.finetune.learner import EpisodeLearner, around
+from sseg_nase.finite import not_finite, shortened
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.building import build, configured
 from sseg_nase.nets.evolvable import Learner
@@ -73,13 +75,15 @@ def _seed_backbone(
 class Reached:
     """What training has come to.
 
-    `step`: optimizer steps; `images_seen` by source; `history`: the mutations, as their records.
+    `step`: optimizer steps; `images_seen` by source; `history`: the mutations, as their records;
+    `name`: what messages call the network.
     """
 
     network: Backbone | EpisodeLearner
     step: int = 0
     images_seen: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(SOURCES, 0))
     history: Sequence[dict[str, Any]] = ()
+    name: str = "the untrained seed network"
 
     @property
     def backbone(self) -> Backbone:
@@ -107,4 +111,11 @@ def stored(path: Path, config: Config) -> Reached:
             network.load_state_dict(state["student"])
         except RuntimeError as error:
             raise checkpoint.not_belonging(path, error) from error
-    return Reached(network, state["step"], state["images_seen"], state["history"])
+    name = f"checkpoint={path}"
+    if names := not_finite(state["student"]):
+        raise UserError(
+            f"{name} cannot be used on dataset={config.dataset.name}: not finite are "
+            f"{shortened(names)}, so its training diverged. Give a checkpoint from before that, "
+            "such as RUN/checkpoints/best.pt, or train again with a lower learning rate."
+        )
+    return Reached(network, state["step"], state["images_seen"], state["history"], name)

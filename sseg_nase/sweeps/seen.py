@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 
 from sseg_nase.directory import RUNNING, end_dead, status_of
 from sseg_nase.errors import MISTAKE
+from sseg_nase.finite import finite
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder
 from sseg_nase.sweeps.isolation import Ending
 from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
@@ -231,10 +231,12 @@ def _metric(run: Path | None, loss: float | None, found: str) -> str:
         try:
             fewshot = json.loads((run / "results.json").read_text(encoding="utf-8"))["fewshot"]
             key, first = next(iter(fewshot.items()))
+            if not (finite(first["accuracy"]) and finite(first["ci95"])):
+                return f"{key} holds no accuracy"
             return f"{key} {first['accuracy']:.2f} ± {first['ci95']:.2f} %"
-        except (OSError, ValueError, KeyError, StopIteration):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
             return ""
-    return "" if loss is None or not math.isfinite(loss) else f"loss {loss:.4f}"
+    return f"loss {loss:.4f}" if finite(loss) else ""
 
 
 def _progress(events: Path) -> tuple[int | None, float | None]:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from sseg_nase.finite import finite, positive
 from sseg_nase.tracking.sink import FINISHED, RunInfo, Sink
 
 SECONDS_BETWEEN_UPDATES = 0.2
@@ -158,16 +159,17 @@ def mutation_line(values: Mapping[str, Any]) -> str:
 def finetune_line(values: Mapping[str, Any]) -> str:
     """Say how an epoch of fine-tuning went, and whether its network is the best so far."""
     line = (
-        f"fine-tuning epoch {values['epoch'] + 1}/{values['epochs']}: loss {values['loss']:.4f}, "
-        f"accuracy {values['accuracy']:.1f} %, val {values['val_accuracy']:.2f} ± "
-        f"{values['val_ci95']:.2f} %, {values['images_per_second']:,.0f} images/s"
+        f"fine-tuning epoch {values['epoch'] + 1}/{values['epochs']}: "
+        f"loss {_number(values['loss'], '.4f')}, accuracy {_number(values['accuracy'], '.1f')} %, "
+        f"val {_number(values['val_accuracy'], '.2f')} ± {_number(values['val_ci95'], '.2f')} %, "
+        f"{_number(values['images_per_second'], ',.0f')} images/s"
     )
     return f"{line}, the best so far" if values["best"] else line
 
 
 def latency_line(values: Mapping[str, Any]) -> str:
     """Return the line of what a pruning has brought."""
-    times = " -> ".join(f"{values[key]:.2f}" for key in ("before_ms", "after_ms"))
+    times = " -> ".join(_milliseconds(values[key]) for key in ("before_ms", "after_ms"))
     return f"latency at batch {values['batch']}: {times} ms"
 
 
@@ -245,8 +247,8 @@ def _network_rows(results: Mapping[str, Any]) -> list[tuple[str, str]]:
             (f"MACs at {network['resolution']} px", _count(network["macs"])),
         ]
     for batch in (1, 64):
-        if (latency := cost.get(f"latency_ms_b{batch}")) is not None:
-            rows.append((f"latency, batch {batch}", f"{_number(latency, '.2f')} ms"))
+        if positive(latency := cost.get(f"latency_ms_b{batch}")):
+            rows.append((f"latency, batch {batch}", f"{_milliseconds(latency)} ms"))
     if (memory := cost.get("peak_memory_mb")) is not None:
         rows.append(("peak memory", f"{_number(memory, ',.1f')} MB"))
     return rows
@@ -289,5 +291,12 @@ def _count(value: Any) -> str:
     return f"{int(value):,}"
 
 
+def _milliseconds(value: Any) -> str:
+    """Never as 0: what is short gets more digits."""
+    if not positive(value):
+        return "-"
+    return f"{value:.2f}" if value >= 0.01 else f"{value:.2g}"
+
+
 def _number(value: Any, form: str) -> str:
-    return "-" if value is None or not math.isfinite(value) else format(value, form)
+    return format(value, form) if finite(value) else "-"

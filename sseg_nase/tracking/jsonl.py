@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import threading
 import time
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sseg_nase.files import append_line, write_text, writing
+from sseg_nase.finite import plain
 from sseg_nase.tracking.sink import RunInfo, Sink
 from sseg_nase.tracking.source import origin
 
@@ -124,21 +124,6 @@ class JsonlSink(Sink):
         kept = [line for line in lines if json.loads(line)["index"] < first]
         if len(kept) < len(lines):
             write_text(self._mutations, "".join(kept))
-
-
-def plain(value: Any) -> Any:
-    """Return `value` as JSON can hold it: NaN and infinities as null, 0-d arrays as numbers."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(inner) for inner in value]
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    return str(value)
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,22 @@ import torch
 from sseg_nase.config.schema import EVOLVABLE, Config
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_bytes
+from sseg_nase.finite import not_finite, shortened
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.building import build, described
+from sseg_nase.training.divergence import check_saved
 
 SCHEMA = 1
 DEFAULT = EVOLVABLE[0]
 
 
 def save(path: Path, payload: dict[str, Any]) -> None:
-    """Write `payload` (tensors and plain data) atomically. Raises `StorageError`."""
+    """Write `payload` (tensors and plain data) atomically.
+
+    Raises `StorageError`, and `DivergenceError` where a tensor is not finite; the file is then
+    left as it is.
+    """
+    check_saved(payload, path.name)
     content = io.BytesIO()  # torch says of a full disk only that it is at an unexpected position
     torch.save({"schema": SCHEMA, **payload}, content)
     write_bytes(path, content.getbuffer())
@@ -43,6 +51,33 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(payload, dict) or payload.get("schema") != SCHEMA:
         raise UserError(f"checkpoint={path}: not a checkpoint of this version of sseg-nase.")
     return payload
+
+
+def resumable(path: Path) -> dict[str, Any]:
+    """`load` of a run's `last` checkpoint, to train on from.
+
+    Raises `UserError` where it holds what is not finite, as older versions of sseg-nase wrote it.
+    """
+    payload = load(path)
+    if names := not_finite(payload):
+        raise UserError(
+            f"resume={path.parent.parent}: {path.name} cannot be trained on from, because not "
+            f"finite are {shortened(names)}: training diverged before. {_instead_of(path)}"
+        )
+    return payload
+
+
+def _instead_of(path: Path) -> str:
+    """What to do where the checkpoint at `path` cannot be trained on from."""
+    best = path.with_name(path.name.replace("last", "best"))
+    finite = best.exists() and not not_finite(load(best))
+    if finite and path.stem == "last":  # fine-tuning's holds the weights that were best for all
+        return (
+            f"{best.name} is finite: replace {path.name} with it "
+            f"(cp {shlex.quote(str(best))} {shlex.quote(str(path))}), and resume with a lower "
+            "optimizer.lr and resume_overrides=true; the epoch that it was saved in is repeated."
+        )
+    return f"Remove {path} to begin again, and resume with a lower learning rate."
 
 
 def backbone_of(path: Path) -> Backbone:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from sseg_nase.data.random import derive
 from sseg_nase.evolution.history import accepted_kinds, removed_channels
 from sseg_nase.evolution.plateau import PlateauDetector
 from sseg_nase.evolution.selection import Caps, Options, candidates, fitness
+from sseg_nase.finite import finite
 from sseg_nase.nets.evolvable import EvolvableCNN
 from sseg_nase.nets.mutation import Mutation, prune
 from sseg_nase.sparsity.importance import channel_importance, sensitivity
@@ -19,6 +21,7 @@ from sseg_nase.sparsity.masks import channels_to_remove, complementary_masks, ta
 from sseg_nase.training.loop import Decision, Intervention, Trainer
 
 SENSITIVITY_BATCHES = 2
+NO_IMPORTANCE = "the importance is not finite"
 
 
 def importance(
@@ -32,6 +35,10 @@ def importance(
     backbone = networks.learner.backbone
     assert isinstance(backbone, EvolvableCNN), type(backbone)
     return channel_importance(backbone, totals, kind=kind, coupled=coupled, seed=seed)
+
+
+def _all_finite(scores: Iterable[Tensor]) -> bool:
+    return all(bool(each.isfinite().all()) for each in scores)
 
 
 def _label(candidate: Mutation) -> str:
@@ -120,6 +127,8 @@ class Evolve(Intervention):
         scores = importance(
             trainer, kind="taylor", batches=SENSITIVITY_BATCHES, seed=seed, coupled=False
         )
+        if not _all_finite(scores):
+            return Decision(None, {"reason": NO_IMPORTANCE, **trigger})
         found = candidates(
             trainer.networks.evolving,
             operators=evolution.operators,
@@ -132,7 +141,7 @@ class Evolve(Intervention):
         )
         if not found:
             return Decision(None, {"reason": "every candidate is over a hard cap", **trigger})
-        judged = []
+        judged, unfit = [], []
         for candidate in found:
             gain = trainer.probe.trial(
                 trainer.networks,
@@ -142,9 +151,18 @@ class Evolve(Intervention):
                 lr=trainer.learning_rate,
             )
             score = fitness(gain, candidate.after, self.caps, evolution.fitness_alpha)
-            judged.append((score, candidate))
+            if finite(score):
+                judged.append((score, candidate))
+            else:
+                unfit.append(_label(candidate))
+        compared: dict[str, float | None] = {_label(one): score for score, one in judged}
+        if unfit:  # null is no fitness: it says why
+            trigger |= {"not_finite": f"the held loss in the trial of {', '.join(unfit)}"}
+            compared |= dict.fromkeys(unfit)
+        if not judged:
+            reason = "no trial ended with a finite loss"
+            return Decision(None, {"reason": reason, **trigger, "candidates": compared})
         best, chosen = max(judged, key=lambda pair: pair[0])
-        compared = {_label(candidate): score for score, candidate in judged}
         reason = "plateau" if trigger["gap"] is None else "plateau and student–teacher gap"
         return Decision(
             chosen,
@@ -200,8 +218,8 @@ class Sparsify(Intervention):
             batches=sparsity.importance_batches,
             seed=derive(self.seed, self.name, epoch),
         )
-        if not all(each.isfinite().all() for each in scores):
-            return Decision(None, {"reason": "the importance is not finite", **trigger})
+        if not _all_finite(scores):
+            return Decision(None, {"reason": NO_IMPORTANCE, **trigger})
         masks = complementary_masks(
             scores,
             channels_to_remove(width, removed, target),

@@ -10,13 +10,14 @@ from hashlib import sha256
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sseg_nase.config.schema import Config
 from sseg_nase.data.curriculum.render import perturb
 from sseg_nase.data.feed import Batch, CurriculumFeed
 from sseg_nase.data.random import derive
 from sseg_nase.evolution.history import MutationRecord, counts
+from sseg_nase.finite import finite, not_finite, shortened
 from sseg_nase.hardware.allocator import release_memory
 from sseg_nase.nets.evolvable import Learner
 from sseg_nase.nets.mutation import Mutation
@@ -31,6 +32,7 @@ from sseg_nase.training.distributed import (
     synchronize_batch_norm,
     synchronizing,
 )
+from sseg_nase.training.divergence import DivergenceError, Guard
 from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.fabric import Fabric
 from sseg_nase.training.interruption import Interrupted
@@ -123,8 +125,10 @@ class Trainer:
     """Self-supervised pretraining with interventions between epochs.
 
     `stop` is asked after every step; when it says so, `fit` emits `INTERRUPT` and raises
-    `Interrupted`. With several processes all of them run the same `fit`: each on its share of every
-    batch, with losses and BN statistics over the whole of it.
+    `Interrupted`. It raises `DivergenceError` within the epoch in which losses or weights stop
+    being finite, or explode, and before anything of it is saved. With several processes all of them
+    run the same `fit`: each on its share of every batch, with losses and BN statistics over the
+    whole of it.
     """
 
     def __init__(
@@ -151,6 +155,9 @@ class Trainer:
         self.accumulation = config.hardware.gradient_accumulation_steps or 1
         self.steps_per_epoch = -(-feed.batches_per_epoch // self.accumulation)
         self._install(self.workshop.around(learner))
+        self.guard = Guard(
+            fabric, self._parts(), steps_per_epoch=self.steps_per_epoch, what="pretraining"
+        )
 
     def fit(self) -> None:
         """Train for all epochs that are left."""
@@ -194,20 +201,29 @@ class Trainer:
                 self.networks.memory = losses.memory
             self._emit(Event.AFTER_BACKWARD)
             sums += torch.stack(_detached(losses))
+            self.guard.saw(losses.total)
             images += batch.of
             for source, count in batch.seen.items():
                 progress.images_seen[source] += count
             if group_end:
+                if self.guard.at_every_step:
+                    self.guard.check_losses(sums.tolist(), f"at {self._place(progress.step + 1)}")
                 self._step()
-                self._report(index + 1, batches, losses, images / (time.perf_counter() - began))
+                speed = images / (time.perf_counter() - began)
+                self._report(index + 1, batches, losses, sums, speed)
                 self._emit(Event.AFTER_STEP)
             if group_end and self.stop():
                 progress.batch, progress.sums = index + 1, sums.tolist()
+                self._check(progress.sums)
                 self._emit(Event.INTERRUPT)
                 raise Interrupted
         means = self.fabric.all_reduce(sums / batches)
         assert isinstance(means, Tensor)
         total, contrastive, gap = means.tolist()
+        self._check([total, contrastive, gap])
+        doubt = self.guard.check_epoch(total, self._parts(), f"in {self._place()}")
+        if doubt is not None:
+            self.sink.event("warning", {"text": doubt})
         self.means = EpochMeans(
             self.feed.schedule.level,
             self.networks.architecture.channels,
@@ -217,6 +233,21 @@ class Trainer:
             images / (time.perf_counter() - began),
         )
         self.sink.event("epoch", {"epoch": progress.epoch, **self._figures()})
+
+    def _check(self, losses: Sequence[float]) -> None:
+        """Raise `DivergenceError` unless what is to be kept, or saved, is finite."""
+        self.guard.check_losses(losses, f"in {self._place()}")
+        self.guard.check_state(self.networks.state_dict(), f"in {self._place()}")
+
+    def _place(self, step: int | None = None) -> str:
+        """Where training is, in words; epochs and steps count from 1."""
+        epoch = f"epoch {self.progress.epoch + 1} (level {self.feed.schedule.level})"
+        if step is None:
+            return f"{epoch}, after step {self.progress.step}"
+        return f"step {step}, {epoch}"
+
+    def _parts(self) -> dict[str, nn.Module]:
+        return {"student": self.networks.learner}
 
     def _epoch_of_last_change(self) -> int:
         """The epoch after which the networks became what they are; -1 for those of the start."""
@@ -269,18 +300,21 @@ class Trainer:
     def _step(self) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        self.optimizer.step()
+        with self.guard.stepping():
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         steps = self.steps_per_epoch * self.config.pretrain.epochs
         self.networks.follow(ema_decay(self.progress.step, steps, self.config.ssl))
         self.progress.step += 1
 
-    def _report(self, batch: int, batches: int, losses: Losses, speed: float) -> None:
+    def _report(self, batch: int, batches: int, losses: Losses, sums: Tensor, speed: float) -> None:
         if self.progress.step % self.config.tracking.interval_steps:
             return
-        figures = self.fabric.all_reduce(torch.stack(_detached(losses)))
+        # The sums hold every NaN of the epoch: read together, they cost no further wait.
+        figures = self.fabric.all_reduce(torch.cat((torch.stack(_detached(losses)), sums)))
         assert isinstance(figures, Tensor)
-        loss, contrastive, gap = figures.tolist()
+        loss, contrastive, gap, *so_far = figures.tolist()
+        self.guard.check_losses(so_far, f"by {self._place(self.progress.step)}")
         values = {
             "pretrain/loss": loss,
             "pretrain/contrastive": contrastive,
@@ -354,14 +388,18 @@ class Trainer:
             recalibrate(new.learner, (whole.flatten(0, 1) for whole, *_ in views))
         loss_after = self.probe.loss(new, epoch)
         highest = loss_before * (1 + decision.tolerance) if decision.grace == 0 else float("inf")
-        accepted = same_everywhere(loss_after <= highest)  # False for nan, too
+        unfit = [] if finite(loss_after) else ["the held loss after it is not finite"]
+        if names := not_finite(new.state_dict()):
+            unfit.append(f"not finite after it are {shortened(names)}")
+        accepted = same_everywhere(not unfit and loss_after <= highest)
+        trigger = {**decision.trigger, "refused": "; ".join(unfit)} if unfit else decision.trigger
         record = MutationRecord(
             index=len(self.progress.history),
             epoch=epoch,
             step=self.progress.step,
             kind=mutation.kind,
             target=mutation.target,
-            trigger=decision.trigger,
+            trigger=trigger,
             before=counts(mutation.before),
             after=counts(mutation.after),
             function_delta=self.probe.function_delta(old, new, mutation),
@@ -389,8 +427,20 @@ class Trainer:
             self.probe.loss(networks, self.progress.epoch)
             for networks in (self.networks, probation.old)
         )
-        kept = same_everywhere(loss <= without * (1 + probation.tolerance))
-        figures = {"epoch": self.progress.epoch, "loss": loss, "loss_without": without}
+        if not finite(without):
+            # The older network is no better: with neither there is nothing to train on from.
+            if not same_everywhere(finite(loss)):
+                raise DivergenceError(
+                    f"{self.guard.what} diverged in {self._place()}: the held loss is not finite, "
+                    "with the mutation on probation and without it."
+                )
+            without = float("inf")
+        kept = same_everywhere(finite(loss) and loss <= without * (1 + probation.tolerance))
+        figures: dict[str, Any] = {"epoch": self.progress.epoch, "loss": loss}
+        figures["loss_without"] = without
+        if not (finite(loss) and finite(without)):
+            which = "with" if finite(without) else "without"
+            figures["reason"] = f"the held loss {which} the mutation is not finite"
         self.sink.event("probation", {"index": probation.index, "kept": kept, **figures})
         if kept:
             return

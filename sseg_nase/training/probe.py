@@ -24,6 +24,7 @@ from sseg_nase.training.networks import Networks, Workshop
 PROBE, TRIAL = "probe", "trial"  # separate random streams
 DELTA_IMAGES = 32
 TIMED_BATCH, TIMED_REPEATS = 64, 5
+SMALLEST_LOSS = 1e-12  # that a fall is related to: a loss may be 0
 
 
 class Probe:
@@ -67,7 +68,8 @@ class Probe:
     ) -> float:
         """Relative fall of the held loss after `steps` steps with `mutation`.
 
-        The networks of the trial are thrown away; all trials of an epoch see the same images.
+        Not finite where the loss before or after is not. The networks of the trial are thrown
+        away; all trials of an epoch see the same images.
         """
         tried = self.workshop.mutated(networks, mutation)
         before = self.loss(networks, epoch)
@@ -78,7 +80,7 @@ class Probe:
             losses.total.backward()
             tried.optimizer.step()
             tried.optimizer.zero_grad(set_to_none=True)
-        return (before - self.loss(tried, epoch)) / abs(before)
+        return (before - self.loss(tried, epoch)) / max(abs(before), SMALLEST_LOSS)
 
     @torch.no_grad()
     def function_delta(self, old: Networks, new: Networks, mutation: Mutation) -> float:
@@ -108,8 +110,11 @@ class Probe:
     def _headless(networks: Networks) -> bool:
         return not networks.learner.head.state_dict()
 
-    def latency(self, old: Networks, new: Networks) -> dict[str, float]:
-        """Median ms of a forward pass of both backbones: counts alone promise no speed."""
+    def latency(self, old: Networks, new: Networks) -> dict[str, float | None]:
+        """Median ms of a forward pass of both backbones: counts alone promise no speed.
+
+        None where it is too short for the clock.
+        """
         architecture, device = new.architecture, self.workshop.device
         times = {
             name: latency_ms(

@@ -245,7 +245,7 @@ ODD = [
     (cut("config.yaml"), ALONE, "no config.yaml that can be read"),
     (change("config.yaml", "evaluation", to=None), ALONE, "no config.yaml that can be read"),
     (delete("events.jsonl"), COUNTED, "no events.jsonl that can be read"),
-    (cut("status.json"), COUNTED, None),
+    (cut("status.json"), COUNTED, "has no status.json that can be read"),
 ]
 
 

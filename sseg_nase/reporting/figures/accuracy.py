@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 from matplotlib.lines import Line2D
 
+from sseg_nase.finite import finite
 from sseg_nase.reporting.comparison import KEY
 from sseg_nase.reporting.figures import Drawing, absent, style
 from sseg_nase.reporting.provenance import section
-from sseg_nase.reporting.record import RunRecord, finite
+from sseg_nase.reporting.record import RunRecord
 
 TITLE = "Few-shot accuracy"
 # Sections of results.json, in the order in which a network comes to be.

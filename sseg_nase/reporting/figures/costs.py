@@ -17,12 +17,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from sseg_nase.finite import finite
 from sseg_nase.reporting.aggregate import Aggregate
 from sseg_nase.reporting.comparison import KEY
 from sseg_nase.reporting.episodes import LAST
 from sseg_nase.reporting.figures import Drawing, absent, style
 from sseg_nase.reporting.provenance import REGIMES, provenance, regime_of, section
-from sseg_nase.reporting.record import RunRecord, finite
+from sseg_nase.reporting.record import RunRecord
 
 PARAMS, LATENCY = "params", "latency"
 TITLES = {PARAMS: "Accuracy and parameters", LATENCY: "Accuracy and latency"}

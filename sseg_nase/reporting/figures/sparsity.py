@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sseg_nase.finite import finite
 from sseg_nase.reporting.figures import Drawing, absent, style
-from sseg_nase.reporting.record import RunRecord, finite
+from sseg_nase.reporting.record import RunRecord
 
 TITLE = "Channels pruned per block"
 

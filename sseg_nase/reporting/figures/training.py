@@ -11,9 +11,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from sseg_nase.finite import finite
 from sseg_nase.reporting.figures import Drawing, absent, style
 from sseg_nase.reporting.figures.trajectory import levels_in_words
-from sseg_nase.reporting.record import RunRecord, Series, finite
+from sseg_nase.reporting.record import RunRecord, Series
 
 LOSSES = "Training losses"
 TUNING = "Fine-tuning"

@@ -1,0 +1,211 @@
+"""Training that comes apart: seen within an epoch, said once, and never saved over what was fine.
+
+Pretraining and fine-tuning ask the same `Guard`. On a CPU it looks at every step. On CUDA that
+would make the host wait for the device in every step, so it looks where the loop reads the device
+anyway: where a step is logged, and at the end of the epoch.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sseg_nase.config.layout import group_option
+from sseg_nase.config.schema import Config, FinetuneConfig
+from sseg_nase.errors import UserError
+from sseg_nase.finite import finite, not_finite, shortened
+from sseg_nase.training.distributed import any_rank
+
+if TYPE_CHECKING:
+    from sseg_nase.training.fabric import Fabric
+
+# Healthy training leaves the loss within a few times its first value, and the root mean square of
+# the weights between 0.05 and 0.5; learning rates a thousand times too high move both past these.
+LARGEST_LOSS = 1e4  # times that of the first step, or times 1 where that is smaller
+LARGEST_WEIGHTS = 1e3  # times the root mean square at the start, or times SMALLEST_START
+LARGE_WEIGHTS = 30.0  # likewise: said loudly, and training continues
+SMALLEST_START = 0.1  # heads start with weights near 0, and may leave them
+# The gradient scaler of 16-mixed halves its scale at every step that it skips, from 2^16 on: after
+# so many in a row no scale is left at which gradients fit into float16.
+MOST_SKIPPED = 40
+FEWEST_SKIPPED = 4  # in epochs of fewer steps: the scale may still be settling
+USUAL_SGD = 0.1  # learning rate of fine-tuning; see conf/finetune/prototypical.yaml
+
+
+class DivergenceError(UserError):
+    """Training has come apart. What to change belongs into the message: see `explained`."""
+
+
+class Guard:
+    """Looks at losses, weights and skipped steps of one training; raises `DivergenceError`.
+
+    `parts`: what is trained, by name; their size at the time of this call is the measure. Every
+    process must ask the same questions at the same time.
+    """
+
+    def __init__(
+        self, fabric: Fabric, parts: Mapping[str, nn.Module], *, steps_per_epoch: int, what: str
+    ) -> None:
+        self.what = what
+        self.at_every_step = fabric.device.type == "cpu"
+        self.scaler = getattr(fabric.strategy.precision, "scaler", None)
+        self.most_skipped = min(max(steps_per_epoch, FEWEST_SKIPPED), MOST_SKIPPED)
+        self.start = {name: max(_size(part), SMALLEST_START) for name, part in parts.items()}
+        self.first: Tensor | None = None  # loss of the first step that this process has seen
+        self.skipped = torch.zeros((), device=fabric.device)  # in a row, up to now
+        self.told: set[str] = set()
+
+    def saw(self, loss: Tensor) -> None:
+        """Note the loss of a step; nothing is read from the device."""
+        if self.first is None:
+            self.first = loss.detach().clone()
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Hold a step of the optimizer: count it if the scaler of 16-mixed skips it."""
+        if self.scaler is None:
+            yield
+            return
+        before = self.scaler._scale.clone()  # `get_scale` would wait for the device
+        yield
+        self.skipped = torch.where(self.scaler._scale < before, self.skipped + 1, 0)
+
+    def check_losses(self, losses: Iterable[float], where: str) -> None:
+        """Raise where a loss, or a sum of losses, is not finite, or no step can be taken."""
+        if any_rank(not all(map(math.isfinite, losses))):
+            raise DivergenceError(f"{self.what} diverged {where}: the loss is not finite.")
+        if self.scaler is not None and any_rank(bool(self.skipped >= self.most_skipped)):
+            raise DivergenceError(
+                f"{self.what} diverged {where}: the last {int(self.skipped)} steps were all "
+                f"skipped, because their gradients overflow float16 at every scale down to "
+                f"{self.scaler.get_scale():g}."
+            )
+
+    def check_epoch(self, loss: float, parts: Mapping[str, nn.Module], where: str) -> str | None:
+        """Raise where loss or weights have exploded; return a warning where they soon will."""
+        first = 1.0 if self.first is None else abs(self.first.item())
+        if any_rank(finite(first) and loss > LARGEST_LOSS * max(first, 1.0)):
+            raise DivergenceError(
+                f"{self.what} diverged {where}: the loss is {loss:.3g}, at the first step it was "
+                f"{first:.3g}."
+            )
+        for name, part in parts.items():
+            start, size = self.start[name], _size(part)
+            grown = f"the weights of the {name} are {size:.3g} (root mean square)"
+            if any_rank(size > LARGEST_WEIGHTS * start):
+                raise DivergenceError(
+                    f"{self.what} diverged {where}: {grown}, and below {start:.2g} at the start."
+                )
+            if size > LARGE_WEIGHTS * start and name not in self.told:
+                self.told.add(name)
+                return (
+                    f"{self.what} may be diverging {where}: {grown}, and below {start:.2g} at the "
+                    "start. The learning rate is probably too high."
+                )
+        return None
+
+    def check_state(self, state: Mapping[str, Any], where: str) -> None:
+        """Raise where a tensor of `state` (weights, statistics, moments) is not finite."""
+        names = not_finite(state)
+        if any_rank(bool(names)):
+            raise DivergenceError(
+                f"{self.what} diverged {where}: not finite are "
+                f"{shortened(names) or 'tensors of another process'}."
+            )
+
+
+def check_saved(payload: Mapping[str, Any], name: str) -> None:
+    """Raise `DivergenceError` where a checkpoint would hold what is not finite."""
+    if names := not_finite(payload):
+        raise DivergenceError(f"{name} is not written: not finite are {shortened(names)}.")
+
+
+def explained(error: UserError, config: Config, folder: Path, checkpoint: str) -> UserError:
+    """Return `error` with the keys to change, what is kept, and the command that resumes.
+
+    `folder` is the run's, `checkpoint` the name of the file that it resumes from.
+    """
+    tuning = checkpoint.startswith("finetune")
+    remedies = list(_of_tuning(config.finetune) if tuning else _of_pretraining(config))
+    precision = config.hardware.precision
+    # Where the scaler gave up, float16 is to blame, and comes first: it stands in the command.
+    first = 0 if "float16" in str(error) else len(remedies)
+    wider = "bf16-mixed" if precision == "16-mixed" else "32-true"
+    remedies.insert(first, ("hardware.precision", precision, wider))
+    shown = ", ".join(
+        f"{key}={_plain(now)}" + (f" (try {_plain(instead)})" if instead != now else "")
+        for key, now, instead in remedies
+    )
+    kept = folder / "checkpoints" / f"{checkpoint}.pt"
+    # All rates above their usual values at once: one that is left would diverge again.
+    changed = [
+        f"{key}={_plain(instead)}"
+        for number, (key, now, instead) in enumerate(remedies)
+        if number == 0 or ("lr" in key and instead * 10 < now)
+    ]
+    return UserError(
+        f"{error} Change one or more of: {shown}. Resume with other values (from "
+        f"{kept.name if kept.exists() else 'the beginning, as there is no checkpoint yet'}): "
+        f"sseg-nase {shlex.quote(f'resume={folder}')} {' '.join(changed)} "
+        "resume_overrides=true"
+    )
+
+
+def _of_pretraining(config: Config) -> Iterator[tuple[str, Any, Any]]:
+    """Keys with their values and what to try."""
+    optimizer = config.optimizer
+    usual = group_option("optimizer", optimizer.name)["lr"]
+    yield "optimizer.lr", optimizer.lr, _lower(optimizer.lr, usual)
+    ssl = config.ssl
+    usual = group_option("ssl", ssl.name)
+    plain = ssl.name == "simclr" or config.curriculum.perturbation > 0  # where it has an effect
+    named = ("temperature",) if plain else ()
+    for name in (*named, "distance_temperature", "student_temperature"):
+        if (now := getattr(ssl, name)) is not None:
+            yield f"ssl.{name}", now, max(now, usual[name] or now)
+    other = "adamw" if optimizer.name != "adamw" else "sgd"
+    yield "optimizer", optimizer.name, other
+
+
+def _of_tuning(finetune: FinetuneConfig) -> Iterator[tuple[str, Any, Any]]:
+    usual = group_option("finetune", "prototypical")
+    if finetune.optimizer == "sgd":
+        usual |= dict.fromkeys(("lr_encoder", "lr_head"), USUAL_SGD)
+    rates = {"lr_encoder": finetune.lr_encoder, "lr_head": finetune.lr_head}
+    if finetune.inner_lr is not None:
+        usual["inner_lr"] = group_option("finetune", finetune.name)["inner_lr"]
+        rates["inner_lr"] = finetune.inner_lr
+    # The one furthest above its usual value comes first: it stands in the command.
+    for name in sorted(rates, key=lambda name: -rates[name] / usual[name]):
+        yield f"finetune.{name}", rates[name], _lower(rates[name], usual[name])
+    yield (
+        "finetune.optimizer",
+        finetune.optimizer,
+        "adam" if finetune.optimizer != "adam" else "sgd",
+    )
+
+
+def _lower(rate: float, usual: float) -> float:
+    return usual if rate > usual else rate / 10
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _size(part: nn.Module) -> float:
+    """Root mean square of the weights that are trained; 0 where there are none."""
+    weights = [p.detach() for p in part.parameters() if p.requires_grad]
+    count = sum(weight.numel() for weight in weights)
+    if not count:
+        return 0.0
+    # Norms of norms do not overflow where squares would.
+    norms = torch.stack([torch.linalg.vector_norm(weight.double()) for weight in weights])
+    return float(torch.linalg.vector_norm(norms)) / math.sqrt(count)
