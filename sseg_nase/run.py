@@ -133,7 +133,8 @@ def run(config: Config, overrides: Sequence[str] = (), sweep: Membership | None 
     """
     asked = fingerprint(config) if sweep is None else sweep.asked
     hardware, notes = resolve(config.hardware, hardware_profiles())
-    config = dataclasses.replace(config, hardware=hardware)
+    config, fitted = stages.fitted(dataclasses.replace(config, hardware=hardware))
+    notes += fitted
     make = RunDirectory.reopen if config.resume else RunDirectory.create
     place = make(config, overrides)
     try:
@@ -203,6 +204,9 @@ def pipeline(this: Run) -> None:
         this.notes.append(f"fine-tuning begins with {start}: nothing is pretrained here")
     if config.finetune.name != "none":
         stages.labelled(config)
+    this.notes += stages.unused_images(config)
+    if (said := stages.never_reached(config)) is not None:
+        this.notes.append(said)
     resumed = None
     if this.place.resumed:
         latest = tuning or state
@@ -218,6 +222,9 @@ def pipeline(this: Run) -> None:
                 config, this.sink, this.directory, state=state, extra=extra, stop=stop
             )
         progress = trainer.progress
+        if "NATURAL" in config.curriculum.levels and not progress.images_seen["real_unlabeled"]:
+            text = "no image of train was trained on: training ended before the level NATURAL"
+            this.sink.event("warning", {"text": text})
         history = [record.to_dict() for record in progress.history]
         backbone = trainer.networks.learner.backbone
         reached = stages.Reached(backbone, progress.step, progress.images_seen, history)

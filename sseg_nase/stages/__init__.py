@@ -2,6 +2,7 @@
 
 from sseg_nase.stages.drawing import draw_curriculum
 from sseg_nase.stages.finetuning import fine_tune, labelled
+from sseg_nase.stages.fitting import fitted, never_reached, unused_images
 from sseg_nase.stages.judging import (
     FewShotTask,
     Judgement,
@@ -27,12 +28,15 @@ __all__ = [
     "evaluate_best",
     "fewshot_tasks",
     "fine_tune",
+    "fitted",
     "images_of",
     "judge_before_tuning",
     "labelled",
+    "never_reached",
     "pretrain",
     "replayed",
     "seed_backbone",
     "seed_learner",
     "stored",
+    "unused_images",
 ]

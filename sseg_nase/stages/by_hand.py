@@ -6,6 +6,7 @@ from sseg_nase.config.schema import Config
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.nets.backbone import Backbone
+from sseg_nase.stages.fitting import fitted
 from sseg_nase.stages.judging import Judgement, evaluate, fewshot_tasks
 from sseg_nase.stages.starting import images_of
 
@@ -30,6 +31,7 @@ def judge(network: Backbone, config: Config) -> Judgement:
     `paired_difference` compares them. Raises `UserError` where the network takes other images, and
     where the split is too small.
     """
+    config, _ = fitted(config)
     architecture, dataset = network.architecture, config.dataset
     taken = (architecture.in_channels, architecture.resolution)
     given = (dataset.channels, dataset.image_size)
