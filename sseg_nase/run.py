@@ -205,8 +205,6 @@ def pipeline(this: Run) -> None:
     if config.finetune.name != "none":
         stages.labelled(config)
     this.notes += stages.unused_images(config)
-    if (said := stages.never_reached(config)) is not None:
-        this.notes.append(said)
     resumed = None
     if this.place.resumed:
         latest = tuning or state
@@ -223,7 +221,7 @@ def pipeline(this: Run) -> None:
             )
         progress = trainer.progress
         if "NATURAL" in config.curriculum.levels and not progress.images_seen["real_unlabeled"]:
-            text = "no image of train was trained on: training ended before the level NATURAL"
+            text = "pretraining ended before the level NATURAL: it has used no image of train"
             this.sink.event("warning", {"text": text})
         history = [record.to_dict() for record in progress.history]
         backbone = trainer.networks.learner.backbone

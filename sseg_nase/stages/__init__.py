@@ -2,7 +2,7 @@
 
 from sseg_nase.stages.drawing import draw_curriculum
 from sseg_nase.stages.finetuning import fine_tune, labelled
-from sseg_nase.stages.fitting import fitted, never_reached, unused_images
+from sseg_nase.stages.fitting import fitted, unused_images
 from sseg_nase.stages.judging import (
     FewShotTask,
     Judgement,
@@ -32,7 +32,6 @@ __all__ = [
     "images_of",
     "judge_before_tuning",
     "labelled",
-    "never_reached",
     "pretrain",
     "replayed",
     "seed_backbone",

@@ -143,20 +143,20 @@ def episodes_that_fit(
     shots = asked.shots
     if shots is None:
         if small.images < 1 + needed:
-            raise _too_small(small, 1 + needed)
-        shots = [each for each in usual.shots if fits(each)] or [1]
+            raise _too_small(small, 1 + needed, what_fits(asked, rooms, usual))
+        shots = [count for count in usual.shots if fits(count)] or [1]
     queries = asked.queries
     if queries is None:
         queries = min(usual.queries, (small.images - max(shots)) // each)
         if queries < fewest:
-            raise _too_small(small, max(shots) + each * fewest)
+            raise _too_small(small, max(shots) + each * fewest, what_fits(asked, rooms, usual))
     return dataclasses.replace(asked, ways=ways, shots=shots, queries=queries)
 
 
-def _too_small(room: Room, needed: int) -> UserError:
+def _too_small(room: Room, needed: int, fits: str = "") -> UserError:
+    remedy = f"What fits here: {fits}" if fits else "Add images to it, or take the class out."
     return UserError(
-        f"{room.where}: the smallest episode of these settings needs {needed} of every class. Add "
-        "images to it, or take the class out."
+        f"{room.where}, and an episode with these settings needs {needed} of every class. {remedy}"
     )
 
 
@@ -186,18 +186,24 @@ def _training_episodes(
     return dataclasses.replace(asked, ways=ways, shots=shots, queries=queries)
 
 
-def what_fits(evaluation: EvaluationConfig, rooms: Sequence[Room]) -> str:
-    """The settings nearest to those of `evaluation` that fit `rooms`, as one command line.
+def what_fits(
+    evaluation: EvaluationConfig, rooms: Sequence[Room], usual: EvaluationConfig | None = None
+) -> str:
+    """The settings nearest to those of `evaluation` that fit `rooms`, as they are typed.
 
-    Empty where nothing fits.
+    `usual` stands for what `evaluation` leaves open. Empty where nothing fits.
     """
+    given = {key: getattr(evaluation, key) for key in OPEN}
+    wanted = {key: value or getattr(usual, key) for key, value in given.items()}
+    if not any(given.values()):
+        return ""
     asked = dataclasses.replace(evaluation, ways=None, shots=None, queries=None)
     try:
-        fit = episodes_that_fit(asked, evaluation, rooms)
+        fit = episodes_that_fit(asked, dataclasses.replace(evaluation, **wanted), rooms)
     except UserError:
         return ""
     assert fit.shots is not None
-    shots = shlex.quote(f"evaluation.shots=[{','.join(map(str, fit.shots))}]")
+    shots = shlex.quote(f"evaluation.shots={_short(fit.shots)}")
     return f"evaluation.ways={fit.ways} {shots} evaluation.queries={fit.queries}"
 
 
@@ -210,34 +216,35 @@ def judged_datasets(config: Config) -> list[DatasetConfig]:
 
 
 def unused_images(config: Config) -> list[str]:
-    """Say what of the user's own images is not trained on, and what would train on it."""
-    dataset = config.dataset
-    if dataset.name not in ROOTED or config.finetune.name != "none":
+    """Say that the train images are not, or perhaps not, trained on, and what would train on them.
+
+    Of a benchmark only where the config means to train on them.
+    """
+    why = _why_unused(config) if config.finetune.name == "none" else None
+    why = why if config.dataset.name in ROOTED else None
+    perhaps = _never_reached(config) if why is None else None
+    said = why or perhaps
+    if said is None or "train" not in available_splits(config.dataset, **_places(config)):
         return []
-    why, remedy = _why_unused(config)
-    if not why or "train" not in available_splits(dataset, **_places(config)):
-        return []
-    images = len(images_of(config, dataset, "train"))
-    return [f"the {images:,} images of train are not trained on: {why}{remedy}"]
+    images = len(images_of(config, config.dataset, "train"))
+    verb = "are not" if why else "are perhaps not"
+    return [f"the {images:,} images of train {verb} trained on: {said}"]
 
 
-def _why_unused(config: Config) -> tuple[str, str]:
+def _why_unused(config: Config) -> str | None:
     curriculum = config.curriculum
     if config.ssl.name == "none" or config.pretrain.epochs == 0:
         asked = "ssl=none" if config.ssl.name == "none" else "pretrain.epochs=0"
-        return f"{asked} trains nothing", ""
-    if config.finetune.start:
-        return "", ""
-    if "NATURAL" not in curriculum.levels:
-        return (
-            f"curriculum={curriculum.name} draws all of its images",
-            "; curriculum=progressive or curriculum=natural trains on them, without their labels",
-        )
-    return "", ""
+        return f"{asked} trains nothing"
+    if "NATURAL" in curriculum.levels:
+        return None
+    return (
+        f"curriculum={curriculum.name} draws all of its images. Choose curriculum=progressive or "
+        "curriculum=natural to train on them, without their labels"
+    )
 
 
-def never_reached(config: Config) -> str | None:
-    """Say that training may end before the level NATURAL, with what lets it begin in time."""
+def _never_reached(config: Config) -> str | None:
     curriculum, epochs = config.curriculum, config.pretrain.epochs
     if config.ssl.name == "none" or epochs == 0 or config.finetune.start:
         return None
@@ -248,11 +255,11 @@ def never_reached(config: Config) -> str | None:
     remedy = (
         f"curriculum.max_epochs_per_level={(epochs - 1) // before}"
         if epochs > before
-        else f"pretrain.epochs={before + 1} or more, with curriculum.max_epochs_per_level=1"
+        else f"pretrain.epochs={before + 1} curriculum.max_epochs_per_level=1"
     )
     return (
-        f"real images are trained on from level NATURAL on, which may begin only after epoch "
-        f"{begins}, and pretrain.epochs={epochs}: set {remedy}, or curriculum=natural"
+        f"the level NATURAL begins after epoch {begins}, if no level ends sooner, and training "
+        f"ends after epoch {epochs}. Set {remedy}, or curriculum=natural"
     )
 
 
