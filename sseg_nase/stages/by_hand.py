@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
+
 from sseg_nase.config.schema import Config
-from sseg_nase.data.store import ImageStore
+from sseg_nase.data.store import ImageStore, load_image
 from sseg_nase.errors import UserError
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.stages.fitting import fitted
@@ -20,6 +24,17 @@ def open_dataset(config: Config, split: str = "val") -> ImageStore:
     for whatever is wrong with the data.
     """
     return images_of(config, config.dataset, split)
+
+
+def open_image(path: Path | str, network: Backbone) -> torch.Tensor:
+    """The image file at `path` as `network` takes it: uint8 `[C, S, S]`, read as a data set's are.
+
+    `network(normalize(open_image(path, network)[None]))` embeds it. Raises `UserError` for what
+    cannot be read.
+    """
+    taken = network.architecture
+    pixels = load_image(Path(path).expanduser(), taken.resolution, taken.in_channels)
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
 
 
 def judge(network: Backbone, config: Config) -> Judgement:
