@@ -7,6 +7,7 @@ loaded when it is asked for, so that `import sseg_nase` itself loads nothing.
 TYPE_CHECKING = False  # for type checkers true; `typing` itself would take its time to load
 if TYPE_CHECKING:
     from sseg_nase.config.compose import load as load_config
+    from sseg_nase.config.compose import stored as stored_config
     from sseg_nase.data.episodes import EpisodeList, sample_episodes
     from sseg_nase.data.store import ImageStore
     from sseg_nase.data.views import make_views, normalize
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
     from sseg_nase.nets.evolvable import EvolvableCNN
     from sseg_nase.reporting.figures.architecture import draw_architecture
     from sseg_nase.reporting.record import RunRecord, read_run
+    from sseg_nase.reporting.selection import latest_run
     from sseg_nase.run import run as run_config
     from sseg_nase.sparsity.importance import channel_importance
     from sseg_nase.sparsity.masks import ComplementaryMasks, complementary_masks
     from sseg_nase.sparsity.recalibration import recalibrate
     from sseg_nase.ssl.objectives import nt_xent
     from sseg_nase.ssl.teacher import ema_update, make_teacher
-    from sseg_nase.stages.by_hand import judge, open_dataset
+    from sseg_nase.stages.by_hand import judge, open_dataset, open_image
     from sseg_nase.training.checkpoint import load_network
 
 __version__ = "0.1.0"
@@ -53,11 +55,14 @@ __all__ = [  # noqa: RUF022  # in the order of the README
     "make_teacher",
     "ema_update",
     "load_config",
+    "stored_config",
     "run_config",
+    "latest_run",
     "read_run",
     "RunRecord",
     "open_dataset",
     "ImageStore",
+    "open_image",
     "make_views",
     "normalize",
     "embed",
@@ -90,11 +95,14 @@ _HOMES = {
     "make_teacher": "ssl.teacher",
     "ema_update": "ssl.teacher",
     "load_config": "config.compose:load",
+    "stored_config": "config.compose:stored",
     "run_config": "run:run",
+    "latest_run": "reporting.selection",
     "read_run": "reporting.record",
     "RunRecord": "reporting.record",
     "open_dataset": "stages.by_hand",
     "ImageStore": "data.store",
+    "open_image": "stages.by_hand",
     "make_views": "data.views",
     "normalize": "data.views",
     "embed": "fewshot.evaluation",

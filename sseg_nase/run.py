@@ -183,7 +183,8 @@ def _held(
     config = settled(config)
     asked = fingerprint(config) if sweep is None else sweep.asked
     hardware, notes = resolve(config.hardware, hardware_profiles())
-    config = dataclasses.replace(config, hardware=hardware)
+    config, fitted = stages.fitted(dataclasses.replace(config, hardware=hardware))
+    notes += fitted
     make = RunDirectory.reopen if config.resume else RunDirectory.create
     place = make(config, overrides)
     try:
@@ -283,6 +284,7 @@ def pipeline(this: Run) -> None:
         done = int(tuning["finetune"]["epoch"])
         _check_epochs("finetune.epochs", config.finetune.epochs, done)
     this.tie(tasks, pretrained=trained, epochs=done)
+    this.notes += stages.unused_images(config)
     resumed = None
     if this.place.resumed:
         latest = tuning or state
@@ -303,6 +305,9 @@ def pipeline(this: Run) -> None:
                 config, this.sink, this.directory, state=state, extra=extra, stop=stop
             )
         progress = trainer.progress
+        if "NATURAL" in config.curriculum.levels and not progress.images_seen["real_unlabeled"]:
+            text = "pretraining ended before the level NATURAL: it has used no image of train"
+            this.sink.event("warning", {"text": text})
         history = [record.to_dict() for record in progress.history]
         backbone = trainer.networks.learner.backbone
         name = f"checkpoint={this.place.last_checkpoint}"

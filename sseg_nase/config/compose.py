@@ -28,7 +28,7 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 from sseg_nase.config.explain import explaining, one_line, unknown_key, wrong_type
 from sseg_nase.config.layout import conf_dir, fields_of, group_option, groups, is_section
 from sseg_nase.config.places import still_there
-from sseg_nase.config.schema import Config, DatasetConfig
+from sseg_nase.config.schema import ROOTED, Config, DatasetConfig
 from sseg_nase.config.validation import validate
 from sseg_nase.errors import UserError
 
@@ -71,6 +71,7 @@ def register() -> None:
             store.store(group="hydra/launcher", name=f"{launcher}_schema", node=options)
     OmegaConf.register_new_resolver("half_the_cores", _half_the_cores, replace=True)
     OmegaConf.register_new_resolver("minutes", _minutes, replace=True)
+    OmegaConf.register_new_resolver("fitted", _fitted, replace=True)
 
 
 def load(overrides: Sequence[str] = (), *further: Path) -> Config:
@@ -204,6 +205,11 @@ def dataset_choice(name: str) -> DatasetConfig:
 def _half_the_cores() -> int:
     """Jobs at once where they share the machine: a small network gains little from a third core."""
     return max(1, (os.cpu_count() or 1) // 2)
+
+
+def _fitted(usual: Any, *, _root_: Any) -> Any:
+    """`usual`; with images of the user's own None, which is fitted to them when the run starts."""
+    return None if _root_.dataset.name in ROOTED else usual
 
 
 def _minutes(given: float | None, otherwise: int) -> int:

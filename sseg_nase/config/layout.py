@@ -100,6 +100,6 @@ def _merged_file(group: str, name: str) -> Mapping[str, Any]:
     assert isinstance(tree, dict)
     merged: dict[str, Any] = {}
     for parent in tree.pop("defaults", []):
-        if parent != "_self_" and isinstance(parent, str):  # others are of another group
+        if isinstance(parent, str) and parent != "_self_":  # else an option of another group
             merged |= _merged_file(group, parent)
     return merged | {str(key): value for key, value in tree.items()}

@@ -73,14 +73,14 @@ class HardwareConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """`None` marks what the chosen dataset does not have."""
+    """`None` marks what the chosen dataset does not have; of `split_fractions`: as fits."""
 
     name: Annotated[str, option(choices=DATASETS)]
     image_size: Annotated[int, option(least=8, most=512)]
     channels: Annotated[int, option(choices=(1, 3))]
     root: Optional[str]
     split_by: Annotated[str, option(choices=("folder", "classes", "alphabets", "vinyals"))]
-    split_fractions: Annotated[list[float], option(least=0, most=1)]
+    split_fractions: Annotated[Optional[list[float]], option(least=0, most=1)]
     split_seed: int
     rotations: Optional[bool]
     invert: Optional[bool]
@@ -184,12 +184,12 @@ class SSLConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """`None` marks what the chosen method does not have."""
+    """`None` marks what the chosen method does not have; of ways, shots and queries: as fits."""
 
     name: Annotated[str, option(choices=FINETUNING)]
     start: Optional[str]
-    ways: Annotated[int, option(least=2)]
-    shots: Annotated[int, option(least=1)]
+    ways: Annotated[Optional[int], option(least=2)]
+    shots: Annotated[Optional[int], option(least=1)]
     queries: Annotated[Optional[int], option(least=1)]
     episodes_per_epoch: Annotated[Optional[int], option(least=1)]
     tasks_per_step: Annotated[Optional[int], option(least=1)]
@@ -297,12 +297,15 @@ class MamlConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """The sections are options of the methods of their names; the others have no effect."""
+    """The sections are options of the methods of their names; the others have no effect.
+
+    Ways, shots and queries that are `None` are fitted to the images when the run starts.
+    """
 
     split: Annotated[str, option(choices=SPLITS)]
-    ways: Annotated[int, option(least=2)]
-    shots: Annotated[list[int], option(least=1)]
-    queries: Annotated[int, option(least=1)]
+    ways: Annotated[Optional[int], option(least=2)]
+    shots: Annotated[Optional[list[int]], option(least=1)]
+    queries: Annotated[Optional[int], option(least=1)]
     query_balance: Annotated[str, option(choices=("balanced", "dirichlet"))]
     dirichlet_alpha: Annotated[float, option(least=0.1)]
     episodes: Annotated[int, option(least=2)]

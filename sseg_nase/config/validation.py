@@ -321,7 +321,12 @@ def _dataset(config: Config) -> Iterator[str]:
             "scikit-learn; choose dataset=folder, dataset=sketch or dataset=csv."
         )
     fractions = dataset.split_fractions
-    if len(fractions) != 3 or abs(sum(fractions) - 1) > 1e-6:
+    if fractions is None and dataset.name not in ROOTED:
+        yield (
+            f"dataset.split_fractions=null: with dataset={dataset.name} three numbers are needed, "
+            "for train, val and test."
+        )
+    if fractions is not None and (len(fractions) != 3 or abs(sum(fractions) - 1) > 1e-6):
         yield (
             f"dataset.split_fractions={fractions}: three numbers with the sum 1 are needed, "
             "for train, val and test."
@@ -472,7 +477,8 @@ def _untrained(config: Config) -> Iterator[str]:
 
 def _evaluation(config: Config) -> Iterator[str]:
     evaluation = config.evaluation
-    yield from _a_set("evaluation.shots", evaluation.shots)
+    if evaluation.shots is not None:
+        yield from _a_set("evaluation.shots", evaluation.shots)
     yield from _a_set("evaluation.datasets", evaluation.datasets)
     for name in evaluation.datasets:
         if name in ROOTED and name != config.dataset.name:
@@ -481,7 +487,7 @@ def _evaluation(config: Config) -> Iterator[str]:
                 f"with dataset={name} dataset.root=PATH."
             )
     for k in evaluation.top_k:
-        if k >= evaluation.ways:
+        if evaluation.ways is not None and k >= evaluation.ways:
             yield (
                 f"evaluation.top_k={list(evaluation.top_k)}: {k} of evaluation.ways="
                 f"{evaluation.ways} classes always hold the true one; take less than "
@@ -522,7 +528,9 @@ def _finetune(config: Config) -> Iterator[str]:
                 f"to fine-tune: {', '.join(f'finetune={name}' for name in FINETUNING[1:])}."
             )
         return
-    yield from _own_options(options, "finetune", FINETUNE_OPTIONS)
+    fitted = set() if options.queries is not None else {"queries"}
+    own = {name: having - fitted for name, having in FINETUNE_OPTIONS.items()}
+    yield from _own_options(options, "finetune", own)
     headless = ("prototypical", "matching")
     if options.freeze == "encoder" and options.name in headless:
         yield (
@@ -539,7 +547,8 @@ def _finetune(config: Config) -> Iterator[str]:
             "finetune.freeze_norms=true: finetune=maml adapts and is judged with the statistics of "
             "each batch; leave it out."
         )
-    if options.name == "maml" and options.ways != evaluation.ways:
+    given = None not in (options.ways, evaluation.ways)
+    if options.name == "maml" and given and options.ways != evaluation.ways:
         yield (
             f"finetune.ways={options.ways}: the head of finetune=maml has as many classes as the "
             f"episodes that judge it; set evaluation.ways={options.ways} or finetune.ways="

@@ -107,6 +107,7 @@ def _ridge(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) 
 
 
 def _maml(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:
+    assert f.ways is not None
     return linear_head(d.features, f.ways, g)
 
 

@@ -252,6 +252,8 @@ class FineTuner:
 
     def _episodes(self, seed: int) -> EpisodeList:
         options = self.options
+        assert options.ways is not None
+        assert options.shots is not None
         assert options.queries is not None
         assert options.episodes_per_epoch is not None
         return sample_episodes(

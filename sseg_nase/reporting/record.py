@@ -90,8 +90,9 @@ class RunRecord:
         return Series(steps, [found[step] for step in steps])
 
 
-def read_run(folder: Path) -> RunRecord:
+def read_run(folder: Path | str) -> RunRecord:
     """Read a run's folder, whatever state it is in. Raises nothing."""
+    folder = Path(folder).expanduser()
     notes: list[str] = []
     config = config_of(folder)
     if config is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sseg_nase.errors import UserError
 from sseg_nase.files import read_json
+from sseg_nase.reporting.provenance import config_of, section
 
 LAST = "LAST"
 FINISHED = "FINISHED"
@@ -24,6 +25,20 @@ def named_runs(named: Sequence[str], output_dir: Path) -> list[Path]:
         for run in _named(name, output_dir):
             found.setdefault(run.resolve(), run)
     return list(found.values())
+
+
+def latest_run(output_dir: Path | str = "runs", *, pretrained: bool = False) -> Path:
+    """The folder of the run under `output_dir` that has finished last, with results.
+
+    `pretrained`: only a run that has pretrained a network, so that it has losses and mutations.
+    Raises `UserError` where there is none.
+    """
+    output_dir = Path(output_dir).expanduser()
+    finished = [path for path in _finished(output_dir) if not pretrained or _pretrained(path)]
+    if not finished:
+        what = "finished run that has pretrained a network" if pretrained else "finished run"
+        raise UserError(f"There is no {what} in {output_dir} yet: `make run` makes one.")
+    return max(finished, key=_time_of_results)
 
 
 def comparable(runs: Sequence[Path], warn: Callable[[str], None]) -> list[Path]:
@@ -57,11 +72,26 @@ def _named(name: str, output_dir: Path) -> list[Path]:
 
 
 def _last(output_dir: Path) -> Path:
-    results = output_dir.expanduser().glob("*/*/results.json")
-    finished = [path for path in results if _unfit(path.parent) is None]
+    finished = _finished(output_dir.expanduser())
     if not finished:
         raise UserError(f"runs=LAST: there is no finished run in {output_dir} yet.")
-    return max(finished, key=lambda path: path.stat().st_mtime).parent
+    return max(finished, key=_time_of_results)
+
+
+def _finished(output_dir: Path) -> list[Path]:
+    runs = (path.parent for path in output_dir.glob("*/*/results.json"))
+    return [run for run in runs if _unfit(run) is None]
+
+
+def _time_of_results(run: Path) -> float:
+    return (run / "results.json").stat().st_mtime
+
+
+def _pretrained(run: Path) -> bool:
+    config = config_of(run) or {}
+    ssl, pretrain, finetune = (section(config, key) for key in ("ssl", "pretrain", "finetune"))
+    trained = ssl.get("name") != "none" and pretrain.get("epochs") and not finetune.get("start")
+    return config.get("task") == "pipeline" and bool(trained)
 
 
 def _no_run(path: Path) -> str:

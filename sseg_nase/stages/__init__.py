@@ -2,6 +2,7 @@
 
 from sseg_nase.stages.drawing import draw_curriculum
 from sseg_nase.stages.finetuning import fine_tune, labelled
+from sseg_nase.stages.fitting import fitted, unused_images
 from sseg_nase.stages.judging import (
     FewShotTask,
     Judgement,
@@ -29,6 +30,7 @@ __all__ = [
     "evaluate_best",
     "fewshot_tasks",
     "fine_tune",
+    "fitted",
     "images_of",
     "judge_before_tuning",
     "labelled",
@@ -37,4 +39,5 @@ __all__ = [
     "seed_backbone",
     "seed_learner",
     "stored",
+    "unused_images",
 ]

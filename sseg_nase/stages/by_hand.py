@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
+
 from sseg_nase.config.schema import Config
-from sseg_nase.data.store import ImageStore
+from sseg_nase.data.store import ImageStore, load_image
 from sseg_nase.errors import UserError
 from sseg_nase.nets.backbone import Backbone
+from sseg_nase.stages.fitting import fitted
 from sseg_nase.stages.judging import Judgement, evaluate, fewshot_tasks
 from sseg_nase.stages.starting import Reached, images_of
 
@@ -21,6 +26,17 @@ def open_dataset(config: Config, split: str = "val") -> ImageStore:
     return images_of(config, config.dataset, split)
 
 
+def open_image(path: Path | str, network: Backbone) -> torch.Tensor:
+    """The image file at `path` as `network` takes it: uint8 `[C, S, S]`, read as a data set's are.
+
+    `network(normalize(open_image(path, network)[None]))` embeds it. Raises `UserError` for what
+    cannot be read.
+    """
+    taken = network.architecture
+    pixels = load_image(Path(path).expanduser(), taken.resolution, taken.in_channels)
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
+
+
 def judge(network: Backbone, config: Config) -> Judgement:
     """Judge `network` as a run with `config` would: `evaluation.*` says on which episodes, and how.
 
@@ -30,6 +46,7 @@ def judge(network: Backbone, config: Config) -> Judgement:
     `paired_difference` compares them. Raises `UserError` where the network takes other images, and
     where the split is too small.
     """
+    config, _ = fitted(config)
     architecture, dataset = network.architecture, config.dataset
     taken = (architecture.in_channels, architecture.resolution)
     given = (dataset.channels, dataset.image_size)

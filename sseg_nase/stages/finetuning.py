@@ -130,6 +130,7 @@ def selection_config(config: Config) -> Config:
     """
     options = config.finetune
     method = FINETUNING_METHODS[options.name].judged_by
+    assert options.shots is not None
     plain = options.name == "linear"  # which knows no scores of episodes
     evaluation = dataclasses.replace(
         config.evaluation,

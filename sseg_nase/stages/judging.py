@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from sseg_nase.config.compose import dataset_choice
 from sseg_nase.config.schema import (
     HEADED,
     Config,
@@ -40,6 +39,7 @@ from sseg_nase.hardware.latency import latency_ms
 from sseg_nase.hardware.memory import peak_memory_mb
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.reporting.embeddings import Embeddings, chosen_images
+from sseg_nase.stages.fitting import judged_datasets, room_of, what_fits
 from sseg_nase.stages.starting import Reached, images_of
 from sseg_nase.training import checkpoint
 
@@ -69,9 +69,18 @@ class FewShotTask:
         evaluation = config.evaluation
         self.store = images_of(config, dataset, evaluation.split)
         self.base = images_of(config, dataset, "train") if evaluation.normalize == "cl2n" else None
+        assert evaluation.shots is not None  # fitted before
         alpha = evaluation.dirichlet_alpha if evaluation.query_balance == "dirichlet" else None
         self.episodes: list[EpisodeList] = [
-            sample_episodes(
+            self._sampled(dataset, shots, alpha) for shots in evaluation.shots
+        ]
+
+    def _sampled(self, dataset: DatasetConfig, shots: int, alpha: float | None) -> EpisodeList:
+        evaluation = self.config.evaluation
+        assert evaluation.ways is not None
+        assert evaluation.queries is not None
+        try:
+            return sample_episodes(
                 self.store.class_indices,
                 class_names=self.store.class_names,
                 dataset=dataset.name,
@@ -83,8 +92,12 @@ class FewShotTask:
                 seed=evaluation.seed,
                 dirichlet_alpha=alpha,
             )
-            for shots in evaluation.shots
-        ]
+        except UserError as error:
+            room = room_of(self.store, evaluation.split, dataset.name)
+            fits = what_fits(evaluation, [room])
+            raise UserError(
+                f"{error} All that fits at once: {fits}" if fits else str(error)
+            ) from error
 
     def judge(self, trained: Backbone | EpisodeLearner, device: torch.device) -> Judgement:
         """How `trained` does on the episode lists. Every image is embedded once.
@@ -196,11 +209,7 @@ def _protocol(method: str, evaluation: EvaluationConfig) -> str:
 
 def fewshot_tasks(config: Config) -> list[FewShotTask]:
     """The tasks of `evaluation.datasets`, built before training so that mistakes show first."""
-    names = config.evaluation.datasets or [config.dataset.name]
-    choices = [
-        config.dataset if name == config.dataset.name else dataset_choice(name) for name in names
-    ]
-    return [FewShotTask(config, dataset) for dataset in choices]
+    return [FewShotTask(config, dataset) for dataset in judged_datasets(config)]
 
 
 def evaluate(tasks: list[FewShotTask], reached: Reached, device: torch.device) -> Judgement:
@@ -236,6 +245,7 @@ def judge_before_tuning(
     config = tasks[0].config
     if config.evaluation.method in HEADED:
         generator = torch.Generator().manual_seed(derive(config.seed, "head"))
+        assert config.finetune.ways is not None
         headed = around(reached.backbone, config.finetune, config.finetune.ways, generator)
         reached = dataclasses.replace(reached, network=headed)
     return evaluate(tasks, reached, device)
@@ -256,6 +266,7 @@ def check_head(reached: Reached, config: Config) -> None:
     """Raise `UserError` where `evaluation.method` needs a head that is not in the checkpoint."""
     method, ways = config.evaluation.method, config.evaluation.ways
     head = reached.network.head if isinstance(reached.network, EpisodeLearner) else None
+    assert ways is not None
     if method not in HEADED or fits(head, method, ways):
         return
     has = "no head of it" if head is None else "another head"

@@ -234,7 +234,7 @@ def test_a_group_file_states_only_what_differs(group: str) -> None:
     for option in groups()[group]:
         own: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{option}.yaml"))
         for parent in own.pop("defaults", []):
-            if parent != "_self_":
+            if isinstance(parent, str) and parent != "_self_":  # else another group's
                 inherited = group_option(group, parent)
                 repeated = [key for key, value in own.items() if inherited[key] == value]
                 assert repeated == [], f"{group}/{option}.yaml repeats {repeated} of {parent}"

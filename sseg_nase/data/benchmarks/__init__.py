@@ -21,6 +21,7 @@ from sseg_nase.config.schema import SPLITS, DatasetConfig
 from sseg_nase.data.benchmarks import (
     cifar_fs,
     csv_file,
+    dealing,
     digits,
     folder,
     minimagenet,
@@ -31,7 +32,7 @@ from sseg_nase.data.benchmarks.layouts import NAMELESS, Found, enumerated, finge
 from sseg_nase.data.store import ImageStore, Listing, build_store
 from sseg_nase.errors import UserError, did_you_mean
 
-__all__ = ["available_splits", "load_split"]
+__all__ = ["available_splits", "how_dealt", "load_split"]
 
 logger = logging.getLogger("sseg_nase")
 
@@ -107,6 +108,14 @@ def available_splits(dataset: DatasetConfig, *, data_dir: Path, cache_dir: Path)
     return tuple(_find(dataset, data_dir, cache_dir).splits)
 
 
+def how_dealt(dataset: DatasetConfig, *, data_dir: Path, cache_dir: Path) -> str | None:
+    """Say how the classes are dealt into splits as fits their number; None where they are not."""
+    if dataset.split_fractions is not None or dataset.name in EMBEDDED:
+        return None
+    found = _find(dataset, data_dir, cache_dir)
+    return dealing.said(found) if dealing.is_dealt(found) else None
+
+
 def _find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
     if dataset.name not in READERS:
         known = sorted([*READERS, *EMBEDDED])
@@ -114,7 +123,12 @@ def _find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
             f"dataset.name={dataset.name} is not one of {', '.join(known)}."
             f"{did_you_mean(dataset.name, known)}"
         )
-    return READERS[dataset.name](dataset, Path(data_dir).expanduser(), Path(cache_dir))
+    read = READERS[dataset.name]
+
+    def find(dataset: DatasetConfig) -> Found:
+        return read(dataset, Path(data_dir).expanduser(), Path(cache_dir))
+
+    return dealing.fitted(find, dataset) if dataset.split_fractions is None else find(dataset)
 
 
 def _build(
@@ -149,7 +163,7 @@ def _build(
 def _check_disjoint(dataset: DatasetConfig, found: Found, split: str, listing: Listing) -> None:
     """Raise UserError naming the classes that `split` shares with another split."""
     own = listing.class_names
-    if own == (NAMELESS,):
+    if own == (NAMELESS,) or found.layout == dealing.BY_IMAGES:
         return
     for other, source in found.splits.items():
         if other == split:

@@ -235,7 +235,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
 
 
 def split_classes(
-    names: Iterable[str], fractions: Sequence[float], seed: int
+    names: Iterable[str], fractions: Sequence[float] | None, seed: int
 ) -> dict[str, list[str]]:
     """Deal class `names` into train, val and test by `fractions`, reproducibly from `seed`.
 
@@ -243,6 +243,7 @@ def split_classes(
     fraction above 0 gets at least one class; a split of fraction 0 is left out. Raises UserError
     when the fractions are not three that sum to 1, or when there are too few classes.
     """
+    assert fractions is not None  # fitted before
     if len(fractions) != len(SPLITS) or abs(sum(fractions) - 1) > 1e-3 or min(fractions) < 0:
         raise UserError(
             f"dataset.split_fractions={list(fractions)} must be three numbers from 0 to 1 for "

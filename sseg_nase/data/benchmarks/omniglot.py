@@ -97,6 +97,7 @@ SPLIT_BY: Mapping[str, Callable[[DatasetConfig, Path], Splits]] = {
 
 
 def _train_share(dataset: DatasetConfig) -> dict[str, Any]:
+    assert dataset.split_fractions is not None
     train, val, _ = dataset.split_fractions
     share = train / (train + val) if train + val > 0 else 1.0
     return {"split_seed": dataset.split_seed, "train_share": share}

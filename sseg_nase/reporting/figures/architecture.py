@@ -40,6 +40,7 @@ from sseg_nase.reporting.figures.style import (
     PALE,
     TITLE,
     VERMILLION,
+    Picture,
 )
 from sseg_nase.reporting.record import RunRecord
 
@@ -433,7 +434,7 @@ def _draw(rows: Sequence[_Row], title: str, about: str) -> Figure:
         middles.append(height + grid.above(row))
         height = middles[-1] + below + BETWEEN
     height += LEGEND - BETWEEN
-    figure = Figure(figsize=(width, height), facecolor="white")
+    figure = Picture(figsize=(width, height), facecolor="white")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, width)
     axes.set_ylim(0, height)

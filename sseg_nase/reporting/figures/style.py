@@ -6,6 +6,7 @@ colours are those of Okabe and Ito, which the colour-blind can tell apart.
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 
 COLUMN, PAGE = 3.4, 6.9  # inches
+SCREEN = 120  # dots per inch where a figure is looked at on a screen
 SMALL, NORMAL, TITLE = 7.0, 8.0, 9.0  # points
 LINE = 0.135  # inches, from one line of SMALL type to the next
 BLACK, GREY, PALE = "#222222", "#777777", "#DDDDDD"
@@ -110,10 +112,20 @@ def applied() -> Iterator[None]:
         yield
 
 
+class Picture(Figure):
+    """A figure that a notebook shows by itself, without pyplot ever having been used."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        with applied():
+            self.savefig(file, format="png", dpi=SCREEN)
+        return file.getvalue()
+
+
 def page(height: float, width: float = PAGE) -> Figure:
     """An empty figure, in inches, whose parts do not overlap."""
     layout = ConstrainedLayoutEngine(w_pad=0.04, h_pad=0.04, hspace=0.03, wspace=0.03)
-    return Figure(figsize=(width, height), layout=layout)
+    return Picture(figsize=(width, height), layout=layout)
 
 
 def settle(figure: Figure) -> None:

@@ -1,0 +1,352 @@
+"""Ways, shots and queries as the images allow, where the config leaves them open.
+
+What was given is never changed. What is open (null, as for images of the user's own) takes the
+usual value or the nearest that fits, and every value that is not the usual one is said.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from sseg_nase.config.compose import dataset_choice, defaults
+from sseg_nase.config.schema import (
+    ROOTED,
+    Config,
+    CurriculumConfig,
+    DatasetConfig,
+    EvaluationConfig,
+    FinetuneConfig,
+)
+from sseg_nase.config.validation import validate
+from sseg_nase.data.benchmarks import available_splits, how_dealt
+from sseg_nase.data.store import ImageStore
+from sseg_nase.errors import UserError
+from sseg_nase.stages.starting import images_of
+
+SECTIONS = ("evaluation", "finetune")
+OPEN = ("ways", "shots", "queries")
+
+
+class Room(NamedTuple):
+    """What limits the episodes of a split: its number of classes, and its smallest class."""
+
+    classes: int
+    images: int
+    where: str  # the split and the smallest class, in words
+
+
+def room_of(store: ImageStore, split: str, dataset: str) -> Room:
+    """The room that the images of a split leave. `store` holds them."""
+    counts = store.counts()
+    smallest = int(counts.argmin())
+    name = store.class_names[smallest]
+    classes = "1 class" if len(counts) == 1 else f"{len(counts)} classes"
+    images = "1 image" if counts[smallest] == 1 else f"{counts[smallest]} images"
+    where = f"{split} of dataset={dataset} has {classes}, '{name}' there has {images}"
+    return Room(len(counts), int(counts[smallest]), where)
+
+
+def fitted(config: Config) -> tuple[Config, list[str]]:
+    """`config` with values for all that it leaves open, and notes on those that are not the usual.
+
+    The usual values are those of `conf/`. A resumed run takes the values that it began with. Raises
+    `UserError` where the images allow no episode at all, or do not fit what was given.
+    """
+    config, notes = _reaching_natural(config)
+    if not any(
+        getattr(getattr(config, section), key) is None
+        for section in SECTIONS
+        for key in _keys(config, section)
+    ):
+        return config, notes
+    usual = defaults()
+    if config.resume:
+        config = _as_begun(config)
+    elif config.task in ("pipeline", "evaluate"):
+        config, said = _fitted_to_images(config, usual)
+        notes = [*_dealt(config), *said, *notes]
+    return _with_usual(config, usual), notes
+
+
+def _fitted_to_images(config: Config, usual: Config) -> tuple[Config, list[str]]:
+    evaluation, tuned = config.evaluation, config.finetune.name != "none"
+    _check_two_classes(config)
+    judged = [
+        room_of(images_of(config, dataset, evaluation.split), evaluation.split, dataset.name)
+        for dataset in judged_datasets(config)
+    ]
+    chosen_by, base = judged, None
+    if tuned and config.task == "pipeline":
+        chosen_by = [room_of(images_of(config, config.dataset, "val"), "val", config.dataset.name)]
+        base = room_of(images_of(config, config.dataset, "train"), "train", config.dataset.name)
+    if base is not None and config.finetune.name == "maml":
+        # Its head has as many classes as the episodes that judge it.
+        chosen_by = [*chosen_by, base._replace(images=chosen_by[0].images)]
+        evaluation = dataclasses.replace(evaluation, ways=evaluation.ways or config.finetune.ways)
+    new = episodes_that_fit(evaluation, usual.evaluation, [*judged, *chosen_by])
+    notes = _said("evaluation", evaluation, new, usual.evaluation, [*judged, *chosen_by])
+    config = dataclasses.replace(config, evaluation=new)
+    if base is not None:
+        tuning = _training_episodes(config.finetune, usual.finetune, new, base, chosen_by[0])
+        notes += _said("finetune", config.finetune, tuning, usual.finetune, [base, *chosen_by])
+        config = dataclasses.replace(config, finetune=tuning)
+    config = _with_usual(config, usual)
+    validate(config)
+    return config, notes
+
+
+def _check_two_classes(config: Config) -> None:
+    """Raise `UserError` for a single class of one's own, which no episode can be drawn from."""
+    dataset = config.dataset
+    if dataset.split_fractions is None and dataset.name in config.evaluation.datasets:
+        splits = available_splits(dataset, **_places(config))
+        if splits == ("train",) and len(images_of(config, dataset, "train").class_names) == 1:
+            raise UserError(
+                f"dataset.root={dataset.root}: there is one class, and few-shot episodes tell "
+                "classes apart. Add a folder (or label) for another class."
+            )
+
+
+def episodes_that_fit(
+    asked: EvaluationConfig, usual: EvaluationConfig, rooms: Sequence[Room]
+) -> EvaluationConfig:
+    """`asked` with ways, shots and queries where they are None: the usual ones, or what fits.
+
+    A number of shots stays where it leaves at least as many images of a class for queries. Raises
+    `UserError` where a split has less than two classes, or a class less than two images.
+    """
+    assert usual.ways is not None
+    assert usual.shots is not None
+    assert usual.queries is not None
+    few = min(rooms, key=lambda room: room.classes)
+    small = min(rooms, key=lambda room: room.images)
+    if asked.ways is None and few.classes < 2:
+        raise UserError(
+            f"{few.where}: an episode needs two classes at least. Add class folders, or choose "
+            "another evaluation.split or dataset.split_fractions."
+        )
+    ways = asked.ways or min(usual.ways, few.classes)
+    # With unequal queries one class may get those of all.
+    each = ways if asked.query_balance == "dirichlet" else 1
+    fewest = 2 if asked.method == "sinkhorn" else 1
+    needed = each * (asked.queries or fewest)
+
+    def fits(shots: int) -> bool:
+        return small.images - shots >= (needed if asked.queries else max(needed, shots))
+
+    shots = asked.shots
+    if shots is None:
+        if small.images < 1 + needed:
+            raise _too_small(small, 1 + needed, what_fits(asked, rooms, usual))
+        shots = [count for count in usual.shots if fits(count)] or [1]
+    queries = asked.queries
+    if queries is None:
+        queries = min(usual.queries, (small.images - max(shots)) // each)
+        if queries < fewest:
+            raise _too_small(small, max(shots) + each * fewest, what_fits(asked, rooms, usual))
+    return dataclasses.replace(asked, ways=ways, shots=shots, queries=queries)
+
+
+def _too_small(room: Room, needed: int, fits: str = "") -> UserError:
+    remedy = f"What fits here: {fits}" if fits else "Add images to it, or take the class out."
+    return UserError(
+        f"{room.where}, and an episode with these settings needs {needed} of every class. {remedy}"
+    )
+
+
+def _training_episodes(
+    asked: FinetuneConfig,
+    usual: FinetuneConfig,
+    evaluation: EvaluationConfig,
+    base: Room,
+    chosen_by: Room,
+) -> FinetuneConfig:
+    """`asked` with what fits the base classes, and the val classes by which it is chosen."""
+    assert usual.ways is not None
+    assert usual.shots is not None
+    assert usual.queries is not None
+    assert evaluation.queries is not None
+    ways, shots, queries = asked.ways, asked.shots, asked.queries
+    if ways is None:
+        ways = min(usual.ways, base.classes)
+        ways = evaluation.ways if asked.name == "maml" else ways
+    if shots is None:
+        most = min(base.images // 2, chosen_by.images - evaluation.queries)
+        shots = max(1, min(usual.shots, most))
+    if queries is None and asked.name != "linear":
+        queries = min(usual.queries, base.images - shots)
+        if queries < 1:
+            raise _too_small(base, shots + 1)
+    return dataclasses.replace(asked, ways=ways, shots=shots, queries=queries)
+
+
+def what_fits(
+    evaluation: EvaluationConfig, rooms: Sequence[Room], usual: EvaluationConfig | None = None
+) -> str:
+    """The settings nearest to those of `evaluation` that fit `rooms`, as they are typed.
+
+    `usual` stands for what `evaluation` leaves open. Empty where nothing fits.
+    """
+    given = {key: getattr(evaluation, key) for key in OPEN}
+    wanted = {key: value or getattr(usual, key) for key, value in given.items()}
+    if not any(given.values()):
+        return ""
+    asked = dataclasses.replace(evaluation, ways=None, shots=None, queries=None)
+    try:
+        fit = episodes_that_fit(asked, dataclasses.replace(evaluation, **wanted), rooms)
+    except UserError:
+        return ""
+    assert fit.shots is not None
+    shots = shlex.quote(f"evaluation.shots={_short(fit.shots)}")
+    return f"evaluation.ways={fit.ways} {shots} evaluation.queries={fit.queries}"
+
+
+def judged_datasets(config: Config) -> list[DatasetConfig]:
+    """The data sets of `evaluation.datasets`, in their order."""
+    names = config.evaluation.datasets or [config.dataset.name]
+    return [
+        config.dataset if name == config.dataset.name else dataset_choice(name) for name in names
+    ]
+
+
+def unused_images(config: Config) -> list[str]:
+    """Say that the train images are not, or perhaps not, trained on, and what would train on them.
+
+    Of a benchmark only where the config means to train on them.
+    """
+    why = _why_unused(config) if config.finetune.name == "none" else None
+    why = why if config.dataset.name in ROOTED else None
+    perhaps = _never_reached(config) if why is None else None
+    said = why or perhaps
+    if said is None or "train" not in available_splits(config.dataset, **_places(config)):
+        return []
+    images = len(images_of(config, config.dataset, "train"))
+    verb = "are not" if why else "are perhaps not"
+    return [f"the {images:,} images of train {verb} trained on: {said}"]
+
+
+def _why_unused(config: Config) -> str | None:
+    curriculum = config.curriculum
+    if config.ssl.name == "none" or config.pretrain.epochs == 0:
+        asked = "ssl=none" if config.ssl.name == "none" else "pretrain.epochs=0"
+        return f"{asked} trains nothing"
+    if "NATURAL" in curriculum.levels:
+        return None
+    return (
+        f"curriculum={curriculum.name} draws all of its images. Choose curriculum=progressive or "
+        "curriculum=natural to train on them, without their labels"
+    )
+
+
+def _never_reached(config: Config) -> str | None:
+    curriculum, epochs = config.curriculum, config.pretrain.epochs
+    if config.ssl.name == "none" or epochs == 0 or config.finetune.start:
+        return None
+    begins = _natural_begins(curriculum, epochs)
+    if begins < epochs:
+        return None
+    before = curriculum.levels.index("NATURAL")
+    remedy = (
+        f"curriculum.max_epochs_per_level={(epochs - 1) // before}"
+        if epochs > before
+        else f"pretrain.epochs={before + 1} curriculum.max_epochs_per_level=1"
+    )
+    return (
+        f"the level NATURAL begins after epoch {begins}, if no level ends sooner, and training "
+        f"ends after epoch {epochs}. Set {remedy}, or curriculum=natural"
+    )
+
+
+def _natural_begins(curriculum: CurriculumConfig, epochs: int) -> int:
+    """The epoch before which NATURAL begins at the latest; 0 where it is there at once."""
+    if "NATURAL" not in curriculum.levels or not curriculum.progression:
+        return 0
+    before = curriculum.levels.index("NATURAL")
+    evenly = -(-epochs // len(curriculum.levels))
+    return before * (curriculum.max_epochs_per_level or evenly)
+
+
+def _reaching_natural(config: Config) -> tuple[Config, list[str]]:
+    """With levels short enough for NATURAL to begin, where their length is open and it is needed.
+
+    For the user's own images only: elsewhere the epochs are divided as they always were.
+    """
+    curriculum, epochs = config.curriculum, config.pretrain.epochs
+    if config.dataset.name not in ROOTED or curriculum.max_epochs_per_level is not None:
+        return config, []
+    if _natural_begins(curriculum, epochs) < epochs or epochs < len(curriculum.levels):
+        return config, []
+    length = epochs // len(curriculum.levels)
+    curriculum = dataclasses.replace(curriculum, max_epochs_per_level=length)
+    note = (
+        f"curriculum.max_epochs_per_level={length}: so that the level NATURAL, your images, begins "
+        f"within pretrain.epochs={epochs}"
+    )
+    return dataclasses.replace(config, curriculum=curriculum), [note]
+
+
+def _said(section: str, before: Any, after: Any, usual: Any, rooms: Sequence[Room]) -> list[str]:
+    """One note on what was open and is now another value than the usual one."""
+    changed = [
+        f"{section}.{key}={_short(getattr(after, key))}"
+        for key in OPEN
+        if getattr(before, key) is None and getattr(after, key) != getattr(usual, key)
+    ]
+    if not changed:
+        return []
+    usually = ", ".join(_short(getattr(usual, key)) for key in OPEN)
+    where = "; ".join(dict.fromkeys(room.where for room in rooms))
+    return [f"{' '.join(changed)}: {where} (ways, shots, queries are {usually} where these fit)"]
+
+
+def _short(value: Any) -> str:
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
+
+
+def _dealt(config: Config) -> list[str]:
+    said = how_dealt(config.dataset, **_places(config))
+    return [] if said is None else [f"{said} (dataset.split_fractions=[TRAIN,VAL,TEST] sets it)"]
+
+
+def _places(config: Config) -> dict[str, Path]:
+    paths = config.paths
+    return {
+        "data_dir": Path(paths.data_dir).expanduser(),
+        "cache_dir": Path(paths.cache_dir).expanduser(),
+    }
+
+
+def _as_begun(config: Config) -> Config:
+    """With the values that the run in `config.resume` began with, where `config` has none."""
+    assert config.resume is not None
+    try:
+        text = (Path(config.resume).expanduser() / "config.yaml").read_text(encoding="utf-8")
+        stored = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return config  # whoever opens the run's folder says what is wrong with it
+    return _filled(config, lambda section: stored[section] if isinstance(stored, Mapping) else {})
+
+
+def _with_usual(config: Config, usual: Config) -> Config:
+    """With the usual values for what is open and has no effect here."""
+    return _filled(config, lambda section: dataclasses.asdict(getattr(usual, section)))
+
+
+def _keys(config: Config, section: str) -> Sequence[str]:
+    """What may be open in a section: finetune=linear has no queries."""
+    return OPEN[:2] if section == "finetune" and config.finetune.name == "linear" else OPEN
+
+
+def _filled(config: Config, values: Callable[[str], Mapping[str, Any]]) -> Config:
+    for section in SECTIONS:
+        before, found = getattr(config, section), values(section)
+        keys = _keys(config, section)
+        new = {k: found[k] for k in keys if getattr(before, k) is None and k in found}
+        config = dataclasses.replace(config, **{section: dataclasses.replace(before, **new)})
+    return config
