@@ -856,7 +856,8 @@ def test_csv_without_a_split_column(tmp_path: Path, load: Callable[..., ImageSto
         ("path,label\na.png,\n", "Line 2 of .* lacks a value for path or label"),
         ("path,label\na.png\n", "Line 2"),
         ("path,label,split\na.png,a,tst\n", r"'tst', expected one of.*Did you mean 'test'"),
-        ("path,label,split\na.png,a\n", "'', expected one of"),
+        ("path,label,split\na.png,a\n", "Line 2 of .* has 2 cells, its header has 3"),
+        ("path,label,split\na.png,a,\n", "'', expected one of"),
         ("path,label,split\ngone.png,a,train\n", r"gone\.png does not exist"),
         ("path,label,split\na.png,a,train\nb.png,a,val\n", "share 1 classes: a"),
         ("path,label\na.png,a\n", "1 classes cannot be split"),
@@ -866,6 +867,8 @@ def test_csv_mistakes_are_named(
     tmp_path: Path, load: Callable[..., ImageStore], text: str, message: str
 ) -> None:
     (tmp_path / "list.csv").write_text(text)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(pixels(name, 0)).save(tmp_path / name)
     with pytest.raises(UserError, match=message):
         load(config("csv", root=str(tmp_path / "list.csv")), "train")
 
