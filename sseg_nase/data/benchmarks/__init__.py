@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -34,9 +33,8 @@ from sseg_nase.data.benchmarks.lists import both, folded
 from sseg_nase.data.benchmarks.walk import Seen, looking, same_files, shown
 from sseg_nase.data.store import ImageStore, Listing, build_store
 from sseg_nase.errors import UserError, did_you_mean
-from sseg_nase.files import read_json
 
-__all__ = ["available_splits", "class_counts", "load_split"]
+__all__ = ["available_splits", "load_split"]
 
 logger = logging.getLogger("sseg_nase")
 
@@ -52,7 +50,6 @@ READERS: Mapping[str, Reader] = {
 }
 # Fields of DatasetConfig of which all that matters is known by the files, the layout and `options`.
 NOT_IN_KEY = ("root", "split_by", "split_fractions", "split_seed")
-OLD_NAME = re.compile(r"-[0-9a-f]{12}-[0-9a-f]{12}")  # of stores before their key was of every file
 EMBEDDED: Mapping[str, tuple[Sequence[str], Callable[[str, int, int], ImageStore]]] = {
     "digits": (tuple(digits.CLASSES), digits.load),
 }
@@ -84,16 +81,16 @@ def load_split(
                 f"(layout {found.layout}), only {' and '.join(found.splits)}. Add it, or choose "
                 "another split (evaluation.split)."
             )
-        source = found.splits[split]
-        key = _key(source)
-        notices = source.notices()
-    stem = f"{_stem(dataset, split)}-{_hash(_settings(dataset, found))}"
-    target = cache_dir / "stores" / f"{stem}-{key}"
+        target = _target(dataset, found, split, cache_dir)
+        notices = found.splits[split].notices()
     if target.exists():
         store = ImageStore.open(target)
     else:
         store = _build(dataset, found, split, target, workers)
-        _remove_old(target, stem, _stem(dataset, split))
+        # The stores of what the source was before.
+        for old in target.parent.glob(f"{_stem(dataset, found, split)}-*"):
+            if old != target:
+                shutil.rmtree(old, ignore_errors=True)
     _say_once(dataset, found)
     for notice in (*notices, *store.manifest["notices"]):
         logger.warning("dataset=%s: %s", dataset.name, notice)
@@ -109,25 +106,6 @@ def available_splits(dataset: DatasetConfig, *, data_dir: Path, cache_dir: Path)
         return tuple(EMBEDDED[dataset.name][0])
     with looking(dataset.root or data_dir):
         return tuple(_find(dataset, data_dir, cache_dir).splits)
-
-
-def class_counts(
-    dataset: DatasetConfig, *, data_dir: Path, cache_dir: Path
-) -> dict[str, dict[str, int]]:
-    """Number of images of every class by split and class name, without decoding an image.
-
-    Equal images under two names are still counted as two. Raises UserError as `load_split` does.
-    """
-    if dataset.name in EMBEDDED:
-        splits, load = EMBEDDED[dataset.name]
-        stores = {split: load(split, dataset.image_size, dataset.channels) for split in splits}
-        return {
-            split: dict(zip(store.class_names, store.counts().tolist(), strict=True))
-            for split, store in stores.items()
-        }
-    with looking(dataset.root or data_dir):
-        found = _find(dataset, data_dir, cache_dir)
-        return {split: _counts(source.read()) for split, source in found.splits.items()}
 
 
 def _counts(listing: Listing) -> dict[str, int]:
@@ -147,6 +125,22 @@ def _say_once(dataset: DatasetConfig, found: Found) -> None:
             logger.warning("dataset=%s: %s", dataset.name, notice)
 
 
+def _stem(dataset: DatasetConfig, found: Found, split: str) -> str:
+    """The name of a store but for the key of its files: all else that decides on its images."""
+    values = {
+        key: value for key, value in dataclasses.asdict(dataset).items() if key not in NOT_IN_KEY
+    }
+    source = {"layout": found.layout, "source": shown(found.path.resolve())}
+    form = f"{dataset.image_size}{'-grey' if dataset.channels == 1 else ''}"
+    name = _hash({**values, **source, "options": found.options})
+    return f"{dataset.name}-{split}-{form}-{name}"
+
+
+def _target(dataset: DatasetConfig, found: Found, split: str, cache_dir: Path) -> Path:
+    name = f"{_stem(dataset, found, split)}-{_key(found.splits[split])}"
+    return cache_dir / "stores" / name
+
+
 def _key(source: SplitSource) -> str:
     """A hash of every file, its name and class: 16 hexadecimal digits."""
     digest = hashlib.sha256()
@@ -154,32 +148,6 @@ def _key(source: SplitSource) -> str:
         digest.update(line.encode())
         digest.update(b"\n")
     return digest.hexdigest()[:16]
-
-
-def _stem(dataset: DatasetConfig, split: str) -> str:
-    form = f"{dataset.image_size}{'-grey' if dataset.channels == 1 else ''}"
-    return f"{dataset.name}-{split}-{form}"
-
-
-def _settings(dataset: DatasetConfig, found: Found) -> dict[str, Any]:
-    """All that pixels and labels depend on beside the files."""
-    values = {
-        key: value for key, value in dataclasses.asdict(dataset).items() if key not in NOT_IN_KEY
-    }
-    source = shown(found.path.resolve())
-    return {**values, "layout": found.layout, "source": source, "options": found.options}
-
-
-def _remove_old(target: Path, stem: str, any_stem: str) -> None:
-    """Remove the stores of what the source of `target` was before, those of older versions too."""
-    for old in target.parent.glob(f"{stem}-*"):
-        if old != target:
-            shutil.rmtree(old, ignore_errors=True)
-    source = (read_json(target / "manifest.json") or {}).get("source")
-    for old in target.parent.glob(f"{any_stem}-*"):
-        manifest = read_json(old / "manifest.json") or {}
-        if OLD_NAME.fullmatch(old.name[len(any_stem) :]) and manifest.get("source") == source:
-            shutil.rmtree(old, ignore_errors=True)
 
 
 def _find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:

@@ -90,6 +90,7 @@ def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
             names=FOLDER_NAMES,
             detectors=(_folders, _bertinetto, _pickles, _archive),
             loose=(_pickles, _archive),
+            archives=PACKED_NAMES,
             accepted=LAYOUTS,
         )
 

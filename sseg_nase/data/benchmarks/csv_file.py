@@ -12,7 +12,6 @@ from sseg_nase.data.benchmarks.layouts import (
     Found,
     Images,
     SplitSource,
-    dealt_notice,
     images_source,
     required_root,
     split_classes,
@@ -47,8 +46,6 @@ def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
         options = {"split_fractions": dataset.split_fractions, "split_seed": dataset.split_seed}
         labels = [row.cells["label"] for row in table.rows]
         dealt = split_classes(labels, dataset.split_fractions, dataset.split_seed)
-        if dataset.split_fractions is None:
-            notices.append(dealt_notice(dealt))
         split_of = {name: split for split, names in dealt.items() for name in names}
         by_split = _by_split(table.rows, [split_of[label] for label in labels])
     splits = {

@@ -12,7 +12,6 @@ from sseg_nase.config.schema import SPLITS, DatasetConfig
 from sseg_nase.data.benchmarks.layouts import (
     Found,
     SplitSource,
-    dealt_notice,
     enumerated,
     in_folders,
     required_root,
@@ -97,8 +96,6 @@ def _by_classes(dataset: DatasetConfig, root: Path) -> Found:
         for split, names in dealt.items()
     }
     notices = left_out_notice({_name(root): beside})
-    if dataset.split_fractions is None:
-        notices.append(dealt_notice(dealt))
     options = {"split_fractions": dataset.split_fractions, "split_seed": dataset.split_seed}
     return Found("classes", root, splits, options=options, notices=notices)
 

@@ -43,9 +43,6 @@ HOW_TO_POINT = (
     "Set paths.data_dir (or the environment variable SSEG_NASE_DATA) to the folder that holds it, "
     "or dataset.root to the data set itself."
 )
-FEWEST_TO_EVALUATE = 5  # classes of a split that is fitted: evaluation.ways of most papers
-ENOUGH_FOR_SHARES = 32  # classes, from which on the usual shares give val as many
-USUAL_SHARES = (0.64, 0.16, 0.2)
 
 
 @dataclass(frozen=True)
@@ -290,8 +287,8 @@ def splits_among(folders: Mapping[str, str]) -> tuple[dict[str, str], list[str]]
             continue
         if split in by_split:
             raise UserError(
-                f"{shown(by_split[split])} and {name} are both a {split} split: rename one, or "
-                "move it away."
+                f"The folders {shown(by_split[split])} and {name} are both a {split} split: rename "
+                "one, or move it away."
             )
         by_split[split] = path
         if name != split:
@@ -337,24 +334,38 @@ def without_labels(folder: str | os.PathLike[str]) -> SplitSource | None:
 
 
 def split_classes(
-    names: Iterable[str], fractions: Sequence[float] | None, seed: int
+    names: Iterable[str], fractions: Sequence[float], seed: int
 ) -> dict[str, list[str]]:
     """Deal class `names` into train, val and test by `fractions`, reproducibly from `seed`.
 
     The order is by a hash of seed and name, so it depends on no library's generator, nor on the
     Unicode form in which a system writes the name. Every fraction above 0 gets at least one class;
-    a split of fraction 0 is left out. None: as `fitted_counts` says. Raises UserError when the
-    fractions are not three that sum to 1, when there are too few classes, and for names that are
-    hardly two classes, because they could end in two splits.
+    a split of fraction 0 is left out. Raises UserError when the fractions are not three that sum to
+    1, when there are too few classes, and for names that are hardly two classes, because they could
+    end in two splits.
     """
-    names = sorted(set(names))
-    if pairs := alike(names):
+    if len(fractions) != len(SPLITS) or abs(sum(fractions) - 1) > 1e-3 or min(fractions) < 0:
+        raise UserError(
+            f"dataset.split_fractions={list(fractions)} must be three numbers from 0 to 1 for "
+            "train, val and test that sum to 1, such as [0.64,0.16,0.2]."
+        )
+    if pairs := alike(sorted(set(names := list(names)))):
         raise UserError(
             f"The classes {both(*pairs[0])} look like one, and could be dealt into two splits: "
             "rename or join them."
         )
-    ordered = sorted(names, key=lambda name: _draw(seed, name))
-    counts = fitted_counts(len(names)) if fractions is None else _counts(len(names), fractions)
+    ordered = sorted(set(names), key=lambda name: _draw(seed, name))
+    shares = {split: share for split, share in zip(SPLITS, fractions, strict=True) if share > 0}
+    if len(ordered) < len(shares):
+        raise UserError(
+            f"{len(ordered)} classes cannot be split into {', '.join(shares)} "
+            f"(dataset.split_fractions={list(fractions)}): every split needs one at least."
+        )
+    counts = dict.fromkeys(shares, 1)
+    for _ in range(len(ordered) - len(shares)):
+        # The next class goes where most is lacking.
+        lacking = max(shares, key=lambda split: shares[split] * len(ordered) - counts[split])
+        counts[lacking] += 1
     dealt, start = {}, 0
     for split, count in counts.items():
         dealt[split] = sorted(ordered[start : start + count])
@@ -364,54 +375,3 @@ def split_classes(
 
 def _draw(seed: int, name: str) -> bytes:
     return hashlib.sha256(f"{seed}/{unicodedata.normalize('NFC', name)}".encode()).digest()
-
-
-def fitted_counts(classes: int) -> dict[str, int]:
-    """How many of `classes` go into each split where `dataset.split_fractions` is null.
-
-    From 32 classes on 64, 16 and 20 %. With fewer, val has as many as can be evaluated: 5, or half
-    of less than 10; test has 5 from 15 classes on, and is left out below. Raises UserError for
-    less than 3.
-    """
-    if classes >= ENOUGH_FOR_SHARES:
-        return _counts(classes, USUAL_SHARES)
-    if classes < 3:
-        raise UserError(
-            f"{classes} classes cannot be split: at least 3 are needed, 1 to train on and 2 to "
-            "tell apart. Set dataset.split_fractions=[0,1,0] to evaluate on all of them."
-        )
-    val = FEWEST_TO_EVALUATE if classes >= 2 * FEWEST_TO_EVALUATE else max(2, classes // 2)
-    counts = {"train": classes - val, "val": val}
-    if classes >= 3 * FEWEST_TO_EVALUATE:
-        counts |= {"train": classes - 2 * val, "test": val}
-    return counts
-
-
-def _counts(classes: int, fractions: Sequence[float]) -> dict[str, int]:
-    if len(fractions) != len(SPLITS) or abs(sum(fractions) - 1) > 1e-3 or min(fractions) < 0:
-        raise UserError(
-            f"dataset.split_fractions={list(fractions)} must be three numbers from 0 to 1 for "
-            "train, val and test that sum to 1, such as [0.64,0.16,0.2]."
-        )
-    shares = {split: share for split, share in zip(SPLITS, fractions, strict=True) if share > 0}
-    if classes < len(shares):
-        raise UserError(
-            f"{classes} classes cannot be split into {', '.join(shares)} "
-            f"(dataset.split_fractions={list(fractions)}): every split needs one at least."
-        )
-    counts = dict.fromkeys(shares, 1)
-    for _ in range(classes - len(shares)):
-        # The next class goes where most is lacking.
-        lacking = max(shares, key=lambda split: shares[split] * classes - counts[split])
-        counts[lacking] += 1
-    return counts
-
-
-def dealt_notice(dealt: Mapping[str, Sequence[str]]) -> str:
-    """How many classes each split got where the program chose, and which keys choose otherwise."""
-    total = sum(len(names) for names in dealt.values())
-    shares = ", ".join(f"{split} {len(names)}" for split, names in dealt.items())
-    return (
-        f"the {total} classes are dealt into {shares} (dataset.split_fractions and "
-        "dataset.split_seed choose otherwise)."
-    )

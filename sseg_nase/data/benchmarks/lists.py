@@ -7,11 +7,12 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 
 from sseg_nase.data.benchmarks.walk import Seen, listed, native, shown
-from sseg_nase.errors import UserError, did_you_mean
+from sseg_nase.errors import UserError
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 # Not str.splitlines: a label may hold what that takes for line ends, such as U+2028.
@@ -159,10 +160,11 @@ def _header(
     header = next((line for line in _LINE_END.split(text) if line.strip()), "")
     cells = re.split(r"[,;\t|]", header)
     missing = [column for column in columns if column not in map(str.strip, cells)]
-    near = next((word for name in missing if (word := did_you_mean(name, cells))), "")
+    near = [(get_close_matches(name, map(str.strip, cells), n=1), name) for name in missing]
+    remedy = "".join(f" Write {name} for {word[0]}." for word, name in near if word)
     raise UserError(
         f"The header of {shown(path)} has no column {', '.join(missing or columns)}: it is "
-        f"'{header}', expected '{expected}', between commas, semicolons, tabs or |.{near}"
+        f"'{header}', expected '{expected}', between commas, semicolons, tabs or |.{remedy}"
     )
 
 

@@ -49,6 +49,7 @@ def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
         detectors=(_folders, _lists, _pickles, _category_pickles),
         loose=(_pickles, _category_pickles),
         samples=SAMPLE_NAMES,
+        archives=[CATEGORY_SPLIT],
         accepted=LAYOUTS,
     )
     if found is None:

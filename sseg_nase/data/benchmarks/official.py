@@ -27,20 +27,22 @@ def find_known(
     detectors: Sequence[Detector],
     loose: Sequence[Detector] = (),
     samples: Sequence[str] = (),
+    archives: Sequence[str] = (),
     accepted: str,
 ) -> Found | None:
     """The data set in `dataset.root`, else in a folder of `names` below `data_dir`; None if none.
 
     `detectors` look into such a folder, `loose` ones (whose file names speak for themselves) also
     into `data_dir`; folders of `samples` count only when there is nothing else. Raises UserError
-    when `dataset.root` is set and holds no known layout (`accepted`).
+    when `dataset.root` is set and holds no known layout (`accepted`); it names an archive to unpack
+    there, which is called as the data set or as one of `archives`.
     """
     if dataset.root:
         root = required_root(dataset, accepted)
         below = [root, *named_folders(root, [*names, *samples])]
         found = first_found((folder, detectors) for folder in below)
         if found is None:
-            archive = packed(root, [*names, *samples])
+            archive = packed(root, [*names, *samples, *archives])
             there = f" There is {shown(archive)}: unpack it there." if archive else ""
             raise UserError(
                 f"dataset.root={dataset.root} holds none of the layouts: {accepted}.{there}"
