@@ -52,7 +52,14 @@ def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
         options |= {"invert": invert, "rotations": rotations}
         return Found(dataset.split_by, folder, splits, options=options)
 
-    found = find_known(dataset, data_dir, names=FOLDER_NAMES, detectors=(detect,), accepted=LAYOUTS)
+    found = find_known(
+        dataset,
+        data_dir,
+        names=FOLDER_NAMES,
+        detectors=(detect,),
+        archives=[BACKGROUND],
+        accepted=LAYOUTS,
+    )
     if found is None:
         raise not_found(dataset, data_dir, LAYOUTS, [*FOLDER_NAMES, BACKGROUND])
     return found
