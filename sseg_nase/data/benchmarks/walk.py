@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,12 +51,10 @@ LeftOut = Counter[str]  # number of files by reason; Counter() where all were ta
 @lru_cache(maxsize=1)
 def image_suffixes() -> frozenset[str]:
     """The extensions of image files, in lower case, that this installation of Pillow reads."""
-    from PIL import Image
-
     own = {suffix for suffix, feature in BY_FEATURE.items() if features.check(feature)}
-    # A plugin such as pillow-heif registers what it reads when it is imported.
-    plugins = {".heic", ".heif", ".hif"} & set(Image.EXTENSION)
-    return ALWAYS_READ | own | plugins
+    if find_spec("pillow_heif"):
+        own |= {".heic", ".heif", ".hif"}
+    return ALWAYS_READ | own
 
 
 class Seen(NamedTuple):
@@ -351,10 +350,14 @@ def left_out_notice(left_out: Mapping[str, LeftOut]) -> list[str]:
 
 
 def same_files(images: Iterable[Seen]) -> Iterator[tuple[Seen, Seen]]:
-    """Pairs of one file under two paths or names: an earlier one, and each later one.
+    """Pairs of one file under two paths or names: the first one, and each other one.
 
-    Two hard links are two files with equal pixels.
+    The first one is no symbolic link where there is such a one. Two hard links are two files with
+    equal pixels.
     """
+    images = list(images)
+    if links := [seen for seen in images if seen.link]:
+        images = [*(seen for seen in images if not seen.link), *links]
     first: dict[tuple[int, int], Seen] = {}
     by_path: dict[str, Seen] = {}
     for seen in images:
