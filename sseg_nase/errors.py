@@ -11,8 +11,13 @@ DONE, FAILURE, MISTAKE, STOPPED = 0, 1, 2, 130
 class UserError(ValueError):
     """The user's mistake: one clear message, exit code 2, no traceback.
 
-    The message names the key, the value, what would be accepted and what to do.
+    The message names the key, the value, what would be accepted and what to do. Bytes of a file
+    name that are not UTF-8 are written with backslashes: every file and terminal takes them so.
     """
+
+    def __init__(self, message: str = "") -> None:
+        raw = message.encode("utf-8", "surrogateescape")
+        super().__init__(raw.decode("utf-8", "backslashreplace"))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

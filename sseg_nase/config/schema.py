@@ -79,7 +79,7 @@ class DatasetConfig:
     image_size: Annotated[int, option(least=8, most=512)]
     channels: Annotated[int, option(choices=(1, 3))]
     root: Optional[str]
-    split_by: Annotated[str, option(choices=("folder", "classes", "alphabets", "vinyals"))]
+    split_by: Annotated[str, option(choices=("auto", "folder", "classes", "alphabets", "vinyals"))]
     split_fractions: Annotated[Optional[list[float]], option(least=0, most=1)]
     split_seed: int
     rotations: Optional[bool]

@@ -94,7 +94,10 @@ DATASET_OPTIONS: Mapping[str, set[str]] = {
     "omniglot": {"rotations", "invert"},
     "sketch": {"invert"},
 }
-SPLIT_BY: Mapping[str, tuple[str, ...]] = {"omniglot": ("alphabets", "classes", "vinyals")}
+SPLIT_BY: Mapping[str, tuple[str, ...]] = {
+    "omniglot": ("alphabets", "classes", "vinyals"),
+    **dict.fromkeys(("folder", "sketch"), ("auto", "folder", "classes")),
+}
 
 _EPISODES = {"queries", "episodes_per_epoch", "tasks_per_step"}
 FINETUNE_OPTIONS: Mapping[str, set[str]] = {

@@ -202,6 +202,7 @@ def doubts(
         elif zero and (evaluation.normalize != "none" or evaluation.metric == "cosine"):
             found.append(f"{zero:,} of {len(features):,} embeddings are zero, without a direction")
     mean = float(accuracies.mean())
+    assert evaluation.ways is not None
     if len(accuracies) > 1 and np.ptp(accuracies) == 0 and mean < 1:
         found.append(
             f"each of the {len(accuracies):,} episodes has the same accuracy of {100 * mean:.2f} %"

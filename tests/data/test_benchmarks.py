@@ -171,6 +171,29 @@ def test_every_layout_gives_the_same_store(
     ) == tuple(SPLITS)
 
 
+@pytest.mark.parametrize("folder", [".", "miniImageNet"])
+def test_mini_imagenet_as_category_pickles(
+    tmp_path: Path, load: Callable[..., ImageStore], folder: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "data" / folder).mkdir(parents=True)
+    labels = {"train_phase_train": [0, 1, 2], "train_phase_val": [0, 1, 2], "val": [64, 65]}
+    for part, chosen in labels.items():
+        content = {
+            "data": np.stack([pixels(str(label), index) for index in range(3) for label in chosen]),
+            "labels": chosen * 3,
+        }
+        path = tmp_path / "data" / folder / f"miniImageNet_category_split_{part}.pickle"
+        path.write_bytes(pickle.dumps(content, 2))
+    check(load(config("minimagenet"), "train"), ["0", "1", "2"])
+    check(load(config("minimagenet"), "val"), ["64", "65"])
+    assert "miniImageNet_category_split_train_phase_val.pickle is not read." in caplog.text
+    with pytest.raises(UserError, match="no test split"):
+        load(config("minimagenet"), "test")
+    path.write_bytes(pickle.dumps({"data": content["data"], "labels": [2]}))
+    with pytest.raises(UserError, match=r"_val\.pickle is not a Mini-ImageNet pickle: .*'labels'"):
+        load(config("minimagenet"), "val")
+
+
 @pytest.mark.parametrize("inside", [".", "minimagenet"])
 def test_root_is_the_data_set_or_the_folder_around_it(
     tmp_path: Path, load: Callable[..., ImageStore], inside: str
@@ -856,7 +879,8 @@ def test_csv_without_a_split_column(tmp_path: Path, load: Callable[..., ImageSto
         ("path,label\na.png,\n", "Line 2 of .* lacks a value for path or label"),
         ("path,label\na.png\n", "Line 2"),
         ("path,label,split\na.png,a,tst\n", r"'tst', expected one of.*Did you mean 'test'"),
-        ("path,label,split\na.png,a\n", "'', expected one of"),
+        ("path,label,split\na.png,a\n", "Line 2 of .* has 2 cells, its header has 3"),
+        ("path,label,split\na.png,a,\n", "'', expected one of"),
         ("path,label,split\ngone.png,a,train\n", r"gone\.png does not exist"),
         ("path,label,split\na.png,a,train\nb.png,a,val\n", "share 1 classes: a"),
         ("path,label\na.png,a\n", "1 classes cannot be split"),
@@ -866,6 +890,8 @@ def test_csv_mistakes_are_named(
     tmp_path: Path, load: Callable[..., ImageStore], text: str, message: str
 ) -> None:
     (tmp_path / "list.csv").write_text(text)
+    for name in ("a.png", "b.png"):
+        Image.fromarray(pixels(name, 0)).save(tmp_path / name)
     with pytest.raises(UserError, match=message):
         load(config("csv", root=str(tmp_path / "list.csv")), "train")
 

@@ -7,8 +7,11 @@ import os
 import socket
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -20,12 +23,15 @@ from sseg_nase.data.benchmarks.layouts import (
     Found,
     Official,
     SplitSource,
+    file_source,
+    folder_layout,
     folders_source,
     listing_of,
-    split_folders,
 )
-from sseg_nase.data.benchmarks.official import find_known, not_found
-from sseg_nase.data.benchmarks.pickles import read_pickle
+from sseg_nase.data.benchmarks.lists import read_names
+from sseg_nase.data.benchmarks.official import find_known, not_found, packed
+from sseg_nase.data.benchmarks.pickles import labelled_arrays, read_pickle
+from sseg_nase.data.benchmarks.walk import LeftOut, native, shown
 from sseg_nase.data.store import Listing, locked
 from sseg_nase.errors import UserError
 
@@ -33,6 +39,7 @@ logger = logging.getLogger("sseg_nase")
 
 FOLDER_NAMES = ("cifar_fs", "cifar-fs", "cifarfs", "cifar100")
 ARCHIVE = "cifar-100-python"
+PACKED_NAMES = (*FOLDER_NAMES, "cifar-100", "cifar100", ARCHIVE)
 DOWNLOAD_PATIENCE = 10.0  # seconds without an answer
 LAYOUTS = (
     "cifar_fs/{train,val,test}/<class>/*.png; "
@@ -83,11 +90,14 @@ def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
             names=FOLDER_NAMES,
             detectors=(_folders, _bertinetto, _pickles, _archive),
             loose=(_pickles, _archive),
+            archives=PACKED_NAMES,
             accepted=LAYOUTS,
         )
 
     if found := on_disk():
         return found
+    if archive := packed(data_dir, PACKED_NAMES):
+        raise not_found(dataset, data_dir, LAYOUTS, archive=archive)
     try:
         with locked(cache_dir / "cifar100-download"):
             # Another process may have downloaded it while this one waited.
@@ -96,15 +106,14 @@ def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
                 found = on_disk()
     except (OSError, RuntimeError, HTTPException) as error:  # URLError is an OSError
         tried = f"Downloading CIFAR-100 into that folder was tried and failed: {_short(error)}."
-        raise not_found(dataset, data_dir, LAYOUTS, tried) from error
+        raise not_found(dataset, data_dir, LAYOUTS, more=tried) from error
     if found is None:
-        raise not_found(dataset, data_dir, LAYOUTS, "The downloaded archive is incomplete.")
+        raise not_found(dataset, data_dir, LAYOUTS, more="The downloaded archive is incomplete.")
     return found
 
 
 def _folders(folder: Path) -> Found | None:
-    splits = split_folders(folder)
-    return Found("folders", folder, splits, OFFICIAL) if splits else None
+    return folder_layout(folder, OFFICIAL)
 
 
 def _bertinetto(folder: Path) -> Found | None:
@@ -118,17 +127,27 @@ def _bertinetto(folder: Path) -> Found | None:
 
 
 def _listed_classes(data: Path, file: Path) -> SplitSource:
-    names = file.read_text(encoding="utf-8").split()
-    folders = {name: data / name for name in names}
-    source = folders_source(folders, [file, *folders.values()])
+    @cache
+    def lines() -> dict[str, int]:
+        found: dict[str, int] = {}
+        for line, name in read_names(file):
+            if name in found:
+                raise UserError(f"Lines {found[name]} and {line} of {shown(file)} are both {name}.")
+            found[name] = line
+        if not found:
+            raise UserError(f"The list {shown(file)} names no classes.")
+        return found
 
-    def read() -> Listing:
-        for name, path in folders.items():
-            if not path.is_dir():
-                raise UserError(f"{file} lists the class {name}, but there is no folder {path}.")
-        return source.read()
+    def folders() -> tuple[dict[str, str], LeftOut]:
+        for name, line in lines().items():
+            if not (data / name).is_dir():
+                raise UserError(
+                    f"{shown(file)} lists the class {name} (line {line}), but there is no folder "
+                    f"{shown(data / name)}."
+                )
+        return {name: native(str(data / name)) for name in lines()}, Counter()
 
-    return SplitSource(source.files, source.classes, read)
+    return replace(folders_source(folders, data), classes=lambda: sorted(lines()))
 
 
 def _pickles(folder: Path) -> Found | None:
@@ -146,7 +165,7 @@ def _pickle_source(file: Path) -> SplitSource:
         images, labels = _arrays(file, content, "data", "labels")
         return listing_of(_named({name: images[labels == name] for name in np.unique(labels)}))
 
-    return SplitSource([file], lambda: read().class_names, read)
+    return file_source([file], lambda: read().class_names, read)
 
 
 def _named(by_label: Mapping[Any, np.ndarray]) -> dict[str, Sequence[np.ndarray]]:
@@ -181,33 +200,13 @@ def _archive_source(base: Path, files: list[Path], split: str) -> SplitSource:
         labels = np.concatenate([part for _, part in parts])
         return listing_of({name: [*images[labels == names.index(name)]] for name in CLASSES[split]})
 
-    return SplitSource(files, lambda: sorted(CLASSES[split]), read)
+    return file_source(files, lambda: sorted(CLASSES[split]), read)
 
 
 def _arrays(
     file: Path, content: dict[str, Any], images_key: str, labels_key: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 `[n, 32, 32, 3]` and labels `[n]` of a CIFAR pickle; UserError when not."""
-    images = content.get(images_key)
-    try:
-        labels = np.asarray(content.get(labels_key))
-    except ValueError:  # lists of unequal lengths
-        labels = np.empty(0)
-    if isinstance(images, np.ndarray) and images.ndim == 2 and images.shape[1] == 3 * 32 * 32:
-        images = images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    if (
-        not isinstance(images, np.ndarray)
-        or images.dtype != np.uint8
-        or images.ndim != 4
-        or images.shape[3] != 3
-        or labels.shape != images.shape[:1]
-        or labels.dtype.kind not in "iuSU"
-    ):
-        raise UserError(
-            f"{file} is not a CIFAR pickle: expected '{images_key}' with uint8 images "
-            f"[n, 32, 32, 3] (or [n, 3072]) and '{labels_key}' with n labels."
-        )
-    return images, labels
+    return labelled_arrays(file, content, (images_key, labels_key), "a CIFAR pickle", 32)
 
 
 def _download(data_dir: Path) -> None:

@@ -2,58 +2,121 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sseg_nase.config.schema import SPLITS, DatasetConfig
 from sseg_nase.data.benchmarks.layouts import (
     Found,
+    Images,
     SplitSource,
-    listing_of,
-    read_csv,
+    images_source,
     required_root,
     split_classes,
+    split_named,
 )
+from sseg_nase.data.benchmarks.lists import Row, Table, listed_images, read_table
+from sseg_nase.data.benchmarks.walk import Seen, image_suffixes, shown
 from sseg_nase.errors import UserError, did_you_mean
 
 ACCEPTED = (
     "a CSV file with the header path,label or path,label,split; paths are relative to the file"
 )
+ByClass = Mapping[str, Sequence[Row]]
 
 
 def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
     """The images listed in `dataset.root`, by its split column or by a seeded class split."""
     file = required_root(dataset, ACCEPTED)
     if not file.is_file():
-        raise UserError(f"dataset.root={dataset.root} is not a file. Expected: {ACCEPTED}.")
-    rows = read_csv(file, ["path", "label"])
-    by_split: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
-    options: dict[str, Any] = {}
-    if "split" in rows[0]:
+        raise UserError(
+            f"dataset.root={dataset.root} is not a file.{_instead(file)} Expected: {ACCEPTED}."
+        )
+    if file.suffix.lower() in image_suffixes():
+        raise UserError(f"dataset.root={dataset.root} is an image. Expected: {ACCEPTED}.")
+    table = read_table(file, ["path", "label"], ["split"])
+    notices, options = list(table.notices), dict[str, Any]()
+    if "split" in table.rows[0].cells:
         layout = "split column"
-        for row in rows:
-            split = row["split"] or ""
-            if split not in SPLITS:
-                raise UserError(
-                    f"The split of {row['path']} in {file} is '{split}', expected one of "
-                    f"{', '.join(SPLITS)}.{did_you_mean(split, SPLITS)}"
-                )
-            by_split[split][row["label"]].append(file.parent / row["path"])
+        by_split = _by_column(table, notices)
     else:
         layout = "classes"
         options = {"split_fractions": dataset.split_fractions, "split_seed": dataset.split_seed}
-        dealt = split_classes(
-            (row["label"] for row in rows), dataset.split_fractions, dataset.split_seed
-        )
+        labels = [row.cells["label"] for row in table.rows]
+        dealt = split_classes(labels, dataset.split_fractions, dataset.split_seed)
         split_of = {name: split for split, names in dealt.items() for name in names}
-        for row in rows:
-            by_split[split_of[row["label"]]][row["label"]].append(file.parent / row["path"])
-    splits = {split: _listed(file, by_split[split]) for split in SPLITS if split in by_split}
-    return Found(layout, file, splits, options=options)
+        by_split = _by_split(table.rows, [split_of[label] for label in labels])
+    splits = {
+        split: listed(file, file.parent, lambda rows=rows: (rows, []))  # type: ignore[misc]
+        for split, rows in by_split.items()
+    }
+    return Found(layout, file, splits, options=options, notices=notices)
 
 
-def _listed(file: Path, classes: Mapping[str, Sequence[Path]]) -> SplitSource:
-    images = [image for listed in classes.values() for image in listed]
-    return SplitSource([file, *images], lambda: sorted(classes), lambda: listing_of(classes))
+def _instead(folder: Path) -> str:
+    """What to write where `dataset.root` is a folder."""
+    lists = sorted(folder.glob("*.csv"))
+    if len(lists) == 1:
+        return f" Its CSV file is dataset.root={shown(lists[0])}."
+    return " For a folder of class folders set dataset=folder."
+
+
+def _by_column(table: Table, notices: list[str]) -> dict[str, ByClass]:
+    splits: list[str] = []
+    variants: dict[str, str] = {}
+    for row in table.rows:
+        cell = row.cells["split"]
+        split = split_named(cell)
+        if split is None:
+            raise UserError(
+                f"Line {row.line} of {shown(table.path)}: the split of {row.cells['path']} is "
+                f"'{cell}', expected one of {', '.join(SPLITS)}.{did_you_mean(cell, SPLITS)}"
+            )
+        if cell != split:
+            variants.setdefault(cell, split)
+        splits.append(split)
+    if variants:
+        said = ", ".join(f"{cell} as {split}" for cell, split in variants.items())
+        notices.append(f"{table.path.name}: the split column's {said} is understood.")
+    return _by_split(table.rows, splits)
+
+
+def _by_split(rows: Sequence[Row], splits: Sequence[str]) -> dict[str, ByClass]:
+    pairs = list(zip(rows, splits, strict=True))
+    found = {split: by_label([row for row, of in pairs if of == split]) for split in SPLITS}
+    return {split: classes for split, classes in found.items() if classes}
+
+
+def listed(
+    file: Path,
+    base: Path,
+    read: Callable[[], tuple[ByClass, Sequence[str]]],
+    column: str = "path",
+) -> SplitSource:
+    """A split of the images that rows of `file` name in `column`, relative to `base`.
+
+    `read` gives the rows by class, and notices; it is called once.
+    """
+    read = cache(read)
+
+    def find() -> Images:
+        classes, notices = read()
+        entries = [(row.line, row.cells[column]) for rows in classes.values() for row in rows]
+        seen, more = listed_images(file, base, entries)
+        images, start = dict[str, Sequence[Seen]](), 0
+        for name, rows in classes.items():
+            images[name] = seen[start : start + len(rows)]
+            start += len(rows)
+        return Images(images, [*notices, *more])
+
+    return images_source(lambda: sorted(read()[0]), find)
+
+
+def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows by their label, each in the order of the file."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.cells["label"], []).append(row)
+    return found

@@ -1,25 +1,44 @@
-"""What the readers share: what a data set on disk is, class folders, class lists, fingerprints."""
+"""What the readers share: what a data set on disk is, its splits, class folders, dealt classes."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sseg_nase.config.schema import SPLITS, DatasetConfig
+from sseg_nase.data.benchmarks.lists import alike, both
+from sseg_nase.data.benchmarks.walk import (
+    TWICE,
+    LeftOut,
+    Seen,
+    class_folders,
+    class_images,
+    has,
+    left_out_notice,
+    of_file,
+    same_files,
+    scan,
+    shown,
+)
 from sseg_nase.data.store import ImageItem, Listing
 from sseg_nase.errors import UserError
 
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"}
-)
 NAMELESS = ""  # the one class of images without labels
+SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".xz", ".txz", ".bz2", ".zst", ".7z", ".rar")
 HOW_TO_POINT = (
     "Set paths.data_dir (or the environment variable SSEG_NASE_DATA) to the folder that holds it, "
     "or dataset.root to the data set itself."
@@ -28,11 +47,22 @@ HOW_TO_POINT = (
 
 @dataclass(frozen=True)
 class SplitSource:
-    """One split on disk: what its fingerprint covers, its class names, and its images."""
+    """One split on disk. Nothing is looked at before it is asked for."""
 
-    files: Sequence[Path]  # files, and folders with everything in them
-    classes: Callable[[], Sequence[str]]
+    classes: Callable[[], Sequence[str]]  # without looking at the images
     read: Callable[[], Listing]
+    files: Callable[[], Sequence[Seen]]  # every file that its images come from
+    # Lines that are others when a file, its name, its class or its place in a list changed.
+    stamp: Callable[[], Iterable[str]]
+    notices: Callable[[], Sequence[str]] = tuple
+
+
+@dataclass(frozen=True)
+class Images:
+    """The image files of a split by class, in order, and sentences on what was not taken."""
+
+    classes: Mapping[str, Sequence[Seen]]
+    notices: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -79,6 +109,7 @@ class Found:
     options: Mapping[str, Any] = field(default_factory=dict)
     # False: labels are numbers, and counting from 0 in every split says nothing about classes.
     named: bool = True
+    notices: Sequence[str] = ()  # on the data set as a whole
 
 
 Detector = Callable[[Path], "Found | None"]
@@ -97,6 +128,11 @@ def required_root(dataset: DatasetConfig, accepted: str) -> Path:
     root = Path(dataset.root).expanduser()
     if not root.exists():
         raise UserError(f"dataset.root={dataset.root} does not exist. Expected: {accepted}.")
+    if root.is_file() and root.suffix.lower() in ARCHIVES:
+        raise UserError(
+            f"dataset.root={dataset.root} is an archive: unpack it and set dataset.root to the "
+            f"folder. Expected: {accepted}."
+        )
     return root
 
 
@@ -117,37 +153,6 @@ def first_found(places: Iterable[tuple[Path, Sequence[Detector]]]) -> Found | No
     return None
 
 
-def class_folders(folder: Path) -> list[Path]:
-    """Sub-folders of `folder` by name, without hidden ones; raises UserError when none."""
-    found = sorted(
-        entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
-    if not found:
-        raise UserError(f"There are no class folders in {folder}.")
-    return found
-
-
-def _images_in(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(
-            entry.name
-            for entry in entries
-            if not entry.name.startswith(".")
-            and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES
-        )
-
-
-def images_in(folder: Path) -> list[Path]:
-    """The image files directly in `folder` by name; raises UserError naming it when none."""
-    names = _images_in(folder)
-    if not names:
-        raise UserError(
-            f"The class folder {folder} has no images: add some or remove it. "
-            f"Accepted are {', '.join(sorted(IMAGE_SUFFIXES))}."
-        )
-    return [folder / name for name in names]
-
-
 def listing_of(classes: Mapping[str, Sequence[Path | np.ndarray]]) -> Listing:
     """A listing of `classes` (name to images), sorted by name."""
     names = sorted(classes)
@@ -157,81 +162,175 @@ def listing_of(classes: Mapping[str, Sequence[Path | np.ndarray]]) -> Listing:
     return Listing(tuple(names), items)
 
 
-def folders_source(folders: Mapping[str, Path], covered: Sequence[Path]) -> SplitSource:
-    """A split of class folders (name to folder), fingerprinted by everything in `covered`."""
+def images_source(classes: Callable[[], Sequence[str]], find: Callable[[], Images]) -> SplitSource:
+    """A split of image files; `find` looks for them, once.
+
+    One file twice in a class is taken once, with a notice; under two classes it is refused.
+    """
+
+    @cache
+    def found() -> Images:
+        return _each_once(find())
+
+    def read() -> Listing:
+        return listing_of(
+            {name: [Path(seen.path) for seen in images] for name, images in _classes().items()}
+        )
+
+    def stamp() -> Iterable[str]:
+        for name in sorted(_classes()):
+            yield f"class {name}"
+            yield from (seen.stamp() for seen in _classes()[name])
+
+    def _classes() -> Mapping[str, Sequence[Seen]]:
+        return found().classes
+
     return SplitSource(
-        files=covered,
-        classes=lambda: sorted(folders),
-        read=lambda: listing_of({name: images_in(path) for name, path in folders.items()}),
+        classes=classes,
+        read=read,
+        files=lambda: [seen for images in _classes().values() for seen in images],
+        stamp=stamp,
+        notices=lambda: found().notices,
     )
 
 
-def split_folders(base: Path) -> dict[str, SplitSource]:
-    """The splits of the layout `{train,val,test}/<class>/*` in `base`; empty when it is another."""
-    sources = {}
-    for split in SPLITS:
-        folder = base / split
-        if folder.is_dir():
-            sources[split] = _split_folder(folder)
-    return sources
+def file_source(
+    files: Sequence[Path],
+    classes: Callable[[], Sequence[str]],
+    read: Callable[[], Listing],
+    notices: Sequence[str] = (),
+) -> SplitSource:
+    """A split whose images are all within `files`, such as a pickle."""
 
-
-def _split_folder(folder: Path) -> SplitSource:
-    def classes() -> dict[str, Path]:
-        return {entry.name: entry for entry in class_folders(folder)}
+    @cache
+    def seen() -> list[Seen]:
+        return [of_file(file) for file in files]
 
     return SplitSource(
-        files=[folder],
-        classes=lambda: sorted(classes()),
-        read=lambda: listing_of({name: images_in(path) for name, path in classes().items()}),
+        classes=classes,
+        read=read,
+        files=list,
+        stamp=lambda: [one.stamp() for one in seen()],
+        notices=lambda: notices,
     )
 
 
-def without_labels(folder: Path) -> SplitSource | None:
+def _each_once(images: Images) -> Images:
+    """`images` with every file once; raises UserError where one has two labels."""
+    pairs = list(same_files(seen for listed in images.classes.values() for seen in listed))
+    label: dict[int, str] = {}
+    if pairs:
+        label = {id(seen): name for name, listed in images.classes.items() for seen in listed}
+    dropped: dict[int, Seen] = {}
+    for first, again in pairs:
+        one, other = label[id(first)], label[id(again)]
+        if one != other:
+            raise UserError(
+                f"One image has two labels, {both(one, other)}: {first} and {again} are the same "
+                "file. Remove it from one class."
+            )
+        dropped[id(again)] = again
+    notices = list(images.notices)
+    if dropped:
+        example = str(next(iter(dropped.values())))
+        notices.append(f"{len(dropped)} images are not taken ({TWICE}), among them {example}.")
+    for one, other in alike(sorted(images.classes)):
+        notices.append(f"{both(one, other)} are two classes.")
+    classes = images.classes
+    if dropped:
+        classes = {
+            name: [seen for seen in listed if id(seen) not in dropped]
+            for name, listed in classes.items()
+        }
+    return Images(classes, notices)
+
+
+Folders = tuple[Mapping[str, str], LeftOut]  # path by class name, and the files beside them
+
+
+def folders_source(find: Callable[[], Folders], parent: str | os.PathLike[str]) -> SplitSource:
+    """A split of class folders, which `find` looks for; `parent` is the folder they are in."""
+    found = cache(find)
+
+    def images() -> Images:
+        folders, beside = found()
+        classes, left_out = {}, {shown(os.path.basename(parent)): beside}
+        for name, path in folders.items():
+            place = f"{shown(os.path.basename(parent))}/{name}"
+            classes[name], left_out[place] = class_images(path, parent)
+        return Images(classes, left_out_notice(left_out))
+
+    return images_source(lambda: sorted(found()[0]), images)
+
+
+def in_folders(folders: Mapping[str, str], parent: str | os.PathLike[str]) -> SplitSource:
+    """A split of the class `folders` (path by name) in `parent`."""
+    return folders_source(lambda: (folders, Counter()), parent)
+
+
+def split_named(name: str) -> str | None:
+    """The split that a folder or a cell calls by its name or a usual variant; None if none."""
+    word = name.strip().lower()
+    return next((split for split, names in SPLIT_NAMES.items() if word in names), None)
+
+
+def splits_among(folders: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The folders (path by name) that are called as splits are: path by split, and notices.
+
+    Raises UserError where two are the same split.
+    """
+    by_split: dict[str, str] = {}
+    notices = []
+    for name, path in folders.items():
+        split = split_named(name)
+        if split is None:
+            continue
+        if split in by_split:
+            raise UserError(
+                f"The folders {shown(by_split[split])} and {name} are both a {split} split: rename "
+                "one, or move it away."
+            )
+        by_split[split] = path
+        if name != split:
+            notices.append(f"the folder {name} is taken as the {split} split.")
+    return {split: by_split[split] for split in SPLITS if split in by_split}, notices
+
+
+def folder_layout(base: Path, official: Official | None = None) -> Found | None:
+    """The layout `{train,val,test}/<class>/*` in `base`; None when it is another."""
+    if not base.is_dir():
+        return None
+    splits, notices = splits_among(scan(base).folders)
+    if not splits:
+        return None
+    sources = {split: split_folder(path) for split, path in splits.items()}
+    return Found("folders", base, sources, official, notices=notices)
+
+
+def split_folder(folder: str) -> SplitSource:
+    """A split of the class folders in `folder`."""
+    return folders_source(lambda: class_folders(folder), folder)
+
+
+def without_labels(folder: str | os.PathLike[str]) -> SplitSource | None:
     """A split of images that lie directly in `folder`, as one nameless class; None if it is other.
 
     It is other with class folders in it, or without images.
     """
-    if any(entry.is_dir() and not entry.name.startswith(".") for entry in folder.iterdir()):
+    images, folders = has(folder)
+    if folders or not images:
         return None
-    if not _images_in(folder):
-        return None
+    name = shown(os.path.basename(os.path.realpath(folder)))
 
-    def read() -> Listing:
-        images = images_in(folder)
+    def find() -> Images:
+        seen, left_out = class_images(os.fspath(folder), folder)
         notice = (
-            f"{folder.name} has {len(images)} images and no class folders: they have no labels "
-            "and serve for pretraining only."
+            f"{name} has {len(seen)} images and no class folders: they have no labels and serve "
+            "for pretraining only."
         )
-        return replace(listing_of({NAMELESS: images}), notes={"notices": [notice]})
+        return Images({NAMELESS: seen}, [notice, *left_out_notice({name: left_out})])
 
-    return SplitSource(files=[folder], classes=lambda: (NAMELESS,), read=read)
-
-
-def read_csv(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header that has `columns`; UserError names file and line."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            header = reader.fieldnames or []
-            if missing := [column for column in columns if column not in header]:
-                raise UserError(
-                    f"The header of {path} has no column {', '.join(missing)}: it is "
-                    f"'{','.join(header)}', expected '{','.join(columns)}'."
-                )
-            rows = []
-            for row in reader:
-                if any(not row[column] for column in columns):
-                    raise UserError(
-                        f"Line {reader.line_num} of {path} lacks a value for "
-                        f"{' or '.join(columns)}."
-                    )
-                rows.append(row)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"The CSV file {path} cannot be read: {error}.") from error
-    if not rows:
-        raise UserError(f"The CSV file {path} lists no images.")
-    return rows
+    return images_source(lambda: (NAMELESS,), find)
 
 
 def split_classes(
@@ -239,9 +338,11 @@ def split_classes(
 ) -> dict[str, list[str]]:
     """Deal class `names` into train, val and test by `fractions`, reproducibly from `seed`.
 
-    The order is by a hash of seed and name, so it depends on no library's generator. Every
-    fraction above 0 gets at least one class; a split of fraction 0 is left out. Raises UserError
-    when the fractions are not three that sum to 1, or when there are too few classes.
+    The order is by a hash of seed and name, so it depends on no library's generator, nor on the
+    Unicode form in which a system writes the name. Every fraction above 0 gets at least one class;
+    a split of fraction 0 is left out. Raises UserError when the fractions are not three that sum to
+    1, when there are too few classes, and for names that are hardly two classes, because they could
+    end in two splits.
     """
     assert fractions is not None  # fitted before
     if len(fractions) != len(SPLITS) or abs(sum(fractions) - 1) > 1e-3 or min(fractions) < 0:
@@ -249,9 +350,12 @@ def split_classes(
             f"dataset.split_fractions={list(fractions)} must be three numbers from 0 to 1 for "
             "train, val and test that sum to 1, such as [0.64,0.16,0.2]."
         )
-    ordered = sorted(
-        set(names), key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest()
-    )
+    if pairs := alike(sorted(set(names := list(names)))):
+        raise UserError(
+            f"The classes {both(*pairs[0])} look like one, and could be dealt into two splits: "
+            "rename or join them."
+        )
+    ordered = sorted(set(names), key=lambda name: _draw(seed, name))
     shares = {split: share for split, share in zip(SPLITS, fractions, strict=True) if share > 0}
     if len(ordered) < len(shares):
         raise UserError(
@@ -270,20 +374,5 @@ def split_classes(
     return dealt
 
 
-def fingerprint(files: Iterable[Path]) -> str:
-    """A cheap hash of `files` and folders: file count, total size and newest change."""
-    count, size, newest = 0, 0, 0
-    pending = [os.fspath(path) for path in files]
-    while pending:
-        path = pending.pop()
-        try:
-            status = os.stat(path)
-            newest = max(newest, status.st_mtime_ns)
-            if not os.path.isdir(path):
-                count, size = count + 1, size + status.st_size
-                continue
-            with os.scandir(path) as entries:
-                pending.extend(entry.path for entry in entries)
-        except FileNotFoundError:
-            continue  # a listed image that is missing is named when it is read
-    return hashlib.sha256(f"{count}/{size}/{newest}".encode()).hexdigest()[:12]
+def _draw(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}/{unicodedata.normalize('NFC', name)}".encode()).digest()

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from sseg_nase.config.schema import SPLITS, DatasetConfig
+from sseg_nase.data.benchmarks.csv_file import by_label, listed
 from sseg_nase.data.benchmarks.layouts import (
     Found,
     Official,
     SplitSource,
-    enumerated,
+    file_source,
+    folder_layout,
     listing_of,
-    read_csv,
-    split_folders,
 )
+from sseg_nase.data.benchmarks.lists import Row, read_table
 from sseg_nase.data.benchmarks.official import find_known, not_found
-from sseg_nase.data.benchmarks.pickles import read_pickle
+from sseg_nase.data.benchmarks.pickles import labelled_arrays, read_pickle
 from sseg_nase.data.store import Listing
 from sseg_nase.errors import UserError
 
 FOLDER_NAMES = ("minimagenet", "mini_imagenet", "mini-imagenet", "miniimagenet")
 SAMPLE_NAMES = ("minimagenet_sample",)
 LISTS = "minimagenet_split"  # a folder beside the images that may hold the three CSVs
+CATEGORY_SPLIT = "miniImageNet_category_split"  # pickles as Gidaris and Komodakis pass them on
 LAYOUTS = (
     "minimagenet/{train,val,test}/<wnid>/*.jpg; "
     "minimagenet/images/*.jpg with {train,val,test}.csv (filename,label) beside it or in "
     f"{LISTS}/; "
-    "mini-imagenet-cache-{train,val,test}.pkl"
+    "mini-imagenet-cache-{train,val,test}.pkl; "
+    f"{CATEGORY_SPLIT}_{{train_phase_train,val,test}}.pickle"
 )
 OFFICIAL = Official(
     title="Mini-ImageNet", classes={"train": 64, "val": 16, "test": 20}, images_per_class=600
@@ -42,19 +46,20 @@ def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
         dataset,
         data_dir,
         names=FOLDER_NAMES,
-        detectors=(_folders, _lists, _pickles),
-        loose=(_pickles,),
+        detectors=(_folders, _lists, _pickles, _category_pickles),
+        loose=(_pickles, _category_pickles),
         samples=SAMPLE_NAMES,
+        archives=[CATEGORY_SPLIT],
         accepted=LAYOUTS,
     )
     if found is None:
-        raise not_found(dataset, data_dir, LAYOUTS, "It cannot be downloaded freely.")
+        names = (*FOLDER_NAMES, CATEGORY_SPLIT)
+        raise not_found(dataset, data_dir, LAYOUTS, names, "It cannot be downloaded freely.")
     return found
 
 
 def _folders(folder: Path) -> Found | None:
-    splits = split_folders(folder)
-    return Found("folders", folder, splits, OFFICIAL) if splits else None
+    return folder_layout(folder, OFFICIAL)
 
 
 def _lists(folder: Path) -> Found | None:
@@ -66,38 +71,33 @@ def _lists(folder: Path) -> Found | None:
         for place in (folder, folder / LISTS, folder.parent / LISTS):
             file = place / f"{split}.csv"
             if file.is_file():
-                splits[split] = _list_source(images, file)
+                splits[split] = listed(file, images, partial(_rows, file), "filename")
                 break
     return Found("csv", folder, splits, OFFICIAL) if splits else None
 
 
-def _list_source(images: Path, file: Path) -> SplitSource:
-    def by_class() -> dict[str, list[str]]:
-        names: dict[str, list[str]] = defaultdict(list)
-        for row in read_csv(file, ["filename", "label"]):
-            names[row["label"]].append(row["filename"])
-        return names
-
-    def read() -> Listing:
-        listed = by_class()
-        there = {entry.name for entry in images.iterdir()}
-        if missing := [name for names in listed.values() for name in names if name not in there]:
-            raise UserError(
-                f"{len(missing)} images that {file} lists are not in {images}: "
-                f"{enumerated(missing, most=3)}."
-            )
-        return listing_of({name: [images / one for one in listed[name]] for name in listed})
-
-    return SplitSource([file, images], lambda: sorted(by_class()), read)
+def _rows(file: Path) -> tuple[dict[str, list[Row]], Sequence[str]]:
+    table = read_table(file, ["filename", "label"])
+    return by_label(table.rows), table.notices
 
 
 def _pickles(folder: Path) -> Found | None:
-    splits = {}
-    for split in SPLITS:
-        file = folder / f"mini-imagenet-cache-{split}.pkl"
-        if file.is_file():
-            splits[split] = _pickle_source(file)
+    files = {split: folder / f"mini-imagenet-cache-{split}.pkl" for split in SPLITS}
+    splits = {split: _pickle_source(file) for split, file in files.items() if file.is_file()}
     return Found("pickle", folder, splits, OFFICIAL) if splits else None
+
+
+def _category_pickles(folder: Path) -> Found | None:
+    files = {split: folder / f"{CATEGORY_SPLIT}_{split}.pickle" for split in SPLITS}
+    files["train"] = folder / f"{CATEGORY_SPLIT}_train_phase_train.pickle"
+    there = {split: file for split, file in files.items() if file.is_file()}
+    if not there:
+        return None
+    splits = {split: _labelled(file) for split, file in there.items()}
+    # More images of the train classes, which the usual split of Mini-ImageNet does not have.
+    unread = [folder / f"{CATEGORY_SPLIT}_train_phase_{phase}.pickle" for phase in ("val", "test")]
+    notices = [f"{file.name} is not read." for file in unread if file.is_file()]
+    return Found("pickle", folder, splits, OFFICIAL, named=False, notices=notices)
 
 
 def _pickle_source(file: Path) -> SplitSource:
@@ -130,4 +130,15 @@ def _pickle_source(file: Path) -> SplitSource:
             by_class[str(name)] = [images[index] for index in chosen]
         return listing_of(by_class)
 
-    return SplitSource([file], lambda: read().class_names, read)
+    return file_source([file], lambda: read().class_names, read)
+
+
+def _labelled(file: Path) -> SplitSource:
+    def read() -> Listing:
+        images, labels = labelled_arrays(
+            file, read_pickle(file), ("data", "labels"), "a Mini-ImageNet pickle", 84
+        )
+        classes = {str(label): [*images[labels == label]] for label in np.unique(labels)}
+        return listing_of(classes)
+
+    return file_source([file], lambda: read().class_names, read)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,14 @@ from sseg_nase.data.benchmarks.drawings import as_drawings
 from sseg_nase.data.benchmarks.layouts import (
     Found,
     SplitSource,
-    class_folders,
     enumerated,
     folders_source,
-    images_in,
-    listing_of,
+    in_folders,
     split_classes,
 )
+from sseg_nase.data.benchmarks.lists import read_names
 from sseg_nase.data.benchmarks.official import find_known, not_found
-from sseg_nase.data.store import Listing
+from sseg_nase.data.benchmarks.walk import LeftOut, class_folders, shown
 from sseg_nase.errors import UserError
 
 FOLDER_NAMES = ("omniglot", "omniglot-py")
@@ -51,17 +52,23 @@ def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
         options |= {"invert": invert, "rotations": rotations}
         return Found(dataset.split_by, folder, splits, options=options)
 
-    found = find_known(dataset, data_dir, names=FOLDER_NAMES, detectors=(detect,), accepted=LAYOUTS)
+    found = find_known(
+        dataset,
+        data_dir,
+        names=FOLDER_NAMES,
+        detectors=(detect,),
+        archives=[BACKGROUND],
+        accepted=LAYOUTS,
+    )
     if found is None:
-        raise not_found(dataset, data_dir, LAYOUTS)
+        raise not_found(dataset, data_dir, LAYOUTS, [*FOLDER_NAMES, BACKGROUND])
     return found
 
 
 def _by_alphabets(dataset: DatasetConfig, folder: Path) -> Splits:
     options, splits = _train_share(dataset), {}
     if (background := folder / BACKGROUND).is_dir():
-        alphabets = [entry.name for entry in class_folders(background)]
-        for split, chosen in _dealt(alphabets, options).items():
+        for split, chosen in _dealt(_names(background), options).items():
             splits[split] = _alphabets(background, chosen)
     return {**splits, **_evaluation(folder)}, options
 
@@ -69,9 +76,9 @@ def _by_alphabets(dataset: DatasetConfig, folder: Path) -> Splits:
 def _by_characters(dataset: DatasetConfig, folder: Path) -> Splits:
     options, splits = _train_share(dataset), {}
     if (background := folder / BACKGROUND).is_dir():
-        found = _characters(background, _names(background))
+        found, _ = _characters(background, _names(background))
         for split, chosen in _dealt(found, options).items():
-            splits[split] = folders_source({name: found[name] for name in chosen}, [background])
+            splits[split] = in_folders({name: found[name] for name in chosen}, background)
     return {**splits, **_evaluation(folder)}, options
 
 
@@ -115,25 +122,23 @@ def _evaluation(folder: Path) -> dict[str, SplitSource]:
 
 
 def _names(base: Path) -> list[str]:
-    return [entry.name for entry in class_folders(base)]
+    return list(class_folders(base)[0])
 
 
-def _characters(base: Path, alphabets: Iterable[str]) -> dict[str, Path]:
-    return {
-        f"{alphabet}/{folder.name}": folder
-        for alphabet in alphabets
-        for folder in class_folders(base / alphabet)
-    }
+def _characters(base: Path, alphabets: Iterable[str]) -> tuple[Mapping[str, str], LeftOut]:
+    """The folders of characters by `<Alphabet>/<character>`, and the files beside them."""
+    there, beside = class_folders(base)
+    folders: dict[str, str] = {}
+    for alphabet in alphabets:
+        characters, more = class_folders(there[alphabet])
+        folders |= {f"{alphabet}/{name}": path for name, path in characters.items()}
+        beside = beside + more
+    return folders, beside
 
 
 def _alphabets(base: Path, alphabets: Iterable[str]) -> SplitSource:
     chosen = list(alphabets)
-
-    def read() -> Listing:
-        found = _characters(base, chosen)
-        return listing_of({name: images_in(folder) for name, folder in found.items()})
-
-    return SplitSource([base], lambda: sorted(_characters(base, chosen)), read)
+    return folders_source(lambda: _characters(base, chosen), base)
 
 
 def _listed(file: Path, bases: list[Path]) -> SplitSource:
@@ -141,29 +146,30 @@ def _listed(file: Path, bases: list[Path]) -> SplitSource:
 
     def names() -> list[str]:
         found = set()
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-            parts = line.strip().split("/")
-            if parts == [""]:
-                continue
+        for number, line in read_names(file):
+            parts = line.split("/")
             if len(parts) not in (2, 3) or not all(parts):
                 raise UserError(
-                    f"Line {number} of {file} is '{line}', expected <Alphabet>/<character> or "
-                    "<Alphabet>/<character>/rot000."
+                    f"Line {number} of {shown(file)} is '{line}', expected <Alphabet>/<character> "
+                    "or <Alphabet>/<character>/rot000."
                 )
             found.add("/".join(parts[:2]))
         if not found:
-            raise UserError(f"The list {file} names no characters.")
+            raise UserError(f"The list {shown(file)} names no characters.")
         return sorted(found)
 
-    def read() -> Listing:
-        places = {name: base / name for name in names() for base in bases if (base / name).is_dir()}
-        if missing := [name for name in names() if name not in places]:
+    def folders() -> tuple[Mapping[str, str], LeftOut]:
+        wanted = names()
+        places = {
+            name: str(base / name) for name in wanted for base in bases if (base / name).is_dir()
+        }
+        if missing := [name for name in wanted if name not in places]:
             where = " and ".join(base.name for base in bases)
             raise UserError(
-                f"{len(missing)} characters that {file} lists are not in {where} of "
-                f"{bases[0].parent}: {enumerated(missing)}. Vinyals' split needs both "
+                f"{len(missing)} characters that {shown(file)} lists are not in {where} of "
+                f"{shown(bases[0].parent)}: {enumerated(missing)}. Vinyals' split needs both "
                 f"{BACKGROUND} and {EVALUATION}."
             )
-        return listing_of({name: images_in(folder) for name, folder in places.items()})
+        return places, Counter()
 
-    return SplitSource([file, *bases], names, read)
+    return replace(folders_source(folders, bases[0].parent), classes=names)

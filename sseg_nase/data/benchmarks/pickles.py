@@ -134,6 +134,36 @@ def read_pickle(path: Path) -> dict[str, Any]:
     return value
 
 
+def labelled_arrays(
+    file: Path, content: dict[str, Any], keys: tuple[str, str], title: str, side: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 `[n, H, W, 3]` and labels `[n]` under `keys` of a pickle's `content`.
+
+    The images may be flat, as `[n, 3 * side * side]`. Raises UserError naming `file` when they are
+    anything else.
+    """
+    images = content.get(keys[0])
+    try:
+        labels = np.asarray(content.get(keys[1]))
+    except ValueError:  # lists of unequal lengths
+        labels = np.empty(0)
+    if isinstance(images, np.ndarray) and images.ndim == 2 and images.shape[1] == 3 * side * side:
+        images = images.reshape(-1, 3, side, side).transpose(0, 2, 3, 1)
+    if (
+        not isinstance(images, np.ndarray)
+        or images.dtype != np.uint8
+        or images.ndim != 4
+        or images.shape[3] != 3
+        or labels.shape != images.shape[:1]
+        or labels.dtype.kind not in "iuSU"
+    ):
+        raise UserError(
+            f"{file} is not {title}: expected '{keys[0]}' with uint8 images [n, {side}, {side}, 3] "
+            f"(or [n, {3 * side * side}]) and '{keys[1]}' with n labels."
+        )
+    return images, labels
+
+
 def _unwrapped(value: Any) -> Any:
     """Replace the stand-ins in `value` by the arrays and numbers that they hold."""
     if isinstance(value, (_Array, _Scalar, _FromBuffer)):
