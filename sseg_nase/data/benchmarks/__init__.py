@@ -6,6 +6,7 @@ images are read and stored here, once for all readers.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -28,8 +29,11 @@ from sseg_nase.data.benchmarks import (
     sketch,
 )
 from sseg_nase.data.benchmarks.layouts import NAMELESS, Found, enumerated, fingerprint
-from sseg_nase.data.store import ImageStore, Listing, build_store
+from sseg_nase.data.duplicates import shared_images
+from sseg_nase.data.opening import PLAIN, Reading
+from sseg_nase.data.store import ImageStore, Listing, build_store, outdated
 from sseg_nase.errors import UserError, did_you_mean
+from sseg_nase.files import read_json
 
 __all__ = ["available_splits", "load_split"]
 
@@ -75,16 +79,9 @@ def load_split(
             f"{found.layout}), only {' and '.join(found.splits)}. Add it, or choose another split "
             "(evaluation.split)."
         )
-    source = found.splits[split]
-    key = {
-        "layout": found.layout,
-        "source": str(found.path.resolve()),
-        "options": found.options,
-    }
-    form = f"{dataset.image_size}{'-grey' if dataset.channels == 1 else ''}"
-    stem = f"{dataset.name}-{split}-{form}-{_hash(key)}"
-    target = cache_dir / "stores" / f"{stem}-{fingerprint(source.files)}"
-    if target.exists():
+    stem = _stem(dataset, found, split)
+    target = _target(dataset, found, split, cache_dir)
+    if target.exists() and not outdated(target):
         store = ImageStore.open(target)
     else:
         store = _build(dataset, found, split, target, workers)
@@ -92,9 +89,20 @@ def load_split(
         for old in target.parent.glob(f"{stem}-*"):
             if old != target:
                 shutil.rmtree(old, ignore_errors=True)
-    for notice in store.manifest["notices"]:
+        _remove_outdated(store, target.parent)
+    notices = [*store.manifest["notices"], *_overlaps(dataset, found, split, store, cache_dir)]
+    for notice in notices:
         logger.warning("dataset=%s: %s", dataset.name, notice)
     return store
+
+
+def reading_of(dataset: DatasetConfig) -> Reading:
+    """How the images of a data set are opened; what older runs do not name is as by default."""
+    if dataset.background is None:
+        return PLAIN
+    red, green, blue = dataset.background
+    values = dataset.value_range
+    return Reading((red, green, blue), None if values is None else (values[0], values[1]))
 
 
 def available_splits(dataset: DatasetConfig, *, data_dir: Path, cache_dir: Path) -> tuple[str, ...]:
@@ -105,6 +113,73 @@ def available_splits(dataset: DatasetConfig, *, data_dir: Path, cache_dir: Path)
     if dataset.name in EMBEDDED:
         return tuple(EMBEDDED[dataset.name][0])
     return tuple(_find(dataset, data_dir, cache_dir).splits)
+
+
+def _stem(dataset: DatasetConfig, found: Found, split: str) -> str:
+    """The name of a store but for the fingerprint of its files."""
+    key = {
+        "layout": found.layout,
+        "source": str(found.path.resolve()),
+        "options": found.options,
+        "reading": dataclasses.asdict(reading_of(dataset)),
+        "duplicates": dataset.duplicates,
+    }
+    form = f"{dataset.image_size}{'-grey' if dataset.channels == 1 else ''}"
+    return f"{dataset.name}-{split}-{form}-{_hash(key)}"
+
+
+def _target(dataset: DatasetConfig, found: Found, split: str, cache_dir: Path) -> Path:
+    name = f"{_stem(dataset, found, split)}-{fingerprint(found.splits[split].files)}"
+    return cache_dir / "stores" / name
+
+
+def _remove_outdated(store: ImageStore, folder: Path) -> None:
+    """Remove the stores that an earlier version has built of the same split, at any size."""
+    own = [store.manifest[key] for key in ("dataset", "source", "split")]
+    for old in folder.glob(f"{own[0]}-{own[2]}-*"):
+        manifest = read_json(old / "manifest.json") or {}
+        if outdated(old) and [manifest.get(key) for key in ("dataset", "source", "split")] == own:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _overlaps(
+    dataset: DatasetConfig, found: Found, split: str, store: ImageStore, cache_dir: Path
+) -> list[str]:
+    """Compare the images of `store` with those of the other splits that have been read.
+
+    Raises UserError where some are in both, unless `dataset.overlap=keep`. A split that was not
+    read yet is compared when it is.
+    """
+    notices = []
+    for other in found.splits:
+        if other == split:
+            continue
+        for place in (cache_dir / "stores").glob(f"{_stem(dataset, found, other)}-*"):
+            try:
+                sibling = ImageStore.open(place)
+                count, examples = shared_images(store, sibling)
+            except UserError:
+                continue  # it is damaged, which is said when it is wanted
+            # Files may have been removed since, because of this very message.
+            if not count or place != _target(dataset, found, other, cache_dir):
+                continue
+            pairs = ", ".join(f"{here} ({split}) = {there} ({other})" for here, there in examples)
+            more = f" and {count - len(examples):,} more" if count > len(examples) else ""
+            said = f"the splits {split} and {other} have {count:,} images in common: {pairs}{more}"
+            if found.official is not None and not any(
+                found.official.notices(name, one.class_names, one.counts())
+                for name, one in ((split, store), (other, sibling))
+            ):
+                notices.append(f"{said}. They are kept, as {found.official.title} was published.")
+            elif dataset.overlap == "refuse":
+                raise UserError(
+                    f"dataset={dataset.name} in {found.path.absolute()}: {said}. An accuracy on "
+                    "images that were trained on is too high: remove them from one of the splits, "
+                    "or set dataset.overlap=keep where this is on purpose."
+                )
+            else:
+                notices.append(f"{said} (dataset.overlap=keep).")
+    return notices
 
 
 def _find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
@@ -139,6 +214,8 @@ def _build(
         dataset.image_size,
         workers=workers,
         channels=dataset.channels,
+        reading=reading_of(dataset),
+        duplicates=dataset.duplicates or "keep",
         source=str(found.path.resolve()),
         layout=found.layout,
         split=split,
