@@ -17,7 +17,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -39,6 +39,7 @@ SCHEMA = 2
 BLOCK = 128  # images per task of the thread pool
 MODES = {1: "L", 3: "RGB"}  # Pillow's, by channels
 CHECKSUM_BLOCK = 1024  # images read at once when a store is verified
+PATIENCE = 0.2  # seconds until a signal is heeded while threads decode
 LONGEST = 50  # times the shorter side: what is beyond is cut off before an image is resized
 
 logger = logging.getLogger("sseg_nase")
@@ -491,12 +492,19 @@ def _decoded(listing: Listing, form: Form, workers: int) -> Generator[_Block, No
             for start in starts:
                 pending.append(pool.submit(decode, start))
                 if len(pending) > 2 * workers:
-                    yield pending.popleft().result()
+                    yield _awaited(pending.popleft())
             while pending:
-                yield pending.popleft().result()
+                yield _awaited(pending.popleft())
         finally:
             stopped.set()
             pool.shutdown(cancel_futures=True)
+
+
+def _awaited(future: Future[_Block]) -> _Block:
+    # In short waits: a signal that another thread has received is handled between them.
+    while not wait([future], timeout=PATIENCE).done:
+        pass
+    return future.result()
 
 
 @contextmanager

@@ -164,8 +164,7 @@ def _overlaps(
             if not count or place != _target(dataset, found, other, cache_dir):
                 continue
             pairs = ", ".join(f"{here} ({split}) = {there} ({other})" for here, there in examples)
-            more = f" and {count - len(examples):,} more" if count > len(examples) else ""
-            said = f"the splits {split} and {other} have {count:,} images in common: {pairs}{more}"
+            said = f"images of {split} that are also in {other}: {count:,}, such as {pairs}"
             if found.official is not None and not any(
                 found.official.notices(name, one.class_names, one.counts())
                 for name, one in ((split, store), (other, sibling))
