@@ -56,8 +56,9 @@ def examine(
     """Find equal images of a split by their hashes, and decide which stay.
 
     `policy` is `dataset.duplicates`: drop keeps the first copy in a class, and none of an image
-    that stands in several classes, since one of its labels is wrong; keep leaves everything; refuse
-    raises UserError. `name_of` gives the file of an image, for examples.
+    that is in several classes, since one of its labels is wrong (unless a class would have no image
+    left); keep leaves everything; refuse raises UserError. `name_of` gives the file of an image,
+    for examples.
     """
     kept = np.ones(len(hashes), dtype=bool)
     order = np.lexsort((labels, hashes))  # stable: copies stay in the order of the listing
@@ -106,8 +107,16 @@ def examine(
                 f"{said}. dataset.duplicates=refuse: remove the wrong ones, or choose "
                 "dataset.duplicates=drop (none of them is used) or keep."
             )
-        if policy == "drop":
-            kept[np.concatenate(mixed)] = False
+        without = kept.copy()
+        without[np.concatenate(mixed)] = False
+        emptied = np.setdiff1d(labels, labels[without])
+        if policy == "drop" and len(emptied):
+            notices.append(
+                f"{said}. They are kept, since {classes[emptied[0]]} would have no image left: an "
+                "episode that asks for two of these classes cannot be solved."
+            )
+        elif policy == "drop":
+            kept = without
             notices.append(
                 f"{said}. All {count:,} copies are left out (dataset.duplicates=drop): remove the "
                 "wrong ones, and the right ones are used."

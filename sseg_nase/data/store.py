@@ -362,7 +362,6 @@ def _build(
         ]
         kept = [int(index) for index in np.flatnonzero(verdict.kept)]
         if len(kept) < len(labels):
-            _check_classes(listing, labels, kept, source)
             checksum = _leave_out(temporary / "images.npy", kept)
         labels_kept = labels[kept]
         _write_array(temporary / "labels.npy", labels_kept)
@@ -398,16 +397,6 @@ def _without_effect(reading: Reading, remarks: Remarks) -> list[str]:
     if reading.value_range is None or remarks.spans:
         return []
     return ["dataset.value_range has no effect: no image has more than 8 bits."]
-
-
-def _check_classes(listing: Listing, labels: np.ndarray, kept: list[int], source: str) -> None:
-    counts = np.bincount(labels[kept], minlength=len(listing.class_names))
-    for name, count in zip(listing.class_names, counts, strict=True):
-        if not count:
-            raise UserError(
-                f"The class {name} of {source} has no image of its own: each is in another class, "
-                "too. Remove the wrong ones, or the class, or set dataset.duplicates=keep."
-            )
 
 
 def _write_images(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> str:
