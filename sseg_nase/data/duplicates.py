@@ -75,9 +75,11 @@ def examine(
         first = next(group for group, more in zip(groups, later, strict=True) if len(more))
         twin = _later(first, labels)[0]
         original = next(index for index in first if labels[index] == labels[twin])
+        copy, of = name_of(twin), name_of(original)
+        example = f"{copy} of {of}" if copy != of else f"{copy}, which is listed twice"
         said = (
             f"copies of other images in their class: {len(copies):,} of {len(hashes):,} images, "
-            f"such as {name_of(twin)} of {name_of(original)}"
+            f"such as {example}"
         )
         if policy == "refuse":
             raise UserError(

@@ -442,6 +442,8 @@ def _file_of(image: Any, source: str) -> str | None:
     if not isinstance(path, Path):
         return None
     text = os.fspath(path)
+    if not os.path.isabs(text):
+        text = os.path.abspath(text)
     for start in (source, os.path.dirname(source)):
         if start and text.startswith(start + os.sep):
             return text[len(start) + 1 :]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import pickle
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from sseg_nase.config.compose import load
-from sseg_nase.config.schema import DATASETS, ROOTED
+from sseg_nase.config.schema import DATASETS, ROOTED, DatasetConfig
 from sseg_nase.data.benchmarks import cifar_fs, load_split
 from sseg_nase.data.benchmarks.layouts import Official
 from sseg_nase.data.duplicates import ONE_COLOUR, examine, hashes_of, of_one_colour
@@ -44,13 +47,20 @@ def own(tmp_path: Path) -> Path:
     return tmp_path / "own"
 
 
-def read(root: Path, split: str = "train", *more: str, name: str = "folder") -> ImageStore:
-    keys = [f"dataset={name}", f"dataset.root={root}", f"dataset.image_size={SIZE}", *more]
-    if name == "folder":
-        keys.insert(0, "dataset.split_by=folder")
+@cache
+def default(name: str) -> DatasetConfig:
+    return load([f"dataset={name}", *(["dataset.root=here"] if name in ROOTED else [])]).dataset
+
+
+def read(root: Path, split: str = "train", name: str = "folder", **changed: Any) -> ImageStore:
+    changed = {"root": str(root), "image_size": SIZE, "split_by": "folder", **changed}
     folder = root if root.is_dir() else root.parent
     return load_split(
-        load(keys).dataset, split, data_dir=folder, cache_dir=folder.parent / "cache", workers=2
+        dataclasses.replace(default(name), **changed),
+        split,
+        data_dir=folder,
+        cache_dir=folder.parent / "cache",
+        workers=2,
     )
 
 
@@ -92,12 +102,12 @@ def test_a_copy_in_its_class_is_left_out_whatever_its_name_and_format(
 
 def test_all_copies_are_kept_or_refused_where_that_is_asked_for(own: Path) -> None:
     put(own / "train" / "train-0" / "copy.png", picture(0, 0, 1))
-    store = read(own, "train", "dataset.duplicates=keep")
+    store = read(own, "train", duplicates="keep")
     assert store.counts().tolist() == [4, 3]
     [said] = store.manifest["notices"]
     assert "1 of 7 images, such as train/train-0/copy.png of train/train-0/1.png" in said
     with pytest.raises(UserError, match=r"copy\.png of .*1\.png.*dataset\.duplicates=refuse"):
-        read(own, "train", "dataset.duplicates=refuse")
+        read(own, "train", duplicates="refuse")
     assert read(own).counts().tolist() == [3, 3]  # the kept store is another one
 
 
@@ -114,8 +124,8 @@ def test_an_image_under_two_labels_is_used_under_none(own: Path) -> None:
     shutil.rmtree(own.parent / "cache")
     (own / "train" / "train-1" / "wrong too.png").unlink()
     with pytest.raises(UserError, match=r"different labels.*\(train-0\) and .*\(train-1\)"):
-        read(own, "train", "dataset.duplicates=refuse")
-    kept = read(own, "train", "dataset.duplicates=keep")
+        read(own, "train", duplicates="refuse")
+    kept = read(own, "train", duplicates="keep")
     assert kept.counts().tolist() == [3, 4]
     assert "All 2 are kept" in " ".join(kept.manifest["notices"])
 
@@ -161,6 +171,15 @@ def test_support_and_queries_never_share_an_image(tmp_path: Path) -> None:
         assert not any(store.images[int(i)].tobytes() in shown for i in np.ravel(query))
 
 
+def test_a_file_that_is_listed_twice_is_one_image(own: Path) -> None:
+    names = [f"train/train-{c}/{i}.png,{c},train" for c in range(2) for i in range(3)]
+    root = own / "list.csv"
+    root.write_text("\n".join(["path,label,split", *names, names[1]]))
+    store = read(root, name="csv")
+    assert store.counts().tolist() == [3, 3]
+    assert store.name_of(1) == "train/train-0/1.png"
+
+
 @pytest.mark.parametrize("first", ["train", "val"])
 def test_an_image_in_two_splits_is_refused_whichever_is_read_first(own: Path, first: str) -> None:
     put(own / "val" / "val-1" / "leak.bmp", picture(0, 0, 1))
@@ -183,10 +202,9 @@ def test_an_image_in_two_splits_can_be_kept_with_a_notice(
     own: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     put(own / "val" / "val-1" / "leak.bmp", picture(0, 0, 1))
-    keep = "dataset.overlap=keep"
-    read(own, "train", keep)
+    read(own, "train", overlap="keep")
     with caplog.at_level(logging.WARNING, "sseg_nase"):
-        assert len(read(own, "val", keep)) == 7
+        assert len(read(own, "val", overlap="keep")) == 7
     [said] = [record.getMessage() for record in caplog.records]
     assert "images of val that are also in train: 1," in said
     assert "val/val-1/leak.bmp (val) = train/train-0/1.png (train)" in said
@@ -197,12 +215,12 @@ def test_classes_dealt_into_splits_are_compared_too(tmp_path: Path) -> None:
         put(tmp_path / "own" / f"c{c}" / "same.png", picture(9))
         for i in range(3):
             put(tmp_path / "own" / f"c{c}" / f"{i}.png", picture(c, i))
-    keys = ["dataset.split_by=classes", "dataset.split_fractions=[0.1,0.1,0.8]"]
+    dealt = {"split_by": "classes", "split_fractions": [0.1, 0.1, 0.8]}
     root = tmp_path / "own"
-    assert len(read(root, "train", *keys)) == 4
+    assert len(read(root, "train", **dealt)) == 4
     with pytest.raises(UserError, match=r"of val that are also in train: 1, .*same\.png"):
-        read(root, "val", *keys)
-    test = read(root, "test", *keys)  # where it stood under four labels, it is left out
+        read(root, "val", **dealt)
+    test = read(root, "test", **dealt)  # where it stood under four labels, it is left out
     reconciled(test, 16)
     assert len(test) == 12
 
@@ -220,7 +238,7 @@ def benchmark(tmp_path: Path) -> Callable[[str], ImageStore]:
             put(tmp_path / "cifar_fs" / split / f"class {s}" / f"{i}.png", picture(s, i))
     put(tmp_path / "cifar_fs" / "train" / "class 0" / "3.png", picture(0, 1))
     put(tmp_path / "cifar_fs" / "val" / "class 1" / "3.png", picture(0, 2))
-    dataset = load(["dataset=cifar_fs", f"dataset.image_size={SIZE}"]).dataset
+    dataset = dataclasses.replace(default("cifar_fs"), image_size=SIZE)
 
     def read_one(split: str) -> ImageStore:
         return load_split(
@@ -255,8 +273,7 @@ def test_a_complete_benchmark_is_taken_as_it_was_published(
 
 @pytest.mark.parametrize("name", DATASETS)
 def test_own_images_are_cleaned_and_benchmarks_are_not(name: str) -> None:
-    more = ["dataset.root=here"] if name in ROOTED else []
-    dataset = load([f"dataset={name}", *more]).dataset
+    dataset = default(name)
     assert dataset.duplicates == ("drop" if name in ROOTED else "keep")
     assert dataset.overlap == "refuse"
 

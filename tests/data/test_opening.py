@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import struct
 import sys
+import time
 import types
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ import pytest
 from PIL import Image
 
 from sseg_nase.config.compose import load
+from sseg_nase.config.schema import DatasetConfig
 from sseg_nase.data import opening
 from sseg_nase.data.benchmarks import load_split
 from sseg_nase.data.benchmarks.drawings import TURNS, Drawing, load_drawing
@@ -274,6 +279,41 @@ def test_metadata_that_cannot_be_parsed_do_not_hide_an_image(tmp_path: Path) -> 
         path = tmp_path / f"{number}.webp"
         image.save(path, lossless=True, exif=exif)
         assert np.array_equal(np.asarray(open_image(path, "RGB").image), np.asarray(image))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_of_an_animation_the_first_frame_is_taken_and_that_is_said(
+    tmp_path: Path, kind: str
+) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime", "blue")]
+    more: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
+    path = tmp_path / "x"
+    frames[0].save(path, kind, save_all=True, append_images=frames[1:], **more)
+    opened, facts = open_image(path, "RGB")
+    off = np.abs(np.asarray(opened).astype(int) - [255, 0, 0]).max()
+    assert off <= (5 if kind == "AVIF" else 0)
+    assert facts.frames == 3
+
+
+def test_large_images_are_decoded_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "x.png")
+    at_once, most = [0], [0]
+
+    def slow(image: Image.Image) -> None:
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        time.sleep(0.05)
+        at_once[0] -= 1
+
+    monkeypatch.setattr(opening, "_turn_upright", slow)
+    for limit, expected in ((opening.LARGE, {2, 3, 4}), (63, {1})):
+        monkeypatch.setattr(opening, "LARGE", limit)
+        most[0] = 0
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: load_image(tmp_path / "x.png", 8), range(4)))
+        assert most[0] in expected
 
 
 # Values of more than 8 bits.
@@ -592,7 +632,7 @@ def test_images_of_users_are_bright_above_and_dark_below(
 ) -> None:
     (tmp_path / "own" / "train" / "c0").mkdir(parents=True)
     make(tmp_path / "own" / "train" / "c0")
-    store = read(tmp_path, dataset, f"dataset.channels={channels}")
+    store = read(tmp_path, dataset, channels=channels)
     assert len(store) == len(list((tmp_path / "own" / "train" / "c0").iterdir()))
     assert (store.images[:, :7].mean(axis=(1, 2, 3)) > 190).all()
     assert (store.images[:, 9:].mean(axis=(1, 2, 3)) < 50).all()
@@ -600,12 +640,15 @@ def test_images_of_users_are_bright_above_and_dark_below(
     assert [said in one for one in notices] == [True] if said else notices == []
 
 
-def read(tmp_path: Path, dataset: str, *more: str, split: str = "train") -> ImageStore:
-    root = f"dataset.root={tmp_path / 'own'}"
-    keys = [f"dataset={dataset}", root, "dataset.image_size=16", "dataset.split_by=folder", *more]
-    return load_split(
-        load(keys).dataset, split, data_dir=tmp_path, cache_dir=tmp_path / "cache", workers=2
-    )
+@cache
+def default(name: str) -> DatasetConfig:
+    return load([f"dataset={name}", "dataset.root=here"]).dataset
+
+
+def read(tmp_path: Path, name: str, **changed: Any) -> ImageStore:
+    changed = {"root": str(tmp_path / "own"), "image_size": 16, "split_by": "folder", **changed}
+    dataset = dataclasses.replace(default(name), **changed)
+    return load_split(dataset, "train", data_dir=tmp_path, cache_dir=tmp_path / "cache", workers=2)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -639,15 +682,15 @@ def test_the_background_and_the_range_are_keys_with_an_effect(tmp_path: Path) ->
     assert sorted({int(value) for value in dark.images[:, 0, 0, 0]}) == [16, 255]
     assert any("4,095 of 65,535" in one for one in dark.manifest["notices"])
     assert any("have one colour each" in one for one in dark.manifest["notices"])
-    other = read(tmp_path, "folder", "dataset.background=[1,2,3]", "dataset.value_range=[0,5000]")
+    other = read(tmp_path, "folder", background=[1, 2, 3], value_range=[0, 5000])
     found = {tuple(image[0, 0].tolist()) for image in other.images}
     assert found == {(1, 2, 3), (209, 209, 209)}
     assert not any("of 65,535" in one for one in other.manifest["notices"])
     for bad in ("dataset.background=[1,2]", "dataset.value_range=[5,5]", "dataset.value_range=[1]"):
         with pytest.raises(UserError, match=bad.split("=")[0]):
-            read(tmp_path, "folder", bad)
+            load(["dataset=folder", "dataset.root=here", bad])
     (folder / "deep.png").unlink()
-    store = read(tmp_path, "folder", "dataset.value_range=[0,5000]")
+    store = read(tmp_path, "folder", value_range=[0, 5000])
     assert any("dataset.value_range has no effect" in one for one in store.manifest["notices"])
 
 
@@ -660,7 +703,7 @@ def test_files_of_one_mode_and_different_ranges_are_refused(tmp_path: Path) -> N
     deep(folder / "bytes.tif", np.arange(256, dtype=np.float32).reshape(16, 16))
     with pytest.raises(UserError, match=r"bytes\.tif .*0…255.*unit\.tif .*0…1.*value_range"):
         read(tmp_path, "folder")
-    assert len(read(tmp_path, "folder", "dataset.value_range=[0,255]")) == 3
+    assert len(read(tmp_path, "folder", value_range=[0, 255])) == 3
 
 
 def test_a_class_or_a_set_without_pictures_is_said(tmp_path: Path) -> None:

@@ -160,16 +160,15 @@ def _overlaps(
                 count, examples = shared_images(store, sibling)
             except UserError:
                 continue  # it is damaged, which is said when it is wanted
-            # Files may have been removed since, because of this very message.
-            if not count or place != _target(dataset, found, other, cache_dir):
+            if not count:
                 continue
             pairs = ", ".join(f"{here} ({split}) = {there} ({other})" for here, there in examples)
             said = f"images of {split} that are also in {other}: {count:,}, such as {pairs}"
-            if found.official is not None and not any(
-                found.official.notices(name, one.class_names, one.counts())
-                for name, one in ((split, store), (other, sibling))
-            ):
+            if _complete(found, split, store) and _complete(found, other, sibling):
+                assert found.official is not None
                 notices.append(f"{said}. They are kept, as {found.official.title} was published.")
+            elif place != _target(dataset, found, other, cache_dir):
+                continue  # files have changed since, perhaps because of this very message
             elif dataset.overlap == "refuse":
                 raise UserError(
                     f"dataset={dataset.name} in {found.path.absolute()}: {said}. An accuracy on "
@@ -179,6 +178,12 @@ def _overlaps(
             else:
                 notices.append(f"{said} (dataset.overlap=keep).")
     return notices
+
+
+def _complete(found: Found, split: str, store: ImageStore) -> bool:
+    """Whether a split has as many classes and images as the benchmark that it is of."""
+    official = found.official
+    return official is not None and not official.notices(split, store.class_names, store.counts())
 
 
 def _find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
