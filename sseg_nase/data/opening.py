@@ -39,6 +39,7 @@ WHITE = (255, 255, 255)
 SLACK = 1e-3  # of a range: what resampling overshoots
 LARGE = 40_000_000  # pixels; larger images are decoded one at a time, for their memory
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1"}
+VECTORS = {"EPS", "WMF"}  # which Pillow would give to other programs
 ONE_PICTURE = {"MPO", "PSD", "ICO", "ICNS"}  # their further frames are not other pictures
 
 _large = threading.Lock()
@@ -100,6 +101,11 @@ def open_image(source: Path | np.ndarray, mode: str, reading: Reading = PLAIN) -
     try:
         with _file(source) as file:
             image = _recognised(file)
+            if image.format in VECTORS:
+                raise UserError(
+                    f"The image {source} cannot be read: it is {image.format}, which has lines "
+                    "instead of pixels. Save it as PNG."
+                )
             width, height = image.size
             if not width * height:
                 raise UserError(
@@ -399,6 +405,13 @@ def _what_it_is(path: Path) -> str:
         return "it is HEIC, which needs one more package: pip install pillow-heif"
     if brand in (b"avif", b"avis") and not features.check("avif"):
         return "it is AVIF, which needs Pillow 11.3 or later: pip install -U pillow"
+    if start.startswith((b"ii*\0", b"mm\0*", b"ii+\0", b"mm\0+")):
+        return (
+            "it is a TIFF, but cut off or of a kind that Pillow does not read, such as colours of "
+            "floats or more than four channels. Save it as RGB, or as grey of 8 or 16 bits."
+        )
+    if start.startswith((b"\xff\x0a", b"\0\0\0\x0cjxl ")):
+        return "it is JPEG XL, which is not read. Save it as PNG or JPEG."
     if start.startswith(b"version https://git-lfs"):
         return "it is a placeholder of Git LFS. Fetch the images with: git lfs pull"
     if b"<svg" in start:

@@ -388,25 +388,38 @@ def test_pixels_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> N
         open_image(values, "L")
 
 
-@pytest.mark.parametrize("order", ["<", ">"])
-@pytest.mark.parametrize("black", [0, 1])
-def test_a_scanners_sixteen_bits_with_white_as_0(tmp_path: Path, order: str, black: int) -> None:
-    """TIFF, photometric interpretation 0 or 1, by hand: Pillow writes only 1."""
-    values = np.array([0, 257, 65535], f"{order}u2")
-    entries = {256: 3, 257: 1, 258: 16, 259: 1, 262: black, 273: 8, 277: 1, 278: 1, 279: 6}
+def tiff(order: str, values: np.ndarray, black: int = 1, bits: int = 16) -> bytes:
+    """A TIFF of one row, as no writer of Pillow makes it."""
+    n = len(values)
+    entries = {256: n, 257: 1, 258: bits, 259: 1, 262: black, 273: 8, 277: 1, 278: 1, 279: 2 * n}
     ifd = struct.pack(f"{order}H", len(entries))
     for tag, value in entries.items():
         ifd += struct.pack(f"{order}HHIHH", tag, 3, 1, value, 0)
+    pixels = values.astype(f"{order}u2").tobytes()
     start = b"II" if order == "<" else b"MM"
-    content = start + struct.pack(f"{order}HI", 42, 14) + values.tobytes() + ifd + b"\0" * 4
+    return start + struct.pack(f"{order}HI", 42, 8 + len(pixels)) + pixels + ifd + b"\0" * 4
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("black", [0, 1])
+def test_a_scanners_sixteen_bits_with_white_as_0(tmp_path: Path, order: str, black: int) -> None:
+    """The photometric interpretation of a TIFF says what 0 is."""
     path = tmp_path / "x.tif"
-    path.write_bytes(content)
+    path.write_bytes(tiff(order, np.array([0, 257, 65535]), black))
     if order == ">" and not black:
-        with pytest.raises(UserError, match="cannot be read"):  # no such mode in Pillow
+        with pytest.raises(UserError, match=r"a TIFF, but .*of a kind"):  # no such mode in Pillow
             open_image(path, "L")
         return
     expected = [0, 1, 255] if black else [255, 254, 0]
     assert np.asarray(open_image(path, "L").image).tolist() == [expected]
+
+
+def test_twelve_bits_of_a_tiff_are_its_whole_range(tmp_path: Path) -> None:
+    packed = np.frombuffer(bytes([0x00, 0x0F, 0xFF, 0x80, 0x80, 0x00]), "<u2")
+    path = tmp_path / "x.tif"
+    path.write_bytes(tiff("<", packed, bits=12))
+    found = np.asarray(open_image(path, "L").image).tolist()
+    assert found == [[0, 255, 128]]
 
 
 @pytest.mark.parametrize(
@@ -459,6 +472,9 @@ def test_files_that_are_no_images_are_called_what_they_are(tmp_path: Path) -> No
         "text.png": (b"notes of a day", "no image that Pillow .* knows"),
         "page.jpg": (b"<!DOCTYPE html><html>404", "it is a web page"),
         "x.svg.png": (b'<?xml version="1.0"?><svg>', "it is an SVG"),
+        "drawing.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "EPS"),
+        "floats.tif": (tiff("<", np.zeros(3), bits=24), "it is a TIFF, but cut off or of a kind"),
+        "new.png": (b"\xff\x0a" + b"\x7f" * 40, "it is JPEG XL"),
         "lfs.png": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         "phone.heic": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "pip install pillow-heif"),
         "zero.gif": (b"GIF89a" + b"\0" * 7 + b"," + b"\0" * 9 + b"\x02\0;", "cannot be read"),
@@ -645,10 +661,10 @@ def default(name: str) -> DatasetConfig:
     return load([f"dataset={name}", "dataset.root=here"]).dataset
 
 
-def read(tmp_path: Path, name: str, **changed: Any) -> ImageStore:
+def read(tmp_path: Path, name: str, split: str = "train", **changed: Any) -> ImageStore:
     changed = {"root": str(tmp_path / "own"), "image_size": 16, "split_by": "folder", **changed}
     dataset = dataclasses.replace(default(name), **changed)
-    return load_split(dataset, "train", data_dir=tmp_path, cache_dir=tmp_path / "cache", workers=2)
+    return load_split(dataset, split, data_dir=tmp_path, cache_dir=tmp_path / "cache", workers=2)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -704,6 +720,18 @@ def test_files_of_one_mode_and_different_ranges_are_refused(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"bytes\.tif .*0…255.*unit\.tif .*0…1.*value_range"):
         read(tmp_path, "folder")
     assert len(read(tmp_path, "folder", value_range=[0, 255])) == 3
+
+
+def test_splits_of_different_ranges_are_refused(tmp_path: Path) -> None:
+    for split, top in (("train", 1), ("val", 255)):
+        (tmp_path / "own" / split / split).mkdir(parents=True)
+        values = np.linspace(0, top, 256, dtype=np.float32).reshape(16, 16)
+        deep(tmp_path / "own" / split / split / "x.tif", values[:: 1 if top == 1 else -1].copy())
+    read(tmp_path, "folder")
+    with pytest.raises(UserError, match=r"0…255 in val and like 0…1 in train.*value_range"):
+        read(tmp_path, "folder", "val")
+    for split in ("train", "val"):
+        assert len(read(tmp_path, "folder", split, value_range=[0, 255])) == 1
 
 
 def test_a_class_or_a_set_without_pictures_is_said(tmp_path: Path) -> None:

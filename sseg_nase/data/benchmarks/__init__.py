@@ -147,8 +147,8 @@ def _overlaps(
 ) -> list[str]:
     """Compare the images of `store` with those of the other splits that have been read.
 
-    Raises UserError where some are in both, unless `dataset.overlap=keep`. A split that was not
-    read yet is compared when it is.
+    Raises UserError where some are in both, unless `dataset.overlap=keep`, or where values of more
+    than 8 bits were taken for other ranges. A split that was not read yet is compared when it is.
     """
     notices = []
     for other in found.splits:
@@ -160,6 +160,15 @@ def _overlaps(
                 count, examples = shared_images(store, sibling)
             except UserError:
                 continue  # it is damaged, which is said when it is wanted
+            ranges, others = (one.manifest["value_ranges"] for one in (store, sibling))
+            unlike = [kind for kind in ranges if ranges[kind] != others.get(kind, ranges[kind])]
+            if unlike and place == _target(dataset, found, other, cache_dir):
+                (low, high), (low_there, high_there) = ranges[unlike[0]], others[unlike[0]]
+                raise UserError(
+                    f"The images of mode {unlike[0]} have values like {low:g}…{high:g} in {split} "
+                    f"and like {low_there:g}…{high_there:g} in {other}. Set "
+                    "dataset.value_range=[LOW,HIGH], which is black and white in both."
+                )
             if not count:
                 continue
             pairs = ", ".join(f"{here} ({split}) = {there} ({other})" for here, there in examples)
