@@ -82,6 +82,10 @@ class DatasetConfig:
     split_by: Annotated[str, option(choices=("auto", "folder", "classes", "alphabets", "vinyals"))]
     split_fractions: Annotated[Optional[list[float]], option(least=0, most=1)]
     split_seed: int
+    background: Annotated[list[int], option(least=0, most=255)]
+    value_range: Optional[list[float]]
+    duplicates: Annotated[str, option(choices=("drop", "keep", "refuse"))]
+    overlap: Annotated[str, option(choices=("refuse", "keep"))]
     rotations: Optional[bool]
     invert: Optional[bool]
 

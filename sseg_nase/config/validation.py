@@ -323,6 +323,17 @@ def _dataset(config: Config) -> Iterator[str]:
             f"dataset.root={dataset.root}: it has no effect with dataset=digits, which comes with "
             "scikit-learn; choose dataset=folder, dataset=sketch or dataset=csv."
         )
+    if len(dataset.background) != 3:
+        yield (
+            f"dataset.background={dataset.background}: three numbers from 0 to 255 are needed, "
+            "red, green and blue, such as [255,255,255]."
+        )
+    values = dataset.value_range
+    if values is not None and not (len(values) == 2 and values[0] < values[1]):
+        yield (
+            f"dataset.value_range={values}: two numbers are needed, [low,high], the values that "
+            "are black and white, such as [0,4095]."
+        )
     fractions = dataset.split_fractions
     if fractions is None and dataset.name not in ROOTED:
         yield (

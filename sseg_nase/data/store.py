@@ -1,6 +1,7 @@
 """Images of one split in one memory-mapped file: built once, then opened in milliseconds.
 
-A store is a folder with `images.npy` (uint8 `[n, H, W, C]`), `labels.npy` (int64 `[n]`) and
+A store is a folder with `images.npy` (uint8 `[n, H, W, C]`), `labels.npy` (int64 `[n]`),
+`hashes.npy` (uint64 `[n]`, equal for equal pixels), `files.json` (where each image came from) and
 `manifest.json`. It becomes visible by one rename, when everything in it is on the disk.
 """
 
@@ -12,31 +13,34 @@ import logging
 import mmap
 import os
 import shutil
-import struct
 import tempfile
-import warnings
-import zlib
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from PIL import Image
 
+from sseg_nase.data.duplicates import ONE_COLOUR, examine, hashes_of, of_one_colour
+from sseg_nase.data.opening import PLAIN, Facts, Reading, open_image, without_warnings
+from sseg_nase.data.remarks import Remarks, notices_of_one_colour
 from sseg_nase.errors import UserError
-from sseg_nase.files import write_json
+from sseg_nase.files import read_json, write_json
 
-SCHEMA = 1
+SCHEMA = 2
 BLOCK = 128  # images per task of the thread pool
 MODES = {1: "L", 3: "RGB"}  # Pillow's, by channels
 CHECKSUM_BLOCK = 1024  # images read at once when a store is verified
+PATIENCE = 0.2  # seconds until a signal is heeded while threads decode
+LONGEST = 50  # times the shorter side: what is beyond is cut off before an image is resized
 
 logger = logging.getLogger("sseg_nase")
 
@@ -47,14 +51,14 @@ ImageItem = tuple["Path | np.ndarray", int]
 class Listing:
     """What a store is built from: `items` are (file or uint8 array `[H, W(, 3)]`, label) pairs.
 
-    `notes` go into the manifest. With another `load(image, image_size, channels)` than `load_image`
-    the images may be whatever that takes; it is called in several threads.
+    `notes` go into the manifest. With another `load(image, image_size, channels, reading)` than
+    that of photographs the images may be whatever it takes; it is called in several threads.
     """
 
     class_names: tuple[str, ...]
     items: Sequence[tuple[Any, int]]
     notes: Mapping[str, Any] = field(default_factory=dict)
-    load: Callable[[Any, int, int], np.ndarray] | None = None
+    load: Callable[[Any, int, int, Reading], tuple[np.ndarray, Facts]] | None = None
 
 
 class ImageStore:
@@ -92,12 +96,14 @@ class ImageStore:
             images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
             labels = np.load(folder / "labels.npy", allow_pickle=False)
             n, size = manifest["count"], manifest["image_size"]
-            channels = manifest.get("channels", 3)  # what older manifests do not say
+            channels = manifest.get("channels", 3)
             classes = len(manifest["classes"])
+            hashes = np.load(folder / "hashes.npy", mmap_mode="r", allow_pickle=False)
             whole = (
                 manifest["schema"] == SCHEMA
                 and (images.shape, images.dtype) == ((n, size, size, channels), np.uint8)
                 and (labels.shape, labels.dtype) == ((n,), np.int64)
+                and (hashes.shape, hashes.dtype) == ((n,), np.uint64)
                 and 0 <= labels.min() <= labels.max() < classes
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
@@ -125,6 +131,25 @@ class ImageStore:
         checksums = {"images": _sha256(images), "labels": _sha256(labels)}
         manifest = _manifest(class_names, images.shape, checksums, described)
         return cls(images, labels, manifest)
+
+    @cached_property
+    def hashes(self) -> np.ndarray:
+        """A number per image, uint64 `[n]`, equal where pixels are; 0 for images of one colour."""
+        if self.folder is None:
+            return _comparable(hashes_of(self.images), of_one_colour(self.images))
+        return np.load(self.folder / "hashes.npy", allow_pickle=False)
+
+    def name_of(self, index: int) -> str:
+        """Where an image came from: its file, or its class and number where it has none."""
+        if index < len(self._files) and (name := self._files[index]) is not None:
+            return str(name)
+        return _nameless(self.class_names, self.labels, index)
+
+    @cached_property
+    def _files(self) -> list[str | None]:
+        if self.folder is None:
+            return []
+        return list((read_json(self.folder / "files.json") or {}).get("files", []))
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -189,24 +214,31 @@ def build_store(
     *,
     workers: int,
     channels: int = 3,
+    reading: Reading = PLAIN,
+    duplicates: str = "keep",
     **described: Any,
 ) -> ImageStore:
     """Open the store in `folder`, building it from `read()` when it is not there yet.
 
-    Several processes may call this at once: one builds under a lock, the others wait. Images are
-    decoded by `workers` threads (0: in this one), made RGB (grey where `channels` is 1) and
-    `image_size` square, and written as they come. `described` (source, layout, split, ...) goes
-    into the manifest. A crash leaves no store. Raises UserError naming the image that cannot be
-    read, or the class without images.
+    One that an earlier version has built is built again. Several processes may call this at once:
+    one builds under a lock, the others wait. Images are opened as `reading` says and decoded by
+    `workers` threads (0: in this one), made RGB (grey where `channels` is 1) and `image_size`
+    square, and written as they come. Images with equal pixels are treated as `duplicates` says
+    (drop, keep, refuse). `described` (source, layout, split, ...) goes into the manifest, and
+    notices about the images. A crash leaves no store. Raises UserError naming the image that
+    cannot be read, or the class without images.
     """
     folder = Path(folder)
-    if folder.exists():
+    if folder.exists() and not outdated(folder):
         return ImageStore.open(folder)
     try:
         with locked(folder):
+            if outdated(folder):
+                shutil.rmtree(folder)
             if not folder.exists():
                 _remove_leftovers(folder)
-                _build(folder, read(), (image_size, channels), workers, described)
+                form = Form(image_size, channels, reading)
+                _build(folder, read(), form, workers, duplicates, described)
     except OSError as error:
         raise UserError(
             f"The image store {folder} cannot be built: {error}. The images must be readable, and "
@@ -215,60 +247,41 @@ def build_store(
     return ImageStore.open(folder)
 
 
-def load_image(image: Path | np.ndarray, image_size: int, channels: int = 3) -> np.ndarray:
+def load_image(
+    image: Path | np.ndarray, image_size: int, channels: int = 3, reading: Reading = PLAIN
+) -> np.ndarray:
     """Decode `image` to RGB uint8 `[image_size, image_size, 3]`, or grey with 1 of `channels`.
 
-    The shorter side is resized (bilinear, antialiased), the longer one cropped at the centre; an
-    image of that size keeps every byte. Raises UserError naming a file that cannot be decoded.
+    It is opened as `sseg_nase.data.opening` says. The shorter side is resized (bilinear,
+    antialiased), the longer one cropped at the centre; an image of that size keeps every byte.
+    Raises UserError naming a file that cannot be decoded.
     """
-    if isinstance(image, np.ndarray):
-        return _fit(Image.fromarray(np.ascontiguousarray(image)), image_size, channels)
-    with opened(image) as decoded:
-        return _fit(decoded, image_size, channels)
+    return _load(image, image_size, channels, reading)[0]
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image file and work with it; raises UserError naming it when it cannot be decoded."""
-    try:
-        with Image.open(path) as image:
-            yield image
-    except FileNotFoundError as error:
-        raise UserError(f"The image {path} does not exist.") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        IndexError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
-        raise UserError(
-            f"The image {path} cannot be read: {error}. "
-            "It may be truncated: delete it or download it again."
-        ) from error
+def outdated(folder: Path) -> bool:
+    """Whether `folder` has a store of an earlier version, whose pixels may be other ones."""
+    schema = (read_json(Path(folder) / "manifest.json") or {}).get("schema")
+    return isinstance(schema, int) and schema < SCHEMA
 
 
-def eight_bits(image: Image.Image) -> Image.Image:
-    """A 16-bit grey image with 8 bits; any other as it is."""
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # convert("RGB") would clip everything above 255 to white.
-        grey = np.asarray(image.convert("I")).clip(0, 65535)
-        return Image.fromarray(np.round(grey / 257).astype(np.uint8))
-    return image
-
-
-def _fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    pixels = np.asarray(_cut(eight_bits(image).convert(MODES[channels]), size))
-    return pixels.reshape(size, size, channels)
+def _load(
+    image: Path | np.ndarray, size: int, channels: int, reading: Reading
+) -> tuple[np.ndarray, Facts]:
+    opened, facts = open_image(image, MODES[channels], reading)
+    return np.asarray(_cut(opened, size)).reshape(size, size, channels), facts
 
 
 def _cut(image: Image.Image, size: int) -> Image.Image:
     width, height = image.size
     if (width, height) == (size, size):
         return image
+    if max(width, height) > LONGEST * min(width, height):
+        # A strip of 10 × 100,000 pixels would become one of size × 10,000 size.
+        keep = LONGEST * min(width, height)
+        left, top = max(0, (width - keep) // 2), max(0, (height - keep) // 2)
+        image = image.crop((left, top, left + min(width, keep), top + min(height, keep)))
+        width, height = image.size
     if width <= height:
         scaled = (size, max(size, int(size * height / width)))
     else:
@@ -278,46 +291,101 @@ def _cut(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
+class Form(NamedTuple):
+    """What all images of a store are made into."""
+
+    image_size: int
+    channels: int
+    reading: Reading
+
+
+class _Block(NamedTuple):
+    """Decoded images `[n, S, S, C]` with what is known of each."""
+
+    images: np.ndarray
+    hashes: np.ndarray
+    one_colour: np.ndarray
+    facts: list[Facts]
+
+
 def _build(
     folder: Path,
     listing: Listing,
-    form: tuple[int, int],
+    form: Form,
     workers: int,
+    duplicates: str,
     described: Mapping[str, Any],
 ) -> None:
-    """Write the images in their `form`, size and channels."""
+    """Write the images in their `form`."""
     labels = np.array([label for _, label in listing.items], dtype=np.int64)
-    size, channels = form
-    shape = (len(labels), size, size, channels)
+    size, channels = form.image_size, form.channels
+    source = str(described.get("source", folder))
     counts = np.bincount(labels, minlength=len(listing.class_names))
     assert len(counts) == len(listing.class_names)
     if not len(labels):
-        raise UserError(f"There are no images in {described.get('source', folder)}.")
+        raise UserError(f"There are no images in {source}.")
     for name, count in zip(listing.class_names, counts, strict=True):
         if not count:
             raise UserError(
-                f"The class {name} of {described.get('source', folder)} has no images: "
-                "add some or remove the class."
+                f"The class {name} of {source} has no images: add some or remove the class."
             )
     logger.info("Building the image store %s from %d images", folder, len(labels))
+
+    def name_of(index: int) -> str:
+        file = _file_of(listing.items[index][0], source)
+        return file or _nameless(listing.class_names, labels, index)
+
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
     try:
-        checksum = hashlib.sha256()
-        # Written front to back rather than through a memory map: a full disk is then an error
-        # that can be reported, not a bus error.
-        with (temporary / "images.npy").open("wb") as file:
-            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            for block in _decoded(listing, form, workers):
-                file.write(block.data)
-                checksum.update(block.data)
-            _to_disk(file)
-        with (temporary / "labels.npy").open("wb") as file:
-            np.save(file, labels, allow_pickle=False)
-            _to_disk(file)
-        checksums = {"images": checksum.hexdigest(), "labels": _sha256(labels)}
-        described = {**described, **listing.notes}
-        manifest = _manifest(listing.class_names, shape, checksums, described)
+        remarks, hashes, plain = Remarks(), [], []
+
+        def images() -> Generator[np.ndarray, None, None]:
+            with closing(_decoded(listing, form, workers)) as blocks:
+                for block in blocks:
+                    hashes.append(block.hashes)
+                    plain.append(block.one_colour)
+                    remarks.add(block.facts, int(block.images.max()))
+                    yield block.images
+
+        shape = (len(labels), size, size, channels)
+        with closing(images()) as decoded:  # also where writing fails: its threads end then
+            checksum = _write_images(temporary / "images.npy", shape, decoded)
+        hashed, one_colour = np.concatenate(hashes), np.concatenate(plain)
+        remarks.check(name_of)
+        verdict = examine(hashed, labels, listing.class_names, duplicates, name_of)
+        notices = [
+            *listing.notes.get("notices", []),
+            *_without_effect(form.reading, remarks),
+            *remarks.notices(name_of),
+            *notices_of_one_colour(one_colour, labels, listing.class_names),
+            *verdict.notices,
+        ]
+        kept = [int(index) for index in np.flatnonzero(verdict.kept)]
+        if len(kept) < len(labels):
+            checksum = _leave_out(temporary / "images.npy", kept)
+        labels_kept = labels[kept]
+        _write_array(temporary / "labels.npy", labels_kept)
+        _write_array(temporary / "hashes.npy", _comparable(hashed, one_colour)[kept])
+        files = [_file_of(listing.items[index][0], source) for index in kept]
+        if any(file is not None for file in files):
+            # Escaped, since names of files need not be text that can be encoded.
+            text = json.dumps({"files": files})
+            (temporary / "files.json").write_text(text, encoding="ascii")
+        manifest = _manifest(
+            listing.class_names,
+            (len(kept), size, size, channels),
+            {"images": checksum, "labels": _sha256(labels_kept)},
+            {
+                **described,
+                **listing.notes,
+                "notices": notices,
+                "listed": len(labels),
+                "copies": verdict.copies,
+                "in_several_classes": verdict.two_labels,
+                "left_out": len(labels) - len(kept),
+                "value_ranges": remarks.ranges(),
+            },
+        )
         write_json(temporary / "manifest.json", manifest)
         temporary.chmod(folder.parent.stat().st_mode & 0o777)
         os.rename(temporary, folder)
@@ -325,33 +393,109 @@ def _build(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _decoded(listing: Listing, form: tuple[int, int], workers: int) -> Iterator[np.ndarray]:
-    """Yield the images in order, in blocks `[<= BLOCK, S, S, C]`, a few blocks ahead."""
-    load = listing.load or load_image
+def _without_effect(reading: Reading, remarks: Remarks) -> list[str]:
+    if reading.value_range is None or remarks.spans:
+        return []
+    return ["dataset.value_range has no effect: no image has more than 8 bits."]
 
-    def decode(start: int) -> np.ndarray:
-        block = listing.items[start : start + BLOCK]
-        return np.stack([load(image, *form) for image, _ in block])
+
+def _write_images(path: Path, shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> str:
+    """Write blocks of images as one array of `shape`; returns the sha256 of the pixels."""
+    checksum = hashlib.sha256()
+    # Written front to back rather than through a memory map: a full disk is then an error
+    # that can be reported, not a bus error.
+    with path.open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in blocks:
+            file.write(block.data)
+            checksum.update(block.data)
+        _to_disk(file)
+    return checksum.hexdigest()
+
+
+def _leave_out(path: Path, kept: list[int]) -> str:
+    """Rewrite an array of images with those at `kept` only; returns the sha256 of the pixels."""
+    images = np.load(path, mmap_mode="r", allow_pickle=False)
+    starts = range(0, len(kept), CHECKSUM_BLOCK)
+    blocks = (np.asarray(images[kept[start : start + CHECKSUM_BLOCK]]) for start in starts)
+    fewer = path.with_name("fewer.npy")
+    checksum = _write_images(fewer, (len(kept), *images.shape[1:]), blocks)
+    del images
+    os.replace(fewer, path)
+    return checksum
+
+
+def _write_array(path: Path, array: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+        _to_disk(file)
+
+
+def _comparable(hashes: np.ndarray, one_colour: np.ndarray) -> np.ndarray:
+    return np.where(one_colour, ONE_COLOUR, hashes)
+
+
+def _file_of(image: Any, source: str) -> str | None:
+    """The file of a listed image, relative to the data set's folder; None where it has none."""
+    path = getattr(image, "path", image)
+    if not isinstance(path, Path):
+        return None
+    text = os.fspath(path)
+    if not os.path.isabs(text):
+        text = os.path.abspath(text)
+    for start in (source, os.path.dirname(source)):
+        if start and text.startswith(start + os.sep):
+            return text[len(start) + 1 :]
+    return text
+
+
+def _nameless(classes: Sequence[str], labels: np.ndarray, index: int) -> str:
+    label = int(labels[index])
+    number = int(np.count_nonzero(labels[: index + 1] == label))
+    return f"image {number} of class {classes[label]}"
+
+
+def _decoded(listing: Listing, form: Form, workers: int) -> Generator[_Block, None, None]:
+    """Yield the images in order, in blocks `[<= BLOCK, S, S, C]`, a few blocks ahead."""
+    load = listing.load or _load
+    stopped = threading.Event()
+
+    def decode(start: int) -> _Block:
+        images, facts = [], []
+        for image, _ in listing.items[start : start + BLOCK]:
+            if stopped.is_set():  # nobody waits for the rest, which may take a minute
+                raise CancelledError
+            pixels, known = load(image, *form)
+            images.append(pixels)
+            facts.append(known)
+        block = np.stack(images)
+        return _Block(block, hashes_of(block), of_one_colour(block), facts)
 
     starts = range(0, len(listing.items), BLOCK)
-    with warnings.catch_warnings():
-        # What Pillow has to say about odd metadata is not the user's business. The filter is
-        # set here, around all threads, because it is one for the whole process.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+    with without_warnings():
         if workers == 0:
             yield from map(decode, starts)
             return
         pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-        pending: deque[Future[np.ndarray]] = deque()
+        pending: deque[Future[_Block]] = deque()
         try:
             for start in starts:
                 pending.append(pool.submit(decode, start))
                 if len(pending) > 2 * workers:
-                    yield pending.popleft().result()
+                    yield _awaited(pending.popleft())
             while pending:
-                yield pending.popleft().result()
+                yield _awaited(pending.popleft())
         finally:
+            stopped.set()
             pool.shutdown(cancel_futures=True)
+
+
+def _awaited(future: Future[_Block]) -> _Block:
+    # In short waits: a signal that another thread has received is handled between them.
+    while not wait([future], timeout=PATIENCE).done:
+        pass
+    return future.result()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import pytest
 import torchvision
 from PIL import Image
 
-from sseg_nase.config.schema import SPLITS, DatasetConfig
+from sseg_nase.config.schema import ROOTED, SPLITS, DatasetConfig
 from sseg_nase.data.benchmarks import available_splits, cifar_fs, load_split
 from sseg_nase.data.benchmarks.layouts import split_classes
 from sseg_nase.data.episodes import sample_episodes
@@ -43,6 +43,10 @@ def config(name: str, **changed: Any) -> DatasetConfig:
         split_by="folder",
         split_fractions=[0.5, 0.25, 0.25],
         split_seed=0,
+        background=[255, 255, 255],
+        value_range=None,
+        duplicates="drop" if name in ROOTED else "keep",
+        overlap="refuse",
         rotations=None,
         invert=None,
     )

@@ -48,8 +48,10 @@ def folder_dataset(root: Path, channels: int) -> DatasetConfig:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 Image.fromarray(image).save(path)
-    return DatasetConfig(
-        "folder", SIZE, channels, str(root), "folder", [1.0, 0.0, 0.0], 0, None, None
+    return replace(
+        load(["dataset=folder", f"dataset.root='{root}'"]).dataset,
+        image_size=SIZE,
+        channels=channels,
     )
 
 

@@ -4,8 +4,11 @@ import json
 import logging
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from torchvision.transforms import functional as vision
 
 import sseg_nase
 from sseg_nase.data import store as store_module
+from sseg_nase.data.opening import ORDINARY, Facts, Reading
 from sseg_nase.data.store import ImageStore, Listing, build_store, load_image
 from sseg_nase.errors import UserError
 
@@ -163,6 +167,66 @@ def test_a_crash_while_building_leaves_no_store(tmp_path: Path, workers: int) ->
     assert len(build_store(cache / "s", lambda: made, 8, workers=workers)) == 500
 
 
+def slow(seconds: float) -> Listing:
+    def load(image: int, size: int, channels: int, reading: Reading) -> tuple[np.ndarray, Facts]:
+        time.sleep(seconds)
+        return np.full((size, size, channels), image % 256, np.uint8), ORDINARY
+
+    return Listing(("a",), [(number, 0) for number in range(1000)], load=load)
+
+
+def nothing_is_left(cache: Path, since: float) -> None:
+    assert time.monotonic() - since < 1
+    assert [path.name for path in cache.iterdir()] == [".s.lock"]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_ctrl_c_while_building_stops_within_one_image(tmp_path: Path, workers: int) -> None:
+    """A block of 1000 such images would take 5 seconds."""
+    pressed = []
+
+    def press() -> None:
+        pressed.append(time.monotonic())
+        signal.raise_signal(signal.SIGINT)
+
+    timer = threading.Timer(0.5, press)
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        build_store(tmp_path / "s", lambda: slow(0.04), 8, workers=workers)
+    nothing_is_left(tmp_path, pressed[0])
+    timer.join()
+
+
+def test_threads_end_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        def update(self, data: object) -> None:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store_module.hashlib, "sha256", Full)
+    with pytest.raises(UserError, match=r"cannot be built.*No space left"):
+        build_store(tmp_path / "s", lambda: slow(0.001), 8, workers=2)
+    nothing_is_left(tmp_path, time.monotonic())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_vanishes_or_is_half_written_while_building_is_named(
+    tmp_path: Path, workers: int
+) -> None:
+    paths = [saved(tmp_path / f"{i}.png", image) for i, image in enumerate(pictures(300, 16))]
+    items = [(path, 0) for path in paths]
+    whole = paths[200].read_bytes()
+    paths[200].write_bytes(whole[:-500])
+    with pytest.raises(UserError, match=r"200\.png cannot be read.*cut off"):
+        build_store(tmp_path / "cache" / "s", lambda: Listing(("a",), items), 8, workers=workers)
+    paths[200].unlink()
+    with pytest.raises(UserError, match=r"200\.png does not exist"):
+        build_store(tmp_path / "cache" / "s", lambda: Listing(("a",), items), 8, workers=workers)
+    paths[200].write_bytes(whole)
+    made = build_store(tmp_path / "cache" / "s", lambda: Listing(("a",), items), 8, workers=workers)
+    assert len(made) == made.manifest["listed"] == 300
+
+
 def test_what_a_killed_builder_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".s.xyz.tmp").mkdir()
     (tmp_path / ".s.xyz.tmp" / "images.npy").write_bytes(b"half")
@@ -268,12 +332,13 @@ def test_a_missing_image_is_named(tmp_path: Path) -> None:
         load_image(tmp_path / "gone.png", 8)
 
 
-def test_pillows_warnings_do_not_leak(tmp_path: Path) -> None:
+def test_pillows_warnings_do_not_leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = Image.fromarray(pictures(1)[0]).quantize(16)
     path = tmp_path / "transparent.png"
     image.save(path, transparency=bytes([0, 128] * 8))
-    with pytest.warns(UserWarning, match="Transparency"):
-        load_image(path, 8)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    with pytest.warns(Warning, match="bomb"), Image.open(path):
+        pass  # or nothing below would be proven
     for workers in (0, 2):
         with warnings.catch_warnings():
             warnings.simplefilter("error")

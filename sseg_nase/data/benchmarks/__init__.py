@@ -32,8 +32,11 @@ from sseg_nase.data.benchmarks import (
 from sseg_nase.data.benchmarks.layouts import NAMELESS, Found, SplitSource, enumerated
 from sseg_nase.data.benchmarks.lists import both, folded
 from sseg_nase.data.benchmarks.walk import Seen, looking, same_files, shown
-from sseg_nase.data.store import ImageStore, Listing, build_store
+from sseg_nase.data.duplicates import shared_images
+from sseg_nase.data.opening import PLAIN, Reading
+from sseg_nase.data.store import ImageStore, Listing, build_store, outdated
 from sseg_nase.errors import UserError, did_you_mean
+from sseg_nase.files import read_json
 
 __all__ = ["available_splits", "how_dealt", "load_split"]
 
@@ -50,7 +53,7 @@ READERS: Mapping[str, Reader] = {
     "csv": csv_file.find,
 }
 # Fields of DatasetConfig of which all that matters is known by the files, the layout and `options`.
-NOT_IN_KEY = ("root", "split_by", "split_fractions", "split_seed")
+NOT_IN_KEY = ("root", "split_by", "split_fractions", "split_seed", "overlap")
 EMBEDDED: Mapping[str, tuple[Sequence[str], Callable[[str, int, int], ImageStore]]] = {
     "digits": (tuple(digits.CLASSES), digits.load),
 }
@@ -84,7 +87,7 @@ def load_split(
             )
         target = _target(dataset, found, split, cache_dir)
         notices = found.splits[split].notices()
-    if target.exists():
+    if target.exists() and not outdated(target):
         store = ImageStore.open(target)
     else:
         store = _build(dataset, found, split, target, workers)
@@ -92,10 +95,21 @@ def load_split(
         for old in target.parent.glob(f"{_stem(dataset, found, split)}-*"):
             if old != target:
                 shutil.rmtree(old, ignore_errors=True)
+        _remove_outdated(store, target.parent)
     _say_once(dataset, found)
-    for notice in (*notices, *store.manifest["notices"]):
+    notices = [*notices, *store.manifest["notices"]]
+    for notice in (*notices, *_overlaps(dataset, found, split, store, cache_dir)):
         logger.warning("dataset=%s: %s", dataset.name, notice)
     return store
+
+
+def reading_of(dataset: DatasetConfig) -> Reading:
+    """How the images of a data set are opened; what older runs do not name is as by default."""
+    if dataset.background is None:
+        return PLAIN
+    red, green, blue = dataset.background
+    values = dataset.value_range
+    return Reading((red, green, blue), None if values is None else (values[0], values[1]))
 
 
 def available_splits(dataset: DatasetConfig, *, data_dir: Path, cache_dir: Path) -> tuple[str, ...]:
@@ -160,6 +174,68 @@ def how_dealt(dataset: DatasetConfig, *, data_dir: Path, cache_dir: Path) -> str
     return dealing.said(found) if dealing.is_dealt(found) else None
 
 
+def _remove_outdated(store: ImageStore, folder: Path) -> None:
+    """Remove the stores that an earlier version has built of the same split, at any size."""
+    own = [store.manifest[key] for key in ("dataset", "source", "split")]
+    for old in folder.glob(f"{own[0]}-{own[2]}-*"):
+        manifest = read_json(old / "manifest.json") or {}
+        if outdated(old) and [manifest.get(key) for key in ("dataset", "source", "split")] == own:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _overlaps(
+    dataset: DatasetConfig, found: Found, split: str, store: ImageStore, cache_dir: Path
+) -> list[str]:
+    """Compare the images of `store` with those of the other splits that have been read.
+
+    Raises UserError where some are in both, unless `dataset.overlap=keep`, or where values of more
+    than 8 bits were taken for other ranges. A split that was not read yet is compared when it is.
+    """
+    notices = []
+    for other in found.splits:
+        if other == split:
+            continue
+        for place in (cache_dir / "stores").glob(f"{_stem(dataset, found, other)}-*"):
+            try:
+                sibling = ImageStore.open(place)
+                count, examples = shared_images(store, sibling)
+            except UserError:
+                continue  # it is damaged, which is said when it is wanted
+            ranges, others = (one.manifest["value_ranges"] for one in (store, sibling))
+            unlike = [kind for kind in ranges if ranges[kind] != others.get(kind, ranges[kind])]
+            if unlike and place == _target(dataset, found, other, cache_dir):
+                (low, high), (low_there, high_there) = ranges[unlike[0]], others[unlike[0]]
+                raise UserError(
+                    f"The images of mode {unlike[0]} have values like {low:g}…{high:g} in {split} "
+                    f"and like {low_there:g}…{high_there:g} in {other}. Set "
+                    "dataset.value_range=[LOW,HIGH], which is black and white in both."
+                )
+            if not count:
+                continue
+            pairs = ", ".join(f"{here} ({split}) = {there} ({other})" for here, there in examples)
+            said = f"images of {split} that are also in {other}: {count:,}, such as {pairs}"
+            if _complete(found, split, store) and _complete(found, other, sibling):
+                assert found.official is not None
+                notices.append(f"{said}. They are kept, as {found.official.title} was published.")
+            elif place != _target(dataset, found, other, cache_dir):
+                continue  # files have changed since, perhaps because of this very message
+            elif dataset.overlap == "refuse":
+                raise UserError(
+                    f"dataset={dataset.name} in {found.path.absolute()}: {said}. An accuracy on "
+                    "images that were trained on is too high: remove them from one of the splits, "
+                    "or set dataset.overlap=keep where this is on purpose."
+                )
+            else:
+                notices.append(f"{said} (dataset.overlap=keep).")
+    return notices
+
+
+def _complete(found: Found, split: str, store: ImageStore) -> bool:
+    """Whether a split has as many classes and images as the benchmark that it is of."""
+    official = found.official
+    return official is not None and not official.notices(split, store.class_names, store.counts())
+
+
 def _find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
     if dataset.name not in READERS:
         known = sorted([*READERS, *EMBEDDED])
@@ -198,6 +274,8 @@ def _build(
         workers=workers,
         channels=dataset.channels,
         source=shown(found.path.resolve()),
+        reading=reading_of(dataset),
+        duplicates=dataset.duplicates or "keep",
         layout=found.layout,
         split=split,
         dataset=dataset.name,

@@ -10,8 +10,11 @@ import numpy as np
 from PIL import Image
 
 from sseg_nase.data.benchmarks.layouts import SplitSource
-from sseg_nase.data.store import MODES, Listing, eight_bits, opened
+from sseg_nase.data.opening import Facts, Reading, open_image
+from sseg_nase.data.store import MODES, Listing
+from sseg_nase.errors import UserError
 
+LONGEST_SIDE = 16_384  # pixels of a drawing that is not square
 TURNS = (0, 90, 180, 270)  # degrees counterclockwise
 
 
@@ -56,33 +59,33 @@ def as_drawings(source: SplitSource, *, invert: bool, rotations: bool = False) -
     )
 
 
-def load_drawing(drawing: Drawing, image_size: int, channels: int = 3) -> np.ndarray:
+def load_drawing(
+    drawing: Drawing, image_size: int, channels: int, reading: Reading
+) -> tuple[np.ndarray, Facts]:
     """Decode to uint8 `[image_size, image_size, channels]`, RGB or grey.
 
-    What is transparent becomes white, a longer side gets white beside it, and a pixel is the mean
-    of the area that it covers; a smaller drawing is enlarged bilinearly. Raises UserError naming a
-    file that cannot be decoded.
+    What is transparent becomes paper, which is `reading.background`, a longer side gets paper
+    beside it, and a pixel is the mean of the area that it covers; a smaller drawing is enlarged
+    bilinearly. Raises UserError naming a file that cannot be decoded.
     """
-    with opened(drawing.path) as image:
-        pixels = _square(_on_white(image, MODES[channels]))
+    image, facts = open_image(drawing.path, MODES[channels], reading)
+    pixels = _square(drawing.path, image, reading.background)
     pixels = _resized(pixels.reshape(*pixels.shape[:2], channels), image_size)
     pixels = np.rot90(pixels, TURNS.index(drawing.degrees))
-    return np.ascontiguousarray(255 - pixels if drawing.invert else pixels)
+    return np.ascontiguousarray(255 - pixels if drawing.invert else pixels), facts
 
 
-def _on_white(image: Image.Image, mode: str) -> Image.Image:
-    if image.has_transparency_data:
-        coloured = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), coloured)
-    return eight_bits(image).convert(mode)
-
-
-def _square(image: Image.Image) -> np.ndarray:
+def _square(path: Path, image: Image.Image, paper: tuple[int, int, int]) -> np.ndarray:
     width, height = image.size
     side = max(width, height)
     if width == height:
         return np.asarray(image)
-    square = Image.new(image.mode, (side, side), "white")
+    if side > LONGEST_SIDE:
+        raise UserError(
+            f"The drawing {path} has {width:,} × {height:,} pixels: at most {LONGEST_SIDE:,} a "
+            "side are read, since paper is added to make it square. Make it smaller or cut it up."
+        )
+    square = Image.new("RGB", (side, side), paper).convert(image.mode)
     square.paste(image, ((side - width) // 2, (side - height) // 2))
     return np.asarray(square)
 
