@@ -20,6 +20,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from sseg_nase.config.commands import command
 from sseg_nase.config.compose import (
     CONFIG_NAME,
     conf_dir,
@@ -66,7 +67,7 @@ def main() -> None:
         code = DONE
     except KeyboardInterrupt as error:
         run_dir = getattr(error, "run_dir", None)
-        go_on = f"; go on with: sseg-nase resume={run_dir}" if run_dir else ""
+        go_on = f"; resume with: {command(resume=Path(run_dir))}" if run_dir else ""
         _say(f"interrupted{go_on}")
         code = STOPPED
     sys.exit(code)

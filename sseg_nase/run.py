@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from sseg_nase import stages
+from sseg_nase.config.commands import command
 from sseg_nase.config.compose import hardware_profiles
 from sseg_nase.config.fingerprint import fingerprint, flat
 from sseg_nase.config.schema import Config, HardwareConfig
@@ -397,7 +397,7 @@ def _report(this: Run) -> None:
 
     # From here on the run is finished, whatever comes: the report says so, too.
     this.place.write_status(FINISHED, undelivered=not this.sink.delivered)
-    again = f"task=report runs={shlex.quote(str(this.directory))} draws it"
+    again = f"{command(task='report', runs=this.directory)} draws it"
     try:
         with this.stage(NAME):
             files = write_report(this.directory, published=this.config.report.published)

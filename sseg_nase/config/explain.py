@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sseg_nase.config.commands import argument
 from sseg_nase.config.layout import groups, key_types, unknown_option
 from sseg_nase.errors import UserError
 
@@ -116,7 +117,7 @@ def _grammar(text: str) -> str:
         return f"{text}: an override is written key=value, such as ablation=A7 (see --help)."
     if value.startswith(("[", "{", '"', "'")):
         return f"{text}: the value of {key} cannot be read; check its brackets and quotes."
-    return f"""{text}: the value needs quotes: write '{key}="{value}"', outer quotes included."""
+    return f"{text}: the value needs quotes: write {argument(key, value)}, quotes included."
 
 
 def _wrong_option(override: Override, options: tuple[str, ...]) -> str | None:

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple, cast
 
 from sseg_nase.config.explain import listed
-from sseg_nase.config.layout import fields_of, group_option, is_section
+from sseg_nase.config.layout import WRITTEN_AS, fields_of, group_option, is_section
 from sseg_nase.config.schema import (
     DATASETS,
     EVOLVABLE,
@@ -207,6 +207,10 @@ def _out_of_range(section: Any, prefix: str) -> Iterator[str]:
 
 
 def _refused(key: str, value: Any, accepted: Mapping[str, Any]) -> Iterator[str]:
+    if isinstance(value, str) and not value.strip() and "choices" not in accepted:
+        needed = accepted.get("path") or accepted.get("text") or "a text"
+        yield f"{WRITTEN_AS.get(key, key)}= is empty: {needed} is needed."
+        return
     if "choices" in accepted and value not in accepted["choices"]:
         yield _not_one_of(key, value, accepted["choices"])
     if isinstance(value, float) and not math.isfinite(value):
@@ -279,8 +283,8 @@ def _report(config: Config) -> Iterator[str]:
             f"runs={','.join(runs)}: it has no effect with task={config.task}; add task=report or "
             "leave it out."
         )
-    if runs is not None and not all(runs or [""]):
-        yield "runs: name at least one folder, a pattern in quotes, or LAST; and none is empty."
+    if runs == []:
+        yield "runs=[]: name at least one folder, a pattern in quotes, or LAST."
     if runs and config.sweep.dir:
         yield (
             f"runs={','.join(runs)}: not together with sweep={config.sweep.dir}; leave one of "
@@ -296,11 +300,8 @@ def _report(config: Config) -> Iterator[str]:
 
 def _names(config: Config) -> Iterator[str]:
     name = config.experiment_name
-    if not name or PurePath(name).name != name:
+    if PurePath(name).name != name:
         yield f"experiment_name={name}: it names a folder; use a word without slashes."
-    for key, value in dataclasses.asdict(config.paths).items():
-        if not value:
-            yield f"paths.{key}: a folder is needed, it is empty."
 
 
 def _dataset(config: Config) -> Iterator[str]:
@@ -584,8 +585,6 @@ def _tracking(config: Config) -> Iterator[str]:
             "tracking=jsonl: nothing can be delivered there; leave it out for the store that the "
             "run has, or choose tracking=mlflow or tracking=server with tracking.uri=ADDRESS."
         )
-    if not tracking.experiment:
-        yield "tracking.experiment: a name is needed, it is empty."
 
 
 def _own_options(section: Any, group: str, own: Mapping[str, set[str]]) -> Iterator[str]:

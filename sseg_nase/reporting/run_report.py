@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 import sseg_nase
+from sseg_nase.config.commands import command as command_line
 from sseg_nase.config.compose import defaults
 from sseg_nase.config.fingerprint import decisive, flatten
 from sseg_nase.errors import UserError
@@ -247,7 +247,7 @@ def command(record: RunRecord) -> str | None:
         return None
     if not isinstance(overrides, list):
         return None
-    return shlex.join(["sseg-nase", *map(str, overrides)])
+    return command_line(*map(str, overrides))
 
 
 def span(run: Path) -> tuple[float | None, float | None]:

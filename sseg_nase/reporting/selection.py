@@ -6,6 +6,7 @@ import glob
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sseg_nase.config.commands import argument
 from sseg_nase.errors import UserError
 from sseg_nase.files import read_json
 
@@ -68,10 +69,13 @@ def _no_run(path: Path) -> str:
     if not path.exists():
         return f"runs={path}: there is no such folder. {AN_EXAMPLE}, a pattern in quotes, or LAST."
     if (path / "sweep.json").exists():
-        return f"runs={path}: this is the directory of a sweep; write sweep={path}."
+        return (
+            f"runs={path}: this is the directory of a sweep; write {argument('sweep', str(path))}."
+        )
     hint = f"{AN_EXAMPLE}, or LAST."
     if path.is_dir() and any(_is_run(inner) for inner in path.iterdir()):
-        hint = f"""For the runs in it write 'runs="{path}/*"', outer quotes included."""
+        pattern = argument("runs", f"{glob.escape(str(path))}/*")
+        hint = f"For the runs in it write {pattern}, quotes included."
     return f"runs={path}: not the directory of a run (no config.yaml and status.json). {hint}"
 
 

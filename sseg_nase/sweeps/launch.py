@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from sseg_nase.config.commands import command, override
 from sseg_nase.config.compose import load, spelled_out
 from sseg_nase.config.multirun import launcher, once, shared, split
 from sseg_nase.config.validation import cautions
@@ -58,7 +59,7 @@ def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> 
     `hydra` runs Hydra's multirun with the overrides it is given; `further` are config folders
     beside `conf/`. Raises `UserError`.
     """
-    hydras, sweeps, jobs = split(spelled_out(overrides))
+    hydras, sweeps, jobs = split(spelled_out(overrides, multirun=True))
     once(sweeps)
     settings = load(["task=status", *sweeps], *further).sweep
     if settings.watch or settings.job is not None:
@@ -199,7 +200,7 @@ def _run(
     in_slurm: bool,
 ) -> int:
     """Hand the jobs to Hydra's launcher, wait until all have ended, and close the sweep."""
-    own = [f"sweep.dir={_quoted(sweep.path)}", f"sweep.job={','.join(map(str, numbers))}"]
+    own = [override("sweep.dir", sweep.path), f"sweep.job={','.join(map(str, numbers))}"]
     own.append("hydra.sweeper.params=null")  # an experiment's are in the plan already
     interrupted = False
 
@@ -216,7 +217,7 @@ def _run(
         except Queued:
             if sweep.settings.detach:
                 say("the jobs are in Slurm's queue; look at them with:")
-                say(f"  sseg-nase task=status sweep={sweep.path}")
+                say(f"  {command(task='status', sweep=sweep.path)}")
                 return DONE
         except KeyboardInterrupt:
             interrupted = True
@@ -316,14 +317,14 @@ def _in_background(
         for text in sweeps
         if not text.lstrip("+").startswith((*OWN_KEYS, "sweep.detach", "sweep.rerun"))
     ]
-    command = [sys.executable, "-m", "sseg_nase", "-m", *hydras, *kept]
-    command += [f"sweep.dir={_quoted(sweep.path)}"]
+    started = [sys.executable, "-m", "sseg_nase", "-m", *hydras, *kept]
+    started += [override("sweep.dir", sweep.path)]
     if further:
-        command += ["--config-dir", str(further[0])]
+        started += ["--config-dir", str(further[0])]
     log = sweep.path / "launcher.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            started, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
     deadline = time.monotonic() + SECONDS_TO_BEGIN
     while process.poll() is None and time.monotonic() < deadline:
@@ -335,7 +336,7 @@ def _in_background(
         say(f"the sweep could not be started in the background:\n{tail}")
         return int(process.returncode)
     say(f"handed over to process {process.pid}, which writes to {log}; look at the jobs with:")
-    say(f"  sseg-nase task=status sweep={sweep.path}")
+    say(f"  {command(task='status', sweep=sweep.path)}")
     return 0
 
 
@@ -367,9 +368,3 @@ def _submissions(sweep: SweepFolder, numbers: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         Executor.map_array = original  # type: ignore[method-assign]
-
-
-def _quoted(path: Path) -> str:
-    """A path as Hydra's grammar takes any text."""
-    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{text}"'

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
 import re
-from typing import cast
+from collections.abc import Iterator
+from typing import Any, Optional, cast
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from sseg_nase.config.compose import load, to_config
 from sseg_nase.config.explain import mistake
-from sseg_nase.config.layout import groups
+from sseg_nase.config.layout import fields_of, groups, is_section
+from sseg_nase.config.schema import Config
+from sseg_nase.config.validation import validate
 from sseg_nase.errors import UserError
 
 # Overrides, and what the message must contain.
@@ -33,7 +37,7 @@ MISTAKES = [
     ("evaluation.shots=5", ["evaluation.shots=5", "a list of whole numbers"]),
     ("seed=null", ["seed=null", "a whole number"]),
     ("pretrain=3", ["pretrain=3", "section", "epochs"]),
-    ("checkpoint=epoch=3.pt", ["checkpoint=epoch=3.pt", """'checkpoint="epoch=3.pt"'"""]),
+    ("tracking.experiment=a=b", ["""'tracking.experiment="a=b"'"""]),
     ("evaluation.shots=[1,5", ["evaluation.shots", "brackets"]),
     ("evaluate", ["evaluate", "key=value"]),
     ("seed=${nothing}", ["seed", "nothing"]),
@@ -220,3 +224,50 @@ def test_a_tree_that_hydra_let_pass_is_checked_once_more(yaml: str, said: str) -
     with pytest.raises(UserError) as refused:
         to_config(cast(DictConfig, OmegaConf.create(yaml)))
     assert re.search(said, str(refused.value))
+
+
+def text_fields(kind: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """Every key that takes any text, and whether it takes a list of them."""
+    for name, inner, accepted in fields_of(kind):
+        if is_section(inner):
+            yield from text_fields(inner, f"{prefix}{name}.")
+        elif "choices" not in accepted and inner in (str, Optional[str], Optional[list[str]]):
+            yield prefix + name, inner == Optional[list[str]]
+
+
+def with_value(section: Any, key: str, value: Any) -> Any:
+    name, _, rest = key.partition(".")
+    inner = with_value(getattr(section, name), rest, value) if rest else value
+    return dataclasses.replace(section, **{name: inner})
+
+
+@pytest.mark.parametrize(("key", "several"), list(text_fields(Config)))
+@pytest.mark.parametrize("blank", ["", " ", "\t\n"])
+def test_no_text_is_empty(key: str, several: bool, blank: str, plain: Config) -> None:
+    """An unset variable of a script is not a wish for the default."""
+    said = {"sweep.dir": "sweep", "finetune.start": "finetune.from"}.get(key, key)
+    for value in [[blank], ["runs/x", blank]] if several else [blank]:
+        with pytest.raises(UserError, match=f"^{re.escape(said)}= is empty: .* is needed\\.$"):
+            validate(with_value(plain, key, value))
+
+
+@pytest.fixture(scope="module")
+def plain() -> Config:
+    return load()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("resume=", "resume= is empty: the folder of a run is needed."),
+        ("finetune.from=", "finetune.from= is empty: the folder of a run, or a checkpoint,"),
+        ("runs=", "runs= is empty: the folder of a run is needed."),
+        ("sweep=", "sweep= is empty: the folder of a sweep is needed."),
+        ("tracking.uri=' '", "tracking.uri= is empty: the address of a store is needed."),
+    ],
+)
+def test_an_empty_path_on_the_command_line(given: str, said: str) -> None:
+    for line in ([given], ["task=report", given], ["finetune=linear", given]):
+        with pytest.raises(UserError) as refused:
+            load(line)
+        assert said in str(refused.value)
