@@ -7,7 +7,8 @@ import sys
 from sseg_nase.hardware.allocator import keep_memory
 
 # What looks at something, and trains nothing.
-LOOKING = {"-h", "--help", "-c", "--cfg", "--info", "task=status", "task=report", "task=deliver"}
+FLAGS = {"-h", "--help", "-V", "--version", "--hydra-help", "-c", "--cfg", "-i", "--info"}
+LOOKING = {*FLAGS, "task=status", "task=report", "task=deliver", "sweep.dry_run=true"}
 
 
 def command() -> None:
@@ -15,7 +16,7 @@ def command() -> None:
 
     The process starts a second time for that, so it is done before anything large is imported.
     """
-    if LOOKING.isdisjoint(sys.argv):
+    if len(sys.argv) > 1 and LOOKING.isdisjoint(sys.argv):
         keep_memory()
     from sseg_nase.cli import main
 

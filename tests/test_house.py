@@ -21,7 +21,7 @@ FLOORS = [
     {"evolution", "sparsity", "ssl"},
     {"nets", "data"},
     {"hardware", "tracking", "config"},
-    {"errors", "files"},
+    {"errors", "files", "counting"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ONLY_IN = {

@@ -385,6 +385,7 @@ class SweepConfig:
 
     dir: Annotated[Optional[str], option(path="the folder of a sweep")]
     job: Annotated[Optional[int], option(least=0)]
+    dry_run: bool
     rerun: bool
     on_failure: Annotated[str, option(choices=("continue", "stop"))]
     retries: Annotated[int, option(least=0)]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple, cast
 
+from sseg_nase import counting
 from sseg_nase.config.explain import listed
 from sseg_nase.config.layout import WRITTEN_AS, fields_of, group_option, is_section
 from sseg_nase.config.schema import (
@@ -371,6 +372,48 @@ def _architecture(config: Config) -> Iterator[str]:
             f"evolution.max_channels={evolution.max_channels}: backbone.channels={channels} "
             "starts with more channels."
         )
+    yield from _caps_below(config)
+
+
+def _caps_below(config: Config) -> Iterator[str]:
+    """Caps on params and flops hold for the seed network, too: it is to be under them."""
+    backbone, evolution = config.backbone, config.evolution
+    channels, kernel = backbone.channels or [], backbone.kernel_size or 0
+    pooled = len(channels) if backbone.pooled_blocks is None else backbone.pooled_blocks
+    pooling = [bool(backbone.pooling) and number < pooled for number in range(len(channels))]
+    widths = [backbone.in_channels, *channels]
+    at = counting.sides(evolution.cap_resolution, pooling)
+    norm = bool(backbone.batch_norm)
+    has = {
+        "max_params": (counting.params(widths, kernel_size=kernel, batch_norm=norm), "parameters"),
+        "max_flops": (
+            2 * counting.macs(widths, at, [kernel**2] * len(channels)),
+            f"flops at evolution.cap_resolution={evolution.cap_resolution}",
+        ),
+    }
+    for name, (figure, what) in has.items():
+        cap = getattr(evolution, name)
+        if figure >= cap:
+            yield (
+                f"evolution.{name}={cap}: the seed network, backbone.channels={channels}, has "
+                f"{figure:,} {what} already; raise it, start smaller, or add evolution=none."
+            )
+
+
+def _sparsity(config: Config) -> Iterator[str]:
+    """A block keeps `min_channels`, in multiples of `round_to`: there must be wider ones."""
+    sparsity, evolution, channels = config.sparsity, config.evolution, config.backbone.channels
+    if not sparsity.enabled or not channels or config.backbone.name not in EVOLVABLE:
+        return
+    widest = max([*channels, evolution.max_channels] if evolution.enabled else channels)
+    key = "evolution.max_channels" if widest > max(channels) else "backbone.channels"
+    kept = -(-sparsity.min_channels // sparsity.round_to) * sparsity.round_to
+    if kept >= widest:
+        yield (
+            f"sparsity.min_channels={sparsity.min_channels}: no block is ever wider than {widest} "
+            f"({key}; sparsity.round_to={sparsity.round_to}), so nothing could be pruned; lower "
+            "it, or add sparsity=none."
+        )
 
 
 def _backbone(config: Config) -> Iterator[str]:
@@ -619,6 +662,7 @@ _RULES = cast(
         _views,
         _backbone,
         _architecture,
+        _sparsity,
         _ssl,
         _untrained,
         _evaluation,

@@ -63,6 +63,7 @@ from sseg_nase.reporting.markdown import as_markdown
 from sseg_nase.reporting.pictures import drawn, files_of
 from sseg_nase.reporting.provenance import provenance
 from sseg_nase.reporting.record import FINISHED, RunRecord, finite, read_run
+from sseg_nase.reporting.times import span
 from sseg_nase.tracking.console import duration
 from sseg_nase.tracking.jsonl import plain
 from sseg_nase.tracking.mlflow_sink import shown
@@ -248,26 +249,6 @@ def command(record: RunRecord) -> str | None:
     if not isinstance(overrides, list):
         return None
     return command_line(*map(str, overrides))
-
-
-def span(run: Path) -> tuple[float | None, float | None]:
-    """When the run told the first and the last thing, in seconds since 1970; None: not known."""
-    times = []
-    try:
-        with (run / "events.jsonl").open("rb") as lines:
-            first = lines.readline()
-            lines.seek(max(lines.tell(), lines.seek(0, 2) - 65536))
-            rest = lines.read().splitlines()
-    except OSError:
-        return None, None
-    for line in (first, *rest):
-        try:
-            told = json.loads(line)["time"]
-        except (ValueError, KeyError, TypeError):
-            continue
-        if finite(told):
-            times.append(float(told))
-    return (times[0], times[-1]) if times else (None, None)
 
 
 def _moment(seconds: float) -> str:

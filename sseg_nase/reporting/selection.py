@@ -9,6 +9,7 @@ from pathlib import Path
 from sseg_nase.config.commands import argument
 from sseg_nase.errors import UserError
 from sseg_nase.files import read_json
+from sseg_nase.reporting.times import created, ended
 
 LAST = "LAST"
 FINISHED = "FINISHED"
@@ -62,7 +63,19 @@ def _last(output_dir: Path) -> Path:
     finished = [path for path in results if _unfit(path.parent) is None]
     if not finished:
         raise UserError(f"runs=LAST: there is no finished run in {output_dir} yet.")
-    return max(finished, key=lambda path: path.stat().st_mtime).parent
+    return max((path.parent for path in finished), key=ended)
+
+
+def latest_run(key: str, output_dir: Path) -> Path:
+    """Return the run under `output_dir` that was made last, however it ended, for `key`=LAST.
+
+    Raises `UserError` where there is none.
+    """
+    folders = (path.parent for path in output_dir.expanduser().absolute().glob("*/*/config.yaml"))
+    runs = [folder for folder in folders if _is_run(folder)]
+    if not runs:
+        raise UserError(f"{key}=LAST: there is no run in {output_dir} yet.")
+    return max(runs, key=created)
 
 
 def _no_run(path: Path) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from sseg_nase.config.commands import command, override
 from sseg_nase.config.compose import load, spelled_out
 from sseg_nase.config.multirun import launcher, once, shared, split
+from sseg_nase.config.schema import SweepConfig
 from sseg_nase.config.validation import cautions
 from sseg_nase.directory import end_dead, locked, status_of
 from sseg_nase.errors import DONE, STOPPED, UserError
@@ -24,6 +25,7 @@ from sseg_nase.sweeps import code
 from sseg_nase.sweeps.finish import begin_parent, finish
 from sseg_nase.sweeps.folder import (
     JobFolder,
+    Planned,
     SweepFolder,
     create,
     looked_at,
@@ -39,8 +41,8 @@ SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_BETWEEN_QUERIES = 5.0  # of Slurm, which others ask, too
 SECONDS_TO_BEGIN = 30.0
 STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
-SLURM = "SlurmLauncher"
-OWN_KEYS = ("sweep.dir", "sweep.job", "sweep.watch")
+SLURM, BASIC = "SlurmLauncher", "BasicLauncher"
+OWN_KEYS = ("sweep.dir", "sweep.job", "sweep.watch", "sweep.dry_run")
 
 Say = Callable[[str], None]
 Hydra = Callable[[Sequence[str]], None]
@@ -66,11 +68,23 @@ def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> 
         raise UserError("sweep.watch and sweep.job have no effect with -m; leave them out.")
     if settings.dir is not None:
         sweep = _named(settings.dir, jobs)
+        if settings.dry_run:
+            return rehearse(sweep.title, sweep.jobs, sweep, rerun=settings.rerun)
     else:
-        sweep = _planned([*hydras, *jobs], sweeps, say, *further)
-        settings = load([*sweep.shared, *sweeps], *further).sweep  # an experiment may have a word
+        title, planned = plan([*hydras, *jobs], *further)
+        # an experiment may have a word
+        settings = load([*planned[0].overrides, *sweeps], *further).sweep
+        output_dir = Path(planned[0].config.paths.output_dir)
+        known = None if settings.rerun else same_as(planned, output_dir)
+        for caution in dict.fromkeys(said for job in planned for said in cautions(job.config)):
+            say(caution)
+        if settings.dry_run:
+            return rehearse(title, planned, known, rerun=settings.rerun)
+        sweep = known or _made(title, planned, settings, jobs)
+        settings = load([*sweep.shared, *sweeps], *further).sweep
     chosen = [*sweep.shared, *hydras]
-    in_slurm = launcher(chosen, *further) == SLURM
+    started_by = launcher(chosen, *further)
+    in_slurm = started_by == SLURM
     if in_slurm and any("sweeper.max_batch_size" in text for text in hydras):
         raise UserError(
             "hydra.sweeper.max_batch_size: with Slurm all jobs are queued together; how many "
@@ -81,6 +95,8 @@ def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> 
         store = SweepStore(sweep.tracking, warn=say)
         begin_parent(sweep, store)
         say(f"sweep in {sweep.path}: {len(sweep.jobs)} jobs, {sweep.title}")
+        if started_by != BASIC:
+            say(f"epochs and losses, any time: {command(task='status', sweep=sweep.path)}")
         _reap(store, say)
         numbers = _to_do(sweep, settings.rerun, store, say)
         if not numbers and not _on_its_way(look(sweep)):
@@ -101,19 +117,45 @@ def _named(directory: str, jobs: Sequence[str]) -> SweepFolder:
     return looked_at(directory, Path(load().paths.output_dir))
 
 
-def _planned(
-    overrides: Sequence[str], sweeps: Sequence[str], say: Say, *further: Path
+def rehearse(
+    title: str,
+    planned: Sequence[Planned | JobFolder],
+    sweep: SweepFolder | None,
+    *,
+    rerun: bool,
+) -> int:
+    """List the jobs and what would become of each; nothing is run and nothing is written.
+
+    `sweep`: the one on disk that consists of these very jobs. Returns the exit code.
+    """
+    where = "a new sweep" if sweep is None else f"the sweep in {sweep.path}"
+    print(f"{where}: {len(planned)} jobs, {title}")
+    for number, job in enumerate(planned):
+        print(f"job {number}  {' '.join(job.overrides)}")
+        print(f"       {_would(None if sweep is None else sweep.jobs[number], rerun=rerun)}")
+    print("sweep.dry_run=true: nothing was run or written.", end=" ")
+    print(
+        "MLflow was not asked whether it knows runs of the same config, which would be taken over."
+    )
+    return DONE
+
+
+def _would(job: JobFolder | None, *, rerun: bool) -> str:
+    """What a launch would do with a job of a sweep on disk; None: of a new one."""
+    if job is not None and job.alive():
+        return "is running already: would be left alone"
+    if job is None or job.run is None or rerun:
+        return "would run"
+    if job.finished:
+        return f"is FINISHED in {job.run}: would be skipped"
+    return f"would be resumed in {job.run}"
+
+
+def _made(
+    title: str, planned: Sequence[Planned], settings: SweepConfig, jobs: Sequence[str]
 ) -> SweepFolder:
-    """The sweep that consists of these very jobs, or a new one."""
-    title, planned = plan(overrides, *further)
-    for caution in dict.fromkeys(said for job in planned for said in cautions(job.config)):
-        say(caution)
+    """A new sweep that consists of these jobs."""
     first = planned[0].config
-    settings = load([*planned[0].overrides, *sweeps], *further).sweep
-    known = None if settings.rerun else same_as(planned, Path(first.paths.output_dir))
-    if known is not None:
-        return known
-    _, _, jobs = split(overrides)
     return create(
         Path(first.paths.output_dir),
         planned,

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Any, Optional, cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from sseg_nase.config.compose import load, to_config
@@ -14,6 +16,9 @@ from sseg_nase.config.layout import fields_of, groups, is_section
 from sseg_nase.config.schema import Config
 from sseg_nase.config.validation import validate
 from sseg_nase.errors import UserError
+from sseg_nase.nets.architecture import Architecture
+
+PLAIN = load()
 
 # Overrides, and what the message must contain.
 MISTAKES = [
@@ -243,17 +248,12 @@ def with_value(section: Any, key: str, value: Any) -> Any:
 
 @pytest.mark.parametrize(("key", "several"), list(text_fields(Config)))
 @pytest.mark.parametrize("blank", ["", " ", "\t\n"])
-def test_no_text_is_empty(key: str, several: bool, blank: str, plain: Config) -> None:
+def test_no_text_is_empty(key: str, several: bool, blank: str) -> None:
     """An unset variable of a script is not a wish for the default."""
     said = {"sweep.dir": "sweep", "finetune.start": "finetune.from"}.get(key, key)
     for value in [[blank], ["runs/x", blank]] if several else [blank]:
         with pytest.raises(UserError, match=f"^{re.escape(said)}= is empty: .* is needed\\.$"):
-            validate(with_value(plain, key, value))
-
-
-@pytest.fixture(scope="module")
-def plain() -> Config:
-    return load()
+            validate(with_value(PLAIN, key, value))
 
 
 @pytest.mark.parametrize(
@@ -271,3 +271,64 @@ def test_an_empty_path_on_the_command_line(given: str, said: str) -> None:
         with pytest.raises(UserError) as refused:
             load(line)
         assert said in str(refused.value)
+
+
+@given(
+    channels=st.lists(st.integers(1, 70), min_size=1, max_size=6),
+    kernel=st.sampled_from([1, 3, 5]),
+    norm=st.booleans(),
+    pooling=st.booleans(),
+    resolution=st.sampled_from([8, 28, 84]),
+    grey=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_caps_below_the_seed_network_are_refused_with_its_figures(
+    channels: list[int],
+    kernel: int,
+    norm: bool,
+    pooling: bool,
+    resolution: int,
+    grey: bool,
+) -> None:
+    network = Architecture.seed(
+        channels,
+        resolution=32,
+        in_channels=1 if grey else 3,
+        kernel_size=kernel,
+        batch_norm=norm,
+        pooling=pooling,
+    )
+    params, flops = network.params, 2 * network.macs(resolution)
+    config = with_value(PLAIN, "backbone.channels", channels)
+    for key, value in (
+        ("backbone.kernel_size", kernel),
+        ("backbone.batch_norm", norm),
+        ("backbone.pooling", pooling),
+        ("backbone.in_channels", 1 if grey else 3),
+        ("dataset.channels", 1 if grey else 3),
+        ("evolution.cap_resolution", resolution),
+        ("evolution.max_params", params + 1),
+        ("evolution.max_flops", flops + 1),
+    ):
+        config = with_value(config, key, value)
+    validate(config)
+    with pytest.raises(UserError, match=f"max_params={params}: .* has {params:,} parameters"):
+        validate(with_value(config, "evolution.max_params", params))
+    with pytest.raises(
+        UserError, match=f"max_flops={flops}: .* has {flops:,} flops .*={resolution} "
+    ):
+        validate(with_value(config, "evolution.max_flops", flops))
+    validate(with_value(with_value(config, "evolution.max_flops", 1), "evolution.enabled", False))
+
+
+def test_a_least_width_that_leaves_nothing_to_prune_is_refused() -> None:
+    fixed = with_value(PLAIN, "evolution.enabled", False)
+    validate(with_value(fixed, "sparsity.min_channels", 60))
+    for config, key, value, said in (
+        (fixed, "min_channels", 61, "wider than 64 .backbone.channels"),  # 64, in fours
+        (fixed, "round_to", 64, "wider than 64 .backbone.channels"),
+        (PLAIN, "min_channels", 253, "wider than 256 .evolution.max_channels"),
+    ):
+        with pytest.raises(UserError, match=said):
+            validate(with_value(config, f"sparsity.{key}", value))
+    validate(with_value(PLAIN, "sparsity.min_channels", 252))
