@@ -9,7 +9,8 @@ from sseg_nase.home import find_home
 from sseg_nase.training.interruption import FromTheStart
 
 # What looks at something, and trains nothing.
-LOOKING = {"-h", "--help", "-c", "--cfg", "--info", "task=status", "task=report", "task=deliver"}
+FLAGS = {"-h", "--help", "-V", "--version", "--hydra-help", "-c", "--cfg", "-i", "--info"}
+LOOKING = {*FLAGS, "task=status", "task=report", "task=deliver", "sweep.dry_run=true"}
 
 
 def command() -> None:
@@ -21,7 +22,7 @@ def command() -> None:
     signals.install()
     if (note := find_home()) is not None:
         print(f"sseg-nase: {note}", file=sys.stderr, flush=True)
-    if LOOKING.isdisjoint(sys.argv):
+    if len(sys.argv) > 1 and LOOKING.isdisjoint(sys.argv):
         keep_memory()
     from sseg_nase.cli import main
 

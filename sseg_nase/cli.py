@@ -9,7 +9,8 @@ import os
 import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from string import Template
@@ -18,8 +19,12 @@ from typing import cast
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from sseg_nase import __version__
+from sseg_nase.config.commands import PROGRAM, command, override
 from sseg_nase.config.compose import (
     CONFIG_NAME,
     conf_dir,
@@ -31,10 +36,12 @@ from sseg_nase.config.compose import (
 )
 from sseg_nase.config.explain import explaining
 from sseg_nase.config.layout import groups
+from sseg_nase.config.multirun import refuse_several
 from sseg_nase.config.schema import Config
 from sseg_nase.config.validation import cautions
 from sseg_nase.errors import DONE, FAILURE, MISTAKE, STOPPED, UserError
 from sseg_nase.redaction import redacted
+from sseg_nase.reporting.selection import last_made
 from sseg_nase.sweeps.deliver import deliver
 from sseg_nase.sweeps.finish import status
 from sseg_nase.sweeps.job import perform
@@ -52,6 +59,14 @@ LAUNCHER_NAMES = {
     "LocalLauncher": "submitit_local",
     "SlurmLauncher": "submitit_slurm",
 }
+# Flags of Hydra's that have no place here, with what to use.
+NOT_OURS = {
+    "config_path": "the config is the program's own; --config-dir DIR adds options of yours.",
+    "config_name": "the config is the program's own; choose an experiment=NAME, and --config-dir "
+    "DIR adds those of yours.",
+    "experimental_rerun": "a run is resumed with resume=RUN_DIR; its command is in its report.",
+}
+HYDRAS_FOLDERS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.output_subdir")
 _code = DONE  # of the run that this process has done
 
 
@@ -67,7 +82,7 @@ def main() -> None:
         code = DONE
     except KeyboardInterrupt as error:
         run_dir = getattr(error, "run_dir", None)
-        go_on = f"; go on with: sseg-nase resume={run_dir}" if run_dir else ""
+        go_on = f"; resume with: {command(resume=Path(run_dir))}" if run_dir else ""
         _say(f"interrupted{go_on}")
         code = STOPPED
     sys.exit(code)
@@ -111,12 +126,16 @@ def help_text(*further: Path) -> str:
 def _main() -> int:
     global _code
     _code = DONE
+    if {"-V", "--version"} & set(sys.argv[1:]):
+        print(f"{PROGRAM} {__version__}", flush=True)
+        return DONE
     flags = get_args_parser().parse_args()
     _check_flags(flags)
     further = [Path(flags.config_dir).absolute()] if flags.config_dir else []
-    if flags.help:
+    if flags.help or len(sys.argv) == 1:
         print(help_text(*further), flush=True)  # Hydra's own listing of the groups takes a second
         return DONE
+    _check_hydras(flags.overrides, multirun=flags.multirun)
     register()
     # Threads that wait spin for long by default: on a shared machine a step then takes five times
     # as long. Spinning briefly costs an idle machine nothing. Must stand before torch loads.
@@ -127,11 +146,44 @@ def _main() -> int:
         return launch(flags.overrides, partial(_hydra, "--multirun"), _say, *further)
     overrides = spelled_out(flags.overrides)
     _check_alone(overrides)
-    with explaining(overrides, *further):
+    overrides = _with_last(overrides)
+    with explaining(overrides, *further), _of_hydra():
         if flags.cfg in ("job", "all"):
             load(overrides, *further)  # Hydra would show a config that no run accepts
         _hydra(None, [*overrides, *continued(overrides)])
     return _code
+
+
+def _with_last(overrides: Sequence[str]) -> list[str]:
+    """`resume=LAST` and `run=LAST` with the run that was made last, which is said."""
+    texts = list(overrides)
+    for key in ("resume", "run"):
+        if f"{key}=LAST" not in texts:
+            continue
+        places = [text for text in texts if text.lstrip("+").startswith("paths.")]
+        output_dir = Path(load(["task=status", *places]).paths.output_dir)
+        named = override(key, last_made(key, output_dir))
+        _say(f"{key}=LAST: {named}")
+        texts[texts.index(f"{key}=LAST")] = named
+    return texts
+
+
+@contextmanager
+def _of_hydra() -> Iterator[None]:
+    """What Hydra itself cannot do with its flags and keys is a mistake, not a failure of ours.
+
+    A run says how it ended before this is reached.
+    """
+    try:
+        yield
+    except SystemExit as ended:  # Hydra has said why
+        sys.exit(MISTAKE if ended.code else DONE)
+    except (UserError, BrokenPipeError, HydraException, OmegaConfBaseException):
+        raise
+    except (OSError, ValueError, RuntimeError, TypeError, KeyError, AssertionError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        given = " ".join(t for t in sys.argv[1:] if t.startswith("-") or "hydra" in t)
+        raise UserError(f"{given or 'hydra'}: Hydra cannot do this: {text}") from error
 
 
 def _hydra(flag: str | None, overrides: Sequence[str]) -> None:
@@ -159,15 +211,36 @@ def _check_flags(flags: Namespace) -> None:
         raise UserError(f"{' '.join(given)}: only one of these is possible.")
     if flags.resolve and not (flags.cfg or flags.help):
         raise UserError("--resolve: it is possible only with --cfg or --help.")
+    for name, instead in NOT_OURS.items():
+        if (value := getattr(flags, name)) is not None:
+            raise UserError(f"--{name.replace('_', '-')} {value}: {instead}")
+    if flags.package is not None and not flags.cfg:
+        raise UserError(f"--package {flags.package}: it is possible only with --cfg.")
     if flags.config_dir and not Path(flags.config_dir).is_dir():
         raise UserError(f"--config-dir {flags.config_dir}: there is no such folder.")
 
 
 def _check_alone(overrides: Sequence[str]) -> None:
     """Refuse what only a sweep can be told."""
+    refuse_several(overrides)
     for text in overrides:
         key = text.lstrip("+~").partition("=")[0]
         if key.startswith("sweep.") and key not in ("sweep.dir", "sweep.watch"):
+            raise UserError(f"{text}: it has no effect on a single run; add -m for a sweep.")
+
+
+def _check_hydras(overrides: Sequence[str], *, multirun: bool) -> None:
+    """Refuse keys of Hydra's that the program decides itself; they would be half obeyed."""
+    for text in overrides:
+        key = text.lstrip("+~").partition("=")[0]
+        if key in HYDRAS_FOLDERS:
+            raise UserError(
+                f"{text}: runs and sweeps make their own folders; name where with "
+                "paths.output_dir=DIR."
+            )
+        if key == "hydra.mode":
+            raise UserError(f"{text}: leave it out, and add -m for a sweep.")
+        if key.startswith(("hydra.sweeper", "hydra/sweeper")) and not multirun:
             raise UserError(f"{text}: it has no effect on a single run; add -m for a sweep.")
 
 

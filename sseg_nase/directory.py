@@ -8,7 +8,7 @@ import secrets
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class RunDirectory:
     def create(cls, config: Config, overrides: Sequence[str]) -> RunDirectory:
         """A new directory under `paths.output_dir`. Raises `UserError` where none can be made."""
         base = Path(config.paths.output_dir).expanduser().absolute() / config.experiment_name
-        this = cls(base / f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}")
+        this = cls(base / f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}")
         try:
             this.path.mkdir(parents=True)
             this._lock.acquire(timeout=0)

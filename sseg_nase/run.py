@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 import time
 import traceback
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from sseg_nase import stages
+from sseg_nase.config.commands import command
 from sseg_nase.config.compose import hardware_profiles
 from sseg_nase.config.fingerprint import fingerprint, flat
 from sseg_nase.config.places import settled
@@ -259,7 +259,7 @@ def _failed(this: Run, error: UserError) -> UserError:
     _end(this, FAILED, str(error))
     said = this.place.status().get("status")
     untold = "" if said == FAILED else f" status.json could not be changed and still says {said}."
-    resume = f" Then resume it: sseg-nase resume={shlex.quote(str(this.directory))}"
+    resume = f" Then resume it: {command(resume=this.directory)}"
     resumable = this.config.task == "pipeline"
     return UserError(f"{error}{untold}{resume if resumable else ''}")
 
@@ -508,7 +508,7 @@ def _report(this: Run) -> None:
 
     # From here on the run is finished, whatever comes: the report says so, too.
     this.place.write_status(FINISHED, undelivered=not this.sink.delivered)
-    again = f"task=report runs={shlex.quote(str(this.directory))} draws it"
+    again = f"{command(task='report', runs=this.directory)} draws it"
     try:
         with this.stage(NAME):
             files = write_report(this.directory, published=this.config.report.published)
@@ -559,8 +559,8 @@ def _end(this: Run, status: str, error: str | None = None, trace: str | None = N
         try:
             this.sink.close(status, error)
         except KeyboardInterrupt:
-            where = shlex.quote(str(this.directory))
-            _say(f"interrupted while it delivered; task=deliver run={where} sends what is missing")
+            send = command(task="deliver", run=this.directory)
+            _say(f"interrupted while it delivered; {send} sends what is missing")
         except StorageError as failure:
             if status == FINISHED:
                 _say(f"the end of the run is not in events.jsonl: {failure}")

@@ -202,7 +202,7 @@ def test_a_run_gets_the_config_and_what_was_overridden(cli: Cli, tmp_path: Path)
         (["++pretrain.lrr=1"], "pretrain.lrr"),
         (["pretrain.epochs=ten"], "pretrain.epochs=ten"),
         (["ablation=A9"], "A1, A2, A3, A4, A5, A6, A7"),
-        (["checkpoint=epoch=3.pt"], """'checkpoint="epoch=3.pt"'"""),
+        (["tracking.experiment=a=b"], """'tracking.experiment="a=b"'"""),
     ],
 )
 def test_a_mistake_ends_with_exit_code_2_and_one_message(

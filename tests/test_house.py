@@ -22,7 +22,7 @@ FLOORS = [
     {"nets", "data"},
     {"hardware", "tracking", "config"},
     {"files"},
-    {"errors", "redaction", "home", "finite"},
+    {"errors", "redaction", "home", "finite", "counting"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ONLY_IN = {

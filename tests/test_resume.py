@@ -200,7 +200,7 @@ def test_a_run_asked_to_stop_says_how_to_go_on(
     code, err = finish(process)
     directory = run_dir(tmp_path)
     assert code == 130
-    assert err == f"sseg-nase: interrupted; go on with: sseg-nase resume={directory}\n"
+    assert err == f"sseg-nase: interrupted; resume with: sseg-nase resume={directory}\n"
     status = json.loads((directory / "status.json").read_text())
     assert (status["status"], status["error"]) == ("INTERRUPTED", f"interrupted ({number.name})")
     elsewhere = tmp_path / "elsewhere"

@@ -20,13 +20,23 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
 from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
+from sseg_nase.config.commands import literal, quoted
 from sseg_nase.config.explain import explaining, one_line, unknown_key, wrong_type
-from sseg_nase.config.layout import conf_dir, fields_of, group_option, groups, is_section
+from sseg_nase.config.layout import (
+    WRITTEN_AS,
+    conf_dir,
+    fields_of,
+    group_option,
+    groups,
+    is_section,
+    path_keys,
+)
 from sseg_nase.config.places import still_there
 from sseg_nase.config.schema import ROOTED, Config, DatasetConfig
 from sseg_nase.config.validation import validate
@@ -38,7 +48,8 @@ LAUNCHERS = {
     "submitit_local": LocalQueueConf,
     "submitit_slurm": SlurmQueueConf,
 }
-_FILE_KEYS = ("data_dir", "output_dir", "cache_dir", "root", "checkpoint", "run", "resume", "dir")
+
+_KEYS_OF = {written: key for key, written in WRITTEN_AS.items()}
 
 T = TypeVar("T")
 
@@ -111,37 +122,86 @@ def stored(path: Path) -> Config:
     except (OSError, yaml.YAMLError) as error:
         raise UserError(f"{path}: this config cannot be read ({one_line(error)}).") from error
     try:
-        return _checked(Config, tree if isinstance(tree, Mapping) else {})
+        return _checked(Config, literal(tree) if isinstance(tree, Mapping) else {})
     except (UserError, KeyError) as error:
         raise UserError(
             f"{path}: this config does not fit this version of sseg-nase: {error}"
         ) from error
 
 
-def spelled_out(overrides: Sequence[str]) -> list[str]:
+def spelled_out(overrides: Sequence[str], *, multirun: bool = False) -> list[str]:
     """Return the overrides with those that are short for, or another word for, a key in its words.
 
-    `sweep=DIR` is `sweep.dir=DIR`; `finetune.from=` is `finetune.start=`, for `from` can be no
-    field in Python; `runs=A,B` is `runs=['A','B']`, for Hydra takes commas for a sweep, and
-    patterns for mistakes.
+    `sweep=DIR` is `sweep.dir=DIR`, `finetune.from=` is `finetune.start=`, and `runs=A,B` is a list.
+    The text of a key that names a file or a folder is taken as it is where that exists, or where
+    Hydra cannot read it: folders have commas, brackets and blanks in their names. With `multirun`,
+    commas outside of what exists mean a sweep.
     """
-    written = {"sweep=": "sweep.dir=", "finetune.from=": "finetune.start="}
-    short = [
-        next((key + o[len(w) :] for w, key in written.items() if o.startswith(w)), o)
-        for o in overrides
-    ]
-    return [_listed_runs(o) if o.startswith("runs=") else o for o in short]
+    return [_spelled_out(text, multirun) for text in overrides]
 
 
-def _listed_runs(override: str) -> str:
-    """`runs=A,B` as the list that it means; what is a list, quoted or null is left as it is."""
-    value = override.removeprefix("runs=")
-    if value in ("", "null") or value.startswith("["):
-        return override
-    if value[0] in "'\"":
-        return f"runs=[{value}]"
-    names = (name.strip().replace("'", r"\'") for name in value.split(","))
-    return "runs=[" + ",".join(f"'{name}'" for name in names) + "]"
+def _spelled_out(override: str, multirun: bool) -> str:
+    name, equals, value = override.partition("=")
+    key = name.lstrip("+")
+    plus, key = name[: len(name) - len(key)], _KEYS_OF.get(key, key)
+    if key == "runs":
+        value = _listed_runs(value)
+    elif key in path_keys():
+        value = _as_it_is(key, value, multirun)
+    return f"{plus}{key}{equals}{value}"
+
+
+def _as_it_is(key: str, value: str, multirun: bool) -> str:
+    """The value of a path key for Hydra: quoted, unless it is a text in Hydra's own words."""
+    if not value.strip():
+        return value
+    if _exists(value):
+        return quoted(value)
+    try:
+        override = OverridesParser.create().parse_override(f"{key}={value}")
+    except HydraException:
+        if "${" in value or value[0] in "'\"":  # meant for Hydra, which says what is wrong with it
+            return value
+        pieces = _pieces(value) if multirun else []
+        several = len(pieces) > 1 and all(map(_exists, pieces))
+        return ",".join(map(quoted, pieces)) if several else quoted(value)
+    if override.is_sweep_override():
+        return value if multirun else quoted(value)
+    understood = override.value() is None or isinstance(override.value(), str)
+    return value if understood else quoted(value)
+
+
+def _listed_runs(value: str) -> str:
+    """`A,B` as the list that it means; what is a list, quoted or null is left as it is."""
+    if value == "null" or _reads_as_list(value):
+        return value
+    if value[:1] in ("'", '"') and _reads_as_list(f"[{value}]"):
+        return f"[{value}]"
+    return "[" + ",".join(map(quoted, _pieces(value))) + "]"
+
+
+def _reads_as_list(value: str) -> bool:
+    if _exists(value):
+        return False
+    try:
+        return isinstance(OverridesParser.create().parse_override(f"runs={value}").value(), list)
+    except HydraException:
+        return False
+
+
+def _pieces(value: str) -> list[str]:
+    """What stands between the commas; the longest that exists where commas are part of a name."""
+    parts, pieces = value.split(","), list[str]()
+    while parts:
+        lengths = range(len(parts), 1, -1)
+        count = next((n for n in lengths if _exists(",".join(parts[:n]).strip())), 1)
+        pieces.append(",".join(parts[:count]).strip())
+        parts = parts[count:]
+    return pieces
+
+
+def _exists(text: str) -> bool:
+    return bool(text) and os.path.exists(os.path.expanduser(text))
 
 
 def to_config(composed: DictConfig) -> Config:
@@ -151,7 +211,7 @@ def to_config(composed: DictConfig) -> Config:
     that no schema knows. Raises `UserError`.
     """
     try:
-        tree = OmegaConf.to_container(composed, resolve=True)
+        tree = literal(OmegaConf.to_container(composed, resolve=True))
     except InterpolationToMissingValueError:
         tree = OmegaConf.to_container(composed)  # what is missing is then named by its own key
     except OmegaConfBaseException as error:
@@ -178,8 +238,8 @@ def continued(overrides: Sequence[str]) -> list[str]:
         return []
     try:
         text = (Path(where).expanduser() / "overrides.yaml").read_text(encoding="utf-8")
-        stored = [str(line) for line in OmegaConf.to_container(OmegaConf.create(text)) or []]
-    except (OSError, OmegaConfBaseException, yaml.YAMLError):
+        stored = [str(line) for line in yaml.safe_load(text) or []]
+    except (OSError, TypeError, ValueError, yaml.YAMLError):
         return []
     parsed = OverridesParser.create().parse_overrides(stored)
     return [
@@ -222,6 +282,7 @@ def _checked(kind: type[T], tree: Mapping[str, Any]) -> T:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(_twin(cast(Any, kind))), tree)
         values = OmegaConf.to_container(merged, throw_on_missing=True)
+        values = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         key = error.full_key or ""
         value = OmegaConf.select(OmegaConf.create(dict(tree)), key, throw_on_missing=False)
@@ -261,14 +322,24 @@ def _twin(frozen: Any) -> type:
 def _freeze(frozen: type[T], values: Any) -> T:
     """Build the frozen dataclass from plain values; `~` in a path becomes the home folder."""
     fields: dict[str, Any] = {}
-    for name, kind, _ in fields_of(cast(Any, frozen)):
+    for name, kind, accepted in fields_of(cast(Any, frozen)):
         value = values[name]
         if is_section(kind):
             value = _freeze(kind, value)
-        elif name in _FILE_KEYS and value:
-            value = str(Path(value).expanduser())
+        elif "path" in accepted and isinstance(value, str) and value:
+            value = _at_home(value)
         fields[name] = value
     return frozen(**fields)
+
+
+def _at_home(path: str) -> str:
+    """With the home folder for `~`; where there is no such user, it is part of a name."""
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        if path == "~" or path.startswith("~/"):
+            raise
+        return str(Path(path))
 
 
 _twin(Config)

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Union
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sseg_nase.config.commands import argument
 from sseg_nase.config.layout import groups, key_types, unknown_option
 from sseg_nase.errors import UserError
 
@@ -35,6 +36,7 @@ def explaining(overrides: Sequence[str], *further: Path) -> Iterator[None]:
 
     `further` are config folders beside `conf/` (Hydra's `--config-dir`).
     """
+    _refuse_removed(overrides)
     try:
         yield
     except UserError:
@@ -45,6 +47,21 @@ def explaining(overrides: Sequence[str], *further: Path) -> Iterator[None]:
         if not mistakes and not isinstance(error, (HydraException, OmegaConfBaseException)):
             raise
         raise UserError(listed(mistakes or [one_line(error)])) from error
+
+
+def _refuse_removed(overrides: Sequence[str]) -> None:
+    """Refuse `~group` of what every run has: taken away, each of its keys would be missing."""
+    for text in overrides:
+        group = text[1:].partition("=")[0]
+        if not text.startswith("~") or group not in _sections():
+            continue
+        options = groups().get(group, ())
+        off = {"tracking": "jsonl"}.get(group, "none")
+        remedy = f"; write {group}={off}" if off in options else ""
+        others = f", or choose one of {', '.join(options)}" if options else ""
+        raise UserError(
+            f"{text}: every run has {group}.*, it cannot be taken away{remedy}{others}."
+        )
 
 
 def listed(mistakes: Sequence[str]) -> str:
@@ -112,11 +129,13 @@ def one_line(error: BaseException) -> str:
 
 def _grammar(text: str) -> str:
     key, equals, value = text.partition("=")
+    if value.startswith("glob("):
+        return f'{text}: a pattern needs quotes: {key}=glob("A[12]"), in single quotes as a whole.'
     if not equals:
         return f"{text}: an override is written key=value, such as ablation=A7 (see --help)."
     if value.startswith(("[", "{", '"', "'")):
         return f"{text}: the value of {key} cannot be read; check its brackets and quotes."
-    return f"""{text}: the value needs quotes: write '{key}="{value}"', outer quotes included."""
+    return f"{text}: the value needs quotes: write {argument(key, value)}, quotes included."
 
 
 def _wrong_option(override: Override, options: tuple[str, ...]) -> str | None:
@@ -161,8 +180,8 @@ def _holder(kind: Any) -> type:
 def _values(override: Override) -> list[Any]:
     if not override.is_sweep_override():
         return [override.value()]
-    if not override.is_discrete_sweep():
-        return []
+    if not override.is_discrete_sweep() or isinstance(override._value, Glob):
+        return []  # a pattern chooses from the options that there are
     parser = OverridesParser.create()
     texts = override.sweep_string_iterator()
     return [parser.parse_override(f"{override.key_or_group}={text}").value() for text in texts]
@@ -189,6 +208,10 @@ def _nearest(key: str, known_groups: Sequence[str]) -> str | None:
         return None
     near = difflib.get_close_matches(key, [*key_types(), *known_groups], 1, 0.5)
     return near[0] if near else None
+
+
+def _sections() -> set[str]:
+    return {key.split(".")[0] for key in key_types() if "." in key}
 
 
 def _roots() -> list[str]:

@@ -14,6 +14,9 @@ from omegaconf import OmegaConf
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError, did_you_mean
 
+# Keys that are written otherwise on the command line: `from` can be no field in Python.
+WRITTEN_AS = {"sweep.dir": "sweep", "finetune.start": "finetune.from"}
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -82,6 +85,20 @@ def key_types() -> Mapping[str, Any]:
     A dictionary stands there itself and with each key that it may have.
     """
     return dict(_leaves(Config, ""))
+
+
+@cache
+def path_keys() -> frozenset[str]:
+    """Return the dotted keys whose text names a file or a folder, such as `paths.output_dir`."""
+    return frozenset(_paths(Config, ""))
+
+
+def _paths(kind: Any, prefix: str) -> Iterator[str]:
+    for name, inner, accepted in fields_of(kind):
+        if is_section(inner):
+            yield from _paths(inner, f"{prefix}{name}.")
+        elif "path" in accepted:
+            yield prefix + name
 
 
 def _leaves(kind: Any, prefix: str) -> Iterator[tuple[str, Any]]:

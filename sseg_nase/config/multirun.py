@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Optional
 
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from sseg_nase.config.commands import argument
 from sseg_nase.config.compose import CONFIG_NAME, conf_dir, register
 from sseg_nase.config.explain import explaining
+from sseg_nase.config.layout import groups, key_types
 from sseg_nase.errors import UserError
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -37,6 +41,8 @@ def expand(overrides: Sequence[str], *further: Path) -> list[list[str]]:
     """
     hydras, sweeps, jobs = split(overrides)
     once(sweeps)
+    options = groups(*further)
+    jobs = [_unfolded(text, o, options) for text, o in zip(jobs, _parsed(jobs), strict=True)]
     with explaining(overrides, *further):
         parsed = _parsed(jobs)
         given = {override.key_or_group for override in parsed}
@@ -46,10 +52,49 @@ def expand(overrides: Sequence[str], *further: Path) -> list[list[str]]:
     return batch
 
 
+def _unfolded(text: str, override: Override, options: Mapping[str, Sequence[str]]) -> str:
+    """`group=glob(PATTERN)` with the options that match, as `group=A,B`; others as they are.
+
+    Raises `UserError` where nothing matches, and for an interval, which has no values.
+    """
+    key, value = override.key_or_group, override._value
+    if isinstance(value, IntervalSweep):
+        low, high = value.start, value.end
+        raise UserError(
+            f"{text}: a sweep runs every value, and an interval has none; write them out, such as "
+            f"{key}={low},{high}, or {key}=range({low},{high},STEP)."
+        )
+    if not isinstance(value, Glob):
+        return text
+    if key not in options:
+        raise UserError(
+            f"{text}: glob() chooses among the options of a group, and {key} is none; write its "
+            "values with commas between."
+        )
+    names = value.filter(list(options[key]))
+    if not names:
+        raise UserError(f"{text}: no option matches; {key} has {', '.join(options[key])}.")
+    return f"{key}={','.join(names)}"
+
+
 def shared(overrides: Sequence[str]) -> list[str]:
     """Return the overrides that all jobs have: those without commas."""
     parsed = _parsed(overrides)
     return [text for text, o in zip(overrides, parsed, strict=True) if not o.is_sweep_override()]
+
+
+def refuse_several(overrides: Sequence[str]) -> None:
+    """Refuse several values of a key where one run was asked for."""
+    for text, override in zip(overrides, _parsed(overrides), strict=True):
+        if not override.is_sweep_override():
+            continue
+        key, value = override.key_or_group, text.partition("=")[2]
+        one = ""
+        if "list" in str(key_types().get(key, "")) and override.is_choice_sweep():
+            one = f", or write {shlex.quote(f'{key}=[{value}]')} for one run with all of them"
+        elif key_types().get(key) in (str, Optional[str]) and key not in groups():
+            one = f", or write {argument(key, value)} for this very text"
+        raise UserError(f"{text}: several values are a sweep; add -m{one}.")
 
 
 def launcher(overrides: Sequence[str], *further: Path) -> str:

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
-
+from sseg_nase.config.commands import override
 from sseg_nase.config.schema import Config
 
 # `imagenet` as backbone.weights names no file. Paths decide no result: what lies there does, and
@@ -46,22 +45,22 @@ def settled_overrides(overrides: Sequence[str], config: Config) -> list[str]:
 
     What was not overridden is added where its default depends on the folder or the environment.
     """
-    given = {key_of(override) for override in overrides}
-    kept = [override for override in overrides if key_of(override) not in (*PLACES, "runs")]
+    given = {key_of(text) for text in overrides}
+    kept = [text for text in overrides if key_of(text) not in (*PLACES, "runs")]
     for key in PLACES:
         value = place_of(config, key)
         if value is not None and (key in given or key in ALWAYS):
-            kept.append(f"{key}={in_quotes(value)}")
+            kept.append(override(key, value))
     return kept
 
 
-def still_there(override: str, value: object) -> bool:
+def still_there(text: str, value: object) -> bool:
     """Whether a stored override of a folder for data or caches still names one.
 
     On another machine these are where the environment, or `conf/`, says.
     """
     folders = ("paths.data_dir", "paths.cache_dir")
-    return key_of(override) not in folders or Path(str(value)).expanduser().exists()
+    return key_of(text) not in folders or Path(str(value)).expanduser().exists()
 
 
 def place_of(config: Config | Mapping[str, Any], key: str) -> str | None:
@@ -72,14 +71,9 @@ def place_of(config: Config | Mapping[str, Any], key: str) -> str | None:
     return None if not value or value in NAMES.get(key, ()) else str(value)
 
 
-def key_of(override: str) -> str:
+def key_of(text: str) -> str:
     """Return the key of `key=value`, whatever stands before it."""
-    return override.lstrip("+~").partition("=")[0]
-
-
-def in_quotes(text: str) -> str:
-    """Return `text` so that Hydra's grammar reads it back as it is."""
-    return QuotedString(text=text, quote=Quote.single).with_quotes()
+    return text.lstrip("+~").partition("=")[0]
 
 
 def _with(config: Config, key: str, value: str) -> Config:

@@ -18,13 +18,24 @@ def option(
     above: float | None = None,
     most: float | None = None,
     keys: tuple[str, ...] | None = None,
+    path: str | None = None,
+    text: str | None = None,
 ) -> dict[str, Any]:
     """Return the values a field accepts, to stand beside its type in `Annotated`.
 
     Choices and bounds hold for every item of a list and every value of a dictionary; `keys` are
-    the keys a dictionary may have.
+    the keys a dictionary may have; `path` says in words which file or folder a text names,
+    `text` what else it is. A text without choices is never empty.
     """
-    accepted = {"choices": choices, "least": least, "above": above, "most": most, "keys": keys}
+    accepted = {
+        "choices": choices,
+        "least": least,
+        "above": above,
+        "most": most,
+        "keys": keys,
+        "path": path,
+        "text": text,
+    }
     return {key: value for key, value in accepted.items() if value is not None}
 
 
@@ -48,9 +59,9 @@ TASKS = ("pipeline", "evaluate", "curriculum", "replay", *LOOKS)
 
 @dataclass(frozen=True)
 class PathsConfig:
-    data_dir: str
-    output_dir: str
-    cache_dir: str
+    data_dir: Annotated[str, option(path="the folder of the datasets (SSEG_NASE_DATA)")]
+    output_dir: Annotated[str, option(path="the folder of the runs")]
+    cache_dir: Annotated[str, option(path="the folder of the image stores (SSEG_NASE_CACHE)")]
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ class DatasetConfig:
     name: Annotated[str, option(choices=DATASETS)]
     image_size: Annotated[int, option(least=8, most=512)]
     channels: Annotated[int, option(choices=(1, 3))]
-    root: Optional[str]
+    root: Annotated[Optional[str], option(path="the folder, or CSV file, of the images")]
     split_by: Annotated[str, option(choices=("auto", "folder", "classes", "alphabets", "vinyals"))]
     split_fractions: Annotated[Optional[list[float]], option(least=0, most=1)]
     split_seed: int
@@ -158,7 +169,7 @@ class BackboneConfig:
     embedding: Annotated[Optional[str], option(choices=("average", "flatten"))]
     stem: Annotated[Optional[str], option(choices=("auto", "imagenet", "small"))]
     patch_size: Annotated[Optional[int], option(least=1)]
-    weights: Optional[str]
+    weights: Annotated[Optional[str], option(path="a file of weights, or imagenet,")]
 
 
 @dataclass(frozen=True)
@@ -191,7 +202,7 @@ class FinetuneConfig:
     """`None` marks what the chosen method does not have; of ways, shots and queries: as fits."""
 
     name: Annotated[str, option(choices=FINETUNING)]
-    start: Optional[str]
+    start: Annotated[Optional[str], option(path="the folder of a run, or a checkpoint,")]
     ways: Annotated[Optional[int], option(least=2)]
     shots: Annotated[Optional[int], option(least=1)]
     queries: Annotated[Optional[int], option(least=1)]
@@ -358,8 +369,8 @@ class SchedulerConfig:
 @dataclass(frozen=True)
 class TrackingConfig:
     name: Annotated[str, option(choices=("mlflow", "server", "jsonl"))]
-    uri: Optional[str]
-    experiment: str
+    uri: Annotated[Optional[str], option(text="the address of a store")]
+    experiment: Annotated[str, option(text="the name of an experiment in MLflow")]
     required: bool
     interval_steps: Annotated[int, option(least=1)]
 
@@ -379,8 +390,9 @@ class SweepConfig:
     job is its own.
     """
 
-    dir: Optional[str]
+    dir: Annotated[Optional[str], option(path="the folder of a sweep")]
     job: Annotated[Optional[int], option(least=0)]
+    dry_run: bool
     rerun: bool
     on_failure: Annotated[str, option(choices=("continue", "stop"))]
     retries: Annotated[int, option(least=0)]
@@ -395,7 +407,7 @@ class SweepConfig:
 class ReportConfig:
     """What reports hold, and where they go. None of it changes a result."""
 
-    output: Optional[str]
+    output: Annotated[Optional[str], option(path="the folder of the report")]
     published: bool
     at_end: bool
 
@@ -404,14 +416,14 @@ class ReportConfig:
 class Config:
     """One run, whole."""
 
-    experiment_name: str
+    experiment_name: Annotated[str, option(text="a name")]
     seed: Annotated[int, option(least=0)]
     task: Annotated[str, option(choices=TASKS)]
     ablation: Annotated[Optional[str], option(choices=("A1", "A2", "A3", "A4", "A5", "A6", "A7"))]
-    checkpoint: Optional[str]
-    run: Optional[str]
-    runs: Optional[list[str]]
-    resume: Optional[str]
+    checkpoint: Annotated[Optional[str], option(path="the file of a checkpoint")]
+    run: Annotated[Optional[str], option(path="the folder of a run")]
+    runs: Annotated[Optional[list[str]], option(path="the folder of a run")]
+    resume: Annotated[Optional[str], option(path="the folder of a run")]
     resume_overrides: bool
     paths: PathsConfig
     hardware: HardwareConfig

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple, cast
 
+from sseg_nase import counting
 from sseg_nase.config.explain import listed
-from sseg_nase.config.layout import fields_of, group_option, is_section
+from sseg_nase.config.layout import WRITTEN_AS, fields_of, group_option, is_section
 from sseg_nase.config.schema import (
     DATASETS,
     EVOLVABLE,
@@ -210,6 +211,10 @@ def _out_of_range(section: Any, prefix: str) -> Iterator[str]:
 
 
 def _refused(key: str, value: Any, accepted: Mapping[str, Any]) -> Iterator[str]:
+    if isinstance(value, str) and not value.strip() and "choices" not in accepted:
+        needed = accepted.get("path") or accepted.get("text") or "a text"
+        yield f"{WRITTEN_AS.get(key, key)}= is empty: {needed} is needed."
+        return
     if "choices" in accepted and value not in accepted["choices"]:
         yield _not_one_of(key, value, accepted["choices"])
     if isinstance(value, float) and not math.isfinite(value):
@@ -282,8 +287,8 @@ def _report(config: Config) -> Iterator[str]:
             f"runs={','.join(runs)}: it has no effect with task={config.task}; add task=report or "
             "leave it out."
         )
-    if runs is not None and not all(runs or [""]):
-        yield "runs: name at least one folder, a pattern in quotes, or LAST; and none is empty."
+    if runs == []:
+        yield "runs=[]: name at least one folder, a pattern in quotes, or LAST."
     if runs and config.sweep.dir:
         yield (
             f"runs={','.join(runs)}: not together with sweep={config.sweep.dir}; leave one of "
@@ -299,11 +304,8 @@ def _report(config: Config) -> Iterator[str]:
 
 def _names(config: Config) -> Iterator[str]:
     name = config.experiment_name
-    if not name or PurePath(name).name != name:
+    if PurePath(name).name != name:
         yield f"experiment_name={name}: it names a folder; use a word without slashes."
-    for key, value in dataclasses.asdict(config.paths).items():
-        if not value:
-            yield f"paths.{key}: a folder is needed, it is empty."
 
 
 def _dataset(config: Config) -> Iterator[str]:
@@ -388,6 +390,48 @@ def _architecture(config: Config) -> Iterator[str]:
         yield (
             f"evolution.max_channels={evolution.max_channels}: backbone.channels={channels} "
             "starts with more channels."
+        )
+    yield from _caps_below(config)
+
+
+def _caps_below(config: Config) -> Iterator[str]:
+    """Caps on params and flops hold for the seed network, too: it is to be under them."""
+    backbone, evolution = config.backbone, config.evolution
+    channels, kernel = backbone.channels or [], backbone.kernel_size or 0
+    pooled = len(channels) if backbone.pooled_blocks is None else backbone.pooled_blocks
+    pooling = [bool(backbone.pooling) and number < pooled for number in range(len(channels))]
+    widths = [backbone.in_channels, *channels]
+    at = counting.sides(evolution.cap_resolution, pooling)
+    norm = bool(backbone.batch_norm)
+    has = {
+        "max_params": (counting.params(widths, kernel_size=kernel, batch_norm=norm), "parameters"),
+        "max_flops": (
+            2 * counting.macs(widths, at, [kernel**2] * len(channels)),
+            f"flops at evolution.cap_resolution={evolution.cap_resolution}",
+        ),
+    }
+    for name, (figure, what) in has.items():
+        cap = getattr(evolution, name)
+        if figure >= cap:
+            yield (
+                f"evolution.{name}={cap}: the seed network, backbone.channels={channels}, has "
+                f"{figure:,} {what} already; raise it, start smaller, or add evolution=none."
+            )
+
+
+def _sparsity(config: Config) -> Iterator[str]:
+    """A block keeps `min_channels`, in multiples of `round_to`: there must be wider ones."""
+    sparsity, evolution, channels = config.sparsity, config.evolution, config.backbone.channels
+    if not sparsity.enabled or not channels or config.backbone.name not in EVOLVABLE:
+        return
+    widest = max([*channels, evolution.max_channels] if evolution.enabled else channels)
+    key = "evolution.max_channels" if widest > max(channels) else "backbone.channels"
+    kept = -(-sparsity.min_channels // sparsity.round_to) * sparsity.round_to
+    if kept >= widest:
+        yield (
+            f"sparsity.min_channels={sparsity.min_channels}: no block is ever wider than {widest} "
+            f"({key}; sparsity.round_to={sparsity.round_to}), so nothing could be pruned; lower "
+            "it, or add sparsity=none."
         )
 
 
@@ -607,8 +651,6 @@ def _tracking(config: Config) -> Iterator[str]:
             "tracking=jsonl: nothing can be delivered there; leave it out for the store that the "
             "run has, or choose tracking=mlflow or tracking=server with tracking.uri=ADDRESS."
         )
-    if not tracking.experiment:
-        yield "tracking.experiment: a name is needed, it is empty."
 
 
 def _own_options(section: Any, group: str, own: Mapping[str, set[str]]) -> Iterator[str]:
@@ -643,6 +685,7 @@ _RULES = cast(
         _views,
         _backbone,
         _architecture,
+        _sparsity,
         _ssl,
         _untrained,
         _evaluation,

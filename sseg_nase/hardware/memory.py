@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from sseg_nase.config.commands import argument
 from sseg_nase.config.schema import Config
 from sseg_nase.hardware.probe import blank_images, device_of, eval_mode
 
@@ -163,8 +164,8 @@ def _training_remedies(config: Config) -> list[str]:
         )
     if config.backbone.channels is not None:
         channels = [max(1, width // 2) for width in config.backbone.channels]
-        narrower = str(channels).replace(" ", "")
-        found.append(f"backbone.channels={narrower} (a narrower network to start from)")
+        narrower = argument("backbone.channels", channels)
+        found.append(f"{narrower} (a narrower network to start from)")
     return found
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from sseg_nase import counting
+from sseg_nase.counting import pools
 from sseg_nase.nets.description import summarize
 
-SMALLEST_MAP = 2  # a block pools only while the pooled map keeps at least this side
+__all__ = ["Architecture", "Block", "pools"]
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,7 @@ class Architecture:
 
     def sides(self, resolution: int | None = None) -> tuple[int, ...]:
         """Side of the square map in every space: the input first, then each block's output."""
-        sides = [resolution or self.resolution]
-        for block in self.blocks:
-            sides.append(sides[-1] // 2 if block.pool and pools(sides[-1]) else sides[-1])
-        return tuple(sides)
+        return counting.sides(resolution or self.resolution, [block.pool for block in self.blocks])
 
     @property
     def positions(self) -> int:
@@ -109,21 +108,14 @@ class Architecture:
     @property
     def params(self) -> int:
         """Trainable parameters, by formula."""
-        per_channel = 2 if self.batch_norm else 1  # γ and β, or a bias
-        return sum(
-            self.kernel_size**2 * wide_in * wide_out + per_channel * wide_out
-            for wide_in, wide_out in zip(self.widths, self.channels, strict=False)
+        return counting.params(
+            self.widths, kernel_size=self.kernel_size, batch_norm=self.batch_norm
         )
 
     def macs(self, resolution: int | None = None) -> int:
         """Multiply-accumulates of one forward at `resolution`, by formula (flops = 2 × macs)."""
-        total = 0
-        for block, wide_in, side in zip(
-            self.blocks, self.widths, self.sides(resolution), strict=False
-        ):
-            taps = self.kernel_size**2 + (1 if block.routed else 0)
-            total += taps * wide_in * block.channels * side**2
-        return total
+        taps = [self.kernel_size**2 + (1 if block.routed else 0) for block in self.blocks]
+        return counting.macs(self.widths, self.sides(resolution), taps)
 
     @property
     def any_resolution(self) -> bool:
@@ -152,8 +144,3 @@ class Architecture:
     def from_dict(cls, data: dict[str, Any]) -> Architecture:
         """Rebuild what `to_dict` wrote."""
         return cls(**{**data, "blocks": tuple(Block(**block) for block in data["blocks"])})
-
-
-def pools(side: int) -> bool:
-    """Whether a map of this side is still pooled: deep networks keep their last small map."""
-    return side // 2 >= SMALLEST_MAP

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 import sseg_nase
+from sseg_nase.config.commands import command as command_line
 from sseg_nase.config.compose import defaults
 from sseg_nase.config.fingerprint import decisive, flatten
 from sseg_nase.errors import UserError
@@ -65,6 +65,7 @@ from sseg_nase.reporting.markdown import as_markdown
 from sseg_nase.reporting.pictures import drawn, files_of
 from sseg_nase.reporting.provenance import provenance
 from sseg_nase.reporting.record import FINISHED, RunRecord, read_run
+from sseg_nase.reporting.times import span
 from sseg_nase.tracking.console import duration
 from sseg_nase.tracking.mlflow_sink import shown
 
@@ -248,27 +249,7 @@ def command(record: RunRecord) -> str | None:
         return None
     if not isinstance(overrides, list):
         return None
-    return shlex.join(["sseg-nase", *map(str, overrides)])
-
-
-def span(run: Path) -> tuple[float | None, float | None]:
-    """When the run told the first and the last thing, in seconds since 1970; None: not known."""
-    times = []
-    try:
-        with (run / "events.jsonl").open("rb") as lines:
-            first = lines.readline()
-            lines.seek(max(lines.tell(), lines.seek(0, 2) - 65536))
-            rest = lines.read().splitlines()
-    except OSError:
-        return None, None
-    for line in (first, *rest):
-        try:
-            told = json.loads(line)["time"]
-        except (ValueError, KeyError, TypeError):
-            continue
-        if finite(told):
-            times.append(float(told))
-    return (times[0], times[-1]) if times else (None, None)
+    return command_line(*map(str, overrides))
 
 
 def _moment(seconds: float) -> str:

@@ -6,9 +6,11 @@ import glob
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sseg_nase.config.commands import argument
 from sseg_nase.errors import UserError
 from sseg_nase.files import read_json
 from sseg_nase.reporting.provenance import config_of, section
+from sseg_nase.reporting.times import created, ended
 
 LAST = "LAST"
 FINISHED = "FINISHED"
@@ -38,7 +40,7 @@ def latest_run(output_dir: Path | str = "runs", *, pretrained: bool = False) -> 
     if not finished:
         what = "finished run that has pretrained a network" if pretrained else "finished run"
         raise UserError(f"There is no {what} in {output_dir} yet: `make run` makes one.")
-    return max(finished, key=_time_of_results)
+    return max(finished, key=ended)
 
 
 def comparable(runs: Sequence[Path], warn: Callable[[str], None]) -> list[Path]:
@@ -75,16 +77,12 @@ def _last(output_dir: Path) -> Path:
     finished = _finished(output_dir.expanduser())
     if not finished:
         raise UserError(f"runs=LAST: there is no finished run in {output_dir} yet.")
-    return max(finished, key=_time_of_results)
+    return max(finished, key=ended)
 
 
 def _finished(output_dir: Path) -> list[Path]:
     runs = (path.parent for path in output_dir.glob("*/*/results.json"))
     return [run for run in runs if _unfit(run) is None]
-
-
-def _time_of_results(run: Path) -> float:
-    return (run / "results.json").stat().st_mtime
 
 
 def _pretrained(run: Path) -> bool:
@@ -94,14 +92,29 @@ def _pretrained(run: Path) -> bool:
     return config.get("task") == "pipeline" and bool(trained)
 
 
+def last_made(key: str, output_dir: Path) -> Path:
+    """Return the run under `output_dir` that was made last, however it ended, for `key`=LAST.
+
+    Raises `UserError` where there is none.
+    """
+    folders = (path.parent for path in output_dir.expanduser().absolute().glob("*/*/config.yaml"))
+    runs = [folder for folder in folders if _is_run(folder)]
+    if not runs:
+        raise UserError(f"{key}=LAST: there is no run in {output_dir} yet.")
+    return max(runs, key=created)
+
+
 def _no_run(path: Path) -> str:
     if not path.exists():
         return f"runs={path}: there is no such folder. {AN_EXAMPLE}, a pattern in quotes, or LAST."
     if (path / "sweep.json").exists():
-        return f"runs={path}: this is the directory of a sweep; write sweep={path}."
+        return (
+            f"runs={path}: this is the directory of a sweep; write {argument('sweep', str(path))}."
+        )
     hint = f"{AN_EXAMPLE}, or LAST."
     if path.is_dir() and any(_is_run(inner) for inner in path.iterdir()):
-        hint = f"""For the runs in it write 'runs="{path}/*"', outer quotes included."""
+        pattern = argument("runs", f"{glob.escape(str(path))}/*")
+        hint = f"For the runs in it write {pattern}, quotes included."
     return f"runs={path}: not the directory of a run (no config.yaml and status.json). {hint}"
 
 

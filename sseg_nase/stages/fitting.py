@@ -7,13 +7,13 @@ usual value or the nearest that fits, and every value that is not the usual one 
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
+from sseg_nase.config.commands import argument
 from sseg_nase.config.compose import dataset_choice, defaults
 from sseg_nase.config.schema import (
     ROOTED,
@@ -202,9 +202,7 @@ def what_fits(
         fit = episodes_that_fit(asked, dataclasses.replace(evaluation, **wanted), rooms)
     except UserError:
         return ""
-    assert fit.shots is not None
-    shots = shlex.quote(f"evaluation.shots={_short(fit.shots)}")
-    return f"evaluation.ways={fit.ways} {shots} evaluation.queries={fit.queries}"
+    return " ".join(argument(f"evaluation.{key}", getattr(fit, key)) for key in OPEN)
 
 
 def judged_datasets(config: Config) -> list[DatasetConfig]:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from filelock import Timeout
 
+from sseg_nase.config.commands import command
 from sseg_nase.config.schema import Config, TrackingConfig
 from sseg_nase.directory import RUNNING, end_dead, held, locked, own_run_id, status_of
 from sseg_nase.errors import DONE, FAILURE, UserError
@@ -56,7 +57,8 @@ def deliver_sweep(sweep: SweepFolder, say: Say, given: TrackingConfig | None = N
             say(f"{run}: {deliver_run(run, given, sweep.plan['parent_run_id'])}")
         except Undelivered as error:  # it will not take the others either
             rest = len(waiting) - number
-            say(f"{error} {rest} runs are not delivered; try task=deliver sweep={sweep.path} later")
+            again = command(task="deliver", sweep=sweep.path)
+            say(f"{error} {rest} runs are not delivered; try later: {again}")
             return FAILURE
         except UserError as error:  # one of its files is broken, or it has begun again
             say(f"{run}: not delivered: {error}")

@@ -23,6 +23,7 @@ from sseg_nase.tracking.sweeps import SweepStore
 
 SECONDS_BETWEEN_TABLES = 2.0
 WIDTH = 160
+NARROW = 100  # below it the result may take several lines
 STYLES = {FINISHED: "green", FAILED: "bold red", INTERRUPTED: "yellow", RUNNING: "cyan"}
 
 Say = Callable[[str], None]
@@ -31,7 +32,8 @@ Say = Callable[[str], None]
 def finish(sweep: SweepFolder, store: SweepStore, say: Say) -> int:
     """Show the table, write the report, end the parent run; return the exit code."""
     seen = look(sweep)
-    _console().print(table(sweep, seen))
+    console = _console()
+    console.print(table(sweep, seen, console.width))
     _close(sweep, seen, store, say)
     return exit_code(seen)
 
@@ -72,13 +74,13 @@ def status(config: Config, say: Say) -> int:
     console = _console()
     seen = look(sweep)
     if config.sweep.watch and console.is_terminal:
-        with Live(table(sweep, seen), console=console, auto_refresh=False) as live:
+        with Live(table(sweep, seen, console.width), console=console, auto_refresh=False) as live:
             while any(one.state in (RUNNING, QUEUED) for one in seen) or sweep.launched():
                 time.sleep(SECONDS_BETWEEN_TABLES)
                 seen = look(sweep)
-                live.update(table(sweep, seen), refresh=True)
+                live.update(table(sweep, seen, console.width), refresh=True)
     else:
-        console.print(table(sweep, seen))
+        console.print(table(sweep, seen, console.width))
     _close_forgotten(sweep, seen, say)
     return exit_code(seen)
 
@@ -99,8 +101,11 @@ def _console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=WIDTH)
 
 
-def table(sweep: SweepFolder, seen: Sequence[Seen]) -> Table:
-    """Return the jobs with their overrides, state, epoch, last figure, time and reason."""
+def table(sweep: SweepFolder, seen: Sequence[Seen], width: int = WIDTH) -> Table:
+    """Return the jobs with their overrides, state, epoch, last figure, time and reason.
+
+    Columns in which nothing stands are left out; `width` is that of the terminal.
+    """
     counts = {
         state: sum(one.state == state for one in seen)
         for state in dict.fromkeys(one.state for one in seen)
@@ -108,23 +113,32 @@ def table(sweep: SweepFolder, seen: Sequence[Seen]) -> Table:
     shown = Table(
         title=Text(f"sweep {sweep.name}: {sweep.title}"),
         caption=", ".join(f"{count} {state}" for state, count in counts.items()),
+        padding=(0, 1) if width >= NARROW else 0,
     )
-    shown.add_column("job", justify="right")
-    shown.add_column("overrides", overflow="fold")
-    shown.add_column("state", no_wrap=True)
-    shown.add_column("epoch", justify="right", no_wrap=True)
-    shown.add_column("result", no_wrap=True)
-    shown.add_column("time", justify="right", no_wrap=True)
-    shown.add_column("why", overflow="fold")
-    for one in seen:
-        epochs = "" if one.epoch is None else f"{one.epoch}/{one.job.config.pretrain.epochs}"
-        shown.add_row(
-            str(one.job.number),
-            Text(one.job.label),
-            Text(one.state, style=STYLES.get(one.state, "")),
-            epochs,
-            one.metric,
-            "" if one.seconds is None else duration(one.seconds),
-            Text(one.detail),
+    cells = {
+        "job": [str(one.job.number) for one in seen],
+        "overrides": [one.job.label for one in seen],
+        "state": [one.state for one in seen],
+        "epoch": [
+            "" if one.epoch is None else f"{one.epoch}/{one.job.config.pretrain.epochs}"
+            for one in seen
+        ],
+        "result": [one.metric for one in seen],
+        "time": ["" if one.seconds is None else duration(one.seconds) for one in seen],
+        "why": [one.detail for one in seen],
+    }
+    cells = {name: column for name, column in cells.items() if any(column)}
+    words = max((len(word) for label in cells["overrides"] for word in label.split()), default=0)
+    for name in cells:
+        shown.add_column(
+            name,
+            justify="right" if name in ("job", "epoch", "time") else "left",
+            overflow="fold",
+            no_wrap=name not in ("overrides", "why") and (name != "result" or width >= NARROW),
+            # An override that is broken within its key cannot be read.
+            min_width=min(words, width // 3) if name == "overrides" else None,
         )
+    for row, one in zip(zip(*cells.values(), strict=True), seen, strict=True):
+        styles = [STYLES.get(one.state, "") if name == "state" else "" for name in cells]
+        shown.add_row(*(Text(cell, style=style) for cell, style in zip(row, styles, strict=True)))
     return shown

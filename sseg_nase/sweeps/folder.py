@@ -17,11 +17,10 @@ import json
 import os
 import secrets
 import socket
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from sseg_nase.config.commands import command
 from sseg_nase.config.compose import stored
 from sseg_nase.config.schema import Config, SweepConfig, TrackingConfig
 from sseg_nase.directory import locked, status_of
@@ -161,6 +161,11 @@ class SweepFolder:
         return self.path.name
 
     @property
+    def created(self) -> float:
+        """When it was planned, in seconds since 1970."""
+        return float(self.plan.get("created") or 0)
+
+    @property
     def title(self) -> str:
         """What was swept, for people."""
         return str(self.plan["title"])
@@ -173,7 +178,7 @@ class SweepFolder:
     @property
     def settings(self) -> SweepConfig:
         """What the latest launch asked for."""
-        return SweepConfig(**self.plan["settings"])
+        return SweepConfig(**{"dry_run": False, **self.plan["settings"]})
 
     @property
     def tracking(self) -> TrackingConfig:
@@ -262,7 +267,8 @@ def create(
 
     Raises `UserError` where it cannot be written.
     """
-    path = output_dir / "sweeps" / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(3)}"
+    now = datetime.now(timezone.utc)  # not every machine that sees the folder has our time zone
+    path = output_dir / "sweeps" / f"{now:%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(3)}"
     try:
         for job in jobs:
             folder = path / "jobs" / str(job.number)
@@ -279,7 +285,7 @@ def create(
             "settings": dataclasses.asdict(settings),
             "tracking": dataclasses.asdict(tracking),
             "parent_run_id": None,
-            "created": time.time(),
+            "created": now.timestamp(),
             "folder": str(Path.cwd()),
             "code": dict(code),
             "threads": max(1, (os.cpu_count() or 1) // settings.parallel),
@@ -305,9 +311,9 @@ def create(
 
 
 def sweeps_in(output_dir: Path) -> list[SweepFolder]:
-    """Return the sweeps under `output_dir`, the latest last."""
+    """Return the sweeps under `output_dir`, the latest last, whatever their names say."""
     found = (output_dir.expanduser().absolute() / "sweeps").glob("*/sweep.json")
-    return [SweepFolder(path.parent) for path in sorted(found)]
+    return sorted((SweepFolder(path.parent) for path in found), key=lambda s: (s.created, s.name))
 
 
 def same_as(jobs: Sequence[Planned], output_dir: Path) -> SweepFolder | None:
@@ -326,9 +332,11 @@ def looked_at(wanted: str | None, output_dir: Path) -> SweepFolder:
         return SweepFolder(Path(str(wanted)))
     known = sweeps_in(output_dir)
     if not known:
+        single = any(output_dir.expanduser().glob("*/*/status.json"))
+        runs = f" The single runs there: {command(task='report', runs='LAST')}." if single else ""
         raise UserError(
             f"sweep=LAST: there is no sweep in {output_dir}/sweeps yet; start one with -m, or "
-            "name one with sweep=DIR."
+            f"name one with sweep=DIR.{runs}"
         )
     return known[-1]
 

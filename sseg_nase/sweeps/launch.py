@@ -14,8 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from sseg_nase.config.commands import command, override
 from sseg_nase.config.compose import load, spelled_out
 from sseg_nase.config.multirun import launcher, once, shared, split
+from sseg_nase.config.schema import SweepConfig
 from sseg_nase.config.validation import cautions
 from sseg_nase.directory import end_dead, locked, status_of
 from sseg_nase.errors import DONE, STOPPED, UserError
@@ -24,6 +26,7 @@ from sseg_nase.sweeps import code
 from sseg_nase.sweeps.finish import begin_parent, finish
 from sseg_nase.sweeps.folder import (
     JobFolder,
+    Planned,
     SweepFolder,
     create,
     looked_at,
@@ -39,8 +42,8 @@ SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_BETWEEN_QUERIES = 5.0  # of Slurm, which others ask, too
 SECONDS_TO_BEGIN = 30.0
 STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
-SLURM = "SlurmLauncher"
-OWN_KEYS = ("sweep.dir", "sweep.job", "sweep.watch")
+SLURM, BASIC = "SlurmLauncher", "BasicLauncher"
+OWN_KEYS = ("sweep.dir", "sweep.job", "sweep.watch", "sweep.dry_run")
 
 Say = Callable[[str], None]
 Hydra = Callable[[Sequence[str]], None]
@@ -59,18 +62,30 @@ def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> 
     `hydra` runs Hydra's multirun with the overrides it is given; `further` are config folders
     beside `conf/`. Raises `UserError`.
     """
-    hydras, sweeps, jobs = split(spelled_out(overrides))
+    hydras, sweeps, jobs = split(spelled_out(overrides, multirun=True))
     once(sweeps)
     settings = load(["task=status", *sweeps], *further).sweep
     if settings.watch or settings.job is not None:
         raise UserError("sweep.watch and sweep.job have no effect with -m; leave them out.")
     if settings.dir is not None:
         sweep = _named(settings.dir, jobs)
+        if settings.dry_run:
+            return rehearse(sweep.title, sweep.jobs, sweep, rerun=settings.rerun)
     else:
-        sweep = _planned([*hydras, *jobs], sweeps, say, *further)
-        settings = load([*sweep.shared, *sweeps], *further).sweep  # an experiment may have a word
+        title, planned = plan([*hydras, *jobs], *further)
+        # an experiment may have a word
+        settings = load([*planned[0].overrides, *sweeps], *further).sweep
+        output_dir = Path(planned[0].config.paths.output_dir)
+        known = None if settings.rerun else same_as(planned, output_dir)
+        for caution in dict.fromkeys(said for job in planned for said in cautions(job.config)):
+            say(caution)
+        if settings.dry_run:
+            return rehearse(title, planned, known, rerun=settings.rerun)
+        sweep = known or _made(title, planned, settings, overrides_without(jobs))
+        settings = load([*sweep.shared, *sweeps], *further).sweep
     chosen = [*sweep.shared, *hydras]
-    in_slurm = launcher(chosen, *further) == SLURM
+    started_by = launcher(chosen, *further)
+    in_slurm = started_by == SLURM
     if in_slurm and any("sweeper.max_batch_size" in text for text in hydras):
         raise UserError(
             "hydra.sweeper.max_batch_size: with Slurm all jobs are queued together; how many "
@@ -81,6 +96,8 @@ def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> 
         store = SweepStore(sweep.tracking, warn=say)
         begin_parent(sweep, store)
         say(f"sweep in {sweep.path}: {len(sweep.jobs)} jobs, {sweep.title}")
+        if started_by != BASIC:
+            say(f"epochs and losses, any time: {command(task='status', sweep=sweep.path)}")
         _reap(store, say)
         numbers = _to_do(sweep, settings.rerun, store, say)
         if not numbers and not _on_its_way(look(sweep)):
@@ -101,19 +118,45 @@ def _named(directory: str, jobs: Sequence[str]) -> SweepFolder:
     return looked_at(directory, Path(load().paths.output_dir))
 
 
-def _planned(
-    overrides: Sequence[str], sweeps: Sequence[str], say: Say, *further: Path
+def rehearse(
+    title: str,
+    planned: Sequence[Planned | JobFolder],
+    sweep: SweepFolder | None,
+    *,
+    rerun: bool,
+) -> int:
+    """List the jobs and what would become of each; nothing is run and nothing is written.
+
+    `sweep`: the one on disk that consists of these very jobs. Returns the exit code.
+    """
+    where = "a new sweep" if sweep is None else f"the sweep in {sweep.path}"
+    print(f"{where}: {len(planned)} jobs, {title}")
+    for number, job in enumerate(planned):
+        print(f"job {number}  {' '.join(job.overrides)}")
+        print(f"       {_would(None if sweep is None else sweep.jobs[number], rerun=rerun)}")
+    print("sweep.dry_run=true: nothing was run or written.", end=" ")
+    print(
+        "MLflow was not asked whether it knows runs of the same config, which would be taken over."
+    )
+    return DONE
+
+
+def _would(job: JobFolder | None, *, rerun: bool) -> str:
+    """What a launch would do with a job of a sweep on disk; None: of a new one."""
+    if job is not None and job.alive():
+        return "is running already: would be left alone"
+    if job is None or job.run is None or rerun:
+        return "would run"
+    if job.finished:
+        return f"is FINISHED in {job.run}: would be skipped"
+    return f"would be resumed in {job.run}"
+
+
+def _made(
+    title: str, planned: Sequence[Planned], settings: SweepConfig, jobs: Sequence[str]
 ) -> SweepFolder:
-    """The sweep that consists of these very jobs, or a new one."""
-    title, planned = plan(overrides, *further)
-    for caution in dict.fromkeys(said for job in planned for said in cautions(job.config)):
-        say(caution)
+    """A new sweep that consists of these jobs."""
     first = planned[0].config
-    settings = load([*planned[0].overrides, *sweeps], *further).sweep
-    known = None if settings.rerun else same_as(planned, Path(first.paths.output_dir))
-    if known is not None:
-        return known
-    _, _, jobs = split(overrides_without(overrides))
     return create(
         Path(first.paths.output_dir),
         planned,
@@ -200,7 +243,7 @@ def _run(
     in_slurm: bool,
 ) -> int:
     """Hand the jobs to Hydra's launcher, wait until all have ended, and close the sweep."""
-    own = [f"sweep.dir={_quoted(sweep.path)}", f"sweep.job={','.join(map(str, numbers))}"]
+    own = [override("sweep.dir", sweep.path), f"sweep.job={','.join(map(str, numbers))}"]
     own.append("hydra.sweeper.params=null")  # an experiment's are in the plan already
     interrupted = False
 
@@ -217,7 +260,7 @@ def _run(
         except Queued:
             if sweep.settings.detach:
                 say("the jobs are in Slurm's queue; look at them with:")
-                say(f"  sseg-nase task=status sweep={sweep.path}")
+                say(f"  {command(task='status', sweep=sweep.path)}")
                 return DONE
         except KeyboardInterrupt:
             interrupted = True
@@ -317,14 +360,14 @@ def _in_background(
         for text in sweeps
         if not text.lstrip("+").startswith((*OWN_KEYS, "sweep.detach", "sweep.rerun"))
     ]
-    command = [sys.executable, "-m", "sseg_nase", "-m", *hydras, *kept]
-    command += [f"sweep.dir={_quoted(sweep.path)}"]
+    started = [sys.executable, "-m", "sseg_nase", "-m", *hydras, *kept]
+    started += [override("sweep.dir", sweep.path)]
     if further:
-        command += ["--config-dir", str(further[0])]
+        started += ["--config-dir", str(further[0])]
     log = sweep.path / "launcher.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            started, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
         )
     deadline = time.monotonic() + SECONDS_TO_BEGIN
     while process.poll() is None and time.monotonic() < deadline:
@@ -336,7 +379,7 @@ def _in_background(
         say(f"the sweep could not be started in the background:\n{tail}")
         return int(process.returncode)
     say(f"handed over to process {process.pid}, which writes to {log}; look at the jobs with:")
-    say(f"  sseg-nase task=status sweep={sweep.path}")
+    say(f"  {command(task='status', sweep=sweep.path)}")
     return 0
 
 
@@ -368,9 +411,3 @@ def _submissions(sweep: SweepFolder, numbers: Sequence[int]) -> Iterator[None]:
         yield
     finally:
         Executor.map_array = original  # type: ignore[method-assign]
-
-
-def _quoted(path: Path) -> str:
-    """A path as Hydra's grammar takes any text."""
-    text = str(path).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{text}"'

@@ -75,8 +75,13 @@ def _title(jobs: Sequence[Sequence[str]], differing: Sequence[str]) -> str:
     values = {
         key: list(dict.fromkeys(_values(job).get(key, "") for job in jobs)) for key in differing
     }
+    seed = _values(jobs[0]).get("seed")
+    if seed is not None and "seed" not in values:
+        values["seed"] = [seed]  # all jobs have it, and it belongs to what they are called
+    if not differing and (all_alike := label(jobs[0], [])):
+        return " ".join([all_alike, *(f"seed={seed}" for _ in [seed] if seed is not None)])
     text = redacted(" ".join(f"{key}={','.join(found)}" for key, found in values.items()))
-    return text[:NAME_LENGTH] or (label(jobs[0], []) or "one job")
+    return text[:NAME_LENGTH] or "one job"
 
 
 def _values(job: Sequence[str]) -> Mapping[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 from sseg_nase.config.schema import Config
@@ -91,7 +91,7 @@ def _compare(runs: Sequence[Path], config: Config, say: Say) -> None:
     from sseg_nase.reporting.pictures import drawn
     from sseg_nase.reporting.record import read_run
 
-    name = f"{datetime.now():%Y%m%d-%H%M%S}_{secrets.token_hex(3)}"
+    name = f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}_{secrets.token_hex(3)}"
     output = config.report.output or Path(config.paths.output_dir) / "reports" / name
     folder = Path(output).expanduser().absolute()
     comparison = compare(runs, with_published=config.report.published)

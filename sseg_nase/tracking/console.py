@@ -17,6 +17,8 @@ from sseg_nase.finite import finite, positive
 from sseg_nase.tracking.sink import FINISHED, RunInfo, Sink
 
 SECONDS_BETWEEN_UPDATES = 0.2
+WIDE = 100  # characters, from which on there is room
+TIME_LEFT = "00:00:00 left"
 
 
 class ConsoleSink(Sink):
@@ -79,8 +81,9 @@ class ConsoleSink(Sink):
             self._task = self._bar.add_task(described, total=self._total_epochs, figures="")
             self._bar.update(self._task, completed=position)
             self._bar.start()
+        room = self._console.width - len(described) - _bar_width(self._console) - len(TIME_LEFT) - 4
         self._bar.update(
-            self._task, description=described, completed=position, figures=figures(values)
+            self._task, description=described, completed=position, figures=figures(values, room)
         )
 
     def close(self, status: str, error: str | None = None) -> None:
@@ -107,20 +110,24 @@ class ConsoleSink(Sink):
         return (time.monotonic() - since) / (done - position) * (self._total_epochs - done)
 
 
-def figures(values: Mapping[str, Any]) -> str:
-    """Return level, loss, blocks, params and images/s, those that `values` has, in one line."""
-    shown = []
-    if values.get("level") is not None:
-        shown.append(str(values["level"]))
-    if values.get("loss") is not None:
-        shown.append(f"loss {_number(values['loss'], '.4f')}")
-    if values.get("blocks") is not None:
-        shown.append(f"{values['blocks']} blocks")
-    if values.get("params") is not None:
-        shown.append(f"params {_count(values['params'])}")
-    if values.get("images_per_second") is not None:
-        shown.append(f"{_number(values['images_per_second'], ',.0f')} images/s")
-    return "  ".join(shown)
+def figures(values: Mapping[str, Any], room: float = math.inf) -> str:
+    """Return level, loss, blocks, params and images/s, those that `values` has, in one line.
+
+    What does not fit into `room` characters is left out, the speed first and the loss last.
+    """
+    written: Mapping[str, Callable[[Any], str]] = {
+        "level": str,
+        "loss": lambda loss: f"loss {_number(loss, '.4f')}",
+        "blocks": lambda blocks: f"{blocks} blocks",
+        "params": lambda params: f"params {_count(params)}",
+        "images_per_second": lambda speed: f"{_number(speed, ',.0f')} images/s",
+    }
+    shown = {k: write(values[k]) for k, write in written.items() if values.get(k) is not None}
+    for name in ("images_per_second", "blocks", "params", "level", "loss"):
+        if len("  ".join(shown.values())) <= room:
+            break
+        shown.pop(name, None)
+    return "  ".join(shown.values())
 
 
 def epoch_line(values: Mapping[str, Any], total_epochs: int, seconds_left: float | None) -> str:
@@ -212,7 +219,8 @@ def summary_table(
         )
     if ui_command is None:
         return Group(table)
-    return Group(table, Text(f"compare runs: {ui_command}"))
+    # A line of its own is copied whole, and at 80 columns mostly not broken.
+    return Group(table, Text("compare runs:"), Text(ui_command))
 
 
 def print_summary(
@@ -267,10 +275,14 @@ def _accuracy(result: Mapping[str, Any] | None) -> str:
     return f"{_number(result['accuracy'], '.2f')} ± {_number(result['ci95'], '.2f')} %"
 
 
+def _bar_width(console: Console) -> int:
+    return 20 if console.width >= WIDE else 8
+
+
 def _bar(console: Console) -> Progress:
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
+        BarColumn(bar_width=_bar_width(console)),
         TextColumn("{task.fields[figures]}", markup=False),
         TimeRemainingColumn(),
         TextColumn("left"),

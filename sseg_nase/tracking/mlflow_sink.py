@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from sseg_nase.config.commands import command
 from sseg_nase.config.schema import TrackingConfig
 from sseg_nase.errors import UserError
 from sseg_nase.files import FULL, free_bytes, in_bytes
@@ -150,7 +151,7 @@ class MlflowSink(Sink):
                 "warning",
                 f"MLflow at {shown(self.uri)} cannot be used: {reason(error, self.uri)} The run "
                 f"is made without it; {run.directory / 'events.jsonl'} keeps everything, and "
-                f"task=deliver run={shlex.quote(str(run.directory))} sends it afterwards.",
+                f"{command(task='deliver', run=run.directory)} sends it afterwards.",
             )
             return
         self._run_id, self._experiment_id = run_id, experiment_id
@@ -287,7 +288,7 @@ class _Delivery:
             "message" if self._warned else "warning",
             f"MLflow at {self._name} is not complete (metric rows and files missing: {more}{left}, "
             f"run closed: {'yes' if closed else 'no'}); {self._events} has everything, and "
-            f"task=deliver run={shlex.quote(str(self._events.parent))} sends it.",
+            f"{command(task='deliver', run=self._events.parent)} sends it.",
         )
         return False
 

@@ -8,7 +8,6 @@ anyway: where a step is logged, and at the end of the epoch.
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from sseg_nase.config.commands import command
 from sseg_nase.config.layout import group_option
 from sseg_nase.config.schema import Config, FinetuneConfig
 from sseg_nase.errors import UserError
@@ -153,8 +153,7 @@ def explained(error: UserError, config: Config, folder: Path, checkpoint: str) -
     return UserError(
         f"{error} Change one or more of: {shown}. Resume with other values (from "
         f"{kept.name if kept.exists() else 'the beginning, as there is no checkpoint yet'}): "
-        f"sseg-nase {shlex.quote(f'resume={folder}')} {' '.join(changed)} "
-        "resume_overrides=true"
+        f"{command(*changed, resume=folder, resume_overrides=True)}"
     )
 
 

@@ -30,7 +30,7 @@ NEEDED = {
     ("task", "replay"): ["run=runs/one"],
     ("task", "deliver"): ["run=runs/one"],
     ("ssl", "none"): STILL,
-    ("backbone", "sketch_cnn"): ["evolution.max_channels=512"],
+    ("backbone", "sketch_cnn"): ["evolution.max_channels=512", "evolution.max_params=4000000"],
     **{("backbone", name): STILL for name in BACKBONES if name not in EVOLVABLE},
     ("backbone", "vit_small"): [*STILL, "backbone.patch_size=4"],
 }

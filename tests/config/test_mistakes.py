@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+import dataclasses
 import re
-from typing import cast
+from collections.abc import Iterator
+from typing import Any, Optional, cast
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from sseg_nase.config.compose import load, to_config
 from sseg_nase.config.explain import mistake
-from sseg_nase.config.layout import groups
+from sseg_nase.config.layout import fields_of, groups, is_section
+from sseg_nase.config.schema import Config
+from sseg_nase.config.validation import validate
 from sseg_nase.errors import UserError
+from sseg_nase.nets.architecture import Architecture
+
+PLAIN = load()
 
 # Overrides, and what the message must contain.
 MISTAKES = [
@@ -33,7 +42,7 @@ MISTAKES = [
     ("evaluation.shots=5", ["evaluation.shots=5", "a list of whole numbers"]),
     ("seed=null", ["seed=null", "a whole number"]),
     ("pretrain=3", ["pretrain=3", "section", "epochs"]),
-    ("checkpoint=epoch=3.pt", ["checkpoint=epoch=3.pt", """'checkpoint="epoch=3.pt"'"""]),
+    ("tracking.experiment=a=b", ["""'tracking.experiment="a=b"'"""]),
     ("evaluation.shots=[1,5", ["evaluation.shots", "brackets"]),
     ("evaluate", ["evaluate", "key=value"]),
     ("seed=${nothing}", ["seed", "nothing"]),
@@ -220,3 +229,106 @@ def test_a_tree_that_hydra_let_pass_is_checked_once_more(yaml: str, said: str) -
     with pytest.raises(UserError) as refused:
         to_config(cast(DictConfig, OmegaConf.create(yaml)))
     assert re.search(said, str(refused.value))
+
+
+def text_fields(kind: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """Every key that takes any text, and whether it takes a list of them."""
+    for name, inner, accepted in fields_of(kind):
+        if is_section(inner):
+            yield from text_fields(inner, f"{prefix}{name}.")
+        elif "choices" not in accepted and inner in (str, Optional[str], Optional[list[str]]):
+            yield prefix + name, inner == Optional[list[str]]
+
+
+def with_value(section: Any, key: str, value: Any) -> Any:
+    name, _, rest = key.partition(".")
+    inner = with_value(getattr(section, name), rest, value) if rest else value
+    return dataclasses.replace(section, **{name: inner})
+
+
+@pytest.mark.parametrize(("key", "several"), list(text_fields(Config)))
+@pytest.mark.parametrize("blank", ["", " ", "\t\n"])
+def test_no_text_is_empty(key: str, several: bool, blank: str) -> None:
+    """An unset variable of a script is not a wish for the default."""
+    said = {"sweep.dir": "sweep", "finetune.start": "finetune.from"}.get(key, key)
+    for value in [[blank], ["runs/x", blank]] if several else [blank]:
+        with pytest.raises(UserError, match=f"^{re.escape(said)}= is empty: .* is needed\\.$"):
+            validate(with_value(PLAIN, key, value))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("resume=", "resume= is empty: the folder of a run is needed."),
+        ("finetune.from=", "finetune.from= is empty: the folder of a run, or a checkpoint,"),
+        ("runs=", "runs= is empty: the folder of a run is needed."),
+        ("sweep=", "sweep= is empty: the folder of a sweep is needed."),
+        ("tracking.uri=' '", "tracking.uri= is empty: the address of a store is needed."),
+    ],
+)
+def test_an_empty_path_on_the_command_line(given: str, said: str) -> None:
+    for line in ([given], ["task=report", given], ["finetune=linear", given]):
+        with pytest.raises(UserError) as refused:
+            load(line)
+        assert said in str(refused.value)
+
+
+@given(
+    channels=st.lists(st.integers(1, 70), min_size=1, max_size=6),
+    kernel=st.sampled_from([1, 3, 5]),
+    norm=st.booleans(),
+    pooling=st.booleans(),
+    resolution=st.sampled_from([8, 28, 84]),
+    grey=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_caps_below_the_seed_network_are_refused_with_its_figures(
+    channels: list[int],
+    kernel: int,
+    norm: bool,
+    pooling: bool,
+    resolution: int,
+    grey: bool,
+) -> None:
+    network = Architecture.seed(
+        channels,
+        resolution=32,
+        in_channels=1 if grey else 3,
+        kernel_size=kernel,
+        batch_norm=norm,
+        pooling=pooling,
+    )
+    params, flops = network.params, 2 * network.macs(resolution)
+    config = with_value(PLAIN, "backbone.channels", channels)
+    for key, value in (
+        ("backbone.kernel_size", kernel),
+        ("backbone.batch_norm", norm),
+        ("backbone.pooling", pooling),
+        ("backbone.in_channels", 1 if grey else 3),
+        ("dataset.channels", 1 if grey else 3),
+        ("evolution.cap_resolution", resolution),
+        ("evolution.max_params", params + 1),
+        ("evolution.max_flops", flops + 1),
+    ):
+        config = with_value(config, key, value)
+    validate(config)
+    with pytest.raises(UserError, match=f"max_params={params}: .* has {params:,} parameters"):
+        validate(with_value(config, "evolution.max_params", params))
+    with pytest.raises(
+        UserError, match=f"max_flops={flops}: .* has {flops:,} flops .*={resolution} "
+    ):
+        validate(with_value(config, "evolution.max_flops", flops))
+    validate(with_value(with_value(config, "evolution.max_flops", 1), "evolution.enabled", False))
+
+
+def test_a_least_width_that_leaves_nothing_to_prune_is_refused() -> None:
+    fixed = with_value(PLAIN, "evolution.enabled", False)
+    validate(with_value(fixed, "sparsity.min_channels", 60))
+    for config, key, value, said in (
+        (fixed, "min_channels", 61, "wider than 64 .backbone.channels"),  # 64, in fours
+        (fixed, "round_to", 64, "wider than 64 .backbone.channels"),
+        (PLAIN, "min_channels", 253, "wider than 256 .evolution.max_channels"),
+    ):
+        with pytest.raises(UserError, match=said):
+            validate(with_value(config, f"sparsity.{key}", value))
+    validate(with_value(PLAIN, "sparsity.min_channels", 252))

@@ -23,7 +23,8 @@ from sseg_nase.config.fingerprint import flatten
 from sseg_nase.reporting import figures
 from sseg_nase.reporting.figures import Drawing
 from sseg_nase.reporting.record import RunRecord, read_run
-from sseg_nase.reporting.run_report import command, differing_from_defaults, span, write_report
+from sseg_nase.reporting.run_report import command, differing_from_defaults, write_report
+from sseg_nase.reporting.times import span
 from sseg_nase.run import run as run_config
 from sseg_nase.tracking.jsonl import JsonlSink
 from sseg_nase.tracking.sink import RunInfo
