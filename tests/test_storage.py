@@ -17,7 +17,14 @@ import pytest
 from sseg_nase import files
 from sseg_nase.config.compose import continued, load
 from sseg_nase.errors import UserError
-from sseg_nase.files import StorageError, append_line, read_json, write_bytes, write_json, write_text
+from sseg_nase.files import (
+    StorageError,
+    append_line,
+    read_json,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from sseg_nase.run import run
 from sseg_nase.training import checkpoint
 
@@ -296,8 +303,8 @@ def test_half_a_line_does_not_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_other_failures_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
     with pytest.raises(FileExistsError):
-        (tmp_path / "a").write_text("")
         write_text(tmp_path / "a" / "b", "text")
 
 
