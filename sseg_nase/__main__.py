@@ -6,7 +6,7 @@ import sys
 
 from sseg_nase.hardware.allocator import keep_memory
 from sseg_nase.home import find_home
-from sseg_nase.training.interruption import FromTheStart
+from sseg_nase.training.interruption import from_the_start
 
 # What looks at something, and trains nothing.
 FLAGS = {"-h", "--help", "-V", "--version", "--hydra-help", "-c", "--cfg", "-i", "--info"}
@@ -18,15 +18,13 @@ def command() -> None:
 
     The process starts a second time for that, so it is done before anything large is imported.
     """
-    signals = FromTheStart()
-    signals.install()
+    from_the_start()
     if (note := find_home()) is not None:
         print(f"sseg-nase: {note}", file=sys.stderr, flush=True)
     if len(sys.argv) > 1 and LOOKING.isdisjoint(sys.argv):
         keep_memory()
     from sseg_nase.cli import main
 
-    signals.importing = False
     main()
 
 

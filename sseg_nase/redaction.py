@@ -40,7 +40,7 @@ _NAMED = (
 )
 _QUERY = re.compile(rf"([?&;]{_NAMED}=)[^&;\s\"'<>#]+", re.IGNORECASE)
 _VARIABLES = "|".join((*SECRET_VARIABLES, "AWS_ACCESS_KEY_ID"))
-_VARIABLE = re.compile(rf"\b({_VARIABLES})(['\"]?[=:]\s*)[^\s\"',}}]+")
+_VARIABLE = re.compile(rf"\b({_VARIABLES})(['\"]?[=:]\s*['\"]?)[^\s\"',}}]+")
 _HEADER = re.compile(
     r"(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:basic|bearer)\s+)[^\s\"']+", re.IGNORECASE
 )
@@ -82,7 +82,7 @@ def use(address: str) -> str:
     """
     global _used_for
     scheme, mark, rest = address.partition("://")
-    if not mark:
+    if not mark or scheme.lower() not in ("http", "https"):
         return address
     authority, slash, path = rest.partition("/")
     if "@" not in authority and "@" in path and ":" in authority and not _has_port(authority):

@@ -12,6 +12,7 @@ from typing import Any
 
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+SHOW_CURSOR = b"\x1b[?25h"
 STOPPED = 130  # the exit code, as in `sseg_nase.errors`; nothing else is imported here
 
 
@@ -19,30 +20,25 @@ class Interrupted(KeyboardInterrupt):
     """The run was asked to stop, and can be resumed."""
 
 
-class FromTheStart:
-    """The handlers of a process that does no run yet, or none at all.
+def from_the_start() -> None:
+    """Handle all signals of a process that does no run yet: it says so and ends at once.
 
-    While modules are imported (`importing`) there is nothing to save, and Python code of others
-    may catch an exception: the process says so and ends at once. Later `Interrupted` is raised.
+    Those that are ignored stay so, as a shell's background jobs ignore Ctrl-C. Nothing is raised:
+    modules that are being imported turn an exception into another one.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    for number in SIGNALS:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, end_at_once)
 
-    def __init__(self) -> None:
-        self.importing = True
 
-    def install(self) -> None:
-        """Handle all signals that are not ignored, as a shell's background jobs ignore Ctrl-C."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in SIGNALS:
-            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-                signal.signal(number, self.receive)
-
-    def receive(self, number: int, frame: FrameType | None) -> None:
-        """Say so and end, or raise `Interrupted`."""
-        if self.importing:
-            os.write(2, b"sseg-nase: interrupted\n")
-            os._exit(STOPPED)
-        raise Interrupted(f"interrupted ({signal.Signals(number).name})")
+def end_at_once(number: int, frame: FrameType | None) -> None:
+    """Say that the process was interrupted, and end it; files are whole, locks end with it."""
+    if os.isatty(1):
+        os.write(1, SHOW_CURSOR)  # a table that is shown live hides it
+    os.write(2, b"sseg-nase: interrupted\n")
+    os._exit(STOPPED)
 
 
 AT_ONCE, ARMED, DEFERRING, ENDING = "at once", "armed", "deferring", "ending"
@@ -80,8 +76,7 @@ class Interruption:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         before = self._previous.get(self._signal) if self._signal is not None else None
-        ours = isinstance(getattr(before, "__self__", None), FromTheStart)
-        if callable(before) and before is not signal.default_int_handler and not ours:
+        if callable(before) and before not in (signal.default_int_handler, end_at_once):
             before(self._signal, None)
 
     def is_requested(self) -> bool:

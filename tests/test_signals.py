@@ -1,0 +1,337 @@
+"""A request to stop, in every stage: disk, events and terminal agree, and it does not take long."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sseg_nase import run as running
+from sseg_nase import stages
+from sseg_nase.config.compose import continued, load
+from sseg_nase.directory import RunDirectory
+from sseg_nase.run import run
+from sseg_nase.tracking import mlflow_sink
+from sseg_nase.training import checkpoint
+from sseg_nase.training.interruption import Interrupted, Interruption, end_at_once
+
+TINY = [
+    "debug=tiny",
+    "hardware=cpu",
+    "hardware.threads=1",
+    "hardware.precision=32-true",
+    "ablation=A2",
+    "pretrain.images_per_epoch=32",
+    "pretrain.epochs=2",
+    "evaluation.episodes=2",
+    "evaluation.shots=[1]",
+]
+MAML = [
+    "finetune=maml",
+    "evaluation.method=maml",
+    "evaluation.normalize=none",
+    "evaluation.ways=5",
+    "finetune.shots=1",
+    "finetune.epochs=1",
+    "finetune.episodes_per_epoch=2",
+    "finetune.validation_episodes=4",
+    "finetune.tasks_per_step=1",
+]
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # what MLflow stands on is full of them
+
+
+def ran(*overrides: str) -> Path:
+    given = [*overrides, *continued(overrides)]
+    return run(load(given), given)
+
+
+def told(directory: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
+
+
+def sent(
+    monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, number: int = signal.SIGTERM
+) -> list[str]:
+    """Let the process get a signal when `owner.name` is called; the list says that it was."""
+    original, calls = getattr(owner, name), []
+
+    def stopped(*arguments: Any, **more: Any) -> Any:
+        if not calls:
+            calls.append(name)
+            signal.raise_signal(number)
+        return original(*arguments, **more)
+
+    monkeypatch.setattr(owner, name, stopped)
+    return calls
+
+
+def interrupted(
+    overrides: list[str], capsys: pytest.CaptureFixture[str], number: int = signal.SIGTERM
+) -> Path:
+    """Run until a signal stops it, and check that all agree."""
+    named = signal.Signals(number).name
+    with pytest.raises(Interrupted) as stopped:
+        ran(*overrides)
+    directory = next(Path("runs/debug").iterdir()).absolute()
+    assert stopped.value.run_dir == directory  # type: ignore[attr-defined]
+    status = json.loads((directory / "status.json").read_text())
+    assert (status["status"], status["error"]) == ("INTERRUPTED", f"interrupted ({named})")
+    if (directory / "events.jsonl").exists():
+        last = told(directory)[-1]
+        assert (last["kind"], last["values"]["status"]) == ("close", "INTERRUPTED"), last
+        assert "INTERRUPTED after" in capsys.readouterr().out
+    return directory
+
+
+STAGES: dict[str, tuple[Callable[[], tuple[Any, str]], list[str]]] = {
+    "environment": (lambda: (running, "write_environment"), []),
+    "store building": (lambda: (stages.judging, "images_of"), []),
+    "tracker": (lambda: (mlflow_sink, "open_store"), ["tracking=mlflow"]),
+    "before the first step": (lambda: (stages.pretraining, "place"), []),
+    "drawing": (lambda: (running.stages, "draw_curriculum"), ["task=curriculum"]),
+    "untrained reference": (lambda: (running.stages, "judge_before_tuning"), []),
+    "evaluation": (lambda: (stages.judging, "evaluate_episodes"), []),
+    "latency": (lambda: (stages.judging, "latency_ms"), []),
+    "results": (lambda: (running, "write_episodes"), []),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_request_to_stop_is_honoured_in_every_stage(
+    stage: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, overrides = STAGES[stage]
+    calls = sent(monkeypatch, *place())
+    tracking = [] if any("tracking" in o for o in overrides) else ["tracking=jsonl"]
+    directory = interrupted([*TINY, *tracking, *overrides, "report.at_end=false"], capsys)
+    assert calls
+    if "task=curriculum" not in overrides:
+        ran(f"resume={directory}")
+        assert json.loads((directory / "status.json").read_text())["status"] == "FINISHED"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+def test_every_signal_lets_the_step_finish(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sseg_nase.training.loop import Trainer
+
+    step = Trainer._step
+    steps = []
+
+    def stopped(self: Trainer) -> None:
+        steps.append(1)
+        if len(steps) == 3:  # in the second epoch
+            signal.raise_signal(number)
+        step(self)
+
+    monkeypatch.setattr(Trainer, "_step", stopped)
+    directory = interrupted([*TINY, "tracking=jsonl"], capsys, number)
+    assert checkpoint.load(directory / "checkpoints" / "last.pt")["step"] == 3
+
+
+def test_an_evaluation_between_epochs_of_fine_tuning_need_not_be_waited_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [*TINY, *MAML, "ablation=A1", "tracking=jsonl", "report.at_end=false"]
+    overrides += ["evaluation.untrained_reference=false"]
+    reference = ran(*overrides, "paths.output_dir=reference")
+    sent(monkeypatch, stages.finetuning.FewShotTask, "judge")
+    directory = interrupted(overrides, capsys)
+    state = checkpoint.load(directory / "checkpoints" / "finetune_last.pt")
+    assert state["finetune"]["position"] == 2  # all steps of the epoch
+    ran(f"resume={directory}")
+    ours, theirs = (
+        [e["values"] for e in told(d) if e["kind"] == "finetune"] for d in (directory, reference)
+    )
+    for figures in (*ours, *theirs):
+        figures.pop("images_per_second")
+    assert ours == theirs
+    found = [
+        json.loads((d / "results.json").read_text())["fewshot"] for d in (directory, reference)
+    ]
+    assert found[0] == found[1]
+
+
+def test_a_report_that_is_interrupted_leaves_a_finished_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sseg_nase.reporting import run_report
+
+    sent(monkeypatch, run_report, "write_report")
+    directory = ran(*TINY, "ablation=A1", "tracking=jsonl", "report.at_end=true")
+    assert json.loads((directory / "status.json").read_text())["status"] == "FINISHED"
+    assert told(directory)[-1]["values"]["status"] == "FINISHED"
+    assert "the report is not drawn: interrupted" in capsys.readouterr().out
+
+
+def test_delivering_at_the_end_is_left_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release = threading.Event()
+    original = mlflow_sink.terminate
+
+    def hanging(*arguments: Any, **more: Any) -> None:
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGTERM)
+        release.wait(60)
+        original(*arguments, **more)
+
+    monkeypatch.setattr(mlflow_sink, "terminate", hanging)
+    monkeypatch.setattr(mlflow_sink, "SECONDS_IN_A_HURRY", 1.0)
+    began = time.monotonic()
+    directory = ran(*TINY, "ablation=A1", "tracking=mlflow", "report.at_end=false")
+    release.set()
+    status = json.loads((directory / "status.json").read_text())
+    assert (status["status"], status["undelivered"]) == ("FINISHED", True)
+    assert told(directory)[-1]["values"]["status"] == "FINISHED"
+    said = capsys.readouterr()
+    assert "FINISHED after" in said.out
+    assert f"task=deliver run={directory}" in said.err
+    assert time.monotonic() - began < 40
+
+
+def test_an_interrupted_run_waits_for_a_dead_tracker_a_few_seconds_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert mlflow_sink.SECONDS_IN_A_HURRY < 5
+    monkeypatch.setattr(mlflow_sink, "SECONDS_IN_A_HURRY", 0.5)
+    release = threading.Event()
+
+    class Client:
+        def log_batch(self, *arguments: Any, **more: Any) -> None:
+            release.wait(60)
+
+        def set_terminated(self, *arguments: Any) -> None:
+            release.wait(60)
+
+    sink = mlflow_sink.MlflowSink(None, "e", required=False)
+    sink._delivery = mlflow_sink._Delivery(
+        Client(), "id", name="x", events=Path("events.jsonl"), behind={}, notify=lambda *a: None,
+        flush_seconds=0.1, capacity=10,
+    )  # fmt: skip
+    sink._delivered = False
+    sink.metrics({"a": 1.0}, 1)
+    began = time.monotonic()
+    sink.hurry()
+    sink.close("INTERRUPTED")
+    assert time.monotonic() - began < 0.5 + 1
+    assert not sink.delivered
+    release.set()
+
+
+def test_the_directory_of_a_run_that_is_stopped_as_it_is_made_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent(monkeypatch, RunDirectory, "_describe", signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        ran(*TINY, "tracking=jsonl")
+    (directory,) = Path("runs/debug").iterdir()
+    assert json.loads((directory / "status.json").read_text())["status"] == "INTERRUPTED"
+
+
+# -- the mechanism -------------------------------------------------------------------------------
+
+
+def test_after_a_step_a_request_waits_until_it_is_asked_for() -> None:
+    with Interruption() as interruption, contextlib.suppress(Interrupted), interruption.deferred():
+        assert not interruption.is_requested()  # the first step is done
+        signal.raise_signal(signal.SIGTERM)
+        assert interruption.is_requested()
+        with pytest.raises(Interrupted, match="SIGTERM"), interruption.at_once():
+            raise AssertionError("not reached")
+
+
+@pytest.mark.parametrize("within", ["nothing", "before a step", "at once"])
+def test_where_nothing_is_lost_a_request_does_not_wait(within: str) -> None:
+    def stopped() -> None:
+        with contextlib.ExitStack() as stack:
+            interruption = stack.enter_context(Interruption())
+            if within != "nothing":
+                stack.enter_context(interruption.deferred())
+            if within == "at once":
+                interruption.is_requested()
+                stack.enter_context(interruption.at_once())
+            signal.raise_signal(signal.SIGTERM)
+            raise AssertionError("not reached")
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        stopped()
+
+
+def test_an_echo_does_not_disturb_the_ending_but_ctrl_c_does() -> None:
+    with Interruption() as interruption:
+        with contextlib.suppress(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+        with interruption.ending():
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGUSR1)
+            with pytest.raises(Interrupted):
+                signal.raise_signal(signal.SIGINT)
+
+
+def test_a_hangup_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interruption():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_handlers_of_the_process_are_not_called_after_those_of_a_run() -> None:
+    before = signal.signal(signal.SIGTERM, end_at_once)
+    try:
+        with Interruption(), contextlib.suppress(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is end_at_once  # and we are still here
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# -- the program ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "seconds"), [(signal.SIGTERM, 0.3), (signal.SIGINT, 1.5)])
+def test_the_first_seconds_of_the_program(number: int, seconds: float, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sseg_nase", *TINY],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    _handles(process.pid, number)
+    time.sleep(seconds)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130, said
+    assert said.strip().endswith("interrupted"), said
+    assert "Traceback" not in said
+
+
+def _handles(pid: int, number: int) -> None:
+    """Wait until the process handles the signal, as the system tells: Python itself must start."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, StopIteration):
+            lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+            caught = next(line for line in lines if line.startswith("SigCgt"))
+            if int(caught.split()[1], 16) >> (number - 1) & 1 and (
+                number == signal.SIGTERM or int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1
+            ):
+                return
+        time.sleep(0.01)
+    raise AssertionError("it handles nothing")
