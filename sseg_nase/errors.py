@@ -16,8 +16,17 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str = "") -> None:
-        raw = message.encode("utf-8", "surrogateescape")
-        super().__init__(raw.decode("utf-8", "backslashreplace"))
+        super().__init__(encodable(message))
+
+
+def encodable(text: str) -> str:
+    """Return `text` with backslashes for the bytes of file names that are not UTF-8.
+
+    Python keeps such bytes as surrogates, which no file and no terminal takes.
+    """
+    if text.isascii():
+        return text
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from PIL import features
 
-from sseg_nase.errors import UserError
+from sseg_nase.errors import UserError, encodable
 
 # fmt: off
 ALWAYS_READ = frozenset({
@@ -100,7 +100,7 @@ def shown(path: str | os.PathLike[str]) -> str:
     text = os.fspath(path)
     if text.isascii() and text.isprintable():
         return text
-    text = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = encodable(text)
     if text.isprintable():
         return text
     return "".join(
