@@ -132,6 +132,11 @@ def reads_heif() -> bool:
     return _register_heif()
 
 
+def reads_avif() -> bool:
+    """Whether .avif files can be read: Pillow is 11.3 or later, built with libavif."""
+    return "avif" in features.modules and bool(features.check("avif"))
+
+
 @contextmanager
 def without_warnings() -> Iterator[None]:
     """Silence what Pillow has to say about odd metadata and large images.
@@ -226,8 +231,9 @@ def _turn_upright(image: Image.Image) -> None:
 def _mend_transparency(image: Image.Image, samples: str) -> None:
     """Bring the transparent colour of a PNG to 8 bits, as the pixels are: Pillow leaves it."""
     clear = image.info.get("transparency")
-    if samples in ("L;2", "L;4") and isinstance(clear, int):
-        image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}[samples]
+    steps = {"1": 255, "L;2": 85, "L;4": 17}
+    if samples in steps and isinstance(clear, int):
+        image.info["transparency"] = min(255, clear * steps[samples])
     elif samples == "RGB;16B" and isinstance(clear, tuple):
         image.info["transparency"] = tuple(value >> 8 for value in clear)
 
@@ -403,7 +409,7 @@ def _what_it_is(path: Path) -> str:
         start = file.read(512).lstrip().lower()
     if brand in HEIF_BRANDS:
         return "it is HEIC, which needs one more package: pip install pillow-heif"
-    if brand in (b"avif", b"avis") and not features.check("avif"):
+    if brand in (b"avif", b"avis") and not reads_avif():
         return "it is AVIF, which needs Pillow 11.3 or later: pip install -U pillow"
     if start.startswith((b"ii*\0", b"mm\0*", b"ii+\0", b"mm\0+")):
         return (
