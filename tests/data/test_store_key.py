@@ -155,6 +155,7 @@ def other_pickle() -> Case:
     write(0)
     yield own("minimagenet", ROOT)
     write(1)
+    freeze(ROOT)
 
 
 @pytest.mark.parametrize(
