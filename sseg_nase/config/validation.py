@@ -137,7 +137,49 @@ def cautions(config: Config) -> list[str]:
         *_placed_in_vain(config),
         *_judged_in_vain(config),
         *_judged_otherwise(config),
+        *_far_out(config),
     ]
+
+
+# Far outside of what training takes: ten times and more beyond what is published for any network of
+# these kinds. Adam's step is about the learning rate itself, whatever the gradient, and weights
+# are about 0.1; SGD has been run at up to 5, with a batch of 4,096.
+_SANE_RATES: Mapping[str, tuple[float, float]] = {
+    "adam": (1e-7, 0.1),
+    "adamw": (1e-7, 0.1),
+    "sgd": (1e-6, 50),
+}
+_SANE_TEMPERATURES = (0.01, 10)  # of cosines; SimCLR and its successors take 0.05 to 1
+_SANE_INNER_RATES = (1e-5, 10)  # MAML takes 0.01 to 0.5
+
+
+def _far_out(config: Config) -> Iterator[str]:
+    """Rates and temperatures with which training will hardly work, though they are possible."""
+    if config.task != "pipeline":
+        return
+    given: dict[str, tuple[float | None, tuple[float, float]]] = {}
+    optimizer, ssl, finetune = config.optimizer, config.ssl, config.finetune
+    if ssl.name != "none" and config.pretrain.epochs and finetune.start is None:
+        given["optimizer.lr"] = optimizer.lr, _SANE_RATES[optimizer.name]
+        if ssl.name == "simclr":
+            given["ssl.temperature"] = ssl.temperature, _SANE_TEMPERATURES
+        given["ssl.student_temperature"] = ssl.student_temperature, _SANE_TEMPERATURES
+    if finetune.name != "none":
+        rates = _SANE_RATES[finetune.optimizer]
+        if finetune.freeze != "encoder":
+            given["finetune.lr_encoder"] = finetune.lr_encoder, rates
+        given["finetune.lr_head"] = finetune.lr_head, rates
+        given["finetune.inner_lr"] = finetune.inner_lr, _SANE_INNER_RATES
+    for key, (value, (low, high)) in given.items():
+        if value is not None and not low <= value <= high:
+            far = "low" if value < low else "high"
+            result = "it will hardly learn anything" if value < low else "it will probably diverge"
+            if "temperature" in key:
+                result = "the loss will hardly tell images apart, or only the nearest ones"
+            yield (
+                f"{key}={value:g} is very {far}: {low:g} to {high:g} is the widest that is usual; "
+                f"{result}."
+            )
 
 
 def _unlike_its_ablation(config: Config) -> list[str]:

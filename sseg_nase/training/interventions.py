@@ -21,6 +21,7 @@ from sseg_nase.sparsity.masks import channels_to_remove, complementary_masks, ta
 from sseg_nase.training.loop import Decision, Intervention, Trainer
 
 SENSITIVITY_BATCHES = 2
+SETTLING_SHARE = 0.2  # of all epochs
 NO_IMPORTANCE = "the importance is not finite"
 
 
@@ -35,6 +36,16 @@ def importance(
     backbone = networks.learner.backbone
     assert isinstance(backbone, EvolvableCNN), type(backbone)
     return channel_importance(backbone, totals, kind=kind, coupled=coupled, seed=seed)
+
+
+def epochs_to_settle(evolution: EvolutionConfig, epochs: int) -> int:
+    """Epochs that must be left of `epochs` for a mutation that grows the network.
+
+    Its probation and the cooldown must end, and it must be trained at a learning rate that is worth
+    it: under the cosine schedule less than a tenth is left of it in the last fifth of the epochs.
+    """
+    concluded = evolution.rollback_grace_epochs + evolution.cooldown_epochs
+    return max(concluded, int(SETTLING_SHARE * epochs))
 
 
 def _all_finite(scores: Iterable[Tensor]) -> bool:
@@ -108,8 +119,12 @@ class Evolve(Intervention):
         left = trainer.config.pretrain.epochs - epoch - 1
         # A mutation that was rolled back counts, too.
         last = max((record.epoch for record in trainer.progress.history), default=None)
-        if left < evolution.cooldown_epochs:
-            return f"only {left} epochs left to train what would be new"
+        needed = epochs_to_settle(evolution, trainer.config.pretrain.epochs)
+        if left < needed:
+            return (
+                f"too few epochs left: {left}, and what is new takes {needed} to be trained and to "
+                "end its probation"
+            )
         if epoch + 1 < evolution.burn_in_epochs:
             return f"burn-in of {evolution.burn_in_epochs} epochs"
         if last is not None and epoch - last <= evolution.cooldown_epochs:

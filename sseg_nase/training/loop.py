@@ -388,7 +388,11 @@ class Trainer:
             recalibrate(new.learner, (whole.flatten(0, 1) for whole, *_ in views))
         loss_after = self.probe.loss(new, epoch)
         highest = loss_before * (1 + decision.tolerance) if decision.grace == 0 else float("inf")
-        unfit = [] if finite(loss_after) else ["the held loss after it is not finite"]
+        unfit = [
+            f"the held loss {when} it is not finite"
+            for when, loss in (("before", loss_before), ("after", loss_after))
+            if not finite(loss)
+        ]
         if names := not_finite(new.state_dict()):
             unfit.append(f"not finite after it are {shortened(names)}")
         accepted = same_everywhere(not unfit and loss_after <= highest)

@@ -241,3 +241,50 @@ def test_nothing_to_make_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "stream", on)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     assert list(one_ahead(iter(list[MadeUpBatch]()), cast(Any, stream))) == []
+
+
+def levels_of_one() -> CurriculumConfig:
+    return replace(
+        load(["curriculum=synthetic"]).curriculum,
+        levels=["BASIC", "TEXTURE"],
+        images={"BASIC": 15, "TEXTURE": 20},
+        progression=False,
+    )
+
+
+def test_batches_of_trials_are_not_those_of_training() -> None:
+    one = feed(levels_of_one())
+    trained = [batch.images for epoch in (0, 1) for batch in one.epoch(epoch)]
+    tried = [images for epoch in (0, 1) for images in one.others(epoch, "trial")]
+    assert len(tried) == len(trained)
+    for images in tried:
+        assert images.shape == (12, 3, SIZE, SIZE)
+        assert not any(torch.equal(images, other) for other in trained)
+    assert not torch.equal(tried[0], next(one.others(0, "another purpose")))
+    assert torch.equal(tried[0], next(one.others(0, "trial")))
+
+
+def test_what_is_held_is_in_no_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = feed(levels_of_one())
+    read: dict[str, set[int]] = {"BASIC": set(), "TEXTURE": set()}
+    plain = one._read
+
+    def watched(level: str, indices: torch.Tensor, out: torch.Tensor) -> None:
+        read[level] |= set(indices.tolist())
+        plain(level, indices, out)
+
+    monkeypatch.setattr(one, "_read", watched)
+    for epoch in range(8):
+        list(one.epoch(epoch))
+        list(one.others(epoch, "trial"))
+    assert max(read["BASIC"]) < 15
+    assert max(read["TEXTURE"]) < 20
+    trained = {level: set(indices) for level, indices in read.items()}
+    for indices in read.values():
+        indices.clear()
+    held = one.probe()
+    assert len(held) == 12
+    assert all(len(indices) == 6 for indices in read.values())
+    assert not any(read[level] & trained[level] for level in read)
+    assert min(read["BASIC"]) == 16  # twins stay together: an even number
+    assert torch.equal(held, one.probe())

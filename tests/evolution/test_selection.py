@@ -249,3 +249,26 @@ def test_the_modes_of_the_options_are_used() -> None:
     found = proposed(options=options)
     assert not found["GROW"].after.blocks[-1].residual
     assert found["WIDEN"].target["mode"] == "zero"
+
+
+def test_a_block_that_does_not_fit_leaves_the_caps_to_the_others() -> None:
+    """The more sensitive a block, the dearer it is here: only the first one fits."""
+    wide = Architecture.seed([8, 8, 64], resolution=32)
+    first, *dearer = (widen(wide, block, channels=c).after for block, c in enumerate((12, 12, 96)))
+    assert all(first.params < other.params for other in dearer)
+    caps = replace(WIDE, max_params=first.params + 1)
+    (mutation,) = candidates(
+        wide,
+        operators=["widen_all"],
+        sensitivity=[1.0, 2.0, 3.0],
+        options=OPTIONS,
+        caps=caps,
+        seed=0,
+    )
+    assert mutation.after.channels == (12, 8, 64)
+
+
+def test_the_most_sensitive_block_is_widened() -> None:
+    for order in ([3.0, 1.0, 2.0], [1.0, 3.0, 2.0], [1.0, 2.0, 3.0]):
+        found = proposed(sensitivity=order)["WIDEN"]
+        assert found.target["block"] == order.index(3.0)

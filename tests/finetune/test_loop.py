@@ -12,7 +12,7 @@ from sseg_nase.config.compose import load
 from sseg_nase.data.placement import HeldImages
 from sseg_nase.data.views import normalize
 from sseg_nase.finetune.learner import around, cross_entropy
-from sseg_nase.finetune.loop import FineTuner, episodic
+from sseg_nase.finetune.loop import FineTuner, episodic, meta_learned
 from sseg_nase.training.distributed import build_fabric
 
 TINY = [
@@ -142,3 +142,89 @@ def test_sgd_steps_as_nesterov_with_l2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one.optimizer, "step", watched)
     one.fit()
     assert len(expected) == 3
+
+
+def test_the_gradient_of_maml_is_the_mean_over_its_tasks() -> None:
+    one = tuner("maml", "finetune.shots=2", "finetune.inner_steps=2")
+    step = next(one._steps(0))
+    assert step.tasks == 2
+    images = one._views(step, 0)
+    support, query = step.parts(images)
+
+    def gradients(chosen: list[int]) -> list[torch.Tensor]:
+        s, q = (torch.stack([part[task] for task in chosen]) for part in (support, query))
+        alone = step._replace(
+            indices=torch.zeros(s[..., 0, 0, 0].numel() + q[..., 0, 0, 0].numel()),
+            tasks=len(chosen),
+        )
+        one.optimizer.zero_grad(set_to_none=True)
+        rows = torch.cat((s.flatten(0, 2), q.flatten(0, 1)))
+        outcome = meta_learned(one, alone, rows)
+        losses.append(outcome.loss.item())
+        return [p.grad.clone() for p in one.learner.parameters() if p.grad is not None]
+
+    losses: list[float] = []
+    both, first, second = gradients([0, 1]), gradients([0]), gradients([1])
+    assert losses[0] == pytest.approx((losses[1] + losses[2]) / 2, rel=1e-5)
+    for found, a, b in zip(both, first, second, strict=True):
+        torch.testing.assert_close(found, (a + b) / 2, rtol=1e-3, atol=1e-6)
+    assert not torch.allclose(first[0], second[0])
+
+
+def test_the_views_of_an_image_differ_between_epochs_and_steps() -> None:
+    one = tuner("prototypical", "views@finetune.views=supervised")
+    step = next(one._steps(0))
+    first, other = one._views(step, 0), one._views(step, 1)
+    assert torch.equal(first, one._views(step, 0))
+    one.progress.epoch = 1
+    later = one._views(step, 0)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, later)
+    assert not torch.equal(other, later)
+
+
+def test_the_network_of_the_best_epoch_is_kept(tmp_path: Path) -> None:
+    """Of equal ones the first; `last` after every epoch."""
+    one = tuner("matching", "finetune.epochs=4")
+    accuracies, saved = iter([40.0, 60.0, 60.0, 50.0]), []
+    one.validate = lambda learner: (next(accuracies), 1.0)
+    one.save = lambda name, state: saved.append((name, state["finetune"]["epoch"]))
+    one.fit()
+    assert saved == [
+        ("best", 1), ("last", 1), ("best", 2), ("last", 2), ("last", 3), ("last", 4)
+    ]  # fmt: skip
+    assert (one.progress.best_accuracy, one.progress.best_epoch) == (60.0, 1)
+
+
+def test_an_epochs_loss_is_the_mean_over_its_steps() -> None:
+    one = tuner("prototypical", "finetune.epochs=1")
+    told: list[Any] = []
+    losses: list[float] = []
+    one.sink.event = lambda kind, values: told.append(values)  # type: ignore[method-assign]
+    saw = one.guard.saw
+    one.guard.saw = lambda loss: (losses.append(loss.item()), saw(loss))[1]  # type: ignore
+    one.fit()
+    assert len(losses) == 3
+    assert told[0]["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_the_average_that_is_judged_follows_the_weights() -> None:
+    one = tuner("prototypical", "finetune.epochs=1", "finetune.ema_decay=0.9")
+    average = {k: v.clone() for k, v in one.judged.state_dict().items()}
+    steps = 0
+    update = one._update
+
+    def watched() -> None:
+        nonlocal steps
+        update()
+        steps += 1
+        decay = min(0.9, steps / (steps + 10))
+        for name, now in one.learner.state_dict().items():
+            if now.is_floating_point():
+                average[name] = decay * average[name] + (1 - decay) * now
+
+    one._update = watched  # type: ignore[method-assign]
+    one.fit()
+    for name, found in one.judged.state_dict().items():
+        if found.is_floating_point():
+            torch.testing.assert_close(found, average[name])

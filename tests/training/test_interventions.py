@@ -6,8 +6,14 @@ import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+import torch
+
 from sseg_nase.config.compose import load
-from sseg_nase.training.interventions import Evolve
+from sseg_nase.stages.pretraining import trainer_of
+from sseg_nase.tracking.sink import Sink
+from sseg_nase.training import interventions
+from sseg_nase.training.interventions import Evolve, Sparsify
 from sseg_nase.training.loop import Decision, EpochMeans
 
 SETTINGS = dataclasses.replace(
@@ -17,6 +23,7 @@ SETTINGS = dataclasses.replace(
     smoothing=0.0,
     burn_in_epochs=0,
     cooldown_epochs=0,
+    rollback_grace_epochs=0,
 )
 
 
@@ -56,3 +63,152 @@ def test_losses_of_an_earlier_architecture_do_not_count() -> None:
     channels = [(16, 32)] * 3 + [(12, 32)] * 4
     expected = ["no plateau"] * 2 + ["plateau"] + ["no plateau"] * 2 + ["plateau"] * 2
     assert reasons([4.0] * 7, channels=channels) == expected
+
+
+# -- when, at the edges ----------------------------------------------------------------------------
+
+
+def asked(
+    epoch: int,
+    *,
+    epochs: int = 100,
+    gap: float | None = None,
+    last: int | None = None,
+    **settings: Any,
+) -> str:
+    """The reason given after `epoch` where the loss is flat; `last` mutation after that epoch."""
+    changed = dataclasses.replace(SETTINGS, **settings)
+    evolve = Evolve(changed, seed=0)
+    evolve._fittest = lambda trainer, trigger: Decision(None, {"reason": "evolve"})  # type: ignore
+    for _ in range(9):
+        evolve.detector.update(4.0)
+    history = [] if last is None else [SimpleNamespace(epoch=0), SimpleNamespace(epoch=last)]
+    trainer: Any = SimpleNamespace(
+        means=EpochMeans("BASIC", (16,), 4.0, 4.0, gap, 1.0),
+        progress=SimpleNamespace(epoch=epoch, history=history),
+        config=SimpleNamespace(pretrain=SimpleNamespace(epochs=epochs)),
+    )
+    return str(evolve.decide(trainer).trigger["reason"])
+
+
+def test_the_burn_in_counts_epochs_that_are_over() -> None:
+    found = [asked(epoch, burn_in_epochs=3) for epoch in range(4)]
+    assert found == ["burn-in of 3 epochs"] * 2 + ["evolve"] * 2
+
+
+def test_the_cooldown_counts_epochs_after_the_last_mutation() -> None:
+    found = [asked(epoch, last=4, cooldown_epochs=2) for epoch in range(5, 9)]
+    assert found == ["cooldown of 2 epochs after the last mutation"] * 2 + ["evolve"] * 2
+
+
+def test_the_gap_must_be_over_its_threshold() -> None:
+    small = "plateau, but the student–teacher gap is small"
+    found = [asked(9, gap=gap, distillation_gap_threshold=0.25) for gap in (0.2, 0.25, 0.3, None)]
+    assert found == [small, small, "evolve", "evolve"]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "settings", "needed"),
+    [
+        (100, {}, 20),
+        (20, {"cooldown_epochs": 2, "rollback_grace_epochs": 1}, 4),  # the quickstart
+        (20, {"cooldown_epochs": 3, "rollback_grace_epochs": 2}, 5),
+        (20, {"cooldown_epochs": 0, "rollback_grace_epochs": 9}, 9),
+        (6, {"cooldown_epochs": 0, "rollback_grace_epochs": 0}, 1),  # debug=tiny
+    ],
+)
+def test_nothing_grows_that_could_not_be_trained(
+    epochs: int, settings: dict[str, Any], needed: int
+) -> None:
+    settings = {"rollback_grace_epochs": 0, **settings}
+    last = epochs - needed - 1
+    assert asked(last, epochs=epochs, **settings) == "evolve"
+    late = asked(last + 1, epochs=epochs, **settings)
+    assert late.startswith(f"too few epochs left: {needed - 1}, and what is new takes {needed} ")
+
+
+# -- which one -------------------------------------------------------------------------------------
+
+
+def tried(gains: dict[str, float], **settings: Any) -> Decision:
+    """What is decided where the trials of GROW and WIDEN gain this."""
+    config = load(["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "ablation=A3"])
+    trainer = trainer_of(config, [], Sink(), None, lambda: False)
+    trainer.means = EpochMeans("BASIC", (16, 32, 64), 4.0, 4.0, None, 1.0)
+    trainer.probe.trial = lambda networks, mutation, **more: gains[mutation.kind]  # type: ignore
+    evolve = Evolve(dataclasses.replace(config.evolution, fitness_alpha=0.0, **settings), seed=0)
+    return evolve._fittest(trainer, {"gap": None})
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("grow", "widen", "chosen"),
+    [
+        (0.3, 0.1, "GROW"),
+        (0.1, 0.3, "WIDEN"),
+        (-0.3, -0.1, "WIDEN"),
+        (NAN, -0.5, "WIDEN"),
+        (-0.5, NAN, "GROW"),
+        (INF, -0.5, "WIDEN"),
+        (-0.5, -INF, "GROW"),
+        (NAN, NAN, None),
+        (INF, -INF, None),
+    ],
+)
+def test_the_fittest_is_taken_of_those_that_are_finite(
+    grow: float, widen: float, chosen: str | None
+) -> None:
+    decision = tried({"GROW": grow, "WIDEN": widen})
+    assert (decision.mutation.kind if decision.mutation else None) == chosen
+    finite = {kind: g for kind, g in (("GROW", grow), ("WIDEN", widen)) if abs(g) < INF}
+    assert decision.fitness == (max(finite.values()) if finite else None)
+    recorded = decision.trigger["candidates"]
+    assert recorded == {kind: finite.get(kind) for kind in ("GROW", "WIDEN")}
+    unfit = [kind for kind in ("GROW", "WIDEN") if kind not in finite]
+    reason = decision.trigger.get("not_finite", "")
+    assert all(kind in reason for kind in unfit)
+    assert bool(reason) == bool(unfit)
+    if chosen is None:
+        assert decision.trigger["reason"] == "no trial ended with a finite loss"
+
+
+def test_importance_that_is_not_finite_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = [torch.tensor([1.0, NAN]), torch.ones(2), torch.ones(2)]
+    monkeypatch.setattr(interventions, "importance", lambda *args, **more: bad)
+    decision = tried({"GROW": 1.0, "WIDEN": 2.0})
+    assert decision.mutation is None
+    assert decision.trigger["reason"] == "the importance is not finite"
+
+
+# -- pruning ---------------------------------------------------------------------------------------
+
+
+def sparsify(epochs: int, **settings: Any) -> Sparsify:
+    config = load(["pretrain.epochs=" + str(epochs)])
+    return Sparsify(dataclasses.replace(config.sparsity, **settings), config.pretrain, 0)
+
+
+def test_prunings_are_due_from_the_start_epoch_on_and_never_at_the_end() -> None:
+    assert sparsify(10, start_epoch=2, pruning_interval_epochs=3).due == [2, 5, 8]
+    assert sparsify(9, start_epoch=2, pruning_interval_epochs=3).due == [2, 5, 8]
+    assert sparsify(8, start_epoch=2, pruning_interval_epochs=3).due == [2, 5]
+    assert sparsify(10, start_epoch=None, pruning_interval_epochs=2).due == [5, 7, 9]
+    assert sparsify(10, start_epoch=0, pruning_interval_epochs=4).due == [1, 5, 9]
+
+
+def test_a_pruning_that_was_missed_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load(["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "ablation=A6"])
+    trainer = trainer_of(config, [], Sink(), None, lambda: False)
+    targets = []
+    for epoch, expected in ((0, False), (1, True), (2, False), (6, True)):
+        one = Sparsify(config.sparsity, config.pretrain, 0)
+        one.due, one.rounds = [2, 4, 6], {0: 0, 1: 0, 2: 1, 6: 1}[epoch]
+        trainer.progress.epoch = epoch
+        decision = one.decide(trainer)
+        assert (decision.trigger["reason"] != "no pruning is due") == expected
+        targets.append(decision.trigger.get("target_sparsity"))
+    ratio = config.sparsity.ratio
+    assert targets[1] == pytest.approx(ratio * (1 - (2 / 3) ** 3))
+    assert targets[3] == pytest.approx(ratio)  # two rounds at once

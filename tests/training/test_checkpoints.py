@@ -1,0 +1,96 @@
+"""Which networks are kept, and that a file runs no code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from sseg_nase.config.compose import load as composed
+from sseg_nase.errors import UserError
+from sseg_nase.training import checkpoint
+from sseg_nase.training.callbacks import Checkpoints
+from sseg_nase.training.events import Event
+
+
+class Stub:
+    """A trainer at the end of an epoch of `level`, with this loss."""
+
+    def __init__(self) -> None:
+        self.config = composed([])
+        self.progress = SimpleNamespace(epoch=0, history=[])
+        self.means: Any = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.progress.epoch}
+
+
+def kept(folder: Path, epochs: list[tuple[str, float]], interval: int = 1) -> list[int]:
+    """The epoch in best.pt after each of `epochs` of a level and a loss."""
+    checkpoints, trainer = Checkpoints(folder, interval, {"extra": 1}), Stub()
+    found = []
+    for epoch, (level, loss) in enumerate(epochs):
+        trainer.progress.epoch = epoch
+        # The total, with the teacher's part, decides nothing.
+        trainer.means = SimpleNamespace(level=level, contrastive=loss, loss=-100.0 * epoch)
+        checkpoints.on(Event.EPOCH_END, trainer)  # type: ignore[arg-type]
+        found.append(checkpoint.load(folder / "best.pt")["epoch"])
+    return found
+
+
+def test_the_best_is_that_of_the_latest_level(tmp_path: Path) -> None:
+    epochs = [
+        ("BASIC", 3.0), ("BASIC", 2.0), ("BASIC", 2.5),
+        ("TEXTURE", 4.0), ("TEXTURE", 4.1), ("TEXTURE", 3.9),
+        ("OBJECT", 9.0),
+    ]  # fmt: skip
+    assert kept(tmp_path, epochs) == [0, 1, 1, 3, 3, 5, 6]
+    assert checkpoint.load(tmp_path / "best.pt")["extra"] == 1
+
+
+def test_of_equal_losses_the_first_is_kept(tmp_path: Path) -> None:
+    assert kept(tmp_path, [("BASIC", 2.0)] * 3) == [0, 0, 0]
+
+
+def test_the_last_is_written_every_so_many_epochs_and_after_a_mutation(tmp_path: Path) -> None:
+    checkpoints, trainer = Checkpoints(tmp_path, 3, {}), Stub()
+    written = []
+    for epoch in range(8):
+        trainer.progress.epoch = epoch
+        if epoch == 4:
+            trainer.progress.history.append(SimpleNamespace(accepted=True))
+        if epoch == 5:  # a rollback is a change, too
+            trainer.progress.history[0] = SimpleNamespace(accepted=False)
+        (tmp_path / "last.pt").unlink(missing_ok=True)
+        checkpoints.on(Event.EPOCH_START, trainer)  # type: ignore[arg-type]
+        if (tmp_path / "last.pt").exists():
+            written.append(epoch)
+    assert written == [3, 4, 5, 6]
+    for event in (Event.INTERRUPT, Event.FIT_END):
+        (tmp_path / "last.pt").unlink(missing_ok=True)
+        checkpoints.on(event, trainer)  # type: ignore[arg-type]
+        assert (tmp_path / "last.pt").exists()
+
+
+class Hostile:
+    """Runs code where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.path,))
+
+
+def test_a_checkpoint_with_code_in_it_is_refused_and_nothing_runs(tmp_path: Path) -> None:
+    path, ran = tmp_path / "evil.pt", tmp_path / "ran"
+    torch.save({"schema": checkpoint.SCHEMA, "student": {}, "x": Hostile(ran)}, path)
+    for read in (checkpoint.load, checkpoint.backbone_of, checkpoint.resumable):
+        with pytest.raises(UserError, match=r"evil\.pt: not a checkpoint of sseg-nase"):
+            read(path)
+    assert not ran.exists()
+    torch.load(path, weights_only=False)  # the file does what it is meant to
+    assert ran.exists()

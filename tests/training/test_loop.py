@@ -1,0 +1,272 @@
+"""A step of the loop by hand: what is averaged, what is seen, what follows."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sseg_nase.config.compose import load
+from sseg_nase.ssl.teacher import ema_decay
+from sseg_nase.stages.pretraining import trainer_of
+from sseg_nase.tracking.sink import Sink
+from sseg_nase.training.events import Callback, Event
+from sseg_nase.training.loop import Decision, Trainer
+
+TINY = [
+    "debug=tiny",
+    "hardware=cpu",
+    "hardware.precision=32-true",
+    "pretrain.epochs=2",
+    "ssl.projection_hidden=16",
+    "ssl.projection_dim=8",
+]  # 4 batches an epoch
+
+
+def trainer(*overrides: str, callbacks: tuple[Callback, ...] = (), sink: Sink | None = None) -> Any:
+    config = load([*TINY, *overrides])
+    return trainer_of(config, list(callbacks), sink or Sink(), None, lambda: False)
+
+
+class At(Callback):
+    """Calls `do` at `event`."""
+
+    def __init__(self, event: Event, do: Any) -> None:
+        self.event, self.do = event, do
+
+    def on(self, event: Event, trainer: Trainer) -> None:
+        if event is self.event:
+            self.do(trainer)
+
+
+def gradients(loss: Tensor, one: Trainer) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, list(one.networks.learner.parameters())))
+
+
+def test_accumulated_gradients_are_the_mean_over_their_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Groups of three and, for what is left of the epoch, one."""
+    still = ["ablation=A2", "optimizer=sgd", "optimizer.lr=1e-12"]
+    overrides = [*still, "hardware.gradient_accumulation_steps=3", "pretrain.epochs=1"]
+    one, twin = trainer(*overrides), trainer(*overrides)
+    found: list[list[Tensor]] = []
+    step = one.optimizer.step
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        found.append([p.grad.clone() for p in one.networks.learner.parameters()])
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(one.optimizer, "step", watched)
+    one.fit()
+    twin.model.train()
+    losses = [twin._losses(batch, i).total for i, batch in enumerate(twin.feed.epoch(0))]
+    expected = [gradients(sum(losses[:3]) / 3, twin), gradients(losses[3], twin)]
+    assert len(found) == 2
+    for ours, theirs in zip(found, expected, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_every_batch_of_every_epoch_has_views_of_its_own() -> None:
+    seeds: list[int] = []
+    one = trainer("ablation=A2")
+    views = one.probe.views
+
+    def watched(images: Tensor, seed: int, **kwargs: Any) -> Any:
+        seeds.append(seed)
+        return views(images, seed, **kwargs)
+
+    one.probe.views = watched
+    one.fit()
+    assert len(seeds) == 8
+    assert len(set(seeds)) == 8
+    other = trainer("ablation=A2", "seed=1")
+    one.probe.views = views
+    for a, b in ((one, other),):
+        first, second = (next(iter(t.feed.epoch(0))).images for t in (a, b))
+        assert not torch.equal(first, second)
+
+
+def test_the_means_of_an_epoch_are_those_of_its_batches() -> None:
+    losses: list[list[float]] = []
+    one = trainer("ablation=A5", "hardware.gradient_accumulation_steps=3", "evolution=none")
+    plain = one._losses
+
+    def watched(batch: Any, index: int) -> Any:
+        found = plain(batch, index)
+        losses.append([part.item() for part in found[:3]])
+        return found
+
+    one._losses = watched
+    means: list[Any] = []
+    one.callbacks.append(At(Event.EPOCH_END, lambda t: means.append(t.means)))
+    one.fit()
+    for epoch, mean in enumerate(means):
+        expected = torch.tensor(losses[4 * epoch : 4 * epoch + 4]).mean(0).tolist()
+        assert [mean.loss, mean.contrastive, mean.gap] == pytest.approx(expected, rel=1e-5)
+    assert one.progress.images_seen["synthetic"] == 2 * 64
+
+
+def test_the_rate_is_that_of_the_step_and_the_teacher_follows_after_it() -> None:
+    """Teacher: θ ← d·θ + (1 − d)·student, with the student after the step."""
+    rates, decays = [], []
+    one = trainer(
+        "ablation=A5", "evolution=none", "ssl.ema_schedule=cosine", "ssl.ema_decay=0.9",
+        "scheduler.warmup_epochs=1",
+    )  # fmt: skip
+    before: list[Tensor] = []
+
+    def remember(t: Trainer) -> None:
+        before[:] = [p.clone() for p in t.networks.teacher.parameters()]  # type: ignore[union-attr]
+
+    def check(t: Trainer) -> None:
+        rates.append(t.optimizer.param_groups[0]["lr"])
+        decay = ema_decay(t.progress.step - 1, 8, t.config.ssl)
+        decays.append(decay)
+        assert t.networks.teacher is not None
+        student = t.networks.learner.backbone.parameters()
+        for old, now, theirs in zip(before, t.networks.teacher.parameters(), student, strict=True):
+            torch.testing.assert_close(now, decay * old + (1 - decay) * theirs)
+
+    one.callbacks += [At(Event.BATCH_START, remember), At(Event.AFTER_STEP, check)]
+    one.fit()
+    assert rates[:4] == pytest.approx([0.001 * (step + 1) / 5 for step in range(4)])
+    assert rates[4] == pytest.approx(0.001)
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert decays == sorted(decays)
+    assert decays[0] == pytest.approx(0.9)
+    assert decays[-1] > 0.95
+
+
+class Wanted:
+    """An intervention that wants `decision(trainer)` after the first epoch."""
+
+    name = "wanted"
+
+    def __init__(self, decision: Any) -> None:
+        self.decision = decision
+
+    def observe(self, trainer: Trainer) -> None:
+        """Nothing."""
+
+    def decide(self, trainer: Trainer) -> Decision:
+        if trainer.progress.epoch:
+            return Decision(None, {"reason": "done"})
+        return self.decision(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+
+class Told(Sink):
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+
+    def event(self, kind: str, values: Any) -> None:
+        self.events.append((kind, values))
+
+
+def grown(trainer: Trainer, **options: Any) -> Decision:
+    from sseg_nase.nets.mutation import grow
+
+    mutation = grow(trainer.networks.evolving, out_channels=64, mode="preserve", seed=0)
+    return Decision(mutation, {"reason": "wanted"}, **options)
+
+
+def mutated(losses: list[float], epochs: int = 3, **options: Any) -> tuple[Trainer, Told]:
+    """A run with one GROW after its first epoch, whose held losses are `losses`, in turn."""
+    told = Told()
+    one = trainer("ablation=A2", f"pretrain.epochs={epochs}", sink=told)
+    one.interventions = [Wanted(lambda t: grown(t, **options))]
+    turn = itertools.chain(losses, itertools.repeat(1.0))
+    one.probe.loss = lambda networks, epoch: next(turn)
+    one.fit()
+    return one, told
+
+
+@pytest.mark.parametrize(
+    ("losses", "options", "accepted"),
+    [
+        ([2.0, 2.2], {"tolerance": 0.1}, True),
+        ([2.0, 2.21], {"tolerance": 0.1}, False),
+        ([2.0, 1.0], {"tolerance": 0.0}, True),
+        ([2.0, 2.0001], {"tolerance": 0.0}, False),
+        ([2.0, float("nan")], {}, False),
+        ([2.0, float("inf")], {}, False),  # not over an infinite limit, and yet no loss
+        ([float("nan"), 1.0], {}, False),  # nothing to compare with
+        ([2.0, float("inf")], {"tolerance": 0.1, "grace": 1}, False),
+    ],
+)
+def test_a_mutation_stays_within_its_tolerance(
+    losses: list[float], options: dict[str, Any], accepted: bool
+) -> None:
+    one, _ = mutated(losses, **options)
+    (record,) = one.progress.history
+    assert record.accepted == accepted
+    assert len(one.networks.architecture.channels) == (4 if accepted else 3)
+    spoiled = [
+        f"the held loss {when} it is not finite"
+        for when, loss in zip(("before", "after"), losses, strict=True)
+        if not math.isfinite(loss)
+    ]
+    assert record.trigger.get("refused") == ("; ".join(spoiled) or None)
+
+
+def test_a_mutation_that_leaves_weights_that_are_not_finite_is_refused() -> None:
+    told = Told()
+    one = trainer("ablation=A2", "pretrain.epochs=2", sink=told)
+    one.interventions = [Wanted(grown)]
+    make = one.workshop.mutated
+
+    def spoiled(networks: Any, mutation: Any) -> Any:
+        new = make(networks, mutation)
+        new.learner.backbone.blocks[3].norm.running_var[0] = float("inf")
+        return new
+
+    one.workshop.mutated = spoiled
+    one.fit()
+    (record,) = one.progress.history
+    assert not record.accepted
+    assert "running_var" in record.trigger["refused"]
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("now", "without", "kept"),
+    [
+        (2.1, 2.0, True),
+        (2.3, 2.0, False),
+        (NAN, 2.0, False),
+        (2.0, NAN, True),  # what was before is no better
+        (float("inf"), 2.0, False),
+    ],
+)
+def test_a_probation_ends_as_the_losses_say(now: float, without: float, kept: bool) -> None:
+    one, told = mutated([2.0, 2.0, now, without], tolerance=0.1, grace=1)
+    (ended,) = [values for kind, values in told.events if kind == "probation"]
+    assert ended["kept"] == kept
+    assert ended["epoch"] == 1
+    assert ("reason" in ended) == (not torch.tensor([now, without]).isfinite().all())
+    (record,) = one.progress.history
+    assert record.accepted == kept
+    assert len(one.networks.architecture.channels) == (4 if kept else 3)
+
+
+def test_a_probation_between_two_losses_that_are_none_ends_the_run() -> None:
+    from sseg_nase.training.divergence import DivergenceError
+
+    with pytest.raises(DivergenceError, match="with the mutation on probation and without it"):
+        mutated([2.0, 2.0, NAN, NAN], tolerance=0.1, grace=1)
+
+
+def test_while_one_mutation_is_on_probation_there_is_no_other() -> None:
+    _, told = mutated([2.0, 2.0], epochs=5, tolerance=0.1, grace=2)
+    reasons = [values["reason"] for kind, values in told.events if kind == "decision"]
+    assert reasons == ["the last mutation is on probation", "done", "done"]
