@@ -7,6 +7,7 @@ import sys
 from sseg_nase.hardware.allocator import keep_memory
 
 # What looks at something, and trains nothing.
+SWEEP = {"-m", "--multirun"}
 FLAGS = {"-h", "--help", "-V", "--version", "--hydra-help", "-c", "--cfg", "-i", "--info"}
 LOOKING = {*FLAGS, "task=status", "task=report", "task=deliver", "sweep.dry_run=true"}
 
@@ -18,9 +19,19 @@ def command() -> None:
     """
     if len(sys.argv) > 1 and LOOKING.isdisjoint(sys.argv):
         keep_memory()
+        _say_that_it_takes_a_while()
     from sseg_nase.cli import main
 
     main()
+
+
+def _say_that_it_takes_a_while() -> None:
+    """To load torch takes seconds, in which someone at a terminal would press Ctrl-C.
+
+    What is piped is read later, and a sweep loads torch in its jobs only.
+    """
+    if sys.stderr.isatty() and SWEEP.isdisjoint(sys.argv):
+        print("sseg-nase: loading …", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -134,6 +134,7 @@ def run(config: Config, overrides: Sequence[str] = (), sweep: Membership | None 
     asked = fingerprint(config) if sweep is None else sweep.asked
     hardware, notes = resolve(config.hardware, hardware_profiles())
     config = dataclasses.replace(config, hardware=hardware)
+    _check_epochs(config)
     make = RunDirectory.reopen if config.resume else RunDirectory.create
     place = make(config, overrides)
     try:
@@ -250,6 +251,29 @@ def _references(
             judged = stages.judge_before_tuning(tasks, reached, this.device)
             references["fewshot_pretrained"] = judged
     return {key: judged.results for key, judged in references.items()}
+
+
+def _check_epochs(config: Config) -> None:
+    """Refuse to resume a run for fewer epochs than it has done: they cannot be undone.
+
+    Before anything of the run is touched. Without `resume_overrides` the epochs are as they were.
+    """
+    if not config.resume or not config.resume_overrides:
+        return
+    folder = Path(config.resume).expanduser() / "checkpoints"
+    for file, key, asked in (
+        ("last", "pretrain.epochs", config.pretrain.epochs),
+        ("finetune_last", "finetune.epochs", config.finetune.epochs),
+    ):
+        path = folder / f"{file}.pt"
+        state = checkpoint.load(path) if path.exists() else {}
+        progress = state.get("finetune", {}) if key == "finetune.epochs" else state
+        begun = int(progress.get("epoch", 0)) + bool(progress.get("batch"))
+        if begun > asked:
+            raise UserError(
+                f"{key}={asked}: the run in {config.resume} has trained for {begun} already; take "
+                f"{begun} or more, or start a run of its own."
+            )
 
 
 def _state_to_go_on_from(this: Run, name: str) -> dict[str, Any] | None:
