@@ -9,6 +9,7 @@ from sseg_nase.home import find_home
 from sseg_nase.training.interruption import from_the_start
 
 # What looks at something, and trains nothing.
+SWEEP = {"-m", "--multirun"}
 FLAGS = {"-h", "--help", "-V", "--version", "--hydra-help", "-c", "--cfg", "-i", "--info"}
 LOOKING = {*FLAGS, "task=status", "task=report", "task=deliver", "sweep.dry_run=true"}
 
@@ -23,9 +24,19 @@ def command() -> None:
         print(f"sseg-nase: {note}", file=sys.stderr, flush=True)
     if len(sys.argv) > 1 and LOOKING.isdisjoint(sys.argv):
         keep_memory()
+        _say_that_it_takes_a_while()
     from sseg_nase.cli import main
 
     main()
+
+
+def _say_that_it_takes_a_while() -> None:
+    """To load torch takes seconds, in which someone at a terminal would press Ctrl-C.
+
+    What is piped is read later, and a sweep loads torch in its jobs only.
+    """
+    if sys.stderr.isatty() and SWEEP.isdisjoint(sys.argv):
+        print("sseg-nase: loading …", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -185,6 +185,7 @@ def _held(
     hardware, notes = resolve(config.hardware, hardware_profiles())
     config, fitted = stages.fitted(dataclasses.replace(config, hardware=hardware))
     notes += fitted
+    _check_epochs(config)
     make = RunDirectory.reopen if config.resume else RunDirectory.create
     place = make(config, overrides)
     try:
@@ -279,10 +280,8 @@ def pipeline(this: Run) -> None:
     if config.finetune.name != "none":
         stages.labelled(config)
     done = 0 if state is None else int(state["epoch"])
-    _check_epochs("pretrain.epochs", config.pretrain.epochs, done)
     if tuning is not None:
         done = int(tuning["finetune"]["epoch"])
-        _check_epochs("finetune.epochs", config.finetune.epochs, done)
     this.tie(tasks, pretrained=trained, epochs=done)
     this.notes += stages.unused_images(config)
     resumed = None
@@ -330,15 +329,6 @@ def pipeline(this: Run) -> None:
     _judge(this, reached, tasks, results, best)
 
 
-def _check_epochs(key: str, asked: int, done: int) -> None:
-    """A network cannot be resumed to an epoch that it has left behind."""
-    if asked < done:
-        raise UserError(
-            f"{key}={asked}: the run that is resumed has trained {done} epochs already; set {key} "
-            f"to {done} or more, or start a new run."
-        )
-
-
 def _references(
     this: Run, tasks: list[stages.FewShotTask], reached: stages.Reached, trained: bool
 ) -> dict[str, Any]:
@@ -357,6 +347,29 @@ def _references(
             judged = stages.judge_before_tuning(tasks, reached, this.device)
             references["fewshot_pretrained"] = judged
     return {key: judged.results for key, judged in references.items()}
+
+
+def _check_epochs(config: Config) -> None:
+    """Refuse to resume a run for fewer epochs than it has done: they cannot be undone.
+
+    Before anything of the run is touched. Without `resume_overrides` the epochs are as they were.
+    """
+    if not config.resume or not config.resume_overrides:
+        return
+    folder = Path(config.resume).expanduser() / "checkpoints"
+    for file, key, asked in (
+        ("last", "pretrain.epochs", config.pretrain.epochs),
+        ("finetune_last", "finetune.epochs", config.finetune.epochs),
+    ):
+        path = folder / f"{file}.pt"
+        state = checkpoint.load(path) if path.exists() else {}
+        progress = state.get("finetune", {}) if key == "finetune.epochs" else state
+        begun = int(progress.get("epoch", 0)) + bool(progress.get("batch"))
+        if begun > asked:
+            raise UserError(
+                f"{key}={asked}: the run in {config.resume} has trained for {begun} already; take "
+                f"{begun} or more, or start a run of its own."
+            )
 
 
 def _state_to_go_on_from(this: Run, name: str) -> dict[str, Any] | None:

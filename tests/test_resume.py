@@ -255,6 +255,13 @@ def test_another_config_that_is_meant_is_recorded(finished: Path) -> None:
     assert load(continued([f"resume={finished}"])).pretrain.epochs == 3
 
 
+def test_fewer_epochs_than_are_done_are_refused_and_nothing_is_touched(finished: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"pretrain\.epochs=1: .* has trained for 2 already"):
+        resumed(finished, "pretrain.epochs=1", "resume_overrides=true")
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_what_is_no_run_and_what_is_still_going_on_is_refused(
     finished: Path, tmp_path: Path
 ) -> None:

@@ -135,7 +135,7 @@ def _grammar(text: str) -> str:
         return f"{text}: an override is written key=value, such as ablation=A7 (see --help)."
     if value.startswith(("[", "{", '"', "'")):
         return f"{text}: the value of {key} cannot be read; check its brackets and quotes."
-    return f"{text}: the value needs quotes: write {argument(key, value)}, quotes included."
+    return f"{text}: the value needs quotes: write {argument(key, value)} with all its quotes."
 
 
 def _wrong_option(override: Override, options: tuple[str, ...]) -> str | None:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from sseg_nase.hardware.probe import blank_images, eval_mode
 
@@ -23,6 +22,8 @@ def count_macs(module: nn.Module, resolution: int, in_channels: int = 3) -> int:
     Counted at the operators that run (convolutions and matrix products), so functional calls
     inside a `forward` count like layers; element-wise work, norms and pooling count nothing.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # here, because it imports triton
+
     images = blank_images(module, resolution, in_channels=in_channels)
     counter = FlopCounterMode(display=False)
     with eval_mode(module), torch.no_grad(), _visible_attention(), counter:

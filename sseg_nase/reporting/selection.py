@@ -108,13 +108,12 @@ def _no_run(path: Path) -> str:
     if not path.exists():
         return f"runs={path}: there is no such folder. {AN_EXAMPLE}, a pattern in quotes, or LAST."
     if (path / "sweep.json").exists():
-        return (
-            f"runs={path}: this is the directory of a sweep; write {argument('sweep', str(path))}."
-        )
+        instead = argument("sweep", str(path))
+        return f"runs={path}: this is the directory of a sweep; write {instead} instead."
     hint = f"{AN_EXAMPLE}, or LAST."
     if path.is_dir() and any(_is_run(inner) for inner in path.iterdir()):
         pattern = argument("runs", f"{glob.escape(str(path))}/*")
-        hint = f"For the runs in it write {pattern}, quotes included."
+        hint = f"For the runs in it write {pattern} with all its quotes."
     return f"runs={path}: not the directory of a run (no config.yaml and status.json). {hint}"
 
 

@@ -333,7 +333,9 @@ def looked_at(wanted: str | None, output_dir: Path) -> SweepFolder:
     known = sweeps_in(output_dir)
     if not known:
         single = any(output_dir.expanduser().glob("*/*/status.json"))
-        runs = f" The single runs there: {command(task='report', runs='LAST')}." if single else ""
+        runs = (
+            f" For the single runs there: {command(task='report', runs='LAST')}" if single else ""
+        )
         raise UserError(
             f"sweep=LAST: there is no sweep in {output_dir}/sweeps yet; start one with -m, or "
             f"name one with sweep=DIR.{runs}"

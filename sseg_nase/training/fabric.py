@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 __all__ = ["Fabric", "LightningEnvironment"]
+
+DYNAMO = "torch._dynamo"
 
 
 @contextmanager
@@ -22,6 +25,37 @@ def without(module: str) -> Iterator[None]:
         del sys.modules[module]
 
 
-with without("torchmetrics"):  # only its version is asked for, and to import it takes seconds
+class _AsCompiled(type):
+    """`isinstance` of what `torch.compile` returns, without loading the compiler to ask."""
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        dynamo = sys.modules.get(DYNAMO)
+        return dynamo is not None and isinstance(instance, dynamo.OptimizedModule)
+
+
+class OptimizedModule(metaclass=_AsCompiled):
+    """What Fabric knows of `torch._dynamo`: nothing is one before that is loaded."""
+
+
+@contextmanager
+def without_compiler() -> Iterator[None]:
+    """Let what is imported have `torch._dynamo.OptimizedModule` without all of `torch._dynamo`.
+
+    To import that takes longer than torch itself, and only hardware.compile needs it.
+    """
+    if DYNAMO in sys.modules:
+        yield
+        return
+    stand_in = ModuleType(DYNAMO)
+    stand_in.OptimizedModule = OptimizedModule  # type: ignore[attr-defined]
+    sys.modules[DYNAMO] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules[DYNAMO]
+
+
+# Of torchmetrics only the version is asked for, and to import it takes seconds.
+with without("torchmetrics"), without_compiler():
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments import LightningEnvironment

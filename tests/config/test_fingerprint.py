@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -66,6 +68,45 @@ def test_it_leaves_out_what_does_not_change_the_result(override: str) -> None:
 )
 def test_it_changes_with_what_changes_the_result(override: str) -> None:
     assert fingerprint(load([override])) != fingerprint(PLAIN)
+
+
+NAMES_PLACES_AND_SPEED = {
+    "experiment_name",
+    "resume",
+    "resume_overrides",
+    "runs",
+    "hardware.name",
+    "hardware.num_workers",
+    "evaluation.memory_mb",
+    "pretrain.checkpoint_interval_epochs",
+}
+THEIR_SECTIONS = ("report.", "paths.", "tracking.", "sweep.", "data.")
+
+
+def another(value: Any) -> Any:
+    """Another value of the same type, whatever the key accepts."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, list):
+        return [*value, *(value[-1:] or ["x"])]
+    return "x" if value is None else f"{value}x"
+
+
+def changed(section: Any, key: str) -> Any:
+    name, _, rest = key.partition(".")
+    old = section[name] if isinstance(section, dict) else getattr(section, name)
+    new = changed(old, rest) if rest else another(old)
+    if isinstance(section, dict):
+        return {**section, name: new}
+    return dataclasses.replace(section, **{name: new})
+
+
+@pytest.mark.parametrize("key", sorted(set(key_types()) - {"curriculum.images"}))
+def test_every_key_of_the_schema_changes_it_but_names_places_and_speed(key: str) -> None:
+    same = key in NAMES_PLACES_AND_SPEED or key.startswith(THEIR_SECTIONS)
+    assert (fingerprint(changed(PLAIN, key)) == fingerprint(PLAIN)) == same
 
 
 @pytest.mark.parametrize(("task", "key"), [("evaluate", "checkpoint"), ("replay", "run")])
