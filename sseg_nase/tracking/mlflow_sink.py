@@ -539,8 +539,9 @@ def unused_address(tracking: TrackingConfig) -> str | None:
         return None
     used = resolve_uri(tracking.uri)
     if _accepted(wanted):
-        same = shown(wanted).rstrip("/") == used or not is_server(wanted)
-        return None if same else f"MLFLOW_TRACKING_URI={shown(wanted)} is not used: {used} is"
+        there = shown(wanted).rstrip("/") if is_server(wanted) else resolve_uri(wanted)
+        said = f"MLFLOW_TRACKING_URI={shown(wanted)} is not used: {used} is"
+        return None if there == used else said
     return (
         f"MLFLOW_TRACKING_URI={shown(wanted)} is not used, it is neither sqlite:///FILE nor "
         f"http(s)://HOST; the run is recorded at {used}"
@@ -597,7 +598,8 @@ def reason(error: BaseException, uri: str = "") -> str:
     if uri:
         line = line.replace("<database_uri>", shlex.quote(shown(uri)))
     line = shown(line).rstrip(".:")
-    line = f"{line[:LONGEST_REASON]}…" if len(line) > LONGEST_REASON else f"{line}."
+    own = isinstance(error, StoreError)  # which has its remedy at its end
+    line = f"{line}." if own or len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}…"
     return f"{line}{_remedy(error, str(error))}"
 
 
