@@ -12,7 +12,8 @@ from pathlib import Path
 import numba
 import pytest
 
-from sseg_nase.config.compose import load
+from sseg_nase.config.compose import continued, load
+from sseg_nase.errors import UserError
 from sseg_nase.hardware import native
 from sseg_nase.home import find_home, temporary_folder
 
@@ -125,6 +126,20 @@ def test_kernels_are_compiled_once_also_where_numba_finds_no_folder(
     assert list((tmp_path / "temporary").rglob("*.nbi"))
     (said,) = caplog.messages
     assert "NUMBA_CACHE_DIR" in said
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "dataset.root=~nobody-here/x",
+        "paths.cache_dir=~nobody-here",
+        "checkpoint=~nobody-here/last.pt",
+        "resume=~nobody-here/run",
+    ],
+)
+def test_the_home_of_an_unknown_user_is_a_mistake(override: str) -> None:
+    with pytest.raises(UserError, match="~nobody-here is no home folder that is known"):
+        load(["dataset=folder", override, *continued([override])])
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ dataclasses. The composed tree is checked and converted exactly once.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from sseg_nase.config.places import still_there
 from sseg_nase.config.schema import Config, DatasetConfig
 from sseg_nase.config.validation import validate
 from sseg_nase.errors import UserError
+from sseg_nase.home import expanded, find_home
 
 CONFIG_NAME = "config"
 LAUNCHERS = {
@@ -41,6 +43,8 @@ LAUNCHERS = {
 _FILE_KEYS = ("data_dir", "output_dir", "cache_dir", "root", "checkpoint", "run", "resume", "dir")
 
 T = TypeVar("T")
+
+logger = logging.getLogger("sseg_nase")
 
 __all__ = [
     "CONFIG_NAME",
@@ -59,6 +63,8 @@ __all__ = [
 
 def register() -> None:
     """Make the schema and the resolvers of `conf/` known to Hydra; calling it again is harmless."""
+    if (note := find_home()) is not None:  # a process that is not the command's own
+        logger.warning(note)
     store = ConfigStore.instance()
     if "schema.yaml" not in store.repo:  # to store it takes a tenth of the time of composing
         store.store(name="schema", node=_twin(Config), provider="sseg_nase")
@@ -176,7 +182,7 @@ def continued(overrides: Sequence[str]) -> list[str]:
     if not isinstance(where, str):
         return []
     try:
-        text = (Path(where).expanduser() / "overrides.yaml").read_text(encoding="utf-8")
+        text = (expanded("resume", where) / "overrides.yaml").read_text(encoding="utf-8")
         stored = [str(line) for line in OmegaConf.to_container(OmegaConf.create(text)) or []]
     except (OSError, OmegaConfBaseException, yaml.YAMLError):
         return []
@@ -260,7 +266,7 @@ def _freeze(frozen: type[T], values: Any) -> T:
         if is_section(kind):
             value = _freeze(kind, value)
         elif name in _FILE_KEYS and value:
-            value = str(Path(value).expanduser())
+            value = str(expanded(name, value))
         fields[name] = value
     return frozen(**fields)
 

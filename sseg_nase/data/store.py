@@ -31,7 +31,7 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from sseg_nase.errors import UserError
-from sseg_nase.files import write_json
+from sseg_nase.files import StorageError, check_room, storage_error, write_json
 
 SCHEMA = 1
 BLOCK = 128  # images per task of the thread pool
@@ -207,9 +207,10 @@ def build_store(
             if not folder.exists():
                 _remove_leftovers(folder)
                 _build(folder, read(), (image_size, channels), workers, described)
-    except OSError as error:
+    except (OSError, StorageError) as error:
+        why = storage_error(error, folder.parent) or f"{error}."
         raise UserError(
-            f"The image store {folder} cannot be built: {error}. The images must be readable, and "
+            f"The image store {folder} cannot be built: {why} The images must be readable, and "
             "paths.cache_dir a folder that can be written and has space."
         ) from error
     return ImageStore.open(folder)
@@ -299,6 +300,7 @@ def _build(
                 f"The class {name} of {described.get('source', folder)} has no images: "
                 "add some or remove the class."
             )
+    check_room(folder.parent, len(labels) * size * size * channels)
     logger.info("Building the image store %s from %d images", folder, len(labels))
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sseg_nase.errors import UserError
 from sseg_nase.files import read_json
+from sseg_nase.home import expanded
 
 LAST = "LAST"
 FINISHED = "FINISHED"
@@ -43,7 +44,7 @@ def comparable(runs: Sequence[Path], warn: Callable[[str], None]) -> list[Path]:
 def _named(name: str, output_dir: Path) -> list[Path]:
     if name == LAST:
         return [_last(output_dir)]
-    path = Path(name).expanduser()
+    path = expanded("runs", name)
     if _is_run(path):
         return [path]
     if path.exists() or not glob.has_magic(name):
