@@ -7,6 +7,8 @@ import stat
 import tempfile
 from pathlib import Path
 
+from sseg_nase.errors import UserError
+
 # What libraries keep in a home folder, where they cannot be told otherwise.
 CACHES = {"XDG_CACHE_HOME": ".cache", "MPLCONFIGDIR": ".config/matplotlib"}
 
@@ -39,6 +41,17 @@ def find_home() -> str | None:
             os.environ[name] = str(place)
     remedy = "set SSEG_NASE_CACHE, or HOME, to a folder that stays"
     return f"{why}: caches go to {own}; {remedy}"
+
+
+def expanded(key: str, text: str) -> Path:
+    """Return the path with `~` as the home folder. Raises `UserError` for an unknown user's."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{key}={text}: {Path(text).parts[0]} is no home folder that is known here; write the "
+            "path in full."
+        ) from error
 
 
 def temporary_folder() -> Path:

@@ -259,7 +259,8 @@ def _failed(this: Run, error: UserError) -> UserError:
         return error
     _end(this, FAILED, str(error))
     said = this.place.status().get("status")
-    untold = "" if said == FAILED else f" status.json could not be changed and still says {said}."
+    still = f"still says {said}" if said else "does not say how the run ended"
+    untold = "" if said == FAILED else f" status.json could not be changed and {still}."
     resume = f" Then resume it: {command(resume=this.directory)}"
     resumable = this.config.task == "pipeline"
     return UserError(f"{error}{untold}{resume if resumable else ''}")

@@ -7,6 +7,7 @@ dataclasses. The composed tree is checked and converted exactly once.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,7 @@ from sseg_nase.config.places import still_there
 from sseg_nase.config.schema import ROOTED, Config, DatasetConfig
 from sseg_nase.config.validation import validate
 from sseg_nase.errors import UserError
+from sseg_nase.home import expanded, find_home
 
 CONFIG_NAME = "config"
 LAUNCHERS = {
@@ -52,6 +54,8 @@ LAUNCHERS = {
 _KEYS_OF = {written: key for key, written in WRITTEN_AS.items()}
 
 T = TypeVar("T")
+
+logger = logging.getLogger("sseg_nase")
 
 __all__ = [
     "CONFIG_NAME",
@@ -70,6 +74,8 @@ __all__ = [
 
 def register() -> None:
     """Make the schema and the resolvers of `conf/` known to Hydra; calling it again is harmless."""
+    if (note := find_home()) is not None:  # a process that is not the command's own
+        logger.warning(note)
     store = ConfigStore.instance()
     if "schema.yaml" not in store.repo:  # to store it takes a tenth of the time of composing
         store.store(name="schema", node=_twin(Config), provider="sseg_nase")
@@ -237,7 +243,7 @@ def continued(overrides: Sequence[str]) -> list[str]:
     if not isinstance(where, str):
         return []
     try:
-        text = (Path(where).expanduser() / "overrides.yaml").read_text(encoding="utf-8")
+        text = (expanded("resume", where) / "overrides.yaml").read_text(encoding="utf-8")
         stored = [str(line) for line in yaml.safe_load(text) or []]
     except (OSError, TypeError, ValueError, yaml.YAMLError):
         return []
@@ -327,19 +333,19 @@ def _freeze(frozen: type[T], values: Any) -> T:
         if is_section(kind):
             value = _freeze(kind, value)
         elif "path" in accepted and isinstance(value, str) and value:
-            value = _at_home(value)
+            value = _at_home(name, value)
         fields[name] = value
     return frozen(**fields)
 
 
-def _at_home(path: str) -> str:
-    """With the home folder for `~`; where there is no such user, it is part of a name."""
+def _at_home(name: str, path: str) -> str:
+    """With the home folder for `~`; a name that only begins with `~`, as no user's, stays."""
     try:
-        return str(Path(path).expanduser())
-    except RuntimeError:
+        return str(expanded(name, path))
+    except UserError:
         if path == "~" or path.startswith("~/"):
             raise
-        return str(Path(path))
+        return os.path.abspath(path)  # or it would be taken for a user's again
 
 
 _twin(Config)

@@ -9,6 +9,7 @@ from typing import Any
 
 from sseg_nase.config.commands import override
 from sseg_nase.config.schema import Config
+from sseg_nase.home import expanded
 
 # `imagenet` as backbone.weights names no file. Paths decide no result: what lies there does, and
 # is compared by its checksum.
@@ -33,7 +34,7 @@ def settled(config: Config) -> Config:
     for key in PLACES:
         value = place_of(config, key)
         if value is not None:
-            config = _with(config, key, str(Path(value).expanduser().absolute()))
+            config = _with(config, key, str(expanded(key, value).absolute()))
     if config.runs is not None:
         runs = [name if name == "LAST" else str(Path(name).absolute()) for name in config.runs]
         config = dataclasses.replace(config, runs=runs)

@@ -33,7 +33,7 @@ from sseg_nase.data.duplicates import ONE_COLOUR, examine, hashes_of, of_one_col
 from sseg_nase.data.opening import PLAIN, Facts, Reading, open_image, without_warnings
 from sseg_nase.data.remarks import Remarks, notices_of_one_colour
 from sseg_nase.errors import UserError
-from sseg_nase.files import read_json, write_json
+from sseg_nase.files import StorageError, check_room, read_json, storage_error, write_json
 
 SCHEMA = 2
 BLOCK = 128  # images per task of the thread pool
@@ -239,9 +239,10 @@ def build_store(
                 _remove_leftovers(folder)
                 form = Form(image_size, channels, reading)
                 _build(folder, read(), form, workers, duplicates, described)
-    except OSError as error:
+    except (OSError, StorageError) as error:
+        why = storage_error(error, folder.parent) or f"{error}."
         raise UserError(
-            f"The image store {folder} cannot be built: {error}. The images must be readable, and "
+            f"The image store {folder} cannot be built: {why} The images must be readable, and "
             "paths.cache_dir a folder that can be written and has space."
         ) from error
     return ImageStore.open(folder)
@@ -329,6 +330,7 @@ def _build(
             raise UserError(
                 f"The class {name} of {source} has no images: add some or remove the class."
             )
+    check_room(folder.parent, len(labels) * size * size * channels)
     logger.info("Building the image store %s from %d images", folder, len(labels))
 
     def name_of(index: int) -> str:

@@ -6,6 +6,7 @@ import ctypes
 import os
 import platform
 import sys
+from contextlib import suppress
 
 # Blocks over 32 MiB come from the heap, too, which grows by 64 MiB, is not given back at once and
 # consists of huge pages. Without the cache of small blocks, which would lie between freed large
@@ -32,7 +33,8 @@ def keep_memory() -> None:
         return
     settings = (f"glibc.malloc.{name}={value}" for name, value in _TUNABLES.items())
     os.environ["GLIBC_TUNABLES"] = ":".join(settings)
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    with suppress(OSError):  # it only makes training faster
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def release_memory() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from sseg_nase.config.commands import argument
 from sseg_nase.errors import UserError
 from sseg_nase.files import read_json
+from sseg_nase.home import expanded
 from sseg_nase.reporting.provenance import config_of, section
 from sseg_nase.reporting.times import created, ended
 
@@ -60,7 +61,7 @@ def comparable(runs: Sequence[Path], warn: Callable[[str], None]) -> list[Path]:
 def _named(name: str, output_dir: Path) -> list[Path]:
     if name == LAST:
         return [_last(output_dir)]
-    path = Path(name).expanduser()
+    path = expanded("runs", name)
     if _is_run(path):
         return [path]
     if path.exists() or not glob.has_magic(name):

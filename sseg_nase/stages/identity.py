@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,21 +41,25 @@ def data_of(config: Config, tasks: Sequence[FewShotTask], *, pretrained: bool) -
     images: dict[str, Data] = {}
     roles: dict[str, list[str]] = {}
 
-    def use(role: str, key: str, store: ImageStore) -> None:
-        images.setdefault(key, identity(store))
+    def use(role: str, key: str, store: Callable[[], ImageStore]) -> None:
+        if key not in images:
+            images[key] = identity(store())
         roles.setdefault(role, []).append(key)
+
+    def own(split: str) -> ImageStore:
+        return images_of(config, config.dataset, split)
 
     for task in tasks:
         key = task.episodes[0].key.rpartition("/")[0]
-        use("evaluate", key, task.store)
+        use("evaluate", key, partial(_is, task.store))
         if task.base is not None:
-            use("centre", f"{key.partition('/')[0]}/train", task.base)
+            use("centre", f"{key.partition('/')[0]}/train", partial(_is, task.base))
     name = config.dataset.name
     if pretrained and "NATURAL" in config.curriculum.levels:
-        use("pretrain", f"{name}/train", images_of(config, config.dataset, "train"))
+        use("pretrain", f"{name}/train", partial(own, "train"))
     if config.task == "pipeline" and config.finetune.name != "none":
-        use("finetune", f"{name}/train", images_of(config, config.dataset, "train"))
-        use("select", f"{name}/val", images_of(config, config.dataset, "val"))
+        use("finetune", f"{name}/train", partial(own, "train"))
+        use("select", f"{name}/val", partial(own, "val"))
     drawn = [level for level in config.curriculum.levels if level != "NATURAL"]
     return {
         "schema": SCHEMA,
@@ -179,6 +184,10 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     if old.get("source") != new.get("source"):
         parts.append(f"read from {old.get('source')} then, from {new.get('source')} now")
     return "; ".join(parts)
+
+
+def _is(store: ImageStore) -> ImageStore:
+    return store
 
 
 def _comparable_names(*stores: Mapping[str, Any]) -> bool:

@@ -242,6 +242,11 @@ class SweepFolder:
                 f"sweep={self.path}: it is being run by {owner}. Look at it with task=status, wait "
                 "for it, or add sweep.rerun=true for another one beside it."
             ) from error
+        except OSError as error:
+            raise UserError(
+                f"sweep={self.path}: cannot be written ({error.strerror}); resume it where "
+                "that is possible."
+            ) from error
         try:
             yield
         finally:

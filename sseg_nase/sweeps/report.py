@@ -10,6 +10,8 @@ from pathlib import Path
 from sseg_nase.config.schema import Config
 from sseg_nase.directory import status_of
 from sseg_nase.errors import DONE, UserError
+from sseg_nase.files import StorageError, storage_error
+from sseg_nase.home import expanded
 from sseg_nase.sweeps.deliver import deliver_sweep
 from sseg_nase.sweeps.folder import SweepFolder, looked_at
 from sseg_nase.sweeps.seen import Seen, look
@@ -49,10 +51,10 @@ def _report_run(run: Path, config: Config, say: Say) -> None:
     from sseg_nase.reporting.run_report import NAME, write_report
 
     output = config.report.output
-    folder = (run / NAME if output is None else Path(output).expanduser()).absolute()
+    folder = (run / NAME if output is None else expanded("report.output", output)).absolute()
     try:
         files = write_report(run, folder, published=config.report.published)
-    except OSError as error:
+    except (OSError, StorageError) as error:
         raise _unwritable(folder, error) from error
     say(
         f"report: {folder / 'report.html'}, and the same as .md; its tables as .tex, .csv and "
@@ -93,12 +95,12 @@ def _compare(runs: Sequence[Path], config: Config, say: Say) -> None:
 
     name = f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}_{secrets.token_hex(3)}"
     output = config.report.output or Path(config.paths.output_dir) / "reports" / name
-    folder = Path(output).expanduser().absolute()
+    folder = expanded("report.output", str(output)).absolute()
     comparison = compare(runs, with_published=config.report.published)
     try:
         pictures = drawn(figures_of_runs([read_run(run) for run in runs]), folder)
         text, _ = write(comparison, folder, pictures)
-    except OSError as error:
+    except (OSError, StorageError) as error:
         raise _unwritable(folder, error) from error
     print(text, flush=True)
     say(
@@ -107,10 +109,12 @@ def _compare(runs: Sequence[Path], config: Config, say: Say) -> None:
     )
 
 
-def _unwritable(folder: Path, error: OSError) -> UserError:
+def _unwritable(folder: Path, error: OSError | StorageError) -> UserError:
+    full = storage_error(error, folder)
+    why = f"cannot be written ({error})." if full is None else str(full)
     return UserError(
-        f"report.output={folder}: cannot be written ({error.strerror}). Set report.output, or "
-        "paths.output_dir, to a folder of yours."
+        f"report.output={folder}: {why} Set report.output, or paths.output_dir, to a folder of "
+        "yours."
     )
 
 

@@ -134,7 +134,7 @@ def _send(
         client.log_artifact(run_id, str(path), folder)
     ended = found is None or found.info.status != status
     if ended:
-        terminate(client, run_id, status, error, record.ended)
+        terminate(client, run_id, status, error, run.directory, record.ended)
     return Delivery(
         run_id=run_id,
         created=found is None,

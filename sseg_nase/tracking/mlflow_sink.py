@@ -32,9 +32,10 @@ from sseg_nase.config.commands import command
 from sseg_nase.config.schema import TrackingConfig
 from sseg_nase.errors import UserError
 from sseg_nase.files import FULL, free_bytes, in_bytes
+from sseg_nase.home import expanded
 from sseg_nase.redaction import VARIABLES, redacted, use
 from sseg_nase.tracking.database import StoreError, check_database
-from sseg_nase.tracking.rows import Row, Rows, clean_key, recorded_rows
+from sseg_nase.tracking.rows import Row, Rows, clean_key, recorded_rows, result_tags
 from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED, Param, RunInfo, Sink
 from sseg_nase.tracking.source import origin
 
@@ -301,7 +302,8 @@ class _Delivery:
                 pause = self._flush_seconds if self._deliver() else min(2 * pause, LONGEST_PAUSE)
         status, error = self._end
         self._deliver()
-        self._attempt(partial(terminate, self._client, self._run_id, status, error))
+        folder = self._events.parent
+        self._attempt(partial(terminate, self._client, self._run_id, status, error, folder))
 
     def _should_send(self) -> bool:
         full = len(self._rows) >= METRICS_PER_CALL and not self._failing
@@ -446,9 +448,19 @@ def send_rows(client: Any, run_id: str, rows: Iterable[Row]) -> int:
 
 
 def terminate(
-    client: Any, run_id: str, status: str, error: str | None, milliseconds: int | None = None
+    client: Any,
+    run_id: str,
+    status: str,
+    error: str | None,
+    directory: Path,
+    milliseconds: int | None = None,
 ) -> None:
-    """End the run with a status of MLflow's, now or at the time given."""
+    """End the run with a status of MLflow's, now or at the time given; its results become tags."""
+    from mlflow.entities import RunTag
+
+    tags = [RunTag(key, redacted(value)) for key, value in result_tags(directory).items()]
+    if tags:
+        client.log_batch(run_id, tags=tags)
     if error:
         client.set_tag(run_id, "error", redacted(error)[:LONGEST_PARAM])
     client.set_terminated(run_id, status, milliseconds)
@@ -522,7 +534,7 @@ def resolve_uri(uri: str | None) -> str:
         if _accepted(uri):
             if is_server(uri):
                 return uri.rstrip("/")
-            return f"{SQLITE}{Path(uri[len(SQLITE) :]).expanduser().absolute()}"
+            return f"{SQLITE}{expanded('tracking.uri', uri[len(SQLITE) :]).absolute()}"
         why = ""
     except ValueError as error:
         why = f" {str(error)[0].upper()}{str(error)[1:]}."
@@ -540,8 +552,9 @@ def unused_address(tracking: TrackingConfig) -> str | None:
         return None
     used = resolve_uri(tracking.uri)
     if _accepted(wanted):
-        same = shown(wanted).rstrip("/") == used or not is_server(wanted)
-        return None if same else f"MLFLOW_TRACKING_URI={shown(wanted)} is not used: {used} is"
+        there = shown(wanted).rstrip("/") if is_server(wanted) else resolve_uri(wanted)
+        said = f"MLFLOW_TRACKING_URI={shown(wanted)} is not used: {used} is"
+        return None if there == used else said
     return (
         f"MLFLOW_TRACKING_URI={shown(wanted)} is not used, it is neither sqlite:///FILE nor "
         f"http(s)://HOST; the run is recorded at {used}"
@@ -598,7 +611,8 @@ def reason(error: BaseException, uri: str = "") -> str:
     if uri:
         line = line.replace("<database_uri>", shlex.quote(shown(uri)))
     line = shown(line).rstrip(".:")
-    line = f"{line[:LONGEST_REASON]}…" if len(line) > LONGEST_REASON else f"{line}."
+    own = isinstance(error, StoreError)  # which has its remedy at its end
+    line = f"{line}." if own or len(line) <= LONGEST_REASON else f"{line[:LONGEST_REASON]}…"
     return f"{line}{_remedy(error, str(error))}"
 
 

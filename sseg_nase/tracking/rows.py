@@ -12,10 +12,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sseg_nase.files import read_json
 from sseg_nase.tracking.sink import Resumed
 
 MUTATION_CODES = {"GROW": 1, "WIDEN": 2, "PRUNE": 3}
 LONGEST_KEY = 250  # of MLflow
+# MLflow's own tag for the text that its UI shows at the top of a run.
+NOTE_TAG = "mlflow.note.content"
 
 Row = tuple[str, float, int, int]  # key, value, timestamp in ms, step
 
@@ -103,6 +106,31 @@ def recorded_rows(events: Path, rows: Rows, until: Resumed | None = None) -> Ite
         elif kind == "mutation" and mutations <= values["index"] < end:
             mutations = values["index"] + 1
             yield rows.mutation(values, milliseconds)
+
+
+def result_tags(directory: Path) -> dict[str, str]:
+    """Return what a table of runs is sorted by, and the text of a run's page, from results.json.
+
+    `accuracy_5w1s` (percent, of the first data set), `dataset`, `params`, and MLflow's note;
+    nothing where there are no results.
+    """
+    results = read_json(directory / "results.json") or {}
+    tags, lines = dict[str, str](), list[str]()
+    first = None
+    for key, value in (results.get("fewshot") or {}).items():
+        dataset, _, protocol = key.rpartition("/")
+        first = first or dataset
+        figure = f"{value['accuracy']:.2f}"
+        if dataset == first:
+            tags["dataset"], tags[f"accuracy_{protocol}"] = dataset.partition("/")[0], figure
+        lines.append(f"**{key}**: {figure} ± {value['ci95']:.2f} % ({value['method']})")
+    if not tags:
+        return {}
+    size = results.get("architecture") or {}
+    if "params" in size:
+        tags["params"] = str(size["params"])
+        lines.append(f"{size['params']:,} params, {size.get('macs', 0):,} MACs")
+    return tags | {NOTE_TAG: "\n\n".join(lines)}
 
 
 @cache

@@ -19,14 +19,12 @@ from sseg_nase.tracking.mlflow_sink import (
     shown,
     unusable,
 )
-from sseg_nase.tracking.rows import clean_key
+from sseg_nase.tracking.rows import NOTE_TAG, clean_key
 from sseg_nase.tracking.source import origin
 
 STATUS = {theirs: ours for ours, theirs in MLFLOW_STATUS.items()}
 # The fingerprint of a config as it was composed: known before the machine that it will run on is.
 ASKED_TAG = "asked_fingerprint"
-# MLflow's own tag for the text that its UI shows at the top of a run.
-NOTE_TAG = "mlflow.note.content"
 
 Warn = Callable[[str], None]
 

@@ -11,7 +11,7 @@ from stores import mutation, run_info
 
 from sseg_nase.tracking import rows as module
 from sseg_nase.tracking.jsonl import JsonlSink
-from sseg_nase.tracking.rows import Row, Rows, Steps, recorded_rows
+from sseg_nase.tracking.rows import Row, Rows, Steps, recorded_rows, result_tags
 from sseg_nase.tracking.sink import Resumed
 
 MUTATIONS = [mutation(0, step=3), mutation(1, step=3, kind="PRUNE"), mutation(2, step=9)]
@@ -87,3 +87,18 @@ def test_what_a_resumed_run_tells_again_counts_once(tmp_path: Path) -> None:
 
 def test_names_are_cleaned_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert module.clean_key("a@b") is module.clean_key("a@b")
+
+
+def test_results_become_what_a_table_is_sorted_by(tmp_path: Path) -> None:
+    assert result_tags(tmp_path) == {}
+    figure = {"accuracy": 55.744, "ci95": 0.651, "method": "prototype/cosine/cl2n"}
+    results = {
+        "fewshot": {"digits/val/5w1s": figure, "other/val/5w1s": {**figure, "accuracy": 1.0}},
+        "architecture": {"params": 1234, "macs": 5678},
+    }
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    tags = result_tags(tmp_path)
+    note = tags.pop("mlflow.note.content")
+    assert tags == {"dataset": "digits", "accuracy_5w1s": "55.74", "params": "1234"}
+    assert "**digits/val/5w1s**: 55.74 ± 0.65 % (prototype/cosine/cl2n)" in note
+    assert "1,234 params, 5,678 MACs" in note
