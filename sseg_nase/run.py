@@ -381,6 +381,11 @@ def _judge(
             figures = {f"{group}/{key}/{part}": value[part] for part in ("accuracy", "ci95")}
             figures |= {f"{group}/{key}/top{k}": share for k, share in value["top_k"].items()}
             this.sink.metrics(figures, at)
+    # What counts first: the network chosen by its loss, without labels, where there is one.
+    headline, group = ("best", "fewshot_best") if "fewshot_best" in results else ("last", "fewshot")
+    size = results["best"]["params"] if headline == "best" else costs["params"]
+    figures = {f"headline/{key}": one["accuracy"] for key, one in results[group].items()}
+    this.sink.metrics({**figures, "headline/params": float(size)}, at)
     logged = ("params", "macs", "latency_ms_b1", "latency_ms_b64", "peak_memory_mb")
     this.sink.metrics({f"efficiency/{key}": float(costs[key]) for key in logged}, at)
     write_json(this.directory / "architecture.json", backbone.architecture.to_dict())
