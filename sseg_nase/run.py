@@ -501,6 +501,11 @@ def _judge(
             figures = {f"{group}/{key}/{part}": value[part] for part in ("accuracy", "ci95")}
             figures |= {f"{group}/{key}/top{k}": share for k, share in value["top_k"].items()}
             this.sink.metrics(figures, at)
+    # What counts first: the network chosen by its loss, without labels, where there is one.
+    headline, group = ("best", "fewshot_best") if "fewshot_best" in results else ("last", "fewshot")
+    size = results["best"]["params"] if headline == "best" else results["architecture"]["params"]
+    figures = {f"headline/{key}": one["accuracy"] for key, one in results[group].items()}
+    this.sink.metrics({**figures, "headline/params": float(size)}, at)
     logged = ("params", "macs", "latency_ms_b1", "latency_ms_b64", "peak_memory_mb")
     measured = {key: value for key in logged if (value := figure(costs[key])) is not None}
     this.sink.metrics({f"efficiency/{key}": value for key, value in measured.items()}, at)

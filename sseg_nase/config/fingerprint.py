@@ -1,4 +1,8 @@
-"""The fingerprint of a config (same fingerprint, same result) and its flat view."""
+"""The fingerprint of a config and its flat view.
+
+The same fingerprint means the same settings. They give the same result on the same kind of machine,
+with the same versions, number of threads, code and images, which are no part of it.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +49,11 @@ def decisive(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint(config: Config) -> str:
-    """Return 16 hexadecimal digits that are equal for configs that give the same result.
+    """Return 16 hexadecimal digits that are equal for configs that ask for the same result.
 
-    A hash of every value except names, paths, tracking and what only changes the speed; the same
-    in every process and Python version.
+    It is the same result on the same kind of machine, with the same versions, threads, code and
+    images. A hash of every value except names, paths, tracking and what only changes the speed;
+    the same in every process and Python version.
     """
     kept = decisive(flat(config))
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)

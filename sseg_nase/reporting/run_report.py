@@ -66,11 +66,15 @@ from sseg_nase.reporting.pictures import drawn, files_of
 from sseg_nase.reporting.provenance import provenance
 from sseg_nase.reporting.record import FINISHED, RunRecord, read_run
 from sseg_nase.reporting.times import span
-from sseg_nase.tracking.console import duration
+from sseg_nase.tracking.console import better, duration
 from sseg_nase.tracking.mlflow_sink import shown
 
 NAME = "report"
-UNTRAINED, LAST = "untrained", "last"
+UNTRAINED, LAST, BEST = "untrained", "last", "best"
+SAME_SETTINGS = (
+    "the same settings; the same result only on the same kind of machine, with the same versions, "
+    "threads, code and images"
+)
 MEANING = {
     "untrained": "before any training",
     "pretrained": "before fine-tuning",
@@ -197,6 +201,8 @@ def _headline(record: RunRecord) -> Iterator[Block]:
         because = f": {reason}" if reason else ""
         yield Notice((f"This run is {record.ended}{because}. What it has written is shown.",))
     yield Facts(list(_facts(record)))
+    if said := better(record.results):
+        yield Items([f"{line[0].upper()}{line[1:]}." for line in said])
     if (again := command(record)) is not None:
         yield Paragraph("Once more:")
         yield Listing(again)
@@ -219,19 +225,40 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, Text]]:
         seconds = record.section("seconds")
         parts = ", ".join(f"{name} {duration(s)}" for name, s in seconds.items() if finite(s))
         yield "Took", f"{duration(ended - began)}{f' ({parts})' if parts else ''}"
-    for result in results_of(record):
-        if result.network == LAST:
-            yield _in_words(result.key), (Bold(_accuracy(result)), f" %{_count(result)}")
-    network = record.section("architecture")
-    if network:
-        channels = "-".join(map(str, network.get("channels") or [])) or NOTHING
-        params = _figure(network.get("params"), ",.0f")
-        yield "Network", f"{network.get('blocks')} blocks, channels {channels}, {params} parameters"
+    results = results_of(record)
+    for key in dict.fromkeys(one.key for one in results):
+        by_network = {one.network: one for one in results if one.key == key}
+        if headline := [by_network[name] for name in (BEST, LAST) if name in by_network]:
+            yield _in_words(key), _first_and_beside(headline)
+    best = record.section("best") if any(one.network == BEST for one in results) else {}
+    networks = {BEST: best, LAST: record.section("architecture")}
+    sizes = {name: _size(network) for name, network in networks.items() if network}
+    if len(sizes) == 2:
+        yield "Networks", "; ".join(f"{name}: {size}" for name, size in sizes.items())
+    elif sizes:
+        yield "Network", next(iter(sizes.values()))
     yield "Seed", str(record.setting("seed", NOTHING))
     if (fingerprint := _fingerprint(record)) is not None:
-        yield "Fingerprint", (Code(fingerprint), ": same fingerprint, same result")
+        yield "Fingerprint", (Code(fingerprint), f": {SAME_SETTINGS}")
     yield "Folder", Code(record.folder.absolute())
     yield "MLflow", _tracked(record)
+
+
+def _first_and_beside(results: Sequence[Result]) -> Text:
+    """The network that was chosen by its loss, where there is one, and the last one beside it."""
+    first, *others = results
+    name = f" % ({first.network})" if others else " %"
+    beside = "".join(f"; {one.network} {_accuracy(one)} %" for one in others)
+    return (Bold(_accuracy(first)), name, beside, _count(first))
+
+
+def _size(network: Mapping[str, Any]) -> str:
+    params = f"{_figure(network.get('params'), ',.0f')} parameters"
+    if "channels" not in network:
+        return params
+    channels = network["channels"]
+    width = "-".join(map(str, channels)) if isinstance(channels, list) else str(channels)
+    return f"{network.get('blocks')} blocks, channels {width or NOTHING}, {params}"
 
 
 def _tracked(record: RunRecord) -> Text:

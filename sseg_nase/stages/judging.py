@@ -31,7 +31,7 @@ from sseg_nase.fewshot.evaluation import (
     evaluate_episodes,
     normalized,
 )
-from sseg_nase.fewshot.statistics import mean_ci95
+from sseg_nase.fewshot.statistics import mean_ci95, paired_difference
 from sseg_nase.finetune.judging import method_of
 from sseg_nase.finetune.learner import EpisodeLearner, around, fits
 from sseg_nase.hardware.complexity import count_macs, count_params
@@ -283,25 +283,31 @@ def evaluate_best(
     last: Backbone,
     judged: Judgement,
     device: torch.device,
-) -> tuple[dict[str, int], Judgement]:
+) -> tuple[dict[str, Any], Judgement]:
     """Where in training the network of best.pt at `path` was, its size, and its judgement.
 
     `judged` is that of `last`, the run's last network: the same network is not judged again. The
-    epoch counts from 0, as in mutations.jsonl. Raises `UserError` for what is no checkpoint.
+    epoch counts from 0, as in mutations.jsonl. `minus_last`: per episode list the paired difference
+    of the accuracies, in points. Raises `UserError` for what is no checkpoint.
     """
     state = checkpoint.load(path)
     best = checkpoint.backbone_of(path)
     size = best.architecture.summary()
-    about = {key: int(state[key]) for key in ("epoch", "step")}
-    about |= {key: int(size[key]) for key in ("params", "macs")}
+    about: dict[str, Any] = {key: int(state[key]) for key in ("epoch", "step")}
+    about |= {key: size[key] for key in ("blocks", "channels", "params", "macs")}
     # The step alone does not tell: a mutation may have been rolled back since.
     same = best.architecture == last.architecture and all(
         torch.equal(tensor, last.state_dict()[name].cpu())
         for name, tensor in best.state_dict().items()
     )
-    if same:
-        return about, judged
-    return about, evaluate(tasks, Reached(best, name=f"checkpoint={path}"), device)
+    found = judged
+    if not same:
+        found = evaluate(tasks, Reached(best, name=f"checkpoint={path}"), device)
+    differences = {
+        key: paired_difference(found.accuracies[key], accuracies)._asdict()
+        for key, accuracies in judged.accuracies.items()
+    }
+    return {**about, "minus_last": differences}, found
 
 
 def efficiency(

@@ -183,44 +183,86 @@ def latency_line(values: Mapping[str, Any]) -> str:
 def summary_table(
     results: Mapping[str, Any], mutations: Sequence[Mapping[str, Any]], ui_command: str | None
 ) -> Group:
-    """Return the closing table of a run, and below it the command that opens the UI.
+    """Return the closing table of a run, a column per network, and what is said below it.
 
-    `results` is results.json (`fewshot_untrained`, if there, is the untrained seed network on the
-    same episodes), `mutations` the lines of mutations.jsonl. `print_summary` prints it with the
-    command kept on one line.
+    `results` is results.json, `mutations` the lines of mutations.jsonl. First stands the network
+    with the lowest loss (`fewshot_best`), where there is one, then the last one, then the
+    untrained seed network, all on the same episodes. `print_summary` prints it with the command
+    that opens the UI kept on one line.
     """
-    untrained = results.get("fewshot_untrained") or {}
+    networks = networks_of(results)
     table = Table(title=f"{results.get('status', '')} {results.get('fingerprint', '')}".strip())
     table.add_column("")
-    table.add_column("this run", justify="right")
-    if untrained:
-        table.add_column("untrained seed network", justify="right")
-
-    judged = []
-    for name, result in (results.get("fewshot") or {}).items():
-        cells = [_accuracy(result)]
-        if untrained:
-            cells.append(_accuracy(untrained.get(name)))
-        table.add_row(name, *cells)
-        kind = "transductive" if result["transductive"] else "inductive"
-        judged.append(f"{result['episodes']} episodes, {result['method']}, {kind}")
+    for name in networks:
+        table.add_column(name, justify="right")
+    lists = dict.fromkeys(key for fewshot, _ in networks.values() for key in fewshot)
+    for key in lists:
+        table.add_row(key, *(_accuracy(fewshot.get(key)) for fewshot, _ in networks.values()))
+    rows = [dict(_network_rows(costs)) for _, costs in networks.values()]
+    for name in dict.fromkeys(name for row in rows for name in row):
+        table.add_row(name, *(row.get(name, "") for row in rows))
+    judged = [
+        f"{one['episodes']} episodes, {one['method']}, "
+        f"{'transductive' if one['transductive'] else 'inductive'}"
+        for fewshot, _ in networks.values()
+        for one in fewshot.values()
+    ]
     table.caption = "; ".join(dict.fromkeys(judged)) or None
-    for name, shown in _network_rows(results):
-        table.add_row(name, shown)
-    table.add_row("mutations accepted", _mutations(mutations))
+    lines = [*better(results), f"mutations accepted: {_mutations(mutations)}"]
     seen = results.get("images_seen") or {}
-    table.add_row(
-        "images seen",
-        ", ".join(f"{_count(n)} {name.replace('_', ' ')}" for name, n in seen.items() if n) or "0",
-    )
+    counts = [f"{_count(n)} {name.replace('_', ' ')}" for name, n in seen.items() if n]
+    lines.append(f"images seen: {', '.join(counts) or '0'}")
     if seconds := results.get("seconds"):
-        table.add_row(
-            "time", "\n".join(f"{stage} {duration(took)}" for stage, took in seconds.items())
+        took = ", ".join(f"{stage} {duration(took)}" for stage, took in seconds.items())
+        lines.append(f"time: {took}")
+    shown = [table] if networks else []
+    if ui_command is not None:
+        # A line of its own is copied whole, and at 80 columns mostly not broken.
+        lines += ["compare runs:", ui_command]
+    return Group(*shown, *(Text(line) for line in lines))
+
+
+def networks_of(
+    results: Mapping[str, Any],
+) -> dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Return the networks of results.json by name: accuracies, and size with costs.
+
+    The network that was chosen by its loss, without labels, stands first. Where it is also the
+    last one there is one column for both.
+    """
+    last = {**(results.get("efficiency") or {}), **(results.get("architecture") or {})}
+    fewshot, best = results.get("fewshot") or {}, results.get("fewshot_best") or {}
+    about = results.get("best") or {}
+    found: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
+    if best and best == fewshot and about.get("params") == last.get("params"):
+        found["best and last"] = (best, last)
+    elif best:
+        found["best"] = (best, {**about, "resolution": last.get("resolution")})
+    if fewshot and "best and last" not in found:
+        found["last" if best else "this run"] = (fewshot, last)
+    if untrained := results.get("fewshot_untrained") or {}:
+        found["untrained"] = (untrained, {})
+    return found
+
+
+def better(results: Mapping[str, Any]) -> list[str]:
+    """Return what sets the best network apart from the last one, in sentences."""
+    about = results.get("best") or {}
+    if not about or not results.get("fewshot_best"):
+        return []
+    lines = [
+        f"best: lowest loss at the latest level, after epoch {about['epoch'] + 1}, chosen without "
+        "labels"
+    ]
+    if "best and last" in networks_of(results):
+        return lines
+    for key, one in (about.get("minus_last") or {}).items():
+        mean, ci95 = one["mean"], one["ci95"]
+        sure = "" if abs(mean) > ci95 else ", no difference that these episodes show"
+        lines.append(
+            f"best minus last, {key}: {mean:+.2f} ± {ci95:.2f} points on the same episodes{sure}"
         )
-    if ui_command is None:
-        return Group(table)
-    # A line of its own is copied whole, and at 80 columns mostly not broken.
-    return Group(table, Text("compare runs:"), Text(ui_command))
+    return lines
 
 
 def print_summary(
@@ -243,21 +285,21 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def _network_rows(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    network, cost = results.get("architecture") or {}, results.get("efficiency") or {}
+def _network_rows(network: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The rows of one network: those of its size and costs that are known."""
     rows = []
-    if network:
-        channels = network["channels"]
+    if (channels := network.get("channels")) is not None:
         width = "-".join(map(str, channels)) if isinstance(channels, list | tuple) else channels
+        rows += [("blocks", str(network["blocks"])), ("channels", str(width))]
+    if "params" in network:
         rows += [
-            ("network", f"{network['blocks']} blocks, channels {width}"),
             ("params", _count(network["params"])),
             (f"MACs at {network['resolution']} px", _count(network["macs"])),
         ]
     for batch in (1, 64):
-        if positive(latency := cost.get(f"latency_ms_b{batch}")):
+        if positive(latency := network.get(f"latency_ms_b{batch}")):
             rows.append((f"latency, batch {batch}", f"{_milliseconds(latency)} ms"))
-    if (memory := cost.get("peak_memory_mb")) is not None:
+    if (memory := network.get("peak_memory_mb")) is not None:
         rows.append(("peak memory", f"{_number(memory, ',.1f')} MB"))
     return rows
 

@@ -68,12 +68,15 @@ def test_the_best_network_is_judged_beside_the_last(judgements: list[Any]) -> No
     assert state["step"] < last["step"]
     assert len(judgements) == 2  # one dataset, two networks: the embeddings of both lists are one
     summary = judgements[1].architecture.summary()
-    assert results["best"] == {
-        "epoch": state["epoch"],
-        "step": state["step"],
-        "params": summary["params"],
-        "macs": summary["macs"],
+    about = results["best"]
+    assert (about["epoch"], about["step"]) == (state["epoch"], state["step"])
+    assert {key: about[key] for key in ("blocks", "channels", "params", "macs")} == {
+        key: summary[key] for key in ("blocks", "channels", "params", "macs")
     }
+    accuracies = read_episodes(directory)
+    for key, difference in about["minus_last"].items():
+        expected = accuracies["best"][key].mean() - accuracies["last"][key].mean()
+        assert difference["mean"] == pytest.approx(expected, abs=1e-4)
     assert results["fewshot_best"].keys() == results["fewshot"].keys() == KEYS
     assert results["fewshot_best"] != results["fewshot"]
     assert_accuracies_belong(directory, results, best=True)
