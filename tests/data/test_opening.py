@@ -546,12 +546,22 @@ def test_too_little_memory_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("size", [(2, 9000), (9000, 2)])
-def test_long_strips_do_not_take_all_memory(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_long_strips_do_not_take_all_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
     image = Image.new("L", size, 0)
     image.paste(255, (size[0] // 2 - 1, size[1] // 2 - 1, size[0] // 2 + 1, size[1] // 2 + 1))
     image.save(tmp_path / "x.png")
+    resized, resize = [], Image.Image.resize
+
+    def spy(image: Image.Image, size: tuple[int, int], *more: Any) -> Image.Image:
+        resized.append(size[0] * size[1])
+        return resize(image, size, *more)
+
+    monkeypatch.setattr(Image.Image, "resize", spy)
     found = load_image(tmp_path / "x.png", 8, 1)
     assert found.shape == (8, 8, 1)
+    assert resized == [8 * 400]
     assert found.max() > 200
 
 
