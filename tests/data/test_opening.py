@@ -313,13 +313,14 @@ def test_large_images_are_decoded_one_at_a_time(
     Image.new("RGB", (8, 8), "red").save(tmp_path / "x.png")
     at_once, most = [0], [0]
 
-    def slow(image: Image.Image) -> None:
+    def slow(image: Image.Image) -> int:
         at_once[0] += 1
         most[0] = max(most[0], at_once[0])
         time.sleep(0.05)
         at_once[0] -= 1
+        return 1
 
-    monkeypatch.setattr(opening, "_turn_upright", slow)
+    monkeypatch.setattr(opening, "_frames", slow)
     for limit, expected in ((opening.LARGE, {2, 3, 4}), (63, {1})):
         monkeypatch.setattr(opening, "LARGE", limit)
         most[0] = 0
@@ -540,7 +541,7 @@ def test_too_little_memory_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def fail(*_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(opening, "_turn_upright", fail)
+    monkeypatch.setattr(opening, "_frames", fail)
     with pytest.raises(UserError, match=r"x\.png.*more memory than there is"):
         load_image(tmp_path / "x.png", 8)
 
