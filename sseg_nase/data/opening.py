@@ -43,6 +43,9 @@ VECTORS = {"EPS", "WMF"}  # which Pillow would give to other programs
 ONE_PICTURE = {"MPO", "PSD", "ICO", "ICNS"}  # their further frames are not other pictures
 
 _large = threading.Lock()
+# Opening a pipe would wait for somebody who writes to it.
+_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_ORIENTED = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
 
 
 @dataclass(frozen=True)
@@ -153,11 +156,15 @@ def without_warnings() -> Iterator[None]:
 
 
 def _from_file(path: Path, image: Image.Image, mode: str, reading: Reading) -> Opened:
+    # Tens of thousands of small images pass here: what is rare is looked at only where it is.
     frames = _frames(image)
-    declared = _declared(image)
+    deep = image.mode[0] in "IF"
+    rare = deep or "transparency" in image.info
+    declared = _declared(image) if rare else _Declared()
     image.load()
-    _turn_upright(image)
-    if image.mode == "F" or image.mode == "I" or image.mode.startswith("I;"):
+    if not _ORIENTED.isdisjoint(image.info) or image.format == "TIFF":
+        _turn_upright(image)
+    if deep:
         return _deep_file(path, image, declared, frames, mode, reading)
     if image.has_transparency_data:
         _mend_transparency(image, declared.samples)
@@ -168,20 +175,20 @@ def _from_file(path: Path, image: Image.Image, mode: str, reading: Reading) -> O
 class _Declared(NamedTuple):
     """What a file says of its samples: Pillow forgets it when the pixels are loaded."""
 
-    samples: str  # how a PNG packs them
-    bits: int | None  # of a TIFF's grey samples
-    inverted: bool  # 0 is white
+    samples: str = ""  # how a PNG packs them
+    bits: int | None = None  # of a TIFF's grey samples
+    inverted: bool = False  # 0 is white
 
 
 def _declared(image: Image.Image) -> _Declared:
     if image.format == "PNG":
         tile = getattr(image, "tile", None)
-        return _Declared(str(tile[0][3]) if tile else "", None, False)
+        return _Declared(str(tile[0][3]) if tile else "")
     if image.format == "TIFF":
         tags = getattr(image, "tag_v2", {})
         bits = tags.get(258, (1,))
         return _Declared("", bits[0] if len(bits) == 1 else None, tags.get(262) == 0)
-    return _Declared("", None, False)
+    return _Declared()
 
 
 def _deep_file(
@@ -216,10 +223,6 @@ def _frames(image: Image.Image) -> int:
 
 
 def _turn_upright(image: Image.Image) -> None:
-    info = image.info
-    known = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
-    if image.format != "TIFF" and not any(key in info for key in known):
-        return
     try:
         ImageOps.exif_transpose(image, in_place=True)
     except MemoryError:
@@ -330,9 +333,7 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _file(path: Path) -> IO[bytes]:
-    # Opening a pipe would wait for somebody who writes to it.
-    at_once = getattr(os, "O_NONBLOCK", 0)
-    return open(path, "rb", opener=lambda name, flags: os.open(name, flags | at_once))
+    return open(os.open(path, _FLAGS), "rb")
 
 
 def _recognised(file: IO[bytes]) -> Image.Image:

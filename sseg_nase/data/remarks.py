@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sseg_nase.data.opening import Facts
+from sseg_nase.data.opening import ORDINARY, Facts
 from sseg_nase.errors import UserError
 
 DEEP_BITS = 14  # images of 16 bits that use fewer are dark
@@ -30,6 +30,8 @@ class Remarks:
     def add(self, facts: Sequence[Facts], brightest: int) -> None:
         """Take note of the images of a block, the next ones of the listing."""
         for place, image in enumerate(facts, start=self.count):
+            if image is ORDINARY:
+                continue
             if image.frames > 1:
                 self.several.append((place, image.frames))
             if image.kind is not None and image.span is not None:

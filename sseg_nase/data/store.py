@@ -334,7 +334,7 @@ def _build(
     logger.info("Building the image store %s from %d images", folder, len(labels))
 
     def name_of(index: int) -> str:
-        file = _file_of(listing.items[index][0], source)
+        [file] = _files_of([listing.items[index]], source)
         return file or _nameless(listing.class_names, labels, index)
 
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
@@ -368,7 +368,7 @@ def _build(
         labels_kept = labels[kept]
         _write_array(temporary / "labels.npy", labels_kept)
         _write_array(temporary / "hashes.npy", _comparable(hashed, one_colour)[kept])
-        files = [_file_of(listing.items[index][0], source) for index in kept]
+        files = _files_of([listing.items[index] for index in kept], source)
         if any(file is not None for file in files):
             # Escaped, since names of files need not be text that can be encoded.
             text = json.dumps({"files": files})
@@ -438,18 +438,24 @@ def _comparable(hashes: np.ndarray, one_colour: np.ndarray) -> np.ndarray:
     return np.where(one_colour, ONE_COLOUR, hashes)
 
 
-def _file_of(image: Any, source: str) -> str | None:
-    """The file of a listed image, relative to the data set's folder; None where it has none."""
-    path = getattr(image, "path", image)
-    if not isinstance(path, Path):
-        return None
-    text = os.fspath(path)
-    if not os.path.isabs(text):
-        text = os.path.abspath(text)
-    for start in (source, os.path.dirname(source)):
-        if start and text.startswith(start + os.sep):
-            return text[len(start) + 1 :]
-    return text
+def _files_of(items: Sequence[tuple[Any, int]], source: str) -> list[str | None]:
+    """The files of listed images, relative to the data set's folder; None where there is none."""
+    folder, around = source + os.sep, os.path.dirname(source) + os.sep
+    files: list[str | None] = []
+    for image, _ in items:
+        path = image if isinstance(image, Path) else getattr(image, "path", None)
+        if path is None:
+            files.append(None)
+            continue
+        text = os.fspath(path)
+        if not text.startswith(folder) and not os.path.isabs(text):
+            text = os.path.abspath(text)
+        for start in (folder, around):
+            if text.startswith(start):
+                text = text[len(start) :]
+                break
+        files.append(text)
+    return files
 
 
 def _nameless(classes: Sequence[str], labels: np.ndarray, index: int) -> str:

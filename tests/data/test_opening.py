@@ -313,13 +313,14 @@ def test_large_images_are_decoded_one_at_a_time(
     Image.new("RGB", (8, 8), "red").save(tmp_path / "x.png")
     at_once, most = [0], [0]
 
-    def slow(image: Image.Image) -> None:
+    def slow(image: Image.Image) -> int:
         at_once[0] += 1
         most[0] = max(most[0], at_once[0])
         time.sleep(0.05)
         at_once[0] -= 1
+        return 1
 
-    monkeypatch.setattr(opening, "_turn_upright", slow)
+    monkeypatch.setattr(opening, "_frames", slow)
     for limit, expected in ((opening.LARGE, {2, 3, 4}), (63, {1})):
         monkeypatch.setattr(opening, "LARGE", limit)
         most[0] = 0
@@ -540,18 +541,28 @@ def test_too_little_memory_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def fail(*_: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(opening, "_turn_upright", fail)
+    monkeypatch.setattr(opening, "_frames", fail)
     with pytest.raises(UserError, match=r"x\.png.*more memory than there is"):
         load_image(tmp_path / "x.png", 8)
 
 
 @pytest.mark.parametrize("size", [(2, 9000), (9000, 2)])
-def test_long_strips_do_not_take_all_memory(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_long_strips_do_not_take_all_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int]
+) -> None:
     image = Image.new("L", size, 0)
     image.paste(255, (size[0] // 2 - 1, size[1] // 2 - 1, size[0] // 2 + 1, size[1] // 2 + 1))
     image.save(tmp_path / "x.png")
+    resized, resize = [], Image.Image.resize
+
+    def spy(image: Image.Image, size: tuple[int, int], *more: Any) -> Image.Image:
+        resized.append(size[0] * size[1])
+        return resize(image, size, *more)
+
+    monkeypatch.setattr(Image.Image, "resize", spy)
     found = load_image(tmp_path / "x.png", 8, 1)
     assert found.shape == (8, 8, 1)
+    assert resized == [8 * 400]
     assert found.max() > 200
 
 
