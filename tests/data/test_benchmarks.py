@@ -795,6 +795,10 @@ def test_folder_says_which_way_of_splitting_fits(
     root = str(split_tree(tmp_path / "mine"))
     with pytest.raises(UserError, match=r"Set dataset\.split_by=folder"):
         load(config("folder", root=root, split_by="classes"), "train")
+    os.rename(f"{root}/train", f"{root}/Training")
+    with pytest.raises(UserError, match=r"Set dataset\.split_by=folder"):
+        load(config("folder", root=root, split_by="classes"), "train")
+    os.rename(f"{root}/Training", f"{root}/train")
     with pytest.raises(UserError, match=r"Set dataset\.split_by=classes"):
         load(config("folder", root=f"{root}/train"), "train")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+from unicodedata import normalize
 
 import pytest
 from own_images import content, load, own, picture, save, tree
@@ -88,6 +89,17 @@ def test_a_path_that_has_a_backslash_is_found_first() -> None:
     save("own/a\\b.bmp", 5)
     save("own/a/b.bmp", 6)
     assert content(read(HEADER + "a\\b.bmp,x,train\n"))["x"] == [picture(5).tobytes()]
+
+
+@pytest.mark.parametrize("listed", ["NFC", "NFD"])
+def test_paths_are_found_in_the_other_unicode_form(
+    listed: Literal["NFC", "NFD"], caplog: pytest.LogCaptureFixture
+) -> None:
+    there = "NFD" if listed == "NFC" else "NFC"
+    tree("own", [normalize(there, "José")])
+    rows = "".join(f"{normalize(listed, 'José')}\\{i}.bmp,José,train\n" for i in range(3))
+    check(read(HEADER + rows), ("José",))
+    assert "list.csv: 3 paths are found in another Unicode form of their name." in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def load_split(
             raise UserError(
                 f"dataset={dataset.name} has no {split} split in {shown(found.path.absolute())} "
                 f"(layout {found.layout}), only {' and '.join(found.splits)}. Add it, or choose "
-                "another split (evaluation.split)."
+                "another split (evaluation.split) or data set (evaluation.datasets)."
             )
         target = _target(dataset, found, split, cache_dir)
         notices = found.splits[split].notices()

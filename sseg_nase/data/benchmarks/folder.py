@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from sseg_nase.config.schema import SPLITS, DatasetConfig
+from sseg_nase.config.schema import DatasetConfig
 from sseg_nase.data.benchmarks.layouts import (
     Found,
     SplitSource,
@@ -85,7 +85,7 @@ def _by_folder(dataset: DatasetConfig, root: Path) -> Found:
 
 def _by_classes(dataset: DatasetConfig, root: Path) -> Found:
     folders, beside = class_folders(root)
-    if set(folders) <= set(SPLITS):
+    if all(split_named(name) for name in folders):
         raise UserError(
             f"The sub-folders of dataset.root={dataset.root} are {', '.join(folders)}, which looks "
             "like splits rather than classes. Set dataset.split_by=folder."

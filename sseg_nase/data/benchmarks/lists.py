@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from io import StringIO
@@ -191,27 +192,36 @@ def listed_images(
     """
     seen: list[Seen] = []
     missing: list[tuple[int, str]] = []
-    turned = 0
+    understood: Counter[str] = Counter()
     for line, name in entries:
-        found = _at(file, base, name, line)
-        if found is None and "\\" in name:
-            # As Windows writes paths.
-            found = _at(file, base, name.replace("\\", "/"), line)
-            turned += found is not None
-        if found is None:
-            missing.append((line, name))
+        for variant, how in _variants(name):
+            if found := _at(file, base, variant, line):
+                seen.append(found)
+                understood[how] += 1
+                break
         else:
-            seen.append(found)
+            missing.append((line, name))
     if missing:
         line, name = missing[0]
         raise UserError(
             f"{len(missing)} images that {shown(file)} lists are missing: line {line}, "
             f"{shown(base / name)} does not exist.{_remedy(base, name)}"
         )
-    notices = []
-    if turned:
-        notices.append(f"{file.name}: {turned} paths with backslashes are read with slashes.")
+    notices = [
+        f"{file.name}: {count} paths {how}." for how, count in understood.items() if how and count
+    ]
     return seen, notices
+
+
+def _variants(name: str) -> Iterator[tuple[str, str]]:
+    """A path as it is written, and as it may be called on this disk: how it is then read."""
+    yield name, ""
+    slashed = name.replace("\\", "/")
+    if slashed != name:  # as Windows writes paths
+        yield slashed, "with backslashes are read with slashes"
+    for form in ("NFC", "NFD"):  # Linux and Windows, macOS
+        if (other := unicodedata.normalize(form, slashed)) != slashed:
+            yield other, "are found in another Unicode form of their name"
 
 
 def _at(file: Path, base: Path, name: str, line: int) -> Seen | None:
