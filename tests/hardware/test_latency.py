@@ -47,3 +47,39 @@ def test_on_cuda_the_module_stays_where_it_is() -> None:
     module = nn.Conv2d(3, 64, 3)
     assert latency_ms(module, 84, 64, repeats=5, warmup=2, device="cuda") > 0
     assert module.weight.device.type == "cpu"
+
+
+class Clock:
+    """Ticks by `step` seconds after every `calls` calls."""
+
+    def __init__(self, step: float, calls: int) -> None:
+        self.step, self.calls, self.count = step, calls, 0
+
+    def __call__(self) -> float:
+        self.count += 1
+        return self.step * (self.count // self.calls)
+
+
+class Ticking(nn.Module):
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self.clock = clock
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.clock()  # every pass takes some of the clock's calls
+        return x
+
+
+def test_what_a_clock_does_not_see_at_once_is_timed_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(0.016, calls=40)  # a tick every forty calls
+    monkeypatch.setattr(time, "perf_counter", clock)
+    found = latency_ms(Ticking(clock), 8, 1, repeats=3, warmup=0, device="cpu")
+    assert found is not None
+    assert found == pytest.approx(16 / 40, rel=0.2)
+
+
+def test_no_time_is_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "perf_counter", lambda: 5.0)
+    assert latency_ms(nn.Identity(), 8, 1, repeats=3, warmup=0, device="cpu") is None

@@ -401,3 +401,48 @@ def test_fifty_configurations_are_compared_in_seconds(tmp_path: Path) -> None:
     found = aggregate(entries)
     assert len(found.comparisons) == 2 * 50 * 49 / 2
     assert time.perf_counter() - began < 5
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf, "20", True])
+@pytest.mark.parametrize("group", ["fewshot", "fewshot_best"])
+def test_an_accuracy_that_is_none_enters_no_mean(
+    value: Any, group: str, entries: list[Entry]
+) -> None:
+    """Null of this version, or the NaN of an older one, which Python's JSON reads."""
+    path = entries[0].run / "results.json"
+    results = json.loads(path.read_text())
+    results[group][KEYS[0]]["accuracy"] = value
+    path.write_text(json.dumps(results))
+    found, network = aggregate(entries), {"fewshot": "last", "fewshot_best": "best"}[group]
+    about = f"A1, seed 0, {KEYS[0]}, {network} network: results.json holds no accuracy: left out."
+    assert about in found.notes
+    (summary,) = rows(found.summary, configuration="A1", key=KEYS[0], network=network)
+    assert summary["seeds"] == 2
+    assert math.isfinite(summary["mean"])
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_an_accuracy_that_means_little_is_named(written: bool, entries: list[Entry]) -> None:
+    """A diverged run of an older version: 20.00 ± 0.00 %."""
+    path = entries[0].run / "results.json"
+    results = json.loads(path.read_text())
+    result = results["fewshot"][KEYS[0]]
+    result |= {"accuracy": 20.0, "ci95": 0.0}
+    if written:
+        result |= {"ci95": 1.0, "doubts": ["all embeddings are equal"]}
+    path.write_text(json.dumps(results))
+    doubt = "all embeddings are equal" if written else "every episode has the same accuracy"
+    about = f"A1, seed 0, {KEYS[0]}, last network: the accuracy counts, but means little"
+    assert f"{about}, because {doubt}." in aggregate(entries).notes
+    results["fewshot"][KEYS[0]] |= {"accuracy": 100.0, "ci95": 0.0, "doubts": []}
+    path.write_text(json.dumps(results))
+    assert not any("means little" in note for note in aggregate(entries).notes)
+
+
+def test_a_latency_of_0_is_none(entries: list[Entry]) -> None:
+    path = entries[0].run / "results.json"
+    results = json.loads(path.read_text())
+    results["efficiency"]["latency_ms_b1"] = 0.0
+    path.write_text(json.dumps(results))
+    (row,) = rows(aggregate(entries).runs, run=str(entries[0].run), key=KEYS[0], network="last")
+    assert math.isnan(row["latency_ms_b1"])

@@ -139,6 +139,10 @@ def test_epoch_and_figure_come_from_the_run(sweep: SweepFolder) -> None:
     assert run is not None
     (run / "results.json").write_text(json.dumps(result))
     assert seen(sweep, 1).metric == "digits/val/5w1s 50.12 ± 1.50 %"
+    for none in (None, float("nan"), "50"):
+        broken = {"fewshot": {"digits/val/5w1s": {"accuracy": none, "ci95": 1.5}}}
+        (run / "results.json").write_text(json.dumps(broken))
+        assert seen(sweep, 1).metric == "digits/val/5w1s holds no accuracy"
     shown = table(sweep, look(sweep))
     assert shown.caption == "1 INTERRUPTED, 1 FINISHED"
 

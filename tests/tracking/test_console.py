@@ -12,6 +12,7 @@ from sseg_nase.tracking.console import (
     ConsoleSink,
     duration,
     figures,
+    finetune_line,
     latency_line,
     mutation_line,
     print_summary,
@@ -275,3 +276,18 @@ def test_the_command_stays_on_one_line(capsys: pytest.CaptureFixture[str]) -> No
     lines = capsys.readouterr().out.splitlines()
     assert lines[-2:] == ["compare runs:", command]
     assert max(len(line) for line in lines[:-1]) <= 80
+
+
+def test_no_figure_is_shown_that_is_none() -> None:
+    nothing = {"batch": 64, "before_ms": None, "after_ms": 0.0}
+    assert latency_line(nothing) == "latency at batch 64: - -> - ms"
+    short = {"batch": 1, "before_ms": 0.00321, "after_ms": 0.5}
+    assert latency_line(short) == "latency at batch 1: 0.0032 -> 0.50 ms"
+    values = {
+        "epoch": 0, "epochs": 2, "loss": float("nan"), "accuracy": None, "val_accuracy": 20.0,
+        "val_ci95": float("inf"), "best": False, "images_per_second": 10.0,
+    }  # fmt: skip
+    line = finetune_line(values)
+    assert "nan" not in line
+    assert "inf" not in line
+    assert "loss -, accuracy - %, val 20.00 ± - %" in line
