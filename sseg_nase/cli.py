@@ -147,7 +147,7 @@ def _main() -> int:
     overrides = spelled_out(flags.overrides)
     _check_alone(overrides)
     overrides = _with_last(overrides)
-    with explaining(overrides, *further), _of_hydra():
+    with _of_hydra(), explaining(overrides, *further):
         if flags.cfg in ("job", "all"):
             load(overrides, *further)  # Hydra would show a config that no run accepts
         _hydra(None, [*overrides, *continued(overrides)])

@@ -124,11 +124,6 @@ def test_of_a_run_whose_store_and_report_fail(
     _, flag, uri, *_ = pasted(ui[ui.index("mlflow ui") :], tmp_path)
     assert flag == "--backend-store-uri"
     assert uri == f"sqlite:///{nasty / 'mlflow.db'}"
-    # The store that the next run makes is the one that the command names.
-    monkeypatch.undo()
-    client, _ = mlflow_sink.open_store(uri, "tests")
-    assert client.search_experiments()
-    assert (nasty / "mlflow.db").exists()
 
 
 def test_of_sweeps(nasty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +242,10 @@ def test_for_good(nasty: Path, tmp_path: Path) -> None:
     assert "resumed at epoch" in events
     shell(shlex.join(["sseg-nase", "task=report", f"runs={run}"]), 0, Path("/"))
     assert (run / "report" / "report.html").exists()
+    # The store that the run has made is the one that the command for the UI names.
+    ui = shlex.split(mlflow_sink.ui_command(None))
+    client, _ = mlflow_sink.open_store(ui[ui.index("--backend-store-uri") + 1], "tests")
+    assert {"tests", "sseg-nase"} <= {one.name for one in client.search_experiments()}
     sweep = shell(shlex.join(["sseg-nase", "-m", *TINY, "seed=0,1", "sweep.detach=true"]))
     status = [line for line in sweep.splitlines() if "task=status" in line][-1]
     shell(f"{printed(status)} sweep.watch=false", 0, Path("/"))

@@ -115,7 +115,7 @@ def figures(values: Mapping[str, Any], room: float = math.inf) -> str:
 
     What does not fit into `room` characters is left out, the speed first and the loss last.
     """
-    written: Mapping[str, Callable[[Any], str]] = {
+    written: dict[str, Callable[[Any], str]] = {
         "level": str,
         "loss": lambda loss: f"loss {_number(loss, '.4f')}",
         "blocks": lambda blocks: f"{blocks} blocks",

@@ -324,5 +324,7 @@ def test_a_run_ends_with_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (run / "report").exists()
     told = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     (warning,) = (line["values"]["text"] for line in told if line["kind"] == "warning")
-    assert warning.startswith("the report is not drawn: MemoryError: too little; task=report runs=")
+    assert warning.startswith(
+        "the report is not drawn: MemoryError: too little; sseg-nase task=report runs="
+    )
     assert json.loads((run / "status.json").read_text())["status"] == "FINISHED"

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import time
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -9,10 +12,14 @@ import pytest
 from sseg_nase.config.compose import load, stored
 from sseg_nase.config.fingerprint import fingerprint
 from sseg_nase.config.multirun import expand, split, swept
+from sseg_nase.directory import RunDirectory
 from sseg_nase.errors import UserError
 from sseg_nase.sweeps import code
 from sseg_nase.sweeps.folder import SweepFolder, create, looked_at, same_as, sweeps_in
+from sseg_nase.sweeps.launch import launch
 from sseg_nase.sweeps.plan import plan
+
+RUN_TIME = "%Y%m%d-%H%M%S"
 
 planned = functools.cache(lambda overrides: plan(overrides))  # composing takes a while
 
@@ -143,8 +150,8 @@ def test_the_same_jobs_are_the_same_sweep(tmp_path: Path) -> None:
     ):
         assert same_as(plan(other)[1], tmp_path) is None
     second = made(tmp_path, "ablation=A1,A2", "seed=0,1")
-    assert [s.path for s in sweeps_in(tmp_path)] == sorted([first.path, second.path])
-    assert looked_at("LAST", tmp_path).path == looked_at(None, tmp_path).path
+    assert [s.path for s in sweeps_in(tmp_path)] == [first.path, second.path]
+    assert looked_at("LAST", tmp_path).path == looked_at(None, tmp_path).path == second.path
     with pytest.raises(UserError, match="there is no sweep in"):
         looked_at(None, tmp_path / "nowhere")
 
@@ -169,3 +176,60 @@ def test_what_has_changed_in_the_code_is_named(monkeypatch: pytest.MonkeyPatch) 
     assert "conf/config.yaml" in before["files"]
     files = {**before["files"], "conf/config.yaml": "0", "sseg_nase/gone.py": "1"}
     assert code.changed_since({"files": files}) == ["conf/config.yaml", "sseg_nase/gone.py"]
+
+
+def test_the_latest_sweep_is_the_one_that_was_made_last(tmp_path: Path) -> None:
+    """Names are times of some machine: local ones once, and clocks are set back."""
+    first = made(tmp_path, "seed=0,1")
+    renamed = first.path.with_name("2099-01-01_00-00-00_aaaaaa")
+    first.path.rename(renamed)
+    second = made(tmp_path, "seed=0,1")
+    assert second.path.name < renamed.name
+    assert [sweep.path for sweep in sweeps_in(tmp_path)] == [renamed, second.path]
+    assert looked_at(None, tmp_path).path == looked_at("LAST", tmp_path).path == second.path
+    found = same_as(plan(["seed=0,1"])[1], tmp_path)
+    assert found is not None
+    assert found.path == second.path
+
+
+def test_names_are_times_of_no_time_zone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for zone in ("Asia/Tokyo", "America/Los_Angeles"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        sweep = made(tmp_path, "seed=0,1")
+        run = RunDirectory.create(load([f"paths.output_dir={tmp_path}"]), [])
+        run.release()
+        for name, form in ((sweep.name[:19], "%Y-%m-%d_%H-%M-%S"), (run.path.name[:15], RUN_TIME)):
+            named = datetime.strptime(name, form).replace(tzinfo=timezone.utc)
+            assert abs((named - datetime.now(timezone.utc)).total_seconds()) < 600
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_a_rehearsal_says_what_would_become_of_every_job(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["seed=0,1,2", f"paths.output_dir={tmp_path}", "tracking=jsonl"]
+    sweep = made(tmp_path, *given)
+    for number, status in ((0, "FINISHED"), (1, "INTERRUPTED")):
+        run = tmp_path / "x" / str(number)
+        run.mkdir(parents=True)
+        (run / "status.json").write_text(json.dumps({"status": status}))
+        sweep.jobs[number].note(run=str(run))
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    def rehearsed(*overrides: str) -> list[str]:
+        assert launch([*overrides, "sweep.dry_run=true"], lambda overrides: None, print) == 0
+        shown = capsys.readouterr().out.splitlines()
+        assert str(sweep.path) in shown[0]
+        return [line.strip() for line in shown[2:7:2]]
+
+    wanted = [
+        f"is FINISHED in {tmp_path}/x/0: would be skipped",
+        f"would be resumed in {tmp_path}/x/1",
+        "would run",
+    ]
+    assert rehearsed(*given) == wanted
+    assert rehearsed(f"sweep={sweep.path}") == wanted
+    assert rehearsed(f"sweep={sweep.path}", "sweep.rerun=true") == ["would run"] * 3
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

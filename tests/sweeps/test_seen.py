@@ -158,6 +158,35 @@ def test_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
     assert "ValueError: [bold] [/nothing]" in shown
 
 
+@pytest.mark.parametrize("width", [80, 200])
+def test_overrides_can_be_read_at_any_width(tmp_path: Path, width: int) -> None:
+    sweep = made(tmp_path, "ablation=A1,A2", "dataset=cifar_fs,omniglot", "tracking=jsonl")
+    for number in (0, 1):
+        sweep.jobs[number].note(**HERE, ended=4000.0, status="FINISHED")
+        result = {"fewshot": {"digits/val/5w1s": {"accuracy": 50.123, "ci95": 1.5}}}
+        run_of(sweep.jobs[number], "FINISHED")
+        run = sweep.jobs[number].run
+        assert run is not None
+        (run / "results.json").write_text(json.dumps(result))
+        (run / "events.jsonl").write_text('{"kind": "epoch", "values": {"epoch": 99}}')
+
+    def shown() -> str:
+        console = Console(width=width, file=io.StringIO())
+        console.print(table(sweep, look(sweep), width))
+        assert isinstance(console.file, io.StringIO)
+        return console.file.getvalue()
+
+    text = shown()
+    assert all(len(line) <= width for line in text.splitlines())
+    assert " why" not in text
+    for word in ("ablation=A2", "dataset=omniglot", "FINISHED", "WAITING", "100/100", "50.12"):
+        assert word in text
+    sweep.jobs[2].note(**HERE, ended=2.0, status="FAILED", reason="ValueError: too bad")
+    text = shown()
+    assert "why" in text
+    assert "dataset=omniglot" in text
+
+
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with `squeue` and `scontrol` that print what stands in files beside them."""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +124,33 @@ def test_a_bar_in_a_terminal(tmp_path: Path) -> None:
     assert "GROW block 4" in shown
     assert "epoch 1/2  loss 5.0000" not in shown
     assert "FINISHED after" in shown
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_in_a_narrow_terminal_the_time_left_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    console = Console(
+        file=io.StringIO(), force_terminal=True, width=width, legacy_windows=False, _environ={}
+    )
+    sink = ConsoleSink(console)
+    sink.open(dataclasses.replace(run_info(tmp_path), total_epochs=300))
+    values = {"level": "ADVERSARIAL", "loss": 3.3442, "blocks": 4, "params": 1_579_408}
+    for epoch in range(3):
+        now[0] += 60
+        sink.progress(epoch, 1, 2, {**values, "images_per_second": 12_345.0})
+    assert sink._bar is not None
+    plain = Console(file=io.StringIO(), width=width)
+    plain.print(sink._bar.get_renderable())
+    (line,) = written(plain).splitlines()
+    assert len(line.rstrip()) <= width
+    assert line.rstrip().endswith(" left")
+    assert re.search(r"epoch 3/300 .* loss 3\.3442 .*\d:\d\d:\d\d left|-:--:-- left", line)
+    assert "images/s" not in line
+    assert ("params 1,579,408" in line) == (width == 80)
+    sink.close("FINISHED")
 
 
 def test_the_bar_moves_a_few_times_a_second_only(
