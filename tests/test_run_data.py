@@ -386,6 +386,9 @@ def test_a_copy_does_not_write_into_the_run_of_the_original(tmp_path: Path) -> N
     made.run_id, made.tracking_uri = "abc", "sqlite:////x.db"
     made.write_status("INTERRUPTED")
     assert own_run_id(original, made.status()) == ("abc", None)
+    link = tmp_path / "link"
+    link.symlink_to(original)
+    assert own_run_id(link, made.status()) == ("abc", None)  # the same folder by another name
     shutil.copytree(original, copy)
     said = RunDirectory(copy).status()
     run_id, note = own_run_id(copy, said)
