@@ -19,6 +19,8 @@ from sseg_nase.directory import RunDirectory, locked, own_run_id
 from sseg_nase.errors import UserError
 from sseg_nase.reporting.aggregate import Entry, aggregate
 from sseg_nase.reporting.comparison import compare
+from sseg_nase.reporting.figures.curriculum import natural_images
+from sseg_nase.reporting.record import read_run
 from sseg_nase.run import run
 from sseg_nase.training import checkpoint
 
@@ -355,6 +357,16 @@ def test_only_like_is_averaged_and_paired_with_like(one: Path) -> None:
     (table,) = compared.tables
     assert {each.run for each in table.differences} == {2, 3}
     assert any(note.startswith("run 4") and "other images" in note for note in compared.notes)
+
+
+def test_a_report_shows_no_other_images_than_those_that_were_trained_on(one: Path) -> None:
+    os.chdir(one)
+    record = read_run(only_run(one))
+    assert natural_images(record) is not None
+    other_pixels(one / "imgs")
+    assert natural_images(record) is None
+    evaluation_changed = read_run(only_run(one))
+    assert evaluation_changed.section("data")["evaluated"]["folder/val"]["count"] == 8
 
 
 def only_run_of(one: Path, seed: int) -> Path:
