@@ -247,7 +247,7 @@ def own_run_id(path: Path, said: Mapping[str, Any]) -> tuple[str | None, str | N
     gets one of its own. `said`: its status.json, which names the folder that wrote it.
     """
     run_id, wrote = said.get("tracker_run_id"), said.get("directory")
-    if wrote is None or Path(wrote) == path:
+    if wrote is None or Path(wrote) == path or _same_folder(Path(wrote), path):
         return run_id, None
     there = status_of(Path(wrote))
     here = said.get("process", {}).get("host") == socket.gethostname()
@@ -260,6 +260,14 @@ def own_run_id(path: Path, said: Mapping[str, Any]) -> tuple[str | None, str | N
         f"this run is a copy of {wrote}{'' if here else ', made on another machine'}: it gets a "
         "run of its own in MLflow"
     )
+
+
+def _same_folder(a: Path, b: Path) -> bool:
+    """Whether both name one folder, as by a link."""
+    try:
+        return a.samefile(b)
+    except OSError:
+        return False
 
 
 def locked(path: Path) -> bool:

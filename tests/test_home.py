@@ -131,10 +131,10 @@ def test_kernels_are_compiled_once_also_where_numba_finds_no_folder(
 @pytest.mark.parametrize(
     "override",
     [
-        "dataset.root=~nobody-here/x",
-        "paths.cache_dir=~nobody-here",
-        "checkpoint=~nobody-here/last.pt",
-        "resume=~nobody-here/run",
+        "dataset.root='~nobody-here/x'",
+        "paths.cache_dir='~nobody-here'",
+        "checkpoint='~nobody-here/last.pt'",
+        "resume='~nobody-here/run'",
     ],
 )
 def test_the_home_of_an_unknown_user_is_a_mistake(override: str) -> None:

@@ -19,6 +19,8 @@ from sseg_nase.directory import RunDirectory, locked, own_run_id
 from sseg_nase.errors import UserError
 from sseg_nase.reporting.aggregate import Entry, aggregate
 from sseg_nase.reporting.comparison import compare
+from sseg_nase.reporting.figures.curriculum import natural_images
+from sseg_nase.reporting.record import read_run
 from sseg_nase.run import run
 from sseg_nase.training import checkpoint
 
@@ -357,6 +359,16 @@ def test_only_like_is_averaged_and_paired_with_like(one: Path) -> None:
     assert any(note.startswith("run 4") and "other images" in note for note in compared.notes)
 
 
+def test_a_report_shows_no_other_images_than_those_that_were_trained_on(one: Path) -> None:
+    os.chdir(one)
+    record = read_run(only_run(one))
+    assert natural_images(record) is not None
+    other_pixels(one / "imgs")
+    assert natural_images(record) is None
+    evaluation_changed = read_run(only_run(one))
+    assert evaluation_changed.section("data")["evaluated"]["folder/val"]["count"] == 8
+
+
 def only_run_of(one: Path, seed: int) -> Path:
     every = (one / "runs" / "debug").iterdir()
     (found,) = (r for r in every if yaml.safe_load((r / "config.yaml").read_text())["seed"] == seed)
@@ -386,6 +398,9 @@ def test_a_copy_does_not_write_into_the_run_of_the_original(tmp_path: Path) -> N
     made.run_id, made.tracking_uri = "abc", "sqlite:////x.db"
     made.write_status("INTERRUPTED")
     assert own_run_id(original, made.status()) == ("abc", None)
+    link = tmp_path / "link"
+    link.symlink_to(original)
+    assert own_run_id(link, made.status()) == ("abc", None)  # the same folder by another name
     shutil.copytree(original, copy)
     said = RunDirectory(copy).status()
     run_id, note = own_run_id(copy, said)

@@ -153,7 +153,7 @@ def in_results(data: Mapping[str, Any]) -> Data:
     """What results.json has of `data`: by dataset and split, without the names of the classes."""
 
     def brief(one: Mapping[str, Any]) -> Data:
-        kept = ("identity", "count", "source", "image_size")
+        kept = ("identity", "count", "source", "image_size", "sha256")
         return {key: one[key] for key in kept if key in one} | {"classes": len(one["classes"])}
 
     evaluated = {key: brief(data["images"][key]) for key in data["roles"].get("evaluate", ())}
