@@ -217,24 +217,24 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, Text]]:
     if (task := record.setting("task", "pipeline")) != "pipeline":
         yield "Task", str(task)
     yield "Status", Bold(record.ended)
-    began, ended = span(record.folder)
-    if began is not None and ended is not None:
-        yield "Began", _moment(began)
-        seconds = record.section("seconds")
-        parts = ", ".join(f"{name} {duration(s)}" for name, s in seconds.items() if finite(s))
-        yield "Took", f"{duration(ended - began)}{f' ({parts})' if parts else ''}"
     results = results_of(record)
     for key in dict.fromkeys(one.key for one in results):
         by_network = {one.network: one for one in results if one.key == key}
         if headline := [by_network[name] for name in (BEST, LAST) if name in by_network]:
             yield _in_words(key), _first_and_beside(headline)
     best = record.section("best") if any(one.network == BEST for one in results) else {}
-    sizes = {BEST: best, LAST: record.section("architecture")}
-    sizes = {name: _size(network) for name, network in sizes.items() if network}
+    networks = {BEST: best, LAST: record.section("architecture")}
+    sizes = {name: _size(network) for name, network in networks.items() if network}
     if len(sizes) == 2:
         yield "Networks", "; ".join(f"{name}: {size}" for name, size in sizes.items())
     elif sizes:
         yield "Network", next(iter(sizes.values()))
+    began, ended = span(record.folder)
+    if began is not None and ended is not None:
+        yield "Began", _moment(began)
+        seconds = record.section("seconds")
+        parts = ", ".join(f"{name} {duration(s)}" for name, s in seconds.items() if finite(s))
+        yield "Took", f"{duration(ended - began)}{f' ({parts})' if parts else ''}"
     yield "Seed", str(record.setting("seed", NOTHING))
     if (fingerprint := _fingerprint(record)) is not None:
         yield "Fingerprint", (Code(fingerprint), f": {SAME_SETTINGS}")
