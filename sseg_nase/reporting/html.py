@@ -34,6 +34,7 @@ from sseg_nase.reporting.document import (
 # Drawn lines are sharp at every size, but for many of them pixels are smaller.
 LARGEST_SVG = 400_000
 CLASSES = {LEFT: "", CENTRE: ' class="mark"', RIGHT: ' class="figure"'}
+BROAD = 8  # columns of a table that may be wider than the text
 SHORT = 12  # lines of a table that a printed page should not break
 MEDIA = {"svg": "image/svg+xml", "png": "image/png"}
 # A browser that is told so loads nothing, whatever stands in the text.
@@ -141,6 +142,7 @@ def _table(block: Table) -> str:
         for line in block.lines
     ]
     kind = "wide short" if len(block.lines) <= SHORT else "wide"
+    kind += " broad" if len(block.header) >= BROAD else ""
     return (
         f'<div class="{kind}" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
         + "\n".join(rows)

@@ -152,15 +152,15 @@ def _environment(
     for number in lines:
         if number in table.rules and number != lines.start:
             rows.append(r"\midrule")
-        cells = [_cell(table.lines[number][n], broken=n in broken) for n in columns]
+        cells = [_cell(table.lines[number][n], broken.get(n)) for n in columns]
         rows.append(" & ".join(cells) + r" \\")
-    note = " ".join(_cell(note, broken=True) for note in table.notes)
+    note = " ".join(_cell(note, TEXT_WIDTH) for note in table.notes)
     return "\n".join(
         [
             r"\begin{table}[htbp]",
             r"\centering\footnotesize",
             rf"\setlength{{\tabcolsep}}{{{COLUMN_SEPARATION:g}pt}}",
-            rf"\caption{{\raggedright {_cell(table.caption + part, broken=True)}}}",
+            rf"\caption{{\raggedright {_cell(table.caption + part, TEXT_WIDTH)}}}",
             r"\vspace{3pt}",
             rf"\begin{{tabular}}{{@{{}}{specification}@{{}}}}",
             r"\toprule",
@@ -203,7 +203,7 @@ def _head(name: str, align: str, width: float | None) -> str:
     """The name of a column; on lines of its own where it is wider than what stands below."""
     lines = _header_lines(name)
     if width is not None:
-        return _cell(name, broken=True)
+        return _cell(name, width)
     if len(lines) == 1:
         return in_latex(name)
     inner = r"\\".join(map(in_latex, lines))
@@ -219,10 +219,12 @@ def _header_lines(name: str) -> list[str]:
     return list(min(ways, key=lambda way: max(map(_width, way))))
 
 
-def _cell(text: Text, *, broken: bool) -> str:
-    if not broken:
+def _cell(text: Text, width: float | None) -> str:
+    """Text that stays on one line, or is broken into lines of `width` points."""
+    if width is None:
         return in_latex(text)
-    return r"\hspace{0pt}" + "".join(_piece(piece, _breakable(piece)) for piece in pieces(text))
+    inner = (_piece(piece, _breakable(piece, width)) for piece in pieces(text))
+    return r"\hspace{0pt}" + "".join(inner)
 
 
 # -- widths ------------------------------------------------------------------------------------
@@ -267,11 +269,13 @@ def _plain(piece: str) -> str:
     return "".join(map(_letter, unicodedata.normalize("NFC", signed)))
 
 
-def _breakable(piece: str) -> str:
-    """With places where long names may be broken."""
+def _breakable(piece: str, width: float) -> str:
+    """With places where names that are wider than a line may be broken; other words stay whole."""
     words = unicodedata.normalize("NFC", piece).split(" ")
     return " ".join(
-        _BREAK.join(_last_resort(part) for part in _AFTER.sub("\\1\0", word).split("\0"))
+        _plain(word)
+        if _width(word) * _BOLD <= width
+        else _BREAK.join(_last_resort(part) for part in _AFTER.sub("\\1\0", word).split("\0"))
         for word in words
     )
 

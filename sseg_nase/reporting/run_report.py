@@ -219,12 +219,6 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, Text]]:
     if (task := record.setting("task", "pipeline")) != "pipeline":
         yield "Task", str(task)
     yield "Status", Bold(record.ended)
-    began, ended = span(record.folder)
-    if began is not None and ended is not None:
-        yield "Began", _moment(began)
-        seconds = record.section("seconds")
-        parts = ", ".join(f"{name} {duration(s)}" for name, s in seconds.items() if finite(s))
-        yield "Took", f"{duration(ended - began)}{f' ({parts})' if parts else ''}"
     results = results_of(record)
     for key in dict.fromkeys(one.key for one in results):
         by_network = {one.network: one for one in results if one.key == key}
@@ -237,6 +231,12 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, Text]]:
         yield "Networks", "; ".join(f"{name}: {size}" for name, size in sizes.items())
     elif sizes:
         yield "Network", next(iter(sizes.values()))
+    began, ended = span(record.folder)
+    if began is not None and ended is not None:
+        yield "Began", _moment(began)
+        seconds = record.section("seconds")
+        parts = ", ".join(f"{name} {duration(s)}" for name, s in seconds.items() if finite(s))
+        yield "Took", f"{duration(ended - began)}{f' ({parts})' if parts else ''}"
     yield "Seed", str(record.setting("seed", NOTHING))
     if (fingerprint := _fingerprint(record)) is not None:
         yield "Fingerprint", (Code(fingerprint), f": {SAME_SETTINGS}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -306,7 +307,10 @@ def test_all_figures_of_a_run_have_their_own_names(run: RunRecord) -> None:
     names = [drawing.name for drawing in figures_of_run(run)]
     assert len(set(names)) == len(names)
     assert names[:2] == ["accuracy", "trajectory"]
-    assert names[-5:] == ["losses", "finetuning", "curriculum", "sparsity", "embeddings"]
+    assert names[-4:] == ["losses", "curriculum", "sparsity", "embeddings"]
+    assert "finetuning" not in names  # the run has no such stage: nothing is missing
+    tuned = dataclasses.replace(run, config={**(run.config or {}), "finetune": {"name": "linear"}})
+    assert "finetuning" in [drawing.name for drawing in figures_of_run(tuned)]
 
 
 def test_a_folder_without_anything_says_what_is_missing(tmp_path: Path) -> None:
@@ -830,6 +834,34 @@ def test_ablation_bars(entries: list[Entry]) -> None:
         p = pair["p_seeds_episodes_holm"]
         assert text == f"{row['mean']:.2f} ± {row['ci95']:.2f}  {ablation.stars(p)}"
     assert any("*" in text for text in texts)
+
+
+def test_two_seeds_are_dots_and_no_axis_leaves_0_to_100(tmp_path: Path) -> None:
+    entries = sweep(tmp_path / "runs", {"lr=1": 97, "lr=2": 98.5}, seeds=2, of_seed=1)
+    found = aggregate(entries)
+    assert (found.summary["ci95"] > 5).any()
+    (drawing,) = ablation.configurations(found)
+    axes = figure_of(drawing).axes[0]
+    assert not [c for c in axes.containers if isinstance(c, ErrorbarContainer)]
+    assert [len(dots.get_xdata()) for dots in by_gid(axes, "seeds")] == [2, 2]
+    assert not any("±" in text.get_text() for text in axes.texts)
+    assert all(text.get_fontweight() == "normal" for text in axes.texts)
+    assert axes.get_xlim()[0] >= 0
+    assert axes.get_xlim()[1] <= 100
+    assert "95 % CI" not in legend_of(figure_of(drawing))
+
+
+def test_an_interval_ends_at_0_and_100(run: RunRecord) -> None:
+    assert style.within_percent(62.7, 72.43) == [[62.7], [pytest.approx(37.3)]]
+    results = {
+        **run.results,
+        "fewshot": {KEY: {"accuracy": 99.5, "ci95": 3.0}},
+        "fewshot_untrained": {KEY: {"accuracy": 1.0, "ci95": 3.0}},
+    }
+    drawing = accuracy.accuracy(dataclasses.replace(run, results=results))
+    low, high = figure_of(drawing).axes[0].get_xlim()
+    assert low >= 0
+    assert high <= 100
 
 
 def test_without_a7_the_best_is_the_reference(tmp_path: Path) -> None:

@@ -115,3 +115,19 @@ def test_letters() -> None:
     assert in_latex(("a-b ", Bold("c"), Code("d"))) == r"a-b \textbf{c}\texttt{d}"
     assert in_latex("é ï Š ß") == r"{\'{e}} {\"{\i}} {\v {S}} \ss{}"
     assert "[U+4E2D]" in in_latex("中")
+
+
+def test_only_what_is_wider_than_its_column_is_broken() -> None:
+    long = "a-name-of-" + 12 * "very-" + "many_parts=1"
+    lines = [
+        ["ablation=A1, seed 0", "no, over seeds and episodes"],
+        [long, "significant (p < 0.05)"],
+    ]
+    notes = ["Intervals are of Student's t; digits/val/5w1s."]
+    table = LatexTable("A caption, e.g. digits/val.", ["one", "two"], [LEFT, LEFT], lines, notes)
+    text = as_latex([table])
+    broken = [line for line in text.splitlines() if r"\penalty" in line]
+    assert broken
+    for line in broken:
+        assert "very-" in line
+        assert r"\penalty" not in line.partition("&")[2]

@@ -109,6 +109,23 @@ def text_of(run: Path) -> str:
     return (run / "report" / "report.md").read_text()
 
 
+def test_the_network_chosen_by_its_loss_stands_first_and_the_last_beside(tmp_path: Path) -> None:
+    difference = {"digits/val/5w1s": {"mean": 1.25, "ci95": 0.4, "p_value": 0.001}}
+    best = {"epoch": 4, "step": 50, "params": 6000, "macs": 70000, "minus_last": difference}
+    judged = {"digits/val/5w1s": {**RESULT, "accuracy": 58.04, "ci95": 0.6}}
+    run = a_run(tmp_path / "both", best=best, fewshot_best=judged)
+    text = text_of(run)
+    for said in (
+        "**58.04 ± 0.60** % (best); last 56.79 ± 0.65 % (n=600)",
+        "best: 6,000 parameters; last: 3 blocks, channels 16-24-32, 7,000 parameters",
+        "Best: lowest loss at the latest level, after epoch 5, chosen without labels.",
+        "Best minus last, digits/val/5w1s: +1.25 ± 0.40 points on the same episodes.",
+        "the same result only on the same kind of machine",
+    ):
+        assert said in text, said
+    assert text.index("58.04") < text.index("**Took**")
+
+
 def test_a_whole_run(run: Path) -> None:
     files = write_report(run)
     folder = run / "report"

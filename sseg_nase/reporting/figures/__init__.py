@@ -60,7 +60,8 @@ def figures_of_run(record: RunRecord) -> Iterator[Drawing]:
     yield trajectory.trajectory(record)
     yield from architecture.architecture_pictures(record)
     yield training.losses(record)
-    yield training.fine_tuning(record)
+    if record.setting("finetune.name", "none") != "none" or record.events.get("finetune"):
+        yield training.fine_tuning(record)
     yield curriculum.difficulty_per_level(record)
     yield sparsity.pruned_channels(record)
     yield embeddings.embeddings(record)

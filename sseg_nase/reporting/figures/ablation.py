@@ -141,6 +141,8 @@ def _drawing(name: str, words: str, panels: Sequence[Panel]) -> Drawing:
                    markeredgecolor=style.BLACK, label="one seed"),
             Line2D([], [], color=style.BLACK, linewidth=1, marker="|", label="95 % CI"),
         ]  # fmt: skip
+        if all(bar.seeds == 2 for panel in panels for bar in panel.bars):
+            del handles[-1]
         style.legend_below(figure, handles)
     references = list(dict.fromkeys(panel.reference.configuration for panel in panels))
     chance = " and ".join(sorted({f"{100 / panel.ways:.3g}" for panel in panels}))
@@ -148,9 +150,9 @@ def _drawing(name: str, words: str, panels: Sequence[Panel]) -> Drawing:
     n = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     caption = (
         f"{words}: accuracy of the last network, mean over n = {n} seeds ± 95 % CI (Student's t; "
-        f"of one seed: over its episodes). Bars begin at chance ({chance} %). Against "
-        f"{' and '.join(references)} (ref.), paired on the same episodes, p adjusted by Holm for "
-        "all pairs: * p < 0.05, ** p < 0.01, *** p < 0.001, n.s. not significant."
+        f"of one seed: over its episodes; of two: the dots alone). Bars begin at chance ({chance} "
+        f"%). Against {' and '.join(references)} (ref.), paired on the same episodes, p adjusted "
+        "by Holm for all pairs: * p < 0.05, ** p < 0.01, *** p < 0.001, n.s. not significant."
     )
     return Drawing(name, TITLE, caption, figure)
 
@@ -172,23 +174,27 @@ def _draw(axes: Axes, panel: Panel, sides: Sequence[Side]) -> None:
             axes.plot(
                 bar.values, [row] * len(bar.values), linestyle="none", marker="o", markersize=2.8,
                 markerfacecolor="white", markeredgecolor=style.BLACK, markeredgewidth=0.6,
-                zorder=4, gid="seeds",
+                zorder=4, gid="seeds", clip_on=False,
             )  # fmt: skip
-        axes.errorbar(
-            [bar.mean], [row], xerr=[bar.ci95], color=style.BLACK, capsize=2.5, linewidth=1,
-            zorder=3,
-        )  # fmt: skip
-        told = f"{bar.mean:.2f} ± {bar.ci95:.2f}" if bar.ci95 else f"{bar.mean:.2f}"
+        # Student's interval of two seeds is wider than the axis: the dots say more.
+        half = 0.0 if bar.seeds == 2 else bar.ci95
+        if half:
+            axes.errorbar(
+                [bar.mean], [row], xerr=style.within_percent(bar.mean, half), color=style.BLACK,
+                capsize=2.5, linewidth=1, zorder=3, clip_on=False,
+            )  # fmt: skip
+        told = f"{bar.mean:.2f} ± {half:.2f}" if half else f"{bar.mean:.2f}"
         axes.annotate(
             f"{told}  {bar.mark}", (1.0, row), xycoords=axes.get_yaxis_transform(),
             xytext=(3, 0), textcoords="offset points", va="center", fontsize=style.SMALL,
-            fontweight="bold" if bar.reference else "normal", annotation_clip=False,
+            annotation_clip=False,
         )  # fmt: skip
-    ends = [bar.mean + bar.ci95 for bar in panel.bars]
-    starts = [min(chance, bar.mean - bar.ci95, *bar.values) for bar in panel.bars]
+    halves = {bar.side: 0.0 if bar.seeds == 2 else bar.ci95 for bar in panel.bars}
+    ends = [bar.mean + halves[bar.side] for bar in panel.bars]
+    starts = [min(chance, bar.mean - halves[bar.side], *bar.values) for bar in panel.bars]
     low, high = min(starts), max([*ends, *(v for bar in panel.bars for v in bar.values)])
     margin = 0.03 * (high - low)
-    axes.set_xlim(low if low == chance else low - margin, high + margin)
+    axes.set_xlim(low if low == chance else max(0.0, low - margin), min(100.0, high + margin))
     axes.axvline(chance, color=style.BLACK, linewidth=0.8)
     axes.set_ylim(len(sides) - 0.45, -0.55)
     axes.set_title(f"{panel.ways}-way {panel.shots}-shot")

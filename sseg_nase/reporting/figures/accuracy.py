@@ -73,8 +73,9 @@ def accuracy(record: RunRecord) -> Drawing:
             for point in points:
                 label, look = NETWORKS[point.section]
                 axes.errorbar(
-                    [point.accuracy], [at], xerr=[point.ci95], color=look.colour,
-                    marker=look.marker, capsize=2.5, linestyle="none", elinewidth=1.1, gid=label,
+                    [point.accuracy], [at], color=look.colour, marker=look.marker, capsize=2.5,
+                    xerr=style.within_percent(point.accuracy, point.ci95),
+                    linestyle="none", elinewidth=1.1, gid=label, clip_on=False,
                 )  # fmt: skip
                 axes.annotate(
                     f"{point.accuracy:.2f} ± {point.ci95:.2f}", (1.0, at), xytext=(4, 0),
@@ -94,6 +95,8 @@ def accuracy(record: RunRecord) -> Drawing:
             if key != list(found)[-1]:
                 axes.axhline(at - 0.95, color=style.PALE, linewidth=0.6)
         axes.set_ylim(at - 1.2, -0.7)
+        low, high = axes.get_xlim()
+        axes.set_xlim(max(0.0, low), min(100.0, high))
         axes.set_yticks([y for y, _ in ticks], [text for _, text in ticks])
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("accuracy (%)")

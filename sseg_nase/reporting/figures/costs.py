@@ -142,7 +142,8 @@ def _points_of_sweep(aggregate: Aggregate, records: Sequence[RunRecord]) -> Iter
         regime = regimes.pop() if len(regimes) == 1 else regime_of({})
         devices = {str(one.section("efficiency").get("device", "")) for one in its}
         costs = _costs([one.section("efficiency") for one in its])
-        half = row["ci95_episodes"] if row["seeds"] == 1 else row["ci95"]
+        # Student's interval of two seeds is wider than the axis.
+        half = {1: row["ci95_episodes"], 2: 0.0}.get(row["seeds"], row["ci95"])
         yield Point(
             Group(parts["dataset"], parts["split"], regime, bool(row["transductive"]),
                   "+".join(sorted(devices))),
@@ -264,11 +265,14 @@ def _draw_panel(
         least, *_, most = (*point.costs[cost], point.costs[cost][-1])
         ahead = (x, point.accuracy) in front
         axes.errorbar(
-            [x], [point.accuracy], yerr=[point.ci95], xerr=[[x - least], [most - x]],
+            [x], [point.accuracy], yerr=style.within_percent(point.accuracy, point.ci95),
+            xerr=[[x - least], [most - x]],
             marker=look.marker, color=look.colour, linestyle="none", capsize=2, elinewidth=0.9,
             markeredgecolor=style.BLACK if ahead else look.colour, markeredgewidth=0.6,
-            markersize=6, alpha=1.0 if ahead else 0.5, gid=point.label, zorder=3,
+            markersize=6, alpha=1.0 if ahead else 0.5, gid=point.label, zorder=3, clip_on=False,
         )  # fmt: skip
+    bottom, top = axes.get_ylim()
+    axes.set_ylim(max(0.0, bottom), min(100.0, top))
     axes.set_xscale("log")
     low, high = min(at.values()), max(at.values())
     margin = 10 ** max(0.12 * math.log10(high / low), 0.1)

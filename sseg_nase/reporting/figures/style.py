@@ -128,6 +128,11 @@ def page(height: float, width: float = PAGE) -> Figure:
     return Picture(figsize=(width, height), layout=layout)
 
 
+def within_percent(mean: float, half: float) -> Any:
+    """The two arms of an interval around `mean`, cut at 0 and at 100: for `errorbar`."""
+    return [[min(half, mean)], [min(half, 100 - mean)]]
+
+
 def settle(figure: Figure) -> None:
     """Place everything, once for all files."""
     if figure.get_layout_engine() is not None:
