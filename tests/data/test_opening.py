@@ -307,20 +307,42 @@ def test_of_an_animation_the_first_frame_is_taken_and_that_is_said(
     assert facts.frames == 3
 
 
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF", "MPO"])
+def test_a_file_cut_off_anywhere_gives_its_first_page_or_an_error(
+    tmp_path: Path, kind: str
+) -> None:
+    frames = [random_image("RGB", np.random.default_rng(seed), 16) for seed in range(3)]
+    path = tmp_path / "x"
+    frames[0].save(path, kind, save_all=True, append_images=frames[1:])
+    whole = path.read_bytes()
+    first = np.asarray(open_image(path, "RGB").image)
+    read = 0
+    for kept in range(0, len(whole), 7):
+        path.write_bytes(whole[:kept])
+        try:
+            found = open_image(path, "RGB").image
+        except UserError as error:
+            assert "x cannot be read" in str(error)  # noqa: PT017
+        else:
+            read += 1
+            assert np.array_equal(np.asarray(found), first), kept
+    assert read > 20
+
+
 def test_large_images_are_decoded_one_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "x.png")
     at_once, most = [0], [0]
 
-    def slow(image: Image.Image) -> int:
+    def slow(image: Image.Image, mode: str) -> Image.Image:
         at_once[0] += 1
         most[0] = max(most[0], at_once[0])
         time.sleep(0.05)
         at_once[0] -= 1
-        return 1
+        return image
 
-    monkeypatch.setattr(opening, "_frames", slow)
+    monkeypatch.setattr(opening, "_in_mode", slow)
     for limit, expected in ((opening.LARGE, {2, 3, 4}), (63, {1})):
         monkeypatch.setattr(opening, "LARGE", limit)
         most[0] = 0
