@@ -115,10 +115,15 @@ def open_image(source: Path | np.ndarray, mode: str, reading: Reading = PLAIN) -
                     f"The image {source} cannot be read: it has {width} × {height} pixels. "
                     "Delete it or replace it."
                 )
+            frames = _frames(image)
+            if frames is None:
+                # The search has left it at a page that cannot be read; the first one is wanted.
+                file.seek(0)
+                image, frames = _recognised(file), 1
             if width * height > LARGE:
                 with _large:
-                    return _from_file(source, image, mode, reading)
-            return _from_file(source, image, mode, reading)
+                    return _from_file(source, image, frames, mode, reading)
+            return _from_file(source, image, frames, mode, reading)
     except UserError:
         raise
     except MemoryError as error:
@@ -155,9 +160,8 @@ def without_warnings() -> Iterator[None]:
 # Files.
 
 
-def _from_file(path: Path, image: Image.Image, mode: str, reading: Reading) -> Opened:
+def _from_file(path: Path, image: Image.Image, frames: int, mode: str, reading: Reading) -> Opened:
     # Tens of thousands of small images pass here: what is rare is looked at only where it is.
-    frames = _frames(image)
     deep = image.mode[0] in "IF"
     rare = deep or "transparency" in image.info
     declared = _declared(image) if rare else _Declared()
@@ -213,13 +217,16 @@ def _deep_file(
     return Opened(_in_mode(image_of, mode), opened.facts._replace(frames=frames))
 
 
-def _frames(image: Image.Image) -> int:
+def _frames(image: Image.Image) -> int | None:
+    """How many pages or frames there are; None where counting them fails."""
     if image.format in ONE_PICTURE:
         return 1
     try:
         return int(getattr(image, "n_frames", 1))
+    except MemoryError:
+        raise
     except Exception:
-        return 1  # what is wrong with further frames is none of the first one's business
+        return None  # what is wrong with further frames is none of the first one's business
 
 
 def _turn_upright(image: Image.Image) -> None:

@@ -269,6 +269,10 @@ def test_a_complete_benchmark_is_taken_as_it_was_published(
         read_one("val")
     said = "train/class 0/2.png (train). They are kept, as CIFAR-FS was published."
     assert any(said in record.getMessage() for record in caplog.records)
+    (tmp_path / "cifar_fs" / "train" / "class 0" / "0.png").unlink()
+    for split in ("train", "val"):  # one of them is not complete any more
+        with pytest.raises(UserError, match="that are also in"):
+            read_one(split)
 
 
 @pytest.mark.parametrize("name", DATASETS)

@@ -22,7 +22,7 @@ from PIL import Image
 from sseg_nase.config.compose import load
 from sseg_nase.config.schema import DatasetConfig
 from sseg_nase.data import opening
-from sseg_nase.data.benchmarks import load_split
+from sseg_nase.data.benchmarks import load_split, reading_of
 from sseg_nase.data.benchmarks.drawings import TURNS, Drawing, load_drawing
 from sseg_nase.data.opening import Reading, open_image
 from sseg_nase.data.store import ImageStore, load_image
@@ -307,20 +307,76 @@ def test_of_an_animation_the_first_frame_is_taken_and_that_is_said(
     assert facts.frames == 3
 
 
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "TIFF", "MPO"])
+def test_a_file_cut_off_anywhere_gives_its_first_page_or_an_error(
+    tmp_path: Path, kind: str
+) -> None:
+    frames = [random_image("RGB", np.random.default_rng(seed), 16) for seed in range(3)]
+    path = tmp_path / "x"
+    frames[0].save(path, kind, save_all=True, append_images=frames[1:])
+    whole = path.read_bytes()
+    first = np.asarray(open_image(path, "RGB").image)
+    read = 0
+    for kept in range(0, len(whole), 7):
+        path.write_bytes(whole[:kept])
+        try:
+            found = open_image(path, "RGB").image
+        except UserError as error:
+            assert "x cannot be read" in str(error)  # noqa: PT017
+        else:
+            read += 1
+            assert np.array_equal(np.asarray(found), first), kept
+    assert read > 20
+
+
+@pytest.mark.filterwarnings("ignore:.*format is deprecated:DeprecationWarning")
+def test_random_damage_ends_in_an_image_or_in_an_error_that_names_the_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(11)
+    ends = {True: 0, False: 0}
+    for kind, mode in (
+        ("PNG", "P"), ("PNG", "I;16"), ("JPEG", "CMYK"), ("GIF", "P"), ("TIFF", "F"),
+        ("TIFF", "LAB"), ("WEBP", "RGBA"), ("BMP", "RGB"), ("PPM", "I"), ("TGA", "RGBA"),
+        ("ICO", "RGBA"), ("PCX", "P"), ("SGI", "RGB"), ("JPEG2000", "LA"), ("DDS", "RGBA"),
+    ):  # fmt: skip
+        path = tmp_path / f"{kind}.img"
+        random_image(mode, rng, 16).save(path, kind)
+        whole = path.read_bytes()
+        for _ in range(25):
+            content = bytearray(whole)
+            for place in rng.integers(0, min(len(content), 120), 3):
+                content[place] = rng.integers(0, 256)
+            path.write_bytes(content)
+            try:
+                with opening.without_warnings():
+                    found = load_image(path, 8)
+            except UserError as error:
+                assert path.name in str(error)  # noqa: PT017
+                ends[False] += 1
+            else:
+                assert (found.shape, found.dtype) == ((8, 8, 3), np.uint8)
+                ends[True] += 1
+    assert min(ends.values()) > 30, ends
+
+
+def test_a_run_of_before_the_keys_opens_images_plainly() -> None:
+    older = dataclasses.replace(default("folder"), background=None, value_range=None)  # type: ignore[arg-type]
+    assert reading_of(older) == reading_of(default("folder")) == Reading()
+
+
 def test_large_images_are_decoded_one_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "x.png")
     at_once, most = [0], [0]
 
-    def slow(image: Image.Image) -> int:
+    def slow(image: Image.Image, mode: str) -> Image.Image:
         at_once[0] += 1
         most[0] = max(most[0], at_once[0])
         time.sleep(0.05)
         at_once[0] -= 1
-        return 1
+        return image
 
-    monkeypatch.setattr(opening, "_frames", slow)
+    monkeypatch.setattr(opening, "_in_mode", slow)
     for limit, expected in ((opening.LARGE, {2, 3, 4}), (63, {1})):
         monkeypatch.setattr(opening, "LARGE", limit)
         most[0] = 0
