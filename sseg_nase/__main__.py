@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 from sseg_nase.hardware.allocator import keep_memory
@@ -19,7 +20,15 @@ def command() -> None:
         keep_memory()
     from sseg_nase.cli import main
 
+    _print_what_can_be_printed()
     main()
+
+
+def _print_what_can_be_printed() -> None:
+    """A terminal or file that is not UTF-8 gets ? for a letter it lacks; no run ends by that."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 if __name__ == "__main__":
