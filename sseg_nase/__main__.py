@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 from sseg_nase.hardware.allocator import keep_memory
@@ -27,6 +28,7 @@ def command() -> None:
         _say_that_it_takes_a_while()
     from sseg_nase.cli import main
 
+    _print_what_can_be_printed()
     main()
 
 
@@ -37,6 +39,13 @@ def _say_that_it_takes_a_while() -> None:
     """
     if sys.stderr.isatty() and SWEEP.isdisjoint(sys.argv):
         print("sseg-nase: loading …", file=sys.stderr, flush=True)
+
+
+def _print_what_can_be_printed() -> None:
+    """A terminal or file that is not UTF-8 gets ? for a letter it lacks; no run ends by that."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def moved() -> Case:
 def renamed_class() -> Case:
     tree(ROOT / "train", NAMES)
     yield own("folder", ROOT)
-    os.rename("own/train/c1", "own/train/d1")
+    os.rename("own/train/c1", "own/train/c1b")  # whose place among the classes is the same
 
 
 def swapped_classes() -> Case:
@@ -122,6 +122,13 @@ def relabelled() -> Case:
     rewrite("own/l.csv", b"c0/1.bmp,c0", b"c0/1.bmp,c1")
 
 
+def renamed_label() -> Case:
+    tree(ROOT, NAMES)
+    Path("own/l.csv").write_text("path,label,split\nc0/0.bmp,a,train\nc1/0.bmp,b,train\n")
+    yield own("csv", ROOT / "l.csv")
+    rewrite("own/l.csv", b",b,", b",c,")
+
+
 def other_rows() -> Case:
     tree(ROOT, NAMES)
     Path("own/l.csv").write_text("path,label,split\nc0/0.bmp,a,train\nc1/0.bmp,b,train\n")
@@ -172,6 +179,7 @@ def other_pickle() -> Case:
         drawings,
         omniglot,
         relabelled,
+        renamed_label,
         other_rows,
         listed_classes,
         listed_images,
