@@ -360,13 +360,11 @@ def test_only_like_is_averaged_and_paired_with_like(one: Path) -> None:
 
 
 def test_a_report_shows_no_other_images_than_those_that_were_trained_on(one: Path) -> None:
-    os.chdir(one)
+    ran(f"resume={only_run(one)}", "pretrain.epochs=2", "resume_overrides=true")
     record = read_run(only_run(one))
     assert natural_images(record) is not None
     other_pixels(one / "imgs")
     assert natural_images(record) is None
-    evaluation_changed = read_run(only_run(one))
-    assert evaluation_changed.section("data")["evaluated"]["folder/val"]["count"] == 8
 
 
 def only_run_of(one: Path, seed: int) -> Path:
