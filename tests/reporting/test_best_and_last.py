@@ -81,6 +81,9 @@ def test_the_best_network_is_judged_beside_the_last(judgements: list[Any]) -> No
     assert results["fewshot_best"] != results["fewshot"]
     assert_accuracies_belong(directory, results, best=True)
     told = metrics(directory)
+    assert told["headline/params"] == about["params"]
+    for key, result in results["fewshot_best"].items():
+        assert told[f"headline/{key}"] == result["accuracy"]
     for group in ("fewshot", "fewshot_best"):
         for key, value in results[group].items():
             for part in ("accuracy", "ci95"):
