@@ -331,6 +331,8 @@ def _dataset(config: Config) -> Iterator[str]:
             f"dataset.value_range={values}: two numbers are needed, [low,high], the values that "
             "are black and white, such as [0,4095]."
         )
+    if dataset.name == "digits" and values is not None:
+        yield f"dataset.value_range={values}: it has no effect with dataset=digits; leave it out."
     fractions = dataset.split_fractions
     if len(fractions) != 3 or abs(sum(fractions) - 1) > 1e-6:
         yield (
