@@ -378,6 +378,8 @@ def _dataset(config: Config) -> Iterator[str]:
             f"dataset.value_range={values}: two numbers are needed, [low,high], the values that "
             "are black and white, such as [0,4095]."
         )
+    if dataset.name == "digits" and values is not None:
+        yield f"dataset.value_range={values}: it has no effect with dataset=digits; leave it out."
     fractions = dataset.split_fractions
     if fractions is None and dataset.name not in ROOTED:
         yield (

@@ -784,6 +784,8 @@ def test_the_background_and_the_range_are_keys_with_an_effect(tmp_path: Path) ->
     for bad in ("dataset.background=[1,2]", "dataset.value_range=[5,5]", "dataset.value_range=[1]"):
         with pytest.raises(UserError, match=bad.split("=")[0]):
             load(["dataset=folder", "dataset.root=here", bad])
+    with pytest.raises(UserError, match=r"value_range=.* no effect with dataset=digits"):
+        load(["dataset=digits", "dataset.value_range=[0,16]"])
     (folder / "deep.png").unlink()
     store = read(tmp_path, "folder", value_range=[0, 5000])
     assert any("dataset.value_range has no effect" in one for one in store.manifest["notices"])
