@@ -347,6 +347,19 @@ def test_a_class_called_train_is_a_class(caplog: pytest.LogCaptureFixture) -> No
     assert "bus, car, plane beside the splits train is not read" in caplog.text
 
 
+def test_a_split_is_no_class_for_what_lies_beside_it(caplog: pytest.LogCaptureFixture) -> None:
+    tree(ROOT / "train", NAMES)
+    save("own/extra/0.bmp", 1)  # images, as a class has
+    assert splits() == ["train"]
+    assert load(own("folder", ROOT)).class_names == tuple(NAMES)
+    assert "extra beside the splits train is not read" in caplog.text
+    # Images without labels, and a folder that is no class.
+    tree("plain", ["train"])
+    Path("plain/docs").mkdir()
+    assert splits("plain") == ["train"]
+    assert load(own("folder", "plain")).class_names == ("",)
+
+
 def test_what_lies_beside_the_splits_is_named(caplog: pytest.LogCaptureFixture) -> None:
     tree(ROOT / "train", NAMES)
     (ROOT / "docs").mkdir()
