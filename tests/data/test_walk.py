@@ -296,7 +296,8 @@ def test_class_folders_are_dealt_without_a_key(caplog: pytest.LogCaptureFixture)
     assert "own has class folders and no train, val and test (dataset.split_by=auto takes" in (
         caplog.text
     )
-    assert caplog.text.count("class folders and no train") == 1
+    load(own("folder", ROOT), "val")
+    assert caplog.text.count("class folders and no train") == 1  # not for every split
 
 
 @pytest.mark.parametrize(
@@ -345,6 +346,19 @@ def test_a_class_called_train_is_a_class(caplog: pytest.LogCaptureFixture) -> No
     # Where the key says so it is a split, and what is not read is named.
     assert load(own("folder", ROOT, split_by="folder")).class_names == ("",)
     assert "bus, car, plane beside the splits train is not read" in caplog.text
+
+
+def test_a_split_is_no_class_for_what_lies_beside_it(caplog: pytest.LogCaptureFixture) -> None:
+    tree(ROOT / "train", NAMES)
+    save("own/extra/0.bmp", 1)  # images, as a class has
+    assert splits() == ["train"]
+    assert load(own("folder", ROOT)).class_names == tuple(NAMES)
+    assert "extra beside the splits train is not read" in caplog.text
+    # Images without labels, and a folder that is no class.
+    tree("plain", ["train"])
+    Path("plain/docs").mkdir()
+    assert splits("plain") == ["train"]
+    assert load(own("folder", "plain")).class_names == ("",)
 
 
 def test_what_lies_beside_the_splits_is_named(caplog: pytest.LogCaptureFixture) -> None:
