@@ -144,7 +144,7 @@ def evaluate_episodes(
     if unfit.item():
         raise NotFiniteError(
             f"the scores of {int(unfit.item()):,} queries by evaluation.method={evaluation.method} "
-            "are not finite"
+            f"are not finite{_with(evaluation)}"
         )
     taken = torch.cat(predicted).cpu().numpy()
     rank = torch.cat(ranks).cpu().numpy() if ranks else None
@@ -153,6 +153,16 @@ def evaluate_episodes(
         top_k={} if rank is None else {k: float((rank < k).mean()) for k in evaluation.top_k},
         confusion=_confusion(episodes, taken, classes),
     )
+
+
+def _with(evaluation: EvaluationConfig) -> str:
+    """The options of the method, which may be what is wrong."""
+    name = evaluation.method
+    options = getattr(evaluation, name, None)
+    if options is None:
+        return ""
+    given = (f"evaluation.{name}.{key}={value}" for key, value in vars(options).items())
+    return f" (with {', '.join(given)})"
 
 
 def normalized(features: Tensor, mean: Tensor | None, evaluation: EvaluationConfig) -> Tensor:

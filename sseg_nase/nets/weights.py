@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.models import get_model_weights
 
 from sseg_nase.errors import UserError
+from sseg_nase.finite import not_finite, shortened
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.vision import VisionBackbone
 
@@ -34,6 +35,11 @@ def load_weights(backbone: Backbone, weights: str) -> str:
     given = {tensor: value for tensor, value in given.items() if tensor not in left_out}
     own = backbone.body.state_dict()
     _check(given, own, f"{key}: {path.name} does not fit backbone={name}")
+    if names := not_finite(given):
+        raise UserError(
+            f"{key}: {path.name} holds what is not finite ({shortened(names)}). Nothing was "
+            "loaded; give weights of a training that did not diverge."
+        )
     counters = {tensor: value for tensor, value in own.items() if tensor.endswith(_COUNTER)}
     backbone.body.load_state_dict({**counters, **given})
     dropped = f"; left out, as it is the classifier: {', '.join(left_out)}" if left_out else ""

@@ -232,8 +232,8 @@ def judge_named(task: FewShotTask, reached: Reached, device: torch.device) -> Ju
     except NotFiniteError as error:
         images = task.episodes[0].key.rsplit("/", 1)[0]
         raise NotFiniteError(
-            f"{reached.name} cannot be evaluated on dataset {images}: {error}. Its training "
-            "diverged: give a checkpoint from before that, or train again with a lower learning "
+            f"{reached.name} cannot be evaluated on dataset {images}: {error}. If its training "
+            "diverged, give a checkpoint from before that, or train again with a lower learning "
             "rate or with hardware.precision=32-true."
         ) from error
 

@@ -204,3 +204,22 @@ def test_features_are_normalized_where_that_is_possible() -> None:
             normalized(bad, mean, evaluation)
     with pytest.raises(NotFiniteError, match="mean embedding of the base split"):
         normalized(rows, torch.tensor([INF, 0.0]), evaluation)
+
+
+def test_options_of_the_method_may_be_to_blame() -> None:
+    config = load(
+        [
+            *TINY,
+            "finetune=maml",
+            "evaluation.method=maml",
+            "evaluation.normalize=none",
+            "evaluation.episodes=2",
+            "evaluation.maml.lr=1e30",
+        ]
+    )
+    reached = stages.Reached(stages.seed_backbone(config))
+    with pytest.raises(UserError, match=r"evaluation\.maml\.lr=1e\+30") as error:
+        stages.judge_before_tuning(stages.fewshot_tasks(config), reached, torch.device("cpu"))
+    assert "the untrained seed network cannot be evaluated on dataset digits/val" in str(
+        error.value
+    )

@@ -122,3 +122,16 @@ def test_imagenet_is_taken_from_the_cache_and_never_downloaded(
     file.parent.mkdir(parents=True)
     assert "120 tensors" in load_weights(ours(), saved(file, theirs.state_dict()))
     assert str(file) in load_weights(ours(), "imagenet")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(
+    bad: float, theirs: nn.Module, tmp_path: Path
+) -> None:
+    state = {name: tensor.clone() for name, tensor in theirs.state_dict().items()}
+    state["layer1.0.bn1.running_var"][0] = bad
+    network = ours()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(UserError, match=r"not finite \(layer1\.0\.bn1\.running_var\)"):
+        load_weights(network, saved(tmp_path / "resnet18.pth", state))
+    assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())

@@ -135,7 +135,15 @@ def tried(gains: dict[str, float], **settings: Any) -> Decision:
     config = load(["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "ablation=A3"])
     trainer = trainer_of(config, [], Sink(), None, lambda: False)
     trainer.means = EpochMeans("BASIC", (16, 32, 64), 4.0, 4.0, None, 1.0)
-    trainer.probe.trial = lambda networks, mutation, **more: gains[mutation.kind]  # type: ignore
+    trainer.progress.step = 2  # in the warm-up
+
+    def trial(networks: Any, mutation: Any, *, epoch: int, steps: int, lr: float) -> float:
+        assert networks is trainer.networks
+        assert (epoch, steps) == (trainer.progress.epoch, config.evolution.trial_steps)
+        assert lr == trainer.learning_rate < config.optimizer.lr
+        return gains[mutation.kind]
+
+    trainer.probe.trial = trial  # type: ignore[method-assign]
     evolve = Evolve(dataclasses.replace(config.evolution, fitness_alpha=0.0, **settings), seed=0)
     return evolve._fittest(trainer, {"gap": None})
 
