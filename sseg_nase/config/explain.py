@@ -57,11 +57,10 @@ def _refuse_removed(overrides: Sequence[str]) -> None:
             continue
         options = groups().get(group, ())
         off = {"tracking": "jsonl"}.get(group, "none")
-        remedy = f"; write {group}={off}" if off in options else ""
-        others = f", or choose one of {', '.join(options)}" if options else ""
-        raise UserError(
-            f"{text}: every run has {group}.*, it cannot be taken away{remedy}{others}."
-        )
+        remedies = [f"write {group}={off}"] if off in options else []
+        remedies += [f"choose one of {', '.join(options)}"] if options else []
+        remedy = f"; {', or '.join(remedies)}" if remedies else ""
+        raise UserError(f"{text}: every run has {group}.*, it cannot be taken away{remedy}.")
 
 
 def listed(mistakes: Sequence[str]) -> str:

@@ -157,7 +157,7 @@ MISTAKES = [
     ("experiment_name=a/b", ["experiment_name=a/b", "slashes"]),
     ("paths.data_dir=", ["paths.data_dir", "empty"]),
     ("hydra/launcher=slrum", ["hydra/launcher/slrum", "basic"]),
-    ("~dataset", ["dataset.name"]),
+    ("~dataset", ["~dataset: every run has dataset.*", "; choose one of cifar_fs"]),
 ]
 
 
@@ -309,6 +309,7 @@ def test_caps_below_the_seed_network_are_refused_with_its_figures(
         ("evolution.cap_resolution", resolution),
         ("evolution.max_params", params + 1),
         ("evolution.max_flops", flops + 1),
+        ("sparsity.enabled", False),
     ):
         config = with_value(config, key, value)
     validate(config)
