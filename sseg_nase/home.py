@@ -24,7 +24,7 @@ def find_home() -> str | None:
         home = Path.home()
     except RuntimeError:
         home = None
-    if home is not None and home.is_dir() and _writable(home / ".cache"):
+    if home is not None and _writable(home / ".cache"):
         return None
     if home is not None and os.environ.get("XDG_CACHE_HOME"):
         return None

@@ -62,6 +62,9 @@ def test_a_home_folder_that_is_not_there_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "nowhere"))
+    assert find_home() is None  # it can be made
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda p, m: Path(p) != tmp_path and access(p, m))
     said = find_home()
     assert said is not None
     assert "nowhere is not there" in said

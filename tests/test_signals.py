@@ -274,8 +274,11 @@ def test_an_echo_does_not_disturb_the_ending_but_ctrl_c_does() -> None:
         with contextlib.suppress(Interrupted):
             signal.raise_signal(signal.SIGTERM)
         with interruption.ending():
-            signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGUSR1)
+            for echo in (signal.SIGTERM, signal.SIGUSR1):
+                try:
+                    signal.raise_signal(echo)
+                except Interrupted:
+                    pytest.fail(f"{signal.Signals(echo).name} has disturbed the ending")
             with pytest.raises(Interrupted):
                 signal.raise_signal(signal.SIGINT)
 
@@ -283,8 +286,10 @@ def test_an_echo_does_not_disturb_the_ending_but_ctrl_c_does() -> None:
 def test_a_hangup_that_is_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with Interruption():
-            signal.raise_signal(signal.SIGHUP)
+        with Interruption() as interruption:
+            with contextlib.suppress(Interrupted):
+                signal.raise_signal(signal.SIGHUP)
+            assert interruption.requested is None
     finally:
         signal.signal(signal.SIGHUP, before)
 
