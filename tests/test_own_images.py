@@ -248,6 +248,7 @@ def test_what_is_not_trained_on_is_said(tmp_path: Path) -> None:
     assert not events(mended, "warning")
     untrained, _ = ran(own(root, "ablation=A1"))
     assert any("ssl=none trains nothing" in text for text in events(untrained, "message"))
+    assert not any("NATURAL" in text for text in events(untrained, "message"))
 
 
 def test_a_network_is_judged_by_hand_on_own_images(tmp_path: Path) -> None:

@@ -276,7 +276,10 @@ def _reaching_natural(config: Config) -> tuple[Config, list[str]]:
     For the user's own images only: elsewhere the epochs are divided as they always were.
     """
     curriculum, epochs = config.curriculum, config.pretrain.epochs
-    if config.dataset.name not in ROOTED or curriculum.max_epochs_per_level is not None:
+    trained = config.task == "pipeline" and config.ssl.name != "none"
+    if config.dataset.name not in ROOTED or not trained:
+        return config, []
+    if curriculum.max_epochs_per_level is not None:
         return config, []
     if _natural_begins(curriculum, epochs) < epochs or epochs < len(curriculum.levels):
         return config, []
