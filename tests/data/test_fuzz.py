@@ -6,7 +6,6 @@ what is wrong; all files that are there are used or named as left out.
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import re
@@ -19,10 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 from own_images import SIDE, Content, content, load, own, picture
-from PIL import Image, features
+from PIL import Image
 
 from sseg_nase.config.schema import SPLITS, DatasetConfig
 from sseg_nase.data.benchmarks import available_splits
+from sseg_nase.data.opening import reads_avif
 from sseg_nase.errors import UserError
 
 CASES = 300
@@ -85,11 +85,9 @@ SAVERS: list[tuple[str, Saver]] = [
     (".png", grey_16),
     (".tif", grey_16),
 ]
-# The program sees images upright, on white, and each only once, since it has dataset.duplicates.
-SEES_PIXELS = "duplicates" in {one.name for one in dataclasses.fields(DatasetConfig)}
-if SEES_PIXELS:
-    SAVERS += [(".png", with_alpha), (".jpg", turned), (".png", turned)]
-if features.check("avif"):
+# Images are seen upright and on white.
+SAVERS += [(".png", with_alpha), (".jpg", turned), (".png", turned)]
+if reads_avif():
     SAVERS.append(as_mode("RGB", ".avif"))
 
 
@@ -216,7 +214,7 @@ def fill(writer: Writer, case: Case, split: str, base: Path, names: list[str]) -
         if writer.chance(0.08):
             os.symlink(images[0].name, base / raw / f"again{images[0].suffix}")
             case.twice += 1
-        if SEES_PIXELS and writer.chance(0.08):
+        if writer.chance(0.08):
             shutil.copy(images[-1], base / raw / f"zz copy{images[-1].suffix}")
             case.copies += 1
     if writer.chance(0.2):

@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import features
 
+from sseg_nase.data.opening import reads_avif, reads_heif
 from sseg_nase.errors import UserError, encodable
 
 # fmt: off
@@ -28,8 +28,6 @@ ALWAYS_READ = frozenset({
     ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 })
 # fmt: on
-# What Pillow reads only where it was built for it, or where an extension of it is installed.
-BY_FEATURE = {".avif": "avif", ".jp2": "jpg_2000"}
 # What systems, file managers and archivers leave behind. It is counted as left out like the rest.
 CLUTTER = frozenset(
     {"__macosx", "@eadir", "lost+found", "thumbs.db", "desktop.ini", "$recycle.bin"}
@@ -51,10 +49,12 @@ LeftOut = Counter[str]  # number of files by reason; Counter() where all were ta
 @lru_cache(maxsize=1)
 def image_suffixes() -> frozenset[str]:
     """The extensions of image files, in lower case, that this installation of Pillow reads."""
-    own = {suffix for suffix, feature in BY_FEATURE.items() if features.check(feature)}
-    if find_spec("pillow_heif"):
-        own |= {".heic", ".heif", ".hif"}
-    return ALWAYS_READ | own
+    own = {
+        (".avif",): reads_avif(),
+        (".jp2",): features.check("jpg_2000"),
+        (".heic", ".heif", ".hif"): reads_heif(),
+    }
+    return ALWAYS_READ.union(*(suffixes for suffixes, read in own.items() if read))
 
 
 class Seen(NamedTuple):
