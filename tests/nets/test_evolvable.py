@@ -174,7 +174,8 @@ def test_widening_the_last_block_by_hand_repeats_features() -> None:
     before = embed(net, x)
     net.widen(2, ratio=2, seed=5)
     after = embed(net, x)
-    assert torch.equal(after[:, :6], before)
+    # Not bit for bit: a processor may add up a convolution of twice as many channels otherwise.
+    assert torch.allclose(after[:, :6], before, rtol=1e-12, atol=1e-12)
     assert torch.allclose(after[:, 6:].sum(1), before.sum(1))
 
 

@@ -220,3 +220,19 @@ def test_a_pruning_that_was_missed_is_made_up_for(monkeypatch: pytest.MonkeyPatc
     ratio = config.sparsity.ratio
     assert targets[1] == pytest.approx(ratio * (1 - (2 / 3) ** 3))
     assert targets[3] == pytest.approx(ratio)  # two rounds at once
+
+
+def test_blocks_are_compared_by_what_they_do_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the Taylor importance, not with what comes along shortcuts."""
+    asked: list[dict[str, Any]] = []
+    plain = interventions.importance
+
+    def watched(trainer: Any, **options: Any) -> Any:
+        asked.append(options)
+        return plain(trainer, **options)
+
+    monkeypatch.setattr(interventions, "importance", watched)
+    tried({"GROW": 1.0, "WIDEN": 2.0})
+    ((options,)) = asked
+    assert (options["kind"], options["coupled"]) == ("taylor", False)
+    assert options["batches"] == interventions.SENSITIVITY_BATCHES

@@ -270,3 +270,52 @@ def test_while_one_mutation_is_on_probation_there_is_no_other() -> None:
     _, told = mutated([2.0, 2.0], epochs=5, tolerance=0.1, grace=2)
     reasons = [values["reason"] for kind, values in told.events if kind == "decision"]
     assert reasons == ["the last mutation is on probation", "done", "done"]
+
+
+def test_the_rate_warms_up_again_after_a_mutation_that_stayed() -> None:
+    rewarm = ("scheduler=constant", "scheduler.warmup_epochs=0", "scheduler.rewarmup_steps=3")
+    one = trainer("ablation=A2", *rewarm)
+    one.interventions = [Wanted(grown)]
+    rates: list[float] = []
+    one.callbacks.append(
+        At(Event.AFTER_STEP, lambda t: rates.append(t.optimizer.param_groups[0]["lr"]))
+    )
+    one.fit()
+    assert [record.step for record in one.progress.history if record.accepted] == [4]
+    share = [1, 1, 1, 1, 1 / 4, 2 / 4, 3 / 4, 1]
+    assert rates == pytest.approx([0.001 * each for each in share])
+
+
+def test_levels_advance_by_the_whole_loss_and_the_gap() -> None:
+    one = trainer("ablation=A5", "evolution=none")
+    asked: list[tuple[float, float | None]] = []
+    step = one.feed.schedule.step
+
+    def watched(loss: float, gap: float | None) -> Any:
+        asked.append((loss, gap))
+        return step(loss, gap)
+
+    one.feed.schedule.step = watched
+    means: list[Any] = []
+    one.callbacks.append(At(Event.EPOCH_END, lambda t: means.append(t.means)))
+    one.fit()
+    assert asked == [(mean.loss, mean.gap) for mean in means]
+    assert all(mean.gap is not None and mean.loss > mean.contrastive for mean in means)
+
+
+def test_a_target_head_follows_the_students() -> None:
+    one = trainer("ablation=A2", "ssl=byol", "ssl.ema_schedule=constant", "ssl.ema_decay=0.5")
+    before: list[Tensor] = []
+
+    def remember(t: Trainer) -> None:
+        assert t.networks.teacher_head is not None
+        before[:] = [p.clone() for p in t.networks.teacher_head.parameters()]
+
+    def check(t: Trainer) -> None:
+        assert t.networks.teacher_head is not None
+        target = t.networks.teacher_head.parameters()
+        for old, now, own in zip(before, target, t.networks.learner.head.parameters(), strict=True):
+            torch.testing.assert_close(now, (old + own) / 2)
+
+    one.callbacks += [At(Event.BATCH_START, remember), At(Event.AFTER_STEP, check)]
+    one.fit()
