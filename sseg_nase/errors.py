@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import unicodedata
 from collections.abc import Iterable
 
 DONE, FAILURE, MISTAKE, STOPPED = 0, 1, 2, 130
@@ -27,6 +29,24 @@ def encodable(text: str) -> str:
     if text.isascii():
         return text
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """Return a path or a name as text that can be printed, stored and hashed everywhere.
+
+    Bytes of a file name that are not UTF-8, and control characters, become backslash escapes.
+    Whether Python took the locale's encoding for file names makes no difference.
+    """
+    text = os.fspath(path)
+    if text.isascii() and text.isprintable():
+        return text
+    text = encodable(text)
+    if text.isprintable():
+        return text
+    return "".join(
+        character if unicodedata.category(character) != "Cc" else f"\\x{ord(character):02x}"
+        for character in text
+    )
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

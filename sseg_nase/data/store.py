@@ -32,7 +32,7 @@ from PIL import Image
 from sseg_nase.data.duplicates import ONE_COLOUR, examine, hashes_of, of_one_colour
 from sseg_nase.data.opening import PLAIN, Facts, Reading, open_image, without_warnings
 from sseg_nase.data.remarks import Remarks, notices_of_one_colour
-from sseg_nase.errors import UserError
+from sseg_nase.errors import UserError, shown
 from sseg_nase.files import StorageError, check_room, read_json, storage_error, write_json
 
 SCHEMA = 2
@@ -370,9 +370,7 @@ def _build(
         _write_array(temporary / "hashes.npy", _comparable(hashed, one_colour)[kept])
         files = _files_of([listing.items[index] for index in kept], source)
         if any(file is not None for file in files):
-            # Escaped, since names of files need not be text that can be encoded.
-            text = json.dumps({"files": files})
-            (temporary / "files.json").write_text(text, encoding="ascii")
+            (temporary / "files.json").write_text(json.dumps({"files": files}), encoding="ascii")
         manifest = _manifest(
             listing.class_names,
             (len(kept), size, size, channels),
@@ -447,7 +445,7 @@ def _files_of(items: Sequence[tuple[Any, int]], source: str) -> list[str | None]
         if path is None:
             files.append(None)
             continue
-        text = os.fspath(path)
+        text = shown(path)
         if not text.startswith(folder) and not os.path.isabs(text):
             text = os.path.abspath(text)
         for start in (folder, around):

@@ -444,7 +444,9 @@ class Heard(logging.Handler):
         self.said: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
+        message = record.getMessage()
+        message.encode()  # raises for what no file and no terminal takes
+        self.said.append(message)
 
     def number_of(self, pattern: str) -> int:
         # A notice on the whole data set may come with every split.

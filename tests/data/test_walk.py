@@ -18,8 +18,8 @@ from PIL import Image, features
 from sseg_nase.config.schema import SPLITS
 from sseg_nase.data.benchmarks import available_splits
 from sseg_nase.data.benchmarks.layouts import split_classes
-from sseg_nase.data.benchmarks.walk import image_suffixes, shown
-from sseg_nase.errors import UserError
+from sseg_nase.data.benchmarks.walk import image_suffixes
+from sseg_nase.errors import UserError, shown
 
 NAMES = [f"c{number}" for number in range(6)]
 ROOT = Path("own")

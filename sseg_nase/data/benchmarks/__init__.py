@@ -31,11 +31,11 @@ from sseg_nase.data.benchmarks import (
 )
 from sseg_nase.data.benchmarks.layouts import NAMELESS, Found, SplitSource, enumerated
 from sseg_nase.data.benchmarks.lists import both, folded
-from sseg_nase.data.benchmarks.walk import Seen, looking, same_files, shown
+from sseg_nase.data.benchmarks.walk import Seen, looking, same_files
 from sseg_nase.data.duplicates import shared_images
 from sseg_nase.data.opening import PLAIN, Reading
 from sseg_nase.data.store import ImageStore, Listing, build_store, outdated
-from sseg_nase.errors import UserError, did_you_mean
+from sseg_nase.errors import UserError, did_you_mean, shown
 from sseg_nase.files import read_json
 
 __all__ = ["available_splits", "how_dealt", "load_split"]

@@ -31,9 +31,9 @@ from sseg_nase.data.benchmarks.layouts import (
 from sseg_nase.data.benchmarks.lists import read_names
 from sseg_nase.data.benchmarks.official import find_known, not_found, packed
 from sseg_nase.data.benchmarks.pickles import labelled_arrays, read_pickle
-from sseg_nase.data.benchmarks.walk import LeftOut, native, shown
+from sseg_nase.data.benchmarks.walk import LeftOut, native
 from sseg_nase.data.store import Listing, locked
-from sseg_nase.errors import UserError
+from sseg_nase.errors import UserError, shown
 
 logger = logging.getLogger("sseg_nase")
 

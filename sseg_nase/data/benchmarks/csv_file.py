@@ -18,8 +18,8 @@ from sseg_nase.data.benchmarks.layouts import (
     split_named,
 )
 from sseg_nase.data.benchmarks.lists import Row, Table, listed_images, read_table
-from sseg_nase.data.benchmarks.walk import Seen, image_suffixes, shown
-from sseg_nase.errors import UserError, did_you_mean
+from sseg_nase.data.benchmarks.walk import Seen, image_suffixes
+from sseg_nase.errors import UserError, did_you_mean, shown
 
 ACCEPTED = (
     "a CSV file with the header path,label or path,label,split; paths are relative to the file"

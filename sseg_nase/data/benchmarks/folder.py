@@ -27,10 +27,9 @@ from sseg_nase.data.benchmarks.walk import (
     image_suffixes,
     left_out_notice,
     scan,
-    shown,
     suffix_of,
 )
-from sseg_nase.errors import UserError
+from sseg_nase.errors import UserError, shown
 
 ACCEPTED = (
     "a folder with {train,val,test}/<class>/* (train/* for images without labels), with "

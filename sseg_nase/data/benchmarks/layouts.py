@@ -27,10 +27,9 @@ from sseg_nase.data.benchmarks.walk import (
     of_file,
     same_files,
     scan,
-    shown,
 )
 from sseg_nase.data.store import ImageItem, Listing
-from sseg_nase.errors import UserError
+from sseg_nase.errors import UserError, shown
 
 NAMELESS = ""  # the one class of images without labels
 SPLIT_NAMES: Mapping[str, tuple[str, ...]] = {

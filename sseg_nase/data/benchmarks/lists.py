@@ -12,8 +12,8 @@ from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
 
-from sseg_nase.data.benchmarks.walk import Seen, listed, native, shown
-from sseg_nase.errors import UserError
+from sseg_nase.data.benchmarks.walk import Seen, listed, native
+from sseg_nase.errors import UserError, shown
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 # Not str.splitlines: a label may hold what that takes for line ends, such as U+2028.

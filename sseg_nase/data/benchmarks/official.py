@@ -15,8 +15,7 @@ from sseg_nase.data.benchmarks.layouts import (
     named_folders,
     required_root,
 )
-from sseg_nase.data.benchmarks.walk import shown
-from sseg_nase.errors import UserError
+from sseg_nase.errors import UserError, shown
 
 
 def find_known(

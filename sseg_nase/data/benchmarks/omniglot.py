@@ -20,8 +20,8 @@ from sseg_nase.data.benchmarks.layouts import (
 )
 from sseg_nase.data.benchmarks.lists import read_names
 from sseg_nase.data.benchmarks.official import find_known, not_found
-from sseg_nase.data.benchmarks.walk import LeftOut, class_folders, shown
-from sseg_nase.errors import UserError
+from sseg_nase.data.benchmarks.walk import LeftOut, class_folders
+from sseg_nase.errors import UserError, shown
 
 FOLDER_NAMES = ("omniglot", "omniglot-py")
 BACKGROUND, EVALUATION = "images_background", "images_evaluation"

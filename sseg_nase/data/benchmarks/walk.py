@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import stat
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from typing import NamedTuple
 from PIL import features
 
 from sseg_nase.data.opening import reads_avif, reads_heif
-from sseg_nase.errors import UserError, encodable
+from sseg_nase.errors import UserError, shown
 
 # fmt: off
 ALWAYS_READ = frozenset({
@@ -89,24 +88,6 @@ class Contents:
     images: Sequence[Seen]
     folders: Mapping[str, str]  # path by name, as `shown`
     left_out: LeftOut
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    """`path` or a name as text that can be printed, stored and hashed everywhere.
-
-    Bytes of a file name that are not UTF-8, and control characters, become backslash escapes.
-    Whether Python took the locale's encoding for file names makes no difference.
-    """
-    text = os.fspath(path)
-    if text.isascii() and text.isprintable():
-        return text
-    text = encodable(text)
-    if text.isprintable():
-        return text
-    return "".join(
-        character if unicodedata.category(character) != "Cc" else f"\\x{ord(character):02x}"
-        for character in text
-    )
 
 
 def suffix_of(name: str) -> str:
