@@ -254,10 +254,9 @@ def _run(this: Run) -> None:
 
 def _failed(this: Run, error: UserError) -> UserError:
     """End the run as FAILED; return what is to be said of it, with what could not be written."""
-    if not isinstance(error, StorageError):
-        _end(this, FAILED, str(error))
-        return error
     _end(this, FAILED, str(error))
+    if not isinstance(error, StorageError):
+        return error
     said = this.place.status().get("status")
     still = f"still says {said}" if said else "does not say how the run ended"
     untold = "" if said == FAILED else f" status.json could not be changed and {still}."
@@ -537,7 +536,7 @@ def _report(this: Run) -> None:
     except Exception as error:
         full = storage_error(error, this.directory)
         why = f"{type(error).__name__}: {error}" if full is None else str(full)
-        _warn(this, f"the report is not drawn: {why} {again}")
+        _warn(this, f"the report is not drawn: {why.rstrip('.')}; {again}")
         return
     for path in files:
         folder = path.parent.relative_to(this.directory).as_posix()

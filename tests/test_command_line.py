@@ -19,7 +19,7 @@ from sseg_nase import cli as entry
 from sseg_nase.config.commands import command
 from sseg_nase.config.layout import groups
 from sseg_nase.config.multirun import expand
-from sseg_nase.reporting.selection import latest_run
+from sseg_nase.reporting.selection import last_made
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -155,11 +155,11 @@ def test_the_last_run_is_the_one_that_was_made_last() -> None:
     recorded("20261101-120000-aaaaaa", 100.0)
     last = recorded("20261101-030000-bbbbbb", 200.0)
     os.utime(last / "config.yaml", (1, 1))
-    assert latest_run("resume", Path("runs")) == last
+    assert last_made("resume", Path("runs")) == last
     unopened = recorded("20261101-010000-cccccc", None)
-    assert latest_run("resume", Path("runs")) == unopened
+    assert last_made("resume", Path("runs")) == unopened
     os.utime(unopened / "config.yaml", (150, 150))
-    assert latest_run("resume", Path("runs")) == last
+    assert last_made("resume", Path("runs")) == last
 
 
 def test_resume_last_says_which(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,8 @@ def test_of_a_run_whose_store_and_report_fail(
     (away,) = (line for line in lines if "cannot be used" in line)
     config = understood(printed(away), tmp_path)
     assert (config.task, config.run) == ("deliver", str(run))
-    (ui,) = (line for line in lines if "mlflow ui" in line)
+    assert not [line for line in lines if "mlflow ui" in line]  # what could not be used
+    ui, _ = mlflow_sink.page_of(f"sqlite:///{nasty / 'mlflow.db'}", "1", "abc").splitlines()
     _, flag, uri, *_ = pasted(ui[ui.index("mlflow ui") :], tmp_path)
     assert flag == "--backend-store-uri"
     assert uri == f"sqlite:///{nasty / 'mlflow.db'}"
@@ -227,7 +228,7 @@ def test_for_good(nasty: Path, tmp_path: Path) -> None:
         assert done.returncode == code, done.stderr
         return done.stdout + done.stderr
 
-    line = shlex.join(["sseg-nase", *TINY, "ablation=A2", "pretrain.epochs=400"])
+    line = shlex.join(["sseg-nase", *TINY, "ablation=A2", "pretrain.epochs=5000"])
     line = line.replace("ablation=A1 ", "").replace("pretrain.epochs=1 ", "")
     stopped = f"timeout --signal=INT 25 {line} tracking=mlflow"
     said = shell(stopped, 124)
@@ -235,7 +236,7 @@ def test_for_good(nasty: Path, tmp_path: Path) -> None:
     run = next((nasty / "runs" / "debug").iterdir())
     resume = printed(said)
     done = yaml.safe_load((run / "overrides.yaml").read_text())
-    assert "pretrain.epochs=400" in done
+    assert "pretrain.epochs=5000" in done
     shell(f"{resume} resume_overrides=true pretrain.epochs=100000 seed=-1", 2, Path("/"))
     shell(f"timeout --signal=INT 20 {resume}", 124, Path("/"))
     events = (run / "events.jsonl").read_text()

@@ -285,7 +285,7 @@ def test_names_and_files_of_a_run() -> None:
     overrides = ["ablation=A1", "seed=1"]
     directory, _, _ = ran(*overrides)
     stored = yaml.safe_load((directory / "overrides.yaml").read_text())
-    assert stored == [*TINY, *overrides, f"paths.data_dir='{Path('data').absolute()}'"]
+    assert stored == [*TINY, *overrides, f"paths.data_dir={Path('data').absolute()}"]
     stored = yaml.safe_load((directory / "config.yaml").read_text())
     assert stored["seed"] == 1
     assert stored["hardware"]["batch_size"] == 16

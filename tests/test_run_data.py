@@ -14,6 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from sseg_nase.config.commands import override
 from sseg_nase.config.compose import continued, load
 from sseg_nase.directory import RunDirectory, locked, own_run_id
 from sseg_nase.errors import UserError
@@ -22,6 +23,7 @@ from sseg_nase.reporting.comparison import compare
 from sseg_nase.reporting.figures.curriculum import natural_images
 from sseg_nase.reporting.record import read_run
 from sseg_nase.run import run
+from sseg_nase.stages import fitted
 from sseg_nase.training import checkpoint
 
 OWN = [
@@ -112,7 +114,7 @@ def test_paths_are_absolute_in_what_a_run_has_written(one: Path) -> None:
     assert config["paths"]["data_dir"] == str(one / "data")
     assert config["paths"]["output_dir"] == str(one / "runs")
     assert Path(config["paths"]["cache_dir"]).is_absolute()
-    assert f"dataset.root='{one / 'imgs'}'" in (only_run(one) / "overrides.yaml").read_text()
+    assert f"dataset.root={one / 'imgs'}" in (only_run(one) / "overrides.yaml").read_text()
 
 
 @pytest.mark.parametrize("name", ["it's (1), 50%", 'a "b" = [c]', "back\\slash"])
@@ -123,20 +125,15 @@ def test_odd_paths_come_back_as_they_are(name: str, tmp_path: Path) -> None:
     overrides = ["tracking=jsonl", "task=evaluate", "checkpoint=x.pt"]
     made = RunDirectory.create(_settled(overrides), overrides)
     made.release()
-    (line,) = (o for o in continued([f"resume='{_escaped(made.path)}'"]) if "checkpoint" in o)
+    (line,) = (o for o in continued([override("resume", made.path)]) if "checkpoint" in o)
     assert load(["task=evaluate", line]).checkpoint == str(place / "x.pt")
 
 
 def _settled(overrides: list[str]) -> Any:
     from sseg_nase.config.places import settled
 
-    return settled(load(overrides))
-
-
-def _escaped(path: Path) -> str:
-    from sseg_nase.config.places import in_quotes
-
-    return in_quotes(str(path))[1:-1]
+    config, _ = fitted(settled(load(overrides)))
+    return config
 
 
 def test_a_run_is_resumed_in_any_folder_on_its_own_images(
@@ -177,7 +174,7 @@ def test_a_resumed_run_that_is_refused_stays_what_it_was(one: Path) -> None:
     (one / "hidden").rename(one / "imgs")
     ran(f"resume={place}", "pretrain.epochs=2", "resume_overrides=true")  # not "nothing to do"
     assert checkpoint.load(place / "checkpoints" / "last.pt")["epoch"] == 2
-    with pytest.raises(UserError, match=r"pretrain\.epochs=1: .* has trained 2 epochs"):
+    with pytest.raises(UserError, match=r"pretrain\.epochs=1: .* has trained for 2 already"):
         ran(f"resume={place}", "pretrain.epochs=1", "resume_overrides=true")
 
 

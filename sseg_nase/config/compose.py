@@ -339,11 +339,11 @@ def _freeze(frozen: type[T], values: Any) -> T:
 
 
 def _at_home(name: str, path: str) -> str:
-    """With the home folder for `~`; a name that only begins with `~`, as no user's, stays."""
+    """With the home folder for `~`, where nothing of that very name is there."""
     try:
         return str(expanded(name, path))
     except UserError:
-        if path == "~" or path.startswith("~/"):
+        if not os.path.exists(path):
             raise
         return os.path.abspath(path)  # or it would be taken for a user's again
 

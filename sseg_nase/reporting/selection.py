@@ -10,7 +10,6 @@ from sseg_nase.config.commands import argument
 from sseg_nase.errors import UserError
 from sseg_nase.files import read_json
 from sseg_nase.home import expanded
-from sseg_nase.reporting.provenance import config_of, section
 from sseg_nase.reporting.times import created, ended
 
 LAST = "LAST"
@@ -41,7 +40,7 @@ def latest_run(output_dir: Path | str = "runs", *, pretrained: bool = False) -> 
     if not finished:
         what = "finished run that has pretrained a network" if pretrained else "finished run"
         raise UserError(f"There is no {what} in {output_dir} yet: `make run` makes one.")
-    return max(finished, key=ended)
+    return max(finished, key=lambda run: (ended(run), run.name))
 
 
 def comparable(runs: Sequence[Path], warn: Callable[[str], None]) -> list[Path]:
@@ -78,7 +77,7 @@ def _last(output_dir: Path) -> Path:
     finished = _finished(output_dir.expanduser())
     if not finished:
         raise UserError(f"runs=LAST: there is no finished run in {output_dir} yet.")
-    return max(finished, key=ended)
+    return max(finished, key=lambda run: (ended(run), run.name))
 
 
 def _finished(output_dir: Path) -> list[Path]:
@@ -87,6 +86,8 @@ def _finished(output_dir: Path) -> list[Path]:
 
 
 def _pretrained(run: Path) -> bool:
+    from sseg_nase.reporting.provenance import config_of, section  # here, as it loads NumPy
+
     config = config_of(run) or {}
     ssl, pretrain, finetune = (section(config, key) for key in ("ssl", "pretrain", "finetune"))
     trained = ssl.get("name") != "none" and pretrain.get("epochs") and not finetune.get("start")
@@ -102,7 +103,7 @@ def last_made(key: str, output_dir: Path) -> Path:
     runs = [folder for folder in folders if _is_run(folder)]
     if not runs:
         raise UserError(f"{key}=LAST: there is no run in {output_dir} yet.")
-    return max(runs, key=created)
+    return max(runs, key=lambda run: (created(run), run.name))
 
 
 def _no_run(path: Path) -> str:

@@ -13,10 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sseg_nase.config.compose import dataset_choice
 from sseg_nase.config.places import place_of
 from sseg_nase.config.schema import Config
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
+from sseg_nase.files import read_json
 from sseg_nase.stages.judging import FewShotTask
 from sseg_nase.stages.starting import images_of
 from sseg_nase.training import checkpoint
@@ -97,6 +99,25 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
         if key in old_files and old_files[key].get("sha256") != new["sha256"]:
             found[key] = f"{new['path']} is another file than {old_files[key].get('path')} was"
     return found
+
+
+def changed_since(run: Path, config: Config, known: dict[str, Data]) -> dict[str, str]:
+    """Return in words which images of the run in a folder are others now, by their key.
+
+    `config` is the run's own. A run of an older version, which recorded none, has no differences.
+    `known` holds what was looked at, for further runs on the same images. Raises `UserError` where
+    the images are not there any more.
+    """
+    before = read_json(run / NAME) or {}
+    images = {}
+    for key in before.get("images") or {}:
+        name, _, split = key.partition("/")
+        dataset = config.dataset if name == config.dataset.name else dataset_choice(name)
+        look = repr((dataset, split, config.paths, config.dataset.image_size))
+        if look not in known:
+            known[look] = identity(images_of(config, dataset, split))
+        images[key] = known[look]
+    return differences(before, {"images": images, "files": {}})
 
 
 def refuse(resume: str | Path, found: Mapping[str, str], epochs: int) -> UserError:

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from sseg_nase.config.commands import command, override
-from sseg_nase.config.compose import load, spelled_out
+from sseg_nase.config.compose import load, spelled_out, stored
 from sseg_nase.config.multirun import launcher, once, shared, split
 from sseg_nase.config.schema import SweepConfig
 from sseg_nase.config.validation import cautions
@@ -188,6 +188,7 @@ def _to_do(sweep: SweepFolder, rerun: bool, store: SweepStore, say: Say) -> list
     """The jobs that are to be run: not those that are finished, here or before, or on their way."""
     numbers = []
     done, on_their_way = 0, 0
+    images: dict[str, Any] = {}
     for one in look(sweep):
         job = one.job
         if one.state in (RUNNING, QUEUED):
@@ -196,8 +197,9 @@ def _to_do(sweep: SweepFolder, rerun: bool, store: SweepStore, say: Say) -> list
         if rerun:
             job.forget()
         if one.state != FINISHED and job.run is None and not rerun:
-            _adopt(job, store, say)
+            _adopt(job, store, images, say)
         if job.finished:
+            _check_images(job, images)
             done += 1
         else:
             numbers.append(job.number)
@@ -208,13 +210,16 @@ def _to_do(sweep: SweepFolder, rerun: bool, store: SweepStore, say: Say) -> list
     return numbers
 
 
-def _adopt(job: JobFolder, store: SweepStore, say: Say) -> None:
+def _adopt(job: JobFolder, store: SweepStore, images: dict[str, Any], say: Say) -> None:
     """Take a run with the same fingerprint for the job's own: a finished one before any other."""
     known = [
         run for run in store.known(job.fingerprint) if (run.directory / "config.yaml").exists()
     ]
     for run in known:
         if run.status == FINISHED and status_of(run.directory).get("status") == FINISHED:
+            if changed := _changed_images(run.directory, images):
+                say(f"{run.directory} is not taken for job {job.number}, its images were {changed}")
+                continue
             job.note(run=str(run.directory))
             say(f"job {job.number} ({job.label}) is FINISHED in {run.directory}{_other_code(run)}")
             return
@@ -223,6 +228,34 @@ def _adopt(job: JobFolder, store: SweepStore, say: Say) -> None:
             job.note(run=str(run.directory))
             say(f"job {job.number} ({job.label}) goes on with {run.directory}{_other_code(run)}")
             return
+
+
+def _check_images(job: JobFolder, images: dict[str, Any]) -> None:
+    """Raise `UserError` where a job's run was made with other images than there are now."""
+    assert job.run is not None
+    if changed := _changed_images(job.run, images):
+        raise UserError(
+            f"job {job.number} ({job.label}) is FINISHED in {job.run}, but its images were "
+            f"{changed}\n  Bring them back, or add sweep.rerun=true to run all jobs with those "
+            "that are there now."
+        )
+
+
+def _changed_images(run: Path, images: dict[str, Any]) -> str:
+    """Say how the images of a finished run differ from those that are there now, if they do.
+
+    `images`: those that were looked at already.
+    """
+    if not (run / "data.json").exists():
+        return ""
+    from sseg_nase.stages.identity import changed_since  # here, because it imports torch
+
+    try:
+        changed = changed_since(run, stored(run / "config.yaml"), images)
+    except UserError:  # they are not there, or the run is of an older version: nothing to compare
+        return ""
+    listed = "; ".join(f"{key}: {what}" for key, what in changed.items())
+    return f"others: {listed}" if changed else ""
 
 
 def _other_code(run: KnownRun) -> str:

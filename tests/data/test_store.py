@@ -204,7 +204,7 @@ def test_threads_end_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.M
             raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(store_module.hashlib, "sha256", Full)
-    with pytest.raises(UserError, match=r"cannot be built.*No space left") as caught:
+    with pytest.raises(UserError, match=r"cannot be built.*no space is left") as caught:
         build_store(tmp_path / "s", lambda: slow(0.001), 8, workers=2)
     nothing_is_left(tmp_path, time.monotonic())  # while the error still has its traceback
     del caught

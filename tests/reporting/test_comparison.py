@@ -506,7 +506,7 @@ def numbered(shown: str) -> list[str]:
 
 def test_runs_by_name_by_pattern_and_the_last(cli: Cli) -> None:
     for index, one in enumerate(small_case()):
-        os.utime(one / "results.json", (1_000 - index, 1_000 - index))
+        (one / "events.jsonl").write_text(json.dumps({"time": 1_000 - index}) + "\n")
     ended(run("broken", given=PROTONET), "FAILED")
     code, shown, said = cli("task=report", "runs=runs/x/relation_net,runs/x/protonet")
     assert (code, numbered(shown)) == (0, ["runs/x/relation_net", "runs/x/protonet"])

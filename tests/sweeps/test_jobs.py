@@ -16,8 +16,10 @@ from test_plan import made
 from sseg_nase import run as running
 from sseg_nase.config.compose import load
 from sseg_nase.directory import RunDirectory, status_of
-from sseg_nase.errors import FAILURE, MISTAKE
+from sseg_nase.errors import FAILURE, MISTAKE, UserError
 from sseg_nase.run import run
+from sseg_nase.stages.identity import identity
+from sseg_nase.stages.starting import images_of
 from sseg_nase.sweeps import job as jobs
 from sseg_nase.sweeps import launch
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder
@@ -138,7 +140,7 @@ def test_a_run_is_taken_over_by_what_its_status_json_says(
     job, said = sweep.jobs[0], list[str]()
     place = run_of(job, on_disk).path
     known = KnownRun("id", in_store, place, None)
-    launch._adopt(job, Store(known), said.append)  # type: ignore[arg-type]
+    launch._adopt(job, Store(known), {}, said.append)  # type: ignore[arg-type]
     assert (job.run == place) is taken
     assert len(said) == taken
 
@@ -151,10 +153,10 @@ def test_a_run_whose_folder_is_gone_or_held_is_not_taken_over(
     place = RunDirectory.create(job.config, job.overrides)
     place.write_status(INTERRUPTED)
     held = KnownRun("id", INTERRUPTED, place.path, None)
-    launch._adopt(job, Store(gone, held), print)  # type: ignore[arg-type]
+    launch._adopt(job, Store(gone, held), {}, print)  # type: ignore[arg-type]
     assert job.run is None
     place.release()
-    launch._adopt(job, Store(gone, held), print)  # type: ignore[arg-type]
+    launch._adopt(job, Store(gone, held), {}, print)  # type: ignore[arg-type]
     assert job.run == place.path
 
 
@@ -209,3 +211,22 @@ def test_labelled_images_of_all_fine_tunings_add_up() -> None:
     seen = [json.loads((d / "results.json").read_text())["images_seen"] for d in (first, second)]
     assert seen[0]["real_labeled"] == 4 * 3 * (1 + 2)
     assert seen[1]["real_labeled"] == 3 * seen[0]["real_labeled"]
+
+
+def test_a_finished_job_whose_images_were_others_is_not_skipped(sweep: SweepFolder) -> None:
+    job, looked = sweep.jobs[0], dict[str, Any]()
+    place = run_of(job, FINISHED).path
+    now = identity(images_of(job.config, job.config.dataset, "val"))
+    (place / "data.json").write_text(json.dumps({"images": {"digits/val": now}}))
+    known = KnownRun("id", FINISHED, place, None)
+    launch._adopt(job, Store(known), looked, print)  # type: ignore[arg-type]
+    assert job.run == place
+    launch._check_images(job, looked)
+    assert len(looked) == 1  # the second look needed no images
+    others = {**now, "identity": "other", "count": 7}
+    (place / "data.json").write_text(json.dumps({"images": {"digits/val": others}}))
+    with pytest.raises(UserError, match=r"job 0 .*digits/val: 7 images then, 896 now.*\n.*rerun"):
+        launch._check_images(job, looked)
+    job.forget()
+    launch._adopt(job, Store(known), looked, print)  # type: ignore[arg-type]
+    assert job.run is None
