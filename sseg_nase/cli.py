@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from string import Template
-from typing import cast
+from typing import NoReturn, cast
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -129,7 +129,7 @@ def _main() -> int:
     if {"-V", "--version"} & set(sys.argv[1:]):
         print(f"{PROGRAM} {__version__}", flush=True)
         return DONE
-    flags = get_args_parser().parse_args()
+    flags = _arguments()
     _check_flags(flags)
     further = [Path(flags.config_dir).absolute()] if flags.config_dir else []
     if flags.help or len(sys.argv) == 1:
@@ -186,10 +186,22 @@ def _of_hydra() -> Iterator[None]:
         raise UserError(f"{given or 'hydra'}: Hydra cannot do this: {text}") from error
 
 
+def _arguments() -> Namespace:
+    """The command line as Hydra's parser takes it, with flags also between overrides."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}. An override is written key=value, flags are in --help.")
+
+    parser.error = refuse  # type: ignore[method-assign]  # it prints its usage and exits
+    return parser.parse_intermixed_args()
+
+
 def _hydra(flag: str | None, overrides: Sequence[str]) -> None:
     """Let Hydra compose and call `job`, with these overrides instead of the command line's."""
     given = sys.argv
-    flags = [text for text in given[1:] if text not in get_args_parser().parse_args().overrides]
+    given_overrides = set(_arguments().overrides)
+    flags = [text for text in given[1:] if text not in given_overrides]
     added = [flag] if flag and not {"-m", "--multirun"} & set(flags) else []
     sys.argv = [given[0], *flags, *added, *overrides]
     try:

@@ -100,6 +100,15 @@ def test_the_version_is_ours(cli: Cli, flag: str) -> None:
     assert cli(flag) == (0, f"sseg-nase {sseg_nase.__version__}\n", "")
 
 
+def test_flags_may_stand_between_overrides(cli: Cli) -> None:
+    code, shown, said = cli("debug=tiny", "-c", "job", "seed=3")
+    assert (code, said) == (0, "")
+    assert "seed: 3" in shown.splitlines()
+    code, shown, said = cli("debug=tiny", "-m", "seed=0,1", "sweep.dry_run=true")
+    assert (code, said) == (0, "")
+    assert shown.startswith("a new sweep: 2 jobs, seed=0,1\n")
+
+
 def test_nothing_given_shows_the_help(cli: Cli) -> None:
     code, shown, said = cli()
     assert (code, said) == (0, "")
