@@ -230,7 +230,7 @@ def to_config(composed: DictConfig) -> Config:
 def continued(overrides: Sequence[str]) -> list[str]:
     """Return what `resume=RUN_DIR` among `overrides` stands for: the overrides of that run.
 
-    Those whose key is given anew are left out, and folders for data that are there no more.
+    Those whose key is given again are left out, and folders for data that are there no more.
     Without `resume`, or where the folder has no readable overrides.yaml, there are none. Raises
     `UserError` for an override that is no override.
     """
