@@ -119,8 +119,29 @@ def test_a_link_to_no_image_is_named() -> None:
 
 def test_a_class_of_sub_folders_says_so() -> None:
     tree(ROOT / "train", ["a", "b/deep"])
-    with pytest.raises(UserError, match=r"train/b has no images, only sub-folders"):
+    with pytest.raises(UserError, match=r"train/b has no images, only sub-folders.*root=own"):
         load(own("folder", ROOT))
+
+
+def test_splits_below_a_split_and_empty_splits_are_said() -> None:
+    tree(ROOT / "train/train", NAMES[:2])
+    with pytest.raises(UserError, match=r"sub-folders are the classes or splits.*root=own/train/"):
+        load(own("folder", ROOT))
+    tree(ROOT / "train", NAMES[:2])
+    Path("own/val").mkdir()
+    with pytest.raises(UserError, match=r"no class folders in own/val: add one per class"):
+        load(own("folder", ROOT), "val")
+    save("own/val/0.bmp", 9)
+    with pytest.raises(UserError, match=r"no class folders in own/val, only images"):
+        load(own("folder", ROOT), "val")
+
+
+def test_splits_made_for_classification_can_be_dealt() -> None:
+    tree(ROOT / "train", NAMES)
+    tree(ROOT / "val", NAMES, seed=1)
+    with pytest.raises(UserError, match=r"share 6 classes.*dataset\.split_by=classes"):
+        load(own("folder", ROOT))
+    assert len(load(own("folder", ROOT / "train", split_by="classes")).class_names) == 3
 
 
 # Names

@@ -264,7 +264,13 @@ def class_folders(parent: str | os.PathLike[str]) -> tuple[Mapping[str, str], Le
             del folders[name]
             left_out[LOOP] += 1
     if not folders:
-        raise UserError(f"There are no class folders in {shown(parent)}.")
+        raise UserError(
+            f"There are no class folders in {shown(parent)}: add one per class, with its images "
+            "in it, or move the empty folder away."
+            if not contents.images
+            else f"There are no class folders in {shown(parent)}, only images: move them into one "
+            "folder per class."
+        )
     return folders, left_out
 
 
@@ -284,9 +290,15 @@ def class_images(folder: str, around: str | os.PathLike[str]) -> tuple[list[Seen
     if not contents.images:
         there = f" ({reasons(left_out)} not taken)" if left_out else ""
         below = ", only sub-folders, which are not read" if contents.folders else ""
+        remedy = "add some or move it away"
+        if below:
+            remedy += (
+                ", or, where its sub-folders are the classes or splits, set "
+                f"dataset.root={shown(folder)}"
+            )
         raise UserError(
-            f"The class folder {shown(folder)} has no images{below}{there}: add some or remove "
-            f"it. Accepted are {', '.join(sorted(image_suffixes()))}."
+            f"The class folder {shown(folder)} has no images{below}{there}: {remedy}. "
+            f"Accepted are {', '.join(sorted(image_suffixes()))}."
         )
     for name, path in contents.folders.items():
         if files := files_below(path, [folder, os.fspath(around)]):
