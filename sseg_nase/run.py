@@ -172,6 +172,11 @@ def run(config: Config, overrides: Sequence[str] = (), sweep: Membership | None 
     `config.resume` the run in that directory goes on. Raises `UserError` for the user's mistakes,
     `Interrupted` when it was asked to stop; anything else that is raised is ours.
     """
+    if config.task not in TASKS:
+        raise UserError(
+            f"task={config.task} looks at what is on disk and is no run: on the command line, "
+            f"sseg-nase task={config.task}."
+        )
     with Interruption() as interruption:
         return _held(config, overrides_without(overrides), sweep, interruption)
 

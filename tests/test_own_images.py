@@ -188,6 +188,16 @@ def test_one_class_is_refused_in_words(tmp_path: Path) -> None:
         ran(own(photos(tmp_path / "photos", [9])))
 
 
+def test_images_without_class_folders_are_refused_in_words_or_pretrained_on(
+    tmp_path: Path,
+) -> None:
+    root = photos(tmp_path / "photos", [9])
+    overrides = own(root / "class 00")
+    with pytest.raises(UserError, match=r"no class folders.*evaluation\.datasets=\[digits\]"):
+        ran(overrides)
+    assert "digits/val/5w1s" in ran([*overrides, "evaluation.datasets=[digits]"])[1]["fewshot"]
+
+
 def test_a_run_goes_on_with_the_values_it_began_with(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos", [12] * 12)
     overrides = own(root, "evaluation.untrained_reference=false")

@@ -320,6 +320,14 @@ def test_mistakes_found_at_run_time(overrides: list[str], named: str) -> None:
         assert json.loads(status.read_text())["status"] == "FAILED"
 
 
+@pytest.mark.parametrize("task", ["status", "report", "deliver"])
+def test_a_look_at_what_is_on_disk_is_no_run(task: str) -> None:
+    before = set(Path().rglob("*"))
+    with pytest.raises(UserError, match=f"task={task} .* is no run"):
+        run(load([f"task={task}", *(["run=x"] if task == "deliver" else [])]))
+    assert set(Path().rglob("*")) == before
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_a_gpu_profile_without_a_gpu() -> None:
     with pytest.raises(UserError, match="no CUDA device"):

@@ -403,6 +403,8 @@ def _reason(path: Path, error: Exception) -> str:
         )
     if isinstance(error, UnidentifiedImageError):
         return f"{what} {_what_it_is(path)}"
+    if "MAX_TEXT_" in str(error):
+        return f"{what} it has more text in its metadata than is read. Save it without metadata."
     return f"{what} {error or type(error).__name__}. {ADVICE}"
 
 

@@ -25,6 +25,7 @@ from sseg_nase.config.schema import (
 )
 from sseg_nase.config.validation import validate
 from sseg_nase.data.benchmarks import available_splits, how_dealt
+from sseg_nase.data.benchmarks.layouts import NAMELESS
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.stages.starting import images_of
@@ -106,7 +107,14 @@ def _check_two_classes(config: Config) -> None:
     dataset = config.dataset
     if dataset.split_fractions is None and dataset.name in config.evaluation.datasets:
         splits = available_splits(dataset, **_places(config))
-        if splits == ("train",) and len(images_of(config, dataset, "train").class_names) == 1:
+        names = images_of(config, dataset, "train").class_names if splits == ("train",) else ()
+        if names == (NAMELESS,):
+            raise UserError(
+                f"dataset.root={dataset.root} has images and no class folders, so nothing can be "
+                "evaluated on it: make a folder per class, or train on the images and evaluate on "
+                "others, with evaluation.datasets=[digits]."
+            )
+        if len(names) == 1:
             raise UserError(
                 f"dataset.root={dataset.root}: there is one class, and few-shot episodes tell "
                 "classes apart. Add a folder (or label) for another class."

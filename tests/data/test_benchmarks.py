@@ -473,6 +473,20 @@ def test_omniglot_is_split_by_alphabets(tmp_path: Path, load: Callable[..., Imag
     assert len({name.split("/")[0] for name in half.class_names}) == 6
 
 
+@pytest.mark.parametrize("part", ["images_background", "images_evaluation"])
+def test_an_archive_of_omniglot_unpacked_into_its_own_name_is_said(
+    tmp_path: Path, load: Callable[..., ImageStore], part: str
+) -> None:
+    omniglot(tmp_path / "data")
+    base = tmp_path / "data/omniglot" / part
+    alphabets = list(base.iterdir())
+    (base / part).mkdir()
+    for alphabet in alphabets:
+        alphabet.rename(base / part / alphabet.name)
+    with pytest.raises(UserError, match=f"{part} has a folder {part} in it.*move the alphabets"):
+        load(config("omniglot", split_fractions=[0.5, 0.5, 0]), "train")
+
+
 def test_omniglot_without_the_evaluation_alphabets(
     tmp_path: Path, load: Callable[..., ImageStore]
 ) -> None:

@@ -152,6 +152,11 @@ def test_splits_by_usual_names(cells: list[str], split: str) -> None:
         ((HEADER + ROWS).encode("utf-16-le"), r"UTF-16"),
         ((HEADER + ROWS).encode("utf-16-be"), r"UTF-16"),
         (HEADER + ROWS + "c0/0.bmp,c\0,train\n", r"Line 8 of own/list\.csv has a NUL byte"),
+        (b"PK\x03\x04\x14\0\x06\0" + bytes(90), r"is no text but an Excel.*save it as 'CSV UTF-8'"),
+        (b"PK\x03\x04" + bytes(range(1, 200)), r"is no text but an Excel"),
+        # Lines above the header
+        ("# by me\n" + HEADER + ROWS, r"it is '# by me'.*Delete that line"),
+        ("sep=;\n" + (HEADER + ROWS).replace(",", ";"), r"it is 'sep=;'.*Delete that line"),
         # Values
         (HEADER + "c0/0.bmp, ,train\n", r"Line 2 of .* lacks a value for path or label"),
         (HEADER + ROWS + ",c0,train\n", r"Line 8 of .* lacks a value for path or label"),
@@ -162,6 +167,9 @@ def test_splits_by_usual_names(cells: list[str], split: str) -> None:
             HEADER + ROWS + "c9/0.bmp,c0,train\n",
             r"1 images that .*list\.csv .*line 8, own/c9",
         ),
+        (HEADER + "https://x.org/0.bmp,c0,train\n", r"line 2, https://x\.org/0\.bmp .*an address"),
+        (HEADER + "~/0.bmp,c0,train\n", r"line 2, .* ~ is not the home folder"),
+        (HEADER + "'c0/0.bmp',c0,train\n", r"line 2, .*no quotation marks, or double ones"),
         (HEADER + "C:\\c0\\0.bmp,c0,train\n", r"line 2, .*a path of Windows: write paths relative"),
         (HEADER + ROWS + "c0,c0,train\n", r"Line 8 of own/list\.csv: own/c0 is a folder"),
         (HEADER + "c" * 300 + ".bmp,c0,train\n", r"Line 2 of own/list\.csv: .*too long"),
@@ -169,6 +177,7 @@ def test_splits_by_usual_names(cells: list[str], split: str) -> None:
         # Splits
         (HEADER + ROWS + "c0/0.bmp,c7,val\n", r"share an image: .*line 2\) and .*line 8\)"),
         (HEADER + ROWS + "c0/0.bmp,C0,val\n", r"share 1 classes: 'c0' and 'C0'"),
+        (HEADER + ROWS.replace("2.bmp,c0,train", "2.bmp,c0,val"), r"or delete the column split"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(text: str | bytes, message: str) -> None:
@@ -182,6 +191,14 @@ def test_labels_that_differ_hardly_are_said(caplog: pytest.LogCaptureFixture) ->
     assert "'1' and '1.0' are two classes." in caplog.text
     with pytest.raises(UserError, match=r"'1' and '1\.0' look like one"):
         read("path,label\n" + rows.replace(",train", ""))
+
+
+@pytest.mark.parametrize("word", ["NaN", "None", "#N/A"])
+def test_labels_that_stand_for_none_are_said(word: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert read(HEADER + ROWS).class_names == ("c0", "c1")
+    assert "is taken as a class" not in caplog.text
+    assert read(HEADER + ROWS.replace(",c0,", f",{word},")).counts().tolist() == [3, 3]
+    assert f"list.csv: 3 rows are labelled {word}, which is taken as a class." in caplog.text
 
 
 def test_mini_imagenets_lists_are_read_as_strictly(caplog: pytest.LogCaptureFixture) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from sseg_nase.config.compose import load
 from sseg_nase.config.schema import DatasetConfig
@@ -589,6 +590,14 @@ def test_an_image_that_is_too_large_is_called_too_large(
     Image.new("RGB", (10, 6), "red").save(tmp_path / "medium.png")
     with opening.without_warnings():
         assert (load_image(tmp_path / "medium.png", 4) == [255, 0, 0]).all()
+
+
+def test_too_much_text_in_metadata_is_said(tmp_path: Path) -> None:
+    text = PngInfo()
+    text.add_text("note", "a" * 5_000_000, zip=True)
+    Image.new("L", (8, 8)).save(tmp_path / "a.png", pnginfo=text)
+    with pytest.raises(UserError, match=r"a\.png .*more text in its metadata.*without metadata"):
+        open_image(tmp_path / "a.png", "L")
 
 
 def test_too_little_memory_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

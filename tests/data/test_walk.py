@@ -16,7 +16,7 @@ from own_images import content, load, own, picture, save, tree
 from PIL import Image, features
 
 from sseg_nase.config.schema import SPLITS
-from sseg_nase.data.benchmarks import available_splits
+from sseg_nase.data.benchmarks import available_splits, walk
 from sseg_nase.data.benchmarks.layouts import split_classes
 from sseg_nase.data.benchmarks.walk import image_suffixes
 from sseg_nase.errors import UserError, shown
@@ -84,7 +84,7 @@ def test_one_notice_names_all_that_is_left_out(caplog: pytest.LogCaptureFixture)
         ".DS_Store 1, .bmp beside the class folders 1, .git/ 1, .txt 1, @eaDir/ 1, Thumbs.db 1, "
         "__MACOSX/ 1, broken links 1, folders named as images 1, hidden 1, "
         "links to a folder around them 1, lost+found/ 1, neither files nor folders 1, "
-        "without extension 1)."
+        "without extension 1). HEIC photos are read after: pip install pillow-heif"
     )
     said = [record.message for record in caplog.records if "not taken" in record.message]
     assert said == [notice]
@@ -119,8 +119,46 @@ def test_a_link_to_no_image_is_named() -> None:
 
 def test_a_class_of_sub_folders_says_so() -> None:
     tree(ROOT / "train", ["a", "b/deep"])
-    with pytest.raises(UserError, match=r"train/b has no images, only sub-folders"):
+    with pytest.raises(UserError, match=r"train/b has no images, only sub-folders.*root=own"):
         load(own("folder", ROOT))
+
+
+def test_splits_below_a_split_and_empty_splits_are_said() -> None:
+    tree(ROOT / "train/train", NAMES[:2])
+    with pytest.raises(UserError, match=r"sub-folders are the classes or splits.*root=own/train/"):
+        load(own("folder", ROOT))
+    tree(ROOT / "train", NAMES[:2])
+    Path("own/val").mkdir()
+    with pytest.raises(UserError, match=r"no class folders in own/val: add one per class"):
+        load(own("folder", ROOT), "val")
+    save("own/val/0.bmp", 9)
+    with pytest.raises(UserError, match=r"no class folders in own/val, only images"):
+        load(own("folder", ROOT), "val")
+
+
+def test_splits_made_for_classification_can_be_dealt() -> None:
+    tree(ROOT / "train", NAMES)
+    tree(ROOT / "val", NAMES, seed=1)
+    with pytest.raises(UserError, match=r"share 6 classes.*dataset\.split_by=classes"):
+        load(own("folder", ROOT))
+    assert len(load(own("folder", ROOT / "train", split_by="classes")).class_names) == 3
+
+
+def test_what_photos_of_phones_need_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tree(ROOT / "train", ["a", "b"], count=1)
+    Path("own/train/a/x.HEIC").touch()
+    image_suffixes.cache_clear()
+    monkeypatch.setattr(walk, "reads_heif", lambda: False)
+    try:
+        assert load(own("folder", ROOT)).counts().tolist() == [1, 1]
+        assert "(.heic 1). HEIC photos are read after: pip install pillow-heif" in caplog.text
+        Path("own/train/a/0.bmp").unlink()
+        with pytest.raises(UserError, match=r"train/a has no images.*pip install pillow-heif"):
+            load(own("folder", ROOT))
+    finally:
+        image_suffixes.cache_clear()
 
 
 # Names

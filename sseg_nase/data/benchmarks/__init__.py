@@ -298,13 +298,25 @@ def _check_disjoint(dataset: DatasetConfig, found: Found, split: str, listing: L
             raise UserError(
                 f"The splits {split} and {other} {where} share {len(common)} classes: "
                 f"{enumerated(common)}. Few-shot learning needs splits without common classes: "
-                "remove them from one."
+                f"remove them from one{_or_deal(dataset, found, split)}."
             )
         for one, again in same_files([*files, *_files(source)]):
             raise UserError(
                 f"The splits {split} and {other} {where} share an image: {one} and {again} are "
                 "the same file. Remove it from one."
             )
+
+
+def _or_deal(dataset: DatasetConfig, found: Found, split: str) -> str:
+    """What else to do with splits made for classification, which have the same classes."""
+    if dataset.name == "csv":
+        return ", or delete the column split, so that whole classes are dealt into splits"
+    if dataset.name in ("folder", "sketch") and found.layout == "folders":
+        return (
+            ", or let the classes of one folder be dealt into splits (dataset.split_by=classes, "
+            "dataset.root the folder of train)"
+        )
+    return ""
 
 
 def _files(source: SplitSource) -> Sequence[Seen]:

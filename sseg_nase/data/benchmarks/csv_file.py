@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from sseg_nase.errors import UserError, did_you_mean, shown
 ACCEPTED = (
     "a CSV file with the header path,label or path,label,split; paths are relative to the file"
 )
+EMPTY_CELLS = frozenset({"nan", "none", "null", "n/a", "#n/a", "na", "<na>", "nat", "nil"})
 ByClass = Mapping[str, Sequence[Row]]
 
 
@@ -37,7 +39,7 @@ def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
     if file.suffix.lower() in image_suffixes():
         raise UserError(f"dataset.root={dataset.root} is an image. Expected: {ACCEPTED}.")
     table = read_table(file, ["path", "label"], ["split"])
-    notices, options = list(table.notices), dict[str, Any]()
+    notices, options = [*table.notices, *_no_labels(table)], dict[str, Any]()
     if "split" in table.rows[0].cells:
         layout = "split column"
         by_split = _by_column(table, notices)
@@ -53,6 +55,19 @@ def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
         for split, rows in by_split.items()
     }
     return Found(layout, file, splits, options=options, notices=notices)
+
+
+def _no_labels(table: Table) -> list[str]:
+    """A notice where labels are what programs write for an empty cell."""
+    found = Counter(row.cells["label"] for row in table.rows)
+    if not (empty := [name for name in found if name.casefold() in EMPTY_CELLS]):
+        return []
+    count = sum(found[name] for name in empty)
+    rows = "1 row is" if count == 1 else f"{count} rows are"
+    return [
+        f"{table.path.name}: {rows} labelled {' or '.join(sorted(empty))}, which is taken as a "
+        "class. Where it means that there is no label, remove these rows."
+    ]
 
 
 def _instead(folder: Path) -> str:

@@ -18,6 +18,12 @@ from sseg_nase.errors import UserError, shown
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 # Not str.splitlines: a label may hold what that takes for line ends, such as U+2028.
 _LINE_END = re.compile(r"\r\n|\r|\n")
+# What spreadsheets write unless they are asked for CSV.
+_NO_TEXT = {
+    b"PK\x03\x04": "an Excel, Numbers or LibreOffice file (or a zip archive)",
+    b"\xd0\xcf\x11\xe0": "an old Excel file",
+    b"PAR1": "a Parquet file",
+}
 _NUMBER = re.compile(r"([+-]?)(\d+)(?:\.(\d*))?")
 
 
@@ -47,6 +53,8 @@ def read_text(path: Path) -> str:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(f"The list {shown(path)} cannot be read: {error.strerror}.") from error
+    if kind := next((kind for magic, kind in _NO_TEXT.items() if raw.startswith(magic)), None):
+        raise UserError(f"The list {shown(path)} is no text but {kind}: save it as 'CSV UTF-8'.")
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")) or 4 * raw.count(b"\0") > len(raw):
         raise UserError(
             f"The list {shown(path)} cannot be read: from line 1 on it is UTF-16, or no text. Save "
@@ -163,6 +171,8 @@ def _header(
     missing = [column for column in columns if column not in map(str.strip, cells)]
     near = [(get_close_matches(name, map(str.strip, cells), n=1), name) for name in missing]
     remedy = "".join(f" Write {name} for {word[0]}." for word, name in near if word)
+    if re.match(r"#|//|sep=", header.strip().strip('"')):
+        remedy = " Delete that line: the header must be the first one."
     raise UserError(
         f"The header of {shown(path)} has no column {', '.join(missing or columns)}: it is "
         f"'{header}', expected '{expected}', between commas, semicolons, tabs or |.{remedy}"
@@ -205,7 +215,7 @@ def listed_images(
         line, name = missing[0]
         raise UserError(
             f"{len(missing)} images that {shown(file)} lists are missing: line {line}, "
-            f"{shown(base / name)} does not exist.{_remedy(base, name)}"
+            f"{_place(base, name)} does not exist.{_remedy(base, name)}"
         )
     notices = [
         f"{file.name}: {count} paths {how}." for how, count in understood.items() if how and count
@@ -228,9 +238,23 @@ def _at(file: Path, base: Path, name: str, line: int) -> Seen | None:
     return listed(native(str(base / name)), name, file, line)
 
 
+def _place(base: Path, name: str) -> str:
+    """Where `name` was looked for; an address as it is written."""
+    return shown(name) if "://" in name else shown(base / name)
+
+
 def _remedy(base: Path, name: str) -> str:
     if re.match(r"[A-Za-z]:[\\/]", name):
         return " It is a path of Windows: write paths relative to the list's own folder."
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", name):
+        return (
+            " It is an address: only files on this machine are read. Download the images and write "
+            f"paths relative to {shown(base)}."
+        )
+    if name.startswith("~"):
+        return f" ~ is not the home folder in a list: write paths relative to {shown(base)}."
+    if name[0] in "'\"":
+        return ' Write no quotation marks, or double ones ("), around a path.'
     return f" Paths are relative to {shown(base)}."
 
 

@@ -44,6 +44,12 @@ def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
     def detect(folder: Path) -> Found | None:
         if not any((folder / part).is_dir() for part in (BACKGROUND, EVALUATION)):
             return None
+        for part in (BACKGROUND, EVALUATION):
+            if (again := folder / part / part).is_dir():
+                raise UserError(
+                    f"{shown(folder / part)} has a folder {part} in it, as archives unpack where "
+                    f"there is one already: move the alphabets in {shown(again)} up into it."
+                )
         sources, options = SPLIT_BY[dataset.split_by](dataset, folder)
         splits = {
             split: as_drawings(source, invert=invert, rotations=rotations)

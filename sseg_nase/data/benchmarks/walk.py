@@ -27,6 +27,7 @@ ALWAYS_READ = frozenset({
     ".pgm", ".png", ".pnm", ".ppm", ".tga", ".tif", ".tiff", ".webp",
 })
 # fmt: on
+HEIF = (".heic", ".heif", ".hif")
 # What systems, file managers and archivers leave behind. It is counted as left out like the rest.
 CLUTTER = frozenset(
     {"__macosx", "@eadir", "lost+found", "thumbs.db", "desktop.ini", "$recycle.bin"}
@@ -51,7 +52,7 @@ def image_suffixes() -> frozenset[str]:
     own = {
         (".avif",): reads_avif(),
         (".jp2",): features.check("jpg_2000"),
-        (".heic", ".heif", ".hif"): reads_heif(),
+        HEIF: reads_heif(),
     }
     return ALWAYS_READ.union(*(suffixes for suffixes, read in own.items() if read))
 
@@ -264,7 +265,13 @@ def class_folders(parent: str | os.PathLike[str]) -> tuple[Mapping[str, str], Le
             del folders[name]
             left_out[LOOP] += 1
     if not folders:
-        raise UserError(f"There are no class folders in {shown(parent)}.")
+        raise UserError(
+            f"There are no class folders in {shown(parent)}: add one per class, with its images "
+            "in it, or move the empty folder away."
+            if not contents.images
+            else f"There are no class folders in {shown(parent)}, only images: move them into one "
+            "folder per class."
+        )
     return folders, left_out
 
 
@@ -284,9 +291,15 @@ def class_images(folder: str, around: str | os.PathLike[str]) -> tuple[list[Seen
     if not contents.images:
         there = f" ({reasons(left_out)} not taken)" if left_out else ""
         below = ", only sub-folders, which are not read" if contents.folders else ""
+        remedy = "add some or move it away"
+        if below:
+            remedy += (
+                ", or, where its sub-folders are the classes or splits, set "
+                f"dataset.root={shown(folder)}"
+            )
         raise UserError(
-            f"The class folder {shown(folder)} has no images{below}{there}: add some or remove "
-            f"it. Accepted are {', '.join(sorted(image_suffixes()))}."
+            f"The class folder {shown(folder)} has no images{below}{there}: {remedy}. "
+            f"Accepted are {', '.join(sorted(image_suffixes()))}.{_package(left_out)}"
         )
     for name, path in contents.folders.items():
         if files := files_below(path, [folder, os.fspath(around)]):
@@ -327,7 +340,14 @@ def left_out_notice(left_out: Mapping[str, LeftOut]) -> list[str]:
     total = together.total()
     where = places[0] + (f" and {len(places) - 1} more" if len(places) > 1 else "")
     files = "1 file is" if total == 1 else f"{total} files are"
-    return [f"{where}: {files} not taken ({reasons(together)})."]
+    return [f"{where}: {files} not taken ({reasons(together)}).{_package(together)}"]
+
+
+def _package(left_out: LeftOut) -> str:
+    """What to install where photos of phones were left out."""
+    if not any(left_out[suffix] for suffix in HEIF):
+        return ""
+    return " HEIC photos are read after: pip install pillow-heif"
 
 
 def same_files(images: Iterable[Seen]) -> Iterator[tuple[Seen, Seen]]:
