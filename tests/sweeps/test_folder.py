@@ -14,7 +14,7 @@ import pytest
 from test_plan import made, planned
 
 from sseg_nase.directory import RUNNING, RunDirectory, status_of
-from sseg_nase.sweeps import finish, job, launch
+from sseg_nase.sweeps import finish, job, launch, seen
 from sseg_nase.sweeps.folder import SweepFolder, create, identity
 from sseg_nase.sweeps.isolation import Ending
 from sseg_nase.sweeps.plan import plan
@@ -148,10 +148,10 @@ def test_how_a_sweep_ended_follows_from_its_jobs(
     store: Any = SimpleNamespace(
         begin=lambda *arguments: "parent", end=lambda *arguments: told.append(arguments)
     )
-    seen: Any = [
+    stand: Any = [
         SimpleNamespace(state=state, failed=state in (FAILED, INTERRUPTED)) for state in states
     ]
-    finish._close(sweep, seen, store, print)
+    finish._close(sweep, stand, store, print)
     assert [run_id for run_id, _, _ in told] == ([] if status is None else ["parent"])
     assert [said for _, said, _ in told] == ([] if status is None else [status])
     assert sweep.ended == (status is not None)
@@ -198,3 +198,21 @@ def test_dead_runs_are_ended_only_on_their_own_machine(host: str, sweep: SweepFo
     dead = host == socket.gethostname()
     assert told == ([("a", INTERRUPTED)] if dead else [])
     assert status_of(place.path)["status"] == (INTERRUPTED if dead else RUNNING)
+
+
+def test_a_dead_run_is_ended_in_the_tracker_as_on_disk(
+    sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = sweep.jobs[0]
+    place = RunDirectory.create(one.config, one.overrides)
+    place.run_id = "abc"
+    place.write_status(RUNNING)
+    place.release()
+    one.note(run=str(place.path))
+    told: list[Any] = []
+    store = SimpleNamespace(end=lambda *arguments: told.append(arguments))
+    monkeypatch.setattr(seen, "SweepStore", lambda *arguments, **more: store)
+    assert seen.reap(sweep, one, INTERRUPTED, "it was killed")
+    assert told == [("abc", INTERRUPTED, "it was killed")]
+    said = status_of(place.path)
+    assert (said["status"], said["error"]) == (INTERRUPTED, "it was killed")

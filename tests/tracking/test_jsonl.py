@@ -157,3 +157,11 @@ def test_a_file_of_the_run_is_recorded_relative_to_its_folder(tmp_path: Path) ->
     sink.artifact(tmp_path / "run" / "pictures" / "one.png", "pictures")
     last = lines_of(tmp_path / "run" / "events.jsonl")[-1]
     assert last["values"] == {"path": str(Path("pictures", "one.png")), "folder": "pictures"}
+
+
+def test_a_rollback_takes_the_place_of_its_mutation(tmp_path: Path) -> None:
+    sink = opened(tmp_path)
+    sink.event("mutation", mutation(0, accepted=True))
+    sink.event("rollback", mutation(0, accepted=False))
+    (line,) = lines_of(tmp_path / "mutations.jsonl")
+    assert line["accepted"] is False
