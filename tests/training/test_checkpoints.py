@@ -11,6 +11,7 @@ import torch
 
 from sseg_nase.config.compose import load as composed
 from sseg_nase.errors import UserError
+from sseg_nase.stages.starting import seed_backbone
 from sseg_nase.training import callbacks, checkpoint
 from sseg_nase.training.callbacks import Checkpoints
 from sseg_nase.training.events import Event
@@ -123,3 +124,23 @@ def test_sparsity_is_the_share_of_channels_that_were_removed(
     (figures,) = told
     assert figures["arch/sparsity"] == 0.25
     assert (figures["arch/blocks"], figures["arch/width"]) == (2, 20)
+
+
+def test_room_is_wanted_for_the_files_that_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: list[int] = []
+    monkeypatch.setattr(callbacks, "check_room", lambda folder, needed: wanted.append(needed))
+    monkeypatch.setattr(callbacks, "size_of", lambda state: 100)
+    for name in ("nothing", *callbacks.FILES):
+        (tmp_path / name).touch()
+        Checkpoints(tmp_path, 1, {}).on(Event.FIT_START, Stub())  # type: ignore[arg-type]
+    assert wanted == [200, 100, 100]
+
+
+def test_a_loaded_network_is_in_eval_mode(tmp_path: Path) -> None:
+    network = seed_backbone(composed(["hardware=cpu"])).train()
+    weights = {f"backbone.{name}": tensor for name, tensor in network.state_dict().items()}
+    payload = {"architecture": network.architecture.to_dict(), "student": weights}
+    checkpoint.save(tmp_path / "last.pt", payload)
+    assert not checkpoint.load_network(tmp_path / "last.pt").training
