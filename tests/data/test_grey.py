@@ -20,6 +20,7 @@ from sseg_nase.data.placement import HeldImages
 from sseg_nase.data.store import ImageStore, Listing, build_store, load_image
 from sseg_nase.data.views import batched, draw_parameters, make_views
 from sseg_nase.data.views.parameters import GREY
+from sseg_nase.stages.starting import images_of
 
 SIZE = 8
 CPU = torch.device("cpu")
@@ -170,3 +171,9 @@ def test_views_of_one_channel_are_those_of_its_three() -> None:
     parameters = draw_parameters(24, VIEWS, height=16, width=16, seed=3)
     on_gpus = batched.apply_views(grey.repeat(1, 3, 1, 1), parameters, 16)
     torch.testing.assert_close(made[:, :, 0], on_gpus[:, :, 0], rtol=0, atol=2e-3)
+
+
+def test_further_data_sets_are_read_with_the_channels_and_the_size_of_the_run() -> None:
+    config = load(["dataset=digits", "dataset.channels=1", "dataset.image_size=16"])
+    store = images_of(config, replace(config.dataset, channels=3, image_size=32), "val")
+    assert (store.channels, store.image_size) == (1, 16)

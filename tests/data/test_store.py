@@ -358,3 +358,15 @@ def test_a_free_lock_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     ):
         assert (tmp_path / "new" / ".free.lock").exists()
     assert not caplog.records
+
+
+def test_a_store_is_on_the_disk_before_it_is_visible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, os.rename
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append("fsync"), fsync(handle))[1])
+    monkeypatch.setattr(os, "rename", lambda a, b: (done.append("rename"), rename(a, b))[1])
+    images = [(np.full((8, 8, 3), value, dtype=np.uint8), 0) for value in range(3)]
+    build_store(tmp_path / "store", lambda: Listing(("a",), images), 8, workers=0)
+    assert done == ["fsync"] * 4 + ["rename"]  # images, labels, hashes, manifest

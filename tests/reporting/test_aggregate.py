@@ -22,7 +22,9 @@ from sseg_nase.reporting.aggregate import (
     SUMMARY_COLUMNS,
     Aggregate,
     Entry,
+    Judged,
     aggregate,
+    same_episodes,
 )
 from sseg_nase.reporting.episodes import read_episodes
 
@@ -446,3 +448,9 @@ def test_a_latency_of_0_is_none(entries: list[Entry]) -> None:
     path.write_text(json.dumps(results))
     (row,) = rows(aggregate(entries).runs, run=str(entries[0].run), key=KEYS[0], network="last")
     assert math.isnan(row["latency_ms_b1"])
+
+
+def test_equal_settings_on_other_images_are_not_the_same_episodes() -> None:
+    one = Judged(50.0, 1.0, 2, "ncm", False, 1.0, 1.0, 1.0, None, frozenset(), "checksum")
+    assert same_episodes(one, one)
+    assert not same_episodes(one, one._replace(images="another"))

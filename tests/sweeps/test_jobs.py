@@ -23,6 +23,7 @@ from sseg_nase.stages.starting import images_of
 from sseg_nase.sweeps import job as jobs
 from sseg_nase.sweeps import launch
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder
+from sseg_nase.sweeps.isolation import Ending
 from sseg_nase.sweeps.seen import GONE, look
 from sseg_nase.tracking import Tracker
 from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED, Sink
@@ -230,3 +231,31 @@ def test_a_finished_job_whose_images_were_others_is_not_skipped(sweep: SweepFold
     job.forget()
     launch._adopt(job, Store(known), looked, print)  # type: ignore[arg-type]
     assert job.run is None
+    job.note(run=str(place))
+    with pytest.raises(UserError, match="its images were"):  # a launch looks, too
+        launch._to_do(sweep, False, Store(), print)  # type: ignore[arg-type]
+
+
+def test_a_job_goes_on_with_its_run_and_as_many_threads(sweep: SweepFolder) -> None:
+    """However many cores there are on the machine where it is resumed."""
+    job = sweep.jobs[0]
+    new = jobs._to_run(sweep, job)
+    assert (new.resume, new.hardware.threads) == (None, sweep.threads)
+    begun = dataclasses.replace(
+        job.config, hardware=dataclasses.replace(job.config.hardware, threads=sweep.threads + 3)
+    )
+    place = RunDirectory.create(begun, job.overrides)
+    place.release()
+    job.note(run=str(place.path))
+    resumed = jobs._to_run(sweep, job)
+    assert (resumed.resume, resumed.hardware.threads) == (str(place.path), sweep.threads + 3)
+
+
+def test_a_finished_run_whose_process_ended_badly_says_so(sweep: SweepFolder) -> None:
+    job = sweep.jobs[0]
+    job.note(run=str(run_of(job, FINISHED).path))
+    jobs._conclude(sweep, job, Ending(0, timed_out=False), None)
+    assert "reason" not in job.state()
+    jobs._conclude(sweep, job, Ending(-11, timed_out=False), None)
+    assert job.state()["status"] == FINISHED
+    assert "its process ended" in job.state()["reason"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from sseg_nase.tracking.jsonl import MUTATION_KEYS, JsonlSink, plain
-from sseg_nase.tracking.sink import RunInfo
+from sseg_nase.tracking.sink import Resumed, RunInfo
 
 SHAPE = {"blocks": 3, "channels": [16, 32, 64], "params": 23584, "macs": 1000}
 
@@ -140,3 +141,27 @@ def test_lines_from_two_threads_do_not_mix(tmp_path: Path) -> None:
 def test_plain(value: Any, expected: Any) -> None:
     assert plain(value) == expected
     assert type(plain(value)) is type(expected)
+
+
+def test_a_resumed_run_forgets_the_mutations_after_its_checkpoint(tmp_path: Path) -> None:
+    sink = opened(tmp_path)
+    for index in range(3):
+        sink.event("mutation", mutation(index))
+    run = RunInfo(tmp_path, "seed=1", "trial", tmp_path / "config.yaml", 2)
+    JsonlSink().open(dataclasses.replace(run, resumed=Resumed(None, step=7, mutations=1)))
+    assert [line["index"] for line in lines_of(tmp_path / "mutations.jsonl")] == [0]
+
+
+def test_a_file_of_the_run_is_recorded_relative_to_its_folder(tmp_path: Path) -> None:
+    sink = opened(tmp_path / "run")
+    sink.artifact(tmp_path / "run" / "pictures" / "one.png", "pictures")
+    last = lines_of(tmp_path / "run" / "events.jsonl")[-1]
+    assert last["values"] == {"path": str(Path("pictures", "one.png")), "folder": "pictures"}
+
+
+def test_a_rollback_takes_the_place_of_its_mutation(tmp_path: Path) -> None:
+    sink = opened(tmp_path)
+    sink.event("mutation", mutation(0, accepted=True))
+    sink.event("rollback", mutation(0, accepted=False))
+    (line,) = lines_of(tmp_path / "mutations.jsonl")
+    assert line["accepted"] is False

@@ -102,3 +102,13 @@ def test_results_become_what_a_table_is_sorted_by(tmp_path: Path) -> None:
     assert tags == {"dataset": "digits", "accuracy_5w1s": "55.74", "params": "1234"}
     assert "**digits/val/5w1s**: 55.74 ± 0.65 % (prototype/cosine/cl2n)" in note
     assert "1,234 params, 5,678 MACs" in note
+
+
+def test_figures_of_a_mutation_stand_under_their_names() -> None:
+    figures = {"function_delta": 0.5, "loss_before": 5.0, "loss_after": 4.0}
+    found = {key: value for key, value, _, _ in Rows().mutation(mutation(7, step=3) | figures, 0)}
+    assert found == {
+        "mutation/index": 7,
+        "mutation/kind": 1,
+        **{f"mutation/{key}": value for key, value in figures.items()},
+    }

@@ -11,7 +11,8 @@ import torch
 
 from sseg_nase.config.compose import load as composed
 from sseg_nase.errors import UserError
-from sseg_nase.training import checkpoint
+from sseg_nase.stages.starting import seed_backbone
+from sseg_nase.training import callbacks, checkpoint
 from sseg_nase.training.callbacks import Checkpoints
 from sseg_nase.training.events import Event
 
@@ -94,3 +95,52 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_nothing_runs(tmp_path: Path
     assert not ran.exists()
     torch.load(path, weights_only=False)  # the file does what it is meant to
     assert ran.exists()
+
+
+def test_a_resumed_training_keeps_the_best_so_far(tmp_path: Path) -> None:
+    kept(tmp_path, [("BASIC", 3.0), ("BASIC", 2.0)])
+    before, after, trainer = Checkpoints(tmp_path, 1, {}), Checkpoints(tmp_path, 1, {}), Stub()
+    for checkpoints, epoch, loss in ((before, 1, 2.0), (after, 2, 2.5)):
+        if checkpoints is after:
+            after.load_state_dict(before.state_dict())
+        trainer.progress.epoch = epoch
+        trainer.means = SimpleNamespace(level="BASIC", contrastive=loss)
+        checkpoints.on(Event.EPOCH_END, trainer)  # type: ignore[arg-type]
+    assert checkpoint.load(tmp_path / "best.pt")["epoch"] == 1
+
+
+def test_sparsity_is_the_share_of_channels_that_were_removed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(callbacks, "removed_channels", lambda history: 10)
+    told: list[dict[str, float]] = []
+    architecture = SimpleNamespace(channels=(10, 20), params=5, macs=lambda: 7)
+    trainer: Any = SimpleNamespace(
+        networks=SimpleNamespace(architecture=architecture),
+        progress=SimpleNamespace(history=[], step=3),
+        sink=SimpleNamespace(metrics=lambda values, step: told.append(values)),
+    )
+    callbacks.ArchitectureMetrics().on(Event.FIT_END, trainer)
+    (figures,) = told
+    assert figures["arch/sparsity"] == 0.25
+    assert (figures["arch/blocks"], figures["arch/width"]) == (2, 20)
+
+
+def test_room_is_wanted_for_the_files_that_are_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: list[int] = []
+    monkeypatch.setattr(callbacks, "check_room", lambda folder, needed: wanted.append(needed))
+    monkeypatch.setattr(callbacks, "size_of", lambda state: 100)
+    for name in ("nothing", *callbacks.FILES):
+        (tmp_path / name).touch()
+        Checkpoints(tmp_path, 1, {}).on(Event.FIT_START, Stub())  # type: ignore[arg-type]
+    assert wanted == [200, 100, 100]
+
+
+def test_a_loaded_network_is_in_eval_mode(tmp_path: Path) -> None:
+    network = seed_backbone(composed(["hardware=cpu"])).train()
+    weights = {f"backbone.{name}": tensor for name, tensor in network.state_dict().items()}
+    payload = {"architecture": network.architecture.to_dict(), "student": weights}
+    checkpoint.save(tmp_path / "last.pt", payload)
+    assert not checkpoint.load_network(tmp_path / "last.pt").training
