@@ -143,6 +143,8 @@ def _main() -> int:
     # Hydra prints its errors and exits with 1; with this it raises them, to be said better.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     if flags.multirun:
+        if not flags.overrides:
+            raise UserError("-m: what is to be swept? Give several values, such as seed=0,1.")
         return launch(flags.overrides, partial(_hydra, "--multirun"), _say, *further)
     overrides = spelled_out(flags.overrides)
     _check_alone(overrides)

@@ -16,7 +16,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from sseg_nase.config.fingerprint import decisive, flatten
-from sseg_nase.config.places import PLACES, place_of, settled_overrides
+from sseg_nase.config.places import PLACES, key_of, place_of, settled_overrides
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, overwrite_json, read_json, write_json, write_text
@@ -95,10 +95,13 @@ class RunDirectory:
                 "resumed from a copy of its folder where you may write."
             ) from error
         before, now = decisive(flatten(stored)), decisive(flatten(dataclasses.asdict(config)))
+        given = {key_of(text) for text in overrides}
         this.changes = {
             key: (before.get(key), now.get(key))
             for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and not this._moved(key, stored, config)
+            if before.get(key) != now.get(key)
+            and not (_is_new(key, stored) and key not in given)
+            and not this._moved(key, stored, config)
         }
         if this.changes and not config.resume_overrides:
             this.release()
@@ -227,12 +230,22 @@ class RunDirectory:
             stored = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError):
             stored = None
-        if not isinstance(stored, dict):
+        if not isinstance(stored, dict) or "experiment_name" not in stored:
             raise UserError(
                 f"resume={self.path}: not the directory of a run (no readable config.yaml there). "
                 "Name one like runs/<experiment>/<time>-<id>."
             )
         return stored
+
+
+def _is_new(key: str, stored: Mapping[str, Any]) -> bool:
+    """Whether an older version has stored a config without this key, so that it had no choice."""
+    value: Any = stored
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return value is not None
+        value = value[part]
+    return False
 
 
 def status_of(path: Path) -> Mapping[str, Any]:

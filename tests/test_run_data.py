@@ -275,6 +275,44 @@ def test_a_run_of_an_older_version_is_resumed_and_says_that_it_was_not_compared(
     assert (place / "data.json").exists()
 
 
+def as_an_older_version_wrote(config: Path) -> None:
+    """Take out of a run's config.yaml what an older version did not have."""
+    values = yaml.safe_load(config.read_text())
+    for section, key in (
+        ("dataset", "background"),
+        ("dataset", "value_range"),
+        ("dataset", "duplicates"),
+        ("dataset", "overlap"),
+        ("sweep", "dry_run"),
+    ):
+        del values[section][key]
+    config.write_text(yaml.safe_dump(values, sort_keys=False))
+
+
+def test_keys_that_an_older_version_did_not_have_are_unchanged(one: Path) -> None:
+    place = only_run(one)
+    as_an_older_version_wrote(place / "config.yaml")
+    status = place / "status.json"
+    status.write_text(status.read_text().replace("FINISHED", "INTERRUPTED"))
+    ran(f"resume={place}")
+    assert "FINISHED" in status.read_text()
+    assert "resumed with" not in (place / "events.jsonl").read_text()
+
+
+def test_keys_that_an_older_version_did_not_have_count_where_they_are_given(one: Path) -> None:
+    place = only_run(one)
+    as_an_older_version_wrote(place / "config.yaml")
+    with pytest.raises(UserError, match=r"dataset\.background: None -> \[0, 0, 0\]"):
+        ran(f"resume={place}", "dataset.background=[0,0,0]")
+
+
+def test_a_file_with_other_keys_is_no_config_of_a_run(one: Path) -> None:
+    place = only_run(one)
+    (place / "config.yaml").write_text("{}")
+    with pytest.raises(UserError, match=r"no readable config\.yaml"):
+        ran(f"resume={place}")
+
+
 # -- evaluation, fine-tuning, other files --------------------------------------------------------
 
 

@@ -77,6 +77,8 @@ def mistake(text: str, options: dict[str, tuple[str, ...]]) -> str | None:
     except HydraException:
         return _grammar(text)
     key = override.key_or_group
+    if not key:
+        return f"{text}: an override is written key=value, such as ablation=A7 (see --help)."
     if key.split(".")[0].split("/")[0] == "hydra":
         return None
     if key in options:
@@ -130,7 +132,7 @@ def _grammar(text: str) -> str:
     key, equals, value = text.partition("=")
     if value.startswith("glob("):
         return f'{text}: a pattern needs quotes: {key}=glob("A[12]"), in single quotes as a whole.'
-    if not equals:
+    if not equals or not key:
         return f"{text}: an override is written key=value, such as ablation=A7 (see --help)."
     if value.startswith(("[", "{", '"', "'")):
         return f"{text}: the value of {key} cannot be read; check its brackets and quotes."

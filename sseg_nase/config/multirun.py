@@ -48,8 +48,17 @@ def expand(overrides: Sequence[str], *further: Path) -> list[list[str]]:
         given = {override.key_or_group for override in parsed}
         params = _params([*hydras, *shared(jobs)], *further)
         lines = [line for line in params if line.split("=")[0] not in given]
-        (batch,) = BasicSweeper.split_arguments(_parsed([*lines, *jobs]), None)
+        parsed = _parsed([*lines, *jobs])
+        (batch,) = BasicSweeper.split_arguments(parsed, None) or ((),)
+    if not batch:
+        raise UserError(f"{_without_values(parsed)}: it has no value, so there is nothing to run.")
     return batch
+
+
+def _without_values(parsed: Sequence[Override]) -> str:
+    """The override that leaves a sweep without jobs, such as `seed=range(3,0)`."""
+    swept = (o for o in parsed if o.is_sweep_override())
+    return next(str(o.input_line) for o in swept if not list(o.sweep_iterator()))
 
 
 def _unfolded(text: str, override: Override, options: Mapping[str, Sequence[str]]) -> str:
@@ -134,7 +143,14 @@ def _hydra(overrides: Sequence[str], *further: Path) -> DictConfig:
 
 def _params(overrides: Sequence[str], *further: Path) -> list[str]:
     """What `hydra.sweeper.params` of the composed config says, as overrides."""
-    sweeper = _hydra(overrides, *further).sweeper
+    try:
+        sweeper = _hydra(overrides, *further).sweeper
+    except (AssertionError, AttributeError) as error:  # where no experiment has any
+        for text in overrides:
+            if text.lstrip("+~").startswith("hydra.sweeper.params"):
+                said = "leave it out, and give the values to the key itself, as in seed=0,1."
+                raise UserError(f"{text}: {said}") from error
+        raise
     if sweeper.get("_target_") != BASIC_SWEEPER:
         raise UserError(
             f"hydra/sweeper: {sweeper.get('_target_')} chooses jobs by the results of others; "

@@ -339,7 +339,12 @@ def _as_begun(config: Config) -> Config:
         stored = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return config  # whoever opens the run's folder says what is wrong with it
-    return _filled(config, lambda section: stored[section] if isinstance(stored, Mapping) else {})
+
+    def begun_with(section: str) -> Mapping[str, Any]:
+        values = stored.get(section) if isinstance(stored, Mapping) else None
+        return values if isinstance(values, Mapping) else {}
+
+    return _filled(config, begun_with)
 
 
 def _with_usual(config: Config, usual: Config) -> Config:

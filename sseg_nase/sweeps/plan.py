@@ -47,6 +47,7 @@ def plan(overrides: Sequence[str], *further: Path) -> tuple[str, list[Planned]]:
             "resume: a sweep goes on by itself, where the same command is given again; leave "
             "resume out, or leave out -m to go on with one run."
         )
+    _refuse_twice(jobs, configs, differing)
     planned = [
         Planned(
             number=number,
@@ -60,6 +61,19 @@ def plan(overrides: Sequence[str], *further: Path) -> tuple[str, list[Planned]]:
         for number, (job, config) in enumerate(zip(jobs, configs, strict=True))
     ]
     return _title(jobs, differing), planned
+
+
+def _refuse_twice(
+    jobs: Sequence[Sequence[str]], configs: Sequence[Config], differing: Sequence[str]
+) -> None:
+    """Refuse a job that another one is already: one run would count as two in the means."""
+    for number, config in enumerate(configs):
+        first = configs.index(config)
+        if first < number:
+            raise UserError(
+                f"no job was started; jobs {first} ({label(jobs[first], differing)}) and {number} "
+                f"({label(jobs[number], differing)}) are the same: give every value once."
+            )
 
 
 def label(job: Sequence[str], differing: Sequence[str]) -> str:

@@ -36,6 +36,8 @@ SMALLEST_START = 0.1  # heads start with weights near 0, and may leave them
 # so many in a row no scale is left at which gradients fit into float16.
 MOST_SKIPPED = 40
 FEWEST_SKIPPED = 4  # in epochs of fewer steps: the scale may still be settling
+LARGEST_DECAY = 1.0  # published ones are 1e-6 to 0.5
+USUAL_DECAY = 1e-4  # what conf/optimizer has
 USUAL_SGD = 0.1  # learning rate of fine-tuning; see conf/finetune/prototypical.yaml
 
 
@@ -144,11 +146,11 @@ def explained(error: UserError, config: Config, folder: Path, checkpoint: str) -
         for key, now, instead in remedies
     )
     kept = folder / "checkpoints" / f"{checkpoint}.pt"
-    # All rates above their usual values at once: one that is left would diverge again.
+    # All that is far from its usual value at once: one that is left would diverge again.
     changed = [
         f"{key}={_plain(instead)}"
         for number, (key, now, instead) in enumerate(remedies)
-        if number == 0 or ("lr" in key and instead * 10 < now)
+        if number == 0 or _far(now, instead)
     ]
     return UserError(
         f"{error} Change one or more of: {shown}. Resume with other values (from "
@@ -162,6 +164,7 @@ def _of_pretraining(config: Config) -> Iterator[tuple[str, Any, Any]]:
     optimizer = config.optimizer
     usual = group_option("optimizer", optimizer.name)["lr"]
     yield "optimizer.lr", optimizer.lr, _lower(optimizer.lr, usual)
+    yield from _of_decay("optimizer", optimizer.weight_decay)
     ssl = config.ssl
     usual = group_option("ssl", ssl.name)
     plain = ssl.name == "simclr" or config.curriculum.perturbation > 0  # where it has an effect
@@ -184,11 +187,25 @@ def _of_tuning(finetune: FinetuneConfig) -> Iterator[tuple[str, Any, Any]]:
     # The one furthest above its usual value comes first: it stands in the command.
     for name in sorted(rates, key=lambda name: -rates[name] / usual[name]):
         yield f"finetune.{name}", rates[name], _lower(rates[name], usual[name])
+    yield from _of_decay("finetune", finetune.weight_decay)
     yield (
         "finetune.optimizer",
         finetune.optimizer,
         "adam" if finetune.optimizer != "adam" else "sgd",
     )
+
+
+def _of_decay(section: str, decay: float | None) -> Iterator[tuple[str, Any, Any]]:
+    """The weight decay where it is to blame: a step takes it times the rate off every weight."""
+    if decay is not None and decay > LARGEST_DECAY:
+        yield f"{section}.weight_decay", decay, USUAL_DECAY
+
+
+def _far(now: Any, instead: Any) -> bool:
+    """Whether a value is more than ten times above or below the one to try."""
+    if not (isinstance(now, float) and isinstance(instead, float)):
+        return False
+    return instead * 10 < now or now * 10 < instead
 
 
 def _lower(rate: float, usual: float) -> float:

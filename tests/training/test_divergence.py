@@ -72,6 +72,8 @@ def saved(folder: Path) -> set[str]:
         (["ssl=dino", "ssl.prototypes=12", "optimizer.lr=1e9"], "ssl.student_temperature=0.1"),
         (["optimizer.lr=1e9", "hardware.gradient_accumulation_steps=4"], "optimizer.lr"),
         (["optimizer.lr=1e9", "tracking.interval_steps=1"], "optimizer.lr"),
+        (["optimizer.weight_decay=1e6"], " optimizer.weight_decay=0.0001 resume="),
+        (["ssl.temperature=1e-30"], " ssl.temperature=0.5 resume="),
     ],
 )
 def test_pretraining_that_diverges(overrides: list[str], named: str, tmp_path: Path) -> None:
