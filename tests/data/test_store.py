@@ -370,3 +370,21 @@ def test_a_store_is_on_the_disk_before_it_is_visible(
     images = [(np.full((8, 8, 3), value, dtype=np.uint8), 0) for value in range(3)]
     build_store(tmp_path / "store", lambda: Listing(("a",), images), 8, workers=0)
     assert done == ["fsync"] * 4 + ["rename"]  # images, labels, hashes, manifest
+
+
+def test_hashes_are_those_of_the_images_that_are_kept(tmp_path: Path) -> None:
+    one, other = pictures(2)
+    items = [(one, 0), (one, 0), (other, 0)]
+    store = build_store(
+        tmp_path / "store", lambda: Listing(("a",), items), 8, workers=0, duplicates="drop"
+    )
+    assert store.hashes.tolist() == store_module.hashes_of(np.stack([one, other])).tolist()
+
+
+@pytest.mark.parametrize(("schema", "outdated"), [(0, True), (-1, False), (None, False)])
+def test_only_stores_of_earlier_versions_are_outdated(
+    schema: int | None, outdated: bool, tmp_path: Path
+) -> None:
+    number = store_module.SCHEMA if schema == -1 else schema
+    (tmp_path / "manifest.json").write_text(json.dumps({"schema": number}))
+    assert store_module.outdated(tmp_path) is outdated

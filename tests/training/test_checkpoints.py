@@ -144,3 +144,11 @@ def test_a_loaded_network_is_in_eval_mode(tmp_path: Path) -> None:
     payload = {"architecture": network.architecture.to_dict(), "student": weights}
     checkpoint.save(tmp_path / "last.pt", payload)
     assert not checkpoint.load_network(tmp_path / "last.pt").training
+
+
+def test_the_fine_tuned_network_stands_for_its_run(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name in ("last.pt", "finetune_best.pt"):
+        (folder / name).touch()
+        assert checkpoint.file_of(tmp_path) == folder / name
