@@ -471,6 +471,6 @@ def test_the_lock_of_an_archived_run_can_be_read(
         monkeypatch.undo()
     monkeypatch.setattr(FileLock, "acquire", refused)
     assert not locked(tmp_path)
-    (tmp_path / "config.yaml").write_text("{}")
+    (tmp_path / "config.yaml").write_text("experiment_name: x")
     with pytest.raises(UserError, match="archived run is resumed from a copy"):
         RunDirectory.reopen(load([f"resume={tmp_path}"]), [])
