@@ -8,22 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sseg_nase.config.commands import override
+from sseg_nase.config.layout import path_keys
 from sseg_nase.config.schema import Config
 from sseg_nase.home import expanded
 
 # `imagenet` as backbone.weights names no file. Paths decide no result: what lies there does, and
 # is compared by its checksum.
-PLACES = (
-    "paths.data_dir",
-    "paths.output_dir",
-    "paths.cache_dir",
-    "dataset.root",
-    "checkpoint",
-    "run",
-    "finetune.start",
-    "backbone.weights",
-    "report.output",
-)
+PLACES = tuple(sorted(path_keys() - {"resume", "runs", "sweep.dir"}))
 NAMES: Mapping[str, tuple[str, ...]] = {"backbone.weights": ("imagenet",)}
 # Without it a run would look somewhere else for its images when it is resumed.
 ALWAYS = ("paths.data_dir",)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from sseg_nase.files import append_line, write_text, writing
-from sseg_nase.finite import plain
 from sseg_nase.tracking.sink import RunInfo, Sink
 from sseg_nase.tracking.source import origin
 
@@ -102,7 +101,7 @@ class JsonlSink(Sink):
         line: dict[str, Any] = {"time": round(time.time(), 3), "kind": kind}
         if step is not None:
             line["step"] = int(step)
-        line["values"] = plain(values)
+        line["values"] = values
         with self._lock:
             append_line(self._events, line)
 
@@ -110,7 +109,7 @@ class JsonlSink(Sink):
         assert self._mutations is not None, "open() comes first"
         missing = [key for key in MUTATION_KEYS if key not in values]
         assert not missing, f"a mutation without {missing}"
-        line = plain({key: values[key] for key in MUTATION_KEYS})
+        line = {key: values[key] for key in MUTATION_KEYS}
         with self._lock:
             # A resumed run repeats what came after its checkpoint, and a rollback tells its
             # mutation again: the later line replaces the earlier.

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sseg_nase.tracking.jsonl import MUTATION_KEYS, JsonlSink, plain
+from sseg_nase.finite import plain
+from sseg_nase.tracking.jsonl import MUTATION_KEYS, JsonlSink
 from sseg_nase.tracking.sink import Resumed, RunInfo
 
 SHAPE = {"blocks": 3, "channels": [16, 32, 64], "params": 23584, "macs": 1000}
