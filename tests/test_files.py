@@ -6,12 +6,25 @@ import errno
 import io
 import json
 import os
+import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sseg_nase.files import StorageError, append_line, check_room, overwrite_json, write_text
+from sseg_nase.files import (
+    StorageError,
+    append_line,
+    check_room,
+    free_bytes,
+    in_bytes,
+    overwrite_json,
+    read_json,
+    storage_error,
+    write_json,
+    write_text,
+)
 
 
 class Slow(io.FileIO):
@@ -56,6 +69,7 @@ def test_others_may_read_what_is_written(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
         write_text(tmp_path / "results.json", "{}")
+        assert os.umask(0o022) == 0o022  # as it was
     finally:
         os.umask(before)
     assert (tmp_path / "results.json").stat().st_mode & 0o777 == 0o644
@@ -68,3 +82,103 @@ def test_room_is_checked_before_it_is_needed(
     check_room(tmp_path, 100)
     with pytest.raises(StorageError):
         check_room(tmp_path, 101)
+
+
+def test_a_name_that_is_no_utf_8_is_spelled_out(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    write_text(tmp_path / "a", name)
+    assert (tmp_path / "a").read_bytes() == b"caf\\udce9"
+    write_json(tmp_path / "b.json", {"name": name})
+    assert read_json(tmp_path / "b.json") == {"name": name}
+
+
+@pytest.mark.parametrize("content", ["", '{"half": ', "[1]", '"text"', "null", "\udcff"])
+def test_what_is_no_json_object_is_not_read(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    assert read_json(path) is None
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    assert read_json(path) is None
+
+
+def test_the_last_word_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "status.json"
+    path.write_text("{}")
+    seen: list[bytes] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (seen.append(path.read_bytes()), fsync(file)))
+    overwrite_json(path, {"status": "FAILED"})
+    assert [json.loads(content) for content in seen] == [{"status": "FAILED"}]
+
+
+def test_room_is_asked_for_where_the_folder_will_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert free_bytes(tmp_path / "not" / "yet") is not None
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: (0, 0, 0))  # it does not say
+    assert free_bytes(tmp_path) is None
+    check_room(tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (1_300_000, "1.3 MB"),
+        (2_500_000_000, "2.5 GB"),
+        (7_000_000_000_000, "7.0 TB"),
+    ],
+)
+def test_bytes_for_people(count: int, shown: str) -> None:
+    assert in_bytes(count) == shown
+
+
+def test_what_an_error_says_of_the_storage(tmp_path: Path) -> None:
+    """Also the one behind it, and the one that was being dealt with."""
+
+    def chained(*, cause: bool) -> BaseException:
+        try:
+            try:
+                raise OSError(errno.EROFS, "Read-only", "/a/source", None, "/b/target")
+            except OSError as error:
+                if cause:
+                    raise RuntimeError("it failed") from error
+                raise RuntimeError("it failed")  # noqa: B904 - what is tested
+        except RuntimeError as error:
+            return error
+
+    for cause in (True, False):
+        found = storage_error(chained(cause=cause), tmp_path)
+        assert found is not None
+        assert (found.folder, found.number) == (Path("/b"), errno.EROFS)  # where it was to go
+    nowhere = storage_error(OSError(errno.ENOSPC, "full"), tmp_path)
+    assert nowhere is not None
+    assert nowhere.folder == tmp_path
+    assert storage_error(nowhere, Path("/x")) is nowhere
+    full = storage_error(sqlite3.OperationalError("database or disk is full"), tmp_path)
+    assert full is not None
+    assert (full.folder, full.number) == (tmp_path, errno.ENOSPC)
+    for other in (ValueError("full"), FileNotFoundError(2, "no", "x"), sqlite3.Error("locked")):
+        assert storage_error(other, tmp_path) is None
+    turning = ValueError("a ring")
+    turning.__context__ = RuntimeError("of two")
+    turning.__context__.__context__ = turning
+    assert storage_error(turning, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "no space is left; 5 bytes are free, 9 bytes are needed. Make room there"),
+        (errno.EDQUOT, "the disk quota is used up; 5 bytes are free, 9 bytes are needed. Make"),
+        (errno.EROFS, "it is read-only. Make it writable"),
+        (errno.EACCES, "writing there is not allowed. Make it writable"),
+        (errno.EPERM, "writing there is not allowed. Make it writable"),
+    ],
+)
+def test_the_room_is_named_where_it_is_the_room_that_lacks(
+    number: int, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sseg_nase.files.free_bytes", lambda folder: 5)
+    assert f"{tmp_path} cannot be written: {remedy}" in str(StorageError(tmp_path, number, 9))

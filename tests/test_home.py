@@ -104,6 +104,36 @@ def test_a_folder_that_someone_else_has_prepared_is_not_used(
     assert temporary_folder() != mine
 
 
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="users have no numbers here")
+def test_a_folder_of_another_user_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    user = os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: user)  # what is made belongs to the one before
+    assert temporary_folder().name != f"sseg-nase-{user}"
+
+
+def test_a_file_that_has_the_name_of_the_folder_is_passed_by(tmp_path: Path) -> None:
+    taken = tmp_path / "temporary" / f"sseg-nase-{os.getuid()}"
+    taken.write_text("")
+    assert temporary_folder().is_dir()
+    assert taken.is_file()
+
+
+def test_a_home_that_is_a_file_is_replaced_and_caches_that_were_named_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "file"
+    home.write_text("")
+    home.chmod(0o755)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path / "mine"))
+    said = find_home()
+    assert said is not None
+    assert "file is not there" in said
+    assert Path(os.environ["HOME"]).is_dir()
+    assert Path(os.environ["XDG_CACHE_HOME"]).is_dir()
+    assert os.environ["MPLCONFIGDIR"] == str(tmp_path / "mine")
+
+
 def test_kernels_are_compiled_once_also_where_numba_finds_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

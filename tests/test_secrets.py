@@ -19,7 +19,16 @@ from sseg_nase import redaction
 from sseg_nase.config.compose import load
 from sseg_nase.errors import UserError
 from sseg_nase.files import append_line, write_json
-from sseg_nase.redaction import Redacting, overrides_without, redacted, use
+from sseg_nase.redaction import (
+    ADDRESS_VARIABLES,
+    SECRET_VARIABLES,
+    Redacting,
+    guard_output,
+    overrides_without,
+    plainly,
+    redacted,
+    use,
+)
 from sseg_nase.run import run
 from sseg_nase.sweeps.deliver import deliver
 from sseg_nase.sweeps.folder import create
@@ -44,7 +53,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # what MLflow stands on is fu
 @pytest.fixture(autouse=True)
 def _forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test leaves its passwords to the next one."""
-    for name in (*redaction.SECRET_VARIABLES, redaction.USERNAME, "MLFLOW_TRACKING_URI"):
+    for name in (*SECRET_VARIABLES, *ADDRESS_VARIABLES, redaction.USERNAME):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setattr(redaction, "_known", set())
@@ -281,3 +290,73 @@ def test_pictures_in_a_report_are_passed_on_at_once() -> None:
     picture = "A" * 2_000_000  # minutes, where every letter may begin an address
     text = f"<img src='data:image/png;base64,{picture}'> https://bob:s3cret-{0}@host/x"
     assert redacted(text) == text.replace("bob:s3cret-0@", "")
+
+
+@pytest.mark.parametrize("name", SECRET_VARIABLES)
+def test_the_value_of_a_secret_variable_is_replaced_wherever_it_stands(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, SECRET)
+    assert redacted(f"it is {SECRET}, you see") == "it is ***, you see"
+    monkeypatch.setenv(name, SECRET[:5])  # occurs by chance
+    assert redacted(f"it is {SECRET}") == f"it is {SECRET}"
+
+
+@pytest.mark.parametrize("name", ADDRESS_VARIABLES)
+def test_the_password_of_an_address_in_the_environment_is_replaced_wherever_it_stands(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, f"http://bob:{SECRET}@host:1/x")
+    assert redacted(f"bob, it is {SECRET}") == "bob, it is ***"
+
+
+def test_a_long_user_without_a_password_is_a_token_and_a_short_one_is_a_name() -> None:
+    use("https://bob@host")
+    token = "ghp0123456789abcdef"
+    use(f"https://{token}@host")
+    assert redacted(f"bob has {token}") == "bob has ***"
+
+
+def test_an_address_without_a_password_keeps_that_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
+    assert use("https://bob@host") == "https://host"
+    assert os.environ["MLFLOW_TRACKING_USERNAME"] == "bob"
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == SECRET
+
+
+@pytest.mark.parametrize(
+    "address", ["http://host:5000/x@y", "https://host/a@b:c", "ftp://bob:pw@host", "sqlite:///a@b"]
+)
+def test_what_holds_no_user_for_a_server_is_left_as_it_is(address: str) -> None:
+    assert use(address) == address
+    assert "MLFLOW_TRACKING_USERNAME" not in os.environ
+
+
+def test_what_is_cut_out_of_overrides_is_known_from_then_on() -> None:
+    given = ["seed=1", f"tracking.uri='{ADDRESS}'"]
+    assert overrides_without(given) == ["seed=1", "tracking.uri='http://127.0.0.1:9'"]
+    assert redacted(f"refused: {SECRET}") == "refused: ***"
+
+
+def test_texts_are_found_in_nested_values_and_in_keys() -> None:
+    value = {ADDRESS: [ADDRESS, (1, {"x": ADDRESS})], 2: None}
+    left = "http://127.0.0.1:9"
+    assert plainly(value) == {left: [left, [1, {"x": left}]], 2: None}
+
+
+def test_both_streams_of_a_process_are_guarded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = {"stdout": io.StringIO(), "stderr": io.StringIO()}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    guard_output()
+    guard_output()
+    for name, stream in streams.items():
+        guarded = getattr(sys, name)
+        guarded.write(f"{ADDRESS}\nhalf")
+        guarded.flush()
+        guarded.flush()
+        assert guarded.write(" a line\n") == len(" a line\n")
+        assert stream.getvalue() == "http://127.0.0.1:9\nhalf a line\n"
+        assert guarded._stream is stream
