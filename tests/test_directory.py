@@ -93,6 +93,14 @@ def test_a_key_that_an_older_version_did_not_have_counts_where_it_is_given(
         reopened(place, "ssl.temperature=0.3")
 
 
+def test_a_path_of_a_section_that_an_older_version_did_not_have_differs(
+    place: RunDirectory,
+) -> None:
+    change_config(place, lambda values: values.pop("finetune"))
+    with pytest.raises(UserError, match=r"finetune\.start: None -> .*x\.pt\n"):
+        reopened(place, "finetune=linear", "finetune.start=x.pt")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

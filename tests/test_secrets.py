@@ -340,6 +340,12 @@ def test_what_is_cut_out_of_overrides_is_known_from_then_on() -> None:
     assert redacted(f"refused: {SECRET}") == "refused: ***"
 
 
+@pytest.mark.parametrize("written", ["S3cret-P%21w", "S3cret-P!w"])
+def test_a_password_is_known_in_both_ways_of_writing_it(written: str) -> None:
+    overrides_without([f"tracking.uri='http://bob:{written}@host'"])
+    assert redacted("S3cret-P!w or S3cret-P%21w") == "*** or ***"
+
+
 def test_texts_are_found_in_nested_values_and_in_keys() -> None:
     value = {ADDRESS: [ADDRESS, (1, {"x": ADDRESS})], 2: None}
     left = "http://127.0.0.1:9"

@@ -14,7 +14,7 @@ from sseg_nase.config.compose import load, to_config
 from sseg_nase.config.explain import mistake
 from sseg_nase.config.layout import fields_of, groups, is_section
 from sseg_nase.config.schema import Config
-from sseg_nase.config.validation import validate
+from sseg_nase.config.validation import cautions, validate
 from sseg_nase.errors import UserError
 from sseg_nase.nets.architecture import Architecture
 
@@ -157,6 +157,46 @@ MISTAKES = [
     ("experiment_name=a/b", ["experiment_name=a/b", "slashes"]),
     ("paths.data_dir=", ["paths.data_dir", "empty"]),
     ("hydra/launcher=slrum", ["hydra/launcher/slrum", "basic"]),
+    ("task=curriculum resume=x", ["resume=x", "only task=pipeline"]),
+    ("resume_overrides=true", ["resume_overrides=true", "no effect without resume=RUN_DIR"]),
+    ("runs=a", ["runs=a", "no effect with task=pipeline", "task=report"]),
+    ("task=report runs=[]", ["runs=[]", "name at least one"]),
+    ("task=report runs=a sweep=b", ["runs=a", "not together with sweep=b"]),
+    ("task=report report.output=x", ["report.output=x", "without task=report runs="]),
+    ("report.at_end=false report.published=false", ["report.published=false", "no effect without"]),
+    ("task=status run=a", ["run=a", "no effect with task=status"]),
+    ("dataset.background=[1,2]", ["dataset.background=[1, 2]", "three numbers"]),
+    (
+        "dataset=csv dataset.root=x dataset.value_range=[5,5]",
+        ["value_range=[5.0, 5.0]", "[low,high]"],
+    ),
+    ("dataset=csv dataset.root=x dataset.value_range=[1]", ["value_range=[1.0]", "two numbers"]),
+    ("dataset.value_range=[0,5]", ["value_range=[0.0, 5.0]", "no effect with dataset=digits"]),
+    ("dataset.split_fractions=null", ["split_fractions=null", "dataset=digits three numbers"]),
+    ("evolution.operators=[grow,grow]", ["evolution.operators", "none twice"]),
+    ("evaluation.shots=[]", ["evaluation.shots=[]", "at least one"]),
+    ("evaluation.shots=[5,5]", ["evaluation.shots=[5, 5]", "none twice"]),
+    (
+        "finetune.views.ink=light dataset=omniglot finetune.views.rotation=5",
+        ["finetune.views.ink=dark"],
+    ),
+    (
+        "backbone=vit_small ablation=A2 backbone.patch_size=4 ssl=dino",
+        ["ssl.local_size=0.5", "backbone=vit_small", "set ssl.local_size=1."],
+    ),
+    ("ssl=dino ssl.local_scale=[0.1]", ["ssl.local_scale=[0.1]", "[low, high]"]),
+    (
+        "finetune=relation evaluation.method=relation",
+        ["evaluation.normalize=cl2n", "set evaluation.normalize=none"],
+    ),
+    (
+        "finetune=maml evaluation.method=maml evaluation.normalize=none "
+        "evaluation.support_augmentations=2",
+        ["evaluation.support_augmentations=2", "evaluation.method=maml adapts"],
+    ),
+    ("evaluation.method=maml evaluation.normalize=none", ["it needs what finetune=maml trains"]),
+    ("finetune.from=x", ["finetune.from=x", "no effect with finetune=none", "finetune=r2d2"]),
+    ("tracking=mlflow task=report runs=a checkpoint=b", ["checkpoint=b", "task=evaluate"]),
     ("~dataset", ["~dataset: every run has dataset.*", "; choose one of cifar_fs"]),
 ]
 
@@ -333,3 +373,124 @@ def test_a_least_width_that_leaves_nothing_to_prune_is_refused() -> None:
         with pytest.raises(UserError, match=said):
             validate(with_value(config, f"sparsity.{key}", value))
     validate(with_value(PLAIN, "sparsity.min_channels", 252))
+
+
+def bounds(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any, str, Any]]:
+    """Every key with a limit, its type, and which limit."""
+    for name, inner, accepted in fields_of(kind):
+        if is_section(inner):
+            yield from bounds(inner, f"{prefix}{name}.")
+        for limit in {"least", "above", "most"} & accepted.keys():
+            yield prefix + name, inner, limit, accepted[limit]
+
+
+@pytest.mark.parametrize("limit", ["least", "above", "most"])
+def test_a_limit_itself_is_accepted_where_it_may_be_reached(limit: str) -> None:
+    found = [(key, kind, bound) for key, kind, which, bound in bounds(Config) if which == limit]
+    assert found
+    for key, kind, bound in found:
+        beyond = bound + 1 if limit == "most" else bound - 1
+        for value, refused in ((bound, limit == "above"), (beyond, True)):
+            tried: Any = [value] if "list" in str(kind) else value
+            tried = {"BASIC": value} if "dict" in str(kind) else tried
+            text = ""
+            try:
+                validate(with_value(PLAIN, key, tried))
+            except UserError as error:
+                text = str(error)
+            assert (f"={value}: it must be " in text) == refused, (key, value, text)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ("optimizer.lr=0.1", []),
+        ("optimizer.lr=0.11", ["optimizer.lr=0.11 is very high: 1e-07 to 0.1", "diverge"]),
+        ("optimizer.lr=1e-8", ["optimizer.lr=1e-08 is very low", "hardly learn"]),
+        ("optimizer=sgd optimizer.lr=40", []),
+        ("optimizer=sgd optimizer.lr=60", ["optimizer.lr=60 is very high: 1e-06 to 50"]),
+        ("optimizer.lr=5 task=curriculum", []),
+        ("optimizer.lr=5 ablation=A1", []),  # nothing is trained
+        ("optimizer.lr=5 pretrain.epochs=0", []),
+        ("optimizer.lr=5 finetune=prototypical finetune.from=x", []),
+        ("ssl.temperature=20", ["ssl.temperature=20 is very high", "hardly tell images apart"]),
+        ("ssl=byol ssl.temperature=20", []),
+        (
+            "ssl=dino ssl.student_temperature=0.001",
+            ["ssl.student_temperature=0.001 is very low"],
+        ),
+        ("finetune=prototypical finetune.lr_encoder=3", ["finetune.lr_encoder=3 is very high"]),
+        ("finetune=linear finetune.lr_encoder=3 finetune.freeze=encoder", []),
+        ("finetune=linear finetune.lr_head=3 finetune.optimizer=sgd", []),
+        ("finetune=linear finetune.lr_head=3", ["finetune.lr_head=3 is very high"]),
+        (
+            "finetune=maml finetune.inner_lr=11 evaluation.method=maml evaluation.normalize=none",
+            ["finetune.inner_lr=11 is very high: 1e-05 to 10"],
+        ),
+        (
+            "finetune=r2d2",
+            ["evaluation.method=prototype: finetune=r2d2 trains for", "=ridge (with"],
+        ),
+        ("finetune=r2d2 evaluation.method=ridge", []),
+        ("finetune=r2d2 task=evaluate checkpoint=x", []),
+        ("ablation=A7 curriculum=natural", []),  # one level has no order
+        ("ablation=A7 curriculum=mixed", ["ablation=A7 is defined with progression"]),
+        ("ablation=A2 evolution=sseg", ["ablation=A2 is defined without evolution", "run is with"]),
+        ("ablation=A7 ssl.distillation_weight=0", ["with distillation, but this run is without"]),
+        ("ssl.distillation_weight=0", []),
+        ("data.placement=ram", ["data.placement=ram: it has no effect"]),
+        ("data.placement=ram curriculum=natural", []),
+    ],
+)
+def test_what_is_possible_but_hardly_meant_is_said(overrides: str, said: list[str]) -> None:
+    found = cautions(load(overrides.split()))
+    assert len(found) == bool(said), found
+    for part in said:
+        assert part in found[0]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "value", "said"),
+    [
+        # What the files of conf/ do not allow to be said, a composed or a stored tree may hold.
+        ("", "curriculum.images", {"BASIC": 3}, r"curriculum\.images\.TEXTURE: the level is used"),
+        ("", "curriculum.images", {"x": 3}, r"curriculum\.images\.x: choose one of BASIC"),
+        ("", "backbone.channels", [], "at least one block is needed"),
+    ],
+)
+def test_what_a_tree_may_hold_is_checked(overrides: str, key: str, value: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        validate(with_value(load(overrides.split()), key, value))
+
+
+@pytest.mark.parametrize(
+    "fine",
+    [
+        "evolution.max_blocks=3",
+        "evolution.max_channels=64 evolution.max_params=50000 sparsity=none",
+        "backbone.pooled_blocks=3",
+        "evolution=none sparsity=none backbone.channels=[300]",
+        "views.zoom=[0.9,0.9]",
+        "dataset=omniglot views.ink=light",  # of views that do nothing to strokes
+        "dataset=omniglot views=sketch dataset.invert=true views.ink=light",
+        "ssl=dino ssl.local_size=1 backbone.embedding=flatten",
+        "ssl=dino ssl.local_views=0 backbone.embedding=flatten",
+        "evaluation.top_k=[2,4]",
+        "dataset=folder dataset.root=x evaluation.datasets=[digits,folder]",
+        "dataset=csv dataset.root=x dataset.split_fractions=null",
+        "optimizer=sgd optimizer.nesterov=true",
+        "backbone=resnet18 ablation=A2 backbone.weights=imagenet",
+        "backbone=vit_small ablation=A2 backbone.patch_size=4 backbone.weights=file.pt",
+        "backbone=resnet12 task=evaluate checkpoint=x",
+        "task=report report.published=false runs=[a]",
+        "report.published=false",
+        "task=report sweep=a",
+        "task=deliver sweep=a",
+        "task=status sweep.watch=true",
+        "evaluation.method=relation evaluation.normalize=none task=evaluate checkpoint=x",
+        "finetune=maml finetune.ways=5 evaluation.method=maml evaluation.normalize=none",
+        "evaluation.method=sinkhorn evaluation.queries=2",
+    ],
+)
+def test_what_fits_together_is_accepted(fine: str) -> None:
+    load(fine.split())
