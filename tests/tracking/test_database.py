@@ -160,9 +160,25 @@ def test_a_file_of_another_user_is_named_with_its_owner(
 def test_a_folder_that_takes_no_file_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "access", lambda place, mode: False)
+    monkeypatch.setattr(os, "access", lambda place, mode: mode == os.F_OK)
     with pytest.raises(StoreError, match=f"{tmp_path} is not writable"):
         check_database(tmp_path / "new" / "x.db")
+
+
+def test_a_file_without_tables_is_taken_and_half_a_store_is_not(tmp_path: Path) -> None:
+    (tmp_path / "empty.db").touch()
+    check_database(tmp_path / "empty.db")
+    for name in ("alembic_version", "experiments"):
+        file = tmp_path / f"{name}.db"
+        with sqlite3.connect(file) as connection:
+            connection.execute("PRAGMA user_version = 3")
+        check_database(file)  # SQLite's, and nothing in it
+        assert sqlite3.connect(file).execute("PRAGMA user_version").fetchone() == (3,)
+        with sqlite3.connect(file) as connection:
+            connection.execute(f"CREATE TABLE {name} (version_num TEXT)")
+        connection.close()
+        with pytest.raises(StoreError, match="a database of another program"):
+            check_database(file)
 
 
 def test_a_fresh_and_a_used_store_are_taken(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -10,10 +11,10 @@ from typing import Any
 import pytest
 from stores import client_of, mutation, only_run, refuse, run_info
 
-from sseg_nase.tracking import RunInfo, Tracker
+from sseg_nase.tracking import Resumed, RunInfo, Tracker
 from sseg_nase.tracking import late as module
 from sseg_nase.tracking.jsonl import JsonlSink
-from sseg_nase.tracking.late import Delivery, Undelivered, send_missing
+from sseg_nase.tracking.late import Delivery, Undelivered, attach, send_missing
 from sseg_nase.tracking.mlflow_sink import MlflowSink
 
 HOUR = 3600.0
@@ -181,3 +182,62 @@ def test_what_is_not_finite_comes_back_as_nan(tmp_path: Path, uri: str) -> None:
     sent = deliver(info.directory, uri)
     [row] = client_of(uri).get_metric_history(sent.run_id, "pretrain/loss")
     assert math.isnan(row.value)
+
+
+def test_times_and_params_are_those_that_were_told_first_and_last(tmp_path: Path, uri: str) -> None:
+    info = run_info(tmp_path / "run", params={"seed": 0})
+    JsonlSink().open(info)
+    later = run_info(tmp_path / "run", params={"seed": 1, "epochs": 3}, tags={"again": "yes"})
+    sink = JsonlSink()
+    sink.open(dataclasses.replace(later, resumed=Resumed(None, 0, 0)))
+    sink.close("FINISHED")
+    events = info.directory / "events.jsonl"
+    lines = [json.loads(line) for line in events.read_text().splitlines()]
+    for time_told, line in zip((100.0, 200.0, 300.5), lines, strict=True):
+        line["time"] = time_told
+    events.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    deliver(info.directory, uri)
+    run = only_run(uri)
+    assert (run.info.start_time, run.info.end_time) == (100_000, 300_500)
+    assert run.data.params == {"seed": "0", "epochs": "3"}  # as in the store, the first ones
+    assert run.data.tags["again"] == "yes"
+
+
+def test_a_run_that_is_there_gets_the_tags_and_params_that_it_lacks(
+    tmp_path: Path, uri: str
+) -> None:
+    info = run_info(tmp_path / "run", tags={"sweep": "s"})
+    tell(Tracker([JsonlSink()]), info)
+    client = client_of(uri)
+    experiment = client.create_experiment("trial")
+    run_id = client.create_run(experiment).info.run_id
+    client.log_param(run_id, "seed", 5)
+    sent = deliver(info.directory, uri, run_id=run_id, status="FAILED", error="it broke")
+    assert (sent.run_id, sent.created, sent.ended) == (run_id, False, True)
+    run = only_run(uri)
+    assert run.data.params == {"seed": "5", "optimizer.lr": "0.001"}
+    assert (run.data.tags["sweep"], run.data.tags["error"]) == ("s", "it broke")
+    assert run.data.tags["directory"] == str(info.directory)
+    assert deliver(info.directory, uri, status="INTERRUPTED").anything  # it ended otherwise
+    assert only_run(uri).info.status == "KILLED"
+
+
+def test_files_are_kept_with_a_run_that_the_store_has(tmp_path: Path, uri: str) -> None:
+    client = client_of(uri)
+    run_id = client.create_run(client.create_experiment("trial")).info.run_id
+    report = tmp_path / "report.html"
+    report.write_text("<html>")
+    attach(uri, run_id, [(report, "report")])
+    assert [file.path for file in client.list_artifacts(run_id, "report")] == ["report/report.html"]
+    with pytest.raises(Undelivered, match="does not take it"):
+        attach(uri, "0" * 32, [(report, "report")])
+
+
+def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    gone = tmp_path / "gone.db"
+    with pytest.raises(Undelivered, match=r"gone\.db is not there"):
+        attach(f"sqlite:///{gone}", "0" * 32, [])
+    assert not gone.exists()
+    gone.write_text("once upon a time")
+    with pytest.raises(Undelivered, match="is not a SQLite database"):
+        attach(f"sqlite:///{gone}", "0" * 32, [])

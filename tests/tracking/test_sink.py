@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,20 @@ class Recorder(Sink):
     def run_id(self) -> str | None:
         return self.behaviour.get("run_id")
 
+    @property
+    def delivered(self) -> bool:
+        return bool(self.behaviour.get("delivered", True))
+
+    @property
+    def page(self) -> str | None:
+        return self.behaviour.get("page")
+
+    def hurry(self) -> None:
+        self.calls.append(f"{self.name} hurry")
+
     def open(self, run: RunInfo) -> None:
         self.calls.append(f"{self.name} open")
+        self.opened = run
         if "open_error" in self.behaviour:
             raise self.behaviour["open_error"]
 
@@ -110,3 +123,61 @@ def test_the_null_sink_takes_everything_and_leaves_nothing(run: RunInfo) -> None
     tell_everything(sink, run)
     assert sink.run_id is None
     assert list(run.directory.iterdir()) == []
+
+
+def test_what_any_of_them_knows_the_tracker_knows() -> None:
+    calls: list[str] = []
+    known = Recorder("b", calls, run_id="7", page="http://x", delivered=False)
+    tracker = Tracker([Recorder("a", calls), known, Recorder("c", calls, run_id="8", page="y")])
+    assert (tracker.run_id, tracker.page, tracker.delivered) == ("7", "http://x", False)
+    nothing = Tracker([Recorder("a", calls)])
+    assert (nothing.run_id, nothing.page, nothing.delivered) == (None, None, True)
+    tracker.hurry()
+    assert calls == ["a hurry", "b hurry", "c hurry"]
+
+
+@pytest.mark.parametrize(
+    ("error", "ended"),
+    [
+        (KeyboardInterrupt(), "INTERRUPTED interrupted"),
+        (KeyboardInterrupt("SIGTERM"), "INTERRUPTED SIGTERM"),
+        (ValueError(), "FAILED ValueError"),
+        (OSError("http://bob:pw@host is away"), "FAILED http://host is away"),
+    ],
+)
+def test_how_those_before_a_sink_that_cannot_open_are_closed(
+    run: RunInfo, error: BaseException, ended: str
+) -> None:
+    calls: list[str] = []
+    first = Recorder("a", calls, close_error=OSError("full"))
+    with pytest.raises(type(error)) as raised:
+        Tracker([first, Recorder("b", calls, open_error=error)]).open(run)
+    assert calls[-1] == f"a close {ended}"
+    assert raised.value is error  # the second does not hide it
+    assert str(error.__context__) == "full"
+
+
+def test_the_first_error_of_a_close_is_raised(run: RunInfo) -> None:
+    calls: list[str] = []
+    sinks = [Recorder(name, calls, close_error=OSError(name)) for name in "abc"]
+    tracker = Tracker(sinks)
+    tracker.open(run)
+    with pytest.raises(OSError, match="c"):
+        tracker.close("FINISHED")
+    assert len([call for call in calls if "close" in call]) == 3
+
+
+def test_no_sink_is_given_a_password(run: RunInfo) -> None:
+    address, left = "http://bob:pw@host", "http://host"
+    calls: list[str] = []
+    sink = Recorder("a", calls)
+    tracker = Tracker([sink])
+    tracker.open(dataclasses.replace(run, name=address, params={"x": address}, tags={"y": address}))
+    assert (sink.opened.name, sink.opened.params, sink.opened.tags) == (
+        left,
+        {"x": left},
+        {"y": left},
+    )
+    tracker.event("message", {"text": [address]})
+    tracker.close("FAILED", address)
+    assert calls[1:] == [f"a event message {{'text': ['{left}']}}", f"a close FAILED {left}"]

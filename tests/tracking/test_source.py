@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sseg_nase.tracking.source import git_commit, git_diff
+from sseg_nase.tracking import source
+from sseg_nase.tracking.source import git_commit, git_diff, origin
 
 
 def test_git_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,3 +53,26 @@ def test_git_diff_has_what_the_commit_does_not(tmp_path: Path) -> None:
     assert diff is not None
     assert "-lr: 1" in diff
     assert "+lr: 2" in diff
+
+
+def test_who_runs_which_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "_own_commit", lambda: "f00")
+    monkeypatch.setattr(source.getpass, "getuser", lambda: "bob")
+    assert origin() == {
+        "mlflow.user": "bob",
+        "mlflow.source.name": "sseg-nase",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": "f00",
+    }
+
+
+@pytest.mark.parametrize("error", [KeyError("uid not found"), OSError("no name"), ImportError()])
+def test_a_user_without_a_name_has_no_tag(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown() -> str:
+        raise error
+
+    monkeypatch.setattr(source, "_own_commit", lambda: None)
+    monkeypatch.setattr(source.getpass, "getuser", unknown)
+    assert origin() == {"mlflow.source.name": "sseg-nase", "mlflow.source.type": "LOCAL"}
