@@ -166,6 +166,37 @@ def test_where_data_was_and_who_was_running_is_said(place: RunDirectory) -> None
     assert "says RUNNING, on another" in note
 
 
+@pytest.mark.parametrize(
+    ("was", "data", "now", "moved"),
+    [
+        ("imgs", None, "/here/imgs", True),  # of a version that stored no sums and relative paths
+        ("my/imgs", None, "/here/my/imgs", True),
+        ("my/imgs", None, "/here/imgs", False),
+        ("/old/imgs", None, "/here/old/imgs", False),
+        ("/old/imgs", {"trained": []}, "/here/imgs", True),  # the sums tell
+        (None, {"trained": []}, "/here/imgs", False),
+    ],
+)
+def test_images_in_another_place_may_be_the_same(
+    was: str | None, data: Any, now: str, moved: bool, place: RunDirectory
+) -> None:
+    if data is not None:
+        write_json(place.path / "data.json", data)
+    given = [f"dataset.root={now}", "dataset=folder"]
+    config = load(["hardware=cpu", "tracking=jsonl", *given])
+    (place.path / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
+    change_config(place, lambda values: values["dataset"].update(root=was))
+    config = dataclasses.replace(config, resume=str(place.path))
+    if moved:
+        found = RunDirectory.reopen(config, given)
+        found.release()
+        said = [f"dataset.root is {now} now; it was {was}"] if data else []
+        assert (found.changes, found.notes) == ({}, said)
+    else:
+        with pytest.raises(UserError, match=rf"dataset\.root: {was} -> {now}\n"):
+            RunDirectory.reopen(config, given)
+
+
 @pytest.mark.parametrize("content", ["", "a: 1", "- 1", "{", "text"])
 def test_what_holds_no_config_of_a_run_is_refused(content: str, place: RunDirectory) -> None:
     (place.path / "config.yaml").write_text(content)
