@@ -11,6 +11,7 @@ import importlib
 import itertools
 import logging
 import os
+import re
 import shlex
 import ssl
 import threading
@@ -391,9 +392,10 @@ def find_run(client: Any, experiment_id: str, run_id: str | None, directory: Pat
     from mlflow.exceptions import MlflowException
 
     if run_id is None:
-        where = str(directory).replace("'", "\\'")
-        found = client.search_runs([experiment_id], f"tags.{DIRECTORY_TAG} = '{where}'")
-        return found[0] if found else None
+        # A filter of MLflow's has no way to write both quotes; `_` stands for any character.
+        pattern = re.sub(r"['\\]", "_", str(directory))
+        like = client.search_runs([experiment_id], f"tags.{DIRECTORY_TAG} LIKE '{pattern}'")
+        return next((run for run in like if run.data.tags[DIRECTORY_TAG] == str(directory)), None)
     try:
         stored = client.get_run(run_id)
     except MlflowException as error:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import http.server
 import json
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from stores import client_of, mutation, only_run, refuse, run_info
 
 from sseg_nase.config.schema import TrackingConfig
 from sseg_nase.errors import UserError
+from sseg_nase.files import StorageError
 from sseg_nase.tracking import Resumed, RunInfo, Tracker, build_tracker
 from sseg_nase.tracking import mlflow_sink as module
 from sseg_nase.tracking.jsonl import JsonlSink
@@ -582,3 +585,292 @@ def test_jsonl_alone_imports_no_mlflow(tmp_path: Path) -> None:
         "PYTHONPATH": str(Path(module.__file__).parents[2]),
     }
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=environment)
+
+
+# -- what waits, what is lost, and what is said of it ----------------------------------------------
+
+
+def away_for(monkeypatch: pytest.MonkeyPatch, client: Any, name: str, times: int) -> list[int]:
+    """Let a method of the client fail so often before it works; returns a list of its calls."""
+    method, calls = getattr(client, name), list[int]()
+
+    def failing(*arguments: Any, **more: Any) -> Any:
+        calls.append(len(calls))
+        return (refuse if len(calls) <= times else method)(*arguments, **more)
+
+    monkeypatch.setattr(client, name, failing)
+    return calls
+
+
+def test_a_file_that_did_not_arrive_is_sent_again(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str]] = []
+    sink, client = opened(uri, tmp_path / "run", told)
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(b"picture")
+    away_for(monkeypatch, client, "log_artifact", 3)
+    sink.artifact(picture, "pictures")
+    wait_for(lambda: len(told) == 2)
+    sink.close("FINISHED")
+    assert sink.delivered
+    assert [kind for kind, _ in told] == ["warning", "message"]
+    assert told[1][1].endswith("answers again.")
+    run = only_run(uri)
+    assert [f.path for f in client_of(uri).list_artifacts(run.info.run_id, "pictures")] == [
+        "pictures/picture.png"
+    ]
+    assert "config.yaml" in {f.path for f in client_of(uri).list_artifacts(run.info.run_id)}
+
+
+def test_the_config_is_with_the_run_from_its_beginning(tmp_path: Path, uri: str) -> None:
+    sink, client = opened(uri, tmp_path / "run", [])
+    wait_for(lambda: bool(client.list_artifacts(sink.run_id)))
+    assert [file.path for file in client.list_artifacts(sink.run_id)] == ["config.yaml"]
+    sink.close("FINISHED")
+
+
+def test_what_stands_on_disk_alone_is_sent_although_the_first_try_fails(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str]] = []
+    sink, client = opened(uri, tmp_path / "run", told, capacity=3)
+    events = JsonlSink()
+    events.open(run_info(tmp_path / "run"))
+    assert sink._delivery is not None
+    with sink._delivery._changed:  # the thread waits
+        for step in range(10):
+            for each in (events, sink):
+                each.metrics({"pretrain/loss": step, "pretrain/lr": 1.0}, step)
+        # A metric that fell behind at two steps is behind up to the later one.
+        assert sink._delivery._behind == {"pretrain/loss": 8, "pretrain/lr": 7}
+        calls = away_for(monkeypatch, client, "get_metric_history", 1)
+    wait_for(lambda: len(calls) > 2)
+    sink.close("FINISHED")
+    assert sink.delivered, told
+    for name in ("pretrain/loss", "pretrain/lr"):
+        history = client_of(uri).get_metric_history(sink.run_id, name)
+        assert sorted(row.step for row in history) == list(range(10)), name
+
+
+def test_rows_that_wait_are_sent_in_their_order(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink, client = opened(uri, tmp_path / "run", [])
+    sent: list[int] = []
+    away_for(monkeypatch, client, "log_batch", 2)
+    failing = client.log_batch
+
+    def noted(run_id: str, metrics: Any = (), **more: Any) -> None:
+        failing(run_id, metrics=metrics, **more)
+        sent.extend(metric.step for metric in metrics)
+
+    monkeypatch.setattr(client, "log_batch", noted)
+    for step in range(50):
+        sink.metrics({"pretrain/loss": step}, step)
+    wait_for(lambda: len(sent) >= 50)
+    sink.close("FINISHED")
+    assert sent == list(range(50))
+
+
+@pytest.mark.parametrize("code", ["INVALID_PARAMETER_VALUE", "INTERNAL_ERROR"])
+def test_what_the_store_refuses_is_not_sent_again_and_counted(
+    code: str, tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos import databricks_pb2
+
+    told: list[tuple[str, str]] = []
+    sink, client = opened(uri, tmp_path / "run", told)
+    log_batch, refused = client.log_batch, list[int]()
+
+    def choosy(run_id: str, metrics: Any = (), **more: Any) -> None:
+        if metrics and len(refused) < 2:
+            refused.append(len(metrics))
+            number = getattr(databricks_pb2, code)
+            raise MlflowException("no such thing", error_code=number)
+        log_batch(run_id, metrics=metrics, **more)
+
+    monkeypatch.setattr(client, "log_batch", choosy)
+    sink.metrics({"a": 1.0, "b": 2.0}, 1)
+    wait_for(lambda: bool(refused))
+    if code == "INTERNAL_ERROR":  # it may be over the next time
+        wait_for(lambda: len(refused) == 2)
+    refused.append(0)
+    sink.close("FINISHED")
+    run = only_run(uri)
+    assert run.info.status == "FINISHED"
+    if code == "INTERNAL_ERROR":
+        assert run.data.metrics == {"a": 1.0, "b": 2.0}
+        assert sink.delivered
+    else:
+        assert run.data.metrics == {}
+        assert not sink.delivered
+        assert [kind for kind, _ in told] == ["warning", "message"]
+        assert "metric rows and files missing: 2, run closed: yes" in told[1][1]
+
+
+def test_in_a_hurry_what_waits_is_left_for_later(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SECONDS_IN_A_HURRY", 0.1)
+    told: list[tuple[str, str]] = []
+    sink, client = opened(uri, tmp_path / "run", told)
+    go_on = threading.Event()
+    set_terminated = client.set_terminated
+
+    def slow(*arguments: Any, **more: Any) -> None:
+        assert go_on.wait(60)
+        set_terminated(*arguments, **more)
+
+    monkeypatch.setattr(client, "set_terminated", slow)
+    delivery = sink._delivery
+    assert delivery is not None
+    sink.hurry()
+    began = time.monotonic()
+    sink.close("INTERRUPTED")
+    took = time.monotonic() - began
+    go_on.set()
+    delivery._thread.join(60)
+    assert took < 30
+    assert not sink.delivered
+    ((kind, text),) = told
+    assert kind == "warning"  # nothing was said before
+    assert "missing: 0, run closed: no" in text
+
+
+def test_a_rollback_is_no_second_mutation(tmp_path: Path, uri: str) -> None:
+    sink, _ = opened(uri, tmp_path / "run", [])
+    sink.event("mutation", mutation(0, step=4))
+    sink.event("rollback", mutation(0, step=4))
+    sink.close("FINISHED")
+    history = client_of(uri).get_metric_history(sink.run_id, "mutation/index")
+    assert [row.step for row in history] == [4]
+
+
+def test_the_end_has_no_password(tmp_path: Path, uri: str) -> None:
+    sink, _ = opened(uri, tmp_path / "run", [])
+    judged = {"accuracy": 5.0, "ci95": 1.0, "method": "as in http://bob:S3cret-Pw@host"}
+    results = {"fewshot": {"digits/val/5w1s": judged}}
+    (tmp_path / "run" / "results.json").write_text(json.dumps(results))
+    sink.close("FAILED", "refused by http://bob:S3cret-Pw@host/x")
+    tags = only_run(uri).data.tags
+    assert tags["error"] == "refused by http://host/x"
+    assert tags["mlflow.note.content"].endswith("(as in http://host)")
+
+
+# -- which run it is -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["run", "it's a run", "it's \"100%_\\"])
+def test_a_run_is_found_by_its_folder_alone(tmp_path: Path, uri: str, name: str) -> None:
+    client, experiment_id = module.open_store(uri, "trial")
+    made = module.create_run(client, experiment_id, run_info(tmp_path / name))
+    other = f"{name[:-1]}x"
+    module.create_run(client, experiment_id, run_info(tmp_path / other))
+    found = module.find_run(client, experiment_id, None, tmp_path / name)
+    assert found is not None
+    assert found.info.run_id == made
+    assert module.find_run(client, experiment_id, None, tmp_path / "another") is None
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_run_that_was_deleted_is_not_gone_on_with(tmp_path: Path, uri: str, known: bool) -> None:
+    first, client = opened(uri, tmp_path / "it's a run", [])
+    first.close("INTERRUPTED")
+    resumed = Resumed(first.run_id if known else None, 0, 0)
+    second = MlflowSink(uri, "trial", required=True)
+    second.open(run_info(tmp_path / "it's a run", resumed=resumed))
+    second.close("INTERRUPTED")
+    assert second.run_id == first.run_id
+    client.delete_run(first.run_id)
+    third = MlflowSink(uri, "trial", required=True)
+    third.open(run_info(tmp_path / "it's a run", resumed=resumed))
+    third.close("FINISHED")
+    assert third.run_id != first.run_id
+    assert only_run(uri).info.run_id == third.run_id
+
+
+def test_a_store_that_fails_is_not_one_that_lacks_the_run(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    class Failing:
+        def get_run(self, run_id: str) -> None:
+            raise MlflowException("it broke")
+
+    with pytest.raises(MlflowException, match="it broke"):
+        module.find_run(Failing(), "1", "abc", tmp_path)
+
+
+def test_an_experiment_that_another_process_makes_at_once_is_taken() -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, RESOURCE_ALREADY_EXISTS
+
+    class Client:
+        code, asked = RESOURCE_ALREADY_EXISTS, 0
+
+        def get_experiment_by_name(self, name: str) -> Any:
+            self.asked += 1
+            found = types.SimpleNamespace(lifecycle_stage="active", experiment_id="7")
+            return found if self.asked > 1 else None
+
+        def create_experiment(self, name: str, artifact_location: str | None) -> str:
+            raise MlflowException("there is one", error_code=self.code)
+
+    assert module._experiment(Client(), "trial", None) == "7"
+    broken = Client()
+    broken.code = INTERNAL_ERROR
+    with pytest.raises(MlflowException):
+        module._experiment(broken, "trial", None)
+
+
+def test_a_store_with_options_of_sqlite_lies_beside_its_file(tmp_path: Path, uri: str) -> None:
+    client, experiment_id = module.open_store(f"{uri}?timeout=7", "trial")
+    place = client.get_experiment(experiment_id).artifact_location
+    assert place == (tmp_path / "mlruns").as_uri()
+    assert (tmp_path / "mlflow.db.lock").exists()
+    assert {path.name for path in tmp_path.glob("mlflow.db*")} == {"mlflow.db", "mlflow.db.lock"}
+
+
+def test_the_home_folder_in_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert resolve_uri("sqlite:///~/x.db") == "sqlite:////home/someone/x.db"
+
+
+def test_limits_that_the_user_has_set_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_HTTP_REQUEST_TIMEOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"):
+        monkeypatch.setenv(name, "7")
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
+    module._load_mlflow()
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "7"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_where_a_password_comes_from_is_said_to_whom_it_lacks(code: int) -> None:
+    said = reason(ValueError(f"failed with error code {code} != 200"))
+    assert "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD" in said
+
+
+def test_a_full_disk_is_said_with_its_room() -> None:
+    for error in (OSError(errno.ENOSPC, "no"), ValueError("database or disk is full")):
+        assert f" are free in {Path.cwd()}." in reason(error)
+    assert "are free" not in reason(OSError(errno.EACCES, "no"))
+
+
+def test_a_warning_that_cannot_be_written_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise StorageError(tmp_path, errno.ENOSPC)
+
+    monkeypatch.setattr(JsonlSink, "event", full)
+    address = f"http://bob:S3cret-Pw@127.0.0.1:{closed_port()}"
+    tracker = build_tracker(tracking(name="server", uri=address), console=False)
+    tracker.open(run_info(tmp_path / "run"))
+    tracker.close("FINISHED")
+    said = capsys.readouterr().err
+    assert said.startswith(f"sseg-nase: MLflow at http://127.0.0.1:{address.rpartition(':')[2]}")
+    assert "S3cret" not in said
