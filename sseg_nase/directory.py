@@ -220,7 +220,7 @@ class RunDirectory:
             return False
         if not self.data():
             parts = Path(old).parts
-            return not Path(old).is_absolute() and Path(new).parts[-len(parts) :] == parts
+            return Path(new).parts[-len(parts) :] == parts
         self.notes.append(f"{key} is {new} now; it was {old}")
         return True
 

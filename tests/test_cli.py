@@ -281,6 +281,81 @@ def test_an_interruption(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "sseg-nase: interrupted\n"
 
 
+def test_an_ending_is_that_of_its_own_command(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(config: Config, overrides: Sequence[str]) -> Path:
+        raise RuntimeError("it broke")
+
+    assert cli("seed=0", run=run) == 1
+    assert sys.argv == ["sseg-nase", "seed=0"]  # as it was given
+    assert cli("--cfg", "job", run=not_reached) == 0
+    monkeypatch.setitem(entry.LOOKS, "status", lambda config, say: 1)  # type: ignore[arg-type]
+    assert cli("task=status", run=not_reached) == 1
+    assert cli("--version", run=not_reached) == 0
+
+
+def test_what_is_said_has_no_password(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+    def failing(error: Exception) -> Run:
+        def run(config: Config, overrides: Sequence[str]) -> Path:
+            raise error
+
+        return run
+
+    address = "http://bob:S3cret-Pw@host"
+    for error, code in ((UserError(f"{address} is away"), 2), (RuntimeError(address), 1)):
+        assert cli("seed=0", run=failing(error)) == code
+        said = capsys.readouterr().err
+        assert "http://host" in said
+        assert "S3cret" not in said
+
+
+def test_who_listened_and_went_away_is_no_failure(tmp_path: Path) -> None:
+    program = (
+        "import os, sys\n"
+        "from sseg_nase import cli\n"
+        "def gone():\n    raise BrokenPipeError\n"
+        "cli._main = gone\n"
+        "cli.main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_folders_of_ones_own_are_those_of_a_sweep_too(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handed: list[tuple[object, ...]] = []
+
+    def launch(overrides: Sequence[str], hydra: object, say: object, *further: Path) -> int:
+        handed.append((overrides, *further))
+        return 1
+
+    monkeypatch.setattr(entry, "launch", launch)
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    assert cli("-m", "--config-dir", "mine", "seed=0,1", run=not_reached) == 1
+    assert handed == [(["seed=0,1"], mine)]
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("hydra._internal.core_plugins.basic_launcher.BasicLauncher", "basic"),
+        ("hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher", "joblib"),
+        ("hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher", "submitit_local"),
+        ("hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", "submitit_slurm"),
+        ("somebody.Else", "another"),
+    ],
+)
+def test_a_launcher_by_its_class(target: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = types.SimpleNamespace(launcher=types.SimpleNamespace(_target_=target))
+    monkeypatch.setattr(entry.HydraConfig, "get", lambda: found)
+    assert entry._launcher() == name
+
+
 def test_a_misleading_ablation_is_cautioned(cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("ablation=A7", "curriculum=mixed", run=lambda config, overrides: Path()) == 0
     assert "ablation=A7 is defined with progression" in capsys.readouterr().err

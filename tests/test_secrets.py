@@ -17,6 +17,7 @@ import pytest
 
 from sseg_nase import redaction
 from sseg_nase.config.compose import load
+from sseg_nase.directory import RunDirectory
 from sseg_nase.errors import UserError
 from sseg_nase.files import append_line, write_json
 from sseg_nase.redaction import (
@@ -357,6 +358,13 @@ def test_what_is_cut_out_of_overrides_is_known_from_then_on() -> None:
 def test_a_password_is_known_in_both_ways_of_writing_it(written: str) -> None:
     overrides_without([f"tracking.uri='http://bob:{written}@host'"])
     assert redacted("S3cret-P!w or S3cret-P%21w") == "*** or ***"
+
+
+def test_a_password_is_known_as_soon_as_a_run_has_a_folder() -> None:
+    overrides = ["tracking=server", f"tracking.uri='{ADDRESS}'"]
+    RunDirectory.create(load(overrides), overrides).release()
+    assert redacted(f"refused: {SECRET}") == "refused: ***"
+    assert not holding(SECRET, Path.cwd())
 
 
 def test_texts_are_found_in_nested_values_and_in_keys() -> None:

@@ -50,10 +50,14 @@ def explaining(overrides: Sequence[str], *further: Path) -> Iterator[None]:
 
 
 def _refuse_removed(overrides: Sequence[str]) -> None:
-    """Refuse `~group` of what every run has: taken away, each of its keys would be missing."""
+    """Refuse `~group` and `~key` of what every run has: taken away, it would be missing."""
     for text in overrides:
         group = text[1:].partition("=")[0]
-        if not text.startswith("~") or group not in _sections():
+        if not text.startswith("~"):
+            continue
+        if group in key_types() and not _can_lack(group):
+            raise UserError(f"{text}: {group} cannot be taken away; give it a value, {group}=...")
+        if group not in _sections():
             continue
         options = groups().get(group, ())
         off = {"tracking": "jsonl"}.get(group, "none")
@@ -163,8 +167,8 @@ def _wrong_value(override: Override, options: dict[str, tuple[str, ...]]) -> str
         return None
     if override.is_add():
         return f"{line}: the key exists already; write {str(line).lstrip('+')}."
-    if override.is_delete():
-        return f"{line}: {key} cannot be taken away; give it a value, {key}=..."
+    if override.is_delete():  # of an entry of a dictionary: Hydra says what is wrong with it
+        return None
     for value in _values(override):
         try:
             OmegaConf.structured(_holder(known[key])).value = value
@@ -209,6 +213,12 @@ def _nearest(key: str, known_groups: Sequence[str]) -> str | None:
         return None
     near = difflib.get_close_matches(key, [*key_types(), *known_groups], 1, 0.5)
     return near[0] if near else None
+
+
+def _can_lack(key: str) -> bool:
+    """Whether a run does without this key: an entry of a dictionary, or a group that adds to it."""
+    optional = type(None) in typing.get_args(key_types()[key])
+    return key.rpartition(".")[0] in key_types() or (optional and key in groups())
 
 
 def _sections() -> set[str]:

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from typing import Any, Optional, cast
 
 import pytest
+from hydra.errors import HydraException
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sseg_nase.config.compose import load, to_config
-from sseg_nase.config.explain import mistake
-from sseg_nase.config.layout import fields_of, groups, is_section
+from sseg_nase.config.explain import explaining, mistake, one_line
+from sseg_nase.config.layout import fields_of, group_option, groups, is_section, key_types
 from sseg_nase.config.schema import Config
 from sseg_nase.config.validation import cautions, validate
 from sseg_nase.errors import UserError
@@ -33,6 +35,15 @@ MISTAKES = [
     ("dataset=null", ["dataset=null", "cifar_fs, csv"]),
     ("+ablation=A3", ["+ablation=A3", "without a plus"]),
     ("+seed=3", ["+seed=3", "exists already"]),
+    ("++ablation=A3", ["++ablation=A3", "without a plus"]),
+    ("debug=[tiny,nope]", ["debug=nope", "there is no such option"]),
+    ("~seed", ["~seed", "seed cannot be taken away", "seed=..."]),
+    ("~task", ["~task", "task cannot be taken away"]),
+    ("~pretrain.epochs=3", ["~pretrain.epochs=3", "pretrain.epochs cannot be taken away"]),
+    ("~curriculum.images", ["~curriculum.images", "cannot be taken away"]),
+    ("~curriculum.images.BASIC=3", ["curriculum.images.BASIC", "5000"]),
+    ("~curriculum.images.BASIC", ["curriculum.images.BASIC: the level is used"]),
+    ("~seeed", ["seeed", "no such key", "'seed'"]),
     ("pretrain.epochs=ten", ["pretrain.epochs=ten", "a whole number (int)"]),
     ("pretrain.epochs=2.5", ["pretrain.epochs=2.5", "a whole number (int)"]),
     ("optimizer.lr=fast", ["optimizer.lr=fast", "a number (float)"]),
@@ -246,6 +257,8 @@ def test_a_wrong_choice_inside_a_sweep_is_found() -> None:
         "hardware.batch_size=null",
         "curriculum.images={BASIC: 3}",
         "curriculum.images.BASIC=3",
+        "~ablation",
+        "~curriculum.images.BASIC",
         "evaluation.shots=[1,5]",
         "hydra.verbose=true",
         "optimizer.lr=1",
@@ -490,7 +503,38 @@ def test_what_a_tree_may_hold_is_checked(overrides: str, key: str, value: Any, s
         "evaluation.method=relation evaluation.normalize=none task=evaluate checkpoint=x",
         "finetune=maml finetune.ways=5 evaluation.method=maml evaluation.normalize=none",
         "evaluation.method=sinkhorn evaluation.queries=2",
+        "~ablation",
+        "~curriculum.images.BASIC curriculum.levels=[TEXTURE]",
     ],
 )
 def test_what_fits_together_is_accepted(fine: str) -> None:
     load(fine.split())
+
+
+def test_an_error_that_is_no_mistake_stays_what_it_is() -> None:
+    with pytest.raises(ValueError, match="ours"), explaining(["seed=1"]):
+        raise ValueError("ours")
+    with pytest.raises(UserError, match=r"^seed=x: a whole number"), explaining(["seed=x"]):
+        raise ValueError("Hydra's")
+    with pytest.raises(UserError, match="of the user"), explaining(["seed=x"]):
+        raise UserError("of the user")
+
+
+def test_what_hydra_says_is_one_line_with_its_cause() -> None:
+    error = HydraException("it is\n  wrong. Config search path: a\n b")
+    error.__cause__ = ValueError("because\nof this")
+    assert one_line(error) == "it is wrong. because of this"
+    with pytest.raises(OmegaConfBaseException) as raised:
+        OmegaConf.create({"a": {"b": "${nothing}"}}).a.b  # noqa: B018 - it is looked up here
+    assert one_line(raised.value).startswith("a.b: ")
+    assert "\n" not in one_line(raised.value)
+
+
+def test_the_values_of_a_group_are_each_caller_s_own() -> None:
+    first = group_option("hardware", "cpu")
+    first["name"] = "spoiled"
+    assert group_option("hardware", "cpu")["name"] == "cpu"
+    with pytest.raises(UserError, match="hardware=gpu: there is no such option"):
+        group_option("hardware", "gpu")
+    assert "hydra" not in groups()
+    assert "curriculum.images.BASIC" in key_types()

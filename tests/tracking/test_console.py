@@ -17,6 +17,7 @@ from sseg_nase.tracking.console import (
     finetune_line,
     latency_line,
     mutation_line,
+    networks_of,
     print_summary,
     summary_table,
 )
@@ -320,3 +321,128 @@ def test_no_figure_is_shown_that_is_none() -> None:
     assert "nan" not in line
     assert "inf" not in line
     assert "loss -, accuracy - %, val 20.00 ± - %" in line
+
+
+def test_a_stage_ends_the_bar_and_the_last_step_is_seen_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.time, "monotonic", lambda: 100.0)  # no time passes
+    sink = ConsoleSink(terminal())
+    sink.open(run_info(tmp_path))
+    sink.progress(0, 0, 0, {})  # of an epoch without steps
+    sink.progress(1, 5, 10, {"loss": 5.0})
+    sink.progress(1, 10, 10, {"loss": 3.0})
+    bar = sink._bar
+    assert bar is not None
+    assert (bar.tasks[0].completed, bar.tasks[0].description) == (2, "epoch 2/2")
+    assert bar.tasks[0].fields["figures"] == "loss 3.0000"
+    sink.event("epoch", {"epoch": 1, "loss": 3.0})
+    assert sink._bar is bar
+    sink.event("stage", {"stage": "evaluate"})
+    assert (sink._bar, bar.live.is_started) == (None, False)
+    sink.progress(1, 1, 1, {})
+    bar = sink._bar
+    assert bar is not None
+    sink.close("FINISHED")
+    assert (sink._bar, bar.live.is_started) == (None, False)
+
+
+def test_the_time_left_is_reckoned_from_where_the_run_went_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    sink = ConsoleSink()
+    sink.open(dataclasses.replace(run_info(tmp_path), total_epochs=10))
+    sink.event("epoch", {"epoch": 4})  # nothing was seen of it
+    sink.progress(5, 10, 10, {})
+    sink.event("epoch", {"epoch": 5})  # it was seen in an instant
+    now[0] += 120
+    sink.event("epoch", {"epoch": 7})
+    *_, first, second, third = capsys.readouterr().out.splitlines()
+    assert (first, second) == ("epoch 5/10  ", "epoch 6/10  ")
+    assert third == "epoch 8/10    2:00 left"  # a minute for each
+
+
+@pytest.mark.parametrize(
+    ("room", "shown"),
+    [
+        (100, "BASIC  loss 5.0000  3 blocks  params 1,000  10 images/s"),
+        (43, "BASIC  loss 5.0000  3 blocks  params 1,000"),
+        (42, "BASIC  loss 5.0000  3 blocks  params 1,000"),
+        (41, "BASIC  loss 5.0000  params 1,000"),
+        (31, "BASIC  loss 5.0000"),
+        (17, "loss 5.0000"),
+        (10, ""),
+    ],
+)
+def test_what_does_not_fit_is_left_out_the_loss_last(room: int, shown: str) -> None:
+    values = {"level": "BASIC", "loss": 5.0, "blocks": 3, "params": 1000, "images_per_second": 10.0}
+    assert figures(values, room) == shown
+
+
+def test_stages_and_levels_say_what_they_know(capsys: pytest.CaptureFixture[str]) -> None:
+    sink = ConsoleSink()
+    sink.event("stage", {"stage": "report", "seconds": 1.23456, "where": "x", "why": None})
+    sink.event("level", {"level": "OBJECT"})
+    sink.event("rollback", {**MUTATION, "accepted": False})
+    sink.event("latency", {"batch": 1, "before_ms": 2.0, "after_ms": 1.0})
+    assert capsys.readouterr().out.splitlines() == [
+        "stage report: seconds 1.235, where x, why None",
+        "LEVEL OBJECT",
+        "GROW block 4: 4 blocks, channels 16-32-64-96, params 23,584 -> 78,976, "
+        "loss 5.01 -> 5.01 (rolled back)",
+        "latency at batch 1: 2.00 -> 1.00 ms",
+    ]
+
+
+def test_an_epoch_of_fine_tuning_counts_from_one_and_says_whether_it_is_the_best() -> None:
+    values = {
+        "epoch": 0, "epochs": 2, "loss": 1.5, "accuracy": 61.25, "val_accuracy": 55.5,
+        "val_ci95": 0.5, "best": True, "images_per_second": 1234.0,
+    }  # fmt: skip
+    line = finetune_line(values)
+    assert line == (
+        "fine-tuning epoch 1/2: loss 1.5000, accuracy 61.2 %, val 55.50 ± 0.50 %, 1,234 images/s, "
+        "the best so far"
+    )
+    assert finetune_line({**values, "best": False}) == line.removesuffix(", the best so far")
+
+
+def test_networks_with_equal_accuracies_and_other_sizes_are_two() -> None:
+    two = with_best(0)
+    rows = rows_of(two, [])
+    assert rows["digits/test/5w1s"] == ["61.23 ± 0.81 %"] * 2
+    assert rows["MACs at 32 px"] == ["1,000,000", "1,234,567"]
+    sure = said_below(with_best(-1.25), [])[1]
+    assert sure == "best minus last, digits/test/5w1s: -1.25 ± 0.50 points on the same episodes"
+
+
+@pytest.mark.parametrize(
+    ("results", "names"),
+    [
+        (RESULTS, ["this run"]),
+        (with_best(1), ["best", "last"]),
+        (with_best(0, params=78976), ["best and last"]),
+        ({**RESULTS, "fewshot_untrained": RESULTS["fewshot"]}, ["this run", "untrained"]),
+        ({"fewshot_best": RESULTS["fewshot"], "best": {"params": 1}}, ["best"]),
+        ({}, []),
+    ],
+)
+def test_the_networks_of_a_run_by_name(results: dict[str, Any], names: list[str]) -> None:
+    assert list(networks_of(results)) == names
+
+
+def test_a_size_that_was_measured_is_not_the_one_of_the_costs() -> None:
+    results = {**RESULTS, "efficiency": {**RESULTS["efficiency"], "params": 1, "channels": None}}
+    assert rows_of(results, [])["params"] == ["78,976"]
+    none = {**RESULTS, "efficiency": {"latency_ms_b1": 0.0, "peak_memory_mb": None}}
+    assert not {"latency, batch 1", "peak memory"} & rows_of(none, []).keys()
+
+
+def test_the_network_that_is_judged_by_another_number_of_episodes_is_said_so() -> None:
+    untrained = {"digits/test/5w1s": {**RESULTS["fewshot"]["digits/test/5w1s"], "episodes": 100}}
+    console = Console(file=io.StringIO(), width=160, highlight=False)
+    console.print(summary_table({**RESULTS, "fewshot_untrained": untrained}, [], None))
+    caption = "600 episodes, prototype, inductive; 100 episodes, prototype, inductive"
+    assert caption in " ".join(written(console).split())

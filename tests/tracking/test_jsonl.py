@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import threading
 import time
@@ -10,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sseg_nase.files import StorageError
 from sseg_nase.finite import plain
+from sseg_nase.tracking import jsonl as module
 from sseg_nase.tracking.jsonl import MUTATION_KEYS, JsonlSink
 from sseg_nase.tracking.sink import Resumed, RunInfo
 
@@ -166,3 +169,58 @@ def test_a_rollback_takes_the_place_of_its_mutation(tmp_path: Path) -> None:
     sink.event("rollback", mutation(0, accepted=False))
     (line,) = lines_of(tmp_path / "mutations.jsonl")
     assert line["accepted"] is False
+
+
+def test_the_first_line_says_who_runs_what_and_what_it_goes_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "origin", lambda: {"mlflow.user": "bob", "task": "x"})
+    run = RunInfo(
+        tmp_path,
+        "seed=1",
+        "trial",
+        tmp_path / "config.yaml",
+        7,
+        tags={"task": "pipeline"},
+        resumed=Resumed("abc", step=7, mutations=1),
+        parent_run_id="parent",
+    )
+    JsonlSink().open(run)
+    (line,) = lines_of(tmp_path / "events.jsonl")
+    assert line["values"] == {
+        "name": "seed=1",
+        "experiment": "trial",
+        "params": {},
+        "tags": {"mlflow.user": "bob", "task": "pipeline"},
+        "total_epochs": 7,
+        "resumed": {"run_id": "abc", "step": 7, "mutations": 1},
+        "parent_run_id": "parent",
+    }
+
+
+@pytest.mark.parametrize("torn", ['{"index": 1, "ep', "no line end at all"])
+def test_torn_lines_are_cut_off_in_both_files(torn: str, tmp_path: Path) -> None:
+    opened(tmp_path).event("mutation", mutation(0))
+    for name in ("events.jsonl", "mutations.jsonl"):
+        with (tmp_path / name).open("a") as file:
+            file.write(torn)
+    opened(tmp_path).event("mutation", mutation(1))
+    assert [line["index"] for line in lines_of(tmp_path / "mutations.jsonl")] == [0, 1]
+    kinds = [line["kind"] for line in lines_of(tmp_path / "events.jsonl")]
+    assert kinds == ["open", "mutation", "open", "mutation"]
+    (tmp_path / "mutations.jsonl").write_text(torn)
+    opened(tmp_path)
+    assert (tmp_path / "mutations.jsonl").read_text() == ""
+
+
+def test_a_folder_that_cannot_be_made_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: Any, **more: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for name in ("mkdir", "touch"):
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, name, refused)
+            with pytest.raises(StorageError, match="it is read-only"):
+                opened(tmp_path / "run")

@@ -112,3 +112,52 @@ def test_figures_of_a_mutation_stand_under_their_names() -> None:
         "mutation/kind": 1,
         **{f"mutation/{key}": value for key, value in figures.items()},
     }
+
+
+def test_steps_are_sorted_and_know_the_last() -> None:
+    steps = Steps([5, 1, 3, 5])
+    assert steps.last == 5
+    assert [steps.add(step) for step in (1, 2, 3, 4, 5, 6)] == [
+        False,
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
+    assert (steps.last, Steps().last) == (6, -1)
+
+
+def test_what_the_store_has_is_found_under_its_own_name() -> None:
+    rows = Rows({"odd name_": [1, 2]})
+    assert rows.metrics({"odd name@": 5.0}, 2, 0) == []
+    assert rows.metrics({"odd name@": 5.0, "b": 1}, 3, 7) == [
+        ("odd name_", 5.0, 7, 3),
+        ("b", 1.0, 7, 3),
+    ]
+
+
+def test_a_figure_that_a_mutation_lacks_is_left_out() -> None:
+    found = Rows().mutation(mutation(0) | {"loss_before": None, "function_delta": None}, 0)
+    assert {row[0] for row in found} == {
+        "mutation/index",
+        "mutation/kind",
+        "mutation/loss_after",
+    }
+
+
+@pytest.mark.parametrize(("kind", "code"), [("GROW", 1), ("WIDEN", 2), ("PRUNE", 3)])
+def test_kinds_of_mutations_are_numbers(kind: str, code: int) -> None:
+    found = Rows().mutation(mutation(0, kind=kind), 0)
+    assert [row[1] for row in found if row[0] == "mutation/kind"] == [code]
+
+
+def test_results_without_a_size_and_with_a_data_set_in_parts(tmp_path: Path) -> None:
+    figure = {"accuracy": 5.0, "ci95": 1.0, "method": "m"}
+    results = {"fewshot": {"a/val/5w1s": figure, "a/val/5w5s": figure, "b/val/5w9s": figure}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    tags = result_tags(tmp_path)
+    note = tags.pop("mlflow.note.content")
+    assert tags == {"dataset": "a", "accuracy_5w1s": "5.00", "accuracy_5w5s": "5.00"}
+    assert note.count("**") == 6
+    assert "params" not in note
