@@ -284,6 +284,33 @@ def test_images_are_upright(tmp_path: Path, kind: str, orientation: int) -> None
     assert facts.frames == 1  # the second picture of a phone's MPO is no page
 
 
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+def exif_as_text(orientation: int) -> str:
+    """As ImageMagick writes it into a PNG."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    raw = b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")
+    return f"\nexif\n{len(raw):8d}\n{raw.hex()}\n"
+
+
+@pytest.mark.parametrize("kind", ["XMP in WebP", "XMP in PNG", "EXIF as text in PNG"])
+def test_an_orientation_is_found_wherever_it_is_written(tmp_path: Path, kind: str) -> None:
+    image = random_image("RGB", np.random.default_rng(0))
+    more: dict[str, Any] = {"lossless": True, "xmp": XMP.encode()}
+    if "PNG" in kind:
+        info = PngInfo()
+        if "XMP" in kind:
+            info.add_itxt("XML:com.adobe.xmp", XMP)
+        else:
+            info.add_text("Raw profile type exif", exif_as_text(6))
+        more = {"pnginfo": info}
+    image.save(tmp_path / "x", kind.split()[-1], **more)
+    opened = open_image(tmp_path / "x", "RGB").image
+    assert np.array_equal(np.asarray(opened), np.rot90(np.asarray(image), -1))
+
+
 def test_metadata_that_cannot_be_parsed_do_not_hide_an_image(tmp_path: Path) -> None:
     image = random_image("RGB", np.random.default_rng(0))
     for number, exif in enumerate((b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0garbage", b"")):
@@ -328,6 +355,30 @@ def test_a_file_cut_off_anywhere_gives_its_first_page_or_an_error(
             read += 1
             assert np.array_equal(np.asarray(found), first), kept
     assert read > 20
+
+
+def test_the_first_of_several_deep_pages_is_taken_and_that_is_said(tmp_path: Path) -> None:
+    pages = [Image.fromarray(np.full((2, 2), 257 * grey, np.uint16)) for grey in (9, 200)]
+    pages[0].save(tmp_path / "x.tif", save_all=True, append_images=pages[1:])
+    opened, facts = open_image(tmp_path / "x.tif", "L")
+    assert np.asarray(opened).tolist() == [[9, 9], [9, 9]]
+    assert (facts.frames, facts.kind) == (2, "I;16")
+
+
+def test_the_sizes_of_an_icon_are_one_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "x.ico", sizes=[(16, 16), (32, 32)])
+    assert open_image(tmp_path / "x.ico", "RGB").facts.frames == 1
+
+
+def test_a_damaged_further_page_says_nothing_of_the_first(tmp_path: Path) -> None:
+    """Its black is 65535; what was found of the second page before it breaks off says otherwise."""
+    first = tiff("<", np.array([0, 257, 65535]), black=0)
+    second = struct.pack("<HHHIHH", 9, 262, 3, 1, 1, 0)  # of nine entries there is one
+    path = tmp_path / "x.tif"
+    path.write_bytes(first[:-4] + struct.pack("<I", len(first)) + second)
+    opened, facts = open_image(path, "L")
+    assert np.asarray(opened).tolist() == [[255, 254, 0]]
+    assert facts.frames == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*format is deprecated:DeprecationWarning")
@@ -554,6 +605,16 @@ def test_files_that_are_no_images_are_called_what_they_are(tmp_path: Path) -> No
         path.write_bytes(content)
         with pytest.raises(UserError, match=rf"{name}.*{said}"):
             load_image(path, 8)
+
+
+def test_an_image_without_pixels_is_called_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some decoders of older versions of Pillow let them through."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    monkeypatch.setattr(opening, "_recognised", lambda file: Image.new("RGB", (0, 5)))
+    with pytest.raises(UserError, match=r"x\.png cannot be read: it has 0 × 5 pixels"):
+        load_image(tmp_path / "x.png", 8)
 
 
 def test_things_that_are_no_files_are_called_what_they_are(tmp_path: Path) -> None:
