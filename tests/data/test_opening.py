@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from sseg_nase.config.compose import load
@@ -247,6 +248,14 @@ def test_alpha_that_is_in_no_file_of_pillows(mode: str) -> None:
     image = random_image(mode, np.random.default_rng(4))
     composed = opening._composed(image, COLOUR).convert("RGB")
     assert np.array_equal(np.asarray(composed), reference(image))
+
+
+@pytest.mark.parametrize("mode", ["La", "RGBa"])
+def test_colours_that_are_lighter_than_their_alpha_allows_are_white(mode: str) -> None:
+    bands = bytes([200] * (len(mode) - 1) + [100])
+    image = Image.frombytes(mode, (1, 1), bands)
+    composed = opening._composed(image, (255, 255, 255)).convert("RGB")
+    assert composed.getpixel((0, 0)) == (255, 255, 255)
 
 
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
@@ -498,6 +507,31 @@ def test_a_range_that_is_not_clear_is_refused_with_the_key(
     assert np.asarray(found).tolist() == [[0, 255]]
 
 
+def test_values_beyond_the_given_range_are_black_and_white() -> None:
+    for dtype in (np.float32, np.int32, np.uint16):
+        values = np.array([[0, 100, 160, 200, 300]], dtype)
+        found = open_image(values, "L", Reading(value_range=(100, 200))).image
+        assert np.asarray(found).tolist() == [[0, 0, 153, 255, 255]]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_every_mode_becomes_grey_and_colour(tmp_path: Path, mode: str) -> None:
+    for name in RAW:
+        image = random_image(name, np.random.default_rng(1))
+        if name not in ("La", "RGBa", "I;16B", "HSV", "PA"):  # which no TIFF has
+            image.save(tmp_path / "x.tif")
+            found = open_image(tmp_path / "x.tif", mode).image
+            assert (found.mode, found.size) == (mode, image.size)
+
+
+def test_an_array_of_32_bits_is_of_as_many_as_it_uses() -> None:
+    small, large, unclear = (np.array([[0, top]], np.uint32) for top in (255, 65535, 70000))
+    for values in (small, large):
+        assert np.asarray(open_image(values, "L").image).tolist() == [[0, 255]]
+    with pytest.raises(UserError, match=r"An array of uint32 .* has values from 0 to 70000"):
+        open_image(unclear, "L")
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_pixels_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> None:
     values = np.array([[0, 0.5], [bad, 1]], np.float32)
@@ -662,14 +696,23 @@ def test_too_much_text_in_metadata_is_said(tmp_path: Path) -> None:
 
 
 def test_too_little_memory_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
-
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **more: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(opening, "_frames", fail)
-    with pytest.raises(UserError, match=r"x\.png.*more memory than there is"):
-        load_image(tmp_path / "x.png", 8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png", exif=exif)
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.gif")
+    for file, place, name, failing in (
+        ("x.png", opening, "_frames", fail),
+        ("x.png", opening.ImageOps, "exif_transpose", fail),
+        ("x.gif", GifImageFile, "n_frames", property(fail)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, failing)
+            with pytest.raises(UserError, match=rf"{file}.*more memory than there is"):
+                load_image(tmp_path / file, 8)
+        load_image(tmp_path / file, 8)
 
 
 @pytest.mark.parametrize("size", [(2, 9000), (9000, 2)])
