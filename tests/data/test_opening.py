@@ -928,6 +928,22 @@ def test_splits_of_different_ranges_are_refused(tmp_path: Path) -> None:
         assert len(read(tmp_path, "folder", split, value_range=[0, 255])) == 1
 
 
+def test_a_range_of_files_that_have_changed_since_is_not_compared(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / "own" / split / split).mkdir(parents=True)
+
+    def write(split: str, top: float, step: int) -> None:
+        values = np.linspace(0, top, 256, dtype=np.float32).reshape(16, 16)[::step]
+        deep(tmp_path / "own" / split / split / "x.tif", values.copy())
+
+    write("train", 255, 1)
+    write("val", 1, -1)
+    read(tmp_path, "folder")
+    write("train", 1, 1)  # it is read again later
+    assert read(tmp_path, "folder", "val").manifest["value_ranges"] == {"F": [0, 1]}
+    assert read(tmp_path, "folder").manifest["value_ranges"] == {"F": [0, 1]}
+
+
 def test_a_class_or_a_set_without_pictures_is_said(tmp_path: Path) -> None:
     for name in ("c0", "c1", "c2"):
         (tmp_path / "own" / "train" / name).mkdir(parents=True)
