@@ -118,7 +118,6 @@ def open_image(source: Path | np.ndarray, mode: str, reading: Reading = PLAIN) -
             frames = _frames(image)
             if frames is None:
                 # The search has left it at a page that cannot be read; the first one is wanted.
-                file.seek(0)
                 image, frames = _recognised(file), 1
             if width * height > LARGE:
                 with _large:
@@ -349,7 +348,6 @@ def _recognised(file: IO[bytes]) -> Image.Image:
     except UnidentifiedImageError:
         if not _is_heif(file) or not _register_heif():
             raise
-        file.seek(0)
         return Image.open(file)
 
 

@@ -313,6 +313,19 @@ def test_a_store_of_an_earlier_version_is_built_again(own: Path) -> None:
     assert not elsewhere.exists()  # nobody opens it any more
 
 
+def test_an_old_store_of_another_source_stays(own: Path, tmp_path: Path) -> None:
+    shutil.copytree(own, tmp_path / "mine" / "own")
+    other, mine = read(tmp_path / "mine" / "own").folder, read(own).folder
+    assert other is not None
+    assert mine is not None
+    kept = shutil.copytree(other, mine.with_name(other.name))
+    for folder in (kept, mine):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "schema": 1}))
+    assert read(own).folder == mine
+    assert kept.exists()
+
+
 def listing_of(own: Path) -> Listing:
     return Listing(("a",), [(own / "train" / "train-0" / "0.png", 0)])
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.GifImagePlugin import GifImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from sseg_nase.config.compose import load
@@ -249,6 +250,14 @@ def test_alpha_that_is_in_no_file_of_pillows(mode: str) -> None:
     assert np.array_equal(np.asarray(composed), reference(image))
 
 
+@pytest.mark.parametrize("mode", ["La", "RGBa"])
+def test_colours_that_are_lighter_than_their_alpha_allows_are_white(mode: str) -> None:
+    bands = bytes([200] * (len(mode) - 1) + [100])
+    image = Image.frombytes(mode, (1, 1), bands)
+    composed = opening._composed(image, (255, 255, 255)).convert("RGB")
+    assert composed.getpixel((0, 0)) == (255, 255, 255)
+
+
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -282,6 +291,33 @@ def test_images_are_upright(tmp_path: Path, kind: str, orientation: int) -> None
     opened, facts = open_image(path, "RGB")
     assert np.array_equal(np.asarray(opened), UPRIGHT[orientation](lying))
     assert facts.frames == 1  # the second picture of a phone's MPO is no page
+
+
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+
+
+def exif_as_text(orientation: int) -> str:
+    """As ImageMagick writes it into a PNG."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    raw = b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")
+    return f"\nexif\n{len(raw):8d}\n{raw.hex()}\n"
+
+
+@pytest.mark.parametrize("kind", ["XMP in WebP", "XMP in PNG", "EXIF as text in PNG"])
+def test_an_orientation_is_found_wherever_it_is_written(tmp_path: Path, kind: str) -> None:
+    image = random_image("RGB", np.random.default_rng(0))
+    more: dict[str, Any] = {"lossless": True, "xmp": XMP.encode()}
+    if "PNG" in kind:
+        info = PngInfo()
+        if "XMP" in kind:
+            info.add_itxt("XML:com.adobe.xmp", XMP)
+        else:
+            info.add_text("Raw profile type exif", exif_as_text(6))
+        more = {"pnginfo": info}
+    image.save(tmp_path / "x", kind.split()[-1], **more)
+    opened = open_image(tmp_path / "x", "RGB").image
+    assert np.array_equal(np.asarray(opened), np.rot90(np.asarray(image), -1))
 
 
 def test_metadata_that_cannot_be_parsed_do_not_hide_an_image(tmp_path: Path) -> None:
@@ -328,6 +364,30 @@ def test_a_file_cut_off_anywhere_gives_its_first_page_or_an_error(
             read += 1
             assert np.array_equal(np.asarray(found), first), kept
     assert read > 20
+
+
+def test_the_first_of_several_deep_pages_is_taken_and_that_is_said(tmp_path: Path) -> None:
+    pages = [Image.fromarray(np.full((2, 2), 257 * grey, np.uint16)) for grey in (9, 200)]
+    pages[0].save(tmp_path / "x.tif", save_all=True, append_images=pages[1:])
+    opened, facts = open_image(tmp_path / "x.tif", "L")
+    assert np.asarray(opened).tolist() == [[9, 9], [9, 9]]
+    assert (facts.frames, facts.kind) == (2, "I;16")
+
+
+def test_the_sizes_of_an_icon_are_one_picture(tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "x.ico", sizes=[(16, 16), (32, 32)])
+    assert open_image(tmp_path / "x.ico", "RGB").facts.frames == 1
+
+
+def test_a_damaged_further_page_says_nothing_of_the_first(tmp_path: Path) -> None:
+    """Its black is 65535; what was found of the second page before it breaks off says otherwise."""
+    first = tiff("<", np.array([0, 257, 65535]), black=0)
+    second = struct.pack("<HHHIHH", 9, 262, 3, 1, 1, 0)  # of nine entries there is one
+    path = tmp_path / "x.tif"
+    path.write_bytes(first[:-4] + struct.pack("<I", len(first)) + second)
+    opened, facts = open_image(path, "L")
+    assert np.asarray(opened).tolist() == [[255, 254, 0]]
+    assert facts.frames == 1
 
 
 @pytest.mark.filterwarnings("ignore:.*format is deprecated:DeprecationWarning")
@@ -447,6 +507,31 @@ def test_a_range_that_is_not_clear_is_refused_with_the_key(
     assert np.asarray(found).tolist() == [[0, 255]]
 
 
+def test_values_beyond_the_given_range_are_black_and_white() -> None:
+    for dtype in (np.float32, np.int32, np.uint16):
+        values = np.array([[0, 100, 160, 200, 300]], dtype)
+        found = open_image(values, "L", Reading(value_range=(100, 200))).image
+        assert np.asarray(found).tolist() == [[0, 0, 153, 255, 255]]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_every_mode_becomes_grey_and_colour(tmp_path: Path, mode: str) -> None:
+    for name in RAW:
+        image = random_image(name, np.random.default_rng(1))
+        if name not in ("La", "RGBa", "I;16B", "HSV", "PA"):  # which no TIFF has
+            image.save(tmp_path / "x.tif")
+            found = open_image(tmp_path / "x.tif", mode).image
+            assert (found.mode, found.size) == (mode, image.size)
+
+
+def test_an_array_of_32_bits_is_of_as_many_as_it_uses() -> None:
+    small, large, unclear = (np.array([[0, top]], np.uint32) for top in (255, 65535, 70000))
+    for values in (small, large):
+        assert np.asarray(open_image(values, "L").image).tolist() == [[0, 255]]
+    with pytest.raises(UserError, match=r"An array of uint32 .* has values from 0 to 70000"):
+        open_image(unclear, "L")
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_pixels_that_are_not_finite_are_refused(tmp_path: Path, bad: float) -> None:
     values = np.array([[0, 0.5], [bad, 1]], np.float32)
@@ -556,6 +641,16 @@ def test_files_that_are_no_images_are_called_what_they_are(tmp_path: Path) -> No
             load_image(path, 8)
 
 
+def test_an_image_without_pixels_is_called_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some decoders of older versions of Pillow let them through."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    monkeypatch.setattr(opening, "_recognised", lambda file: Image.new("RGB", (0, 5)))
+    with pytest.raises(UserError, match=r"x\.png cannot be read: it has 0 × 5 pixels"):
+        load_image(tmp_path / "x.png", 8)
+
+
 def test_things_that_are_no_files_are_called_what_they_are(tmp_path: Path) -> None:
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
@@ -601,14 +696,23 @@ def test_too_much_text_in_metadata_is_said(tmp_path: Path) -> None:
 
 
 def test_too_little_memory_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
-
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **more: Any) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(opening, "_frames", fail)
-    with pytest.raises(UserError, match=r"x\.png.*more memory than there is"):
-        load_image(tmp_path / "x.png", 8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png", exif=exif)
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.gif")
+    for file, place, name, failing in (
+        ("x.png", opening, "_frames", fail),
+        ("x.png", opening.ImageOps, "exif_transpose", fail),
+        ("x.gif", GifImageFile, "n_frames", property(fail)),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, name, failing)
+            with pytest.raises(UserError, match=rf"{file}.*more memory than there is"):
+                load_image(tmp_path / file, 8)
+        load_image(tmp_path / file, 8)
 
 
 @pytest.mark.parametrize("size", [(2, 9000), (9000, 2)])
@@ -822,6 +926,22 @@ def test_splits_of_different_ranges_are_refused(tmp_path: Path) -> None:
         read(tmp_path, "folder", "val")
     for split in ("train", "val"):
         assert len(read(tmp_path, "folder", split, value_range=[0, 255])) == 1
+
+
+def test_a_range_of_files_that_have_changed_since_is_not_compared(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / "own" / split / split).mkdir(parents=True)
+
+    def write(split: str, top: float, step: int) -> None:
+        values = np.linspace(0, top, 256, dtype=np.float32).reshape(16, 16)[::step]
+        deep(tmp_path / "own" / split / split / "x.tif", values.copy())
+
+    write("train", 255, 1)
+    write("val", 1, -1)
+    read(tmp_path, "folder")
+    write("train", 1, 1)  # it is read again later
+    assert read(tmp_path, "folder", "val").manifest["value_ranges"] == {"F": [0, 1]}
+    assert read(tmp_path, "folder").manifest["value_ranges"] == {"F": [0, 1]}
 
 
 def test_a_class_or_a_set_without_pictures_is_said(tmp_path: Path) -> None:
