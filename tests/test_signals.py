@@ -310,7 +310,7 @@ def test_the_handlers_of_the_process_are_not_called_after_those_of_a_run() -> No
         signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP"])
 def test_the_handler_from_before_is_put_back_and_hears_of_the_signal(name: str) -> None:
     """Of the first one: submitit requeues its job on SIGUSR2, and Slurm sends SIGTERM behind it."""
     number, heard = getattr(signal, name), list[int]()
@@ -318,13 +318,14 @@ def test_the_handler_from_before_is_put_back_and_hears_of_the_signal(name: str) 
     before = {
         one: signal.signal(one, lambda got, frame: heard.append(got)) for one in (number, other)
     }
+    requested = []
     try:
         with Interruption() as interruption, contextlib.suppress(Interrupted):
             with interruption.deferred(first_at_once=False):
                 signal.raise_signal(number)
                 signal.raise_signal(other)
-                assert interruption.requested == name
-                assert heard == []
+                requested = [interruption.requested, *heard]
+        assert requested == [name]
         assert heard == [number]
         with Interruption():
             pass
@@ -352,6 +353,7 @@ def test_a_request_that_nobody_asked_for_raises_at_the_end_of_the_block(
 
 
 def test_after_what_may_be_left_at_once_a_request_waits_again() -> None:
+    waited = []
     with Interruption() as interruption, contextlib.suppress(Interrupted):
         with interruption.deferred():
             interruption.is_requested()
@@ -360,9 +362,10 @@ def test_after_what_may_be_left_at_once_a_request_waits_again() -> None:
             with interruption.ending():
                 pass
             signal.raise_signal(signal.SIGTERM)
-            assert interruption.is_requested()
+            waited.append(interruption.is_requested())
             with pytest.raises(Interrupted):  # the second Ctrl-C waits for nothing
                 signal.raise_signal(signal.SIGINT)
+    assert waited == [True]
 
 
 def test_asking_does_not_make_requests_wait_where_they_are_honoured_at_once() -> None:

@@ -157,6 +157,20 @@ def test_events_stand_in_for_lost_mutations(run: Path) -> None:
     assert len(record.notes) == 1
 
 
+def test_mutations_jsonl_counts_before_events_and_is_told_in_order(run: Path) -> None:
+    """It is written anew at every change; a line of events may be of before a resume."""
+    sink = opened(run)
+    sink.event("mutation", mutation(2))
+    sink.event("mutation", mutation(1))
+    lines = [mutation(2, epoch=3), mutation(0, epoch=3)]
+    (run / "mutations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    record = read_run(run)
+    assert [(line["index"], line["epoch"]) for line in record.mutations] == [(0, 3), (1, 1), (2, 3)]
+    assert record.notes == (
+        "mutations.jsonl lacks mutations that events.jsonl tells of: taken from there.",
+    )
+
+
 def test_what_a_resumed_run_tells_twice_counts_once(run: Path) -> None:
     sink = opened(run, Resumed("id", step=20, mutations=0))
     told(sink, [2], 1.0)
