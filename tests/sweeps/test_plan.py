@@ -94,6 +94,12 @@ def test_overrides_are_told_apart() -> None:
         (["seed=0,1", "debug=tiny"], "seed=0,1", ["seed=0", "seed=1"], ["debug=tiny"] * 2),
         (["seed=0,1"], "seed=0,1", ["seed=0", "seed=1"], ["sseg_nase"] * 2),
         (["ablation=A3", "seed=4"], "ablation=A3 seed=4", ["ablation=A3"], ["ablation=A3"]),
+        (
+            ["ablation=A1,A2", "seed=4", "debug=tiny"],
+            "ablation=A1,A2 seed=4",
+            ["ablation=A1", "ablation=A2"],
+            ["ablation=A1", "ablation=A2"],
+        ),
     ],
 )
 def test_jobs_are_named_by_what_they_differ_in(
