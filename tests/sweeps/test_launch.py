@@ -103,12 +103,17 @@ def test_an_interrupted_launch_lets_no_further_job_begin(number: int) -> None:
         assert not the_sweep().stopped
         signal.raise_signal(number)
 
-    before = {one: signal.getsignal(one) for one in module.STOPPING}
+    heard = {one: signal.default_int_handler for one in module.STOPPING}  # not as under nohup
+    before = {one: signal.signal(one, handler) for one, handler in heard.items()}
     said: list[str] = []
-    assert launch(GIVEN, Hydra(interrupt), said.append) == 130
-    assert the_sweep().stopped == "the sweep was interrupted"
-    assert "goes on with what is left" in said[-1]
-    assert {one: signal.getsignal(one) for one in module.STOPPING} == before
+    try:
+        assert launch(GIVEN, Hydra(interrupt), said.append) == 130
+        assert the_sweep().stopped == "the sweep was interrupted"
+        assert "goes on with what is left" in said[-1]
+        assert {one: signal.getsignal(one) for one in module.STOPPING} == heard
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
     assert launch(GIVEN, Hydra(ends(FINISHED, 0)), said.append) == 0
     assert the_sweep().stopped is None
 
