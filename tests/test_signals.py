@@ -320,11 +320,14 @@ def test_the_handler_from_before_is_put_back_and_hears_of_the_signal(name: str) 
     }
     requested = []
     try:
-        with Interruption() as interruption, contextlib.suppress(Interrupted):
-            with interruption.deferred(first_at_once=False):
-                signal.raise_signal(number)
-                signal.raise_signal(other)
-                requested = [interruption.requested, *heard]
+        with (
+            Interruption() as interruption,
+            contextlib.suppress(Interrupted),
+            interruption.deferred(first_at_once=False),
+        ):
+            signal.raise_signal(number)
+            signal.raise_signal(other)
+            requested = [interruption.requested, *heard]
         assert requested == [name]
         assert heard == [number]
         with Interruption():
@@ -342,38 +345,48 @@ def test_a_request_that_nobody_asked_for_raises_at_the_end_of_the_block(
     first_at_once: bool,
 ) -> None:
     reached = []
-    with Interruption() as interruption:
-        with pytest.raises(Interrupted, match="SIGTERM"):
-            with interruption.deferred(first_at_once=first_at_once):
-                if first_at_once:
-                    interruption.is_requested()  # after the first step
-                signal.raise_signal(signal.SIGTERM)
-                reached.append("the end")
-        assert reached == ["the end"]
+
+    def block() -> None:
+        with Interruption() as interruption, interruption.deferred(first_at_once=first_at_once):
+            if first_at_once:
+                interruption.is_requested()  # after the first step
+            signal.raise_signal(signal.SIGTERM)
+            reached.append("the end")
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        block()
+    assert reached == ["the end"]
 
 
 def test_after_what_may_be_left_at_once_a_request_waits_again() -> None:
     waited = []
-    with Interruption() as interruption, contextlib.suppress(Interrupted):
-        with interruption.deferred():
-            interruption.is_requested()
-            with interruption.at_once():
-                pass
-            with interruption.ending():
-                pass
-            signal.raise_signal(signal.SIGTERM)
-            waited.append(interruption.is_requested())
-            with pytest.raises(Interrupted):  # the second Ctrl-C waits for nothing
-                signal.raise_signal(signal.SIGINT)
+    with (
+        Interruption() as interruption,
+        contextlib.suppress(Interrupted),
+        interruption.deferred(),
+    ):
+        interruption.is_requested()
+        with interruption.at_once():
+            pass
+        with interruption.ending():
+            pass
+        signal.raise_signal(signal.SIGTERM)
+        waited.append(interruption.is_requested())
+        with pytest.raises(Interrupted):  # the second Ctrl-C waits for nothing
+            signal.raise_signal(signal.SIGINT)
     assert waited == [True]
 
 
 def test_asking_does_not_make_requests_wait_where_they_are_honoured_at_once() -> None:
-    with Interruption() as interruption, contextlib.suppress(Interrupted):
-        with interruption.deferred(), interruption.at_once():
-            interruption.is_requested()
-            with pytest.raises(Interrupted):
-                signal.raise_signal(signal.SIGTERM)
+    with (
+        Interruption() as interruption,
+        contextlib.suppress(Interrupted),
+        interruption.deferred(),
+        interruption.at_once(),
+    ):
+        interruption.is_requested()
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
 
 
 def test_outside_the_main_thread_nothing_is_handled() -> None:

@@ -245,9 +245,7 @@ def test_a_sweep_that_began_without_mlflow_gets_its_parent_late(
     sweep = made(tmp_path / "runs", *given)
     sweep.note(parent_run_id=known)
     asked: list[bool] = []
-    monkeypatch.setattr(
-        finish, "report_sweep", lambda *arguments, figures: asked.append(figures)
-    )
+    monkeypatch.setattr(finish, "report_sweep", lambda *arguments, figures: asked.append(figures))
     begun, told = list[Any](), list[Any]()
     store: Any = SimpleNamespace(
         begin=lambda *arguments: (begun.append(arguments[0]), "its parent")[1],

@@ -92,7 +92,7 @@ def test_a_launcher_that_cannot_start_is_a_mistake_and_a_job_that_failed_is_none
             super().__call__(overrides)
             raise RuntimeError("no partition\nof that name")
 
-    with pytest.raises(UserError, match="no job could be started: no partition$"):
+    with pytest.raises(UserError, match=r"no job could be started: no partition$"):
         launch(GIVEN, Broken(), print)
     assert launch(GIVEN, Broken(ends(FAILED)), print) == 1
 
@@ -103,7 +103,7 @@ def test_an_interrupted_launch_lets_no_further_job_begin(number: int) -> None:
         assert not the_sweep().stopped
         signal.raise_signal(number)
 
-    heard = {one: signal.default_int_handler for one in module.STOPPING}  # not as under nohup
+    heard = dict.fromkeys(module.STOPPING, signal.default_int_handler)  # not as under nohup
     before = {one: signal.signal(one, handler) for one, handler in heard.items()}
     said: list[str] = []
     try:
@@ -156,7 +156,7 @@ def test_only_living_jobs_of_this_machine_are_asked_to_stop(
     for lock in alive:
         lock.release()
     assert {pid for pid, _ in sent} == {100, 101}
-    asked = {pid: number for pid, number in reversed(sent)}  # the first of each
+    asked = dict(reversed(sent))  # the first of each
     assert asked == {100: signal.SIGTERM, 101: signal.SIGKILL}
     assert (sweep.jobs[1].state()["status"], "waiting" in sweep.jobs[1].state()) == (
         INTERRUPTED, False,
@@ -202,7 +202,8 @@ def test_a_sweep_in_the_background_is_told_what_was_given_but_what_is_done(
     (command,) = started
     assert command[1:] == [
         "-m", "sseg_nase", "-m", "hydra/launcher=joblib", "sweep.retries=2",
-        f"sweep.dir={sweep.path}", "sweep.detach=false", "sweep.rerun=false", "--config-dir", str(tmp_path / "mine"),
+        f"sweep.dir={sweep.path}", "sweep.detach=false", "sweep.rerun=false",
+        "--config-dir", str(tmp_path / "mine"),
     ]  # fmt: skip
     assert ("could not be started in the background:\nwhy" in said[0]) == bool(code)
 
@@ -303,9 +304,7 @@ def test_a_run_of_other_code_is_taken_over_and_that_is_said(
 def test_a_finished_run_goes_before_one_that_was_interrupted(sweep: SweepFolder) -> None:
     job, runs = sweep.jobs[0], list[KnownRun]()
     for status in (INTERRUPTED, FINISHED):
-        place = RunDirectory.create(
-            dataclasses.replace(job.config, seed=len(runs)), job.overrides
-        )
+        place = RunDirectory.create(dataclasses.replace(job.config, seed=len(runs)), job.overrides)
         place.write_status(status)
         place.release()
         runs.append(KnownRun(status, status, place.path, None))

@@ -16,11 +16,11 @@ from test_plan import made
 
 from sseg_nase.config.compose import load
 from sseg_nase.directory import RUNNING, RunDirectory, status_of
+from sseg_nase.sweeps import seen as seeing
 from sseg_nase.sweeps.finish import table
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder
 from sseg_nase.sweeps.isolation import Ending
 from sseg_nase.sweeps.job import died
-from sseg_nase.sweeps import seen as seeing
 from sseg_nase.sweeps.seen import GONE, Seen, Watcher, exit_code, look, slurm_said
 
 HERE = {"host": socket.gethostname(), "pid": 1, "started": 1.0}
