@@ -23,7 +23,13 @@ from sseg_nase.directory import RunDirectory
 from sseg_nase.run import run
 from sseg_nase.tracking import mlflow_sink
 from sseg_nase.training import checkpoint
-from sseg_nase.training.interruption import Interrupted, Interruption, end_at_once
+from sseg_nase.training.interruption import (
+    NAMES,
+    Interrupted,
+    Interruption,
+    end_at_once,
+    from_the_start,
+)
 
 TINY = [
     "debug=tiny",
@@ -302,6 +308,121 @@ def test_the_handlers_of_the_process_are_not_called_after_those_of_a_run() -> No
         assert signal.getsignal(signal.SIGTERM) is end_at_once  # and we are still here
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP"])
+def test_the_handler_from_before_is_put_back_and_hears_of_the_signal(name: str) -> None:
+    """Of the first one: submitit requeues its job on SIGUSR2, and Slurm sends SIGTERM behind it."""
+    number, heard = getattr(signal, name), list[int]()
+    other = signal.SIGTERM if name != "SIGTERM" else signal.SIGUSR1
+    before = {
+        one: signal.signal(one, lambda got, frame: heard.append(got)) for one in (number, other)
+    }
+    requested = []
+    try:
+        with (
+            Interruption() as interruption,
+            contextlib.suppress(Interrupted),
+            interruption.deferred(first_at_once=False),
+        ):
+            signal.raise_signal(number)
+            signal.raise_signal(other)
+            requested = [interruption.requested, *heard]
+        assert requested == [name]
+        assert heard == [number]
+        with Interruption():
+            pass
+        assert heard == [number]  # nothing came
+        signal.raise_signal(other)
+        assert heard == [number, other]
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+@pytest.mark.parametrize("first_at_once", [True, False])
+def test_a_request_that_nobody_asked_for_raises_at_the_end_of_the_block(
+    first_at_once: bool,
+) -> None:
+    reached = []
+
+    def block() -> None:
+        with Interruption() as interruption, interruption.deferred(first_at_once=first_at_once):
+            if first_at_once:
+                interruption.is_requested()  # after the first step
+            signal.raise_signal(signal.SIGTERM)
+            reached.append("the end")
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        block()
+    assert reached == ["the end"]
+
+
+def test_after_what_may_be_left_at_once_a_request_waits_again() -> None:
+    waited = []
+    with (
+        Interruption() as interruption,
+        contextlib.suppress(Interrupted),
+        interruption.deferred(),
+    ):
+        interruption.is_requested()
+        with interruption.at_once():
+            pass
+        with interruption.ending():
+            pass
+        signal.raise_signal(signal.SIGTERM)
+        waited.append(interruption.is_requested())
+        with pytest.raises(Interrupted):  # the second Ctrl-C waits for nothing
+            signal.raise_signal(signal.SIGINT)
+    assert waited == [True]
+
+
+def test_asking_does_not_make_requests_wait_where_they_are_honoured_at_once() -> None:
+    with (
+        Interruption() as interruption,
+        contextlib.suppress(Interrupted),
+        interruption.deferred(),
+        interruption.at_once(),
+    ):
+        interruption.is_requested()
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_outside_the_main_thread_nothing_is_handled() -> None:
+    """Where Python allows no handlers."""
+    before = [signal.getsignal(getattr(signal, name)) for name in NAMES]
+    ended: list[str] = []
+
+    def work() -> None:
+        from_the_start()
+        with Interruption() as interruption, interruption.deferred():
+            assert not interruption.is_requested()
+        ended.append("well")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert ended == ["well"]
+    assert [signal.getsignal(getattr(signal, name)) for name in NAMES] == before
+
+
+def test_from_the_start_what_is_ignored_or_handled_stays_so() -> None:
+    given = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_IGN,
+        signal.SIGUSR1: lambda number, frame: None,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in given.items()}
+    try:
+        from_the_start()
+        now = {number: signal.getsignal(number) for number in given}
+        ours = (signal.SIGINT, signal.SIGTERM)
+        assert now == given | dict.fromkeys(ours, end_at_once)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # -- the program ---------------------------------------------------------------------------------

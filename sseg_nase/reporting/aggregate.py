@@ -547,11 +547,14 @@ def _compared(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
 
 def _comparable(a: Mapping[int, Judged], b: Mapping[int, Judged]) -> list[int]:
     """The common seeds that were judged on one and the same list; on the commonest, if several."""
-    by_list: dict[tuple[Any, int], list[int]] = defaultdict(list)
+    by_list: list[list[int]] = []
     for seed in sorted(a.keys() & b.keys()):
         if same_episodes(a[seed], b[seed]):
-            by_list[a[seed].settings, a[seed].episodes].append(seed)
-    return max(by_list.values(), key=len, default=[])
+            alike = (those for those in by_list if same_episodes(a[those[0]], a[seed]))
+            if (those := next(alike, None)) is None:
+                by_list.append(those := [])
+            those.append(seed)
+    return max(by_list, key=len, default=[])
 
 
 def _lists(

@@ -106,7 +106,8 @@ def read_run(folder: Path | str) -> RunRecord:
         notes.append(f"The run is {ended}{because}: what it has written is shown.")
     if results is None:
         notes.append(_unread(folder / "results.json", "there are no results"))
-    notes += [f"Doubt: {text}." for text in section(section(results or {}, "data"), "doubts") or ()]
+    doubts = section(results or {}, "data").get("doubts")
+    notes += [f"Doubt: {text}." for text in doubts] if isinstance(doubts, list) else []
     events = _events(folder / "events.jsonl", notes)
     mutations = _mutations(folder / "mutations.jsonl", events, notes)
     return RunRecord(folder, config, status or {}, results or {}, events, mutations, tuple(notes))

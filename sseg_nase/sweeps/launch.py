@@ -82,7 +82,8 @@ def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> 
         if settings.dry_run:
             return rehearse(title, planned, known, rerun=settings.rerun)
         sweep = known or _made(title, planned, settings, overrides_without(jobs))
-        settings = load([*sweep.shared, *sweeps], *further).sweep
+    kept = [text for text in sweeps if not text.lstrip("+").startswith(OWN_KEYS)]
+    settings = load([*sweep.shared, *kept], *further).sweep  # what an experiment says holds on
     chosen = [*sweep.shared, *hydras]
     started_by = launcher(chosen, *further)
     in_slurm = started_by == SLURM
@@ -103,9 +104,8 @@ def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> 
         if not numbers and not _on_its_way(look(sweep)):
             return finish(sweep, store, say)
         if in_slurm or not settings.detach:
-            kept = [text for text in sweeps if not text.lstrip("+").startswith(OWN_KEYS)]
             return _run(sweep, numbers, [*chosen, *kept], hydra, store, say, in_slurm=in_slurm)
-    return _in_background(sweep, hydras, sweeps, say, *further)
+    return _in_background(sweep, hydras, kept, say, *further)
 
 
 def _named(directory: str, jobs: Sequence[str]) -> SweepFolder:
@@ -388,13 +388,10 @@ def _in_background(
     sweep: SweepFolder, hydras: Sequence[str], sweeps: Sequence[str], say: Say, *further: Path
 ) -> int:
     """Go on with the sweep in a process that outlives the shell; return when it has begun."""
-    kept = [
-        text
-        for text in sweeps
-        if not text.lstrip("+").startswith((*OWN_KEYS, "sweep.detach", "sweep.rerun"))
-    ]
+    done = ("sweep.detach", "sweep.rerun")  # here, also where an experiment has asked for them
+    kept = [text for text in sweeps if not text.lstrip("+").startswith(done)]
     started = [sys.executable, "-m", "sseg_nase", "-m", *hydras, *kept]
-    started += [override("sweep.dir", sweep.path)]
+    started += [override("sweep.dir", sweep.path), *(f"{key}=false" for key in done)]
     if further:
         started += ["--config-dir", str(further[0])]
     log = sweep.path / "launcher.log"

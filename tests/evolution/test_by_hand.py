@@ -184,3 +184,20 @@ def test_mistakes_are_told() -> None:
         grow(network, optimizer=unknown)
     with pytest.raises(UserError, match="WIDEN block 7"):
         widen(network, 7, optimizer=optimizer, teacher=teacher)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_what_networks_are_set_to_goes_along(name: str) -> None:
+    network, _, teacher = trained(PLAIN)
+    network.gradient_checkpointing = True
+    teacher = teacher.double().train()
+    teacher.blocks[0].requires_grad_(True)
+    evolved = BY_HAND[name](network, teacher=teacher)
+    assert evolved.optimizer is None
+    assert evolved.teacher is not None
+    assert evolved.network.gradient_checkpointing
+    assert not evolved.teacher.gradient_checkpointing
+    assert evolved.teacher.training
+    assert {p.dtype for p in evolved.teacher.parameters()} == {torch.float64}
+    learnt = {n for n, p in evolved.teacher.named_parameters() if p.requires_grad}
+    assert learnt == {n for n, p in teacher.named_parameters() if p.requires_grad}

@@ -55,3 +55,12 @@ def test_going_on_elsewhere_keeps_what_was_before(
     assert stored()["earlier"] == [first, {"python": "3.11", "gpu": "a card"}]
     (tmp_path / "environment.json").write_text("{ torn")
     assert stored() == here
+
+
+@pytest.mark.parametrize(("diff", "changed"), [(None, None), ("", False), ("a diff", True)])
+def test_whether_the_code_was_changed(
+    diff: str | None, changed: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "git_diff", lambda package: diff)
+    monkeypatch.setattr(environment, "git_commit", lambda package: "abc")
+    assert describe_environment()["code"] == {"commit": "abc", "changed": changed}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sseg_nase.config.compose import load
+from sseg_nase.hardware import memory
 from sseg_nase.hardware.memory import (
     MEBIBYTE,
     MemoryUse,
@@ -194,6 +195,15 @@ def test_the_cap_on_cuda(fake_cuda: SimpleNamespace, asked: float | None, cap: f
     enforce_memory_cap(CUDA, asked)
     assert fake_cuda.fraction == cap / 8
     assert memory_use(CUDA, asked) == MemoryUse(3 * 1024, 1024 * cap)
+    assert fake_cuda.resets == 1
+
+
+def test_on_cuda_a_peak_is_what_comes_on_top(
+    fake_cuda: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 2**30)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert memory._cuda_peak(torch.nn.Conv2d(3, 1, 1), 4, 1, 3) == 2 * 2**30
     assert fake_cuda.resets == 1
 
 

@@ -163,3 +163,62 @@ def test_places_are_given_one_by_one(tmp_path: Path) -> None:
         assert taken == []
     thread.join()
     assert len(taken) == 1
+
+
+def test_a_gpu_is_free_again_after_its_job(machine: Path) -> None:
+    have(machine, TWO[:1])
+    for _ in range(2):
+        with slot(free_gb=0.5) as environment:
+            assert environment == {"CUDA_VISIBLE_DEVICES": "GPU-aaaa"}
+
+
+def test_of_too_few_free_gpus_none_is_held(machine: Path) -> None:
+    """Else two jobs that want two each would wait for each other."""
+    have(machine, TWO)
+    told: list[str] = []
+    threading.Timer(0.4, have, (machine, [TWO[0], "1, GPU-bbbb, 9000, 12288"])).start()
+    taken: list[str] = []
+
+    def another() -> None:
+        time.sleep(0.2)
+        with slot(visible="0") as environment:
+            taken.append(environment["CUDA_VISIBLE_DEVICES"])
+
+    thread = threading.Thread(target=another)
+    thread.start()
+    with slot(count=2, told=told) as environment:
+        assert environment == {"CUDA_VISIBLE_DEVICES": "GPU-aaaa,GPU-bbbb"}
+        assert taken == ["GPU-aaaa"]
+    thread.join()
+    assert len(told) == 1
+
+
+def test_all_users_of_the_machine_see_the_same_locks(machine: Path, tmp_path: Path) -> None:
+    have(machine, ["3, GPU-eeee, 10240, 12288"])
+    before = os.umask(0o077)
+    try:
+        with slot():
+            folder = tmp_path / "sseg-nase-gpus"
+            (lock,) = folder.iterdir()
+            assert lock.name == "GPU-eeee.lock"  # an index differs with what is visible
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o1777
+            assert stat.S_IMODE(lock.stat().st_mode) == 0o666
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("error", [subprocess.TimeoutExpired("nvidia-smi", 30), OSError()])
+def test_a_driver_that_does_not_answer_is_none(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(*arguments: object, **more: object) -> None:
+        raise error
+
+    monkeypatch.setattr(subprocess, "run", hang)
+    assert gpus() == []
+
+
+def test_only_visible_gpus_count(machine: Path) -> None:
+    have(machine, TWO)
+    with slot(count=2, free_gb=0.5, visible="0") as environment:
+        assert environment == {}  # there are two, but one is seen

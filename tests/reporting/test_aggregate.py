@@ -346,6 +346,44 @@ def test_the_commonest_list_counts_where_seeds_have_several(entries: list[Entry]
     assert any("A1 (seed 0), A2 (seed 0), A7 (seed 0) with" in note for note in found.notes)
 
 
+def of_images(entry: Entry, images: str) -> None:
+    """Let a run have recorded the checksum of what it was judged on."""
+    data = {"evaluated": {"digits/val": {"identity": images}}}
+    change("results.json", "data", to=data)(entry.run)
+
+
+def test_the_folder_of_images_that_are_known_to_be_the_same_counts_for_nothing(
+    entries: list[Entry],
+) -> None:
+    """Also where the seeds of a configuration were run on several machines."""
+    for index, entry in enumerate(entries):
+        of_images(entry, "the same")
+        change("config.yaml", "dataset", "root", to=f"folder {index}")(entry.run)
+    found = aggregate(entries)
+    assert {row["seeds"] for row in rows(found.comparisons)} == {3}
+    assert found.notes == ()
+
+
+def test_what_was_judged_on_other_images_enters_no_mean(entries: list[Entry]) -> None:
+    for entry in entries:
+        of_images(entry, "others" if (entry.configuration, entry.seed) == ("A2", 1) else "those")
+    found = aggregate(entries)
+    seeds = {(r["configuration"], r["seeds"]) for r in rows(found.summary, key=KEY)}
+    assert seeds == {("A1", 3), ("A2", 2), ("A7", 3)}
+    assert not rows(found.runs, configuration="A2", seed=1)
+    note = f"A2, seed 1, {KEY}: it was evaluated on other images than A2, seed 0: left out"
+    assert any(note in one for one in found.notes)
+
+
+def test_configurations_on_other_images_are_not_compared(entries: list[Entry]) -> None:
+    for entry in entries:
+        of_images(entry, "others" if entry.configuration == "A7" else "those")
+    found = aggregate(entries)
+    assert pairs(found) == {("A1", "A2")}
+    assert {row["seeds"] for row in rows(found.summary, key=KEY)} == {3}
+    assert any("images (checksum)=others" in note for note in found.notes)
+
+
 def test_the_first_of_two_finished_runs_of_one_seed_counts(
     entries: list[Entry], tmp_path: Path
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sseg_nase.reporting import export
 from sseg_nase.reporting.record import RunRecord, Series, read_run
 from sseg_nase.tracking.jsonl import MUTATION_KEYS, JsonlSink
 from sseg_nase.tracking.sink import Resumed, RunInfo
@@ -157,6 +158,20 @@ def test_events_stand_in_for_lost_mutations(run: Path) -> None:
     assert len(record.notes) == 1
 
 
+def test_mutations_jsonl_counts_before_events_and_is_told_in_order(run: Path) -> None:
+    """It is written anew at every change; a line of events may be of before a resume."""
+    sink = opened(run)
+    sink.event("mutation", mutation(2))
+    sink.event("mutation", mutation(1))
+    lines = [mutation(2, epoch=3), mutation(0, epoch=3)]
+    (run / "mutations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    record = read_run(run)
+    assert [(line["index"], line["epoch"]) for line in record.mutations] == [(0, 3), (1, 1), (2, 3)]
+    assert record.notes == (
+        "mutations.jsonl lacks mutations that events.jsonl tells of: taken from there.",
+    )
+
+
 def test_what_a_resumed_run_tells_twice_counts_once(run: Path) -> None:
     sink = opened(run, Resumed("id", step=20, mutations=0))
     told(sink, [2], 1.0)
@@ -167,6 +182,62 @@ def test_what_a_resumed_run_tells_twice_counts_once(run: Path) -> None:
     assert [line["loss"] for line in record.events["epoch"]] == [4.0, 4.0, 1.0, 4.0]
     assert record.mutations == [mutation(0, epoch=2, accepted=False)]
     assert record.events["probation"] == []
+
+
+def test_what_every_intervention_decided_in_an_epoch_stays(run: Path) -> None:
+    sink = opened(run)
+    for _ in range(2):  # after a resume they are told again
+        for name in ("evolution", "sparsity"):
+            sink.event("decision", {"intervention": name, "epoch": 1, "reason": f"of {name}"})
+    assert [line["reason"] for line in read_run(run).events["decision"]] == [
+        "of evolution", "of sparsity"
+    ]  # fmt: skip
+
+
+def test_what_the_run_doubts_of_its_images_is_a_note(run: Path) -> None:
+    results = {"fewshot": {}, "data": {"doubts": ["one image is in two splits", "another"]}}
+    (run / "results.json").write_text(json.dumps(results))
+    assert read_run(run).notes == ("Doubt: one image is in two splits.", "Doubt: another.")
+
+
+def test_accuracies_stand_list_by_list_in_the_order_of_their_making(run: Path) -> None:
+    keys = ("d/val/5w5s", "d/val/5w1s")
+    results: dict[str, Any] = {
+        section: {
+            key: {"accuracy": 10.0 * n + m, "ci95": None, "episodes": 4, "method": "m"}
+            for m, key in enumerate(keys)
+        }
+        for n, section in enumerate(export.NETWORKS.values())
+    }
+    results["fewshot"][keys[0]]["ci95"] = 0.5
+    results["fewshot_best"][keys[1]]["accuracy"] = float("nan")
+    results["fewshot_untrained"]["d/val/5w9s"] = "nothing"
+    (run / "results.json").write_text(json.dumps(results))
+    found = export.results_of(read_run(run))
+    assert [(one.key, one.network, one.accuracy, one.ci95) for one in found] == [
+        (keys[0], "untrained", 0.0, None),
+        (keys[0], "pretrained", 10.0, None),
+        (keys[0], "best", 20.0, None),
+        (keys[0], "last", 30.0, 0.5),
+        (keys[1], "untrained", 1.0, None),
+        (keys[1], "pretrained", 11.0, None),
+        (keys[1], "last", 31.0, None),
+    ]
+
+
+def test_lines_of_epochs_and_mutations(run: Path) -> None:
+    sink = opened(run)
+    sink.event("finetune", {"epoch": 0, "loss": 2.0, "val_accuracy": 50.0})
+    record = read_run(run)
+    lines = list(export.epoch_lines(record))
+    assert [(line["stage"], line["epoch"]) for line in lines] == [
+        *(("pretrain", epoch) for epoch in range(4)),
+        ("finetune", 0),
+    ]
+    assert lines[-1]["val_accuracy"] == 50.0
+    (line,) = export.mutation_lines(record)
+    assert (line["before_params"], line["after_params"]) == (5000, 7000)
+    assert (line["before_channels"], line["after_channels"]) == ("[16, 16, 32]", "[16, 24, 32]")
 
 
 def test_a_run_that_began_again(run: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -242,6 +243,59 @@ def test_one_broken_run_keeps_no_other_back(sent: list[dict[str, Any]], sweep: S
     assert code == 1
     assert "not delivered: " in said[0]
     assert [call["directory"] for call in sent] == [sweep.jobs[2].run]
+
+
+def test_a_run_that_has_begun_again_is_passed_over(
+    sent: list[dict[str, Any]], sweep: SweepFolder
+) -> None:
+    """It says how it ended before, until it is told otherwise; that is no failure."""
+    run = sweep.jobs[1].run
+    assert run is not None
+    with held(run):
+        code, said = task(f"sweep={sweep.path}")
+    assert code == 0
+    assert [call["directory"] for call in sent] == [sweep.jobs[2].run]
+    assert len(said) == 1
+
+
+def test_how_many_are_left_is_counted_from_the_one_that_was_refused(
+    monkeypatch: pytest.MonkeyPatch, sweep: SweepFolder
+) -> None:
+    calls = []
+
+    def away(directory: Path, *arguments: Any, **more: Any) -> Delivery:
+        calls.append(directory)
+        if len(calls) == 2:
+            raise Undelivered("MLflow at x does not take it: gone.")
+        return Delivery("new", True, 1, 1, True, ())
+
+    monkeypatch.setattr(module, "send_missing", away)
+    code, said = task(f"sweep={sweep.path}", f"tracking.uri={STORE}")
+    assert (code, len(calls)) == (1, 2)
+    assert "2 runs are not delivered" in said[-1]
+
+
+def test_a_run_goes_where_it_went_before_not_where_its_config_says(
+    sent: list[dict[str, Any]],
+) -> None:
+    run = ended("tracking=server", "tracking.uri=http://127.0.0.1:8", tracking_uri=AWAY)
+    deliver_run(run)
+    assert sent[0]["uri"] == AWAY
+
+
+def test_a_copy_is_not_sent_into_the_run_of_the_original(
+    sent: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    run = ended(tracking_uri="sqlite:////x.db", tracker_run_id="original")
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    deliver_run(copy)
+    deliver_run(run)
+    assert [call["run_id"] for call in sent] == [None, "original"]
+    now = status_of(copy)
+    assert (now["tracker_run_id"], now["directory"]) == ("new", str(copy))
+    deliver_run(copy)
+    assert sent[-1]["run_id"] == "new"  # it has one of its own now
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import socket
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,10 @@ from typing import Any
 import pytest
 from test_plan import made, planned
 
+from sseg_nase.config.compose import load
 from sseg_nase.directory import RUNNING, RunDirectory, status_of
-from sseg_nase.sweeps import finish, job, launch, seen
+from sseg_nase.errors import UserError
+from sseg_nase.sweeps import finish, folder, job, launch, seen
 from sseg_nase.sweeps.folder import SweepFolder, create, identity
 from sseg_nase.sweeps.isolation import Ending
 from sseg_nase.sweeps.plan import plan
@@ -168,6 +171,146 @@ def test_a_sweep_whose_jobs_wait_is_not_closed_by_one_that_ended(
     sweep.jobs[1].note(started=1.0, ended=2.0, status=FAILED)
     finish.finish_if_last(sweep, print)
     assert closed == [sweep]
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_only_whom_nobody_waits_for_closes_a_sweep(
+    launched: bool, sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[SweepFolder] = []
+    monkeypatch.setattr(finish, "finish", lambda sweep, *arguments: closed.append(sweep))
+    for one in sweep.jobs:
+        one.note(started=1.0, ended=2.0, status=FAILED)
+    if launched:
+        with SweepFolder(sweep.path).launching():
+            finish.finish_if_last(sweep, print)
+    else:
+        finish.finish_if_last(sweep, print)
+    assert closed == ([] if launched else [sweep])
+
+
+def test_of_two_jobs_that_end_together_one_closes_the_sweep(
+    sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one sees that it is held, and that is no failure of its own."""
+    monkeypatch.setattr(finish, "finish", lambda *arguments: pytest.fail("closed twice"))
+    monkeypatch.setattr(SweepFolder, "launched", lambda self: False)
+    monkeypatch.setattr(folder, "SECONDS_FOR_LOCK", 0.01)
+    for one in sweep.jobs:
+        one.note(started=1.0, ended=2.0, status=FAILED)
+    with SweepFolder(sweep.path).launching():
+        finish.finish_if_last(sweep, print)
+        finish._close_forgotten(sweep, look(sweep), print)
+
+
+@pytest.mark.parametrize(
+    ("begun", "ended", "running", "closes"),
+    [
+        (True, False, False, True),
+        (True, True, False, False),
+        (True, False, True, False),
+        (False, False, False, False),
+    ],
+)
+def test_a_look_closes_a_sweep_that_was_left_behind(
+    begun: bool,
+    ended: bool,
+    running: bool,
+    closes: bool,
+    sweep: SweepFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    closed: list[SweepFolder] = []
+    monkeypatch.setattr(finish, "_close", lambda sweep, *arguments: closed.append(sweep))
+    if begun:
+        for one in sweep.jobs:
+            one.note(started=1.0, ended=2.0, status=FAILED, exitcode=2)
+    if ended:
+        sweep.end(FAILED)
+    config = load(["task=status", f"sweep={sweep.path}"])
+    with sweep.jobs[0].held() if running else nullcontext():
+        code = finish.status(config, print)
+    assert [one.path for one in closed] == ([sweep.path] if closes else [])
+    assert code == (2 if begun else 0)
+    assert "seed=1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("known", ["its parent", None])
+@pytest.mark.parametrize("drawn", [True, False])
+def test_a_sweep_that_began_without_mlflow_gets_its_parent_late(
+    known: str | None, drawn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("seed=0,1", "tracking=jsonl", f"report.at_end={str(drawn).lower()}")
+    sweep = made(tmp_path / "runs", *given)
+    sweep.note(parent_run_id=known)
+    asked: list[bool] = []
+    monkeypatch.setattr(finish, "report_sweep", lambda *arguments, figures: asked.append(figures))
+    begun, told = list[Any](), list[Any]()
+    store: Any = SimpleNamespace(
+        begin=lambda *arguments: (begun.append(arguments[0]), "its parent")[1],
+        end=lambda *arguments: told.append(arguments),
+    )
+    finish._close(sweep, look(sweep), store, print)
+    assert begun == ([] if known else [None])
+    assert told == [("its parent", INTERRUPTED, "2 of 2 jobs are not finished")]
+    assert SweepFolder(sweep.path).plan["parent_run_id"] == "its parent"
+    assert asked == [drawn]
+
+
+def test_a_job_that_is_forgotten_is_in_no_queue_and_one_in_a_queue_has_begun(
+    sweep: SweepFolder,
+) -> None:
+    one = sweep.jobs[0]
+    assert not one.begun
+    one.queue("12_0")
+    assert one.begun
+    one.note(started=1.0, reason="so")
+    one.note(reason=None)
+    assert one.state() == {"started": 1.0}
+    one.forget()
+    assert (one.begun, one.slurm_job, one.state()) == (False, None, {})
+    one.forget()  # also what was never begun
+    one.note(started=1.0)
+    assert one.begun
+
+
+def test_a_launch_notes_who_it_was_and_not_what_it_was_told_to_look_at(
+    sweep: SweepFolder,
+) -> None:
+    given = dataclasses.replace(sweep.settings, dir="elsewhere", job=3, retries=2)
+    sweep.begin_launch(given, "0,1")
+    again = SweepFolder(sweep.path)
+    assert (again.settings.dir, again.settings.job, again.settings.retries) == (None, None, 2)
+    assert again.plan["visible_devices"] == "0,1"
+    assert again.plan["launched_by"] == f"process {os.getpid()} on {socket.gethostname()}"
+
+
+@pytest.mark.parametrize(
+    ("environment", "number"),
+    [
+        ({}, None),
+        ({"SLURM_JOB_ID": "7"}, "7"),
+        ({"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "6", "SLURM_ARRAY_TASK_ID": "0"}, "6_0"),
+        ({"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "6"}, "7"),
+    ],
+)
+def test_slurm_s_number_of_a_process(
+    environment: dict[str, str], number: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert folder.this_process() == {
+        "host": socket.gethostname(), "pid": os.getpid(), "slurm_job": number
+    }  # fmt: skip
+
+
+def test_a_sweep_that_cannot_be_written_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"paths.output_dir=.*file: cannot be written"):
+        made(tmp_path / "file", "seed=0,1", "tracking=jsonl")
 
 
 def test_jobs_that_are_run_again_forget_their_runs(sweep: SweepFolder) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,255 @@ def test_a_dead_process_of_this_host_is_noticed_at_once(sweep: SweepFolder) -> N
     place = RunDirectory(job.run)
     place.write_status("RUNNING")
     assert look(sweep)[0].state == "RUNNING"  # its lock may not be seen from here
+
+
+# -- one attempt -----------------------------------------------------------------------------------
+
+
+def test_what_was_interrupted_is_not_retried(
+    sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def attempt(sweep: SweepFolder, job: JobFolder, launcher: str) -> None:
+        made.append(job.number)
+        jobs._begin(job)
+        jobs._end(job, INTERRUPTED, "it was killed", -9)
+
+    monkeypatch.setattr(jobs, "_apart", attempt)
+    monkeypatch.setattr(jobs, "finish_if_last", lambda *arguments: None)
+    settings(sweep, retries=3, on_failure="stop")
+    jobs.perform(sweep.path, 0, "basic")
+    assert made == [0]
+    assert SweepFolder(sweep.path).stopped is None
+
+
+@pytest.mark.parametrize(
+    ("launcher", "status", "raised"),
+    [
+        ("submitit_slurm", FAILED, True),
+        ("submitit_slurm", INTERRUPTED, True),
+        ("submitit_slurm", FINISHED, False),
+        ("basic", FAILED, False),
+    ],
+)
+def test_slurm_hears_of_what_went_wrong_and_the_sweep_is_looked_at(
+    launcher: str,
+    status: str,
+    raised: bool,
+    sweep: SweepFolder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked: list[Path] = []
+    monkeypatch.setattr(jobs, "finish_if_last", lambda sweep, *more: looked.append(sweep.path))
+    monkeypatch.setattr(
+        jobs, "_attempts", lambda sweep, job, launcher: jobs._end(job, status, "so", 1)
+    )
+    if raised:
+        with pytest.raises(RuntimeError, match=r"job 1 \(seed=1\): so"):
+            jobs.perform(sweep.path, 1, launcher)
+    else:
+        jobs.perform(sweep.path, 1, launcher)
+    assert looked == [sweep.path]
+
+
+def test_a_sweep_is_looked_at_also_where_its_job_was_interrupted(
+    sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any, **more: Any) -> Ending:
+        raise KeyboardInterrupt
+
+    looked: list[Path] = []
+    monkeypatch.setattr(jobs, "finish_if_last", lambda sweep, *more: looked.append(sweep.path))
+    monkeypatch.setattr(jobs, "isolated", interrupted)
+    settings(sweep)
+    job = sweep.jobs[0]
+    job.note(waiting="for a GPU")
+    with pytest.raises(KeyboardInterrupt):
+        jobs.perform(sweep.path, 0, "basic")
+    assert looked == [sweep.path]
+    state = job.state()
+    assert (state["status"], state["exitcode"]) == (INTERRUPTED, 130)
+    assert state["reason"] == "interrupted with the sweep"
+    assert "waiting" not in state
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+def test_what_a_process_gets(
+    launcher: str, sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+
+    def run(target: Any, arguments: Any, **more: Any) -> Ending:
+        given.append({"arguments": arguments, **more})
+        return Ending(FAILURE, timed_out=False)
+
+    monkeypatch.setattr(jobs, "isolated", run)
+    settings(sweep)
+    job = sweep.jobs[1]
+    job.queue("12_1")
+    jobs._apart(sweep, job, launcher)
+    (one,) = given
+    assert one["arguments"] == (str(sweep.path), 1)
+    assert one["console"] == (None if launcher == "basic" else job.console)
+    assert one["seconds"] is None
+    assert job.slurm_job is None  # it is no more in a queue of Slurm's
+
+
+@pytest.mark.parametrize(
+    ("exitcode", "timed_out", "status"),
+    [
+        (MISTAKE, False, FAILED),
+        (FAILURE, False, FAILED),
+        (130, False, INTERRUPTED),
+        (-9, False, INTERRUPTED),
+        (-11, False, FAILED),
+        (130, True, INTERRUPTED),
+    ],
+)
+@pytest.mark.parametrize("noted", [None, "what it said"])
+@pytest.mark.parametrize("running", [True, False])
+def test_how_a_job_ended_that_cannot_say_it_itself(
+    exitcode: int,
+    timed_out: bool,
+    status: str,
+    noted: str | None,
+    running: bool,
+    sweep: SweepFolder,
+) -> None:
+    job = sweep.jobs[0]
+    if running:
+        job.note(run=str(run_of(job, "RUNNING").path))
+    job.note(reason=noted)
+    ending = Ending(exitcode, timed_out)
+    jobs._conclude(sweep, job, ending, "out of time" if timed_out else None)
+    state = job.state()
+    why = "out of time" if timed_out else noted or f"its process ended without a word ({ending})"
+    assert (state["status"], state["reason"], state["exitcode"]) == (status, why, exitcode)
+    if running:
+        assert job.run is not None
+        said = status_of(job.run)
+        assert (said["status"], said["error"]) == (status, why)
+
+
+def test_what_a_run_has_said_of_its_end_counts(sweep: SweepFolder) -> None:
+    job = sweep.jobs[0]
+    place = RunDirectory.create(job.config, job.overrides)
+    place.write_status(FAILED, "out of memory")
+    place.release()
+    job.note(run=str(place.path), reason="another word")
+    jobs._conclude(sweep, job, Ending(-9, timed_out=False), None)
+    assert (job.state()["status"], job.state()["reason"]) == (FAILED, "out of memory")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (None, 0, None),
+        (UserError("a.b=1: no such thing"), MISTAKE, "a.b=1: no such thing"),
+        (KeyboardInterrupt("interrupted (SIGTERM)"), 130, "interrupted (SIGTERM)"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ValueError("broken"), FAILURE, "ValueError: broken"),
+    ],
+)
+def test_what_a_job_returns_and_notes(
+    error: BaseException | None,
+    code: int,
+    reason: str | None,
+    sweep: SweepFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    given: list[Any] = []
+
+    def fake(config: Any, overrides: Any, membership: Any) -> None:
+        given.append(membership)
+        membership.began(tmp_path / "its run")
+        if error is not None:
+            raise error
+
+    monkeypatch.setattr(running, "run", fake)
+    sweep.note(parent_run_id="the parent")
+    assert jobs.run_job(str(sweep.path), 1) == code
+    job, (membership,) = sweep.jobs[1], given
+    assert job.state().get("reason") == reason
+    assert job.run == tmp_path / "its run"
+    assert job.state()["pid"] == os.getpid()
+    assert (membership.sweep, membership.name) == (sweep.name, "seed=1")
+    assert (membership.asked, membership.parent_run_id) == (job.fingerprint, "the parent")
+    said = capfd.readouterr().err
+    assert said.startswith("sseg-nase: job 1 (seed=1): ") == (error is not None)
+    assert (reason or "").partition(" (")[0] in said
+    assert ("Traceback" in said) == (code == FAILURE)
+
+
+def test_code_that_has_changed_since_is_said(
+    sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "changed_since", lambda code: [])
+    assert list(jobs._code_notes(sweep)) == []
+    monkeypatch.setattr(jobs, "changed_since", lambda code: ["a.py", "b.py", "c.py", "d.py"])
+    (note,) = jobs._code_notes(sweep)
+    assert "(a.py, b.py, c.py and 1 more)" in note
+
+
+def test_only_a_training_is_gone_on_with(sweep: SweepFolder) -> None:
+    job = sweep.jobs[0]
+    place = run_of(job, INTERRUPTED)
+    job.note(run=str(place.path))
+    assert jobs._to_run(sweep, job).resume == str(place.path)
+    (place.path / "config.yaml").unlink()  # it was stopped before there was anything of it
+    assert jobs._to_run(sweep, job).resume is None
+    (place.path / "config.yaml").write_text("")
+    job.config = dataclasses.replace(job.config, task="evaluate")
+    assert jobs._to_run(sweep, job).resume is None
+    hardware = dataclasses.replace(job.config.hardware, threads=7)
+    job.config = dataclasses.replace(job.config, hardware=hardware)
+    assert jobs._to_run(sweep, job).hardware.threads == 7
+
+
+@pytest.mark.parametrize(("accelerator", "name"), [("cpu", "auto"), ("auto", "cpu")])
+def test_a_job_on_the_processor_waits_for_no_gpu(
+    accelerator: str, name: str, sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def gpus(
+        count: int, *, free_gb: float | None, visible: str | None, waiting: Any
+    ) -> Iterator[dict[str, str]]:
+        waiting("waiting for a GPU")
+        asked.append((count, free_gb, visible))
+        yield {"CUDA_VISIBLE_DEVICES": "GPU-a"}
+
+    asked: list[Any] = []
+    monkeypatch.setattr(jobs, "gpu_slot", gpus)
+    sweep.begin_launch(dataclasses.replace(sweep.settings, gpu_free_gb=3.0), "1,2")
+    job = sweep.jobs[0]
+    plain = job.config
+    hardware = dataclasses.replace(plain.hardware, accelerator=accelerator, name=name)
+    job.config = dataclasses.replace(plain, hardware=hardware)
+    with jobs._devices(sweep, job) as environment:
+        assert environment == {}
+    assert asked == []
+    hardware = dataclasses.replace(plain.hardware, accelerator="auto", name="auto", devices=2)
+    job.config = dataclasses.replace(plain, hardware=hardware)
+    with jobs._devices(sweep, job) as environment:
+        assert environment == {"CUDA_VISIBLE_DEVICES": "GPU-a"}
+        assert job.state()["devices"] == "GPU-a"
+        assert "waiting" not in job.state()
+    assert asked == [(2, 3.0, "1,2")]
+
+
+def test_jobs_that_are_all_started_at_once_wait_for_a_place(sweep: SweepFolder) -> None:
+    job = sweep.jobs[0]
+    job.note(started=1.0)
+    with jobs._place(sweep, job, "joblib"):
+        assert not (sweep.path / "places").exists()
+        assert job.state() == {"started": 1.0}
+    with jobs._place(sweep, job, "submitit_local"):
+        assert (sweep.path / "places" / "0.lock").exists()
+        assert job.state()["started"] > 1.0  # the wait is no part of its time
+        assert "waiting" not in job.state()
 
 
 # -- adoption --------------------------------------------------------------------------------------

@@ -94,6 +94,12 @@ def test_overrides_are_told_apart() -> None:
         (["seed=0,1", "debug=tiny"], "seed=0,1", ["seed=0", "seed=1"], ["debug=tiny"] * 2),
         (["seed=0,1"], "seed=0,1", ["seed=0", "seed=1"], ["sseg_nase"] * 2),
         (["ablation=A3", "seed=4"], "ablation=A3 seed=4", ["ablation=A3"], ["ablation=A3"]),
+        (
+            ["ablation=A1,A2", "seed=4", "debug=tiny"],
+            "ablation=A1,A2 seed=4",
+            ["ablation=A1", "ablation=A2"],
+            ["ablation=A1", "ablation=A2"],
+        ),
     ],
 )
 def test_jobs_are_named_by_what_they_differ_in(
@@ -111,6 +117,59 @@ def test_every_job_with_a_mistake_is_named_before_any_starts() -> None:
     text = str(raised.value)
     assert text.startswith("no job was started; 5 mistakes:")
     assert "job 2 (seed=-1 ssl=none)" in text
+
+
+def test_of_many_mistakes_a_handful_is_told_and_the_rest_counted() -> None:
+    with pytest.raises(UserError) as raised:
+        plan(["seed=range(-9,-2)"])
+    text = str(raised.value)
+    assert [f"job {number} (" in text for number in range(7)] == [True] * 5 + [False] * 2
+    assert "and 2 jobs more" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["seed=0,1,0"], r"jobs 0 \(seed=0\) and 2 \(seed=0\) are the same"),
+        (["task=status", "seed=0,1"], r"task=status: .*no -m"),
+        (["task=deliver,status", "run=a"], r"no job was started|no -m"),
+        (["resume=runs/x", "seed=0,1"], r"resume: .*leave"),
+    ],
+)
+def test_what_is_no_job_of_a_sweep_is_refused(overrides: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        plan(overrides)
+
+
+def test_jobs_are_recorded_in_one_store_wherever_they_run() -> None:
+    for job in plan(["seed=0,1", "tracking=mlflow", "tracking.uri=sqlite:///here.db"])[1]:
+        assert job.config.tracking.uri == f"sqlite:///{Path.cwd()}/here.db"
+    for job in plan(["seed=0,1", "tracking=jsonl"])[1]:
+        assert job.config.tracking.uri is None
+
+
+def test_jobs_know_no_password_and_are_named_without_it() -> None:
+    address = "http://me:s3cret-enough@127.0.0.1:9"
+    given = ["tracking=server", f"tracking.uri='{address}','{address}0'"]
+    title, jobs = plan(given)
+    for said in (title, *(repr(job) for job in jobs)):
+        assert "s3cret" not in said
+    assert [job.config.tracking.uri for job in jobs] == [
+        "http://127.0.0.1:9",
+        "http://127.0.0.1:90",
+    ]
+
+
+def test_places_are_no_part_of_a_name() -> None:
+    title, (job,) = plan(["paths.output_dir=elsewhere", "tracking=jsonl", "debug=tiny", "seed=3"])
+    assert (title, job.label, job.configuration) == ("debug=tiny seed=3", *["debug=tiny"] * 2)
+
+
+def test_jobs_are_composed_with_the_folders_of_the_user(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nseed: 7\n")
+    _, (job,) = plan(["experiment=mine"], tmp_path)
+    assert job.config.seed == 7
 
 
 def test_a_frozen_job_is_the_config_that_was_composed(tmp_path: Path) -> None:

@@ -16,11 +16,12 @@ from test_plan import made
 
 from sseg_nase.config.compose import load
 from sseg_nase.directory import RUNNING, RunDirectory, status_of
+from sseg_nase.sweeps import seen as seeing
 from sseg_nase.sweeps.finish import table
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder
 from sseg_nase.sweeps.isolation import Ending
 from sseg_nase.sweeps.job import died
-from sseg_nase.sweeps.seen import GONE, Seen, exit_code, look
+from sseg_nase.sweeps.seen import GONE, Seen, Watcher, exit_code, look, slurm_said
 
 HERE = {"host": socket.gethostname(), "pid": 1, "started": 1.0}
 
@@ -230,6 +231,117 @@ def test_slurm_is_asked_about_its_jobs(
     run_of(sweep.jobs[0], None)
     one = seen(sweep)
     assert (one.state, one.detail) == (state, detail)
+
+
+@pytest.mark.parametrize(
+    ("queue", "job", "noted", "state", "detail"),
+    [
+        # Slurm takes a moment to see that a job is over; one that it has brought back is not.
+        ("12_0 RUNNING", "", {"status": "FAILED", "slurm_job": "12_0"}, "FAILED", "broken"),
+        ("12_0 COMPLETING", "", {"status": "FAILED", "slurm_job": "11_0"}, "RUNNING", ""),
+        ("12_0 RUNNING", "", {"status": "INTERRUPTED", "slurm_job": "12_0"}, "RUNNING", ""),
+        ("12_0 PENDING", "", {"status": "INTERRUPTED", "slurm_job": "11_0"}, "QUEUED",
+         "Slurm job 12_0 is PENDING"),
+        ("12_0 COMPLETED", "", {"status": "INTERRUPTED", "slurm_job": "12_0"}, "INTERRUPTED",
+         "broken"),
+    ],
+)  # fmt: skip
+def test_what_a_job_of_slurm_has_noted_counts_for_that_job(
+    sweep: SweepFolder,
+    slurm: Path,
+    queue: str,
+    job: str,
+    noted: dict[str, Any],
+    state: str,
+    detail: str,
+) -> None:
+    (slurm / "squeue.txt").write_text(queue + "\n")
+    (slurm / "scontrol.txt").write_text(job + "\n")
+    sweep.jobs[0].queue("12_0")
+    sweep.jobs[0].note(host="node7", pid=1, started=1.0, ended=2.0, reason="broken", **noted)
+    one = seen(sweep)
+    assert (one.state, one.detail) == (state, detail)
+
+
+def test_a_job_that_slurm_has_forgotten_before_it_began(sweep: SweepFolder, slurm: Path) -> None:
+    (slurm / "squeue.txt").write_text("\n")
+    sweep.jobs[0].queue("12_0")
+    assert (seen(sweep).state, seen(sweep).detail) == (
+        "INTERRUPTED", "Slurm job 12_0 was cancelled before it began"
+    )  # fmt: skip
+    sweep.stop("job 1 failed")  # which is why it did not begin
+    assert (seen(sweep).state, seen(sweep).detail) == ("WAITING", "job 1 failed")
+    (slurm / "squeue.txt").unlink()  # Slurm does not answer
+    assert (seen(sweep).state, seen(sweep).detail) == (
+        "QUEUED", "Slurm job 12_0, but Slurm does not answer"
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("JobState=OUT_OF_MEMORY ExitCode=0:9", ("FAILED", "signal 9; Slurm says OUT_OF_MEMORY")),
+        ("JobState=NODE_FAIL ExitCode=1:0", ("INTERRUPTED", "exit code 1; Slurm says NODE_FAIL")),
+        ("JobState=FAILED ExitCode=0:11", ("FAILED", "signal 11; Slurm says FAILED")),
+        ("JobState=FAILED ExitCode=193:0", ("FAILED", "exit code 193; Slurm says FAILED")),
+        ("JobState=FAILED ExitCode=137:0", ("INTERRUPTED", "signal 9; Slurm says FAILED")),
+        ("JobState=RUNNING ExitCode=0:0", None),
+        ("", None),
+    ],
+)
+def test_what_slurm_says_of_an_end(
+    slurm: Path, said: str, expected: tuple[str, str] | None
+) -> None:
+    (slurm / "scontrol.txt").write_text(f"JobId=12 {said} Reason=None\n")
+    found = slurm_said("12_0")
+    if expected is None:
+        assert found is None
+        return
+    status, how = expected
+    assert found == (status, f"its process ended without a word ({how})")
+    assert slurm_said(None) is None
+
+
+def test_a_dead_job_is_noted_once(sweep: SweepFolder) -> None:
+    job = sweep.jobs[0]
+    job.note(**HERE)
+    assert seen(sweep).state == "INTERRUPTED"
+    state = job.state()
+    assert (state["status"], state["reason"]) == ("INTERRUPTED", GONE)
+    first = seen(sweep)
+    assert first.seconds == state["ended"] - 1.0
+    assert seen(sweep) == first
+
+
+def test_a_run_that_said_how_it_ended_counts_where_its_process_could_not(
+    sweep: SweepFolder,
+) -> None:
+    sweep.jobs[0].note(**HERE)
+    run_of(sweep.jobs[0], "FAILED", error="out of memory")
+    assert (seen(sweep).state, seen(sweep).detail) == ("FAILED", "out of memory")
+
+
+def test_time_runs_only_while_a_job_does(sweep: SweepFolder) -> None:
+    job = sweep.jobs[0]
+    assert seen(sweep).seconds is None
+    job.note(**{**HERE, "started": time.time() - 100})
+    with job.held():
+        assert 100 <= (seen(sweep).seconds or 0) < 200
+        job.note(waiting="for a GPU")
+        assert seen(sweep).seconds is None
+
+
+def test_a_watcher_tells_every_change_once_and_the_last_one(
+    sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(seeing, "SECONDS_BETWEEN_LOOKS", 60.0)
+    told: list[str] = []
+    with Watcher(sweep, told.append) as watcher:
+        sweep.jobs[0].note(**HERE, ended=3.0, status="FAILED", reason="broken")
+        watcher.look()
+        watcher.look()
+        sweep.jobs[1].note(**HERE, ended=11.0, status="INTERRUPTED")
+    assert told == ["job 0  seed=0  FAILED  2 s  broken", "job 1  seed=1  INTERRUPTED  10 s"]
 
 
 def test_a_config_of_the_command_line_is_not_part_of_a_look(sweep: SweepFolder) -> None:

@@ -152,3 +152,126 @@ def test_the_fine_tuned_network_stands_for_its_run(tmp_path: Path) -> None:
     for name in ("last.pt", "finetune_best.pt"):
         (folder / name).touch()
         assert checkpoint.file_of(tmp_path) == folder / name
+
+
+def test_a_resumed_training_does_not_write_again_what_it_began_with(tmp_path: Path) -> None:
+    before, after, trainer = Checkpoints(tmp_path, 100, {}), Checkpoints(tmp_path, 100, {}), Stub()
+    trainer.progress.epoch = 3
+    trainer.progress.history.append(SimpleNamespace(accepted=True))
+    before.on(Event.INTERRUPT, trainer)  # type: ignore[arg-type]
+    (tmp_path / "last.pt").unlink()
+    after.load_state_dict(before.state_dict())
+    after.on(Event.EPOCH_START, trainer)  # type: ignore[arg-type]
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_the_room_for_a_checkpoint_is_that_after_the_first_step() -> None:
+    weights = {"w": torch.zeros(10), "b": torch.zeros(2, dtype=torch.float64)}  # 56 bytes
+    assert callbacks.size_of({"student": weights, "moments": {}}) == 3 * 56
+    assert callbacks.size_of({"student": weights, "moments": {"w": weights}}) == 2 * 56
+    kept = {"student": {}, "moments": {}, "memory": [weights, (weights, "text", 3)], "epoch": 7}
+    assert callbacks.size_of(kept) == 2 * 56
+
+
+def test_only_files_of_this_version_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    for payload in ({"student": {}}, {"schema": checkpoint.SCHEMA + 1}, [1, 2]):
+        torch.save(payload, path)
+        with pytest.raises(UserError, match="not a checkpoint of this version"):
+            checkpoint.load(path)
+    with pytest.raises(UserError, match=r"nowhere\.pt: there is no such file"):
+        checkpoint.load(tmp_path / "nowhere.pt")
+
+
+FINE, BAD = {"w": torch.ones(2)}, {"w": torch.tensor([1.0, float("nan")])}
+
+
+@pytest.mark.parametrize(
+    ("last", "best", "said"),
+    [
+        ("last", FINE, r"best\.pt is finite: replace last\.pt with it"),
+        ("last", BAD, r"Remove .*last\.pt to begin again"),
+        ("last", None, r"Remove .*last\.pt to begin again"),
+        # What fine-tuning has found best is no state to train on from.
+        ("finetune_last", FINE, r"Remove .*finetune_last\.pt to begin again"),
+    ],
+)
+def test_what_cannot_be_trained_on_from_is_refused_with_what_to_do(
+    last: str, best: dict[str, Any] | None, said: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    path = folder / f"{last}.pt"
+    torch.save({"schema": checkpoint.SCHEMA, "student": BAD}, path)
+    if best is not None:
+        torch.save(
+            {"schema": checkpoint.SCHEMA, "student": best},
+            folder / path.name.replace("last", "best"),
+        )
+    with pytest.raises(UserError, match=rf"resume={tmp_path}: .*student\.w.*{said}"):
+        checkpoint.resumable(path)
+    checkpoint.save(path, {"student": FINE})
+    assert torch.equal(checkpoint.resumable(path)["student"]["w"], FINE["w"])
+
+
+def stored_network(path: Path, *overrides: str, accepted: bool | None = None) -> Any:
+    """A checkpoint of a seed network; `accepted`: whether the mutation in its history was."""
+    network = seed_backbone(composed(["hardware=cpu", *overrides]))
+    history = [] if accepted is None else [{"accepted": accepted}]
+    checkpoint.save(
+        path,
+        {
+            "architecture": network.architecture.to_dict(),
+            "student": {f"backbone.{name}": t for name, t in network.state_dict().items()},
+            "history": history,
+        },
+    )
+    return network
+
+
+def test_a_network_is_that_of_its_file_or_none(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    network = stored_network(path)
+    found = checkpoint.backbone_of(path).state_dict()
+    assert all(torch.equal(found[name], t) for name, t in network.state_dict().items())
+    payload = checkpoint.load(path)
+    for change in ("missing", "left over"):
+        student = dict(payload["student"])
+        if change == "missing":
+            student.pop(next(iter(student)))
+        else:
+            student["backbone.more"] = torch.ones(1)
+        checkpoint.save(path, {**payload, "student": student})
+        with pytest.raises(UserError, match="architecture and weights do not belong together"):
+            checkpoint.backbone_of(path)
+
+
+@pytest.mark.parametrize(
+    ("trained", "accepted", "asked", "said"),
+    [
+        ([], None, [], None),
+        ([], None, ["backbone=conv4"], r"backbone=conv4: .*holds another network"),
+        (["backbone=conv4"], None, [], None),  # the default asks for nothing in particular
+        (["backbone=conv4"], None, ["backbone=conv4"], None),
+        ([], True, ["backbone=conv4"], None),  # it may have been a conv4 once
+        ([], False, ["backbone=conv4"], r"backbone=conv4: .*holds another network"),
+        (["backbone=resnet12_quarter"], None, ["backbone=conv4"], "holds another network"),
+        (["dataset.channels=1"], None, [], r"dataset.channels=3: .*in_channels=1"),
+        ([], None, ["dataset.channels=1"], r"dataset.channels=1: .*in_channels=3"),
+        (["backbone=vit_small"], None, ["dataset.image_size=64"], "takes .* px only"),
+        ([], None, ["dataset.image_size=64"], None),
+    ],
+)
+def test_a_network_for_the_images_of_a_run(
+    trained: list[str], accepted: bool | None, asked: list[str], said: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "last.pt"
+    rigid = ["evolution=none", "sparsity=none"]
+    stored_network(path, *rigid, *trained, accepted=accepted)
+    config = composed(["hardware=cpu", *rigid, *asked])
+    if said is not None:
+        with pytest.raises(UserError, match=said):
+            checkpoint.backbone_for(path, config)
+        return
+    network = checkpoint.backbone_for(path, config)
+    assert network.architecture.resolution == config.dataset.image_size

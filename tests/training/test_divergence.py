@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from sseg_nase import stages
 from sseg_nase.config.compose import load
@@ -20,7 +22,7 @@ from sseg_nase.run import run
 from sseg_nase.ssl.methods import Losses, SSLMethod
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint, distributed
-from sseg_nase.training.divergence import DivergenceError, Guard
+from sseg_nase.training.divergence import DivergenceError, Guard, explained
 from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.fabric import Fabric, LightningEnvironment
 from sseg_nase.training.loop import Trainer
@@ -129,6 +131,190 @@ def test_training_that_goes_well_is_left_alone(
     stages.pretrain(config, told, tmp_path)
     assert len(told.of("epoch")) == 3
     assert not told.of("warning")
+
+
+# -- the guard -------------------------------------------------------------------------------------
+
+
+def guard(*, steps_per_epoch: int = 100, scaler: Any = None, **parts: nn.Module) -> Guard:
+    strategy = SimpleNamespace(precision=SimpleNamespace(scaler=scaler))
+    fabric: Any = SimpleNamespace(device=torch.device("cpu"), strategy=strategy)
+    return Guard(fabric, parts, steps_per_epoch=steps_per_epoch, what="training")
+
+
+def of_size(size: float) -> nn.Module:
+    layer = nn.Linear(2, 2)
+    for parameter in layer.parameters():
+        nn.init.constant_(parameter, size)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("start", "now", "said"),
+    [
+        (0.2, 5.9, None),
+        (0.2, 6.1, "may be diverging"),
+        (0.2, 199.0, "may be diverging"),
+        (0.2, 201.0, "diverged here: the weights of the head are 201"),
+        (0.0, 2.9, None),  # what began near 0 is measured from 0.1 on
+        (0.0, 3.1, "may be diverging"),
+        (0.0, 101.0, "diverged here: the weights of the head are 101"),
+    ],
+)
+def test_weights_are_measured_by_their_size_at_the_start(
+    start: float, now: float, said: str | None
+) -> None:
+    head = of_size(start)
+    one = guard(backbone=of_size(1.0), head=head)
+    for parameter in head.parameters():
+        nn.init.constant_(parameter, now)
+    try:
+        found = one.check_epoch(1.0, {"backbone": of_size(1.0), "head": head}, "here")
+    except DivergenceError as error:
+        found = str(error)
+    assert (found is None) == (said is None)
+    assert said is None or said in str(found)
+
+
+def test_every_part_that_grows_is_told_once() -> None:
+    parts = {"backbone": of_size(1.0), "head": of_size(1.0)}
+    one = guard(**parts)
+    grown = {name: of_size(40.0) for name in parts}
+    said = [one.check_epoch(1.0, grown, "here") for _ in range(4)]
+    assert ["backbone" in str(text) for text in said] == [True, False, False, False]
+    assert ["head" in str(text) for text in said] == [False, True, False, False]
+
+
+def test_weights_that_are_not_trained_are_not_measured() -> None:
+    frozen = of_size(1e9)
+    part = nn.Sequential(of_size(1.0), frozen.requires_grad_(False))
+    one = guard(part=part)
+    assert one.start == {"part": 1.0}
+    assert guard(part=frozen).start == {"part": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("losses", "mean", "diverged"),
+    [
+        ([5.0, 1e9], 4.9e4, False),
+        ([5.0, 1e9], 5.1e4, True),  # the first one is the measure
+        ([-5.0], 4.9e4, False),
+        ([1e-6], 9e3, False),  # losses near 0 may rise to 1
+        ([1e-6], 1.1e4, True),
+        ([], 1.1e4, True),
+        ([float("inf")], 1e30, False),  # said of the losses themselves
+    ],
+)
+def test_a_loss_is_measured_by_that_of_the_first_step(
+    losses: list[float], mean: float, diverged: bool
+) -> None:
+    one = guard()
+    for loss in losses:
+        one.saw(torch.tensor(loss))
+    if not diverged:
+        assert one.check_epoch(mean, {}, "here") is None
+        return
+    with pytest.raises(DivergenceError, match="diverged here: the loss is"):
+        one.check_epoch(mean, {}, "here")
+
+
+def test_a_first_loss_that_is_changed_in_place_later_stays_the_measure() -> None:
+    one, loss = guard(), torch.tensor(2.0)
+    one.saw(loss)
+    loss += 1e9
+    with pytest.raises(DivergenceError, match="at the first step it was 2"):
+        one.check_epoch(1e6, {}, "here")
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_no_loss_may_be_not_finite(place: int, value: float) -> None:
+    losses = [1.0, 2.0, 3.0]
+    guard().check_losses(losses, "here")
+    losses[place] = value
+    with pytest.raises(DivergenceError, match="diverged here: the loss is not finite"):
+        guard().check_losses(losses, "here")
+
+
+@pytest.mark.parametrize(("steps_per_epoch", "most"), [(1, 4), (4, 4), (7, 7), (1000, 40)])
+def test_so_many_steps_in_a_row_may_be_skipped(steps_per_epoch: int, most: int) -> None:
+    scaler = SimpleNamespace(_scale=torch.tensor(2.0**16), get_scale=lambda: 1.0)
+    one = guard(steps_per_epoch=steps_per_epoch, scaler=scaler)
+
+    def step(by: float) -> None:
+        with one.stepping():
+            scaler._scale = scaler._scale * by
+
+    for by in (*[0.5] * (most - 1), 1.0, *[0.5] * (most - 1), 2.0):  # one is taken in between
+        step(by)
+        one.check_losses([1.0], "here")
+    for _ in range(most - 1):
+        step(0.5)
+    one.check_losses([1.0], "here")
+    step(0.5)
+    with pytest.raises(DivergenceError, match=f"the last {most} steps were all skipped"):
+        one.check_losses([1.0], "here")
+
+
+@pytest.mark.parametrize("part", ["student", "teacher", "moments"])
+def test_no_part_of_the_state_may_be_not_finite(part: str) -> None:
+    state = {name: {"w": torch.ones(2)} for name in ("student", "teacher", "moments")}
+    guard().check_state(state, "here")
+    state[part]["w"][1] = float("nan")
+    with pytest.raises(DivergenceError, match=rf"diverged here: not finite are .*{part}\.w"):
+        guard().check_state(state, "here")
+
+
+def remedied(overrides: list[str], said: str, folder: Path, name: str = "last") -> tuple[str, str]:
+    """What is said of the remedies, and the command."""
+    error = explained(DivergenceError(said), load([*TINY, *overrides]), folder, name)
+    shown, _, command = str(error).rpartition(": sseg-nase ")
+    return shown, command
+
+
+def test_all_that_is_far_from_its_usual_value_stands_in_the_command(tmp_path: Path) -> None:
+    given = ["ablation=A2", "optimizer.lr=5", "ssl.temperature=0.001"]
+    _, command = remedied(given, "it diverged.", tmp_path)
+    assert command.startswith("optimizer.lr=0.001 ssl.temperature=0.5 resume=")
+    _, command = remedied([*given[:2], "ssl.temperature=0.4"], "it diverged.", tmp_path)
+    assert command.startswith("optimizer.lr=0.001 resume=")  # it is near enough
+
+
+@pytest.mark.parametrize(
+    ("rates", "first"),
+    [
+        (["finetune.lr_encoder=100", "finetune.lr_head=0.5"], "lr_encoder"),
+        (["finetune.lr_encoder=0.5", "finetune.lr_head=100"], "lr_head"),
+    ],
+)
+@pytest.mark.parametrize(("optimizer", "usual"), [("adam", "0.001"), ("sgd", "0.1")])
+def test_the_rate_that_is_furthest_off_comes_first(
+    rates: list[str], first: str, optimizer: str, usual: str, tmp_path: Path
+) -> None:
+    given = ["finetune=prototypical", f"finetune.optimizer={optimizer}", *rates]
+    shown, command = remedied(given, "it diverged.", tmp_path, "finetune_last")
+    assert f"Change one or more of: finetune.{first}=100 (try {usual})" in shown
+    assert command.startswith(f"finetune.{first}={usual} ")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_a_resume_begins_with_is_said(there: bool, tmp_path: Path) -> None:
+    if there:
+        (tmp_path / "checkpoints").mkdir()
+        (tmp_path / "checkpoints" / "last.pt").touch()
+    shown, _ = remedied(["ablation=A2"], "it diverged.", tmp_path)
+    assert ("(from last.pt)" in shown) == there
+    assert ("there is no checkpoint yet" in shown) != there
+
+
+def test_float16_is_the_first_to_go_where_it_is_to_blame(tmp_path: Path) -> None:
+    given = ["ablation=A2", "hardware.precision=16-mixed"]
+    shown, command = remedied(given, "they overflow float16.", tmp_path)
+    assert "of: hardware.precision=16-mixed (try bf16-mixed), optimizer.lr" in shown
+    assert command.startswith("hardware.precision=bf16-mixed resume=")
+    shown, command = remedied(given, "the loss is not finite.", tmp_path)
+    assert "of: optimizer.lr" in shown
+    assert shown.index("(from") > shown.index("hardware.precision=16-mixed (try bf16-mixed)")
 
 
 # -- in the middle of a run ------------------------------------------------------------------------

@@ -236,3 +236,96 @@ def test_blocks_are_compared_by_what_they_do_themselves(monkeypatch: pytest.Monk
     ((options,)) = asked
     assert (options["kind"], options["coupled"]) == ("taylor", False)
     assert options["batches"] == interventions.SENSITIVITY_BATCHES
+
+
+def test_a_pruning_is_asked_for_as_its_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load(["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "ablation=A6"])
+    trainer = trainer_of(config, [], Sink(), None, lambda: False)
+    settings = dataclasses.replace(
+        config.sparsity,
+        importance="magnitude",
+        importance_batches=3,
+        rollback_tolerance=0.07,
+        rollback_grace_epochs=5,
+        recalibration_batches=2,
+    )
+    asked: list[dict[str, Any]] = []
+
+    def scores(trainer: Any, **options: Any) -> Any:
+        asked.append(options)
+        return [torch.arange(float(n)) for n in trainer.networks.architecture.channels]
+
+    monkeypatch.setattr(interventions, "importance", scores)
+    one = Sparsify(settings, config.pretrain, 0)
+    one.due = [1]
+    decision = one.decide(trainer)
+    assert decision.mutation is not None
+    assert (decision.tolerance, decision.grace, decision.recalibrate) == (0.07, 5, 2)
+    assert (asked[0]["kind"], asked[0]["batches"]) == ("magnitude", 3)
+    assert "coupled" not in asked[0]  # with all that goes along
+    assert one.decide(trainer).trigger == {"reason": "no pruning is due"}  # this one is over
+
+
+def test_a_growth_is_judged_as_its_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    decision = tried({"GROW": 1.0, "WIDEN": 2.0}, rollback_tolerance=0.07, rollback_grace_epochs=5)
+    assert (decision.tolerance, decision.grace) == (0.07, 5)
+    given: list[Any] = []
+    plain = interventions.candidates
+
+    def watched(network: Any, **options: Any) -> Any:
+        given.append((options["recent"], options["max_repeats"]))
+        return plain(network, **options)
+
+    monkeypatch.setattr(interventions, "candidates", watched)
+    monkeypatch.setattr(interventions, "accepted_kinds", lambda history: ["WIDEN"] * 3)
+    assert tried({"GROW": 1.0, "WIDEN": 2.0}, max_repeats=3).mutation.kind == "GROW"  # type: ignore
+    assert given == [(["WIDEN"] * 3, 3)]
+
+
+def test_what_is_measured_leaves_the_student_as_it_was() -> None:
+    config = load(["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "ablation=A3"])
+    trainer = trainer_of(config, [], Sink(), None, lambda: False)
+    learner = trainer.networks.learner.eval()
+    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    interventions.importance(trainer, kind="taylor", batches=1, seed=0)
+    assert trainer.networks.learner is learner
+    assert not learner.training
+    assert all(torch.equal(before[name], now) for name, now in learner.state_dict().items())
+    assert all(parameter.grad is None for parameter in learner.parameters())
+
+
+def test_what_was_seen_goes_on_after_a_resume() -> None:
+    """In the middle of a window, and between two prunings."""
+    before, after = Evolve(SETTINGS, seed=0), Evolve(SETTINGS, seed=0)
+    for one in (before, after):
+        one._fittest = lambda trainer, trigger: Decision(None, {"reason": "plateau"})  # type: ignore
+    given = []
+    for epoch in range(4):
+        one = before if epoch < 2 else after
+        if epoch == 2:
+            after.load_state_dict(before.state_dict())
+        trainer: Any = SimpleNamespace(
+            means=EpochMeans("BASIC", (16, 32), 4.0, 4.0, None, 1.0),
+            progress=SimpleNamespace(epoch=epoch, history=[]),
+            config=SimpleNamespace(pretrain=SimpleNamespace(epochs=100)),
+        )
+        one.observe(trainer)
+        given.append(one.decide(trainer).trigger["reason"])
+    assert given == ["no plateau"] * 2 + ["plateau"] * 2
+    first, second = sparsify(10), sparsify(10)
+    first.rounds = 2
+    second.load_state_dict(first.state_dict())
+    assert second.rounds == 2
+
+
+def test_a_mutation_that_was_rolled_back_counts_for_the_cooldown() -> None:
+    evolve = Evolve(dataclasses.replace(SETTINGS, cooldown_epochs=2), seed=0)
+    evolve._fittest = lambda trainer, trigger: Decision(None, {"reason": "evolve"})  # type: ignore
+    for _ in range(9):
+        evolve.detector.update(4.0)
+    trainer: Any = SimpleNamespace(
+        means=EpochMeans("BASIC", (16,), 4.0, 4.0, None, 1.0),
+        progress=SimpleNamespace(epoch=6, history=[SimpleNamespace(epoch=5, accepted=False)]),
+        config=SimpleNamespace(pretrain=SimpleNamespace(epochs=100)),
+    )
+    assert "cooldown" in evolve.decide(trainer).trigger["reason"]

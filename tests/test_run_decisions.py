@@ -1,0 +1,546 @@
+"""What one run decides outside of its stages: what is told, how it ends, what is left on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import signal
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from sseg_nase import run as running
+from sseg_nase.config.compose import load
+from sseg_nase.directory import RUNNING, RunDirectory, locked, status_of
+from sseg_nase.errors import UserError
+from sseg_nase.files import StorageError
+from sseg_nase.reporting import run_report
+from sseg_nase.run import Membership, Run, run_name
+from sseg_nase.stages import identity
+from sseg_nase.tracking import Resumed, RunInfo
+from sseg_nase.tracking.mlflow_sink import resolve_uri
+from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED, Sink
+from sseg_nase.training import checkpoint
+from sseg_nase.training.interruption import Interruption
+
+TINY = ("debug=tiny", "hardware=cpu", "hardware.precision=32-true", "tracking=jsonl")
+
+
+class Told(Sink):
+    """Remembers what it is told, and what status.json said when it was closed."""
+
+    def __init__(self, ends: Callable[[], None] = lambda: None, *, late: bool = False) -> None:
+        self.ends, self.late, self.hurried = ends, late, False
+        self.opened: list[RunInfo] = []
+        self.events: list[tuple[str, dict[str, Any]]] = []
+        self.closed: list[tuple[str, str | None, dict[str, Any]]] = []
+
+    @property
+    def run_id(self) -> str | None:
+        return "abc"
+
+    @property
+    def delivered(self) -> bool:
+        return bool(self.closed) or not self.late
+
+    def open(self, run: RunInfo) -> None:
+        self.opened.append(run)
+        assert status_of(run.directory)["status"] == RUNNING
+
+    def event(self, kind: str, values: Mapping[str, Any]) -> None:
+        self.events.append((kind, dict(values)))
+
+    def hurry(self) -> None:
+        self.hurried = True
+
+    def close(self, status: str, error: str | None = None) -> None:
+        self.ends()
+        place = Path(next(Path("runs").glob("*/*/status.json"))).parent
+        self.closed.append((status, error, dict(status_of(place))))
+
+
+def texts(sink: Told, kind: str) -> list[str]:
+    return [values["text"] for one, values in sink.events if one == kind]
+
+
+def begun(sink: Sink, *overrides: str, **more: Any) -> Run:
+    config = load([*TINY, *overrides])
+    given: dict[str, Any] = {"name": "a name", "asked": "asked for", "notes": []} | more
+    place = RunDirectory.create(config, overrides)
+    return Run(config, place, sink, interruption=Interruption(), **given)
+
+
+# -- the beginning ---------------------------------------------------------------------------------
+
+
+def test_what_the_tracker_is_told_of_a_run() -> None:
+    sink = Told()
+    sweep = Membership("the sweep", "a name", "the parent", "asked for", lambda path: None)
+    this = begun(sink, "hardware.threads=3", notes=["a note"], sweep=sweep)
+    this.place.notes.append("and one of the folder")
+    this.overlaps.append("an overlap")
+    this.open(7, Resumed("abc", 3, 1))
+    (info,) = sink.opened
+    assert (info.name, info.experiment, info.total_epochs) == ("a name", "debug", 7)
+    assert (info.directory, info.config_file) == (
+        this.directory, this.directory / "config.yaml",
+    )  # fmt: skip
+    assert info.resumed == Resumed("abc", 3, 1)
+    assert info.parent_run_id == "the parent"
+    assert info.params["seed"] == 0
+    assert info.params["effective/threads"] == 3
+    assert None not in info.params.values()
+    hidden = ("paths.", "tracking.", "hardware.", "data.", "sweep.", "report.")
+    assert not [key for key in info.params if key.startswith(hidden)]
+    assert info.tags["asked_fingerprint"] == "asked for"
+    assert info.tags["fingerprint"] == running.fingerprint(this.config) != "asked for"
+    assert (info.tags["sweep"], info.tags["task"]) == ("the sweep", "pipeline")
+    assert texts(sink, "message") == ["a note", "and one of the folder"]
+    assert texts(sink, "warning") == ["an overlap"]
+    assert status_of(this.directory)["tracker_run_id"] == "abc"
+    assert this.opened
+    this.place.release()
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ([], "debug"),
+        (["seed=1", "+ssl.x=2"], "seed=1 +ssl.x=2"),
+        (["paths.data_dir=x", "++tracking.uri=y", "tracking=jsonl", "hydra.verbose=true"], "debug"),
+        (["sweep.parallel=2", "experiment_name=z", "seed=1"], "seed=1"),
+        (["seed=" + "1" * 200], "seed=" + "1" * 115),
+    ],
+)
+def test_a_run_is_named_by_what_was_overridden(given: list[str], name: str) -> None:
+    assert run_name(load(TINY), given) == name
+
+
+@pytest.mark.parametrize(
+    ("uri", "before", "expected"),
+    [
+        (None, None, "sqlite:///{cwd}/mlflow.db"),
+        (None, "sqlite:////where/it/was.db", "sqlite:////where/it/was.db"),
+        ("sqlite:///new.db", "sqlite:////where/it/was.db", "sqlite:///{cwd}/new.db"),
+    ],
+)
+def test_a_run_goes_on_in_the_store_that_it_began_in(
+    uri: str | None, before: str | None, expected: str
+) -> None:
+    config = load(["tracking=mlflow", *([] if uri is None else [f"tracking.uri={uri}"])])
+    place = RunDirectory(Path("run"))
+    place.tracking_uri = before
+    found = running._tracked_where_it_was(config, place)
+    expected = expected.format(cwd=Path.cwd())
+    assert (resolve_uri(found.tracking.uri), place.tracking_uri) == (expected, expected)
+    place.tracking_uri = before
+    plain = load(["tracking=jsonl"])
+    assert running._tracked_where_it_was(plain, place) == plain
+    assert place.tracking_uri == before
+
+
+@pytest.mark.parametrize(
+    ("file", "state", "overrides", "refused"),
+    [
+        ("last", {"epoch": 3, "batch": 0}, ["pretrain.epochs=3"], None),
+        ("last", {"epoch": 3, "batch": 0}, ["pretrain.epochs=2"], "pretrain.epochs=2: .* for 3 "),
+        ("last", {"epoch": 2, "batch": 5}, ["pretrain.epochs=3"], None),
+        ("last", {"epoch": 2, "batch": 5}, ["pretrain.epochs=2"], "pretrain.epochs=2: .* for 3 "),
+        ("finetune_last", {"finetune": {"epoch": 4}}, ["finetune.epochs=4"], None),
+        (
+            "finetune_last", {"epoch": 9, "finetune": {"epoch": 4}}, ["finetune.epochs=3"],
+            "finetune.epochs=3: .* for 4 ",
+        ),
+        (None, {}, ["pretrain.epochs=1"], None),
+    ],
+)  # fmt: skip
+def test_epochs_that_are_done_cannot_be_undone(
+    file: str | None, state: dict[str, Any], overrides: list[str], refused: str | None
+) -> None:
+    if file is not None:
+        checkpoint.save(Path("run/checkpoints") / f"{file}.pt", state)
+    config = load([*TINY, "finetune=prototypical", *overrides])
+    config = dataclasses.replace(config, resume="run")
+    running._check_epochs(config)  # the epochs are those that were stored
+    config = dataclasses.replace(config, resume_overrides=True)
+    if refused is None:
+        running._check_epochs(config)
+    else:
+        with pytest.raises(UserError, match=refused):
+            running._check_epochs(config)
+    running._check_epochs(dataclasses.replace(config, resume=None))
+
+
+def state_of(**fields: Any) -> dict[str, Any]:
+    return {"epoch": 4, "step": 40, "finetune": {"epoch": 2}, **fields}
+
+
+@pytest.mark.parametrize(
+    ("resumed", "state", "tuning", "where"),
+    [
+        (False, None, None, []),
+        (True, None, None, ["the beginning: there is no checkpoint yet"]),
+        (True, state_of(), None, ["epoch 5, step 40"]),
+        (True, state_of(), state_of(step=60), ["epoch 3 of fine-tuning, step 60"]),
+    ],
+)
+def test_where_a_run_goes_on_is_said(
+    resumed: bool, state: Any, tuning: Any, where: list[str]
+) -> None:
+    sink = Told()
+    this = begun(sink)
+    this.place.resumed, this.place.changes = resumed, {"optimizer.lr": (0.1, 0.2)}
+    running._tell_how_it_goes_on(this, state, tuning)
+    assert texts(sink, "message") == [f"resumed at {one}" for one in where]
+    changed = [values for kind, values in sink.events if kind == "warning"]
+    assert [(v["key"], v["old"], v["new"]) for v in changed] == (
+        [("optimizer.lr", 0.1, 0.2)] if resumed else []
+    )
+    this.place.release()
+
+
+@pytest.mark.parametrize("meant", [True, False])
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_run_is_tied_to_its_images(
+    changed: bool, meant: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = {"images": {"d/val": 2}, "roles": {}, "files": {}, "trained_before": []}
+    before = {"images": {"d/val": 1}, "roles": {}, "earlier": ["one"], "more": 0}
+    monkeypatch.setattr(identity, "data_of", lambda *arguments, **more: now)
+    monkeypatch.setattr(
+        identity, "differences", lambda *arguments: {"d/val": "others"} if changed else {}
+    )
+    monkeypatch.setattr(identity, "trained_on", lambda data: [])
+    monkeypatch.setattr(identity, "overlaps", lambda *arguments: ["they overlap"])
+    monkeypatch.setattr(identity, "changed_base", lambda *arguments: ["the base is another"])
+    this = begun(Told())
+    this.config = dataclasses.replace(this.config, resume_overrides=meant)
+    (this.directory / "data.json").write_text(json.dumps(before))
+    if changed and not meant:
+        with pytest.raises(UserError, match="others"):
+            this.tie([], pretrained=True, epochs=5)
+        assert json.loads((this.directory / "data.json").read_text()) == before
+        return
+    this.tie([], pretrained=True, epochs=5)
+    stored = json.loads((this.directory / "data.json").read_text())
+    then = {"until_epoch": 5, "images": {"d/val": 1}, "roles": {}, "changed": {"d/val": "others"}}
+    assert stored == {**now, "earlier": ["one", *([then] if changed else [])]}
+    assert this.data == stored
+    assert this.overlaps == ["they overlap", "the base is another"]
+    assert this.notes == (["resumed with other data: d/val: others"] if changed else [])
+
+
+def test_images_that_were_never_recorded_are_from_here_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = {"images": {}, "roles": {}, "files": {}, "trained_before": []}
+    monkeypatch.setattr(identity, "data_of", lambda *arguments, **more: now)
+    for resumed in (False, True):
+        this = begun(Told())
+        this.place.resumed = resumed
+        this.tie([], pretrained=False)
+        assert len(this.notes) == resumed
+        assert json.loads((this.directory / "data.json").read_text()) == now
+
+
+def test_a_stage_is_told_and_timed() -> None:
+    sink = Told()
+    this = begun(sink)
+    with this.stage("one"):
+        assert sink.events == [("stage", {"stage": "one"})]
+        assert this.seconds == {}
+    assert this.seconds["one"] >= 0
+    with pytest.raises(ZeroDivisionError), this.stage("two"):
+        raise ZeroDivisionError
+    assert list(this.seconds) == ["one"]
+
+
+@pytest.mark.parametrize("threads", [None, 3])
+def test_a_run_takes_the_threads_it_was_given(
+    threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    capped: list[Any] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(running, "enforce_memory_cap", lambda *given: capped.append(given))
+    hardware = dataclasses.replace(
+        load([*TINY]).hardware, threads=threads, accelerator="cpu", max_memory_gb=2.0
+    )
+    running._prepare(hardware)
+    assert asked == ([] if threads is None else [threads])
+    assert capped == [(torch.device("cpu"), 2.0)]
+
+
+# -- the end ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [FINISHED, FAILED, INTERRUPTED])
+@pytest.mark.parametrize("late", [True, False])
+def test_the_end_is_on_disk_before_anybody_is_told(status: str, late: bool) -> None:
+    sink = Told(late=late)
+    this = begun(sink)
+    running._end(this, status, "why", "a traceback")
+    ((told, error, on_disk),) = sink.closed
+    assert (told, error, on_disk["status"], on_disk["error"]) == (status, "why", status, "why")
+    assert on_disk.get("undelivered", False) is late  # it may be killed while it delivers
+    now = status_of(this.directory)
+    assert (now["status"], now["traceback"]) == (status, "a traceback")
+    assert "undelivered" not in now
+    assert (this.ended, sink.hurried) == (status, False)
+
+
+def test_a_run_that_was_asked_to_stop_delivers_in_a_hurry() -> None:
+    sink = Told()
+    this = begun(sink)
+    this.interruption.requested = "SIGTERM"
+    running._end(this, INTERRUPTED, "why")
+    assert sink.hurried
+
+
+@pytest.mark.parametrize("status", [FINISHED, FAILED])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), StorageError(Path("/"), errno.ENOSPC)])
+def test_whatever_happens_to_the_delivery_the_end_stays(
+    status: str, error: BaseException, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> None:
+        raise error
+
+    sink = Told(fails, late=True)
+    this = begun(sink)
+    running._end(this, status, "why")
+    now = status_of(this.directory)
+    assert (now["status"], now["undelivered"], this.ended) == (status, True, status)
+    said = capsys.readouterr().err
+    if isinstance(error, KeyboardInterrupt):
+        assert f"task=deliver run={this.directory} sends what is missing" in said
+    else:
+        assert ("the end of the run is not in events.jsonl" in said) == (status == FINISHED)
+
+
+@pytest.mark.parametrize("status", [FINISHED, FAILED, INTERRUPTED])
+def test_only_a_finished_run_must_be_able_to_say_so(
+    status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = Told()
+    this = begun(sink)
+
+    def full(*arguments: Any, **more: Any) -> None:
+        raise StorageError(this.directory, errno.ENOSPC)
+
+    monkeypatch.setattr(RunDirectory, "write_status", full)
+    if status == FINISHED:
+        with pytest.raises(StorageError):
+            running._end(this, status)
+        assert (this.ended, sink.closed) == (None, [])
+    else:
+        running._end(this, status, "why")
+        assert len(sink.closed) == 1
+
+
+ENDINGS: dict[str, tuple[BaseException, type[BaseException], str, str]] = {
+    "interrupted": (KeyboardInterrupt(), KeyboardInterrupt, INTERRUPTED, "interrupted (SIGINT)"),
+    "a mistake": (UserError("a.b=1: no"), UserError, FAILED, "a.b=1: no"),
+    "ours": (ValueError("broken"), ValueError, FAILED, "ValueError: broken"),
+    "an exit": (SystemExit(3), SystemExit, FAILED, "SystemExit: 3"),
+    "a full disk": (
+        OSError(errno.ENOSPC, "No space left"), UserError, FAILED, "cannot be written",
+    ),
+    "memory": (torch.OutOfMemoryError("CUDA out of memory."), UserError, FAILED, "out of memory"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ENDINGS)
+@pytest.mark.parametrize("task", ["pipeline", "curriculum"])
+def test_how_a_run_ends_follows_from_what_was_raised(
+    task: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error, raised, status, said = ENDINGS[kind]
+    this = begun(Told(), f"task={task}")
+
+    def fails(this: Run) -> None:
+        raise error
+
+    monkeypatch.setitem(running.TASKS, task, fails)  # type: ignore[arg-type]
+    with pytest.raises(raised) as caught:
+        running._run(this)
+    now = status_of(this.directory)
+    assert now["status"] == status
+    assert said in now["error"]
+    assert (this.directory / "environment.json").exists()
+    ours = kind in ("ours", "an exit", "memory")
+    assert ("traceback" in now) == ours
+    shown = kind in ("interrupted", "ours", "an exit")
+    assert (getattr(caught.value, "run_dir", None) == this.directory) == shown
+    again = f"Then resume it: sseg-nase resume={this.directory}"
+    assert (again in str(caught.value)) == (kind == "a full disk" and task == "pipeline")
+
+
+def test_an_interruption_after_the_end_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(this: Run) -> None:
+        running._end(this, FINISHED)
+        raise KeyboardInterrupt
+
+    this = begun(Told())
+    monkeypatch.setitem(running.TASKS, "pipeline", ended)  # type: ignore[arg-type]
+    running._run(this)
+    assert status_of(this.directory)["status"] == FINISHED
+
+
+@pytest.mark.parametrize(
+    ("resumed", "opened", "full", "restored"),
+    [
+        (True, False, False, True),
+        (True, True, False, False),
+        (False, False, False, False),
+        (True, False, True, False),
+    ],
+)
+def test_only_a_resumed_run_that_was_refused_is_left_as_it_was(
+    resumed: bool, opened: bool, full: bool, restored: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    this = begun(Told())
+    this.place.resumed, this.opened = resumed, opened
+    put_back: list[bool] = []
+
+    def refuse(this: Run) -> None:
+        raise StorageError(this.directory, errno.ENOSPC) if full else UserError("refused")
+
+    monkeypatch.setattr(this.place, "restore", lambda: put_back.append(True))
+    monkeypatch.setitem(running.TASKS, "pipeline", refuse)  # type: ignore[arg-type]
+    with pytest.raises(UserError):
+        running._run(this)
+    assert put_back == ([True] if restored else [])
+    assert (status_of(this.directory)["status"] == FAILED) == (not restored)
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("no such tracker"), KeyboardInterrupt(), ValueError("broken")]
+)
+def test_a_run_that_cannot_be_told_of_gives_its_folder_back(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(tracking: Any) -> Sink:
+        raise error
+
+    monkeypatch.setattr(running, "build_tracker", fails)
+    began: list[Path] = []
+    sweep = Membership("s", "n", None, "asked", began.append)
+    with pytest.raises(type(error)):
+        running.run(load(TINY), TINY, sweep)
+    (directory,) = began
+    ends = {UserError: FAILED, KeyboardInterrupt: INTERRUPTED}
+    assert status_of(directory)["status"] == ends.get(type(error), RUNNING)
+    assert not locked(directory)
+
+
+def test_a_finished_run_is_said_and_given_back(capsys: pytest.CaptureFixture[str]) -> None:
+    this = begun(Told())
+    this.place.write_status(FINISHED)
+    this.place.release()
+    config = dataclasses.replace(this.config, resume=str(this.directory))
+    assert running.run(config) == this.directory
+    assert "is FINISHED: there is nothing left to do" in capsys.readouterr().out
+    assert not locked(this.directory)
+    assert status_of(this.directory)["status"] == FINISHED
+
+
+# -- the report ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyboardInterrupt(), "the report is not drawn: interrupted; "),
+        (ValueError("broken."), "the report is not drawn: ValueError: broken; "),
+        (OSError(errno.ENOSPC, "No space left"), "cannot be written"),
+    ],
+)
+@pytest.mark.parametrize("untold", [True, False])
+def test_a_report_that_is_not_drawn_costs_a_warning(
+    error: BaseException,
+    said: str,
+    untold: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(*arguments: Any, **more: Any) -> None:
+        raise error
+
+    sink = Told(late=True)
+    this = begun(sink)
+    monkeypatch.setattr(run_report, "write_report", fails)
+    if untold:
+        event = sink.event
+
+        def told(kind: str, values: Mapping[str, Any]) -> None:
+            if kind == "warning":
+                raise StorageError(this.directory, errno.ENOSPC)
+            event(kind, values)
+
+        monkeypatch.setattr(sink, "event", told)
+    running._report(this)
+    now = status_of(this.directory)
+    assert (now["status"], now["undelivered"]) == (FINISHED, True)
+    warned = [capsys.readouterr().err] if untold else texts(sink, "warning")
+    assert said in warned[0]
+    assert f"task=report runs={this.directory} draws it" in warned[0]
+
+
+def test_the_files_of_a_report_stand_where_they_stand_on_disk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sink = Told()
+    this = begun(sink, "report.at_end=true", "report.published=false")
+    folder = this.directory / "report"
+    asked: list[Any] = []
+
+    def written(run: Path, *, published: bool) -> list[Path]:
+        asked.append((run, published, status_of(run)["status"]))
+        return [folder / "report.md", folder / "figures" / "a.png"]
+
+    placed: list[Any] = []
+    monkeypatch.setattr(run_report, "write_report", written)
+    monkeypatch.setattr(sink, "artifact", lambda path, where: placed.append((path.name, where)))
+    running._report(this)
+    assert asked == [(this.directory, False, FINISHED)]
+    assert placed == [("report.md", "report"), ("a.png", "report/figures")]
+    assert texts(sink, "message") == [f"report: {folder / 'report.html'}"]
+
+
+def test_signals_reach_a_run_from_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(config: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(running, "settled", asked)
+    with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
+        running.run(load(TINY))
+    assert not Path("runs").exists()
+
+
+def test_the_latest_of_what_was_replayed_is_the_architecture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counts = {"channels": [4, 6], "params": 5000, "macs": 7000}
+    architectures = [
+        SimpleNamespace(to_dict=lambda n=n: {"n": n}, summary=lambda: counts) for n in range(3)
+    ]
+    records = [
+        {"index": n, "kind": "GROW", "epoch": n, "after": counts, "accepted": n == 0}
+        for n in range(2)
+    ]
+    monkeypatch.setattr(running.stages, "replayed", lambda run: (records, architectures))
+    sink = Told()
+    this = begun(sink, "task=replay", "run=somewhere")
+    running.replay(this)
+    assert json.loads((this.directory / "architecture.json").read_text()) == {"n": 2}
+    replayed = json.loads((this.directory / "replay.json").read_text())
+    assert replayed == [{"n": 0}, {"n": 1}, {"n": 2}]
+    assert texts(sink, "message") == [
+        "seed network: channels 4-6, params 5,000, macs 7,000",
+        "mutation 0: GROW after epoch 1, channels 4-6, params 5,000, macs 7,000 (accepted)",
+        "mutation 1: GROW after epoch 2, channels 4-6, params 5,000, macs 7,000 (rolled back)",
+    ]
+    assert status_of(this.directory)["status"] == FINISHED
