@@ -173,9 +173,9 @@ def run(
 
     `overrides` are those that it was composed with: they name the run, and it is resumed with them.
     Without them it is called after its experiment, and resumed with all that differs from `conf/`.
-    `status.json` in the directory says RUNNING, FINISHED, FAILED (with the error) or INTERRUPTED. With
-    `config.resume` the run in that directory goes on. Raises `UserError` for the user's mistakes,
-    `Interrupted` when it was asked to stop; anything else that is raised is ours.
+    `status.json` in the directory says RUNNING, FINISHED, FAILED (with the error) or INTERRUPTED.
+    With `config.resume` the run in that directory goes on. Raises `UserError` for the user's
+    mistakes, `Interrupted` when it was asked to stop; anything else that is raised is ours.
     """
     if config.task not in TASKS:
         raise UserError(

@@ -294,3 +294,23 @@ def test_an_installed_package_carries_its_own_conf(tmp_path: Path) -> None:
 def test_overrides_of_a_config_compose_it(given: list[str]) -> None:
     config = load(given)
     assert load(overrides_of(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("given", "doubt"),
+    [
+        (["optimizer.lr=1000"], "optimizer.lr=1000 is very high"),
+        (["optimizer.lr=1e-9"], "optimizer.lr=1e-09 is very low"),
+        (["optimizer=sgd", "optimizer.lr=100"], "optimizer.lr=100 is very high"),
+        (["optimizer=sgd", "optimizer.lr=50"], None),
+        # What the momentum makes of it.
+        (["optimizer=sgd", "optimizer.lr=5", "optimizer.momentum=0.999"], "= 5000, which is very high"),
+        (["optimizer=sgd", "optimizer.lr=0.1", "optimizer.momentum=0.999"], None),
+        (["ssl.temperature=1e-6"], "ssl.temperature=1e-06 is very low"),
+        (["finetune=maml", "finetune.inner_lr=100"], "finetune.inner_lr=100 is very high"),
+    ],
+)
+def test_absurd_values_are_doubted_beforehand(given: list[str], doubt: str | None) -> None:
+    said = [text for text in cautions(load(given)) if " very " in text]
+    assert len(said) == (doubt is not None)
+    assert doubt is None or doubt in said[0]
