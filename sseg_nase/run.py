@@ -378,7 +378,7 @@ def _check_epochs(config: Config) -> None:
         ("finetune_last", "finetune.epochs", config.finetune.epochs),
     ):
         path = folder / f"{file}.pt"
-        state = checkpoint.load(path) if path.exists() else {}
+        state = checkpoint.of_run(path) if path.exists() else {}
         progress = state.get("finetune", {}) if key == "finetune.epochs" else state
         begun = int(progress.get("epoch", 0)) + bool(progress.get("batch"))
         if begun > asked:
@@ -484,8 +484,9 @@ def _judge(
     with this.stage("evaluate"):
         judged = {LAST: stages.evaluate(tasks, reached, this.device)}
         fewshot = judged[LAST].results
-        if best is not None and not best.exists():
-            text = f"{best} is not there any more: the best network is not judged"
+        why = None if best is None else checkpoint.unreadable(best)
+        if why is not None:
+            text = f"{best} {why}: the best network is not judged"
             this.sink.event("warning", {"text": text})
         elif best is not None:
             about, judged[BEST] = stages.evaluate_best(

@@ -362,6 +362,23 @@ def test_a_run_that_lost_its_overrides_is_resumed_by_its_config(one: Path) -> No
     assert results(place)["status"] == "FINISHED"
 
 
+def test_checkpoints_that_were_cut_off_are_named_with_what_to_do(one: Path) -> None:
+    place = only_run(one)
+    interrupted(place)
+    last, best = (place / "checkpoints" / f"{name}.pt" for name in ("last", "best"))
+    whole = last.read_bytes()
+    last.write_bytes(whole[: len(whole) // 2])
+    for further in ([], ["pretrain.epochs=2", "resume_overrides=true"]):
+        with pytest.raises(UserError, match=rf"^resume={place}: .*last\.pt.*: rm {last}"):
+            ran(f"resume={place}", *further)
+    assert "INTERRUPTED" in (place / "status.json").read_text()
+    last.write_bytes(whole)
+    best.write_bytes(whole[: len(whole) // 2])
+    ran(f"resume={place}")  # all is trained: nothing is lost but a comparison
+    assert "best.pt is damaged" in (place / "events.jsonl").read_text()
+    assert "fewshot_best" not in results(place)
+
+
 def test_keys_that_an_older_version_did_not_have_count_where_they_are_given(one: Path) -> None:
     place = only_run(one)
     as_an_older_version_wrote(place / "config.yaml")
