@@ -10,7 +10,7 @@ import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from string import Template
@@ -40,7 +40,7 @@ from sseg_nase.config.multirun import refuse_several
 from sseg_nase.config.schema import Config
 from sseg_nase.config.validation import cautions
 from sseg_nase.errors import DONE, FAILURE, MISTAKE, STOPPED, UserError
-from sseg_nase.redaction import redacted
+from sseg_nase.redaction import guarded_output, redacted
 from sseg_nase.reporting.selection import last_made
 from sseg_nase.sweeps.deliver import deliver
 from sseg_nase.sweeps.finish import status
@@ -152,7 +152,9 @@ def _main() -> int:
     with _of_hydra(), explaining(overrides, *further):
         if flags.cfg in ("job", "all"):
             load(overrides, *further)  # Hydra would show a config that no run accepts
-        _hydra(None, [*overrides, *continued(overrides)])
+        # What Hydra itself shows of a config is often kept, or sent to others.
+        with guarded_output() if flags.cfg or flags.info else nullcontext():
+            _hydra(None, [*overrides, *continued(overrides)])
     return _code
 
 

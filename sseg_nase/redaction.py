@@ -11,7 +11,8 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TextIO
 from urllib.parse import quote, unquote, urlsplit
 
@@ -27,19 +28,28 @@ SECRET_VARIABLES = (
     "AZURE_STORAGE_ACCESS_KEY",
     "AZURE_STORAGE_CONNECTION_STRING",
 )
-ADDRESS_VARIABLES = ("MLFLOW_TRACKING_URI", "MLFLOW_S3_ENDPOINT_URL", "HTTP_PROXY", "HTTPS_PROXY")
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+ADDRESS_VARIABLES = (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_S3_ENDPOINT_URL",
+    *_PROXIES,
+    *(name.lower() for name in _PROXIES),
+)
 # A shorter value, or a plain word, occurs in texts by chance: `digits` as a password must not turn
 # `dataset=digits` into something else. In addresses it is removed all the same.
 SHORTEST, SHORTEST_TOKEN = 6, 16
 
 # It looks for `://` first: to look for a scheme takes minutes in a picture written as base64.
 _USER_INFO = re.compile(r"(?<=[A-Za-z0-9+.\-]):(//)[^/\s\"<>]*@")
+# An address that lacks its scheme, where it is known to be one.
+_BARE = re.compile(r"(\buri['\"]?\s*[=:]\s*['\"]?)[^/\s\"'<>@:]+:[^/\s\"'<>]*@")
 # A password cut off in the middle of an address has no @ behind it any more.
 _NAMED = (
     r"(?:[\w\-]*(?:token|password|passwd|secret|credential|signature|api[_\-]?key|access[_\-]?key)"
     r"[\w\-]*|pwd|sig|auth)"
 )
-_QUERY = re.compile(rf"([?&;]{_NAMED}=)[^&;\s\"'<>#]+", re.IGNORECASE)
+# In a query or, as of a page that one was sent to, behind #; a message may go on behind it.
+_QUERY = re.compile(rf"([?&;#]{_NAMED}=)[^&;\s\"'<>#]*[^&;\s\"'<>#:,.)\]}}]", re.IGNORECASE)
 _VARIABLES = "|".join((*SECRET_VARIABLES, "AWS_ACCESS_KEY_ID"))
 _VARIABLE = re.compile(rf"\b({_VARIABLES})(['\"]?[=:]\s*['\"]?)[^\s\"',}}]+")
 _HEADER = re.compile(
@@ -55,6 +65,7 @@ def redacted(text: str) -> str:
     """Return `text` without user information and tokens of addresses, and known passwords."""
     if "//" in text or "=" in text or ":" in text:
         text = _USER_INFO.sub(r":\1", text)
+        text = _BARE.sub(r"\1", text)
         text = _QUERY.sub(rf"\1{HIDDEN}", text)
         text = _VARIABLE.sub(rf"\1\2{HIDDEN}", text)
         text = _HEADER.sub(rf"\1{HIDDEN}", text)
@@ -144,6 +155,18 @@ def guard_output() -> None:
     for name in ("stdout", "stderr"):
         if not isinstance(getattr(sys, name), Redacting):
             setattr(sys, name, Redacting(getattr(sys, name)))
+
+
+@contextmanager
+def guarded_output() -> Iterator[None]:
+    """What is printed within is `redacted`."""
+    before = sys.stdout, sys.stderr
+    guard_output()
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stdout, sys.stderr = before
 
 
 def _has_port(authority: str) -> bool:

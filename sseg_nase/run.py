@@ -16,7 +16,7 @@ import torch
 
 from sseg_nase import stages
 from sseg_nase.config.commands import command
-from sseg_nase.config.compose import hardware_profiles
+from sseg_nase.config.compose import hardware_profiles, overrides_of
 from sseg_nase.config.fingerprint import fingerprint, flat
 from sseg_nase.config.places import settled
 from sseg_nase.config.schema import Config, HardwareConfig
@@ -41,6 +41,7 @@ from sseg_nase.training import checkpoint
 from sseg_nase.training.interruption import Interruption
 
 NAME_LENGTH = 120
+KEPT = ("images", "roles", "files", "drawn", "drawing")  # of the data of earlier epochs
 # No params of the method; those of `hardware` are recorded as they took effect.
 UNRECORDED = ("paths.", "tracking.", "hardware.", "data.", "sweep.", "report.")
 UNNAMED = ("paths.", "tracking", "hydra", "sweep", "experiment_name=")
@@ -140,7 +141,7 @@ class Run:
             raise identity.refuse(self.directory, changed, epochs)
         earlier = list(before.get("earlier", []))
         if changed:
-            kept = {k: before[k] for k in ("images", "roles", "files") if k in before}
+            kept = {k: before[k] for k in KEPT if k in before}
             earlier.append({"until_epoch": epochs, **kept, "changed": changed})
             self.notes += [f"resumed with other data: {k}: {what}" for k, what in changed.items()]
         elif self.place.resumed and not before:
@@ -165,12 +166,16 @@ class Run:
         self.seconds[name] = round(time.perf_counter() - began, 3)
 
 
-def run(config: Config, overrides: Sequence[str] = (), sweep: Membership | None = None) -> Path:
+def run(
+    config: Config, overrides: Sequence[str] | None = None, sweep: Membership | None = None
+) -> Path:
     """Run one config and return its directory.
 
-    `status.json` there says RUNNING, FINISHED, FAILED (with the error) or INTERRUPTED. With
-    `config.resume` the run in that directory goes on. Raises `UserError` for the user's mistakes,
-    `Interrupted` when it was asked to stop; anything else that is raised is ours.
+    `overrides` are those that it was composed with: they name the run, and it is resumed with them.
+    Without them it is called after its experiment, and resumed with all that differs from `conf/`.
+    `status.json` in the directory says RUNNING, FINISHED, FAILED (with the error) or INTERRUPTED.
+    With `config.resume` the run in that directory goes on. Raises `UserError` for the user's
+    mistakes, `Interrupted` when it was asked to stop; anything else that is raised is ours.
     """
     if config.task not in TASKS:
         raise UserError(
@@ -178,11 +183,17 @@ def run(config: Config, overrides: Sequence[str] = (), sweep: Membership | None 
             f"sseg-nase task={config.task}."
         )
     with Interruption() as interruption:
-        return _held(config, overrides_without(overrides), sweep, interruption)
+        named = overrides_without(overrides or ())
+        begun_with = overrides_without(overrides_of(config)) if overrides is None else named
+        return _held(config, named, begun_with, sweep, interruption)
 
 
 def _held(
-    config: Config, overrides: Sequence[str], sweep: Membership | None, interruption: Interruption
+    config: Config,
+    named: Sequence[str],
+    overrides: Sequence[str],
+    sweep: Membership | None,
+    interruption: Interruption,
 ) -> Path:
     """`run` in its directory, which is given back whatever happens."""
     config = settled(config)
@@ -210,7 +221,7 @@ def _held(
             raise
         if (unused := unused_address(config.tracking)) is not None:
             notes.append(unused)
-        name = run_name(config, overrides) if sweep is None else sweep.name
+        name = run_name(config, named) if sweep is None else sweep.name
         _run(Run(config, place, sink, name, asked, notes, interruption, sweep))
     finally:
         place.release()
@@ -367,7 +378,7 @@ def _check_epochs(config: Config) -> None:
         ("finetune_last", "finetune.epochs", config.finetune.epochs),
     ):
         path = folder / f"{file}.pt"
-        state = checkpoint.load(path) if path.exists() else {}
+        state = checkpoint.of_run(path) if path.exists() else {}
         progress = state.get("finetune", {}) if key == "finetune.epochs" else state
         begun = int(progress.get("epoch", 0)) + bool(progress.get("batch"))
         if begun > asked:
@@ -473,8 +484,9 @@ def _judge(
     with this.stage("evaluate"):
         judged = {LAST: stages.evaluate(tasks, reached, this.device)}
         fewshot = judged[LAST].results
-        if best is not None and not best.exists():
-            text = f"{best} is not there any more: the best network is not judged"
+        why = None if best is None else checkpoint.unreadable(best)
+        if why is not None:
+            text = f"{best} {why}: the best network is not judged"
             this.sink.event("warning", {"text": text})
         elif best is not None:
             about, judged[BEST] = stages.evaluate_best(

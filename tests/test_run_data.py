@@ -16,14 +16,16 @@ from PIL import Image
 
 from sseg_nase.config.commands import override
 from sseg_nase.config.compose import continued, load
+from sseg_nase.data.curriculum.render import DRAWING
 from sseg_nase.directory import RunDirectory, locked, own_run_id
 from sseg_nase.errors import UserError
 from sseg_nase.reporting.aggregate import Entry, aggregate
 from sseg_nase.reporting.comparison import compare
+from sseg_nase.reporting.figures import curriculum
 from sseg_nase.reporting.figures.curriculum import natural_images
 from sseg_nase.reporting.record import read_run
 from sseg_nase.run import run
-from sseg_nase.stages import fitted
+from sseg_nase.stages import fitted, identity
 from sseg_nase.training import checkpoint
 
 OWN = [
@@ -60,8 +62,7 @@ def images(root: Path, seed: int = 0, per_class: int = 4, first: int = 0) -> Non
 
 def ran(*overrides: str) -> Path:
     """As the command line does it: a resumed run's own overrides first."""
-    given = [*overrides, *continued(overrides)]
-    return run(load(given), given)
+    return run(load(overrides), [*overrides, *continued(overrides)])
 
 
 def results(directory: Path) -> dict[str, Any]:
@@ -255,6 +256,35 @@ def test_other_images_that_are_meant_are_recorded_with_the_first_ones(one: Path)
     assert "resumed with other data" in (place / "events.jsonl").read_text()
 
 
+DRAWN = [
+    *(o for o in OWN if not o.startswith(("dataset", "curriculum"))),
+    "dataset.image_size=16",
+    "evaluation.episodes=2",
+    "pretrain.epochs=1",
+]
+
+
+def test_pictures_that_another_version_drew_are_other_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = ran(*DRAWN)
+    assert json.loads((place / "data.json").read_text())["drawing"] == DRAWING
+    assert results(place)["data"]["drawing"] == DRAWING
+    interrupted(place)
+    monkeypatch.setattr(identity, "DRAWING", DRAWING + 1)
+    said = rf"BASIC.* drawn by version {DRAWING} of .* has version {DRAWING + 1}\n.*begun with;"
+    with pytest.raises(UserError, match=said):
+        ran(f"resume={place}")
+    ran(f"resume={place}", "pretrain.epochs=2", "resume_overrides=true")
+    data = json.loads((place / "data.json").read_text())
+    assert [part["drawing"] for part in data["earlier"]] == [DRAWING]
+    assert data["drawing"] == DRAWING + 1
+    # What is shown of its levels would not be what it saw.
+    assert curriculum.images_of(read_run(place), "BASIC", 16) is None
+    monkeypatch.setattr(curriculum, "DRAWING", DRAWING + 1)
+    assert curriculum.images_of(read_run(place), "BASIC", 16) is not None
+
+
 def test_a_refusal_names_the_epochs_that_were_trained(one: Path) -> None:
     place = only_run(one)
     ran(f"resume={place}", "pretrain.epochs=3", "resume_overrides=true")
@@ -297,6 +327,56 @@ def test_keys_that_an_older_version_did_not_have_are_unchanged(one: Path) -> Non
     ran(f"resume={place}")
     assert "FINISHED" in status.read_text()
     assert "resumed with" not in (place / "events.jsonl").read_text()
+
+
+def interrupted(place: Path) -> None:
+    status = place / "status.json"
+    status.write_text(status.read_text().replace("FINISHED", "INTERRUPTED"))
+
+
+def test_python_resumes_a_run_as_the_command_line_does(one: Path) -> None:
+    place = only_run(one)
+    before = load([f"resume={place}"])
+    assert (before.dataset.name, before.evaluation.ways, before.ablation) == ("folder", 2, "A2")
+    interrupted(place)
+    run(before)
+    assert "resumed with" not in (place / "events.jsonl").read_text()
+    run(load([f"resume={place}", "pretrain.epochs=2", "resume_overrides=true"]))
+    said = (place / "events.jsonl").read_text()
+    assert "resumed with pretrain.epochs: 1 -> 2" in said
+    assert said.count('"resumed with ') == 1
+    assert len(results(place)["data"]["trained"]) == 1
+    interrupted(place)
+    ran(f"resume={place}")  # with what Python has left of its overrides
+
+
+def test_a_run_that_lost_its_overrides_is_resumed_by_its_config(one: Path) -> None:
+    place = only_run(one)
+    interrupted(place)
+    for text in (None, "{a: 1}", "- a b=["):
+        path = place / "overrides.yaml"
+        path.unlink() if text is None else path.write_text(text)
+        config = load([f"resume={place}"])
+        assert (config.dataset.root, config.pretrain.epochs) == (str(one / "imgs"), 1)
+    ran(f"resume={place}")
+    assert results(place)["status"] == "FINISHED"
+
+
+def test_checkpoints_that_were_cut_off_are_named_with_what_to_do(one: Path) -> None:
+    place = only_run(one)
+    interrupted(place)
+    last, best = (place / "checkpoints" / f"{name}.pt" for name in ("last", "best"))
+    whole = last.read_bytes()
+    last.write_bytes(whole[: len(whole) // 2])
+    for further in ([], ["pretrain.epochs=2", "resume_overrides=true"]):
+        with pytest.raises(UserError, match=rf"^resume={place}: .*last\.pt.*: rm {last}"):
+            ran(f"resume={place}", *further)
+    assert "INTERRUPTED" in (place / "status.json").read_text()
+    last.write_bytes(whole)
+    best.write_bytes(whole[: len(whole) // 2])
+    ran(f"resume={place}")  # all is trained: nothing is lost but a comparison
+    assert "best.pt is damaged" in (place / "events.jsonl").read_text()
+    assert "fewshot_best" not in results(place)
 
 
 def test_keys_that_an_older_version_did_not_have_count_where_they_are_given(one: Path) -> None:

@@ -14,8 +14,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
 from sseg_nase import redaction
+from sseg_nase.cli import main
 from sseg_nase.config.compose import load
 from sseg_nase.directory import RunDirectory
 from sseg_nase.errors import UserError
@@ -223,6 +225,11 @@ def test_the_server_is_asked_with_user_and_password() -> None:
         ("http://h/x?token=abc&a=1", "http://h/x?token=***&a=1"),
         ("http://h/x?a=1&X-Amz-Signature=ab12", "http://h/x?a=1&X-Amz-Signature=***"),
         ("http://h/x?access_token=abc#top", "http://h/x?access_token=***#top"),
+        ("http://h/x#access_token=abc", "http://h/x#access_token=***"),
+        ("tracking.uri=http://h/x?sig=abc: it has", "tracking.uri=http://h/x?sig=***: it has"),
+        ("tracking.uri='bob:pw@host:80'", "tracking.uri='host:80'"),
+        ("  uri: bob:pw@host:80", "  uri: host:80"),
+        ("tracking.uri=sqlite:///me@work/x.db", "tracking.uri=sqlite:///me@work/x.db"),
         ("MLFLOW_TRACKING_PASSWORD=abc x", "MLFLOW_TRACKING_PASSWORD=*** x"),
         ("'AWS_SESSION_TOKEN': 'abc'", "'AWS_SESSION_TOKEN': '***'"),
         ("Authorization: Basic Ym9iOng=", "Authorization: Basic ***"),
@@ -241,6 +248,27 @@ def test_what_is_left_of_a_text(text: str, left: str) -> None:
 def test_a_password_that_was_used_is_replaced_wherever_it_stands() -> None:
     assert use(f"https://bob:{SECRET}%21@host/x") == "https://host/x"
     assert redacted(f"cut: bob:{SECRET}%21 or {SECRET}! it was") == "cut: *** or *** it was"
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTPS_PROXY", "all_proxy"])
+def test_the_password_of_a_proxy_is_replaced(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, f"http://bob:{SECRET}@proxy:3128")
+    assert redacted(f"refused: {SECRET}.") == "refused: ***."
+
+
+@pytest.mark.parametrize("flag", ["--cfg=job", "--cfg=all", "--cfg=hydra", "--info=config"])
+def test_what_hydra_shows_of_a_config_holds_no_password(
+    flag: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    GlobalHydra.instance().clear()
+    given = ["sseg-nase", flag, "tracking=server", f"tracking.uri='{ADDRESS}'"]
+    monkeypatch.setattr(sys, "argv", given)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    shown = "".join(capfd.readouterr())
+    assert ended.value.code == 0, shown
+    assert "127.0.0.1" in shown
+    assert SECRET not in shown
 
 
 def test_a_password_that_is_a_word_changes_no_other_text() -> None:

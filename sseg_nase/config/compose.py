@@ -10,7 +10,8 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -27,7 +28,7 @@ from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQu
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
-from sseg_nase.config.commands import literal, quoted
+from sseg_nase.config.commands import literal, override, quoted
 from sseg_nase.config.explain import explaining, one_line, unknown_key, wrong_type
 from sseg_nase.config.layout import (
     WRITTEN_AS,
@@ -94,24 +95,67 @@ def register() -> None:
 def load(overrides: Sequence[str] = (), *further: Path) -> Config:
     """Compose `conf/` with `overrides`, exactly as the command line does, and check the result.
 
-    `further` are config folders that are searched too. Raises `UserError`.
+    With `resume=RUN_DIR` the run's own overrides come with it. `further` are config folders that
+    are searched too. Raises `UserError`.
     """
     register()
     GlobalHydra.instance().clear()
     overrides = spelled_out(overrides)
+    overrides = [*overrides, *continued(overrides)]
     searchpath = [f"hydra.searchpath=[{','.join(map(str, further))}]"] if further else []
-    with (
-        explaining(overrides, *further),
-        initialize_config_dir(str(conf_dir()), version_base="1.3"),
-    ):
-        return to_config(compose(CONFIG_NAME, overrides=[*overrides, *searchpath]))
+    with explaining(overrides, *further):
+        return to_config(_composed([*overrides, *searchpath]))
+
+
+def _composed(overrides: Sequence[str]) -> DictConfig:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose(CONFIG_NAME, overrides=list(overrides))
+
+
+def overrides_of(config: Config) -> list[str]:
+    """Return overrides with which `load` composes this very config, but for `resume` and `sweep`.
+
+    They name every key that differs from `conf/`, and no option of a group.
+    """
+    wanted, found = _leaves(dataclasses.asdict(config)), dict[str, str]()
+    # A key that has the value of `conf/` may have another one beside those that are named.
+    with _beside_hydra():
+        while True:
+            tree = OmegaConf.to_container(_composed(list(found.values())), resolve=True)
+            composed = _leaves(cast(dict[str, Any], tree))
+            differing = {
+                key: override(key, value)
+                for key, value in wanted.items()
+                if value != composed.get(key) and key not in found
+            }
+            if not differing:
+                return list(found.values())
+            found |= differing
+
+
+def _leaves(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values by their dotted keys, without those that say where a process begins."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = _leaves(value) if isinstance(value, dict) else {"": value}
+        found |= {f"{key}.{name}".rstrip("."): leaf for name, leaf in inner.items()}
+    return {k: v for k, v in found.items() if not k.startswith(("resume", "sweep."))}
 
 
 def defaults() -> Config:
-    """Return `conf/` without any override; what Hydra is doing meanwhile is left as it was."""
-    at_work = GlobalHydra.instance().hydra
-    try:
+    """Return `conf/` without any override."""
+    with _beside_hydra():
         return load()
+
+
+@contextmanager
+def _beside_hydra() -> Iterator[None]:
+    """Compose within; what Hydra is doing meanwhile is left as it was."""
+    register()
+    at_work = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
     finally:
         GlobalHydra.instance().clear()
         if at_work is not None:
@@ -146,8 +190,8 @@ def spelled_out(overrides: Sequence[str], *, multirun: bool = False) -> list[str
     return [_spelled_out(text, multirun) for text in overrides]
 
 
-def _spelled_out(override: str, multirun: bool) -> str:
-    name, equals, value = override.partition("=")
+def _spelled_out(text: str, multirun: bool) -> str:
+    name, equals, value = text.partition("=")
     key = name.lstrip("+")
     plus, key = name[: len(name) - len(key)], _KEYS_OF.get(key, key)
     if key == "runs":
@@ -164,16 +208,16 @@ def _as_it_is(key: str, value: str, multirun: bool) -> str:
     if _exists(value):
         return quoted(value)
     try:
-        override = OverridesParser.create().parse_override(f"{key}={value}")
+        parsed = OverridesParser.create().parse_override(f"{key}={value}")
     except HydraException:
         if "${" in value or value[0] in "'\"":  # meant for Hydra, which says what is wrong with it
             return value
         pieces = _pieces(value) if multirun else []
         several = len(pieces) > 1 and all(map(_exists, pieces))
         return ",".join(map(quoted, pieces)) if several else quoted(value)
-    if override.is_sweep_override():
+    if parsed.is_sweep_override():
         return value if multirun else quoted(value)
-    understood = override.value() is None or isinstance(override.value(), str)
+    understood = parsed.value() is None or isinstance(parsed.value(), str)
     return value if understood else quoted(value)
 
 
@@ -231,8 +275,9 @@ def continued(overrides: Sequence[str]) -> list[str]:
     """Return what `resume=RUN_DIR` among `overrides` stands for: the overrides of that run.
 
     Those whose key is given again are left out, and folders for data that are there no more.
-    Without `resume`, or where the folder has no readable overrides.yaml, there are none. Raises
-    `UserError` for an override that is no override.
+    Where its overrides.yaml cannot be read, they are what its config.yaml differs in from `conf/`.
+    Without `resume`, or where the folder has neither, there are none. Raises `UserError` for an
+    override that is no override.
     """
     with explaining(overrides):
         given = {
@@ -242,17 +287,28 @@ def continued(overrides: Sequence[str]) -> list[str]:
     where = None if resume is None else resume.value()
     if not isinstance(where, str):
         return []
-    try:
-        text = (expanded("resume", where) / "overrides.yaml").read_text(encoding="utf-8")
-        stored = [str(line) for line in yaml.safe_load(text) or []]
-    except (OSError, TypeError, ValueError, yaml.YAMLError):
-        return []
-    parsed = OverridesParser.create().parse_overrides(stored)
+    lines = _overrides_in(expanded("resume", where))
+    parsed = OverridesParser.create().parse_overrides(lines)
     return [
         line
-        for line, o in zip(stored, parsed, strict=True)
+        for line, o in zip(lines, parsed, strict=True)
         if o.key_or_group not in given and still_there(line, o.value())
     ]
+
+
+def _overrides_in(run: Path) -> list[str]:
+    """What a run was begun with."""
+    try:
+        lines = yaml.safe_load((run / "overrides.yaml").read_text(encoding="utf-8"))
+        if isinstance(lines, list):
+            OverridesParser.create().parse_overrides([str(line) for line in lines])
+            return [str(line) for line in lines]
+    except (OSError, ValueError, yaml.YAMLError, HydraException):
+        pass
+    try:
+        return overrides_of(stored(run / "config.yaml"))
+    except UserError:  # whoever opens the folder says what is wrong with it
+        return []
 
 
 def hardware_profiles() -> dict[str, dict[str, Any]]:

@@ -149,6 +149,7 @@ _SANE_RATES: Mapping[str, tuple[float, float]] = {
     "adamw": (1e-7, 0.1),
     "sgd": (1e-6, 50),
 }
+USUAL_MOMENTUM = 0.9
 _SANE_TEMPERATURES = (0.01, 10)  # of cosines; SimCLR and its successors take 0.05 to 1
 _SANE_INNER_RATES = (1e-5, 10)  # MAML takes 0.01 to 0.5
 
@@ -161,6 +162,7 @@ def _far_out(config: Config) -> Iterator[str]:
     optimizer, ssl, finetune = config.optimizer, config.ssl, config.finetune
     if ssl.name != "none" and config.pretrain.epochs and finetune.start is None:
         given["optimizer.lr"] = optimizer.lr, _SANE_RATES[optimizer.name]
+        yield from _far_in_sum(config)
         if ssl.name == "simclr":
             given["ssl.temperature"] = ssl.temperature, _SANE_TEMPERATURES
         given["ssl.student_temperature"] = ssl.student_temperature, _SANE_TEMPERATURES
@@ -180,6 +182,20 @@ def _far_out(config: Config) -> Iterator[str]:
                 f"{key}={value:g} is very {far}: {low:g} to {high:g} is the widest that is usual; "
                 f"{result}."
             )
+
+
+def _far_in_sum(config: Config) -> Iterator[str]:
+    """Steps of SGD that are far out only because momentum adds them up, to lr / (1 - momentum)."""
+    rate, momentum = config.optimizer.lr, config.optimizer.momentum
+    if not momentum or rate > _SANE_RATES["sgd"][1]:
+        return
+    total, most = rate / (1 - momentum), _SANE_RATES["sgd"][1] / (1 - USUAL_MOMENTUM)
+    if total > most:
+        yield (
+            f"optimizer.lr={rate:g} optimizer.momentum={momentum:g}: steps add up to "
+            f"lr / (1 - momentum) = {total:g}, which is very high: {most:g} is the highest that is "
+            "usual; it will probably diverge."
+        )
 
 
 def _unlike_its_ablation(config: Config) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 from sseg_nase.config.compose import dataset_choice
 from sseg_nase.config.places import place_of
 from sseg_nase.config.schema import Config
+from sseg_nase.data.curriculum.render import DRAWING
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.files import read_json
@@ -38,6 +39,7 @@ def data_of(config: Config, tasks: Sequence[FewShotTask], *, pretrained: bool) -
     """What a pipeline or an evaluation with these `tasks` works with, as data.json has it.
 
     `images` by dataset and split, such as `digits/val`; `roles`: which of them serve for what;
+    `drawn`: the levels whose images are drawn, by the version `drawing` of what draws them;
     `files` that the weights start from; `trained_before`: the images that those weights have seen.
     """
     images: dict[str, Data] = {}
@@ -68,6 +70,7 @@ def data_of(config: Config, tasks: Sequence[FewShotTask], *, pretrained: bool) -
         "images": images,
         "roles": roles,
         "drawn": drawn if pretrained else [],
+        "drawing": DRAWING,
         "files": {key: found for key in FILES if (found := _file(config, key)) is not None},
         "trained_before": list(_seen_by_start(config)),
     }
@@ -98,15 +101,21 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, 
     for key, new in now["files"].items():
         if key in old_files and old_files[key].get("sha256") != new["sha256"]:
             found[key] = f"{new['path']} is another file than {old_files[key].get('path')} was"
+    drawings = [data.get("drawing", now.get("drawing")) for data in (before, now)]
+    if before.get("drawn") and now.get("drawn") and drawings[0] != drawings[1]:
+        found["drawn images"] = (
+            f"those of {', '.join(now['drawn'])} were drawn by version {drawings[0]} of the "
+            f"curriculum, and this sseg-nase has version {drawings[1]}"
+        )
     return found
 
 
 def changed_since(run: Path, config: Config, known: dict[str, Data]) -> dict[str, str]:
     """Return in words which images of the run in a folder are others now, by their key.
 
-    `config` is the run's own. A run of an older version, which recorded none, has no differences.
-    `known` holds what was looked at, for further runs on the same images. Raises `UserError` where
-    the images are not there any more.
+    `config` is how the run would be made now. A run of an older version, which recorded none, has
+    no differences. `known` holds what was looked at, for further runs on the same images. Raises
+    `UserError` where the images are not there any more.
     """
     before = read_json(run / NAME) or {}
     images = {}
@@ -117,18 +126,24 @@ def changed_since(run: Path, config: Config, known: dict[str, Data]) -> dict[str
         if look not in known:
             known[look] = identity(images_of(config, dataset, split))
         images[key] = known[look]
-    return differences(before, {"images": images, "files": {}})
+    drawn = before.get("drawn") or []
+    return differences(before, {"images": images, "files": {}, "drawn": drawn, "drawing": DRAWING})
 
 
 def refuse(resume: str | Path, found: Mapping[str, str], epochs: int) -> UserError:
     """Return the error for a resumed run whose data are not those that it was begun with."""
     since = f"those of epochs 1–{epochs}" if epochs > 1 else "those that the run was begun with"
     listed = "\n  ".join(f"{key}: {what}" for key, what in found.items())
+    remedy = (
+        "Bring back what was there, or name where it is (paths.data_dir, dataset.root, "
+        "finetune.from, backbone.weights);"
+    )
+    if list(found) == ["drawn images"]:
+        remedy = "Resume it with the version of sseg-nase that it was begun with;"
     return UserError(
         f"resume={resume}: the images or files are others than {since}:\n  {listed}\n"
-        "  Bring back what was there, or name where it is (paths.data_dir, dataset.root, "
-        "finetune.from, backbone.weights); resume_overrides=true resumes with the other data, and "
-        "the run then records both."
+        f"  {remedy} resume_overrides=true resumes with the other data, and the run then records "
+        "both."
     )
 
 
@@ -179,7 +194,8 @@ def in_results(data: Mapping[str, Any]) -> Data:
 
     evaluated = {key: brief(data["images"][key]) for key in data["roles"].get("evaluate", ())}
     trained = [{"key": one["key"], **brief(one)} for one in trained_on(data)]
-    return {"evaluated": evaluated, "trained": trained}
+    drawing = {"drawing": data["drawing"]} if data.get("drawn") else {}
+    return {"evaluated": evaluated, "trained": trained, **drawing}
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

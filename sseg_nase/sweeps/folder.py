@@ -220,12 +220,10 @@ class SweepFolder:
         return int(self.plan["threads"])
 
     def begin_launch(self, settings: SweepConfig, visible_devices: str | None) -> None:
-        """Note who launches, and what was asked for; an earlier stop is taken back."""
-        me = this_process()
+        """Note what was asked for; an earlier stop is taken back."""
         kept = dataclasses.replace(settings, dir=None, job=None)
         self.note(
             settings=dataclasses.asdict(kept),
-            launched_by=f"process {me['pid']} on {me['host']}",
             visible_devices=visible_devices,
         )
         for name in ("stopped", "ended"):
@@ -248,6 +246,8 @@ class SweepFolder:
                 "that is possible."
             ) from error
         try:
+            me = this_process()
+            self.note(launched_by=f"process {me['pid']} on {me['host']}")
             yield
         finally:
             self._lock.release()

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 from sseg_nase.config.commands import command, override
-from sseg_nase.config.compose import load, spelled_out, stored
+from sseg_nase.config.compose import load, spelled_out
 from sseg_nase.config.multirun import launcher, once, shared, split
 from sseg_nase.config.schema import SweepConfig
 from sseg_nase.config.validation import cautions
@@ -43,6 +43,7 @@ SECONDS_BETWEEN_QUERIES = 5.0  # of Slurm, which others ask, too
 SECONDS_TO_BEGIN = 30.0
 STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 SLURM, BASIC = "SlurmLauncher", "BasicLauncher"
+MOST_NAMED = 10  # jobs in a message
 OWN_KEYS = ("sweep.dir", "sweep.job", "sweep.watch", "sweep.dry_run")
 
 Say = Callable[[str], None]
@@ -93,14 +94,15 @@ def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> 
             "of them run at once is said by hydra.launcher.array_parallelism."
         )
     with sweep.launching():
-        sweep.begin_launch(settings, os.environ.get("CUDA_VISIBLE_DEVICES"))
         store = SweepStore(sweep.tracking, warn=say)
-        begin_parent(sweep, store)
         say(f"sweep in {sweep.path}: {len(sweep.jobs)} jobs, {sweep.title}")
         if started_by != BASIC:
             say(f"epochs and losses, any time: {command(task='status', sweep=sweep.path)}")
         _reap(store, say)
         numbers = _to_do(sweep, settings.rerun, store, say)
+        # Nothing of a sweep is touched that is refused.
+        sweep.begin_launch(settings, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        begin_parent(sweep, store)
         if not numbers and not _on_its_way(look(sweep)):
             return finish(sweep, store, say)
         if in_slurm or not settings.detach:
@@ -130,10 +132,14 @@ def rehearse(
     `sweep`: the one on disk that consists of these very jobs. Returns the exit code.
     """
     where = "a new sweep" if sweep is None else f"the sweep in {sweep.path}"
+    images = _Images()
     print(f"{where}: {len(planned)} jobs, {title}")
     for number, job in enumerate(planned):
         print(f"job {number}  {' '.join(job.overrides)}")
-        print(f"       {_would(None if sweep is None else sweep.jobs[number], rerun=rerun)}")
+        known = None if sweep is None else sweep.jobs[number]
+        print(f"       {_would(known, images, rerun=rerun)}")
+    for why, jobs in images.unknown.items():
+        print(f"{_jobs(jobs)}: whether the images are those of today is not known: {why}")
     print("sweep.dry_run=true: nothing was run or written.", end=" ")
     print(
         "MLflow was not asked whether it knows runs of the same config, which would be taken over."
@@ -141,13 +147,15 @@ def rehearse(
     return DONE
 
 
-def _would(job: JobFolder | None, *, rerun: bool) -> str:
+def _would(job: JobFolder | None, images: _Images, *, rerun: bool) -> str:
     """What a launch would do with a job of a sweep on disk; None: of a new one."""
     if job is not None and job.alive():
         return "is running already: would be left alone"
     if job is None or job.run is None or rerun:
         return "would run"
     if job.finished:
+        if changed := images.changed(job.run, job):
+            return f"is FINISHED in {job.run}, but its images were {changed}: would be refused"
         return f"is FINISHED in {job.run}: would be skipped"
     return f"would be resumed in {job.run}"
 
@@ -188,7 +196,7 @@ def _to_do(sweep: SweepFolder, rerun: bool, store: SweepStore, say: Say) -> list
     """The jobs that are to be run: not those that are finished, here or before, or on their way."""
     numbers = []
     done, on_their_way = 0, 0
-    images: dict[str, Any] = {}
+    images = _Images()
     for one in look(sweep):
         job = one.job
         if one.state in (RUNNING, QUEUED):
@@ -198,11 +206,14 @@ def _to_do(sweep: SweepFolder, rerun: bool, store: SweepStore, say: Say) -> list
             job.forget()
         if one.state != FINISHED and job.run is None and not rerun:
             _adopt(job, store, images, say)
-        if job.finished:
+        elif job.finished:
             _check_images(job, images)
+        if job.finished:
             done += 1
         else:
             numbers.append(job.number)
+    for why, jobs in images.unknown.items():
+        say(f"{_jobs(jobs)}: whether the images are those of today is not known: {why}")
     if done:
         say(f"{done} of {len(sweep.jobs)} jobs are FINISHED already (sweep.rerun=true runs anew)")
     if on_their_way:
@@ -210,14 +221,45 @@ def _to_do(sweep: SweepFolder, rerun: bool, store: SweepStore, say: Say) -> list
     return numbers
 
 
-def _adopt(job: JobFolder, store: SweepStore, images: dict[str, Any], say: Say) -> None:
+class _Images:
+    """The images that finished runs were made with, against those that there are now.
+
+    `known` holds what was looked at, `unknown` the jobs for which it could not be told, by reason.
+    """
+
+    def __init__(self) -> None:
+        self.known: dict[str, Any] = {}
+        self.unknown: dict[str, list[int]] = {}
+
+    def changed(self, run: Path, job: JobFolder) -> str:
+        """Return how those of `run` differ from those that the job would have now, if they do.
+
+        Raises `UserError` where the job itself does not fit this version.
+        """
+        config = job.config
+        why = "an older version has recorded no checksums of them"
+        if (run / "data.json").exists():
+            from sseg_nase.stages.identity import changed_since  # here, because it imports torch
+
+            try:
+                changed = changed_since(run, config, self.known)
+            except UserError as error:
+                why = f"they cannot be read: {error}"
+            else:
+                listed = "; ".join(f"{key}: {what}" for key, what in changed.items())
+                return f"others: {listed}" if changed else ""
+        self.unknown.setdefault(why, []).append(job.number)
+        return ""
+
+
+def _adopt(job: JobFolder, store: SweepStore, images: _Images, say: Say) -> None:
     """Take a run with the same fingerprint for the job's own: a finished one before any other."""
     known = [
         run for run in store.known(job.fingerprint) if (run.directory / "config.yaml").exists()
     ]
     for run in known:
         if run.status == FINISHED and status_of(run.directory).get("status") == FINISHED:
-            if changed := _changed_images(run.directory, images):
+            if changed := images.changed(run.directory, job):
                 say(f"{run.directory} is not taken for job {job.number}, its images were {changed}")
                 continue
             job.note(run=str(run.directory))
@@ -230,10 +272,10 @@ def _adopt(job: JobFolder, store: SweepStore, images: dict[str, Any], say: Say) 
             return
 
 
-def _check_images(job: JobFolder, images: dict[str, Any]) -> None:
+def _check_images(job: JobFolder, images: _Images) -> None:
     """Raise `UserError` where a job's run was made with other images than there are now."""
     assert job.run is not None
-    if changed := _changed_images(job.run, images):
+    if changed := images.changed(job.run, job):
         raise UserError(
             f"job {job.number} ({job.label}) is FINISHED in {job.run}, but its images were "
             f"{changed}\n  Bring them back, or add sweep.rerun=true to run all jobs with those "
@@ -241,21 +283,11 @@ def _check_images(job: JobFolder, images: dict[str, Any]) -> None:
         )
 
 
-def _changed_images(run: Path, images: dict[str, Any]) -> str:
-    """Say how the images of a finished run differ from those that are there now, if they do.
-
-    `images`: those that were looked at already.
-    """
-    if not (run / "data.json").exists():
-        return ""
-    from sseg_nase.stages.identity import changed_since  # here, because it imports torch
-
-    try:
-        changed = changed_since(run, stored(run / "config.yaml"), images)
-    except UserError:  # they are not there, or the run is of an older version: nothing to compare
-        return ""
-    listed = "; ".join(f"{key}: {what}" for key, what in changed.items())
-    return f"others: {listed}" if changed else ""
+def _jobs(numbers: Sequence[int]) -> str:
+    """The first of them by their numbers."""
+    shown = ", ".join(map(str, numbers[:MOST_NAMED]))
+    more = f" and {len(numbers) - MOST_NAMED} more" if numbers[MOST_NAMED:] else ""
+    return f"job{'s' if numbers[1:] else ''} {shown}{more}"
 
 
 def _other_code(run: KnownRun) -> str:

@@ -53,12 +53,24 @@ def load(path: Path) -> dict[str, Any]:
     return payload
 
 
+def of_run(path: Path) -> dict[str, Any]:
+    """`load` of a checkpoint in the folder of a run that is resumed."""
+    try:
+        return load(path)
+    except UserError as error:
+        raise UserError(
+            f"resume={path.parent.parent}: checkpoints/{path.name} cannot be read: it is damaged, "
+            "cut off or of another version. Copy it anew from where the run was, or remove it: "
+            f"rm {shlex.quote(str(path))}; what it was to go on from is then trained anew."
+        ) from error
+
+
 def resumable(path: Path) -> dict[str, Any]:
-    """`load` of a run's `last` checkpoint, to train on from.
+    """`of_run` of its `last` checkpoint, to train on from.
 
     Raises `UserError` where it holds what is not finite, as older versions of sseg-nase wrote it.
     """
-    payload = load(path)
+    payload = of_run(path)
     if names := not_finite(payload):
         raise UserError(
             f"resume={path.parent.parent}: {path.name} cannot be trained on from, because not "
@@ -67,10 +79,21 @@ def resumable(path: Path) -> dict[str, Any]:
     return payload
 
 
+def unreadable(path: Path) -> str | None:
+    """Return why no checkpoint can be read there; None where it can."""
+    if not path.exists():
+        return "is not there any more"
+    try:
+        load(path)
+    except UserError:
+        return "is damaged, cut off or of another version"
+    return None
+
+
 def _instead_of(path: Path) -> str:
     """What to do where the checkpoint at `path` cannot be trained on from."""
     best = path.with_name(path.name.replace("last", "best"))
-    finite = best.exists() and not not_finite(load(best))
+    finite = best.exists() and unreadable(best) is None and not not_finite(load(best))
     if finite and path.stem == "last":  # fine-tuning's holds the weights that were best for all
         return (
             f"{best.name} is finite: replace {path.name} with it "

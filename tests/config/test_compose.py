@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 import sseg_nase
-from sseg_nase.config.compose import dataset_choice, hardware_profiles, load
+from sseg_nase.config.compose import dataset_choice, hardware_profiles, load, overrides_of
 from sseg_nase.config.layout import conf_dir, group_option, groups, key_types
 from sseg_nase.config.schema import BACKBONES, EVOLVABLE, Config, DatasetConfig, HardwareConfig
 from sseg_nase.config.validation import ABLATIONS, cautions, switches
@@ -278,3 +278,42 @@ def test_an_installed_package_carries_its_own_conf(tmp_path: Path) -> None:
     )
     assert broken.returncode == 1
     assert "installation is incomplete" in broken.stderr
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [],
+        ["ablation=A3", "sparsity.enabled=true"],  # a value of conf/ that the ablation changes
+        ["dataset=folder", "dataset.root=a b, (c)", "evaluation.ways=5"],  # one that was given
+        ["dataset=omniglot", "finetune=maml", "optimizer=sgd", "optimizer.lr=1e-7"],
+        ["experiment=quickstart", "backbone=vit_small", "evolution=none", "sparsity=none"],
+        ["ssl=dino", "experiment_name=1e3", "tracking.uri=null", "curriculum.images.BASIC=7"],
+    ],
+)
+def test_overrides_of_a_config_compose_it(given: list[str]) -> None:
+    config = load(given)
+    assert load(overrides_of(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("given", "doubt"),
+    [
+        (["optimizer.lr=1000"], "optimizer.lr=1000 is very high"),
+        (["optimizer.lr=1e-9"], "optimizer.lr=1e-09 is very low"),
+        (["optimizer=sgd", "optimizer.lr=100"], "optimizer.lr=100 is very high"),
+        (["optimizer=sgd", "optimizer.lr=50"], None),
+        # What the momentum makes of it.
+        (
+            ["optimizer=sgd", "optimizer.lr=5", "optimizer.momentum=0.999"],
+            "= 5000, which is very ",
+        ),
+        (["optimizer=sgd", "optimizer.lr=0.1", "optimizer.momentum=0.999"], None),
+        (["ssl.temperature=1e-6"], "ssl.temperature=1e-06 is very low"),
+        (["finetune=maml", "finetune.inner_lr=100"], "finetune.inner_lr=100 is very high"),
+    ],
+)
+def test_absurd_values_are_doubted_beforehand(given: list[str], doubt: str | None) -> None:
+    said = [text for text in cautions(load(given)) if " very " in text]
+    assert len(said) == (doubt is not None)
+    assert doubt is None or doubt in said[0]

@@ -160,6 +160,7 @@ MISTAKES = [
     ("optimizer.betas=[0.9]", ["optimizer.betas", "two numbers"]),
     ("optimizer.momentum=0.9", ["optimizer.momentum=0.9", "no effect", "sgd"]),
     ("optimizer=sgd optimizer.nesterov=true optimizer.momentum=0", ["nesterov", "momentum"]),
+    ("optimizer=sgd optimizer.momentum=1", ["optimizer.momentum=1.0", "at most 0.999"]),
     ("scheduler.gamma=0.5", ["scheduler.gamma=0.5", "no effect", "scheduler=step"]),
     ("scheduler=step scheduler.step_size=null", ["scheduler.step_size=null", "needs a value"]),
     ("tracking=jsonl tracking.uri=x", ["tracking.uri=x", "no effect"]),

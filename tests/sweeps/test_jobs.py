@@ -16,6 +16,7 @@ import pytest
 from test_plan import made
 
 from sseg_nase import run as running
+from sseg_nase.config.commands import override
 from sseg_nase.config.compose import load
 from sseg_nase.directory import RunDirectory, status_of
 from sseg_nase.errors import FAILURE, MISTAKE, UserError
@@ -392,7 +393,7 @@ def test_a_run_is_taken_over_by_what_its_status_json_says(
     job, said = sweep.jobs[0], list[str]()
     place = run_of(job, on_disk).path
     known = KnownRun("id", in_store, place, None)
-    launch._adopt(job, Store(known), {}, said.append)  # type: ignore[arg-type]
+    launch._adopt(job, Store(known), launch._Images(), said.append)  # type: ignore[arg-type]
     assert (job.run == place) is taken
     assert len(said) == taken
 
@@ -405,10 +406,10 @@ def test_a_run_whose_folder_is_gone_or_held_is_not_taken_over(
     place = RunDirectory.create(job.config, job.overrides)
     place.write_status(INTERRUPTED)
     held = KnownRun("id", INTERRUPTED, place.path, None)
-    launch._adopt(job, Store(gone, held), {}, print)  # type: ignore[arg-type]
+    launch._adopt(job, Store(gone, held), launch._Images(), print)  # type: ignore[arg-type]
     assert job.run is None
     place.release()
-    launch._adopt(job, Store(gone, held), {}, print)  # type: ignore[arg-type]
+    launch._adopt(job, Store(gone, held), launch._Images(), print)  # type: ignore[arg-type]
     assert job.run == place.path
 
 
@@ -466,7 +467,7 @@ def test_labelled_images_of_all_fine_tunings_add_up() -> None:
 
 
 def test_a_finished_job_whose_images_were_others_is_not_skipped(sweep: SweepFolder) -> None:
-    job, looked = sweep.jobs[0], dict[str, Any]()
+    job, looked = sweep.jobs[0], launch._Images()
     place = run_of(job, FINISHED).path
     now = identity(images_of(job.config, job.config.dataset, "val"))
     (place / "data.json").write_text(json.dumps({"images": {"digits/val": now}}))
@@ -474,7 +475,7 @@ def test_a_finished_job_whose_images_were_others_is_not_skipped(sweep: SweepFold
     launch._adopt(job, Store(known), looked, print)  # type: ignore[arg-type]
     assert job.run == place
     launch._check_images(job, looked)
-    assert len(looked) == 1  # the second look needed no images
+    assert len(looked.known) == 1  # the second look needed no images
     others = {**now, "identity": "other", "count": 7}
     (place / "data.json").write_text(json.dumps({"images": {"digits/val": others}}))
     with pytest.raises(UserError, match=r"job 0 .*digits/val: 7 images then, 896 now.*\n.*rerun"):
@@ -485,6 +486,42 @@ def test_a_finished_job_whose_images_were_others_is_not_skipped(sweep: SweepFold
     job.note(run=str(place))
     with pytest.raises(UserError, match="its images were"):  # a launch looks, too
         launch._to_do(sweep, False, Store(), print)  # type: ignore[arg-type]
+
+
+def test_a_finished_run_that_cannot_be_compared_is_not_taken_in_silence(
+    sweep: SweepFolder,
+) -> None:
+    """Whatever else in its config.yaml does not fit this version: the job's own config does."""
+    job, said = sweep.jobs[0], list[str]()
+    place = run_of(job, FINISHED).path
+    job.note(run=str(place))
+    assert launch._to_do(sweep, False, Store(), said.append) == [1]  # type: ignore[arg-type]
+    assert "job 0: whether the images are those of today is not known" in said[0]
+    now = identity(images_of(job.config, job.config.dataset, "val"))
+    others = {**now, "identity": "other", "count": 7}
+    (place / "data.json").write_text(json.dumps({"images": {"digits/val": others}}))
+    older = (place / "config.yaml").read_text().replace("\nseed:", "\nold_key: 1\nseed:")
+    (place / "config.yaml").write_text(older)
+    with pytest.raises(UserError, match="7 images then, 896 now"):
+        launch._to_do(sweep, False, Store(), print)  # type: ignore[arg-type]
+    (place / "data.json").write_text(json.dumps({"images": {"gone/val": others}}))
+    said.clear()
+    assert launch._to_do(sweep, False, Store(), said.append) == [1]  # type: ignore[arg-type]
+    assert "is not known: they cannot be read" in said[0]
+
+
+def test_a_sweep_that_is_refused_is_not_touched(
+    sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = run_of(sweep.jobs[0], FINISHED).path
+    sweep.jobs[0].note(run=str(place))
+    sweep.end(FINISHED)
+    told = {"images": {}, "drawn": ["BASIC"], "drawing": 0}
+    (place / "data.json").write_text(json.dumps(told))
+    monkeypatch.setattr(launch, "begin_parent", lambda *arguments: pytest.fail("it was begun"))
+    with pytest.raises(UserError, match="drawn by version 0 of the curriculum"):
+        launch.launch([override("sweep.dir", sweep.path)], lambda overrides: None, print)
+    assert sweep.ended
 
 
 def test_a_job_goes_on_with_its_run_and_as_many_threads(sweep: SweepFolder) -> None:

@@ -20,7 +20,7 @@ from sseg_nase.data.curriculum.difficulty import (
     FREQUENCY_WEIGHT,
     difficulty,
 )
-from sseg_nase.data.curriculum.render import render
+from sseg_nase.data.curriculum.render import DRAWING, render
 from sseg_nase.data.grey import of_channels
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
@@ -68,7 +68,7 @@ def difficulty_per_level(record: RunRecord) -> Drawing:
         else:
             levels.append(measured(str(name), images))
     if not levels:
-        why = f"The images of {style.first(without, 5)} are not where they were at that time."
+        why = f"The images of {style.first(without, 5)} cannot be had as they were at that time."
         return absent("curriculum", TITLE, why)
     with style.applied():
         figure = style.page(0.6 + 0.5 * len(levels))
@@ -92,7 +92,9 @@ def difficulty_per_level(record: RunRecord) -> Drawing:
         f"{count} images at {size} px."
     )
     if without:
-        caption += f" Not shown: {style.first(without, 5)}, whose images are not where they were."
+        caption += (
+            f" Not shown: {style.first(without, 5)}, whose images cannot be had as they were."
+        )
     return Drawing("curriculum", TITLE, caption, figure)
 
 
@@ -106,6 +108,8 @@ def images_of(record: RunRecord, level: str, size: int) -> torch.Tensor | None:
             return None
         chosen = np.linspace(0, len(store) - 1, min(count, len(store))).astype(np.int64)
         return store.batch(chosen)
+    if record.section("data").get("drawing", DRAWING) != DRAWING:
+        return None  # another version drew them
     try:
         drawn = render(
             level,
