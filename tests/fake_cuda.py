@@ -53,10 +53,12 @@ class Fake:
     """What was seen.
 
     `waits`: how often the host waited for the device, by kind and place (`read
-    training/loop.py:_report`). `memory_fraction`: the cap that the allocator was given.
+    training/loop.py:_report`). `copies`: all copies between the devices, awaited or not, alike.
+    `memory_fraction`: the cap that the allocator was given.
     """
 
     waits: Counter[str] = field(default_factory=Counter)
+    copies: Counter[str] = field(default_factory=Counter)
     memory_fraction: float | None = None
     free: int = 8 * GIBIBYTE
     total: int = 12 * GIBIBYTE
@@ -282,6 +284,7 @@ class _State:
             kind = "read"
         else:
             free, kind = asynchronous and self.fake.locked(source), "send"
+        self.fake.copies[f"{kind} {place()}"] += 1
         if not free:
             self.fake.wait(kind)
 
