@@ -135,6 +135,9 @@ class OnCuda(Tensor):
     def record_stream(self, stream: Any) -> None:
         """Streams have no order here."""
 
+    def __repr__(self, *_: Any, **__: Any) -> str:
+        return f"OnCuda({self.inner!r})"
+
     def untyped_storage(self) -> torch.UntypedStorage:
         """Its size and address; nothing is to read it."""
         return self.inner.untyped_storage()
@@ -388,7 +391,7 @@ class _Functions(TorchFunctionMode):
                 return found
         locked = kwargs.pop("pin_memory", False)
         ours = any(isinstance(t, OnCuda) for t in _tensors((*args, *kwargs.values())))
-        if is_cuda(kwargs.get("device")):
+        if is_cuda(kwargs.get("device")) and func is not torch._C._nn._parse_to:
             _check_generator(func, args, kwargs)
             if func in MADE_OF_VALUES:
                 self.state.fake.wait("send")
@@ -617,12 +620,12 @@ def _apply(
     self: nn.Module, function: Callable[[Tensor], Tensor], recurse: bool = True
 ) -> nn.Module:
     """`nn.Module._apply`: torch would put the new numbers into the old objects in C++."""
-    done: dict[int, nn.Parameter] = {}
+    done: dict[nn.Parameter, nn.Parameter] = {}
     for module in self.modules() if recurse else [self]:
         for name, parameter in module._parameters.items():
             if parameter is None:
                 continue
-            if id(parameter) not in done:
+            if parameter not in done:
                 with torch.no_grad():
                     moved = function(parameter)
                 same = moved is parameter
@@ -630,8 +633,8 @@ def _apply(
                 if parameter.grad is not None and not same:
                     with torch.no_grad():
                         new.grad = function(parameter.grad)
-                done[id(parameter)] = new
-            module._parameters[name] = done[id(parameter)]
+                done[parameter] = new
+            module._parameters[name] = done[parameter]
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = function(buffer)

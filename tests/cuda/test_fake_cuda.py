@@ -170,6 +170,7 @@ def test_a_module_moves_with_its_gradients_and_shared_weights(fake: Fake) -> Non
     assert copied[0].weight is copied[1][0].weight
     assert copied[0].weight.is_cuda
     before = both[0].weight
+    assert nn.Linear(2, 2).to(device=CUDA, dtype=torch.float64).weight.is_cuda
     assert both.to("cuda")[0].weight is before
     assert not both.cpu()[0].weight.is_cuda
 
