@@ -8,9 +8,9 @@ Inside, the program finds a CUDA device, takes its CUDA paths and computes what 
 
 What it sees: operations on tensors of both devices, a CPU tensor indexed by a CUDA one, NumPy asked
 for a CUDA tensor, a random generator of the wrong device, values of one device put into a tensor of
-the other: each raises `MixedDevicesError`, or the error that CUDA gives. It counts by place what makes
-the host wait for the device (`Fake.waits`): numbers that are read, sizes that depend on values,
-copies that are not of page-locked memory or not asked to be asynchronous.
+the other: each raises `MixedDevicesError`, or the error that CUDA gives. It counts by place what
+makes the host wait for the device (`Fake.waits`): numbers that are read, sizes that depend on
+values, copies that are not of page-locked memory or not asked to be asynchronous.
 
 What it cannot see: kernels of CUDA (their results, their launches, their speed), the order of
 streams, how much memory is taken, float16 as a GPU computes it, graphs and compiled code, threads

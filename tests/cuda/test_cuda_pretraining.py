@@ -188,14 +188,14 @@ def test_mutations_by_hand(fake: Fake) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     teacher = one.networks.teacher
     for step in (
-        lambda **k: by_hand.grow(network, seed=1, **k),
-        lambda **k: by_hand.widen(network, 1, **k),
-        lambda **k: by_hand.prune(network, [range(8)] * len(network.architecture.channels), **k),
+        by_hand.grow,
+        lambda net, **k: by_hand.widen(net, 1, **k),
+        lambda net, **k: by_hand.prune(net, [range(8)] * len(net.architecture.channels), **k),
     ):
         network(images).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-        done = step(optimizer=optimizer, teacher=teacher, images=images)
+        done = step(network, optimizer=optimizer, teacher=teacher, images=images)
         network, optimizer, teacher = done.network, done.optimizer, done.teacher
         assert done.record.function_delta is not None
         assert network(images).is_cuda
