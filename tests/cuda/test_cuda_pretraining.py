@@ -199,6 +199,7 @@ def test_mutations_by_hand(fake: Fake) -> None:
         network, optimizer, teacher = done.network, done.optimizer, done.teacher
         assert done.record.function_delta is not None
         assert network(images).is_cuda
+        assert teacher(images).is_cuda
     network.grow(12)
     network.widen(0)
     assert network(images).is_cuda
