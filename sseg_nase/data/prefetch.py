@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+ALIGNED = 16  # bytes: where a tensor of any type may begin
 
 
 class HasImages(Protocol):
@@ -44,3 +46,17 @@ def sent(values: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return values
     return values.pin_memory().to(device, non_blocking=True)
+
+
+def sent_together(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """`sent` for many small tensors, as parts of one: one copy takes as long as each would."""
+    flat = {name: t.contiguous().view(-1).view(torch.uint8) for name, t in tensors.items()}
+    lengths = [-(-len(part) // ALIGNED) * ALIGNED for part in flat.values()]
+    packed = torch.empty(sum(lengths), dtype=torch.uint8)
+    for part, room in zip(flat.values(), packed.split(lengths), strict=True):
+        room[: len(part)] = part
+    there = sent(packed, device).split(lengths)
+    return {
+        name: room[: len(flat[name])].view(tensor.dtype).view(tensor.shape)
+        for (name, tensor), room in zip(tensors.items(), there, strict=True)
+    }

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sseg_nase.config.schema import EvaluationConfig, ViewsConfig
 from sseg_nase.data.episodes import EpisodeList
+from sseg_nase.data.prefetch import sent
 from sseg_nase.data.random import derive
 from sseg_nase.data.views import apply_views, draw_parameters
 from sseg_nase.errors import UserError
@@ -68,7 +69,7 @@ def embed(
     """
 
     def images(indices: np.ndarray) -> Tensor:
-        return preprocess(store.batch(indices).to(device, non_blocking=True))
+        return preprocess(sent(store.batch(indices), torch.device(device)))
 
     return _embedded(network, images, np.arange(len(store)), batch_size)
 
@@ -95,7 +96,7 @@ def embed_views(
     drawn = draw_parameters(count * n, views, height=height, width=width, seed=seed)
 
     def images(view: int, indices: np.ndarray) -> Tensor:
-        batch = store.batch(indices).to(device, non_blocking=True)
+        batch = sent(store.batch(indices), torch.device(device))
         parameters = drawn[torch.from_numpy(view * n + indices)]
         return apply_views(batch, parameters, image_size=image_size)[0]
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from sseg_nase.config.schema import Config
 from sseg_nase.data.episodes import EpisodeList, sample_episodes
 from sseg_nase.data.placement import Images, fetch
+from sseg_nase.data.prefetch import sent
 from sseg_nase.data.random import derive
 from sseg_nase.data.views import make_views
 from sseg_nase.finetune.learner import METHODS, EpisodeLearner
@@ -385,7 +386,7 @@ def episodic(tuner: FineTuner, step: Step, images: Tensor) -> Outcome:
     with tuner.fabric.autocast():
         features = tuner.learner.backbone(images)
     scores = tuner.learner.head(*step.parts(features.float()))
-    truth = step.query_truth().to(scores.device)
+    truth = sent(step.query_truth(), scores.device)
     right = (scores.argmax(dim=-1) == truth).float().mean()
     return Outcome(tuner.method.loss(scores, truth), right)
 
@@ -396,7 +397,7 @@ def classification(tuner: FineTuner, step: Step, images: Tensor) -> Outcome:
     with tuner.fabric.autocast():
         features = tuner.learner.backbone(images)
     logits = tuner.learner.head(features.float())
-    truth = step.truth.to(logits.device)
+    truth = sent(step.truth, logits.device)
     right = (logits.argmax(dim=-1) == truth).float().mean()
     return Outcome(F.cross_entropy(logits, truth), right)
 
@@ -410,7 +411,7 @@ def meta_learned(tuner: FineTuner, step: Step, images: Tensor) -> Outcome:
     assert options.inner_lr is not None
     assert options.inner_steps is not None
     support, query = step.parts(images)
-    truth = step.query_truth().to(images.device)
+    truth = sent(step.query_truth(), images.device)
     own = torch.arange(step.ways, device=images.device).repeat_interleave(step.shots)
     weights = dict(classifier.named_parameters())
     outcomes = []

@@ -224,7 +224,7 @@ def _check_size(tensor_map: TensorMap, source: Tensor) -> None:
 
 def _move(tensor_map: TensorMap, source: Tensor, target: Tensor, like: str) -> Tensor:
     out, into = tensor_map.out, tensor_map.into
-    new = target.to(device=source.device, dtype=source.dtype).clone()
+    new = target.to(dtype=source.dtype).clone()
     if like == VALUE and into is not None and not (into.silent and not tensor_map.blank):
         kept_rows = _rows(out, new)
         columns = torch.tensor([j for j, i in enumerate(into.index) if i == NEW], dtype=torch.long)
@@ -248,9 +248,9 @@ def _move(tensor_map: TensorMap, source: Tensor, target: Tensor, like: str) -> T
         values = values.index_select(1, column_from.to(values.device))
         if like == VALUE:
             values = values / _scale(column_copies, values, 1, like)
-        new[rows.to(new.device)[:, None], columns.to(new.device)] = values
+        new[rows[:, None], columns] = values
     elif out is not None:
-        new[rows.to(new.device)] = values
+        new[rows] = values
     else:
         new = values.clone()
     if like == VALUE and tensor_map.noise and out is not None and any(out.repeats):
@@ -258,7 +258,7 @@ def _move(tensor_map: TensorMap, source: Tensor, target: Tensor, like: str) -> T
         repeated = torch.tensor([j for j, again in enumerate(out.repeats) if again])
         jitter = torch.randn(len(repeated), *new.shape[1:], generator=generator)
         jitter = jitter.to(device=new.device, dtype=new.dtype)
-        new[repeated.to(new.device)] *= 1 + tensor_map.noise * jitter
+        new[repeated] *= 1 + tensor_map.noise * jitter
     return new
 
 

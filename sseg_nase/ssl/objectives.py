@@ -97,8 +97,9 @@ def dino(
         aims = (_at_least_float32(teacher.detach()) - centre.detach()) / teacher_temperature
         said = F.log_softmax(_at_least_float32(student) / temperature, dim=2)
         crossed = -aims.softmax(dim=2).flatten(1) @ said.flatten(1).T / B
-        other = ~torch.eye(G, V, dtype=torch.bool, device=crossed.device)
-        return crossed[other].mean()
+        same = torch.eye(G, V, dtype=torch.bool, device=crossed.device)
+        # Not an index: how many entries a mask has, a GPU would have to be asked.
+        return crossed.masked_fill(same, 0).sum() / (G * V - G)
 
 
 @torch.no_grad()

@@ -273,7 +273,9 @@ class Trainer:
         if not epsilon or not chosen:
             return batch.images
         learner = copy.deepcopy(self.networks.learner).eval()
-        plain = batch.images[chosen].float() / 255
+        rows = slice(chosen[0], chosen[-1] + 1)  # a list would be sent to the device as indices
+        assert len(batch.images[rows]) == len(chosen), chosen
+        plain = batch.images[rows].float() / 255
         with torch.no_grad():
             anchors = learner(2 * plain - 1)[1]
 
@@ -282,7 +284,7 @@ class Trainer:
 
         moved = perturb(plain, loss, epsilon)
         images = batch.images.clone()
-        images[chosen] = (moved * 255).round().to(torch.uint8)
+        images[rows] = (moved * 255).round().to(torch.uint8)
         return images
 
     @property

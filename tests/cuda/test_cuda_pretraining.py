@@ -1,0 +1,303 @@
+"""Pretraining on CUDA, as far as it can be seen without a GPU: see `fake_cuda`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_cuda import CUDA, Fake, fake_cuda
+from paths import InTurn, Waits, config_of, trainer
+from torch import Tensor
+
+from sseg_nase.evolution import by_hand
+from sseg_nase.evolution.operators import perform
+from sseg_nase.nets.mutation import Mutation, grow, prune, widen
+from sseg_nase.sparsity.router import SparseRouter
+from sseg_nase.ssl.methods import METHODS
+from sseg_nase.stages import pretrain
+from sseg_nase.tracking.sink import Sink
+from sseg_nase.training import checkpoint
+from sseg_nase.training.events import Callback, Event
+from sseg_nase.training.interruption import Interrupted
+from sseg_nase.training.loop import Decision, Trainer
+
+PLAIN = ["evolution=none", "sparsity=none", "ssl.distillation_weight=0.5"]
+NATURAL = [*PLAIN, "curriculum=natural"]
+SMALL_DINO = ["ssl=dino", "ssl.prototypes=8"]
+MOST_WAITS = 2  # in a step that tells nobody anything
+
+
+@pytest.fixture
+def fake() -> Iterator[Fake]:
+    with fake_cuda() as found:
+        yield found
+
+
+def everywhere(value: Any) -> Iterator[Tensor]:
+    """All tensors in a state."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from everywhere(each)
+
+
+def on_cuda(one: Trainer) -> bool:
+    """Whether networks, moments and memory are there, and all is finite."""
+    found = list(everywhere(one.networks.state_dict()))
+    return len(found) > 0 and all(t.is_cuda and bool(t.isfinite().all()) for t in found)
+
+
+# -- steps -----------------------------------------------------------------------------------------
+
+STEPS: dict[str, list[str]] = {
+    **{method: [*PLAIN, f"ssl={method}"] for method in METHODS if method != "dino"},
+    "dino": [*PLAIN, *SMALL_DINO],
+    "32-true": [*PLAIN, "hardware.precision=32-true"],
+    "bf16-mixed": [*PLAIN, "hardware.precision=bf16-mixed"],
+    "accumulation": [*PLAIN, "hardware.gradient_accumulation_steps=2", "hardware.batch_size=4"],
+    "checkpointing": [*PLAIN, "hardware.gradient_checkpointing=true"],
+    "sgd": [*PLAIN, "optimizer=sgd", "optimizer.lr=0.01"],
+    "sketches": [*PLAIN, "views=sketch"],
+    "one channel": [*PLAIN, "dataset.channels=1"],
+    "not kept": [*PLAIN, "data.memory_gb=0.00001"],
+    "disk": [*NATURAL, "data.placement=disk"],
+    "ram": [*NATURAL, "data.placement=ram"],
+    "device": [*NATURAL, "data.placement=device"],
+    "perturbed": [
+        *PLAIN, "curriculum.levels=[ADVERSARIAL]", "curriculum.perturbation=0.02",
+    ],
+    "adversarial and others": [
+        *PLAIN, "curriculum=mixed", "curriculum.perturbation=0.02",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("overrides", STEPS.values(), ids=STEPS)
+def test_a_step_does_not_make_the_host_wait(fake: Fake, overrides: list[str]) -> None:
+    waits = Waits(fake)
+    epochs = ["pretrain.epochs=1", "pretrain.images_per_epoch=64"]
+    one = trainer(*overrides, *epochs, callbacks=[waits])
+    one.fit()
+    assert on_cuda(one)
+    assert len(waits.steps) == one.progress.step - 1 > 1
+    assert all(step.total() <= MOST_WAITS for step in waits.steps), waits.steps
+    # What may wait is the optimizer, which asks the scaler whether there is a step to take.
+    places = {place for step in waits.steps for place in step}
+    assert places <= {"read training/loop.py:_step"}, places
+
+
+def test_what_views_need_goes_there_in_one_copy(fake: Fake) -> None:
+    one = trainer(*PLAIN, "views=sketch", "views.jitter=1", "views.blur=1", "views.grey=0.5")
+    images = one.feed.probe()
+    fake.copies.clear()
+    fake.waits.clear()
+    one.probe.views(images, seed=0)
+    assert dict(fake.copies) == {"send data/prefetch.py:sent": 1}
+    assert not fake.waits
+
+
+def test_what_is_told_costs_one_look(fake: Fake) -> None:
+    epoch = ["pretrain.epochs=1", "pretrain.images_per_epoch=96"]
+    one = trainer(*PLAIN, *epoch, "tracking.interval_steps=2")
+    one.fit()
+    assert fake.waits["read training/loop.py:_report"] == 3
+
+
+# -- mutations -------------------------------------------------------------------------------------
+
+
+def mutation(change: Callable[..., Mutation], **options: Any) -> Callable[[Trainer], Decision]:
+    def decide(one: Trainer) -> Decision:
+        kept = {}
+        architecture = one.networks.evolving
+        if change is prune:
+            kept["kept"] = [range(0, width, 2) for width in architecture.channels]
+        given = {**kept, **{k: v for k, v in options.items() if k not in DECIDED}}
+        told = {k: v for k, v in options.items() if k in DECIDED}
+        return Decision(change(architecture, **given), {"reason": "told"}, **told)
+
+    return decide
+
+
+DECIDED = ("tolerance", "grace", "recalibrate")
+GROW, WIDEN = mutation(grow, seed=1), mutation(widen, block=1, seed=2)
+EVERY = (
+    GROW,
+    WIDEN,
+    mutation(grow, mode="fresh", position=1, out_channels=20, seed=3),
+    mutation(widen, block=None, mode="zero", seed=4),
+    mutation(widen, block=0, noise=0.01, seed=5),
+    mutation(prune, recalibrate=1),
+)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["ssl.distillation_weight=0.5"],
+        [*SMALL_DINO, "backbone.residual=true"],
+        ["ssl=byol", "optimizer=sgd", "optimizer.lr=0.01", "backbone.embedding=flatten"],
+        ["ssl=prototype_pairs", "hardware.precision=32-true"],
+    ],
+)
+def test_every_mutation(fake: Fake, overrides: list[str]) -> None:
+    one = trainer(*overrides, f"pretrain.epochs={len(EVERY) + 1}", interventions=[InTurn(*EVERY)])
+    one.fit()
+    assert [record.kind for record in one.progress.history] == [
+        "GROW", "WIDEN", "GROW", "WIDEN", "WIDEN", "PRUNE",
+    ]  # fmt: skip
+    assert all(record.accepted for record in one.progress.history)
+    assert on_cuda(one)
+    assert len(one.networks.state().moments) > 0
+
+
+@pytest.mark.parametrize("grace", [0, 1])
+def test_rollback(fake: Fake, grace: int) -> None:
+    """At once, and when the probation ends: no loss is below -1 times what it was."""
+    refused = mutation(grow, seed=1, tolerance=-2.0, grace=grace)
+    one = trainer("pretrain.epochs=4", interventions=[InTurn(refused)])
+    before = one.networks.architecture
+    one.fit()
+    (record,) = one.progress.history
+    assert not record.accepted
+    assert ("rollback" in record.trigger) == (grace > 0)
+    assert one.networks.architecture == before
+    assert on_cuda(one)
+
+
+@pytest.mark.parametrize("importance", ["taylor", "magnitude", "random"])
+def test_the_whole_method(fake: Fake, importance: str) -> None:
+    """Plateaus, trials of what could be done, and pruning by importance, with shortcuts."""
+    more = [] if importance == "taylor" else ["evolution=none"]
+    chosen = [f"sparsity.importance={importance}", "backbone.residual=true"]
+    one = trainer("ablation=A7", "pretrain.epochs=5", *chosen, *more)
+    one.fit()
+    kinds = {record.kind for record in one.progress.history}
+    assert kinds >= ({"PRUNE"} if more else {"PRUNE", "GROW"})
+    assert on_cuda(one)
+
+
+def test_mutations_by_hand(fake: Fake) -> None:
+    one = trainer("backbone.residual=true")
+    network = one.networks.learner.backbone.train()
+    images = torch.randn(4, 3, 16, 16, device=CUDA)
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    teacher = one.networks.teacher
+    for step in (
+        by_hand.grow,
+        lambda net, **k: by_hand.widen(net, 1, **k),
+        lambda net, **k: by_hand.prune(net, [range(8)] * len(net.architecture.channels), **k),
+    ):
+        network(images).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        done = step(network, optimizer=optimizer, teacher=teacher, images=images)
+        network, optimizer, teacher = done.network, done.optimizer, done.teacher
+        assert done.record.function_delta is not None
+        assert network(images).is_cuda
+        assert teacher(images).is_cuda
+    network.grow(12)
+    network.widen(0)
+    assert network(images).is_cuda
+    assert all(parameter.is_cuda for parameter in network.parameters())
+
+
+def test_a_mutation_as_a_function(fake: Fake) -> None:
+    one = trainer()
+    images = torch.randn(4, 3, 16, 16, device=CUDA)
+    architecture = one.networks.evolving
+    state, record = perform(grow(architecture, seed=1), one.networks.state(), probe=images)
+    assert record.function_delta is not None
+    assert record.function_delta < 1e-6
+    assert all(tensor.is_cuda for tensor in state.student.values())
+
+
+def test_complementary_paths(fake: Fake) -> None:
+    network = trainer("backbone.residual=true").networks.learner.backbone.eval()
+    network.widen(0)
+    images = torch.randn(4, 3, 16, 16, device=CUDA)
+    router = SparseRouter(0.5, round_to=4)
+    router.update_masks(network, [network(images).square().mean()])
+    left = router.apply_sparse_forward(network, images)
+    assert router.apply_sparse_forward(network, images, use_negative_path=True).is_cuda
+    router.prune_permanently(network)
+    kept = network(images)
+    assert kept.is_cuda
+    torch.testing.assert_close(kept.norm(), left.norm())
+
+
+# -- checkpoints -----------------------------------------------------------------------------------
+
+
+class At(Callback):
+    """Notes the state when `step` steps are done."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.state = step, dict[str, Any]()
+
+    def on(self, event: Event, trainer: Trainer) -> None:
+        if event is Event.AFTER_STEP and trainer.progress.step == self.step:
+            self.state = trainer.state_dict()
+
+
+RUN = ["ablation=A7", "pretrain.epochs=5", "evolution.operators=[grow]", "ssl=byol"]
+
+
+def stopped_after(steps: int, folder: Path, *overrides: str) -> dict[str, Any]:
+    asked = iter(range(1, 1000))
+    with pytest.raises(Interrupted):
+        pretrain(config_of(*overrides), Sink(), folder, stop=lambda: next(asked) >= steps)
+    return checkpoint.load(folder / "checkpoints" / "last.pt")
+
+
+def test_a_resumed_training_is_the_uninterrupted_one(fake: Fake, tmp_path: Path) -> None:
+    whole = pretrain(config_of(*RUN), Sink(), tmp_path / "whole")
+    state = stopped_after(7, tmp_path / "parts", *RUN)
+    assert all(not tensor.is_cuda for tensor in everywhere(state))
+    assert any(record["accepted"] for record in state["history"])
+    resumed = pretrain(config_of(*RUN), Sink(), tmp_path / "parts", state=state)
+    assert on_cuda(resumed)
+    first, second = (list(everywhere(one.state_dict())) for one in (whole, resumed))
+    assert len(first) > 50
+    assert all(map(torch.equal, first, second))
+    assert len(whole.progress.history) == len(resumed.progress.history) > 1
+
+
+@pytest.mark.parametrize("there_first", [True, False])
+def test_a_training_goes_on_on_another_device(tmp_path: Path, there_first: bool) -> None:
+    """With a probation under way: its networks go along, too."""
+    elsewhere = [*RUN, "evolution.rollback_grace_epochs=3", "hardware.accelerator=cpu"]
+    elsewhere += ["hardware.precision=32-true"]
+    there = [*elsewhere, "hardware.accelerator=cuda"]
+    with fake_cuda():
+        if there_first:
+            state = stopped_after(5, tmp_path, *there)
+    if not there_first:
+        with fake_cuda():  # the profile asks for a card, the accelerator does not use it
+            config = config_of(*elsewhere)
+        asked = iter(range(1, 1000))
+        with pytest.raises(Interrupted):
+            pretrain(config, Sink(), tmp_path, stop=lambda: next(asked) >= 5)
+        state = checkpoint.load(tmp_path / "checkpoints" / "last.pt")
+    assert state["probation"] is not None
+    with fake_cuda():
+        config = config_of(*(elsewhere if there_first else there))
+        if not there_first:
+            one = pretrain(config, Sink(), tmp_path, state=state)
+            assert on_cuda(one)
+            return
+    one = pretrain(config, Sink(), tmp_path, state=state)
+    assert one.fabric.device.type == "cpu"
+    assert one.progress.epoch == 5
+    assert not any(tensor.is_cuda for tensor in everywhere(one.networks.state_dict()))
+
+
+def test_the_allocator_is_held_to_the_cap(fake: Fake, tmp_path: Path) -> None:
+    from sseg_nase.hardware.memory import enforce_memory_cap
+
+    enforce_memory_cap(CUDA, 3)
+    assert fake.memory_fraction == 3 / 12
