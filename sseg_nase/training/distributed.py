@@ -166,27 +166,27 @@ def workers(
 
 
 def build_fabric(accelerator: str, devices: int, precision: Any) -> Fabric:
-    """A launched Fabric: with DDP in the group of `workers`, or for a single device."""
+    """A launched Fabric: with DDP in the group of `workers`, or for a single device.
+
+    16-mixed is float16 with a gradient scaler on every device.
+    """
     # Here, because it takes as long to load as torch.
-    from sseg_nase.training.fabric import Fabric, LightningEnvironment
+    from sseg_nase.training.fabric import Fabric, LightningEnvironment, MixedPrecision
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the run says what it says
-    if devices == 1:
-        fabric = Fabric(
-            accelerator=accelerator,
-            devices=1,
-            precision=precision,
-            plugins=LightningEnvironment(),  # also under Slurm, whose tasks are not ours
-        )
-    else:
-        assert dist.is_initialized(), "Fabric would start processes of its own"
-        fabric = Fabric(
-            accelerator=accelerator,
-            devices=devices,
-            precision=precision,
-            strategy="ddp",
-            plugins=LightningEnvironment(),
-        )
+    plugins: list[Any] = [LightningEnvironment()]  # also under Slurm, whose tasks are not ours
+    if precision == "16-mixed":
+        # By itself Fabric takes bfloat16 for it on a CPU, and no gradient scaler.
+        plugins.append(MixedPrecision(precision, accelerator))
+        precision = None
+    assert devices == 1 or dist.is_initialized(), "Fabric would start processes of its own"
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        precision=precision,
+        strategy="auto" if devices == 1 else "ddp",
+        plugins=plugins,
+    )
     fabric.launch()
     return fabric
 

@@ -19,7 +19,7 @@ class Event(Enum):
             batch_start
             losses of two views → after_loss
             backward → after_backward
-            every accumulated batch: optimizer, teacher → after_step
+            every accumulated batch: optimizer, teacher → after_step    # unless the scaler skips it
                 asked to stop → interrupt, close
         epoch_end
         a mutation on probation: it stays, or → mutation (rolled back)

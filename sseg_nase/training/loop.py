@@ -32,9 +32,9 @@ from sseg_nase.training.distributed import (
     synchronize_batch_norm,
     synchronizing,
 )
-from sseg_nase.training.divergence import DivergenceError, Guard
+from sseg_nase.training.divergence import DivergenceError, Guard, tell_skipped
 from sseg_nase.training.events import Callback, Event
-from sseg_nase.training.fabric import Fabric
+from sseg_nase.training.fabric import Fabric, restore_precision
 from sseg_nase.training.interruption import Interrupted
 from sseg_nase.training.networks import Networks, Workshop
 from sseg_nase.training.optim import lr_ratio
@@ -83,12 +83,14 @@ class Intervention(Protocol):
 class Progress:
     """Where training is: `batch` batches of epoch `epoch` and `step` optimizer steps are done.
 
-    `sums` are the losses of those batches. All that is random follows from these and the seed.
+    `skipped` further steps were none, because the scaler of 16-mixed skipped them. `sums` are the
+    losses of those batches. All that is random follows from these and the seed.
     """
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
+    skipped: int = 0
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     images_seen: dict[str, int] = field(
         default_factory=lambda: {"synthetic": 0, "real_unlabeled": 0, "real_labeled": 0}
@@ -161,6 +163,7 @@ class Trainer:
 
     def fit(self) -> None:
         """Train for all epochs that are left."""
+        began = self.progress.epoch
         try:
             self._emit(Event.FIT_START)
             while self.progress.epoch < self.config.pretrain.epochs:
@@ -171,6 +174,10 @@ class Trainer:
                 self._intervene()
                 release_memory()
                 self._next_epoch()
+            if self.progress.step == 0:
+                self.guard.check_skipped(f"by {self._place()}", most=0)
+            if self.progress.epoch > began:
+                tell_skipped(self.sink, "pretraining", self.progress.step, self.progress.skipped)
             assert same_everywhere(self._digest()) == self._digest(), "processes have parted"
             self._emit(Event.FIT_END)
         finally:
@@ -208,10 +215,10 @@ class Trainer:
             if group_end:
                 if self.guard.at_every_step:
                     self.guard.check_losses(sums.tolist(), f"at {self._place(progress.step + 1)}")
-                self._step()
-                speed = images / (time.perf_counter() - began)
-                self._report(index + 1, batches, losses, sums, speed)
-                self._emit(Event.AFTER_STEP)
+                if self._step():
+                    speed = images / (time.perf_counter() - began)
+                    self._report(index + 1, batches, losses, sums, speed)
+                    self._emit(Event.AFTER_STEP)
             if group_end and self.stop():
                 progress.batch, progress.sums = index + 1, sums.tolist()
                 self._check(progress.sums)
@@ -232,7 +239,8 @@ class Trainer:
             None if self.networks.teacher is None else gap,
             images / (time.perf_counter() - began),
         )
-        self.sink.event("epoch", {"epoch": progress.epoch, **self._figures()})
+        skipped = {"skipped": progress.skipped} if progress.skipped else {}
+        self.sink.event("epoch", {"epoch": progress.epoch, **self._figures(), **skipped})
 
     def _check(self, losses: Sequence[float]) -> None:
         """Raise `DivergenceError` unless what is to be kept, or saved, is finite."""
@@ -297,15 +305,24 @@ class Trainer:
             mutated_at=accepted[-1] if accepted else None,
         )
 
-    def _step(self) -> None:
+    def _step(self) -> bool:
+        """A step of optimizer and teacher; False where the scaler of 16-mixed skips it.
+
+        Then nothing has changed but the scale and what the forward passes track, and no step is
+        counted: neither by the schedules nor by the teacher.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        with self.guard.stepping():
-            self.optimizer.step()
+        taken = self.guard.took(self.optimizer.step)
         self.optimizer.zero_grad(set_to_none=True)
+        if not taken:
+            self.progress.skipped += 1
+            self.guard.check_skipped(f"at {self._place(self.progress.step + 1)}")
+            return False
         steps = self.steps_per_epoch * self.config.pretrain.epochs
         self.networks.follow(ema_decay(self.progress.step, steps, self.config.ssl))
         self.progress.step += 1
+        return True
 
     def _report(self, batch: int, batches: int, losses: Losses, sums: Tensor, speed: float) -> None:
         if self.progress.step % self.config.tracking.interval_steps:
@@ -512,7 +529,10 @@ class Trainer:
         self._install(self.workshop.restored(state))
         history = [MutationRecord.from_dict(record) for record in state["history"]]
         kept = ("epoch", "batch", "step", "sums", "images_seen")
-        self.progress = Progress(**{key: state[key] for key in kept}, history=history)
+        skipped = state.get("skipped", 0)  # an older version did not count them
+        self.progress = Progress(
+            **{key: state[key] for key in kept}, skipped=skipped, history=history
+        )
         self.feed.schedule.load_state_dict(state["levels"])
         for intervention in self.interventions:
             intervention.load_state_dict(state["interventions"][intervention.name])
@@ -522,7 +542,7 @@ class Trainer:
         if state["probation"] is not None:
             old = self.workshop.restored(state["probation"]["old"])
             self.probation = Probation(**{**state["probation"], "old": old})
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        restore_precision(self.fabric, state["precision"])
 
 
 def _detached(losses: Losses) -> tuple[Tensor, Tensor, Tensor]:
