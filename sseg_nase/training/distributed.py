@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -328,6 +328,21 @@ def any_rank(flag: bool) -> bool:
     flags = torch.tensor(flag, dtype=torch.uint8)
     dist.all_reduce(flags, dist.ReduceOp.MAX)
     return bool(flags)
+
+
+def average_over_ranks(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors of one type by their mean over the ranks, in place: the same on all of them.
+
+    All ranks must call it with tensors of the same shapes.
+    """
+    if ranks() == 1:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= ranks()
+    sizes = [tensor.numel() for tensor in tensors]
+    for tensor, mean in zip(tensors, flat.split(sizes), strict=True):
+        tensor.copy_(mean.view_as(tensor))
 
 
 def gather_rows(x: Tensor) -> Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from typing import Any, Protocol
@@ -21,15 +23,14 @@ from sseg_nase.finite import finite, not_finite, shortened
 from sseg_nase.hardware.allocator import release_memory
 from sseg_nase.nets.evolvable import Learner
 from sseg_nase.nets.mutation import Mutation
-from sseg_nase.sparsity.recalibration import recalibrate
 from sseg_nase.ssl.methods import METHODS, Losses
 from sseg_nase.ssl.objectives import nt_xent
 from sseg_nase.ssl.teacher import ema_decay
 from sseg_nase.tracking.sink import Sink
+from sseg_nase.training.accumulation import differentiate
 from sseg_nase.training.distributed import (
     gather_rows,
     same_everywhere,
-    synchronize_batch_norm,
     synchronizing,
 )
 from sseg_nase.training.divergence import DivergenceError, Guard, tell_skipped
@@ -150,11 +151,12 @@ class Trainer:
         self.sink = sink or Sink()
         self.method = METHODS[config.ssl.name]
         self.workshop = Workshop(config, fabric.device)
-        self.probe = Probe(config, feed, self.workshop)
+        self.probe = Probe(config, feed, self.workshop, fabric)
         self.progress = Progress()
         self.probation: Probation | None = None
         self.means: EpochMeans | None = None
-        self.accumulation = config.hardware.gradient_accumulation_steps or 1
+        # With hardware.accumulate=exact the feed's batches are those of a whole step, in parts.
+        self.accumulation = (config.hardware.gradient_accumulation_steps or 1) // feed.micro
         self.steps_per_epoch = -(-feed.batches_per_epoch // self.accumulation)
         self._install(self.workshop.around(learner))
         self.guard = Guard(
@@ -194,23 +196,18 @@ class Trainer:
         self.model.train()
         sums = torch.tensor(progress.sums, device=self.fabric.device)
         began, images = time.perf_counter(), 0
-        for index, batch in enumerate(
-            self.feed.epoch(progress.epoch, start=progress.batch), progress.batch
-        ):
+        for index, parts in enumerate(self._batches(), progress.batch):
             self._emit(Event.BATCH_START)
             group_end = index + 1 == batches or (index + 1) % self.accumulation == 0
             group_size = min(self.accumulation, batches - index + index % self.accumulation)
-            with self.fabric.no_backward_sync(self.model, enabled=not group_end), synchronizing():
-                losses = self._losses(batch, index)
-                self._emit(Event.AFTER_LOSS)
-                self.fabric.backward(losses.total / group_size)
+            losses = self._differentiate(parts, index, group_size, last=group_end)
             if losses.memory is not None:
                 self.networks.memory = losses.memory
             self._emit(Event.AFTER_BACKWARD)
-            sums += torch.stack(_detached(losses))
+            sums += torch.stack(_figures_of(losses))
             self.guard.saw(losses.total)
-            images += batch.of
-            for source, count in batch.seen.items():
+            images += parts[0].of
+            for source, count in parts[0].seen.items():
                 progress.images_seen[source] += count
             if group_end:
                 if self.guard.at_every_step:
@@ -267,13 +264,37 @@ class Trainer:
                 changes += [record.epoch, record.trigger["rollback"]["epoch"]]
         return max(changes)
 
-    def _losses(self, batch: Batch, index: int) -> Losses:
+    def _batches(self) -> Iterator[list[Batch]]:
+        """The parts of every batch of the epoch that is left to train on."""
+        stream = self.feed.epoch(self.progress.epoch, start=self.progress.batch)
+        while parts := list(itertools.islice(stream, self.feed.micro)):
+            yield parts
+
+    def _differentiate(self, parts: Sequence[Batch], index: int, of: int, *, last: bool) -> Losses:
+        """Add the gradient of a batch's loss, one `of` so many, and return the losses, detached.
+
+        `last`: the processes exchange what has been added up.
+        """
         seed = derive(self.config.seed, VIEWS, self.progress.epoch, index)
-        images = self._perturbed(batch)
-        views = self.probe.views(images, seed, first=batch.first, of=batch.of)
-        with self.fabric.autocast():
-            teaching = self.networks.teaching(self.progress.epoch)
-            return self.method.loss(self.model, teaching, views, self.config.ssl, gather_rows)
+        perturbed = [replace(each, images=self._perturbed(each)) for each in parts]
+        views = self.probe.views_of(perturbed, seed)
+
+        def around(of_the_last: bool) -> AbstractContextManager[None]:
+            return self.fabric.no_backward_sync(self.model, enabled=not (last and of_the_last))
+
+        with synchronizing():
+            return differentiate(
+                self.method.loss,
+                self.model,
+                self.networks.teaching(self.progress.epoch),
+                views,
+                self.config.ssl,
+                backward=lambda total: self.fabric.backward(total / of),
+                autocast=self.fabric.autocast,
+                gather=gather_rows,
+                around=around,
+                known=lambda: self._emit(Event.AFTER_LOSS),
+            )
 
     def _perturbed(self, batch: Batch) -> Tensor:
         """ADVERSARIAL images moved a little towards what the student confuses them with."""
@@ -328,7 +349,7 @@ class Trainer:
         if self.progress.step % self.config.tracking.interval_steps:
             return
         # The sums hold every NaN of the epoch: read together, they cost no further wait.
-        figures = self.fabric.all_reduce(torch.cat((torch.stack(_detached(losses)), sums)))
+        figures = self.fabric.all_reduce(torch.cat((torch.stack(_figures_of(losses)), sums)))
         assert isinstance(figures, Tensor)
         loss, contrastive, gap, *so_far = figures.tolist()
         self.guard.check_losses(so_far, f"by {self._place(self.progress.step)}")
@@ -400,9 +421,8 @@ class Trainer:
         loss_before = self.probe.loss(old, epoch)
         new = self.workshop.mutated(old, mutation)
         self._verify(old, new, mutation)
-        views = self.probe.batches(epoch, decision.recalibrate)
-        if decision.recalibrate:  # on views of the whole size: embeddings are of such images
-            recalibrate(new.learner, (whole.flatten(0, 1) for whole, *_ in views))
+        if decision.recalibrate:
+            self.probe.recalibrate(new, epoch, decision.recalibrate)
         loss_after = self.probe.loss(new, epoch)
         highest = loss_before * (1 + decision.tolerance) if decision.grace == 0 else float("inf")
         unfit = [
@@ -490,10 +510,6 @@ class Trainer:
         DDP leaves its hooks in what it once wrapped.
         """
         self.networks = networks
-        if self.fabric.world_size > 1:
-            for network in (networks.learner, networks.teacher, networks.teacher_head):
-                if network is not None:
-                    synchronize_batch_norm(network)
         self.model, self.optimizer = self.fabric.setup(networks.learner, networks.optimizer)
 
     def _digest(self) -> str:
@@ -545,7 +561,6 @@ class Trainer:
         restore_precision(self.fabric, state["precision"])
 
 
-def _detached(losses: Losses) -> tuple[Tensor, Tensor, Tensor]:
+def _figures_of(losses: Losses) -> tuple[Tensor, Tensor, Tensor]:
     gap = losses.distillation
-    gap = torch.zeros_like(losses.total) if gap is None else gap
-    return losses.total.detach(), losses.contrastive.detach(), gap.detach()
+    return losses.total, losses.contrastive, torch.zeros_like(losses.total) if gap is None else gap

@@ -208,11 +208,11 @@ def test_the_last_checkpoint_from_before_is_kept(
 def test_one_image_is_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A NaN that one image of one batch sends through the network."""
     config = load([*TINY, "ablation=A2"])
-    views = Trainer._losses
+    plain = Trainer._differentiate
 
-    def poisoned(self: Trainer, batch: Any, index: int) -> Any:
+    def poisoned(self: Trainer, parts: Any, index: int, *given: Any, **named: Any) -> Any:
         if (self.progress.epoch, index) != (1, 2):
-            return views(self, batch, index)
+            return plain(self, parts, index, *given, **named)
         first, *_ = self.networks.learner.backbone.stages()
 
         def hook(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
@@ -222,11 +222,11 @@ def test_one_image_is_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
         handle = first.register_forward_hook(hook)
         try:
-            return views(self, batch, index)
+            return plain(self, parts, index, *given, **named)
         finally:
             handle.remove()
 
-    monkeypatch.setattr(Trainer, "_losses", poisoned)
+    monkeypatch.setattr(Trainer, "_differentiate", poisoned)
     with pytest.raises(UserError, match="at step 7, epoch 2"):
         stages.pretrain(config, Told(), tmp_path)
     assert not not_finite(checkpoint.load(tmp_path / "checkpoints" / "last.pt"))

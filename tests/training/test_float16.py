@@ -111,7 +111,7 @@ def test_networks_train_mutate_and_resume_in_float16(tmp_path: Path) -> None:
     whole = stages.pretrain(config, Told(), tmp_path / "whole")
     assert {"GROW", "PRUNE"} <= {record.kind for record in whole.progress.history}
     found = types_of_convolutions(whole.networks.learner)
-    whole._losses(next(whole.feed.epoch(0)), 0)
+    whole._differentiate([next(whole.feed.epoch(0))], 0, 1, last=True)
     assert found == {torch.float16}
     assert whole.networks.learner.backbone.blocks[0].conv.weight.dtype == torch.float32
     expected = checkpoint.load(tmp_path / "whole" / "checkpoints" / "last.pt")
