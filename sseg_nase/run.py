@@ -326,7 +326,14 @@ def pipeline(this: Run) -> None:
         history = [record.to_dict() for record in progress.history]
         backbone = trainer.networks.learner.backbone
         name = f"checkpoint={this.place.last_checkpoint}"
-        reached = stages.Reached(backbone, progress.step, progress.images_seen, history, name)
+        reached = stages.Reached(
+            backbone,
+            progress.step,
+            progress.images_seen,
+            history,
+            name,
+            {"pretraining": progress.skipped},
+        )
     results = _references(this, tasks, reached, trained)
     if config.finetune.name != "none":
         with this.stage("finetune"), this.interruption.deferred():
@@ -508,6 +515,7 @@ def _judge(
         "efficiency": costs,
         "mutations": sum(record["accepted"] for record in mutations),
         "images_seen": dict(reached.images_seen),
+        **({"skipped_steps": skipped} if (skipped := _positive(reached.skipped)) else {}),
         "data": identity.in_results(this.data) | {"doubts": this.overlaps},
     }
     # At step 0, and MLflow draws a bar per run; a run that goes on behind its results adds to them.
@@ -535,6 +543,10 @@ def _judge(
         _report(this)
     _end(this, FINISHED)
     print_summary(results, mutations, this.sink.page)
+
+
+def _positive(counts: Mapping[str, int]) -> dict[str, int]:
+    return {what: count for what, count in counts.items() if count}
 
 
 def _report(this: Run) -> None:

@@ -73,6 +73,7 @@ class HardwareConfig:
     devices: Annotated[int, option(least=1)]
     batch_size: Annotated[Optional[int], option(least=2)]
     gradient_accumulation_steps: Annotated[Optional[int], option(least=1)]
+    accumulate: Annotated[str, option(choices=("auto", "plain", "exact"))]
     precision: Annotated[str, option(choices=("auto", "32-true", "16-mixed", "bf16-mixed"))]
     num_workers: Annotated[Optional[int], option(least=0)]
     max_memory_gb: Annotated[Optional[float], option(above=0)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,8 +22,9 @@ PROBE_IMAGES = 256
 class Batch:
     """`images` uint8 `[B, C, S, S]`; `adversarial` the positions of ADVERSARIAL images.
 
-    They are the rows `first`, `first` + 1, ... of a batch of `of` images that all processes share;
-    `seen` counts the images of that whole batch by source: synthetic, or real and unlabeled.
+    They are the rows `first`, `first` + 1, ... of a batch of `of` images that all processes share,
+    and which may come in several parts; `seen` counts the images of that whole batch by source:
+    synthetic, or real and unlabeled.
     """
 
     images: Tensor
@@ -39,8 +40,9 @@ class CurriculumFeed:
     Every epoch is a function of (seed, epoch) and the schedule's state alone. `natural` holds the
     unlabeled base images of level NATURAL; drawn images are kept in up to `drawn_bytes` of the
     device's memory. `batch_size` is that of all processes together; with `part` (rank, processes)
-    training batches are this process's share of it. On CUDA every batch is made on a stream of the
-    feed's own, one ahead; on a CPU that would only take cores from the step.
+    training batches are this process's share of it, in `micro` parts of equal size, one after the
+    other: those of all processes together are neighbours in the batch. On CUDA every part is made
+    on a stream of the feed's own, one ahead; on a CPU that would only take cores from the step.
     """
 
     def __init__(
@@ -57,8 +59,9 @@ class CurriculumFeed:
         device: torch.device,
         drawn_bytes: int = 0,
         part: tuple[int, int] = (0, 1),
+        micro: int = 1,
     ) -> None:
-        self.part = part
+        self.part, self.micro = part, micro
         self.curriculum, self.natural = curriculum, natural
         self.image_size, self.channels, self.batch_size = image_size, channels, batch_size
         self.images_per_epoch, self.seed, self.device = images_per_epoch, seed, device
@@ -96,15 +99,32 @@ class CurriculumFeed:
         return self.images_per_epoch // self.batch_size
 
     def epoch(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
-        """The training batches of one epoch at the present level, from batch `start` on."""
-        rank, parts = self.part
-        share = self.batch_size // parts
-        yield from self._batches(self._plan(epoch, "train")[start:], rank * share, share)
+        """The training batches of one epoch at the present level, from batch `start` on.
 
-    def others(self, epoch: int, purpose: str) -> Iterator[Tensor]:
-        """Whole batches like those of `epoch`, but other ones, uint8 `[B, C, S, S]`."""
-        for batch in self._batches(self._plan(epoch, purpose), 0, self.batch_size):
-            yield batch.images
+        Of each its `micro` parts, in order.
+        """
+        yield from self._batches(self._plan(epoch, "train")[start:], *self._shares())
+
+    def others(self, epoch: int, purpose: str) -> Iterator[Batch]:
+        """Batches like those of `epoch`, but other ones, as `epoch` gives them."""
+        yield from self._batches(self._plan(epoch, purpose), *self._shares())
+
+    def held(self) -> list[Batch]:
+        """This process's parts of `probe`, as `epoch` gives those of a batch.
+
+        What cannot be divided evenly among processes and parts is left out.
+        """
+        indices = self._held()
+        parts = max(1, self._held_size() * self.micro // self.batch_size)
+        of = sum(map(len, indices.values()))
+        return list(self._batches([indices], *self._shares(of, parts)))
+
+    def _shares(self, of: int | None = None, parts: int | None = None) -> tuple[list[int], int]:
+        """Where this process's parts of a batch begin, and how many images each has."""
+        rank, ranks = self.part
+        parts = parts or self.micro
+        count = (of or self.batch_size) // (ranks * parts)
+        return [(part * ranks + rank) * count for part in range(parts)], count
 
     def _plan(self, epoch: int, purpose: str) -> list[dict[str, Tensor]]:
         return plan_epoch(
@@ -114,7 +134,14 @@ class CurriculumFeed:
             self.batch_size,
             seed=derive(self.seed, purpose),
             epoch=epoch,
+            named=self._named(),
         )
+
+    def _named(self) -> str:
+        """The size of a batch as it is set."""
+        own = f"hardware.batch_size={self.batch_size // (self.micro * self.part[1])}"
+        steps = f", hardware.gradient_accumulation_steps={self.micro}" if self.micro > 1 else ""
+        return own + steps + (f", hardware.devices={self.part[1]}" if self.part[1] > 1 else "")
 
     def probe(self) -> Tensor:
         """One batch of held images of the present levels, uint8 `[P, C, S, S]`, always the same.
@@ -122,8 +149,18 @@ class CurriculumFeed:
         Drawn images come from beyond the pools, so they are never trained on; NATURAL has no
         images to spare and gives its first ones.
         """
-        size = min(self.batch_size, PROBE_IMAGES)
-        indices = {}
+        indices = self._held()
+        return next(self._batches([indices], [0], sum(map(len, indices.values())))).images
+
+    def _held_size(self) -> int:
+        """Images of `probe`, but for rounding: as many as a batch has, or parts of one, at most."""
+        part = self.batch_size // self.micro
+        whole = min(self.batch_size, PROBE_IMAGES)
+        return whole if self.micro == 1 else max(part, whole // part * part)
+
+    def _held(self) -> dict[str, Tensor]:
+        """Those of `probe` by level."""
+        size, indices = self._held_size(), {}
         for level, share in self.schedule.weights().items():
             if share > 0:
                 count = max(2, round(size * share / 2) * 2)
@@ -131,16 +168,18 @@ class CurriculumFeed:
                 indices[level] = torch.arange(first, first + count)
         if "NATURAL" in indices:
             indices["NATURAL"] %= self.pools["NATURAL"]
-        return next(self._batches([indices], 0, sum(map(len, indices.values())))).images
+        return indices
 
     def _first_held(self, level: str) -> int:
         """The first index beyond a level's pool; even, since twins stay together."""
         return self.pools[level] + self.pools[level] % 2
 
-    def _batches(self, plan: list[dict[str, Tensor]], first: int, count: int) -> Iterator[Batch]:
-        """Of every batch in `plan` `count` images from row `first` on."""
+    def _batches(
+        self, plan: list[dict[str, Tensor]], starts: Sequence[int], count: int
+    ) -> Iterator[Batch]:
+        """Of every batch in `plan` `count` images from each row of `starts` on."""
         self.rendered.favour(self.schedule.weights())
-        batches = (self._batch(indices, first, count) for indices in plan)
+        batches = (self._batch(indices, first, count) for indices in plan for first in starts)
         return batches if self.stream is None else one_ahead(batches, self.stream)
 
     def _batch(self, indices: dict[str, Tensor], first: int, count: int) -> Batch:

@@ -24,8 +24,8 @@ from sseg_nase.finetune.learner import METHODS, EpisodeLearner
 from sseg_nase.finetune.maml import Classifier, adapt
 from sseg_nase.hardware.allocator import release_memory
 from sseg_nase.tracking.sink import Sink
-from sseg_nase.training.divergence import Guard
-from sseg_nase.training.fabric import Fabric
+from sseg_nase.training.divergence import Guard, tell_skipped
+from sseg_nase.training.fabric import Fabric, restore_precision
 from sseg_nase.training.interruption import Interrupted
 
 PURPOSE = "finetune"  # of what is drawn at random here
@@ -89,11 +89,15 @@ class Outcome(NamedTuple):
 
 @dataclass
 class Progress:
-    """Where fine-tuning is: `position` steps of epoch `epoch`, `step` in all, are done."""
+    """Where fine-tuning is: `position` batches of epoch `epoch`, and `step` steps in all, are done.
+
+    `skipped` further steps were none, because the scaler of 16-mixed skipped them.
+    """
 
     epoch: int = 0
     position: int = 0
     step: int = 0
+    skipped: int = 0
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
     images_seen: int = 0
     best_accuracy: float | None = None
@@ -146,12 +150,17 @@ class FineTuner:
 
     def fit(self) -> None:
         """Train for all epochs that are left."""
+        first = self.progress.epoch
         while self.progress.epoch < self.options.epochs:
             began, before = time.perf_counter(), self.progress.images_seen
             self._train_epoch()
             speed = (self.progress.images_seen - before) / (time.perf_counter() - began)
             self._close_epoch(speed)
             release_memory()
+        if self.progress.step == 0:
+            self.guard.check_skipped(f"by {self._place()}", most=0)
+        if self.progress.epoch > first:
+            tell_skipped(self.sink, "fine-tuning", self.progress.step, self.progress.skipped)
 
     # -- one epoch ---------------------------------------------------------------------------
 
@@ -170,10 +179,10 @@ class FineTuner:
             self.guard.saw(outcome.loss)
             if self.guard.at_every_step:
                 self.guard.check_losses(sums.tolist(), f"at {self._place(progress.step + 1)}")
-            self._update()
+            taken = self._update()
             progress.images_seen += len(step.indices)
             progress.position = index + 1
-            if progress.step % self.config.tracking.interval_steps == 0:
+            if taken and progress.step % self.config.tracking.interval_steps == 0:
                 self._report(outcome, sums)
             if self.stop():
                 progress.sums = sums.tolist()
@@ -290,18 +299,26 @@ class FineTuner:
         seed = derive(self.config.seed, PURPOSE, "views", self.progress.epoch, index)
         return make_views(images, self.options.views, image_size=size, seed=seed, count=1)[0]
 
-    def _update(self) -> None:
+    def _update(self) -> bool:
+        """A step of optimizer and average; False where the scaler of 16-mixed skips it.
+
+        Then nothing has changed but the scale and what the forward pass tracks.
+        """
         decay = self.options.gamma ** (self.progress.epoch // self.options.step_size)
         for group in self.optimizer.param_groups:
             group["lr"] = group["first_lr"] * decay
-        with self.guard.stepping():
-            self.optimizer.step()
+        taken = self.guard.took(self.optimizer.step)
         self.optimizer.zero_grad(set_to_none=True)
+        if not taken:
+            self.progress.skipped += 1
+            self.guard.check_skipped(f"at {self._place(self.progress.step + 1)}")
+            return False
         self.progress.step += 1
         if self.judged is not self.learner:
             step = self.progress.step
             # The average follows closely at first: it does not begin with what nobody has trained.
             average(self.judged, self.learner, min(self.options.ema_decay, step / (step + 10)))
+        return True
 
     def _report(self, outcome: Outcome, sums: Tensor) -> None:
         self.guard.check_losses(sums.tolist(), f"by {self._place(self.progress.step)}")
@@ -367,7 +384,7 @@ class FineTuner:
         self.judged.load_state_dict(dict(state.get("average", state["student"])))
         self.optimizer.load_state_dict(state["optimizer"])
         self.progress = Progress(**state["finetune"])
-        self.fabric.strategy.precision.load_state_dict(state.get("precision", {}))
+        restore_precision(self.fabric, state.get("precision"))
 
 
 @torch.no_grad()

@@ -150,6 +150,7 @@ def _fill_from_machine(
     accelerator = hardware.accelerator
     if accelerator == "auto":
         accelerator = "cpu" if machine.cuda_name is None else "cuda"
+    accumulate = "plain" if hardware.accumulate == "auto" else hardware.accumulate
     precision = hardware.precision
     if accelerator == "cpu":
         precision = _cpu_precision(precision, machine, notes)
@@ -159,7 +160,13 @@ def _fill_from_machine(
     if workers is None:
         workers = min(MOST_WORKERS, machine.cores)
         notes.append(f"hardware.num_workers={workers}: {machine.cores} cores")
-    return replace(hardware, accelerator=accelerator, precision=precision, num_workers=workers)
+    return replace(
+        hardware,
+        accelerator=accelerator,
+        accumulate=accumulate,
+        precision=precision,
+        num_workers=workers,
+    )
 
 
 def _cpu_precision(asked: str, machine: Machine, notes: list[str]) -> str:

@@ -635,10 +635,15 @@ def _surroundings(found: Mapping[str, Any]) -> Iterator[tuple[str, Text]]:
 
 
 def _notes(record: RunRecord) -> Iterator[Block]:
-    notes = (*record.notes, *_of_accuracies(record))
+    notes = (*record.notes, *_of_skipped_steps(record), *_of_accuracies(record))
     if notes:
         yield Heading(2, "Notes")
         yield Items(notes)
+
+
+def _of_skipped_steps(record: RunRecord) -> Iterator[str]:
+    for what, steps in record.section("skipped_steps").items():
+        yield f"{what}: {steps} steps were skipped, because their gradients overflowed float16."
 
 
 def _of_accuracies(record: RunRecord) -> Iterator[str]:

@@ -47,16 +47,29 @@ def channel_importance(
     filter, and γ and β of its norm (Molchanov et al. 2019); `coupled` adds those that reach it
     through shortcuts (see `couple`; never for `random`). The parameters' `.grad` is untouched.
     """
+    parameters = makers(backbone)
+    gradients = (torch.autograd.grad(loss, parameters) for loss in losses)
+    return importance_of(backbone, gradients, kind=kind, coupled=coupled, seed=seed)
+
+
+def importance_of(
+    backbone: EvolvableCNN,
+    gradients: Iterable[Sequence[Tensor]],
+    *,
+    kind: str = "taylor",
+    coupled: bool = True,
+    seed: int = 0,
+) -> list[Tensor]:
+    """`channel_importance` by the gradients of the losses in `makers`, one sequence per loss."""
     generator = torch.Generator().manual_seed(seed)
     score = IMPORTANCE[kind]
-    parameters = [p for block in backbone.blocks for p in _makers(block)]
     totals = [torch.zeros(c) for c in backbone.architecture.channels]
     batches = 0
-    for loss in losses:
-        gradients = iter(torch.autograd.grad(loss, parameters))
+    for found in gradients:
+        each_of = iter(found)
         for total, block in zip(totals, backbone.blocks, strict=True):
             for parameter in _makers(block):
-                each = score(parameter.detach().float(), next(gradients).float(), generator)
+                each = score(parameter.detach().float(), next(each_of).float(), generator)
                 total += each.flatten(1).sum(1).cpu() if each.dim() > 1 else each.cpu()
         batches += 1
     assert batches, "importance needs at least one batch"
@@ -99,6 +112,11 @@ def sensitivity(importance: Iterable[Tensor]) -> list[float]:
     every chain of shortcuts.
     """
     return [scores.mean().item() for scores in importance]
+
+
+def makers(backbone: EvolvableCNN) -> list[nn.Parameter]:
+    """The parameters that make the channels, block by block."""
+    return [p for block in backbone.blocks for p in _makers(block)]
 
 
 def _makers(block: nn.Module) -> list[nn.Parameter]:

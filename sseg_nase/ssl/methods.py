@@ -79,6 +79,9 @@ class Loss(Protocol):
     `views`: per kind of `Crops` `[V, B, C, S, S]`, the first of every image, then the second. All
     views of one size go through the network together, so that BN sees them as one batch. `gather`
     brings rows of all processes together, for losses over the whole batch.
+
+    A loss that is no `Compared` is a mean over the images: that of a batch is the mean of those of
+    its parts.
     """
 
     def __call__(
@@ -120,26 +123,54 @@ def make_learner(
 # -- losses ----------------------------------------------------------------------------------------
 
 
-def _compared(objective: Callable[[Sequence[Tensor], SSLConfig], Tensor]) -> Loss:
-    """`objective` of all processes' projections, one `[B, D]` per view, and the distillation."""
+@dataclass(frozen=True)
+class Compared:
+    """The loss of a method that compares the images of a batch with each other.
 
-    def loss(
+    `objective`: of all processes' projections, one `[B, D]` per view; the distillation is added.
+    Called as any `Loss`. Its steps stand alone so that a batch can go through the networks in parts
+    (see `sseg_nase.training.accumulation`): `rows` and `taught` of each, `compare` of all.
+    """
+
+    objective: Callable[[Sequence[Tensor], SSLConfig], Tensor]
+
+    def __call__(
+        self,
         learner: nn.Module,
         teaching: Teaching,
         views: Sequence[Tensor],
         ssl: SSLConfig,
         gather: Callable[[Tensor], Tensor] = alone,
     ) -> Losses:
+        """Of one batch."""
+        features, projections = self.rows(learner, views)
+        return self.compare(features, projections, self.taught(teaching, views), ssl, gather)
+
+    def rows(self, learner: nn.Module, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Embeddings `[V, B, features]` and projections `[V, B, D]` of the images."""
         (images,) = views
         features, projections = learner(images.flatten(0, 1))
-        own = objective([gather(z) for z in projections.chunk(len(images))], ssl)
-        if teaching.backbone is None:
-            return Losses(own, own, None)
-        with torch.no_grad():
-            embeddings = teaching.backbone(images[0])
-        return _distilled(own, features, embeddings, ssl)
+        shape = images.shape[:2]
+        return features.unflatten(0, shape), projections.unflatten(0, shape)
 
-    return loss
+    @torch.no_grad()
+    def taught(self, teaching: Teaching, views: Sequence[Tensor]) -> Tensor | None:
+        """The teacher's embeddings of every image's first view, `[B, features]`."""
+        return None if teaching.backbone is None else teaching.backbone(views[0][0])
+
+    def compare(
+        self,
+        features: Tensor,
+        projections: Tensor,
+        embeddings: Tensor | None,
+        ssl: SSLConfig,
+        gather: Callable[[Tensor], Tensor] = alone,
+    ) -> Losses:
+        """Of what `rows` and `taught` say of a whole batch."""
+        own = self.objective([gather(z) for z in projections], ssl)
+        if embeddings is None:
+            return Losses(own, own, None)
+        return _distilled(own, features[0], embeddings, ssl)
 
 
 def _distilled(
@@ -299,10 +330,10 @@ def _centre(ssl: SSLConfig) -> dict[str, Tensor]:
 
 
 METHODS: Mapping[str, SSLMethod] = {
-    "simclr": SSLMethod(_compared(_nt_xent), _pair, _projector, _nothing),
+    "simclr": SSLMethod(Compared(_nt_xent), _pair, _projector, _nothing),
     "byol": SSLMethod(_byol, _pair, _projector, _predictor, has_target=True),
-    "prototype_pairs": SSLMethod(_compared(_prototype_pairs), _several, _nothing, _nothing),
-    "barlow_twins": SSLMethod(_compared(_barlow_twins), _pair, _projector, _nothing),
+    "prototype_pairs": SSLMethod(Compared(_prototype_pairs), _several, _nothing, _nothing),
+    "barlow_twins": SSLMethod(Compared(_barlow_twins), _pair, _projector, _nothing),
     "dino": SSLMethod(
         _dino, _multi_crop, _prototype_head, _nothing, has_target=True, memory=_centre
     ),

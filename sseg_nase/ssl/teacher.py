@@ -44,6 +44,20 @@ def batch_statistics(network: nn.Module) -> Iterator[None]:
             norm.training, norm.track_running_stats = training, tracking
 
 
+@contextmanager
+def untracked(network: nn.Module) -> Iterator[None]:
+    """Inside, no BN of `network` tracks anything: those that train still use their batch."""
+    norms = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.training]
+    before = [norm.track_running_stats for norm in norms]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm, tracking in zip(norms, before, strict=True):
+            norm.track_running_stats = tracking
+
+
 def _constant(decay: float, progress: float) -> float:
     return decay
 

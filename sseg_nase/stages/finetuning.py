@@ -109,7 +109,9 @@ def fine_tune(
     best = checkpoint.load(folder / "checkpoints" / "finetune_best.pt")
     learner.load_state_dict(best["student"])
     name = f"checkpoint={folder / 'checkpoints' / 'finetune_best.pt'}"
-    return Reached(learner.eval(), **reached(dataclasses.asdict(tuner.progress)), name=name)
+    skipped = {**before.skipped, "fine-tuning": tuner.progress.skipped}
+    progress = dataclasses.asdict(tuner.progress)
+    return Reached(learner.eval(), **reached(progress), name=name, skipped=skipped)
 
 
 def _check_frozen(learner: EpisodeLearner, config: Config) -> None:

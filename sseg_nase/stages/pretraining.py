@@ -90,18 +90,21 @@ def trainer_of(
     for note in notes:
         sink.event("message", {"text": note})
     assert hardware.batch_size is not None
+    exact = hardware.accumulate == "exact"
+    micro = (hardware.gradient_accumulation_steps or 1) if exact else 1
     feed = CurriculumFeed(
         curriculum,
         natural=natural,
         image_size=config.dataset.image_size,
         channels=config.dataset.channels,
-        batch_size=hardware.batch_size * hardware.devices,
+        batch_size=hardware.batch_size * hardware.devices * micro,
         images_per_epoch=config.pretrain.images_per_epoch,
         epochs=config.pretrain.epochs,
         seed=config.seed,
         device=fabric.device,
         drawn_bytes=drawn_bytes,
         part=(fabric.global_rank, hardware.devices),
+        micro=micro,
     )
     interventions: list[Intervention] = []
     if config.sparsity.enabled:

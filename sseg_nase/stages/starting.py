@@ -76,7 +76,8 @@ class Reached:
     """What training has come to.
 
     `step`: optimizer steps; `images_seen` by source; `history`: the mutations, as their records;
-    `name`: what messages call the network.
+    `name`: what messages call the network; `skipped`: steps of each training here that were none,
+    because gradients overflowed float16.
     """
 
     network: Backbone | EpisodeLearner
@@ -84,6 +85,7 @@ class Reached:
     images_seen: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(SOURCES, 0))
     history: Sequence[dict[str, Any]] = ()
     name: str = "the untrained seed network"
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def backbone(self) -> Backbone:

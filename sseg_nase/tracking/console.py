@@ -40,6 +40,7 @@ class ConsoleSink(Sink):
             "latency": latency_line,
             "finetune": finetune_line,
             "message": lambda values: str(values["text"]),
+            "skipped": lambda values: str(values["text"]),
             "warning": lambda values: f"WARNING: {values['text']}",
         }
 

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -166,27 +166,27 @@ def workers(
 
 
 def build_fabric(accelerator: str, devices: int, precision: Any) -> Fabric:
-    """A launched Fabric: with DDP in the group of `workers`, or for a single device."""
+    """A launched Fabric: with DDP in the group of `workers`, or for a single device.
+
+    16-mixed is float16 with a gradient scaler on every device.
+    """
     # Here, because it takes as long to load as torch.
-    from sseg_nase.training.fabric import Fabric, LightningEnvironment
+    from sseg_nase.training.fabric import Fabric, LightningEnvironment, MixedPrecision
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # the run says what it says
-    if devices == 1:
-        fabric = Fabric(
-            accelerator=accelerator,
-            devices=1,
-            precision=precision,
-            plugins=LightningEnvironment(),  # also under Slurm, whose tasks are not ours
-        )
-    else:
-        assert dist.is_initialized(), "Fabric would start processes of its own"
-        fabric = Fabric(
-            accelerator=accelerator,
-            devices=devices,
-            precision=precision,
-            strategy="ddp",
-            plugins=LightningEnvironment(),
-        )
+    plugins: list[Any] = [LightningEnvironment()]  # also under Slurm, whose tasks are not ours
+    if precision == "16-mixed":
+        # By itself Fabric takes bfloat16 for it on a CPU, and no gradient scaler.
+        plugins.append(MixedPrecision(precision, accelerator))
+        precision = None
+    assert devices == 1 or dist.is_initialized(), "Fabric would start processes of its own"
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        precision=precision,
+        strategy="auto" if devices == 1 else "ddp",
+        plugins=plugins,
+    )
     fabric.launch()
     return fabric
 
@@ -328,6 +328,21 @@ def any_rank(flag: bool) -> bool:
     flags = torch.tensor(flag, dtype=torch.uint8)
     dist.all_reduce(flags, dist.ReduceOp.MAX)
     return bool(flags)
+
+
+def average_over_ranks(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors of one type by their mean over the ranks, in place: the same on all of them.
+
+    All ranks must call it with tensors of the same shapes.
+    """
+    if ranks() == 1:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= ranks()
+    sizes = [tensor.numel() for tensor in tensors]
+    for tensor, mean in zip(tensors, flat.split(sizes), strict=True):
+        tensor.copy_(mean.view_as(tensor))
 
 
 def gather_rows(x: Tensor) -> Tensor:

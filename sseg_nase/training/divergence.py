@@ -8,8 +8,7 @@ anyway: where a step is logged, and at the end of the epoch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from sseg_nase.config.layout import group_option
 from sseg_nase.config.schema import Config, FinetuneConfig
 from sseg_nase.errors import UserError
 from sseg_nase.finite import finite, not_finite, shortened
+from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.distributed import any_rank
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Guard:
         self.most_skipped = min(max(steps_per_epoch, FEWEST_SKIPPED), MOST_SKIPPED)
         self.start = {name: max(_size(part), SMALLEST_START) for name, part in parts.items()}
         self.first: Tensor | None = None  # loss of the first step that this process has seen
-        self.skipped = torch.zeros((), device=fabric.device)  # in a row, up to now
+        self.skipped = 0  # steps in a row, up to now
         self.told: set[str] = set()
 
     def saw(self, loss: Tensor) -> None:
@@ -69,23 +69,36 @@ class Guard:
         if self.first is None:
             self.first = loss.detach().clone()
 
-    @contextmanager
-    def stepping(self) -> Iterator[None]:
-        """Hold a step of the optimizer: count it if the scaler of 16-mixed skips it."""
+    def took(self, step: Callable[[], Any]) -> bool:
+        """Let the optimizer `step`; False where the scaler of 16-mixed skipped it.
+
+        With a scaler the host waits for the device here: what counts steps must know.
+        """
         if self.scaler is None:
-            yield
-            return
-        before = self.scaler._scale.clone()  # `get_scale` would wait for the device
-        yield
-        self.skipped = torch.where(self.scaler._scale < before, self.skipped + 1, 0)
+            step()
+            return True
+        before = self.scaler._scale.clone()
+        step()
+        # A scale that has shrunk to 0 cannot shrink any more.
+        taken = bool((self.scaler._scale >= before) & (before > 0))
+        self.skipped = 0 if taken else self.skipped + 1
+        return taken
 
     def check_losses(self, losses: Iterable[float], where: str) -> None:
-        """Raise where a loss, or a sum of losses, is not finite, or no step can be taken."""
+        """Raise where a loss, or a sum of losses, is not finite."""
         if any_rank(not all(map(math.isfinite, losses))):
             raise DivergenceError(f"{self.what} diverged {where}: the loss is not finite.")
-        if self.scaler is not None and any_rank(bool(self.skipped >= self.most_skipped)):
+
+    def check_skipped(self, where: str, *, most: int | None = None) -> None:
+        """Raise where so many steps in a row were skipped that no step can be taken any more.
+
+        `most`: may be skipped; None: `most_skipped` less one. DDP averages the gradients, so all
+        processes skip the same steps.
+        """
+        most = self.most_skipped - 1 if most is None else most
+        if self.scaler is not None and self.skipped > most:
             raise DivergenceError(
-                f"{self.what} diverged {where}: the last {int(self.skipped)} steps were all "
+                f"{self.what} diverged {where}: the last {self.skipped} steps were all "
                 f"skipped, because their gradients overflow float16 at every scale down to "
                 f"{self.scaler.get_scale():g}."
             )
@@ -121,6 +134,17 @@ class Guard:
                 f"{self.what} diverged {where}: not finite are "
                 f"{shortened(names) or 'tensors of another process'}."
             )
+
+
+def tell_skipped(sink: Sink, what: str, steps: int, skipped: int) -> None:
+    """Say, at the end of a training, how many steps the scaler of 16-mixed has skipped."""
+    if skipped:
+        text = (
+            f"{what}: {skipped} of {steps + skipped} steps were skipped, because their gradients "
+            "overflowed float16 at the scale of that moment: they count as no steps. A few at the "
+            "start are usual"
+        )
+        sink.event("skipped", {"what": what, "skipped": skipped, "steps": steps, "text": text})
 
 
 def check_saved(payload: Mapping[str, Any], name: str) -> None:

@@ -17,9 +17,9 @@ class Event(Enum):
         epoch_start
         for batch in epoch:
             batch_start
-            losses of two views → after_loss
+            losses of two views → after_loss    # of the whole step with hardware.accumulate=exact
             backward → after_backward
-            every accumulated batch: optimizer, teacher → after_step
+            every accumulated batch: optimizer, teacher → after_step    # unless the scaler skips it
                 asked to stop → interrupt, close
         epoch_end
         a mutation on probation: it stays, or → mutation (rolled back)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
-__all__ = ["Fabric", "LightningEnvironment"]
+__all__ = ["Fabric", "LightningEnvironment", "MixedPrecision", "restore_precision"]
 
 DYNAMO = "torch._dynamo"
 
@@ -59,3 +60,13 @@ def without_compiler() -> Iterator[None]:
 with without("torchmetrics"), without_compiler():
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments import LightningEnvironment
+    from lightning_fabric.plugins.precision.amp import MixedPrecision
+
+
+def restore_precision(fabric: Fabric, state: Mapping[str, Any] | None) -> None:
+    """Let the gradient scaler of 16-mixed, if `fabric` has one, go on with its `state`.
+
+    Checkpoints of older versions and of other precisions have none: it then begins anew.
+    """
+    if state:
+        fabric.strategy.precision.load_state_dict(dict(state))

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sseg_nase.config.schema import EvolutionConfig, PretrainConfig, SparsityConfig
 from sseg_nase.data.random import derive
@@ -16,8 +16,9 @@ from sseg_nase.evolution.selection import Caps, Options, candidates, fitness
 from sseg_nase.finite import finite
 from sseg_nase.nets.evolvable import EvolvableCNN
 from sseg_nase.nets.mutation import Mutation, prune
-from sseg_nase.sparsity.importance import channel_importance, sensitivity
+from sseg_nase.sparsity.importance import importance_of, makers, sensitivity
 from sseg_nase.sparsity.masks import channels_to_remove, complementary_masks, target_sparsity
+from sseg_nase.training.distributed import same_everywhere
 from sseg_nase.training.loop import Decision, Intervention, Trainer
 
 SENSITIVITY_BATCHES = 2
@@ -28,14 +29,23 @@ NO_IMPORTANCE = "the importance is not finite"
 def importance(
     trainer: Trainer, *, kind: str, batches: int, seed: int, coupled: bool = True
 ) -> list[Tensor]:
-    """`channel_importance` of the present student on training losses, leaving it untouched."""
+    """`channel_importance` of the present student on training losses, leaving it untouched.
+
+    Not finite where no loss scale keeps the gradients within float16.
+    """
     networks = copy.copy(trainer.networks)
     networks.learner = copy.deepcopy(trainer.networks.learner).train()
-    losses = trainer.probe.losses(networks, trainer.progress.epoch, batches)
-    totals = (each.total for each in losses)
     backbone = networks.learner.backbone
     assert isinstance(backbone, EvolvableCNN), type(backbone)
-    return channel_importance(backbone, totals, kind=kind, coupled=coupled, seed=seed)
+    taken = trainer.probe.gradients(networks, trainer.progress.epoch, batches)
+    gradients = ([_gradient(p) for p in makers(backbone)] for _ in taken)
+    scores = importance_of(backbone, gradients, kind=kind, coupled=coupled, seed=seed)
+    return same_everywhere(scores)
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def epochs_to_settle(evolution: EvolutionConfig, epochs: int) -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from typing import Any, Protocol
@@ -21,20 +23,19 @@ from sseg_nase.finite import finite, not_finite, shortened
 from sseg_nase.hardware.allocator import release_memory
 from sseg_nase.nets.evolvable import Learner
 from sseg_nase.nets.mutation import Mutation
-from sseg_nase.sparsity.recalibration import recalibrate
 from sseg_nase.ssl.methods import METHODS, Losses
 from sseg_nase.ssl.objectives import nt_xent
 from sseg_nase.ssl.teacher import ema_decay
 from sseg_nase.tracking.sink import Sink
+from sseg_nase.training.accumulation import differentiate
 from sseg_nase.training.distributed import (
     gather_rows,
     same_everywhere,
-    synchronize_batch_norm,
     synchronizing,
 )
-from sseg_nase.training.divergence import DivergenceError, Guard
+from sseg_nase.training.divergence import DivergenceError, Guard, tell_skipped
 from sseg_nase.training.events import Callback, Event
-from sseg_nase.training.fabric import Fabric
+from sseg_nase.training.fabric import Fabric, restore_precision
 from sseg_nase.training.interruption import Interrupted
 from sseg_nase.training.networks import Networks, Workshop
 from sseg_nase.training.optim import lr_ratio
@@ -83,12 +84,14 @@ class Intervention(Protocol):
 class Progress:
     """Where training is: `batch` batches of epoch `epoch` and `step` optimizer steps are done.
 
-    `sums` are the losses of those batches. All that is random follows from these and the seed.
+    `skipped` further steps were none, because the scaler of 16-mixed skipped them. `sums` are the
+    losses of those batches. All that is random follows from these and the seed.
     """
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
+    skipped: int = 0
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     images_seen: dict[str, int] = field(
         default_factory=lambda: {"synthetic": 0, "real_unlabeled": 0, "real_labeled": 0}
@@ -148,11 +151,12 @@ class Trainer:
         self.sink = sink or Sink()
         self.method = METHODS[config.ssl.name]
         self.workshop = Workshop(config, fabric.device)
-        self.probe = Probe(config, feed, self.workshop)
+        self.probe = Probe(config, feed, self.workshop, fabric)
         self.progress = Progress()
         self.probation: Probation | None = None
         self.means: EpochMeans | None = None
-        self.accumulation = config.hardware.gradient_accumulation_steps or 1
+        # With hardware.accumulate=exact the feed's batches are those of a whole step, in parts.
+        self.accumulation = (config.hardware.gradient_accumulation_steps or 1) // feed.micro
         self.steps_per_epoch = -(-feed.batches_per_epoch // self.accumulation)
         self._install(self.workshop.around(learner))
         self.guard = Guard(
@@ -161,6 +165,7 @@ class Trainer:
 
     def fit(self) -> None:
         """Train for all epochs that are left."""
+        began = self.progress.epoch
         try:
             self._emit(Event.FIT_START)
             while self.progress.epoch < self.config.pretrain.epochs:
@@ -171,6 +176,10 @@ class Trainer:
                 self._intervene()
                 release_memory()
                 self._next_epoch()
+            if self.progress.step == 0:
+                self.guard.check_skipped(f"by {self._place()}", most=0)
+            if self.progress.epoch > began:
+                tell_skipped(self.sink, "pretraining", self.progress.step, self.progress.skipped)
             assert same_everywhere(self._digest()) == self._digest(), "processes have parted"
             self._emit(Event.FIT_END)
         finally:
@@ -187,31 +196,26 @@ class Trainer:
         self.model.train()
         sums = torch.tensor(progress.sums, device=self.fabric.device)
         began, images = time.perf_counter(), 0
-        for index, batch in enumerate(
-            self.feed.epoch(progress.epoch, start=progress.batch), progress.batch
-        ):
+        for index, parts in enumerate(self._batches(), progress.batch):
             self._emit(Event.BATCH_START)
             group_end = index + 1 == batches or (index + 1) % self.accumulation == 0
             group_size = min(self.accumulation, batches - index + index % self.accumulation)
-            with self.fabric.no_backward_sync(self.model, enabled=not group_end), synchronizing():
-                losses = self._losses(batch, index)
-                self._emit(Event.AFTER_LOSS)
-                self.fabric.backward(losses.total / group_size)
+            losses = self._differentiate(parts, index, group_size, last=group_end)
             if losses.memory is not None:
                 self.networks.memory = losses.memory
             self._emit(Event.AFTER_BACKWARD)
-            sums += torch.stack(_detached(losses))
+            sums += torch.stack(_figures_of(losses))
             self.guard.saw(losses.total)
-            images += batch.of
-            for source, count in batch.seen.items():
+            images += parts[0].of
+            for source, count in parts[0].seen.items():
                 progress.images_seen[source] += count
             if group_end:
                 if self.guard.at_every_step:
                     self.guard.check_losses(sums.tolist(), f"at {self._place(progress.step + 1)}")
-                self._step()
-                speed = images / (time.perf_counter() - began)
-                self._report(index + 1, batches, losses, sums, speed)
-                self._emit(Event.AFTER_STEP)
+                if self._step():
+                    speed = images / (time.perf_counter() - began)
+                    self._report(index + 1, batches, losses, sums, speed)
+                    self._emit(Event.AFTER_STEP)
             if group_end and self.stop():
                 progress.batch, progress.sums = index + 1, sums.tolist()
                 self._check(progress.sums)
@@ -232,7 +236,8 @@ class Trainer:
             None if self.networks.teacher is None else gap,
             images / (time.perf_counter() - began),
         )
-        self.sink.event("epoch", {"epoch": progress.epoch, **self._figures()})
+        skipped = {"skipped": progress.skipped} if progress.skipped else {}
+        self.sink.event("epoch", {"epoch": progress.epoch, **self._figures(), **skipped})
 
     def _check(self, losses: Sequence[float]) -> None:
         """Raise `DivergenceError` unless what is to be kept, or saved, is finite."""
@@ -259,13 +264,37 @@ class Trainer:
                 changes += [record.epoch, record.trigger["rollback"]["epoch"]]
         return max(changes)
 
-    def _losses(self, batch: Batch, index: int) -> Losses:
+    def _batches(self) -> Iterator[list[Batch]]:
+        """The parts of every batch of the epoch that is left to train on."""
+        stream = self.feed.epoch(self.progress.epoch, start=self.progress.batch)
+        while parts := list(itertools.islice(stream, self.feed.micro)):
+            yield parts
+
+    def _differentiate(self, parts: Sequence[Batch], index: int, of: int, *, last: bool) -> Losses:
+        """Add the gradient of a batch's loss, one `of` so many, and return the losses, detached.
+
+        `last`: the processes exchange what has been added up.
+        """
         seed = derive(self.config.seed, VIEWS, self.progress.epoch, index)
-        images = self._perturbed(batch)
-        views = self.probe.views(images, seed, first=batch.first, of=batch.of)
-        with self.fabric.autocast():
-            teaching = self.networks.teaching(self.progress.epoch)
-            return self.method.loss(self.model, teaching, views, self.config.ssl, gather_rows)
+        perturbed = [replace(each, images=self._perturbed(each)) for each in parts]
+        views = self.probe.views_of(perturbed, seed)
+
+        def around(of_the_last: bool) -> AbstractContextManager[None]:
+            return self.fabric.no_backward_sync(self.model, enabled=not (last and of_the_last))
+
+        with synchronizing():
+            return differentiate(
+                self.method.loss,
+                self.model,
+                self.networks.teaching(self.progress.epoch),
+                views,
+                self.config.ssl,
+                backward=lambda total: self.fabric.backward(total / of),
+                autocast=self.fabric.autocast,
+                gather=gather_rows,
+                around=around,
+                known=lambda: self._emit(Event.AFTER_LOSS),
+            )
 
     def _perturbed(self, batch: Batch) -> Tensor:
         """ADVERSARIAL images moved a little towards what the student confuses them with."""
@@ -299,21 +328,30 @@ class Trainer:
             mutated_at=accepted[-1] if accepted else None,
         )
 
-    def _step(self) -> None:
+    def _step(self) -> bool:
+        """A step of optimizer and teacher; False where the scaler of 16-mixed skips it.
+
+        Then nothing has changed but the scale and what the forward passes track, and no step is
+        counted: neither by the schedules nor by the teacher.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        with self.guard.stepping():
-            self.optimizer.step()
+        taken = self.guard.took(self.optimizer.step)
         self.optimizer.zero_grad(set_to_none=True)
+        if not taken:
+            self.progress.skipped += 1
+            self.guard.check_skipped(f"at {self._place(self.progress.step + 1)}")
+            return False
         steps = self.steps_per_epoch * self.config.pretrain.epochs
         self.networks.follow(ema_decay(self.progress.step, steps, self.config.ssl))
         self.progress.step += 1
+        return True
 
     def _report(self, batch: int, batches: int, losses: Losses, sums: Tensor, speed: float) -> None:
         if self.progress.step % self.config.tracking.interval_steps:
             return
         # The sums hold every NaN of the epoch: read together, they cost no further wait.
-        figures = self.fabric.all_reduce(torch.cat((torch.stack(_detached(losses)), sums)))
+        figures = self.fabric.all_reduce(torch.cat((torch.stack(_figures_of(losses)), sums)))
         assert isinstance(figures, Tensor)
         loss, contrastive, gap, *so_far = figures.tolist()
         self.guard.check_losses(so_far, f"by {self._place(self.progress.step)}")
@@ -385,9 +423,8 @@ class Trainer:
         loss_before = self.probe.loss(old, epoch)
         new = self.workshop.mutated(old, mutation)
         self._verify(old, new, mutation)
-        views = self.probe.batches(epoch, decision.recalibrate)
-        if decision.recalibrate:  # on views of the whole size: embeddings are of such images
-            recalibrate(new.learner, (whole.flatten(0, 1) for whole, *_ in views))
+        if decision.recalibrate:
+            self.probe.recalibrate(new, epoch, decision.recalibrate)
         loss_after = self.probe.loss(new, epoch)
         highest = loss_before * (1 + decision.tolerance) if decision.grace == 0 else float("inf")
         unfit = [
@@ -475,10 +512,6 @@ class Trainer:
         DDP leaves its hooks in what it once wrapped.
         """
         self.networks = networks
-        if self.fabric.world_size > 1:
-            for network in (networks.learner, networks.teacher, networks.teacher_head):
-                if network is not None:
-                    synchronize_batch_norm(network)
         self.model, self.optimizer = self.fabric.setup(networks.learner, networks.optimizer)
 
     def _digest(self) -> str:
@@ -514,7 +547,10 @@ class Trainer:
         self._install(self.workshop.restored(state))
         history = [MutationRecord.from_dict(record) for record in state["history"]]
         kept = ("epoch", "batch", "step", "sums", "images_seen")
-        self.progress = Progress(**{key: state[key] for key in kept}, history=history)
+        skipped = state.get("skipped", 0)  # an older version did not count them
+        self.progress = Progress(
+            **{key: state[key] for key in kept}, skipped=skipped, history=history
+        )
         self.feed.schedule.load_state_dict(state["levels"])
         for intervention in self.interventions:
             intervention.load_state_dict(state["interventions"][intervention.name])
@@ -524,10 +560,9 @@ class Trainer:
         if state["probation"] is not None:
             old = self.workshop.restored(state["probation"]["old"])
             self.probation = Probation(**{**state["probation"], "old": old})
-        self.fabric.strategy.precision.load_state_dict(state["precision"])
+        restore_precision(self.fabric, state["precision"])
 
 
-def _detached(losses: Losses) -> tuple[Tensor, Tensor, Tensor]:
+def _figures_of(losses: Losses) -> tuple[Tensor, Tensor, Tensor]:
     gap = losses.distillation
-    gap = torch.zeros_like(losses.total) if gap is None else gap
-    return losses.total.detach(), losses.contrastive.detach(), gap.detach()
+    return losses.total, losses.contrastive, torch.zeros_like(losses.total) if gap is None else gap

@@ -26,6 +26,7 @@ from sseg_nase.nets.evolvable import Learner
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.ssl.methods import METHODS, Teaching
 from sseg_nase.ssl.teacher import ema_update, make_teacher
+from sseg_nase.training.distributed import ranks, synchronize_batch_norm
 from sseg_nase.training.optim import build_optimizer
 
 
@@ -112,6 +113,8 @@ class Workshop:
         """A teacher equal to the student, and an optimizer without moments."""
         learner.backbone.gradient_checkpointing = self.config.hardware.gradient_checkpointing
         learner.to(self.device).to(memory_format=self.memory_format)
+        if ranks() > 1:
+            synchronize_batch_norm(learner)
         ssl = self.config.ssl
         method = METHODS[ssl.name]
         taught = method.has_target or ssl.distillation_weight > 0

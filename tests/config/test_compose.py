@@ -151,6 +151,7 @@ def test_the_values_that_the_method_is_defined_by() -> None:
         assert profile["gradient_accumulation_steps"] == accumulation
         assert profile["num_workers"] == workers
         assert profile["precision"] == "16-mixed"
+        assert profile["accumulate"] == "exact"
 
 
 def test_debug_shrinks_but_switches_nothing() -> None:

@@ -100,7 +100,9 @@ def test_placement_and_memory_change_no_image(seed: int) -> None:
             assert torch.equal(torch.cat([one.images, two.images]), images)
             assert (one.first, two.first, one.of, two.of) == (0, 6, 12, 12)
             assert one.seen == two.seen
-        others = [torch.stack(list(each.others(epoch, "trial"))) for each in feeds]
+        others = [
+            torch.stack([batch.images for batch in each.others(epoch, "trial")]) for each in feeds
+        ]
         probes = [each.probe() for each in feeds for _ in range(2)]
         assert all(torch.equal(images, others[0]) for images in others)
         assert all(torch.equal(images, probes[0]) for images in probes)
@@ -255,13 +257,13 @@ def levels_of_one() -> CurriculumConfig:
 def test_batches_of_trials_are_not_those_of_training() -> None:
     one = feed(levels_of_one())
     trained = [batch.images for epoch in (0, 1) for batch in one.epoch(epoch)]
-    tried = [images for epoch in (0, 1) for images in one.others(epoch, "trial")]
+    tried = [batch.images for epoch in (0, 1) for batch in one.others(epoch, "trial")]
     assert len(tried) == len(trained)
     for images in tried:
         assert images.shape == (12, 3, SIZE, SIZE)
         assert not any(torch.equal(images, other) for other in trained)
-    assert not torch.equal(tried[0], next(one.others(0, "another purpose")))
-    assert torch.equal(tried[0], next(one.others(0, "trial")))
+    assert not torch.equal(tried[0], next(one.others(0, "another purpose")).images)
+    assert torch.equal(tried[0], next(one.others(0, "trial")).images)
 
 
 def test_what_is_held_is_in_no_pool(monkeypatch: pytest.MonkeyPatch) -> None:

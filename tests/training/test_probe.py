@@ -77,9 +77,10 @@ def test_the_gain_is_the_relative_fall_of_the_held_loss(trainer: Trainer) -> Non
     for name, parameter in tried.learner.named_parameters():
         if name in moments:
             optimizer.state[parameter]["momentum_buffer"] = moments[name].clone()
-    for losses in probe.losses(tried, 1, steps):
+    for (views,) in probe.batches(1, steps):
         optimizer.zero_grad()
-        losses.total.backward()
+        teaching = tried.teaching(1)
+        probe.method.loss(tried.learner, teaching, views, trainer.config.ssl).total.backward()
         optimizer.step()
     after = probe.loss(tried, 1)
     found = probe.trial(networks, grown(trainer), epoch=1, steps=steps, lr=lr)
@@ -126,5 +127,5 @@ def test_trials_see_other_images_and_views_than_training_and_each_other(
     for images in trainer.feed.epoch(1):
         assert not any(torch.equal(images.images, other) for other, _ in seen)
     assert not torch.equal(seen[0][0], seen[2][0])
-    again = next(iter(trainer.probe.batches(1, 1)))
+    (again,) = next(iter(trainer.probe.batches(1, 1)))
     assert torch.equal(again[0], views(seen[0][0], seen[0][1])[0])

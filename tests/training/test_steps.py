@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sseg_nase.config.compose import load
+from sseg_nase.data.random import derive
 from sseg_nase.ssl.teacher import ema_decay
 from sseg_nase.stages.pretraining import trainer_of
 from sseg_nase.tracking.sink import Sink
@@ -64,7 +65,12 @@ def test_accumulated_gradients_are_the_mean_over_their_batches(
     monkeypatch.setattr(one.optimizer, "step", watched)
     one.fit()
     twin.model.train()
-    losses = [twin._losses(batch, i).total for i, batch in enumerate(twin.feed.epoch(0))]
+    losses = []
+    for index, batch in enumerate(twin.feed.epoch(0)):
+        seed = derive(twin.config.seed, "views", 0, index)
+        views = twin.probe.views(batch.images, seed, first=batch.first, of=batch.of)
+        of = twin.method.loss(twin.model, twin.networks.teaching(0), views, twin.config.ssl)
+        losses.append(of.total)
     expected = [gradients(sum(losses[:3]) / 3, twin), gradients(losses[3], twin)]
     assert len(found) == 2
     for ours, theirs in zip(found, expected, strict=True):
@@ -95,14 +101,14 @@ def test_every_batch_of_every_epoch_has_views_of_its_own() -> None:
 def test_the_means_of_an_epoch_are_those_of_its_batches() -> None:
     losses: list[list[float]] = []
     one = trainer("ablation=A5", "hardware.gradient_accumulation_steps=3", "evolution=none")
-    plain = one._losses
+    plain = one._differentiate
 
-    def watched(batch: Any, index: int) -> Any:
-        found = plain(batch, index)
+    def watched(*given: Any, **named: Any) -> Any:
+        found = plain(*given, **named)
         losses.append([part.item() for part in found[:3]])
         return found
 
-    one._losses = watched
+    one._differentiate = watched
     means: list[Any] = []
     one.callbacks.append(At(Event.EPOCH_END, lambda t: means.append(t.means)))
     one.fit()

@@ -183,6 +183,7 @@ def plan_epoch(
     *,
     seed: int,
     epoch: int,
+    named: str | None = None,
 ) -> list[dict[str, torch.Tensor]]:
     """Plan an epoch: its batches, each a mapping level -> int64 indices into the level's pool.
 
@@ -190,17 +191,19 @@ def plan_epoch(
     one is dropped), each mixed by `weights` as evenly as whole numbers allow. A level's indices
     0 .. pool_sizes[level] - 1 are visited without replacement in an order shuffled anew for each
     epoch, and reshuffled within it when all have been seen. ADVERSARIAL indices come as pairs
-    (2k, 2k + 1) side by side. The plan depends on the arguments alone.
+    (2k, 2k + 1) side by side. The plan depends on the arguments alone; `named` is what messages
+    call the size of a batch.
 
     Raises:
         UserError: there are fewer images than a batch, a level's pool is missing or too small,
             or an odd batch cannot be filled with pairs.
     """
     weights = {level: weight for level, weight in weights.items() if weight > 0}
+    named = named or f"hardware.batch_size={batch_size}"
     if images < batch_size:
         raise UserError(
             f"pretrain.images_per_epoch={images}: at least one batch is needed, accepted is "
-            f"{batch_size} or more. Raise it or lower hardware.batch_size={batch_size}."
+            f"{batch_size} or more. Raise it or lower {named}."
         )
     for level in weights:
         least = 2 if level in PAIRED_LEVELS else 1
@@ -212,7 +215,7 @@ def plan_epoch(
             )
     if batch_size % 2 and set(weights) <= PAIRED_LEVELS:
         raise UserError(
-            f"hardware.batch_size={batch_size}: {', '.join(weights)} images come in pairs, "
+            f"{named}: {', '.join(weights)} images come in pairs, "
             "accepted is an even number. Change it by one or mix in another level."
         )
     pools = {level: _Pool(level, pool_sizes[level], seed, epoch) for level in weights}
