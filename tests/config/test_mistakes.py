@@ -95,6 +95,8 @@ MISTAKES = [
     ("dataset=sketch", ["dataset=sketch", "dataset.root=PATH"]),
     ("dataset.rotations=true", ["dataset.rotations=True", "no effect", "dataset=omniglot"]),
     ("dataset.invert=true", ["dataset.invert=True", "no effect", "omniglot or sketch"]),
+    ("dataset.invert=false", ["dataset.invert=False", "no effect"]),
+    ("ssl.local_views=0", ["ssl.local_views=0", "no effect with ssl=simclr"]),
     ("dataset=omniglot dataset.rotations=null", ["dataset.rotations=null", "needs a value"]),
     ("dataset=omniglot dataset.split_by=folder", ["split_by=folder", "alphabets, classes"]),
     ("dataset.split_by=vinyals", ["dataset.split_by=vinyals", "folder, classes"]),

@@ -111,15 +111,16 @@ def test_what_is_wrong_is_said_at_once(
     assert before is None or file.read_bytes() == before
 
 
+@pytest.mark.parametrize("lock", ["EXCLUSIVE", "IMMEDIATE"])  # no reader, or no other writer
 def test_a_locked_file_is_waited_for_and_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "x.db"
     schema(file, next(iter(database._revisions()[1])))
     check_database(file)
     monkeypatch.setattr(database, "SECONDS_TO_WAIT", 0.1)
     holder = sqlite3.connect(file, isolation_level=None)
-    holder.execute("BEGIN EXCLUSIVE")
+    holder.execute(f"BEGIN {lock}")
     try:
         with pytest.raises(StoreError, match="is locked by another process"):
             check_database(file)
