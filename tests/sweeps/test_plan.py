@@ -70,6 +70,11 @@ def test_params_of_an_experiment_count_and_the_command_line_wins(tmp_path: Path)
     assert {tuple(job[1:]) for job in jobs} == {("experiment=mine", "ablation=A3")}
 
 
+def test_what_holds_for_the_whole_sweep_has_one_value() -> None:
+    with pytest.raises(UserError, match=r"sweep\.retries=1,2: it is said once"):
+        expand(["seed=0,1", "sweep.retries=1,2"])
+
+
 def test_overrides_are_told_apart() -> None:
     hydras, sweeps, jobs = split(["hydra/launcher=joblib", "sweep.retries=1", "seed=0,1"])
     assert (hydras, sweeps, jobs) == (

@@ -182,6 +182,15 @@ def test_a_file_without_tables_is_taken_and_half_a_store_is_not(tmp_path: Path) 
             check_database(file)
 
 
+def test_a_store_that_was_only_begun_is_left_to_mlflow(tmp_path: Path) -> None:
+    file = tmp_path / "x.db"
+    schema(file, "x")
+    with sqlite3.connect(file) as connection:
+        connection.execute("DELETE FROM alembic_version")
+    connection.close()
+    check_database(file)
+
+
 def test_a_fresh_and_a_used_store_are_taken(tmp_path: Path) -> None:
     file = tmp_path / "x.db"
     check_database(file)
