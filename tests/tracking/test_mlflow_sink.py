@@ -684,7 +684,7 @@ def test_rows_that_wait_are_sent_in_their_order(
 ) -> None:
     sink, client = opened(uri, tmp_path / "run", [])
     sent: list[int] = []
-    away_for(monkeypatch, client, "log_batch", 2)
+    away_for(monkeypatch, client, "log_batch", 3)  # an odd number of times
     failing = client.log_batch
 
     def noted(run_id: str, metrics: Any = (), **more: Any) -> None:
