@@ -287,8 +287,8 @@ def test_an_ending_is_that_of_its_own_command(
     def run(config: Config, overrides: Sequence[str]) -> Path:
         raise RuntimeError("it broke")
 
-    assert cli("seed=0", run=run) == 1
-    assert sys.argv == ["sseg-nase", "seed=0"]  # as it was given
+    assert cli("paths.output_dir=my runs (1)", run=run) == 1
+    assert sys.argv == ["sseg-nase", "paths.output_dir=my runs (1)"]  # as it was given
     assert cli("--cfg", "job", run=not_reached) == 0
     monkeypatch.setitem(entry.LOOKS, "status", lambda config, say: 1)  # type: ignore[arg-type]
     assert cli("task=status", run=not_reached) == 1

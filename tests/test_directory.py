@@ -282,6 +282,17 @@ def test_what_stands_in_status_json(place: RunDirectory) -> None:
         "directory": str(place.path),
     }
     assert json.loads((place.path / "status.json").read_text()) == said
+    place.run_id, place.tracking_uri = "abc", "http://host"
+    place.write_status(FAILED, "it broke", "Traceback: here", undelivered=True)
+    assert read_json(place.path / "status.json") == {
+        **said,
+        "status": FAILED,
+        "error": "it broke",
+        "traceback": "Traceback: here",
+        "tracker_run_id": "abc",
+        "tracking_uri": "http://host",
+        "undelivered": True,
+    }
 
 
 def test_a_copy_gets_a_run_of_its_own(place: RunDirectory, tmp_path: Path) -> None:

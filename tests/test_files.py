@@ -22,8 +22,10 @@ from sseg_nase.files import (
     overwrite_json,
     read_json,
     storage_error,
+    write_bytes,
     write_json,
     write_text,
+    writing,
 )
 
 
@@ -80,6 +82,7 @@ def test_room_is_checked_before_it_is_needed(
 ) -> None:
     monkeypatch.setattr("sseg_nase.files.free_bytes", lambda folder: 100)
     check_room(tmp_path, 100)
+    write_bytes(tmp_path / "a", b"x" * 100)
     with pytest.raises(StorageError):
         check_room(tmp_path, 101)
 
@@ -165,6 +168,19 @@ def test_what_an_error_says_of_the_storage(tmp_path: Path) -> None:
     turning.__context__ = RuntimeError("of two")
     turning.__context__.__context__ = turning
     assert storage_error(turning, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE"]
+)
+def test_what_the_system_says_of_a_disk_is_one_kind_of_error(name: str, tmp_path: Path) -> None:
+    number = getattr(errno, name)
+    with pytest.raises(StorageError) as failed, writing(tmp_path, 9):
+        raise OSError(number, "no")
+    assert (failed.value.folder, failed.value.number, failed.value.needed) == (tmp_path, number, 9)
+    assert storage_error(OSError(number, "no"), tmp_path) is not None
+    with pytest.raises(FileNotFoundError), writing(tmp_path):
+        raise FileNotFoundError(errno.ENOENT, "no")
 
 
 @pytest.mark.parametrize(

@@ -284,6 +284,11 @@ def test_user_and_password_are_not_sent_to_another_server() -> None:
     assert "MLFLOW_TRACKING_PASSWORD" not in os.environ
 
 
+def test_the_scheme_may_be_written_in_capitals() -> None:
+    assert use(f"HTTPS://bob:{SECRET}@host") == "HTTPS://host"
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == SECRET
+
+
 def test_a_user_s_own_variables_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", SECRET)
     use("https://one")
@@ -414,4 +419,7 @@ def test_both_streams_of_a_process_are_guarded_once(monkeypatch: pytest.MonkeyPa
         guarded.flush()
         assert guarded.write(" a line\n") == len(" a line\n")
         assert stream.getvalue() == "http://127.0.0.1:9\nhalf a line\n"
+        guarded.write(ADDRESS)
+        guarded.flush()  # also what waits for the end of its line
+        assert stream.getvalue().endswith("\nhttp://127.0.0.1:9")
         assert guarded._stream is stream

@@ -139,6 +139,16 @@ def test_a_folder_that_is_to_be_made_needs_none_where_hydra_cannot_read_it(name:
     assert understood(f"paths.output_dir={name}") == name
 
 
+def test_of_names_with_commas_the_longest_is_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "a,b", "a,b,c", "c", "home/a,b"):
+        Path(name).mkdir(parents=True, exist_ok=True)
+    monkeypatch.setenv("HOME", str(Path("home").absolute()))
+    assert understood("runs=~/a,b") == ["~/a,b"]
+    assert understood("runs=a,b,c,x,c") == ["a,b,c", "x", "c"]
+    assert understood("runs=a,b,x") == ["a,b", "x"]
+    assert understood("runs=null") is None
+
+
 def test_hydras_own_words_are_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROOM", "there")
     assert load(["paths.output_dir=${oc.env:ROOM}/runs"]).paths.output_dir == "there/runs"

@@ -11,10 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import sseg_nase
-from sseg_nase.config.compose import dataset_choice, hardware_profiles, load, overrides_of
+from sseg_nase.config import compose as module
+from sseg_nase.config.compose import (
+    dataset_choice,
+    defaults,
+    hardware_profiles,
+    load,
+    overrides_of,
+    register,
+    stored,
+)
 from sseg_nase.config.layout import conf_dir, group_option, groups, key_types
 from sseg_nase.config.schema import BACKBONES, EVOLVABLE, Config, DatasetConfig, HardwareConfig
 from sseg_nase.config.validation import ABLATIONS, cautions, switches
@@ -318,3 +330,70 @@ def test_absurd_values_are_doubted_beforehand(given: list[str], doubt: str | Non
     said = [text for text in cautions(load(given)) if " very " in text]
     assert len(said) == (doubt is not None)
     assert doubt is None or doubt in said[0]
+
+
+def test_the_defaults_leave_hydra_at_its_work() -> None:
+    register()
+    GlobalHydra.instance().clear()
+    assert defaults() == PLAIN
+    assert GlobalHydra.instance().hydra is None
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        at_work = GlobalHydra.instance().hydra
+        assert at_work is not None
+        assert defaults() == PLAIN
+        assert GlobalHydra.instance().hydra is at_work
+
+
+def test_a_stored_config_is_read_as_it_is(tmp_path: Path) -> None:
+    paths = dataclasses.replace(PLAIN.paths, data_dir="/${images}", output_dir="/\\${x}")
+    config = dataclasses.replace(PLAIN, paths=paths, runs=["/${one}", "/two"])
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(dataclasses.asdict(config)))
+    assert stored(path) == config
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "this config cannot be read"),
+        ("{", "this config cannot be read"),
+        ("- 1", "does not fit this version of sseg-nase"),
+        ("seed: 1", "does not fit this version of sseg-nase"),
+        ("seeed: 1", "does not fit .*: seeed: there is no such key"),
+        ("seed: x", "does not fit .*: seed=x: a whole number"),
+        ("pretrain: 3", "does not fit .*: pretrain=3: this is a section"),
+    ],
+)
+def test_a_stored_config_that_does_not_fit(content: str | None, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=f"^{path}: .*{said}"):
+        stored(path)
+
+
+def test_half_the_cores_are_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for count in (None, 1, 3, 16):
+        monkeypatch.setattr(os, "cpu_count", lambda count=count: count)
+        found.append(module._half_the_cores())
+    assert found == [1, 1, 1, 8]
+
+
+def test_minutes_of_a_job_are_whole_and_enough() -> None:
+    assert [module._minutes(given, 60) for given in (None, 0.1, 1.0, 1.5)] == [60, 1, 1, 2]
+
+
+def test_what_depends_on_the_images_is_left_open_for_ones_own() -> None:
+    own, known = load(["dataset=folder", "dataset.root=x"]), load(["dataset=cifar_fs"])
+    of = [(c.evaluation.ways, c.evaluation.shots, c.evaluation.queries) for c in (own, known)]
+    assert of == [(None, None, None), (5, [1, 5], 15)]
+    assert (own.evaluation.datasets, known.evaluation.datasets) == (["folder"], ["cifar_fs"])
+
+
+def test_what_composition_left_missing_is_named() -> None:
+    tree = dataclasses.asdict(PLAIN)
+    for section, key in (("pretrain", "epochs"), ("ssl", "name")):
+        lacking = {**tree, section: {k: v for k, v in tree[section].items() if k != key}}
+        with pytest.raises(UserError, match=rf"^{section}\.{key}=null: "):
+            module.to_config(OmegaConf.create(lacking))

@@ -95,6 +95,8 @@ MISTAKES = [
     ("dataset=sketch", ["dataset=sketch", "dataset.root=PATH"]),
     ("dataset.rotations=true", ["dataset.rotations=True", "no effect", "dataset=omniglot"]),
     ("dataset.invert=true", ["dataset.invert=True", "no effect", "omniglot or sketch"]),
+    ("dataset.invert=false", ["dataset.invert=False", "no effect"]),
+    ("ssl.local_views=0", ["ssl.local_views=0", "no effect with ssl=simclr"]),
     ("dataset=omniglot dataset.rotations=null", ["dataset.rotations=null", "needs a value"]),
     ("dataset=omniglot dataset.split_by=folder", ["split_by=folder", "alphabets, classes"]),
     ("dataset.split_by=vinyals", ["dataset.split_by=vinyals", "folder, classes"]),
@@ -276,6 +278,7 @@ def test_what_is_fine_is_not_called_a_mistake(fine: str) -> None:
         ("pretrain: {epoch: 1}", r"pretrain\.epoch.*'pretrain\.epochs'"),
         ("pretrain: {epochs: ten}", r"pretrain\.epochs=ten.*whole number"),
         ("pretrain: 3", r"pretrain=3.*section"),
+        ("evaluation: {shots: [1, x]}", r"evaluation\.shots=.*: a list of whole numbers"),
         ("seed: 1", r"experiment_name"),
     ],
 )
@@ -452,6 +455,7 @@ def test_a_limit_itself_is_accepted_where_it_may_be_reached(limit: str) -> None:
         ("ablation=A2 evolution=sseg", ["ablation=A2 is defined without evolution", "run is with"]),
         ("ablation=A7 ssl.distillation_weight=0", ["with distillation, but this run is without"]),
         ("ssl.distillation_weight=0", []),
+        ("ablation=A1 ssl.distillation_weight=0.5", []),  # nothing is trained that could be
         ("data.placement=ram", ["data.placement=ram: it has no effect"]),
         ("data.placement=ram curriculum=natural", []),
     ],
@@ -513,8 +517,9 @@ def test_what_fits_together_is_accepted(fine: str) -> None:
 
 
 def test_an_error_that_is_no_mistake_stays_what_it_is() -> None:
-    with pytest.raises(ValueError, match="ours"), explaining(["seed=1"]):
+    with pytest.raises(ValueError, match="ours") as raised, explaining(["seed=1"]):
         raise ValueError("ours")
+    assert not isinstance(raised.value, UserError)
     with pytest.raises(UserError, match=r"^seed=x: a whole number"), explaining(["seed=x"]):
         raise ValueError("Hydra's")
     with pytest.raises(UserError, match="of the user"), explaining(["seed=x"]):

@@ -11,7 +11,7 @@ import pytest
 
 from sseg_nase.config.compose import load, stored
 from sseg_nase.config.fingerprint import fingerprint
-from sseg_nase.config.multirun import expand, split, swept
+from sseg_nase.config.multirun import expand, launcher, split, swept
 from sseg_nase.directory import RunDirectory
 from sseg_nase.errors import UserError
 from sseg_nase.sweeps import code
@@ -68,6 +68,22 @@ def test_params_of_an_experiment_count_and_the_command_line_wins(tmp_path: Path)
     jobs = expand(["experiment=mine", "ablation=A3"], tmp_path)
     assert [job[0] for job in jobs] == ["seed=0", "seed=1"]
     assert {tuple(job[1:]) for job in jobs} == {("experiment=mine", "ablation=A3")}
+
+
+def test_what_holds_for_the_whole_sweep_has_one_value() -> None:
+    with pytest.raises(UserError, match=r"sweep\.retries=1,2: it is said once"):
+        expand(["seed=0,1", "sweep.retries=1,2"])
+
+
+def test_another_sweeper_is_refused_and_a_launcher_is_found() -> None:
+    with pytest.raises(UserError, match=r"other\.Sweeper chooses jobs by the results of others"):
+        expand(["hydra.sweeper._target_=other.Sweeper", "seed=0,1"])
+    assert launcher([]) == "BasicLauncher"
+    assert launcher(["hydra/launcher=joblib"]) == "JoblibLauncher"
+
+
+def test_a_key_differs_however_it_is_written() -> None:
+    assert swept([["++seed=0", "+x=1"], ["seed=1", "+x=1"]]) == ["seed"]
 
 
 def test_overrides_are_told_apart() -> None:

@@ -446,3 +446,17 @@ def test_the_network_that_is_judged_by_another_number_of_episodes_is_said_so() -
     console.print(summary_table({**RESULTS, "fewshot_untrained": untrained}, [], None))
     caption = "600 episodes, prototype, inductive; 100 episodes, prototype, inductive"
     assert caption in " ".join(written(console).split())
+
+
+@pytest.mark.parametrize(
+    ("status", "style"), [("FINISHED", "1;32"), ("FAILED", "1;31"), ("INTERRUPTED", "1;31")]
+)
+def test_an_end_that_is_none_is_not_green(status: str, style: str) -> None:
+    console = terminal()
+    ConsoleSink(console).close(status)
+    assert f"\x1b[{style}m{status} after" in written(console)
+
+
+def test_no_memory_that_was_measured_is_a_figure() -> None:
+    results = {**RESULTS, "efficiency": {"peak_memory_mb": 0.0}}
+    assert rows_of(results, [])["peak memory"] == ["0.0 MB"]

@@ -111,15 +111,16 @@ def test_what_is_wrong_is_said_at_once(
     assert before is None or file.read_bytes() == before
 
 
+@pytest.mark.parametrize("lock", ["EXCLUSIVE", "IMMEDIATE"])  # no reader, or no other writer
 def test_a_locked_file_is_waited_for_and_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lock: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "x.db"
     schema(file, next(iter(database._revisions()[1])))
     check_database(file)
     monkeypatch.setattr(database, "SECONDS_TO_WAIT", 0.1)
     holder = sqlite3.connect(file, isolation_level=None)
-    holder.execute("BEGIN EXCLUSIVE")
+    holder.execute(f"BEGIN {lock}")
     try:
         with pytest.raises(StoreError, match="is locked by another process"):
             check_database(file)
@@ -179,6 +180,15 @@ def test_a_file_without_tables_is_taken_and_half_a_store_is_not(tmp_path: Path) 
         connection.close()
         with pytest.raises(StoreError, match="a database of another program"):
             check_database(file)
+
+
+def test_a_store_that_was_only_begun_is_left_to_mlflow(tmp_path: Path) -> None:
+    file = tmp_path / "x.db"
+    schema(file, "x")
+    with sqlite3.connect(file) as connection:
+        connection.execute("DELETE FROM alembic_version")
+    connection.close()
+    check_database(file)
 
 
 def test_a_fresh_and_a_used_store_are_taken(tmp_path: Path) -> None:

@@ -128,6 +128,28 @@ def test_lines_from_two_threads_do_not_mix(tmp_path: Path) -> None:
     assert len(lines_of(tmp_path / "events.jsonl")) == 401
 
 
+def test_one_thread_writes_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink, writing, most = opened(tmp_path), list[int](), list[int]()
+
+    def slow(*arguments: Any) -> None:
+        writing.append(1)
+        most.append(len(writing))
+        time.sleep(0.05)
+        writing.pop()
+
+    monkeypatch.setattr(module, "append_line", slow)
+    for tell in (
+        lambda index: sink.metrics({"a": 1.0}, index),
+        lambda index: sink._write_mutation(mutation(index)),
+    ):
+        threads = [threading.Thread(target=tell, args=(index,)) for index in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert most == [1] * 6
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [

@@ -623,6 +623,18 @@ def test_a_file_that_did_not_arrive_is_sent_again(
     assert "config.yaml" in {f.path for f in client_of(uri).list_artifacts(run.info.run_id)}
 
 
+def test_a_file_that_never_arrives_is_missing(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str]] = []
+    sink, client = opened(uri, tmp_path / "run", told)
+    wait_for(lambda: bool(client.list_artifacts(sink.run_id)))
+    away_for(monkeypatch, client, "log_artifact", 10**6)
+    sink.close("FINISHED")  # config.yaml, as it is now
+    assert not sink.delivered
+    assert "metric rows and files missing: 1, run closed: yes" in told[-1][1]
+
+
 def test_the_config_is_with_the_run_from_its_beginning(tmp_path: Path, uri: str) -> None:
     sink, client = opened(uri, tmp_path / "run", [])
     wait_for(lambda: bool(client.list_artifacts(sink.run_id)))
@@ -653,12 +665,26 @@ def test_what_stands_on_disk_alone_is_sent_although_the_first_try_fails(
         assert sorted(row.step for row in history) == list(range(10)), name
 
 
+def test_what_stands_on_disk_alone_is_missing_while_it_was_not_sent(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, str]] = []
+    sink, client = opened(uri, tmp_path / "run", told, capacity=1)
+    wait_for(lambda: bool(client.list_artifacts(sink.run_id)))
+    (tmp_path / "run" / "config.yaml").unlink()  # nothing else is to be sent
+    away_for(monkeypatch, client, "get_metric_history", 10**6)
+    sink.metrics({"a": 1.0, "b": 1.0}, 1)
+    sink.close("FINISHED")
+    assert not sink.delivered
+    assert "missing: more than 0, run closed: yes" in told[-1][1]
+
+
 def test_rows_that_wait_are_sent_in_their_order(
     tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink, client = opened(uri, tmp_path / "run", [])
     sent: list[int] = []
-    away_for(monkeypatch, client, "log_batch", 2)
+    away_for(monkeypatch, client, "log_batch", 3)  # an odd number of times
     failing = client.log_batch
 
     def noted(run_id: str, metrics: Any = (), **more: Any) -> None:

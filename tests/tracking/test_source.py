@@ -53,6 +53,9 @@ def test_git_diff_has_what_the_commit_does_not(tmp_path: Path) -> None:
     assert diff is not None
     assert "-lr: 1" in diff
     assert "+lr: 2" in diff
+    git("add", ".")  # also what is ready to be committed
+    git("config", "diff.relative", "true")  # and what lies beside the folder
+    assert git_diff(tmp_path / "code") == diff
 
 
 def test_who_runs_which_code(monkeypatch: pytest.MonkeyPatch) -> None:
