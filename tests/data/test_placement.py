@@ -129,6 +129,7 @@ def test_a_copy_reads_like_the_store() -> None:
     images = store(2 * placement.COPY_BLOCK + 3)
     copy = HeldImages(images, CPU)
     assert len(copy) == len(images)
+    assert torch.equal(copy.images, images.batch(range(len(images))))
     indices = torch.randint(0, len(images), (40,), generator=torch.Generator().manual_seed(0))
     for source in (copy, images):
         out = torch.zeros((42, 3, 6, 6), dtype=torch.uint8)

@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +110,26 @@ def test_verify_finds_one_changed_pixel(tmp_path: Path) -> None:
     store = ImageStore.open(tmp_path / "s")
     with pytest.raises(UserError, match=r"checksum.*Delete this folder"):
         store.verify()
+
+
+def test_what_another_process_has_built_meanwhile_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = store_module.locked
+
+    @contextmanager
+    def waited(path: Path) -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr(store_module, "locked", plain)
+            build_store(tmp_path / "s", listing, 8, workers=0)
+        yield
+
+    monkeypatch.setattr(store_module, "locked", waited)
+
+    def read() -> Listing:
+        raise AssertionError("read again")
+
+    assert len(build_store(tmp_path / "s", read, 8, workers=0)) == 6
 
 
 def test_verify_reads_all_images_and_the_labels(

@@ -268,7 +268,7 @@ def test_one_class_alone_is_refused(
     [
         (yaml.safe_dump({"evaluation": {"ways": 2, "shots": [3], "queries": 4}}), (2, [3], 4)),
         (yaml.safe_dump({"evaluation": {"ways": 2}}), (2, [1, 5], USUAL.queries)),
-        (yaml.safe_dump({"evaluation": "none"}), (5, [1, 5], USUAL.queries)),
+        (yaml.safe_dump({"evaluation": 3}), (5, [1, 5], USUAL.queries)),
         ("[", (5, [1, 5], USUAL.queries)),
         (None, (5, [1, 5], USUAL.queries)),
     ],
