@@ -23,6 +23,7 @@ from PIL import Image
 from sseg_nase.config.schema import ROOTED, SPLITS, DatasetConfig
 from sseg_nase.data.benchmarks import available_splits, cifar_fs, load_split
 from sseg_nase.data.benchmarks.layouts import split_classes
+from sseg_nase.data.benchmarks.official import packed
 from sseg_nase.data.benchmarks.omniglot import find as find_omniglot
 from sseg_nase.data.episodes import sample_episodes
 from sseg_nase.data.store import ImageStore
@@ -1195,3 +1196,22 @@ def test_the_real_cifar_fs(tmp_path: Path) -> None:
     first = sorted((Path(data) / "cifar_fs" / "val" / "beaver").iterdir())[0]
     assert np.array_equal(store.images[0], np.asarray(Image.open(first).convert("RGB")))
     store.verify()
+
+
+def test_archives_of_other_things_are_not_to_be_unpacked(tmp_path: Path) -> None:
+    for name in ("holidays.zip", "cifar-100.txt", "CIFAR-100-python.tar.gz"):
+        (tmp_path / name).touch()
+    assert packed(tmp_path, ["cifar-100"]) == tmp_path / "CIFAR-100-python.tar.gz"
+    assert packed(tmp_path, ["omniglot"]) is None
+    assert packed(tmp_path / "gone", ["cifar-100"]) is None
+
+
+def test_a_class_that_a_list_names_twice_is_said(
+    tmp_path: Path, load: Callable[..., ImageStore]
+) -> None:
+    cifar_bertinetto(tmp_path / "data")
+    [file] = (tmp_path / "data").rglob("splits/bertinetto/train.txt")
+    names = file.read_text().split()
+    file.write_text("\n".join([*names, names[0]]))
+    with pytest.raises(UserError, match=rf"Lines 1 and {len(names) + 1} of .* are both {names[0]}"):
+        load(config("cifar_fs"), "train")
