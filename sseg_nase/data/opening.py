@@ -40,7 +40,7 @@ SLACK = 1e-3  # of a range: what resampling overshoots
 LARGE = 40_000_000  # pixels; larger images are decoded one at a time, for their memory
 HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1"}
 VECTORS = {"EPS", "WMF"}  # which Pillow would give to other programs
-ONE_PICTURE = {"MPO", "PSD", "ICO", "ICNS"}  # their further frames are not other pictures
+ONE_PICTURE = {"MPO", "PSD"}  # their further frames are not other pictures
 
 _large = threading.Lock()
 # Opening a pipe would wait for somebody who writes to it.

@@ -10,7 +10,8 @@ import shutil
 import socket
 import time
 import urllib.error
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from PIL import Image
 from sseg_nase.config.schema import ROOTED, SPLITS, DatasetConfig
 from sseg_nase.data.benchmarks import available_splits, cifar_fs, load_split
 from sseg_nase.data.benchmarks.layouts import split_classes
+from sseg_nase.data.benchmarks.official import packed
+from sseg_nase.data.benchmarks.omniglot import find as find_omniglot
 from sseg_nase.data.episodes import sample_episodes
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
@@ -206,6 +209,37 @@ def test_root_is_the_data_set_or_the_folder_around_it(
     check(load(config("minimagenet", root=str(tmp_path / "elsewhere")), "val"), TINY["val"])
 
 
+def test_a_folder_of_its_name_goes_before_loose_files(
+    tmp_path: Path, load: Callable[..., ImageStore]
+) -> None:
+    mini_pickles(tmp_path / "data", ".")
+    assert load(config("minimagenet"), "train").manifest["layout"] == "pickle"
+    cifar_folders(tmp_path / "data", "mini_imagenet")
+    assert load(config("minimagenet"), "train").manifest["layout"] == "folders"
+
+
+def test_class_folders_of_something_else_are_no_benchmark(
+    tmp_path: Path, load: Callable[..., ImageStore]
+) -> None:
+    split_tree(tmp_path / "data")
+    with pytest.raises(UserError, match="dataset=minimagenet was not found"):
+        load(config("minimagenet"), "train")
+
+
+def test_lists_beside_the_images_go_before_those_further_away(
+    tmp_path: Path, load: Callable[..., ImageStore]
+) -> None:
+    mini_lists(tmp_path / "data")
+    folder = next((tmp_path / "data").glob("*/images")).parent
+    expected = load(config("minimagenet"), "train").class_names
+    further = folder.parent / "minimagenet_split"
+    further.mkdir()
+    for split in SPLITS:
+        (further / f"{split}.csv").write_text("filename,label\ngone.png,other\n")
+    (folder / "minimagenet_split").mkdir()
+    assert load(config("minimagenet"), "train").class_names == expected
+
+
 def test_the_complete_data_set_goes_before_a_sample(
     tmp_path: Path, load: Callable[..., ImageStore]
 ) -> None:
@@ -254,14 +288,25 @@ def test_cifar_fs_pickles_with_cifar_100s_label_ids_get_the_names(
     assert np.array_equal(store.images[shark], cifar_picture(str(label), 0))
 
 
+def test_ids_of_some_classes_of_a_split_may_be_anything(
+    tmp_path: Path, load: Callable[..., ImageStore]
+) -> None:
+    ids = [cifar_fs.FINE_LABELS.index(name) for name in ("apple", "bear", "bed")]
+    for chosen in (ids[:2], ids):
+        cifar_pickles(tmp_path / "data" / "cifar_fs", {"train": chosen})
+        store = load(config("cifar_fs", image_size=32), "train")
+        assert store.class_names == tuple(sorted(map(str, chosen)))
+
+
 def test_numeric_labels_overlap_unless_each_split_counts_from_zero(
     tmp_path: Path, load: Callable[..., ImageStore]
 ) -> None:
     cifar_pickles(tmp_path / "data", {"train": range(4), "val": range(2)})
     assert len(load(config("cifar_fs"), "val").class_names) == 2
     cifar_pickles(tmp_path / "data", {"train": range(4), "val": [3, 4]})
-    with pytest.raises(UserError, match=r"share 1 classes: 3\."):
-        load(config("cifar_fs"), "val")
+    for split in ("train", "val"):
+        with pytest.raises(UserError, match=r"share 1 classes: 3\."):
+            load(config("cifar_fs"), split)
 
 
 def cifar_archive(folder: Path) -> Path:
@@ -359,6 +404,22 @@ def test_offline_says_what_was_looked_for_and_leaves_nothing(
     assert not (tmp_path / "data").exists()
     assert patience == [cifar_fs.DOWNLOAD_PATIENCE]
     assert socket.getdefaulttimeout() is None
+
+
+def test_what_another_process_has_downloaded_meanwhile_is_taken(
+    tmp_path: Path, load: Callable[..., ImageStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def waited(path: Path) -> Iterator[None]:
+        cifar_archive(tmp_path / "data" / "cifar-100-python")
+        yield
+
+    def download(*_: Any) -> None:
+        raise AssertionError("downloaded again")
+
+    monkeypatch.setattr(cifar_fs, "locked", waited)
+    monkeypatch.setattr(cifar_fs, "_download", download)
+    check_archive(load(config("cifar_fs", image_size=32), "val"), "val")
 
 
 def test_a_download_is_kept_and_split(
@@ -496,6 +557,29 @@ def test_omniglot_without_the_evaluation_alphabets(
     )
     with pytest.raises(UserError, match="no test split"):
         load(config("omniglot", split_fractions=[5 / 6, 1 / 6, 0]), "test")
+
+
+def test_what_lies_beside_characters_is_counted(
+    tmp_path: Path, load: Callable[..., ImageStore], caplog: pytest.LogCaptureFixture
+) -> None:
+    alphabets = tmp_path / "data" / "omniglot" / "images_background"
+    for number in range(2):
+        class_folder(alphabets / f"A{number}" / "character01")
+        (alphabets / f"A{number}" / "notes.txt").touch()
+    (alphabets / "readme.md").touch()
+    load(config("omniglot", channels=1), "train")
+    assert "images_background: 2 files are not taken (.md 1, .txt 1)." in caplog.text
+
+
+def test_alphabets_are_dealt_by_the_shares_of_train_and_val(tmp_path: Path) -> None:
+    for number in range(8):
+        folder = tmp_path / "data" / "omniglot" / "images_background" / f"A{number}" / "character01"
+        folder.mkdir(parents=True)
+    for shares, expected in (([0.6, 0.2, 0.2], (6, 2)), ([0.25, 0.25, 0.5], (4, 4))):
+        dataset = config("omniglot", split_fractions=shares)
+        found = find_omniglot(dataset, tmp_path / "data", tmp_path / "cache")
+        assert tuple(len(found.splits[split].classes()) for split in ("train", "val")) == expected
+        assert "test" not in found.splits
 
 
 @pytest.mark.parametrize("split_by", ["alphabets", "classes"])
@@ -1112,3 +1196,22 @@ def test_the_real_cifar_fs(tmp_path: Path) -> None:
     first = sorted((Path(data) / "cifar_fs" / "val" / "beaver").iterdir())[0]
     assert np.array_equal(store.images[0], np.asarray(Image.open(first).convert("RGB")))
     store.verify()
+
+
+def test_archives_of_other_things_are_not_to_be_unpacked(tmp_path: Path) -> None:
+    for name in ("holidays.zip", "cifar-100.txt", "CIFAR-100-python.tar.gz"):
+        (tmp_path / name).touch()
+    assert packed(tmp_path, ["cifar-100"]) == tmp_path / "CIFAR-100-python.tar.gz"
+    assert packed(tmp_path, ["omniglot"]) is None
+    assert packed(tmp_path / "gone", ["cifar-100"]) is None
+
+
+def test_a_class_that_a_list_names_twice_is_said(
+    tmp_path: Path, load: Callable[..., ImageStore]
+) -> None:
+    cifar_bertinetto(tmp_path / "data")
+    [file] = (tmp_path / "data").rglob("splits/bertinetto/train.txt")
+    names = file.read_text().split()
+    file.write_text("\n".join([*names, names[0]]))
+    with pytest.raises(UserError, match=rf"Lines 1 and {len(names) + 1} of .* are both {names[0]}"):
+        load(config("cifar_fs"), "train")

@@ -20,7 +20,13 @@ from sseg_nase.config.compose import load
 from sseg_nase.config.schema import DATASETS, ROOTED, DatasetConfig
 from sseg_nase.data.benchmarks import cifar_fs, load_split
 from sseg_nase.data.benchmarks.layouts import Official
-from sseg_nase.data.duplicates import ONE_COLOUR, examine, hashes_of, of_one_colour
+from sseg_nase.data.duplicates import (
+    ONE_COLOUR,
+    examine,
+    hashes_of,
+    of_one_colour,
+    shared_images,
+)
 from sseg_nase.data.episodes import sample_episodes
 from sseg_nase.data.store import ImageStore, Listing, build_store
 from sseg_nase.errors import UserError
@@ -336,6 +342,35 @@ def test_a_store_without_its_hashes_is_damaged(own: Path) -> None:
     np.save(folder / "hashes.npy", np.zeros(5, np.uint64))
     with pytest.raises(UserError, match="Delete this folder"):
         read(own)
+
+
+def test_examples_are_a_copy_with_its_original_and_one_image_a_class() -> None:
+    hashes = np.array([5, 5, 5, 5, 7], np.uint64)
+    labels = np.array([0, 1, 1, 0, 1])
+    found = examine(hashes, labels, "ab", "keep", lambda index: f"#{index}")
+    copies, mixed = found.notices
+    assert "2 of 5 images, such as #3 of #0." in copies
+    assert "1 images are in several classes, such as #0 (a) and #1 (b)." in mixed
+    found = examine(hashes[1:], np.array([0, 1, 1, 1]), "ab", "keep", lambda index: f"#{index}")
+    assert "such as #2 of #1." in found.notices[0]  # not of #0, which is of another class
+
+
+def test_equal_hashes_of_other_pixels_are_no_common_images() -> None:
+    one, other = (
+        ImageStore.from_arrays(np.stack([picture(seed), picture(9)]), np.zeros(2, int), ["a"])
+        for seed in (1, 2)
+    )
+    assert shared_images(one, other)[0] == 1
+    one.__dict__["hashes"] = other.__dict__["hashes"] = np.array([3, 4], np.uint64)
+    assert shared_images(one, other) == (1, [("image 2 of class a", "image 2 of class a")])
+
+
+def test_what_stays_keeps_its_own_name(own: Path) -> None:
+    put(own / "train" / "train-0" / "0-copy.png", picture(0, 0, 0))
+    store = read(own)
+    for index in range(len(store)):
+        with Image.open(own / store.name_of(index)) as image:
+            assert np.array_equal(np.asarray(image), store.images[index])
 
 
 @pytest.mark.parametrize("policy", ["drop", "keep"])

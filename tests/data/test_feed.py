@@ -153,6 +153,47 @@ def test_adversarial_rows_and_what_is_seen() -> None:
         assert apart < 0.5 * (twins[:, 0] - twins[:, 0].roll(1, 0)).abs().mean()
 
 
+def test_a_share_knows_its_own_adversarial_rows() -> None:
+    curriculum = replace(
+        load(["curriculum=mixed"]).curriculum, levels=["BASIC", "ADVERSARIAL", "TEXTURE"]
+    )
+    whole = feed(curriculum).epoch(0)
+    halves = [feed(curriculum, part=(rank, 2)).epoch(0) for rank in (0, 1)]
+    for batch, *parts in zip(whole, *halves, strict=True):
+        found = [part.first + row for part in parts for row in part.adversarial]
+        assert found == batch.adversarial
+
+
+def test_a_probe_goes_round_in_few_real_images() -> None:
+    curriculum = replace(load(["curriculum=natural"]).curriculum, levels=["NATURAL"])
+    one = feed(curriculum, batch_size=2 * REAL)
+    images = torch.from_numpy(store().images).permute(0, 3, 1, 2)
+    assert torch.equal(one.probe(), torch.cat([images, images]))
+
+
+def test_levels_end_as_the_curriculum_says() -> None:
+    curriculum = replace(
+        load(["curriculum=synthetic"]).curriculum,
+        levels=["BASIC", "TEXTURE", "OBJECT"],
+        progression=True,
+        plateau_threshold=0.5,
+        plateau_window_size=1,
+        gap_threshold=0.1,
+        max_epochs_per_level=None,
+    )
+    losses = [9.0, 5.0, 1.0, 9.0]
+    by_cap = feed(curriculum, epochs=7).schedule  # evenly, rounded up
+    assert [by_cap.step(loss, None) for loss in losses] == [None, None, "cap", None]
+    given = feed(replace(curriculum, max_epochs_per_level=2), epochs=7).schedule
+    assert [given.step(loss, None) for loss in losses[:2]] == [None, "cap"]
+    apart = feed(curriculum, epochs=7).schedule
+    assert [apart.step(1.0, 0.3), apart.step(1.2, 0.3), apart.step(1.0, 0.05)] == [
+        None,
+        None,
+        "plateau",
+    ]
+
+
 # -- CUDA ------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from own_images import own, save, tree
 
 from sseg_nase.config.schema import SPLITS
+from sseg_nase.data.benchmarks import walk
 from sseg_nase.data.benchmarks.layouts import (
     NAMELESS,
     Found,
@@ -206,6 +208,50 @@ def test_one_file_twice_is_taken_where_it_is_no_link() -> None:
     with pytest.raises(UserError) as refused:
         both.read()
     assert "own/b/1.bmp and own/a/link.bmp are the same file" in str(refused.value)
+
+
+def test_hidden_files_and_what_systems_leave_are_neither_images_nor_classes() -> None:
+    tree("own", ["a"], count=1)
+    for name in (".git", "__MACOSX", "@eaDir"):
+        Path("own/a", name).mkdir()
+    assert walk.has("own/a") == (True, False)
+    os.rename("own/a/0.bmp", "own/a/.0.bmp")
+    assert walk.has("own/a") == (False, False)
+    Path("own/a/b").mkdir()
+    save("own/a/1.bmp", 1)
+    assert walk.has("own/a") == (True, True)
+
+
+def test_links_to_the_folder_itself_and_to_those_around_it_are_no_classes() -> None:
+    tree("own", ["a"])
+    os.symlink(".", "own/itself")
+    os.symlink("..", "own/around")
+    os.symlink("a", "own/same-as-a")
+    folders, left_out = walk.class_folders("own")
+    assert list(folders) == ["a", "same-as-a"]
+    assert left_out == {walk.LOOP: 2}
+
+
+def test_photos_of_phones_are_told_by_every_suffix(monkeypatch: pytest.MonkeyPatch) -> None:
+    for suffix in (".heic", ".heif", ".hif"):
+        [said] = walk.left_out_notice({"own": Counter({suffix: 1})})
+        assert said.endswith("pip install pillow-heif")
+    [said] = walk.left_out_notice({"own": Counter({".txt": 1})})
+    assert "heif" not in said
+
+
+def test_what_a_list_names_is_a_file_or_is_missing() -> None:
+    file = save("own/0.bmp", 0)
+    Path("own/a").mkdir()
+    os.mkfifo("own/pipe.png")
+    found = walk.listed(str(file), "0.bmp", Path("list.csv"), 4)
+    assert found is not None
+    assert (found.name, found.line) == ("0.bmp", 4)
+    for missing in ("own/1.bmp", "own/0.bmp/x.png"):
+        assert walk.listed(missing, "x", Path("list.csv"), 4) is None
+    for name, said in (("own/a", "is a folder"), ("own/pipe.png", "is not a regular file")):
+        with pytest.raises(UserError, match=rf"Line 4 of list\.csv: {name} {said}"):
+            walk.listed(name, "x", Path("list.csv"), 4)
 
 
 # -- classes that are dealt ------------------------------------------------------------------------

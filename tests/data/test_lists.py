@@ -285,3 +285,10 @@ def test_names_that_are_hardly_two(one: str, other: str) -> None:
 def test_names_that_are_two(one: str, other: str) -> None:
     assert folded(one) != folded(other)
     assert alike([one, other]) == []
+
+
+def test_all_images_that_are_missing_are_counted_and_the_first_is_named() -> None:
+    files = ["c0/0.bmp", "c0/gone.bmp", "c1/0.bmp", "c1/lost.bmp"]
+    rows = ["path,label,split", *(f"{file},{file[:2]},train" for file in files)]
+    with pytest.raises(UserError, match=r"^2 images that .* are missing: line 3, .*c0/gone\.bmp"):
+        read("\n".join(rows))

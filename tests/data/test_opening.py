@@ -422,6 +422,8 @@ def test_random_damage_ends_in_an_image_or_in_an_error_that_names_the_file(tmp_p
 def test_a_run_of_before_the_keys_opens_images_plainly() -> None:
     older = dataclasses.replace(default("folder"), background=None, value_range=None)  # type: ignore[arg-type]
     assert reading_of(older) == reading_of(default("folder")) == Reading()
+    given = dataclasses.replace(default("folder"), background=[1, 2, 3], value_range=[4, 5])
+    assert reading_of(given) == Reading((1, 2, 3), (4, 5))
 
 
 def test_large_images_are_decoded_one_at_a_time(

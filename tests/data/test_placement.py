@@ -129,6 +129,7 @@ def test_a_copy_reads_like_the_store() -> None:
     images = store(2 * placement.COPY_BLOCK + 3)
     copy = HeldImages(images, CPU)
     assert len(copy) == len(images)
+    assert torch.equal(copy.images, images.batch(range(len(images))))
     indices = torch.randint(0, len(images), (40,), generator=torch.Generator().manual_seed(0))
     for source in (copy, images):
         out = torch.zeros((42, 3, 6, 6), dtype=torch.uint8)
@@ -139,7 +140,9 @@ def test_a_copy_reads_like_the_store() -> None:
     assert torch.equal(images.batch(indices), expected)
 
 
-@pytest.mark.parametrize(("where", "kind"), [("disk", ImageStore), ("device", HeldImages)])
+@pytest.mark.parametrize(
+    ("where", "kind"), [("disk", ImageStore), ("ram", HeldImages), ("device", HeldImages)]
+)
 def test_images_are_put_where_the_plan_says(where: str, kind: type) -> None:
     config = load([f"data.placement={where}", "curriculum=progressive", "hardware=cpu"])
     images, drawn_bytes, notes = place(
@@ -148,6 +151,26 @@ def test_images_are_put_where_the_plan_says(where: str, kind: type) -> None:
     assert isinstance(images, kind)
     assert (drawn_bytes > 0, notes) == (True, [])
     assert cautions(config) == []
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_plan_is_made_by_the_cap_on_memory_and_the_channels(
+    monkeypatch: pytest.MonkeyPatch, channels: int
+) -> None:
+    asked: list[tuple[str, float | None]] = []
+    monkeypatch.setattr(
+        placement, "free_memory", lambda device, most: asked.append((device.type, most)) or GIB
+    )
+    planned: list[Any] = []
+    monkeypatch.setattr(
+        placement, "plan", lambda *given: planned.append(given) or placement.Plan("disk", 7, ["so"])
+    )
+    config = load(["hardware=cpu", "hardware.max_memory_gb=3"])
+    made = {"image_size": 6, "channels": channels, "data": config.data, "device": CPU}
+    found = place(store(), 100, hardware=config.hardware, **made)
+    assert found[1:] == (7, ["so"])
+    assert asked == [("cpu", 3)]
+    assert planned == [(50, 100, channels * 36, config.data, Free(GIB, None))]
 
 
 def test_processes_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:

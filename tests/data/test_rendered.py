@@ -107,6 +107,8 @@ def test_what_is_asked_for_most_often_is_kept() -> None:
     # Each TEXTURE and BASIC image is now asked for less often than each OBJECT image.
     weights = {"BASIC": 0.15, "TEXTURE": 0.05, "OBJECT": 0.8}
     assert after(weights) == {"BASIC": 10, "TEXTURE": 0, "OBJECT": 40}
+    # More OBJECT images are asked for, but each of them less often.
+    assert after({"BASIC": 0.45, "OBJECT": 0.55}) == {"BASIC": 20, "TEXTURE": 0, "OBJECT": 30}
 
 
 def test_the_same_weights_throw_nothing_away(drawn: list[int]) -> None:

@@ -192,3 +192,26 @@ def test_what_cannot_be_planned_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=key.replace(".", r"\.")):
         plan_epoch(weights, images, pools, batch_size, seed=0, epoch=0)
+
+
+def test_a_state_belongs_to_its_levels_in_their_order() -> None:
+    def of(*levels: str) -> LevelSchedule:
+        return LevelSchedule(
+            levels,
+            progression=True,
+            mixing_ratio=0,
+            max_epochs_per_level=3,
+            plateau_threshold=0.1,
+            plateau_window=2,
+            gap_threshold=0,
+        )
+
+    one, other = of("BASIC", "TEXTURE"), of("BASIC", "TEXTURE")
+    for loss in (5.0, 3.0, 2.0, 7.0):
+        one.step(loss, None)
+        other.load_state_dict(one.state_dict())
+        assert other.state_dict() == one.state_dict()
+    assert (other.index, other.level) == (1, "TEXTURE")
+    for levels in (("TEXTURE", "BASIC"), ("BASIC", "OBJECT")):
+        with pytest.raises(UserError, match=r"the checkpoint has \['BASIC', 'TEXTURE'\]"):
+            of(*levels).load_state_dict(one.state_dict())

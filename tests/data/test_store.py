@@ -10,6 +10,8 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +112,75 @@ def test_verify_finds_one_changed_pixel(tmp_path: Path) -> None:
         store.verify()
 
 
+def test_what_another_process_has_built_meanwhile_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = store_module.locked
+
+    @contextmanager
+    def waited(path: Path) -> Iterator[None]:
+        with monkeypatch.context() as patch:
+            patch.setattr(store_module, "locked", plain)
+            build_store(tmp_path / "s", listing, 8, workers=0)
+        yield
+
+    monkeypatch.setattr(store_module, "locked", waited)
+
+    def read() -> Listing:
+        raise AssertionError("read again")
+
+    assert len(build_store(tmp_path / "s", read, 8, workers=0)) == 6
+
+
+def test_verify_reads_all_images_and_the_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "CHECKSUM_BLOCK", 4)
+    store = build_store(tmp_path / "s", listing, 8, workers=0)
+    store.verify()
+    np.save(tmp_path / "s" / "labels.npy", store.labels[::-1])
+    with pytest.raises(UserError, match="checksum of its images or labels"):
+        ImageStore.open(tmp_path / "s").verify()
+    np.save(tmp_path / "s" / "labels.npy", store.labels)
+    images = np.load(tmp_path / "s" / "images.npy")
+    images[5, 0, 0, 0] ^= 1
+    np.save(tmp_path / "s" / "images.npy", images)
+    with pytest.raises(UserError, match="checksum"):
+        ImageStore.open(tmp_path / "s").verify()
+
+
+def test_what_is_kept_is_copied_whole_block_by_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "CHECKSUM_BLOCK", 2)
+    images = pictures(7)
+    items = [(image, 0) for image in (images[0], *images, images[6])]
+    made = Listing(("a",), items)
+    store = build_store(tmp_path / "s", lambda: made, 8, workers=0, duplicates="drop")
+    assert np.array_equal(store.images, images)
+    store.verify()
+
+
+def test_a_store_may_be_read_by_whoever_may_read_the_cache(tmp_path: Path) -> None:
+    for mode in (0o755, 0o700):
+        cache = tmp_path / f"cache-{mode:o}"
+        cache.mkdir()
+        cache.chmod(mode)
+        store = build_store(cache / "s", listing, 8, workers=0)
+        assert store.folder is not None
+        assert store.folder.stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_room_for_all_pixels_is_looked_for_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(store_module, "check_room", lambda folder, needed: asked.append(needed))
+    build_store(tmp_path / "s", listing, 5, workers=0, channels=channels)
+    assert asked == [6 * 5 * 5 * channels]
+
+
 def shorten(folder: Path) -> None:
     with (folder / "images.npy").open("r+b") as file:
         file.truncate(200)
@@ -120,11 +191,25 @@ def older(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps({**manifest, "schema": 0}))
 
 
+def newer(folder: Path) -> None:
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(
+        json.dumps({**manifest, "schema": manifest["schema"] + 1})
+    )
+
+
+def of_other_channels(folder: Path) -> None:
+    images = np.load(folder / "images.npy")
+    np.save(folder / "images.npy", images[..., :1])
+
+
 @pytest.mark.parametrize(
     "damage",
     [
         shorten,
         older,
+        newer,
+        of_other_channels,
         lambda folder: (folder / "manifest.json").write_text("{"),
         lambda folder: (folder / "manifest.json").write_text("[]"),
         lambda folder: (folder / "labels.npy").unlink(),
@@ -231,8 +316,10 @@ def test_a_file_that_vanishes_or_is_half_written_while_building_is_named(
 def test_what_a_killed_builder_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".s.xyz.tmp").mkdir()
     (tmp_path / ".s.xyz.tmp" / "images.npy").write_bytes(b"half")
+    (tmp_path / ".other.xyz.tmp").mkdir()  # which another process may be building
     build_store(tmp_path / "s", listing, 8, workers=0)
     assert not (tmp_path / ".s.xyz.tmp").exists()
+    assert (tmp_path / ".other.xyz.tmp").exists()
 
 
 def test_a_cache_that_cannot_be_written_is_the_users_error(tmp_path: Path) -> None:

@@ -399,6 +399,28 @@ def test_a_split_is_no_class_for_what_lies_beside_it(caplog: pytest.LogCaptureFi
     assert load(own("folder", "plain")).class_names == ("",)
 
 
+def test_a_split_of_another_name_is_not_beside_the_splits(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tree(ROOT / "Training", NAMES[:3])
+    tree(ROOT / "val", NAMES[3:], seed=1)
+    load(own("folder", ROOT))
+    assert "the folder Training is taken as the train split." in caplog.text
+    assert "beside the splits" not in caplog.text
+
+
+def test_a_folder_with_images_and_further_folders_is_a_class(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tree(ROOT, ["only"])
+    save("own/only/more/1.bmp", 9)
+    assert splits(split_fractions=None) == ["train"]
+    Path("own/list.csv").touch()
+    assert len(load(own("folder", ROOT, split_fractions=None))) == 3
+    assert "own has class folders and no train, val and test" in caplog.text
+    assert "own: 1 file is not taken (.csv 1)." in caplog.text
+
+
 def test_what_lies_beside_the_splits_is_named(caplog: pytest.LogCaptureFixture) -> None:
     tree(ROOT / "train", NAMES)
     (ROOT / "docs").mkdir()

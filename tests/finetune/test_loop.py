@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sseg_nase import stages
 from sseg_nase.config.compose import load
@@ -14,6 +15,8 @@ from sseg_nase.data.views import normalize
 from sseg_nase.finetune.learner import around, cross_entropy
 from sseg_nase.finetune.loop import FineTuner, episodic, meta_learned
 from sseg_nase.training.distributed import build_fabric
+from sseg_nase.training.divergence import DivergenceError
+from sseg_nase.training.interruption import Interrupted
 
 TINY = [
     "debug=tiny",
@@ -194,6 +197,106 @@ def test_the_network_of_the_best_epoch_is_kept(tmp_path: Path) -> None:
         ("best", 1), ("last", 1), ("best", 2), ("last", 2), ("last", 3), ("last", 4)
     ]  # fmt: skip
     assert (one.progress.best_accuracy, one.progress.best_epoch) == (60.0, 1)
+
+
+def test_an_epoch_is_not_lost_where_its_validation_is_broken_off() -> None:
+    one = tuner("prototypical", "finetune.epochs=2")
+    saved: list[tuple[str, int, int]] = []
+
+    def interrupted(learner: Any) -> tuple[float, float]:
+        raise Interrupted
+
+    one.validate = interrupted
+    one.save = lambda name, state: saved.append(
+        (name, state["finetune"]["epoch"], state["finetune"]["position"])
+    )
+    with pytest.raises(Interrupted):
+        one.fit()
+    assert saved == [("last", 0, 3)]
+
+
+def test_a_stop_keeps_the_sums_of_the_steps_that_are_done() -> None:
+    one = tuner("prototypical", "finetune.epochs=1")
+    saved: list[Any] = []
+    one.save = lambda name, state: saved.append((name, state["finetune"]))
+    one.stop = lambda: one.progress.step == 2
+    with pytest.raises(Interrupted):
+        one.fit()
+    [(name, progress)] = saved
+    assert (name, progress["position"], progress["step"]) == ("last", 2, 2)
+    assert progress["sums"][0] > 0
+    assert progress["images_seen"] == 2 * 2 * 5 * (5 + 3)
+
+
+def test_the_average_of_the_weights_is_what_is_judged_and_kept_as_best() -> None:
+    one = tuner("prototypical", "finetune.epochs=1", "finetune.ema_decay=0.9")
+    judged: list[Any] = []
+    one.validate = lambda learner: judged.append(learner) or (50.0, 1.0)  # type: ignore[func-returns-value]
+    saved: dict[str, Any] = {}
+    one.save = lambda name, state: saved.update({name: state})
+    one.fit()
+    assert judged == [one.judged]
+    assert one.judged is not one.learner
+    for name, tensor in one.judged.state_dict().items():
+        torch.testing.assert_close(saved["best"]["student"][name], tensor)
+    for name, tensor in one.learner.state_dict().items():
+        torch.testing.assert_close(saved["last"]["student"][name], tensor)
+
+
+def test_steps_count_on_from_what_was_trained_before() -> None:
+    one = tuner("prototypical", "finetune.epochs=2", "tracking.interval_steps=2")
+    one.first_step = 100
+    told: list[tuple[list[str], int]] = []
+    one.sink.metrics = lambda values, step: told.append((sorted(values), step))  # type: ignore[method-assign]
+    one.fit()
+    losses = [step for names, step in told if "finetune/loss" in names]
+    accuracies = [step for names, step in told if "finetune/val_accuracy" in names]
+    assert losses == [102, 104, 106]  # every second step of all, not of an epoch
+    assert accuracies == [103, 106]
+
+
+def test_what_may_be_wrong_with_an_epoch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = tuner("prototypical", "finetune.epochs=1")
+    told: list[tuple[str, Any]] = []
+    one.sink.event = lambda kind, values: told.append((kind, values))  # type: ignore[method-assign]
+    monkeypatch.setattr(one.guard, "check_epoch", lambda loss, parts, where: f"a doubt {where}")
+    one.fit()
+    assert ("warning", {"text": "a doubt in epoch 1, after step 3"}) in told
+    [figures] = [values for kind, values in told if kind == "finetune"]
+    assert 1 < figures["accuracy"] <= 100  # percent
+
+
+def test_nothing_is_saved_of_weights_that_are_not_finite() -> None:
+    one = tuner("prototypical", "finetune.epochs=1")
+    saved: list[str] = []
+    one.save = lambda name, state: saved.append(name)
+    update = one._update
+
+    def broken() -> None:
+        update()
+        if one.progress.step == 3:  # the last of the epoch: no loss shows it
+            with torch.no_grad():
+                next(one.learner.backbone.parameters()).fill_(torch.nan)
+
+    one._update = broken  # type: ignore[method-assign]
+    with pytest.raises(DivergenceError):
+        one.fit()
+    assert saved == []
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.LayerNorm])
+def test_frozen_norms_keep_statistics_and_weights(kind: type[nn.Module]) -> None:
+    backbone = ["backbone=vit_small"] if kind is nn.LayerNorm else []
+    one = tuner("prototypical", "finetune.freeze_norms=true", *backbone)
+    one._train_mode()
+    norms = [part for part in one.learner.backbone.modules() if isinstance(part, kind)]
+    assert norms
+    assert not any(norm.training for norm in norms)
+    assert not any(p.requires_grad for norm in norms for p in norm.parameters())
+    free = tuner("prototypical", *backbone)
+    free._train_mode()
+    norms = [part for part in free.learner.backbone.modules() if isinstance(part, kind)]
+    assert all(norm.training for norm in norms)
 
 
 def test_an_epochs_loss_is_the_mean_over_its_steps() -> None:

@@ -17,7 +17,14 @@ from sseg_nase.errors import UserError
 from sseg_nase.finetune.learner import EpisodeLearner, around
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.heads import RelationHead
-from sseg_nase.stages import pretraining, seed_backbone, seed_learner, stored
+from sseg_nase.stages import (
+    images_of,
+    pretraining,
+    seed_backbone,
+    seed_learner,
+    starting,
+    stored,
+)
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint
 from sseg_nase.training.divergence import DivergenceError
@@ -30,6 +37,22 @@ TINY = ["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "dataset=dig
 @cache
 def config_of(*further: str) -> Config:
     return load([*TINY, *further])
+
+
+def test_images_of_every_data_set_are_as_the_run_works_with_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[tuple[Any, str, Any]] = []
+    monkeypatch.setattr(
+        starting, "load_split", lambda dataset, split, **how: asked.append((dataset, split, how))
+    )
+    config = config_of("dataset.channels=1", "backbone.in_channels=1", "paths.data_dir=~/data")
+    further = dataclasses.replace(config.dataset, name="omniglot", image_size=99, channels=3)
+    images_of(config, further, "test")
+    [(dataset, split, how)] = asked
+    assert (dataset.name, split) == ("omniglot", "test")
+    assert (dataset.image_size, dataset.channels) == (config.dataset.image_size, 1)
+    assert how["data_dir"] == Path.home() / "data"
 
 
 # -- networks --------------------------------------------------------------------------------------
