@@ -470,6 +470,32 @@ def test_the_latex_is_well_formed() -> None:
     assert r"95 \% CI" in caption
 
 
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_caption_tells_what_all_its_rows_have_in_common(alike: bool) -> None:
+    sizes = {"params": 113_088, "macs": 14_200_000, "resolution": 32 if alike else 84}
+    runs = [
+        run("a", given=PROTONET, keys=(ONE,)),
+        run("b", given=PROTONET, keys=(ONE,), further={"efficiency": sizes}),
+    ]
+    results = json.loads((runs[1] / "results.json").read_text())
+    results["fewshot"][ONE]["episodes"] = 120 if alike else 60
+    (runs[1] / "results.json").write_text(json.dumps(results))
+    (caption, *_) = (line for line in latex(compare(runs)).splitlines() if "caption" in line)
+    assert ("n = 120 episodes" in caption) is alike
+    assert ("FLOPs at 32 px" in caption) is alike
+    assert alike or "episodes" not in caption
+
+
+def test_only_what_was_trained_is_shown_before_it_was() -> None:
+    before = {"fewshot_untrained": {ONE: {"accuracy": 21.5}}}
+    trained = run("a", given=PROTONET, further=before)
+    plain = run("b", seen=(0, 0, 0), further=before)
+    said = "The same networks before they were trained"
+    assert said in markdown(compare([trained]))
+    assert "| 21.50 |" in markdown(compare([trained]))
+    assert said not in markdown(compare([plain]))
+
+
 # -- the command ---------------------------------------------------------------------------------
 
 
