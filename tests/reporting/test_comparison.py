@@ -21,8 +21,15 @@ from sseg_nase.config.layout import groups
 from sseg_nase.config.schema import DATASETS
 from sseg_nase.fewshot.statistics import holm, paired_difference
 from sseg_nase.reporting import figures
-from sseg_nase.reporting.comparison import Comparison, Table, compare
-from sseg_nase.reporting.comparison_tables import CSV_COLUMNS, as_csv, as_json, latex, markdown
+from sseg_nase.reporting.comparison import Comparison, Table, compare, records
+from sseg_nase.reporting.comparison_tables import (
+    CSV_COLUMNS,
+    as_csv,
+    as_json,
+    in_units,
+    latex,
+    markdown,
+)
 from sseg_nase.reporting.episodes import read_episodes
 from sseg_nase.reporting.provenance import LABELS, REGIMES, lineage, provenance, regime_of
 from sseg_nase.reporting.published import corresponding, published
@@ -494,6 +501,27 @@ def test_only_what_was_trained_is_shown_before_it_was() -> None:
     assert said in markdown(compare([trained]))
     assert "| 21.50 |" in markdown(compare([trained]))
     assert said not in markdown(compare([plain]))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "–"), (999, "999"), (1000, "1.00 k"), (23_456, "23.5 k"), (113_088, "113 k"),
+        (1_000_000, "1.00 M"), (14_200_000, "14.2 M"), (2_500_000_000, "2.50 G"),
+    ],
+)  # fmt: skip
+def test_numbers_in_units(value: float | None, shown: str) -> None:
+    assert in_units(value) == shown
+
+
+def test_what_is_only_published_is_of_the_test_classes() -> None:
+    found = compare([run("a", given=PROTONET)])
+    measured = [line for line in records(found) if "run" in line]
+    known = [line for line in records(found) if "run" not in line]
+    assert {line["split"] for line in measured} == {"val"}
+    assert {line["split"] for line in known} == {"test"}
+    assert all(line["published"] is not None for line in known)
+    assert {line["folder"] for line in measured} == {"runs/x/a"}
 
 
 # -- the command ---------------------------------------------------------------------------------
