@@ -302,6 +302,15 @@ def test_what_slurm_says_of_an_end(
     assert slurm_said(None) is None
 
 
+def test_what_has_finished_is_finished_while_its_process_still_delivers(
+    sweep: SweepFolder,
+) -> None:
+    sweep.jobs[0].note(**HERE)
+    run_of(sweep.jobs[0], "FINISHED")
+    with sweep.jobs[0].held():
+        assert seen(sweep).state == "FINISHED"
+
+
 def test_a_dead_job_is_noted_once(sweep: SweepFolder) -> None:
     job = sweep.jobs[0]
     job.note(**HERE)
