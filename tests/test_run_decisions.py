@@ -447,6 +447,83 @@ def test_a_finished_run_is_said_and_given_back(capsys: pytest.CaptureFixture[str
     assert status_of(this.directory)["status"] == FINISHED
 
 
+# -- the results -----------------------------------------------------------------------------------
+
+KEY = "digits/val/5w1s"
+COSTS = {
+    "params": 70, "macs": 700, "latency_ms_b1": None, "latency_ms_b64": 2.0,
+    "peak_memory_mb": float("nan"),
+}  # fmt: skip
+
+
+def judgement(accuracy: float) -> Any:
+    result = {"accuracy": accuracy, "ci95": 1.0, "top_k": {"2": 90.0}, "doubts": []}
+    return SimpleNamespace(results={KEY: result}, accuracies={}, confusions={}, embeddings=None)
+
+
+@pytest.mark.parametrize("best", ["there", "lost", None])
+@pytest.mark.parametrize("again", [True, False])
+@pytest.mark.parametrize("report", [True, False])
+def test_what_is_recorded_of_what_was_judged(
+    report: bool, again: bool, best: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink, figures, drawn = Told(), list[tuple[dict[str, float], int]](), list[Path]()
+    this = begun(sink, f"report.at_end={str(report).lower()}")
+    sink.metrics = lambda values, step: figures.append((dict(values), step))  # type: ignore
+    backbone = SimpleNamespace(
+        architecture=SimpleNamespace(summary=lambda: {"params": 70}, to_dict=lambda: {"n": 1})
+    )
+    history = [{"accepted": True}, {"accepted": False}]
+    reached: Any = SimpleNamespace(
+        backbone=backbone, history=history, step=33, images_seen={"synthetic": 5}
+    )
+    monkeypatch.setattr(running.stages, "evaluate", lambda *given: judgement(50.0))
+    monkeypatch.setattr(
+        running.stages, "evaluate_best", lambda *given: ({"params": 60}, judgement(60.0))
+    )
+    monkeypatch.setattr(running.stages, "efficiency", lambda *given: COSTS)
+    groups: list[set[str]] = []
+    monkeypatch.setattr(
+        running.stages, "doubted", lambda found: (groups.append(set(found)), ["a doubt"])[1]
+    )
+    monkeypatch.setattr(running, "_report", lambda this: drawn.append(this.directory))
+    monkeypatch.setattr(running, "print_summary", lambda *given: None)
+    monkeypatch.setattr(identity, "in_results", lambda data: {"evaluated": {}})
+    this.overlaps.append("an overlap")
+    path = None if best is None else this.directory / "best.pt"
+    if best == "there":
+        (this.directory / "best.pt").touch()
+    if again:
+        (this.directory / "results.json").write_text("{}")
+    untrained = {"fewshot_untrained": judgement(20.0).results}
+    running._judge(this, reached, [], untrained, path)
+    results = json.loads((this.directory / "results.json").read_text())
+    assert results["status"] == status_of(this.directory)["status"] == FINISHED
+    assert results["fewshot"][KEY]["accuracy"] == 50.0
+    assert results["fewshot_untrained"][KEY]["accuracy"] == 20.0
+    assert ("fewshot_best" in results) == ("best" in results) == (best == "there")
+    assert (results["mutations"], results["images_seen"]) == (1, {"synthetic": 5})
+    assert results["data"] == {"evaluated": {}, "doubts": ["an overlap"]}
+    assert {step for _, step in figures} == {33 if again else 0}
+    told = {key: value for values, _ in figures for key, value in values.items()}
+    chosen = (60.0, 60) if best == "there" else (50.0, 70)
+    assert (told[f"headline/{KEY}"], told["headline/params"]) == chosen
+    assert (told[f"fewshot/{KEY}/accuracy"], told[f"fewshot/{KEY}/top2"]) == (50.0, 90.0)
+    assert told.get(f"fewshot_best/{KEY}/accuracy") == (60.0 if best == "there" else None)
+    measured = {key: value for key, value in told.items() if key.startswith("efficiency/")}
+    assert measured == {
+        "efficiency/params": 70, "efficiency/macs": 700, "efficiency/latency_ms_b64": 2.0
+    }  # fmt: skip
+    expected = {"fewshot", "fewshot_untrained"}
+    assert groups[0] >= expected | ({"fewshot_best"} if best == "there" else set())
+    warned = texts(sink, "warning")
+    assert "a doubt" in warned
+    assert any("the best network is not judged" in text for text in warned) == (best == "lost")
+    assert drawn == ([this.directory] if report else [])
+    assert json.loads((this.directory / "architecture.json").read_text()) == {"n": 1}
+    assert set(this.seconds) == {"evaluate", "efficiency"}
+
+
 # -- the report ------------------------------------------------------------------------------------
 
 

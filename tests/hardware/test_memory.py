@@ -91,6 +91,14 @@ def test_shared_weights_count_once() -> None:
     assert found == 4 * 9 + 3 * IMAGE
 
 
+def test_a_view_of_a_weight_takes_no_memory_of_its_own() -> None:
+    layer = nn.Linear(4, 2, bias=False)
+    layer.register_buffer("first", layer.weight.detach()[:1])
+    assert memory._held_bytes(layer) == 4 * 2 * 4
+    layer.register_buffer("own", torch.zeros(3))
+    assert memory._held_bytes(layer) == 4 * 2 * 4 + 3 * 4
+
+
 def test_half_precision_takes_half() -> None:
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
     single = peak_memory_mb(network, 64, 4)

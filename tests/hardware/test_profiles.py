@@ -11,7 +11,7 @@ import yaml
 
 from sseg_nase.config.schema import HardwareConfig
 from sseg_nase.errors import UserError
-from sseg_nase.hardware.profiles import Machine, look_at_machine, native_bf16, resolve
+from sseg_nase.hardware.profiles import Machine, cores, look_at_machine, native_bf16, resolve
 
 OPEN: dict[str, Any] = {
     "name": "auto",
@@ -271,3 +271,12 @@ def test_compiling_for_a_cpu_takes_the_compiler_that_is_named(
     monkeypatch.setenv("CXX", "icpx")
     with pytest.raises(UserError, match="icpx was not found"):
         resolve(wanted, PROFILES, BARE)
+
+
+def test_the_cores_are_those_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm and taskset give a process some of the machine's."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {2, 5, 7}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert cores() == 3
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert cores() == 64

@@ -21,8 +21,15 @@ from sseg_nase.config.layout import groups
 from sseg_nase.config.schema import DATASETS
 from sseg_nase.fewshot.statistics import holm, paired_difference
 from sseg_nase.reporting import figures
-from sseg_nase.reporting.comparison import Comparison, Table, compare
-from sseg_nase.reporting.comparison_tables import CSV_COLUMNS, as_csv, as_json, latex, markdown
+from sseg_nase.reporting.comparison import Comparison, Table, compare, records
+from sseg_nase.reporting.comparison_tables import (
+    CSV_COLUMNS,
+    as_csv,
+    as_json,
+    in_units,
+    latex,
+    markdown,
+)
 from sseg_nase.reporting.episodes import read_episodes
 from sseg_nase.reporting.provenance import LABELS, REGIMES, lineage, provenance, regime_of
 from sseg_nase.reporting.published import corresponding, published
@@ -468,6 +475,53 @@ def test_the_latex_is_well_formed() -> None:
     (caption, *_) = (line for line in text.splitlines() if "caption" in line)
     assert r"cifar\_" in caption
     assert r"95 \% CI" in caption
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_caption_tells_what_all_its_rows_have_in_common(alike: bool) -> None:
+    sizes = {"params": 113_088, "macs": 14_200_000, "resolution": 32 if alike else 84}
+    runs = [
+        run("a", given=PROTONET, keys=(ONE,)),
+        run("b", given=PROTONET, keys=(ONE,), further={"efficiency": sizes}),
+    ]
+    results = json.loads((runs[1] / "results.json").read_text())
+    results["fewshot"][ONE]["episodes"] = 120 if alike else 60
+    (runs[1] / "results.json").write_text(json.dumps(results))
+    (caption, *_) = (line for line in latex(compare(runs)).splitlines() if "caption" in line)
+    assert ("n = 120 episodes" in caption) is alike
+    assert ("FLOPs at 32 px" in caption) is alike
+    assert alike or "episodes" not in caption
+
+
+def test_only_what_was_trained_is_shown_before_it_was() -> None:
+    before = {"fewshot_untrained": {ONE: {"accuracy": 21.5}}}
+    trained = run("a", given=PROTONET, further=before)
+    plain = run("b", seen=(0, 0, 0), further=before)
+    said = "The same networks before they were trained"
+    assert said in markdown(compare([trained]))
+    assert "| 21.50 |" in markdown(compare([trained]))
+    assert said not in markdown(compare([plain]))
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "–"), (999, "999"), (1000, "1.00 k"), (23_456, "23.5 k"), (113_088, "113 k"),
+        (1_000_000, "1.00 M"), (14_200_000, "14.2 M"), (2_500_000_000, "2.50 G"),
+    ],
+)  # fmt: skip
+def test_numbers_in_units(value: float | None, shown: str) -> None:
+    assert in_units(value) == shown
+
+
+def test_what_is_only_published_is_of_the_test_classes() -> None:
+    found = compare([run("a", given=PROTONET)])
+    measured = [line for line in records(found) if "run" in line]
+    known = [line for line in records(found) if "run" not in line]
+    assert {line["split"] for line in measured} == {"val"}
+    assert {line["split"] for line in known} == {"test"}
+    assert all(line["published"] is not None for line in known)
+    assert {line["folder"] for line in measured} == {"runs/x/a"}
 
 
 # -- the command ---------------------------------------------------------------------------------

@@ -225,6 +225,24 @@ def test_accuracies_stand_list_by_list_in_the_order_of_their_making(run: Path) -
     ]
 
 
+def test_lines_of_results() -> None:
+    one = export.Result("d/val/5w1s", "last", 50.0, None, 4, "m", True, {"2": 90.0})
+    plain = one._replace(key="odd", top_k={})
+    lines = list(export.result_lines([one, plain]))
+    assert [line["top_k"] for line in lines] == ['{"2": 90.0}', ""]
+    told = [[line[key] for key in ("dataset", "split", "ways", "shots")] for line in lines]
+    assert told == [["d", "val", "5", "1"], ["odd", "", "", ""]]
+
+
+def test_what_is_missing_and_what_is_damaged_are_told_apart(run: Path) -> None:
+    (run / "status.json").unlink()
+    (run / "results.json").write_text("{")
+    assert read_run(run).notes == (
+        "status.json is missing: how the run ended is not known.",
+        "results.json cannot be read: there are no results.",
+    )
+
+
 def test_lines_of_epochs_and_mutations(run: Path) -> None:
     sink = opened(run)
     sink.event("finetune", {"epoch": 0, "loss": 2.0, "val_accuracy": 50.0})

@@ -1,23 +1,28 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import json
 import math
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from recorded_runs import KEY, accuracies, record, sweep
+from recorded_runs import KEY, METHOD, accuracies, record, sweep
 
+from sseg_nase.config.validation import Switches
+from sseg_nase.reporting.ablation import Ablation, Line
 from sseg_nase.reporting.aggregate import (
     COMPARISON_COLUMNS,
     RUN_COLUMNS,
     SUMMARY_COLUMNS,
     Aggregate,
     Entry,
+    Side,
     aggregate,
 )
-from sseg_nase.reporting.tables import markdown, write
+from sseg_nase.reporting.tables import _lost, _p_of, as_json, latex, markdown, write
 
 CLEAR = {"A1": 50.0, "A2": 60.0, "A7": 70.0}
 CLOSE = {"A1": 50.0, "A2": 60.0, "A7": 60.1}
@@ -150,6 +155,75 @@ def test_methods_and_kinds_are_kept_apart(tmp_path: Path) -> None:
     assert f"## {KEY} (transductive)" in text
     assert "One configuration: there is nothing to compare" in text
     assert "without a common seed" in text
+
+
+@pytest.mark.parametrize(("seeds", "p", "interval"), [(3, "0.012", 0.3), (1, "0.034", 0.2)])
+def test_figures_over_seeds_count_where_there_are_several(
+    seeds: int, p: str, interval: float, tmp_path: Path
+) -> None:
+    found = aggregate(sweep(tmp_path, {"A1": 50.0, "A7": 60.0}, seeds=seeds))
+    both = {"p_seeds_episodes_holm": 0.012, "ci95_seeds_episodes": 0.3} if seeds > 1 else {}
+    told = found.comparisons.assign(p_episodes_holm=0.034, ci95_episodes=0.2, **both)
+    found = dataclasses.replace(found, comparisons=told)
+    _, last, *_ = tables(markdown(found, "t"))
+    assert last[1][2] == "0.034"
+    assert last[1][3:5] == (["± 0.30", "0.012"] if seeds > 1 else ["–", "–"])
+    side = Side("A1", METHOD)
+    (pair,) = told[told["network"] == "last"].to_dict("records")
+    summary = {"seeds": seeds}
+    parts = Switches(
+        ssl=True, evolution=False, sparsity=False, progression=False, distillation=False
+    )
+    line = Line(side, parts, summary, -10.0, pair)
+    one = Ablation(KEY, "last", False, Side("A7", METHOD), (line,))
+    assert _lost(line, one).startswith(f"-10.00 ± {interval:.2f}")
+    assert _p_of(line) == p
+    nothing = dataclasses.replace(line, difference=None, comparison=None)
+    assert (_lost(nothing, one), _p_of(nothing)) == ("not compared", "–")
+
+
+def test_the_highest_mean_must_also_win_on_the_common_seeds(tmp_path: Path) -> None:
+    """Means are over all seeds of each, differences over those that both have."""
+    found = aggregate(sweep(tmp_path, {"A1": 50.0, "A7": 60.0}))
+    assert "**" in str(tables(markdown(found, "t"))[0])
+    turned = found.comparisons.assign(difference=-found.comparisons["difference"])
+    text = markdown(dataclasses.replace(found, comparisons=turned), "t")
+    assert "**" not in str(tables(text)[0])
+
+
+def test_every_configuration_has_its_losses_and_its_seeds(tmp_path: Path) -> None:
+    entries = sweep(tmp_path, CLEAR)
+    found = aggregate([e for e in entries if e.configuration != "A2" or e.seed])
+    *_, loss = tables(markdown(found, "t"))
+    assert [(line[0], line[1][-5:]) for line in loss[1:]] == [
+        ("A1", "(n=3)"), ("A2", "(n=2)"), ("A7", "(n=3)")
+    ]  # fmt: skip
+    results, *_ = latex(found)["results"]
+    seeds = {line[0]: line[results.header.index("n")] for line in results.lines}
+    assert seeds == {"A1": "3", "A2": "2", "A7": "3"}
+
+
+def test_what_is_transductive_is_compared_in_its_own_table(tmp_path: Path) -> None:
+    rng, shared = np.random.default_rng(4), np.random.default_rng(5).normal(0, 5, 50)
+    entries = []
+    for name, kinds in {"A": (60, 80), "B": (50, 40)}.items():
+        for seed, mean in enumerate(kinds):
+            run = record(
+                tmp_path / f"{name}{seed}",
+                {KEY: accuracies(rng, shared, mean)},
+                transductive=bool(seed),
+            )
+            entries.append(Entry(name, seed, run))
+    _, first, _, second, *_ = tables(markdown(aggregate(entries), "t"))
+    differences = [float(table[1][1].split()[0]) for table in (first, second)]
+    assert differences == pytest.approx([10, 40], abs=5)
+
+
+def test_what_is_not_a_number_is_null_in_json(tmp_path: Path) -> None:
+    found = aggregate(sweep(tmp_path, {"A1": 50.0, "A7": 60.0}, seeds=1))
+    told = as_json(found, "t")
+    json.dumps(told, allow_nan=False)
+    assert told["summary"][0]["ci95"] is None
 
 
 def test_odd_names_do_not_break_the_tables(tmp_path: Path) -> None:

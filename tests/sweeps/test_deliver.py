@@ -283,6 +283,22 @@ def test_a_run_goes_where_it_went_before_not_where_its_config_says(
     assert sent[0]["uri"] == AWAY
 
 
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (Delivery("a", False, 0, 0, False, ()), "nothing is missing in MLflow at "),
+        (Delivery("a", False, 0, 2, False, ()), "0 metric rows and 2 files sent to MLflow at "),
+        (Delivery("a", False, 3, 0, False, ()), "3 metric rows and 0 files sent to MLflow at "),
+        (Delivery("a", False, 0, 0, True, ()), "0 metric rows and 0 files sent to MLflow at "),
+    ],
+)
+@pytest.mark.parametrize("gone", [(), (Path("a.pt"), Path("b.pt"))])
+def test_what_was_sent_is_said(sent: Delivery, said: str, gone: tuple[Path, ...]) -> None:
+    text = module._in_words(dataclasses.replace(sent, gone=gone), "http://host:1")
+    lost = " (gone from the disk: a.pt, b.pt)" if gone else ""
+    assert text == f"{said}http://host:1{lost}"
+
+
 def test_a_copy_is_not_sent_into_the_run_of_the_original(
     sent: list[dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -138,6 +138,7 @@ def test_a_run_that_still_records_on_another_machine_is_alive(sweep: SweepFolder
         ((FINISHED, INTERRUPTED), FAILED),
         ((FAILED, "WAITING"), FAILED),
         ((FINISHED, RUNNING), None),
+        ((FINISHED, "QUEUED"), None),
     ],
 )
 def test_how_a_sweep_ended_follows_from_its_jobs(

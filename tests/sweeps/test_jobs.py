@@ -466,6 +466,17 @@ def test_labelled_images_of_all_fine_tunings_add_up() -> None:
     assert seen[1]["real_labeled"] == 3 * seen[0]["real_labeled"]
 
 
+@pytest.mark.parametrize("status", [FINISHED, INTERRUPTED])
+def test_a_run_of_which_only_the_status_is_left_is_not_taken_over(
+    status: str, sweep: SweepFolder
+) -> None:
+    job = sweep.jobs[0]
+    place = run_of(job, status).path
+    (place / "config.yaml").unlink()
+    launch._adopt(job, Store(KnownRun("id", status, place, None)), {}, print)  # type: ignore
+    assert job.run is None
+
+
 def test_a_finished_job_whose_images_were_others_is_not_skipped(sweep: SweepFolder) -> None:
     job, looked = sweep.jobs[0], launch._Images()
     place = run_of(job, FINISHED).path

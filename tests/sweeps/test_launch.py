@@ -231,7 +231,10 @@ def test_the_jobs_of_a_named_sweep_are_fixed(sweep: SweepFolder) -> None:
         launch([f"sweep={sweep.path}", "seed=0,1"], Hydra(), print)
 
 
-def test_what_an_experiment_says_of_the_sweep_holds(tmp_path: Path) -> None:
+def test_what_an_experiment_says_of_the_sweep_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "often.yaml").write_text(
         "# @package _global_\nsweep: {retries: 3}\n"
@@ -243,6 +246,7 @@ def test_what_an_experiment_says_of_the_sweep_holds(tmp_path: Path) -> None:
     assert the_sweep().settings.retries == 3
     assert launch([f"sweep={the_sweep().path}", "sweep.retries=1"], hydra, print, mine) == 0
     assert the_sweep().settings.retries == 1
+    assert the_sweep().plan["visible_devices"] == "2,0"  # a job may start where it is not set
 
 
 def test_what_is_probably_not_meant_is_said_once() -> None:

@@ -17,7 +17,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.sweeps import code
 from sseg_nase.sweeps.folder import SweepFolder, create, looked_at, same_as, sweeps_in
 from sseg_nase.sweeps.launch import launch
-from sseg_nase.sweeps.plan import plan
+from sseg_nase.sweeps.plan import NAME_LENGTH, plan
 
 RUN_TIME = "%Y%m%d-%H%M%S"
 
@@ -174,6 +174,13 @@ def test_jobs_know_no_password_and_are_named_without_it() -> None:
         "http://127.0.0.1:9",
         "http://127.0.0.1:90",
     ]
+
+
+def test_names_are_no_longer_than_a_table_takes() -> None:
+    values = ",".join(f"a-data-set-{number:03}" for number in range(12))
+    title, jobs = plan([f"experiment_name={values}", "tracking=jsonl"])
+    assert len(title) == NAME_LENGTH
+    assert len({one.label for one in jobs}) == 12
 
 
 def test_places_are_no_part_of_a_name() -> None:

@@ -302,6 +302,24 @@ def test_what_slurm_says_of_an_end(
     assert slurm_said(None) is None
 
 
+def test_what_has_finished_is_finished_while_its_process_still_delivers(
+    sweep: SweepFolder,
+) -> None:
+    sweep.jobs[0].note(**HERE)
+    run_of(sweep.jobs[0], "FINISHED")
+    with sweep.jobs[0].held():
+        assert seen(sweep).state == "FINISHED"
+
+
+def test_what_slurm_does_not_know_any_more_is_over_at_once(sweep: SweepFolder, slurm: Path) -> None:
+    (slurm / "squeue.txt").write_text("\n")
+    (slurm / "scontrol.txt").write_text("\n")
+    sweep.jobs[0].queue("12_0")
+    sweep.jobs[0].note(host="node7", pid=1, started=time.time(), slurm_job="12_0")
+    run_of(sweep.jobs[0], None)
+    assert (seen(sweep).state, seen(sweep).detail) == ("INTERRUPTED", GONE)
+
+
 def test_a_dead_job_is_noted_once(sweep: SweepFolder) -> None:
     job = sweep.jobs[0]
     job.note(**HERE)

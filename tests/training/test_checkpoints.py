@@ -232,9 +232,11 @@ def stored_network(path: Path, *overrides: str, accepted: bool | None = None) ->
 def test_a_network_is_that_of_its_file_or_none(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     network = stored_network(path)
+    payload = checkpoint.load(path)
+    teacher = {name.removeprefix("backbone."): t + 1 for name, t in payload["student"].items()}
+    checkpoint.save(path, {**payload, "teacher": teacher})  # which is not what is asked for
     found = checkpoint.backbone_of(path).state_dict()
     assert all(torch.equal(found[name], t) for name, t in network.state_dict().items())
-    payload = checkpoint.load(path)
     for change in ("missing", "left over"):
         student = dict(payload["student"])
         if change == "missing":

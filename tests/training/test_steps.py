@@ -206,6 +206,7 @@ def mutated(losses: list[float], epochs: int = 3, **options: Any) -> tuple[Train
         ([2.0, float("inf")], {}, False),  # not over an infinite limit, and yet no loss
         ([float("nan"), 1.0], {}, False),  # nothing to compare with
         ([2.0, float("inf")], {"tolerance": 0.1, "grace": 1}, False),
+        ([2.0, 2.5], {"tolerance": 0.1, "grace": 1}, True),  # it has time to make up for it
     ],
 )
 def test_a_mutation_stays_within_its_tolerance(
@@ -263,6 +264,13 @@ def test_a_probation_ends_as_the_losses_say(now: float, without: float, kept: bo
     (record,) = one.progress.history
     assert record.accepted == kept
     assert len(one.networks.architecture.channels) == (4 if kept else 3)
+
+
+def test_a_probation_ends_with_the_training_at_the_latest() -> None:
+    one, told = mutated([2.0, 2.0, 2.3, 2.0], tolerance=0.1, grace=9)
+    (ended,) = [values for kind, values in told.events if kind == "probation"]
+    assert (ended["epoch"], ended["kept"]) == (2, False)
+    assert len(one.networks.architecture.channels) == 3
 
 
 def test_a_probation_between_two_losses_that_are_none_ends_the_run() -> None:
