@@ -172,7 +172,9 @@ def _frozen_otherwise(sweep: SweepFolder | None, planned: Sequence[Planned]) -> 
     differing = [
         f"{override(key, frozen[key])} and not {override(key, value)}"
         for key, value in now.items()
-        if key in frozen and frozen[key] != value and not key.startswith("sweep.")
+        if key in frozen
+        and frozen[key] != value
+        and not key.startswith(("sweep.", "paths.output_dir"))  # where the sweep was found
     ]
     if differing:
         yield (
@@ -187,6 +189,8 @@ def _would(job: JobFolder | None, images: _Images, *, rerun: bool) -> str:
         return "is running already: would be left alone"
     if job is None or job.run is None or rerun:
         return "would run"
+    if job.lost is not None:
+        return f"would run anew: {job.lost}"
     if job.finished:
         if changed := images.changed(job.run, job):
             return f"is FINISHED in {job.run}, but its images were {changed}: would be refused"
@@ -230,6 +234,7 @@ def _to_do(sweep: SweepFolder, rerun: bool, store: SweepStore, say: Say) -> list
     """The jobs that are to be run: not those that are finished, here or before, or on their way."""
     numbers = []
     done, on_their_way = 0, 0
+    lost = list[JobFolder]()
     images = _Images()
     for one in look(sweep):
         job = one.job
@@ -246,8 +251,13 @@ def _to_do(sweep: SweepFolder, rerun: bool, store: SweepStore, say: Say) -> list
             done += 1
         else:
             numbers.append(job.number)
+            if job.lost is not None:
+                lost.append(job)
     for why, jobs in images.unknown.items():
         say(f"{_jobs(jobs)}: whether the images are those of today is not known: {why}")
+    if lost:
+        more = f" (and so for {len(lost) - 1} more jobs)" if lost[1:] else ""
+        say(f"job {lost[0].number} runs anew: {lost[0].lost}{more}")
     if done:
         say(f"{done} of {len(sweep.jobs)} jobs are FINISHED already (sweep.rerun=true runs anew)")
     if on_their_way:
