@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -92,7 +93,11 @@ def label(job: Sequence[str], differing: Sequence[str]) -> str:
     given = _values(job)
     keys = differing or [key for key in given if not key.startswith(UNNAMED) and key != "seed"]
     shown = redacted(" ".join(f"{key}={given[key]}" for key in keys if key in given))
-    return shown[:NAME_LENGTH]
+    if len(shown) <= NAME_LENGTH:
+        return shown
+    # Jobs are told apart, and averaged, by it: two that differ further behind must not be one.
+    told = f"… ({hashlib.sha256(shown.encode()).hexdigest()[:8]})"
+    return shown[: NAME_LENGTH - len(told)] + told
 
 
 def _title(jobs: Sequence[Sequence[str]], differing: Sequence[str]) -> str:

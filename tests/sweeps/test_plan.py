@@ -290,3 +290,11 @@ def test_a_plan_that_takes_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None
     plan(["debug=tiny", "seed=range(0,7)"], say=said.append)
     assert len(said) == 1
     assert "7 jobs are composed and checked first" in said[0]
+
+
+def test_jobs_that_differ_behind_a_long_name_are_two_configurations() -> None:
+    long = "experiment_name=" + 120 * "x"
+    _, jobs = plan(["debug=tiny", f"{long}1,{long.partition('=')[2]}2", "seed=0,1"])
+    assert len({job.configuration for job in jobs}) == 2
+    assert len({job.label for job in jobs}) == 4
+    assert all(len(job.label) <= 120 for job in jobs)
