@@ -33,7 +33,7 @@ from sseg_nase.reporting.embeddings import write_embeddings
 from sseg_nase.reporting.episodes import BEST, LAST, write_episodes
 from sseg_nase.stages import identity
 from sseg_nase.tracking import Resumed, RunInfo, Sink, build_tracker
-from sseg_nase.tracking.console import print_summary
+from sseg_nase.tracking.console import print_summary, unbroken_output
 from sseg_nase.tracking.mlflow_sink import resolve_uri, unused_address
 from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.tracking.sweeps import ASKED_TAG
@@ -182,7 +182,7 @@ def run(
             f"task={config.task} looks at what is on disk and is no run: on the command line, "
             f"sseg-nase task={config.task}."
         )
-    with Interruption() as interruption:
+    with unbroken_output(), Interruption() as interruption:
         named = overrides_without(overrides or ())
         begun_with = overrides_without(overrides_of(config)) if overrides is None else named
         return _held(config, named, begun_with, sweep, interruption)
