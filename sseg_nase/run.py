@@ -564,7 +564,11 @@ def _report(this: Run) -> None:
 def run_name(config: Config, overrides: Sequence[str]) -> str:
     """What was overridden, or the experiment's name when nothing was."""
     shown = [o for o in overrides if not o.lstrip("+~").startswith(UNNAMED)]
-    return " ".join(shown)[:NAME_LENGTH] or config.experiment_name
+    name = " ".join(shown) or config.experiment_name
+    if len(name) <= NAME_LENGTH:
+        return name
+    cut = name[: NAME_LENGTH - 2]
+    return f"{cut.rpartition(' ')[0] or cut} …"  # half an override would say another value
 
 
 def flat_scalars(section: Any) -> dict[str, str | int | float | bool]:
