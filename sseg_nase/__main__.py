@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 
 from sseg_nase.hardware.allocator import keep_memory
@@ -21,6 +22,9 @@ def command() -> None:
     The process starts a second time for that, so it is done before anything large is imported.
     """
     from_the_start()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed, as by `2>&-` or a service
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     if (note := find_home()) is not None:
         print(f"sseg-nase: {note}", file=sys.stderr, flush=True)
     if len(sys.argv) > 1 and LOOKING.isdisjoint(sys.argv):

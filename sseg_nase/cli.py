@@ -36,7 +36,7 @@ from sseg_nase.config.compose import (
 )
 from sseg_nase.config.explain import explaining
 from sseg_nase.config.layout import groups
-from sseg_nase.config.multirun import refuse_several
+from sseg_nase.config.multirun import refuse_several, superseded
 from sseg_nase.config.schema import Config
 from sseg_nase.config.validation import cautions
 from sseg_nase.errors import DONE, FAILURE, MISTAKE, STOPPED, UserError
@@ -45,7 +45,7 @@ from sseg_nase.reporting.selection import last_made
 from sseg_nase.sweeps.deliver import deliver
 from sseg_nase.sweeps.finish import status
 from sseg_nase.sweeps.job import perform
-from sseg_nase.sweeps.launch import launch
+from sseg_nase.sweeps.launch import NOTHING, launch
 from sseg_nase.sweeps.report import report
 
 LOOKS: Mapping[str, Callable[[Config, Callable[[str], None]], int]] = {
@@ -144,10 +144,13 @@ def _main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     if flags.multirun:
         if not flags.overrides:
-            raise UserError("-m: what is to be swept? Give several values, such as seed=0,1.")
+            raise UserError(NOTHING)
         return launch(flags.overrides, partial(_hydra, "--multirun"), _say, *further)
     overrides = spelled_out(flags.overrides)
     _check_alone(overrides)
+    with explaining(overrides, *further):
+        for note in superseded(overrides):
+            _say(note)
     overrides = _with_last(overrides)
     with _of_hydra(), explaining(overrides, *further):
         if flags.cfg in ("job", "all"):

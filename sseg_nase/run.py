@@ -33,7 +33,7 @@ from sseg_nase.reporting.embeddings import write_embeddings
 from sseg_nase.reporting.episodes import BEST, LAST, write_episodes
 from sseg_nase.stages import identity
 from sseg_nase.tracking import Resumed, RunInfo, Sink, build_tracker
-from sseg_nase.tracking.console import print_summary
+from sseg_nase.tracking.console import print_summary, unbroken_output
 from sseg_nase.tracking.mlflow_sink import resolve_uri, unused_address
 from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.tracking.sweeps import ASKED_TAG
@@ -182,7 +182,7 @@ def run(
             f"task={config.task} looks at what is on disk and is no run: on the command line, "
             f"sseg-nase task={config.task}."
         )
-    with Interruption() as interruption:
+    with unbroken_output(), Interruption() as interruption:
         named = overrides_without(overrides or ())
         begun_with = overrides_without(overrides_of(config)) if overrides is None else named
         return _held(config, named, begun_with, sweep, interruption)
@@ -576,7 +576,11 @@ def _report(this: Run) -> None:
 def run_name(config: Config, overrides: Sequence[str]) -> str:
     """What was overridden, or the experiment's name when nothing was."""
     shown = [o for o in overrides if not o.lstrip("+~").startswith(UNNAMED)]
-    return " ".join(shown)[:NAME_LENGTH] or config.experiment_name
+    name = " ".join(shown) or config.experiment_name
+    if len(name) <= NAME_LENGTH:
+        return name
+    cut = name[: NAME_LENGTH - 2]
+    return f"{cut.rpartition(' ')[0] or cut} …"  # half an override would say another value
 
 
 def flat_scalars(section: Any) -> dict[str, str | int | float | bool]:

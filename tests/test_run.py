@@ -20,7 +20,7 @@ from sseg_nase import stages
 from sseg_nase.config.compose import load
 from sseg_nase.errors import UserError
 from sseg_nase.nets.architecture import Architecture
-from sseg_nase.run import run, run_name
+from sseg_nase.run import NAME_LENGTH, run, run_name
 from sseg_nase.training import checkpoint
 from sseg_nase.training.callbacks import MemoryWatch
 from sseg_nase.training.events import Event
@@ -347,3 +347,14 @@ def test_exit_codes_of_the_program() -> None:
     assert status == 2
     assert "Traceback" not in text
     assert "nowhere" in text
+
+
+def test_the_name_of_a_run_holds_no_half_override() -> None:
+    config = load(["debug=tiny"])
+    given = ["evaluation.batch_size=123456", *(f"seed={n}" for n in range(1000, 1030))]
+    name = run_name(config, given)
+    assert len(name) <= NAME_LENGTH
+    assert name.endswith(" …")
+    assert set(name.removesuffix(" …").split()) <= set(given)
+    assert run_name(config, ["seed=3"]) == "seed=3"
+    assert run_name(config, []) == config.experiment_name

@@ -140,6 +140,14 @@ def _grammar(text: str) -> str:
         return f"{text}: an override is written key=value, such as ablation=A7 (see --help)."
     if value.startswith(("[", "{", '"', "'")):
         return f"{text}: the value of {key} cannot be read; check its brackets and quotes."
+    name = key.lstrip("+~")
+    options = groups().get(name, ())
+    if options or "str" not in str(key_types().get(name, str)):  # no text is meant
+        example = ",".join(options[:2]) or "0,1"
+        return (
+            f"{text}: the value of {key} cannot be read; between several values, in a sweep, "
+            f"stands one comma, such as {key}={example}."
+        )
     return f"{text}: the value needs quotes: write {argument(key, value)} with all its quotes."
 
 

@@ -119,6 +119,17 @@ def once(overrides: Sequence[str]) -> None:
             raise UserError(f"{text}: it is said once for the whole sweep; give one value.")
 
 
+def superseded(overrides: Sequence[str]) -> list[str]:
+    """Say which overrides have no effect, because their key is given again behind them."""
+    keys = [override.key_or_group for override in _parsed(overrides)]
+    last = dict(zip(keys, overrides, strict=True))
+    return [
+        f"{text} is not used: {last[key]} stands behind it"
+        for key, text in zip(keys, overrides, strict=True)
+        if text != last[key]
+    ]
+
+
 def swept(jobs: Sequence[Sequence[str]]) -> list[str]:
     """Return the keys whose values differ between the jobs, in the order of the command line."""
     values: dict[str, set[str]] = {}

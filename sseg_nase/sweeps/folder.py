@@ -111,9 +111,21 @@ class JobFolder:
 
     @property
     def run(self) -> Path | None:
-        """The directory of the job's run, once there is one."""
+        """The directory of the job's run, once there is one.
+
+        It stands beside the sweep, also where both were moved or copied together.
+        """
         known = self.state().get("run")
-        return None if known is None else Path(known)
+        if known is None:
+            return None
+        beside = self.path.parents[3] / Path(known).parent.name / Path(known).name
+        return beside if beside.is_dir() else Path(known)
+
+    @property
+    def lost(self) -> str | None:
+        """What is to be said where the job has a run whose directory is not there any more."""
+        run = self.run
+        return None if run is None or run.is_dir() else f"its run {run} is not there any more"
 
     @property
     def finished(self) -> bool:
@@ -159,6 +171,11 @@ class SweepFolder:
     def name(self) -> str:
         """The directory's name, which is also the sweep's tag in the tracker."""
         return self.path.name
+
+    @property
+    def output_dir(self) -> Path:
+        """Where its runs go, beside it: another folder than at first where it was moved."""
+        return self.path.parents[1]
 
     @property
     def created(self) -> float:

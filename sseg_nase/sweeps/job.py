@@ -141,7 +141,10 @@ def _to_run(sweep: SweepFolder, job: JobFolder) -> Config:
     hardware = config.hardware
     if hardware.threads is None:
         hardware = dataclasses.replace(hardware, threads=threads)
-    return dataclasses.replace(config, hardware=hardware, resume=resume)
+    paths = config.paths
+    if paths.output_dir == sweep.jobs[0].config.paths.output_dir:  # where the sweep was begun
+        paths = dataclasses.replace(paths, output_dir=str(sweep.output_dir))
+    return dataclasses.replace(config, hardware=hardware, paths=paths, resume=resume)
 
 
 def _code_notes(sweep: SweepFolder) -> Iterator[str]:

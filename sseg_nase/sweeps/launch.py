@@ -16,7 +16,8 @@ from typing import Any
 
 from sseg_nase.config.commands import command, override
 from sseg_nase.config.compose import load, spelled_out
-from sseg_nase.config.multirun import launcher, once, shared, split
+from sseg_nase.config.fingerprint import flat
+from sseg_nase.config.multirun import launcher, once, shared, split, superseded
 from sseg_nase.config.schema import SweepConfig
 from sseg_nase.config.validation import cautions
 from sseg_nase.directory import end_dead, locked, status_of
@@ -43,6 +44,7 @@ SECONDS_BETWEEN_QUERIES = 5.0  # of Slurm, which others ask, too
 SECONDS_TO_BEGIN = 30.0
 STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 SLURM, BASIC = "SlurmLauncher", "BasicLauncher"
+NOTHING = "-m: what is to be swept? Give several values, such as seed=0,1."
 MOST_NAMED = 10  # jobs in a message
 OWN_KEYS = ("sweep.dir", "sweep.job", "sweep.watch", "sweep.dry_run")
 
@@ -71,13 +73,19 @@ def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> 
     if settings.dir is not None:
         sweep = _named(settings.dir, jobs)
         if settings.dry_run:
-            return rehearse(sweep.title, sweep.jobs, sweep, rerun=settings.rerun)
+            return rehearse(sweep.title, (), sweep, rerun=settings.rerun)
     else:
-        title, planned = plan([*hydras, *jobs], *further)
+        if not jobs and not any("sweeper.params" in text for text in hydras):
+            raise UserError(NOTHING)
+        for note in superseded(jobs):
+            say(note)
+        title, planned = plan([*hydras, *jobs], *further, say=say)
         # an experiment may have a word
         settings = load([*planned[0].overrides, *sweeps], *further).sweep
         output_dir = Path(planned[0].config.paths.output_dir)
         known = None if settings.rerun else same_as(planned, output_dir)
+        for note in _frozen_otherwise(known, planned):
+            say(note)
         for caution in dict.fromkeys(said for job in planned for said in cautions(job.config)):
             say(caution)
         if settings.dry_run:
@@ -122,29 +130,57 @@ def _named(directory: str, jobs: Sequence[str]) -> SweepFolder:
 
 def rehearse(
     title: str,
-    planned: Sequence[Planned | JobFolder],
+    planned: Sequence[Planned],
     sweep: SweepFolder | None,
     *,
     rerun: bool,
 ) -> int:
     """List the jobs and what would become of each; nothing is run and nothing is written.
 
-    `sweep`: the one on disk that consists of these very jobs. Returns the exit code.
+    `sweep`: the one on disk that consists of these very jobs, which may stand in another order
+    there. Returns the exit code.
     """
+    jobs: Sequence[Planned | JobFolder] = planned if sweep is None else sweep.jobs
     where = "a new sweep" if sweep is None else f"the sweep in {sweep.path}"
     images = _Images()
-    print(f"{where}: {len(planned)} jobs, {title}")
-    for number, job in enumerate(planned):
-        print(f"job {number}  {' '.join(job.overrides)}")
-        known = None if sweep is None else sweep.jobs[number]
+    print(f"{where}: {len(jobs)} job{'s' if len(jobs) > 1 else ''}, {title}")
+    for job in jobs:
+        print(f"job {job.number}  {' '.join(job.overrides)}")
+        known = job if isinstance(job, JobFolder) else None
         print(f"       {_would(known, images, rerun=rerun)}")
-    for why, jobs in images.unknown.items():
-        print(f"{_jobs(jobs)}: whether the images are those of today is not known: {why}")
-    print("sweep.dry_run=true: nothing was run or written.", end=" ")
-    print(
-        "MLflow was not asked whether it knows runs of the same config, which would be taken over."
-    )
+    for why, numbers in images.unknown.items():
+        print(f"{_jobs(numbers)}: whether the images are those of today is not known: {why}")
+    tracked = any(job.config.tracking.name != "jsonl" for job in jobs[:1])
+    asked = " MLflow was not asked whether it knows runs of the same config, which would be taken"
+    print(f"sweep.dry_run=true: nothing was run or written.{f'{asked} over.' if tracked else ''}")
     return DONE
+
+
+def _frozen_otherwise(sweep: SweepFolder | None, planned: Sequence[Planned]) -> Iterator[str]:
+    """Say which keys of the command line a sweep does not take that goes on with its own jobs.
+
+    These are the same but for what changes no result, such as where they are recorded.
+    """
+    if sweep is None:
+        return
+    asked = planned[0]
+    same = (j for j in sweep.jobs if (j.fingerprint, j.label) == (asked.fingerprint, asked.label))
+    try:
+        frozen, now = flat(next(same).config), flat(asked.config)
+    except UserError:  # of another version, which is said by whoever needs it
+        return
+    differing = [
+        f"{override(key, frozen[key])} and not {override(key, value)}"
+        for key, value in now.items()
+        if key in frozen
+        and frozen[key] != value
+        and not key.startswith(("sweep.", "paths.output_dir"))  # where the sweep was found
+    ]
+    if differing:
+        yield (
+            f"the sweep in {sweep.path} goes on as it was begun, with {'; '.join(differing)}. "
+            "sweep.rerun=true starts a new one."
+        )
 
 
 def _would(job: JobFolder | None, images: _Images, *, rerun: bool) -> str:
@@ -153,6 +189,8 @@ def _would(job: JobFolder | None, images: _Images, *, rerun: bool) -> str:
         return "is running already: would be left alone"
     if job is None or job.run is None or rerun:
         return "would run"
+    if job.lost is not None:
+        return f"would run anew: {job.lost}"
     if job.finished:
         if changed := images.changed(job.run, job):
             return f"is FINISHED in {job.run}, but its images were {changed}: would be refused"
@@ -196,6 +234,7 @@ def _to_do(sweep: SweepFolder, rerun: bool, store: SweepStore, say: Say) -> list
     """The jobs that are to be run: not those that are finished, here or before, or on their way."""
     numbers = []
     done, on_their_way = 0, 0
+    lost = list[JobFolder]()
     images = _Images()
     for one in look(sweep):
         job = one.job
@@ -212,8 +251,13 @@ def _to_do(sweep: SweepFolder, rerun: bool, store: SweepStore, say: Say) -> list
             done += 1
         else:
             numbers.append(job.number)
+            if job.lost is not None:
+                lost.append(job)
     for why, jobs in images.unknown.items():
         say(f"{_jobs(jobs)}: whether the images are those of today is not known: {why}")
+    if lost:
+        more = f" (and so for {len(lost) - 1} more jobs)" if lost[1:] else ""
+        say(f"job {lost[0].number} runs anew: {lost[0].lost}{more}")
     if done:
         say(f"{done} of {len(sweep.jobs)} jobs are FINISHED already (sweep.rerun=true runs anew)")
     if on_their_way:

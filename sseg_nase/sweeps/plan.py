@@ -3,35 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sseg_nase.config.compose import load
 from sseg_nase.config.explain import listed
 from sseg_nase.config.fingerprint import fingerprint
-from sseg_nase.config.multirun import expand, swept
+from sseg_nase.config.multirun import expand, shared, swept
 from sseg_nase.config.places import settled
 from sseg_nase.config.schema import LOOKS, Config
 from sseg_nase.errors import UserError
 from sseg_nase.redaction import overrides_without, redacted
 from sseg_nase.sweeps.folder import Planned
+from sseg_nase.tracking.console import duration
 from sseg_nase.tracking.mlflow_sink import resolve_uri
 
 NAME_LENGTH = 120
+JOBS_TIMED, LONG = 5, 5.0  # after so many jobs it is known whether all take more seconds
 # Where a job's results go and how it is run says nothing of what it is.
 UNNAMED = ("paths.", "tracking", "hydra", "experiment_name")
 
 
-def plan(overrides: Sequence[str], *further: Path) -> tuple[str, list[Planned]]:
+def plan(
+    overrides: Sequence[str], *further: Path, say: Callable[[str], None] = lambda note: None
+) -> tuple[str, list[Planned]]:
     """Return the sweep's title and its jobs: all combinations of what has commas.
 
-    `further` are config folders beside `conf/`. Raises one `UserError` that names every job with a
-    mistake in it.
+    `further` are config folders beside `conf/`; `say` is told where it takes long. Raises one
+    `UserError` that names every job with a mistake in it.
     """
     jobs = expand(overrides, *further)
     differing = swept(jobs)
     configs, mistakes = list[Config](), list[str]()
+    began = time.monotonic()
     for number, job in enumerate(jobs):
+        left = (time.monotonic() - began) / max(number, 1) * (len(jobs) - number)
+        if number == JOBS_TIMED and left > LONG:
+            say(f"{len(jobs)} jobs are composed and checked first, which takes {duration(left)}")
         try:
             configs.append(_settled(load(job, *further)))
         except UserError as error:
@@ -47,7 +57,9 @@ def plan(overrides: Sequence[str], *further: Path) -> tuple[str, list[Planned]]:
             "resume: a sweep goes on by itself, where the same command is given again; leave "
             "resume out, or leave out -m to go on with one run."
         )
-    _refuse_twice(jobs, configs, differing)
+    once = shared(overrides)
+    several = [text.partition("=")[0].lstrip("+~") for text in overrides if text not in once]
+    _refuse_twice(jobs, configs, differing or several)
     planned = [
         Planned(
             number=number,
@@ -81,7 +93,11 @@ def label(job: Sequence[str], differing: Sequence[str]) -> str:
     given = _values(job)
     keys = differing or [key for key in given if not key.startswith(UNNAMED) and key != "seed"]
     shown = redacted(" ".join(f"{key}={given[key]}" for key in keys if key in given))
-    return shown[:NAME_LENGTH]
+    if len(shown) <= NAME_LENGTH:
+        return shown
+    # Jobs are told apart, and averaged, by it: two that differ further behind must not be one.
+    told = f"… ({hashlib.sha256(shown.encode()).hexdigest()[:8]})"
+    return shown[: NAME_LENGTH - len(told)] + told
 
 
 def _title(jobs: Sequence[Sequence[str]], differing: Sequence[str]) -> str:

@@ -179,6 +179,8 @@ def _seen(
         found, detail = QUEUED, f"Slurm job {slurm_job} is {queued}"
     elif "ended" in state and (slurm_job in (None, state.get("slurm_job")) or queue is not None):
         found, detail = str(state["status"]), str(state.get("reason") or "")
+        if found == FINISHED and job.lost is not None:
+            found, detail = INTERRUPTED, job.lost
     elif slurm_job is not None and queue is None:
         found, detail = QUEUED, f"Slurm job {slurm_job}, but Slurm does not answer"
     elif "started" not in state and slurm_job is not None and stopped is None:

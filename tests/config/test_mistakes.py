@@ -162,6 +162,8 @@ MISTAKES = [
     ("optimizer.betas=[0.9]", ["optimizer.betas", "two numbers"]),
     ("optimizer.momentum=0.9", ["optimizer.momentum=0.9", "no effect", "sgd"]),
     ("optimizer=sgd optimizer.nesterov=true optimizer.momentum=0", ["nesterov", "momentum"]),
+    ("seed=0,", ["seed=0,", "cannot be read", "one comma, such as seed=0,1"]),
+    ("ablation=A1,,A2", ["ablation=A1,,A2", "cannot be read", "such as ablation=A1,A2"]),
     ("optimizer=sgd optimizer.momentum=1", ["optimizer.momentum=1.0", "at most 0.999"]),
     ("scheduler.gamma=0.5", ["scheduler.gamma=0.5", "no effect", "scheduler=step"]),
     ("scheduler=step scheduler.step_size=null", ["scheduler.step_size=null", "needs a value"]),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -548,6 +549,40 @@ def test_a_job_goes_on_with_its_run_and_as_many_threads(sweep: SweepFolder) -> N
     job.note(run=str(place.path))
     resumed = jobs._to_run(sweep, job)
     assert (resumed.resume, resumed.hardware.threads) == (str(place.path), sweep.threads + 3)
+
+
+def test_runs_are_found_beside_a_sweep_that_was_moved_or_copied(
+    tmp_path: Path, sweep: SweepFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = sweep.jobs[0]
+    place = run_of(job, FINISHED).path
+    job.note(run=str(place), started=1.0, ended=2.0, status=FINISHED)
+    name = place.relative_to(tmp_path / "runs")
+    shutil.copytree(tmp_path / "runs", tmp_path / "copy")
+    copied = SweepFolder(tmp_path / "copy" / "sweeps" / sweep.name)
+    assert copied.jobs[0].run == tmp_path / "copy" / name  # not that of the original
+    assert sweep.jobs[0].run == place
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    moved = SweepFolder(tmp_path / "moved" / "sweeps" / sweep.name)
+    assert look(moved)[0].state == FINISHED
+    assert launch._to_do(moved, False, Store(), print) == [1]  # type: ignore[arg-type]
+    new = jobs._to_run(moved, moved.jobs[1])
+    assert new.paths.output_dir == str(tmp_path / "moved")
+
+
+def test_runs_that_are_gone_are_said_and_not_finished(
+    sweep: SweepFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, said = sweep.jobs[0], list[str]()
+    place = run_of(job, FINISHED).path
+    job.note(run=str(place), started=1.0, ended=2.0, status=FINISHED)
+    shutil.rmtree(place)
+    (one, _) = look(sweep)
+    assert (one.state, one.detail) == (INTERRUPTED, f"its run {place} is not there any more")
+    assert launch._to_do(sweep, False, Store(), said.append) == [0, 1]  # type: ignore[arg-type]
+    assert said == [f"job 0 runs anew: its run {place} is not there any more"]
+    launch.rehearse("", (), sweep, rerun=False)
+    assert f"would run anew: its run {place}" in capsys.readouterr().out
 
 
 def test_a_finished_run_whose_process_ended_badly_says_so(sweep: SweepFolder) -> None:

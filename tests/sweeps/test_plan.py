@@ -315,3 +315,68 @@ def test_a_rehearsal_says_what_would_become_of_every_job(
     assert rehearsed(f"sweep={sweep.path}") == wanted
     assert rehearsed(f"sweep={sweep.path}", "sweep.rerun=true") == ["would run"] * 3
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_rehearsal_of_a_sweep_in_another_order_tells_of_its_own_jobs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = made(tmp_path, "seed=0,1", f"paths.output_dir={tmp_path}", "tracking=jsonl")
+    run = tmp_path / "x"
+    run.mkdir()
+    (run / "status.json").write_text(json.dumps({"status": "INTERRUPTED"}))
+    sweep.jobs[0].note(run=str(run))
+    given = ["seed=1,0", f"paths.output_dir={tmp_path}", "tracking=jsonl", "sweep.dry_run=true"]
+    assert launch(given, lambda overrides: None, print) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (resumed,) = (n for n, line in enumerate(lines) if "would be resumed" in line)
+    assert "seed=0" in lines[resumed - 1]
+    assert "MLflow was not asked" not in lines[-1]
+
+
+def test_keys_that_a_sweep_goes_on_without_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They change no result, so it is the same sweep; its jobs were frozen with others."""
+    place = f"paths.output_dir={tmp_path}"
+    made(tmp_path, "seed=0,1", place, "tracking=jsonl")
+    said = list[str]()
+    asked = ["seed=0,1", place, "tracking=server", "tracking.uri=http://h:1", "sweep.dry_run=true"]
+    launch(asked, lambda overrides: None, said.append)
+    assert "tracking.name=jsonl and not tracking.name=server" in said[0]
+    assert "tracking.uri=null and not" in said[0]
+    assert "sweep.rerun=true" in said[0]
+    said.clear()
+    launch(["seed=0,1", place, "tracking=jsonl", asked[-1]], lambda overrides: None, said.append)
+    assert said == []
+
+
+def test_values_that_are_given_twice_are_named() -> None:
+    with pytest.raises(UserError, match=r"jobs 0 \(seed=0\) and 1 \(seed=0\) are the same"):
+        plan(["debug=tiny", "seed=0,0"])
+
+
+def test_values_that_have_no_effect_are_said(tmp_path: Path) -> None:
+    said = list[str]()
+    place = [f"paths.output_dir={tmp_path}", "tracking=jsonl", "sweep.dry_run=true"]
+    launch(["seed=0,1", *place, "seed=2,3"], lambda overrides: None, said.append)
+    assert said == ["seed=0,1 is not used: seed=2,3 stands behind it"]
+    with pytest.raises(UserError, match="what is to be swept"):
+        launch(["sweep.parallel=1"], lambda overrides: None, print)
+
+
+def test_a_plan_that_takes_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = list[str]()
+    plan(["debug=tiny", "seed=range(0,7)"], say=said.append)
+    assert said == []
+    monkeypatch.setattr("sseg_nase.sweeps.plan.LONG", 0.01)
+    plan(["debug=tiny", "seed=range(0,7)"], say=said.append)
+    assert len(said) == 1
+    assert "7 jobs are composed and checked first" in said[0]
+
+
+def test_jobs_that_differ_behind_a_long_name_are_two_configurations() -> None:
+    long = "experiment_name=" + 120 * "x"
+    _, jobs = plan(["debug=tiny", f"{long}1,{long.partition('=')[2]}2", "seed=0,1"])
+    assert len({job.configuration for job in jobs}) == 2
+    assert len({job.label for job in jobs}) == 4
+    assert all(len(job.label) <= 120 for job in jobs)
