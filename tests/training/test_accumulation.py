@@ -274,8 +274,10 @@ def trained(*overrides: str, eval_statistics: bool = True) -> tuple[Trainer, Tol
         ("simclr", ["ablation=A5"]),
         ("simclr", ["ablation=A2", "hardware.gradient_checkpointing=true"]),
         ("simclr", ["ablation=A2", "curriculum=mixed", "curriculum.levels=[BASIC,ADVERSARIAL]"]),
-        ("prototype_pairs", ["ablation=A5"]),
-        ("barlow_twins", ["ablation=A5"]),
+        # Adam makes whole steps of gradients that are nothing but rounding, as those of Barlow
+        # Twins' last bias, which the loss does not see.
+        ("prototype_pairs", ["ablation=A5", "optimizer=sgd", "optimizer.lr=0.003"]),
+        ("barlow_twins", ["ablation=A5", "optimizer=sgd", "optimizer.lr=0.003"]),
     ],
 )
 def test_twenty_steps_of_24_times_4_are_those_of_96(method: str, overrides: list[str]) -> None:
@@ -368,6 +370,8 @@ def test_parts_in_float16(method: str, tmp_path: Path) -> None:
     for config in (half, single):
         trainer = trainer_of(config, [], Sink(), None, lambda: False)
         trainer.model.train()
+        if trainer.guard.scaler is not None:
+            trainer.guard.scaler._init_scale = 64.0  # at which all gradients of a first step fit
         parts = next(trainer._batches())
         trainer._differentiate(parts, 0, 1, last=True)
         scaler = trainer.guard.scaler
