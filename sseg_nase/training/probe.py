@@ -85,6 +85,10 @@ class Probe:
         """Where gradients overflow float16 they are taken again with half the loss scale."""
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         scale = 1.0 if scaler is None else scaler.get_scale()  # fits the networks that are trained
+
+        def backward(total: Tensor) -> None:
+            (total * scale).backward()
+
         for _ in range(1 if scaler is None else MOST_SKIPPED):
             networks.learner.zero_grad(set_to_none=True)
             with synchronizing():
@@ -94,7 +98,7 @@ class Probe:
                     networks.teaching(epoch),
                     parts,
                     self.config.ssl,
-                    backward=lambda total, by=scale: (total * by).backward(),
+                    backward=backward,
                     autocast=self.fabric.autocast,
                     gather=gather_rows,
                 )
