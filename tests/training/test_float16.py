@@ -214,7 +214,7 @@ def test_a_run_that_skips_steps_resumes_bit_for_bit(
 def test_skipped_steps_stand_in_events_results_and_report(monkeypatch: pytest.MonkeyPatch) -> None:
     begin_with(TOO_LARGE, monkeypatch)
     monkeypatch.setattr(profiles, "_cpu_precision", lambda asked, *_: asked)  # CPUs take bfloat16
-    given = [*HALF, "ablation=A2", "pretrain.epochs=2", "tracking=jsonl"]
+    given = [*HALF, "ablation=A2", "pretrain.epochs=2", "tracking=jsonl", "report.at_end=true"]
     directory = run(load(given), given)
     lines = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
     (said,) = [line["values"] for line in lines if line["kind"] == "skipped"]
