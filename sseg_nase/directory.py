@@ -26,6 +26,8 @@ from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 RUNNING = "RUNNING"
 DATA = "data.json"
 DESCRIBED = ("config.yaml", "overrides.yaml", "status.json")
+# What older versions did that had no key for it, where it is not what the configuration now says.
+FORMERLY = {"hardware.accumulate": "plain"}
 # Whoever asks whether a run is going on takes its lock for an instant.
 SECONDS_FOR_LOCK = 1.0
 
@@ -236,6 +238,27 @@ class RunDirectory:
                 "Name one like runs/<experiment>/<time>-<id>."
             )
         return stored
+
+
+def as_begun(config: Config, overrides: Sequence[str]) -> Config:
+    """`config`, with what an older version did where it began the run that `config` resumes.
+
+    Only of keys that it did not have, and that `overrides` do not give.
+    """
+    given = {key_of(text) for text in overrides}
+    if not config.resume:
+        return config
+    path = Path(config.resume).expanduser() / "config.yaml"
+    try:
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return config  # `reopen` says what is wrong with it
+    for key, value in FORMERLY.items():
+        if isinstance(stored, Mapping) and _is_new(key, stored) and key not in given:
+            section, _, name = key.partition(".")
+            changed = dataclasses.replace(getattr(config, section), **{name: value})
+            config = dataclasses.replace(config, **{section: changed})
+    return config
 
 
 def _is_new(key: str, stored: Mapping[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from sseg_nase.config.compose import hardware_profiles, overrides_of
 from sseg_nase.config.fingerprint import fingerprint, flat
 from sseg_nase.config.places import settled
 from sseg_nase.config.schema import Config, HardwareConfig
-from sseg_nase.directory import RUNNING, RunDirectory
+from sseg_nase.directory import RUNNING, RunDirectory, as_begun
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, storage_error, write_json
 from sseg_nase.finite import figure
@@ -199,7 +199,8 @@ def _held(
     config = settled(config)
     asked = fingerprint(config) if sweep is None else sweep.asked
     hardware, notes = resolve(config.hardware, hardware_profiles())
-    config, fitted = stages.fitted(dataclasses.replace(config, hardware=hardware))
+    config = as_begun(dataclasses.replace(config, hardware=hardware), overrides)
+    config, fitted = stages.fitted(config)
     notes += fitted
     _check_epochs(config)
     make = RunDirectory.reopen if config.resume else RunDirectory.create

@@ -17,7 +17,7 @@ from PIL import Image
 from sseg_nase.config.commands import override
 from sseg_nase.config.compose import continued, load
 from sseg_nase.data.curriculum.render import DRAWING
-from sseg_nase.directory import RunDirectory, locked, own_run_id
+from sseg_nase.directory import RunDirectory, as_begun, locked, own_run_id
 from sseg_nase.errors import UserError
 from sseg_nase.reporting.aggregate import Entry, aggregate
 from sseg_nase.reporting.comparison import compare
@@ -314,6 +314,7 @@ def as_an_older_version_wrote(config: Path) -> None:
         ("dataset", "duplicates"),
         ("dataset", "overlap"),
         ("sweep", "dry_run"),
+        ("hardware", "accumulate"),
     ):
         del values[section][key]
     config.write_text(yaml.safe_dump(values, sort_keys=False))
@@ -377,6 +378,19 @@ def test_checkpoints_that_were_cut_off_are_named_with_what_to_do(one: Path) -> N
     ran(f"resume={place}")  # all is trained: nothing is lost but a comparison
     assert "best.pt is damaged" in (place / "events.jsonl").read_text()
     assert "fewshot_best" not in results(place)
+
+
+def test_an_older_run_accumulates_as_it_began(one: Path) -> None:
+    """Whatever its profile has now: its schedule and losses are those of plain accumulation."""
+    place = only_run(one)
+    as_an_older_version_wrote(place / "config.yaml")
+    given = [f"resume={place}", "hardware=rtx3050", "hardware.accelerator=cpu"]
+    config = load(given)
+    assert config.hardware.accumulate == "exact"
+    assert as_begun(config, given).hardware.accumulate == "plain"
+    given.append("hardware.accumulate=exact")
+    assert as_begun(load(given), given).hardware.accumulate == "exact"
+    assert as_begun(load(given[1:]), given[1:]).hardware.accumulate == "exact"
 
 
 def test_keys_that_an_older_version_did_not_have_count_where_they_are_given(one: Path) -> None:

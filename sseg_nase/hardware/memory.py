@@ -146,9 +146,10 @@ def _training_remedies(config: Config) -> list[str]:
     if (half := batch // 2) >= SMALLEST_BATCH:
         images, before = 2 * half * accumulation, batch * accumulation
         kept = f"the same {images}" if images == before else f"{images} instead of {before}"
+        compared = "all of them" if hardware.accumulate == "exact" else f"{half} at once"
         found.append(
             f"hardware.batch_size={half} with hardware.gradient_accumulation_steps="
-            f"{2 * accumulation} ({kept} images a step, of which the loss compares {half} at once)"
+            f"{2 * accumulation} ({kept} images a step, of which the loss compares {compared})"
         )
     if not hardware.gradient_checkpointing:
         found.append(

@@ -77,15 +77,17 @@ def evaluate(
     parts: Sequence[Views],
     ssl: SSLConfig,
     *,
+    autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
     gather: Callable[[Tensor], Tensor] = alone,
 ) -> Losses:
     """The losses that `differentiate` returns, without their gradient."""
-    if isinstance(loss, Compared):
-        rows = [loss.rows(learner, views) for views in parts]
-        taught = [loss.taught(teaching, views) for views in parts]
-        whole = [torch.cat(columns, dim=1) for columns in zip(*rows, strict=True)]
-        return loss.compare(whole[0], whole[1], _joined(taught), ssl, gather)
-    return _mean([loss(learner, teaching, views, ssl, gather) for views in parts])
+    with autocast():
+        if isinstance(loss, Compared):
+            rows = [loss.rows(learner, views) for views in parts]
+            taught = [loss.taught(teaching, views) for views in parts]
+            whole = [torch.cat(columns, dim=1) for columns in zip(*rows, strict=True)]
+            return loss.compare(whole[0], whole[1], _joined(taught), ssl, gather)
+        return _mean([loss(learner, teaching, views, ssl, gather) for views in parts])
 
 
 def _replayed(

@@ -297,7 +297,10 @@ class Trainer:
             )
 
     def _perturbed(self, batch: Batch) -> Tensor:
-        """ADVERSARIAL images moved a little towards what the student confuses them with."""
+        """ADVERSARIAL images moved a little towards what the student confuses them with.
+
+        Among those of this process and part: the loss that they raise is no more than a direction.
+        """
         epsilon, chosen = self.config.curriculum.perturbation, batch.adversarial
         if not epsilon or not chosen:
             return batch.images

@@ -54,6 +54,28 @@ def ours(size: int, steps: int = 24) -> Work:
     return epochs(trainer(size, steps), steps)
 
 
+def accumulated(size: int, accumulate: str, batch: int = 24, parts: int = 4) -> Work:
+    """The program's training in steps of `parts` times `batch` images, with the teacher."""
+    steps = max(1, 6144 // (batch * parts)) if size < 64 else max(1, 1536 // (batch * parts))
+    given = config(
+        size,
+        1,
+        "ssl.distillation_weight=0.5",
+        f"hardware.batch_size={batch}",
+        f"hardware.gradient_accumulation_steps={parts}",
+        f"hardware.accumulate={accumulate}",
+        f"pretrain.images_per_epoch={steps * batch * parts}",
+    )
+    bare = trainer_of(given, [], Sink(), None, lambda: False)
+
+    def work() -> float:
+        bare.progress = Progress()
+        bare.fit()
+        return float(steps * batch * parts)
+
+    return work
+
+
 def ready_made(size: int, steps: int = 24) -> Work:
     """The same training on one batch whose views are made already."""
     bare = trainer(size, steps)

@@ -61,7 +61,16 @@ class Row:
 
 def all_rows() -> list[Row]:
     """Every row, in the order of the table."""
-    topics = (_views, _pretraining, _evaluation, _rendering, _startup, _pruning, _logging)
+    topics = (
+        _views,
+        _pretraining,
+        _accumulation,
+        _evaluation,
+        _rendering,
+        _startup,
+        _pruning,
+        _logging,
+    )
     return [row for topic in topics for row in topic()]
 
 
@@ -106,6 +115,21 @@ def _pretraining() -> Iterator[Row]:
             Side("pretraining.ready_made", {"size": size}),
             ratio=0.85,
         )
+
+
+def _accumulation() -> Iterator[Row]:
+    """Exact accumulation may cost 40 % of a step: then GPU profiles have it."""
+    for size in SIZES:
+        for batch, parts in ((24, 4), (48, 3)):
+            of = {"size": size, "batch": batch, "parts": parts}
+            yield Row(
+                f"accumulate/{size}px/{batch}x{parts}",
+                "images/s",
+                "plain accumulation, whose loss compares a part at a time",
+                Side("pretraining.accumulated", {**of, "accumulate": "exact"}),
+                Side("pretraining.accumulated", {**of, "accumulate": "plain"}),
+                ratio=1 / 1.4,
+            )
 
 
 def _evaluation() -> Iterator[Row]:

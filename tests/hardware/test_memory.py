@@ -229,7 +229,9 @@ def test_out_of_memory_names_three_keys_with_values(fake_cuda: SimpleNamespace) 
     assert text is not None
     assert "2.00 GiB" in text
     assert "hardware.batch_size=24 with hardware.gradient_accumulation_steps=6 " in text
-    assert "the same 144 images" in text
+    assert "the same 144 images a step, of which the loss compares all of them" in text
+    plain = load([*TRAINED_ON_CUDA, "hardware.accumulate=plain"])
+    assert "of which the loss compares 24 at once" in (explain_out_of_memory(error, plain) or "")
     assert "hardware.gradient_checkpointing=true " in text
     assert "hardware.precision=16-mixed " in text
     assert "hardware.max_memory_gb=4, the device has 8.0." in text

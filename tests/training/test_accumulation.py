@@ -274,8 +274,10 @@ def trained(*overrides: str, eval_statistics: bool = True) -> tuple[Trainer, Tol
         ("simclr", ["ablation=A5"]),
         ("simclr", ["ablation=A2", "hardware.gradient_checkpointing=true"]),
         ("simclr", ["ablation=A2", "curriculum=mixed", "curriculum.levels=[BASIC,ADVERSARIAL]"]),
-        ("prototype_pairs", ["ablation=A5"]),
-        ("barlow_twins", ["ablation=A5"]),
+        # Adam makes whole steps of gradients that are nothing but rounding, as those of Barlow
+        # Twins' last bias, which the loss does not see.
+        ("prototype_pairs", ["ablation=A5", "optimizer=sgd", "optimizer.lr=0.003"]),
+        ("barlow_twins", ["ablation=A5", "optimizer=sgd", "optimizer.lr=0.003"]),
     ],
 )
 def test_twenty_steps_of_24_times_4_are_those_of_96(method: str, overrides: list[str]) -> None:
@@ -334,7 +336,10 @@ def test_parts_are_slices_of_one_batch() -> None:
     assert torch.equal(torch.cat([part.images for part in held]), feeds[1].probe())
 
 
-@pytest.mark.parametrize("overrides", [["ablation=A7"], ["ablation=A7", "ssl=dino"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [["ablation=A7"], pytest.param(["ablation=A7", "ssl=dino"], marks=pytest.mark.slow)],
+)
 def test_a_run_in_parts_mutates_and_resumes_bit_for_bit(
     overrides: list[str], tmp_path: Path
 ) -> None:
@@ -368,6 +373,8 @@ def test_parts_in_float16(method: str, tmp_path: Path) -> None:
     for config in (half, single):
         trainer = trainer_of(config, [], Sink(), None, lambda: False)
         trainer.model.train()
+        if trainer.guard.scaler is not None:
+            trainer.guard.scaler._init_scale = 64.0  # at which all gradients of a first step fit
         parts = next(trainer._batches())
         trainer._differentiate(parts, 0, 1, last=True)
         scaler = trainer.guard.scaler
@@ -433,3 +440,13 @@ def test_two_processes_in_parts_train_as_one(tmp_path: Path) -> None:
     for name, tensor in one.items():
         if tensor.is_floating_point():
             torch.testing.assert_close(two[name], tensor, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_two_processes_in_parts_in_float16(tmp_path: Path) -> None:
+    """At the end both have the same weights, or the training says that they have parted."""
+    given = [*TINY, *SMALL, "ablation=A7", "hardware.precision=16-mixed", "hardware.devices=2"]
+    parts = ["hardware.batch_size=4", "hardware.gradient_accumulation_steps=2"]
+    config = load([*given, *parts, "hardware.accumulate=exact"])
+    trainer = stages.pretrain(config, Sink(), tmp_path)
+    assert "PRUNE" in {record.kind for record in trainer.progress.history}

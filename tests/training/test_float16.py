@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from sseg_nase import stages
 from sseg_nase.config.compose import load
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
+from sseg_nase.hardware import profiles
+from sseg_nase.run import run
 from sseg_nase.ssl.teacher import ema_decay
 from sseg_nase.stages.pretraining import trainer_of
 from sseg_nase.tracking.sink import Sink
@@ -206,6 +209,20 @@ def test_a_run_that_skips_steps_resumes_bit_for_bit(
         found = checkpoint.load(folder / "checkpoints" / "last.pt")
         for part in ("student", "teacher", "moments", "precision", "step", "skipped"):
             assert same_tensors(found[part], expected[part]), part
+
+
+def test_skipped_steps_stand_in_events_results_and_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    begin_with(TOO_LARGE, monkeypatch)
+    monkeypatch.setattr(profiles, "_cpu_precision", lambda asked, *_: asked)  # CPUs take bfloat16
+    given = [*HALF, "ablation=A2", "pretrain.epochs=2", "tracking=jsonl", "report.at_end=true"]
+    directory = run(load(given), given)
+    lines = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
+    (said,) = [line["values"] for line in lines if line["kind"] == "skipped"]
+    assert said["skipped"] >= 2
+    results = json.loads((directory / "results.json").read_text())
+    assert results["skipped_steps"] == {"pretraining": said["skipped"]}
+    report = (directory / "report" / "report.md").read_text()
+    assert f"pretraining: {said['skipped']} steps were skipped" in report
 
 
 def test_no_step_at_all_is_a_divergence_however_short_the_training(

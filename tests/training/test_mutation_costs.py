@@ -1,0 +1,237 @@
+"""What is measured for a mutation is measured as training computes, and needs no more memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sseg_nase.config.compose import load
+from sseg_nase.hardware.memory import _LiveBytes
+from sseg_nase.nets.mutation import Mutation, grow, prune
+from sseg_nase.stages.pretraining import trainer_of
+from sseg_nase.tracking.sink import Sink
+from sseg_nase.training import interventions
+from sseg_nase.training.interventions import importance
+from sseg_nase.training.loop import Trainer
+
+TINY = [
+    "debug=tiny",
+    "hardware=cpu",
+    "ablation=A7",
+    "ssl.projection_hidden=16",
+    "ssl.projection_dim=8",
+]
+PRECISIONS = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16, "32-true": torch.float32}
+EXACT = ["hardware.gradient_accumulation_steps=3", "hardware.accumulate=exact"]
+
+
+def trainer(*overrides: str) -> Trainer:
+    one = trainer_of(load([*TINY, *overrides]), [], Sink(), None, lambda: False)
+    one.model.train()
+    return one
+
+
+def grown(one: Trainer) -> Mutation:
+    return grow(one.networks.evolving, out_channels=72, mode="preserve", seed=3)
+
+
+def halved(one: Trainer) -> Mutation:
+    channels = one.networks.architecture.channels
+    return prune(one.networks.evolving, [range(width // 2) for width in channels])
+
+
+def step(one: Trainer) -> None:
+    """A whole step of training."""
+    batches = one._batches()
+    for index in range(one.accumulation):
+        last = index + 1 == one.accumulation
+        one._differentiate(next(batches), index, one.accumulation, last=last)
+    one._step()
+
+
+class Convolutions:
+    """What convolutions put out, but for exact comparisons: types, and the largest batch."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.types: set[torch.dtype] = set()
+        self.most = 0
+        plain = nn.Conv2d.forward
+
+        def watched(module: nn.Conv2d, images: Tensor) -> Tensor:
+            out = plain(module, images)
+            if out.dtype != torch.float64:
+                self.types.add(out.dtype)
+            self.most = max(self.most, len(images))
+            return out
+
+        monkeypatch.setattr(nn.Conv2d, "forward", watched)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("further", [[], EXACT])
+def test_trials_and_importance_compute_as_training_does(
+    precision: str, further: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = trainer(f"hardware.precision={precision}", *further)
+    seen = Convolutions(monkeypatch)
+    step(one)
+    assert seen.types == {PRECISIONS[precision]}
+    largest = seen.most
+    assert largest == 2 * 16  # two views of hardware.batch_size images
+    seen.types.clear()
+    seen.most = 0
+    one.probe.trial(one.networks, grown(one), epoch=0, steps=1, lr=0.01)
+    importance(one, kind="taylor", batches=2, seed=0)
+    assert seen.types == {PRECISIONS[precision]}
+    new = one.workshop.mutated(one.networks, halved(one))
+    one.probe.recalibrate(new, 0, 2)
+    one.probe.function_delta(one.networks, new, halved(one))
+    one.probe.pruning_error(one.networks, new, halved(one))
+    one.probe.latency(one.networks, new)
+    assert seen.most == largest
+
+
+@pytest.mark.parametrize("further", [[], EXACT])
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+def test_a_mutation_needs_no_more_memory_than_a_step(precision: str, further: list[str]) -> None:
+    """Bytes of tensors that live at the same time, of networks whose weights are small."""
+    size = ["dataset.image_size=48", "hardware.batch_size=24", "pretrain.images_per_epoch=144"]
+    one = trainer(f"hardware.precision={precision}", *size, *further)
+    step(one)  # the optimizer has its moments
+    list(one.feed.others(0, "trial")), one.feed.held()  # and the feed has drawn what it keeps
+
+    def peak(do: Callable[[], Any]) -> int:
+        with _LiveBytes(one.networks.learner) as live:
+            do()
+        return live.peak
+
+    new = one.workshop.mutated(one.networks, halved(one))
+    most = peak(lambda: step(one))
+    parts: dict[str, Callable[[], Any]] = {
+        "held loss": lambda: one.probe.loss(one.networks, 0),
+        "trial": lambda: one.probe.trial(one.networks, halved(one), epoch=0, steps=1, lr=0.01),
+        "importance": lambda: importance(one, kind="taylor", batches=1, seed=0),
+        "recalibration": lambda: one.probe.recalibrate(new, 0, 1),
+        "function delta": lambda: one.probe.function_delta(one.networks, new, halved(one)),
+        "pruning error": lambda: one.probe.pruning_error(one.networks, new, halved(one)),
+        "latency": lambda: one.probe.latency(one.networks, new),
+    }
+    found = {name: peak(do) / most for name, do in parts.items()}
+    assert max(found.values()) <= 1.02, found
+
+
+def test_the_gradients_of_a_trial_are_those_of_training() -> None:
+    """Exact or plain, in any precision: the mean over the images of a step of the same kind."""
+    for further in ([], EXACT):
+        single = trainer("hardware.precision=32-true", *further)
+        half = trainer("hardware.precision=16-mixed", *further)
+        found = []
+        for one in (single, half):
+            next(one.probe.gradients(one.networks, 0, 1))
+            found.append(torch.cat([p.grad.flatten() for p in one.networks.learner.parameters()]))
+        assert (found[1] - found[0]).norm() < 0.05 * found[0].norm()
+        (parts,) = single.probe.batches(0, 1)
+        assert len(parts) == (3 if further else 1)
+
+
+def taylor(one: Trainer) -> list[Tensor]:
+    return importance(one, kind="taylor", batches=2, seed=0)
+
+
+def test_importance_in_float16_neither_over_nor_underflows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At a scale that is too large it is halved until gradients fit."""
+    expected = taylor(trainer("hardware.precision=32-true"))
+    for scale in (2.0**16, 2.0**30):
+        one = trainer("hardware.precision=16-mixed")
+        assert one.guard.scaler is not None
+        one.guard.scaler._init_scale = scale
+        for ours, theirs in zip(taylor(one), expected, strict=True):
+            assert (ours - theirs).norm() < 0.1 * theirs.norm()
+    # Gradients this small are nothing in float16 without a scale.
+    one = trainer("hardware.precision=16-mixed")
+    plain = one.method.loss
+
+    class Faint(type(plain)):  # type: ignore[misc]
+        def compare(self, *given: Any) -> Any:
+            losses = super().compare(*given)
+            return losses._replace(total=losses.total * 1e-6)
+
+    object.__setattr__(one.probe, "method", _with(one.method, Faint(plain.objective)))
+    for ours, theirs in zip(taylor(one), expected, strict=True):
+        assert (1e6 * ours - theirs).norm() < 0.1 * theirs.norm()
+
+
+def _with(method: Any, loss: Any) -> Any:
+    import dataclasses
+
+    return dataclasses.replace(method, loss=loss)
+
+
+def test_importance_that_no_scale_keeps_finite_is_said() -> None:
+    one = trainer("hardware.precision=16-mixed")
+    plain = one.method.loss
+
+    def steep(*given: Any) -> Any:
+        losses = plain(*given)
+        same = losses.total * 1
+        same.register_hook(lambda gradient: gradient * float("inf"))
+        return losses._replace(total=same)
+
+    one.probe.method = _with(one.method, steep)
+    assert not all(each.isfinite().all() for each in taylor(one))
+    one.progress.epoch = 1
+    sparsify = interventions.Sparsify(one.config.sparsity, one.config.pretrain, 0)
+    sparsify.due = [1]
+    decision = sparsify.decide(one)
+    assert decision.mutation is None
+    assert decision.trigger["reason"] == interventions.NO_IMPORTANCE
+
+
+def measured(*overrides: str) -> list[float]:
+    """What every process finds for a held loss, a trial and the importance."""
+    from sseg_nase.stages import pretraining
+
+    one = pretraining.trainer_of(
+        load([*TINY, "hardware.precision=32-true", *overrides]), [], Sink(), None, lambda: False
+    )
+    one.model.train()
+    gain = one.probe.trial(one.networks, grown(one), epoch=0, steps=2, lr=0.01)
+    return [one.probe.loss(one.networks, 0), gain, *map(float, torch.cat(taylor(one)))]
+
+
+def along(rank: int, overrides: list[str]) -> None:
+    measured(*overrides)
+
+
+@pytest.mark.parametrize("further", [[], EXACT])
+@pytest.mark.parametrize("method", ["simclr", "byol"])
+def test_processes_share_the_work_and_find_what_one_finds(
+    method: str, further: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sseg_nase.training.distributed import workers
+
+    given = [f"ssl={method}", *TINY[-2:], *further]
+    alone = measured(*given, "hardware.batch_size=16")
+    shared = [*given, "hardware.batch_size=8", "hardware.devices=2"]
+    seen = Convolutions(monkeypatch)
+    with workers(along, shared, devices=2):
+        found = measured(*shared)
+    assert seen.most == 2 * 8
+    assert found[0] == pytest.approx(alone[0], rel=1e-4)
+    assert found[1] == pytest.approx(alone[1], abs=1e-3)
+    assert found[2:] == pytest.approx(alone[2:], rel=1e-2, abs=1e-5)
+
+
+def test_trials_take_other_images_in_every_batch() -> None:
+    one = trainer("hardware.precision=32-true", *EXACT)
+    batches = list(one.probe.batches(0, 1))
+    parts = list(itertools.chain.from_iterable(batches))
+    assert len(parts) == 3
+    assert not torch.equal(parts[0][0], parts[1][0])
