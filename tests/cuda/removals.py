@@ -210,7 +210,8 @@ def _coming_by(folder: Path) -> dict[int, list[str]]:
                 stack.enter_context(_replaced(there, source))
             number = after
         ran = _run(folder, [str(HERE / name) for name in TESTS])
-    assert ran.failed is None, f"{ran.failed} fails with all movements"
+    said = (folder / "log").read_text()[-4000:]
+    assert ran.failed is None, f"{ran.failed} fails with all movements: {said}"
     found: dict[int, list[str]] = {}
     for test in sorted(ran.seconds, key=lambda test: ran.seconds[test]):
         for each in ran.told.get(test, []):
