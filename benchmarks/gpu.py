@@ -338,8 +338,9 @@ EAGER = [
     "evolution.cooldown_epochs=0", "evolution.trial_steps=1", "evolution.rollback_tolerance=1",
     "evolution.rollback_grace_epochs=0", "sparsity.rollback_tolerance=1",
     "sparsity.rollback_grace_epochs=0", "sparsity.importance_batches=1",
-    "sparsity.recalibration_batches=1", "sparsity.pruning_interval_epochs=2",
-    "sparsity.start_epoch=2", "hardware.gradient_accumulation_steps=1",
+    "sparsity.recalibration_batches=1", "sparsity.pruning_interval_epochs=3",
+    "sparsity.start_epoch=3", "curriculum.max_epochs_per_level=3",
+    "hardware.gradient_accumulation_steps=1",
 ]  # fmt: skip
 
 
@@ -348,7 +349,7 @@ def short(*more: str) -> list[str]:
     size, images = (16, 32) if FAKE else (32, 2048)
     return [
         *EAGER, f"dataset.image_size={size}", f"hardware.batch_size={16 if FAKE else 128}",
-        f"pretrain.images_per_epoch={images}", "pretrain.epochs=5",
+        f"pretrain.images_per_epoch={images}", "pretrain.epochs=6",
         "hardware.deterministic=true", *more,
     ]  # fmt: skip
 

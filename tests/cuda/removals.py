@@ -305,10 +305,9 @@ def main() -> int:
         print(*chosen, f"{len(chosen)} movements", sep="\n")
         return 0
     missed = []
-    for removal, test, seconds in tried(chosen):
-        print(
-            f"{'seen' if test else 'MISSED'} {seconds:.0f} s  {removal}  {test or ''}", flush=True
-        )
+    for removal, test, coming, seconds in tried(chosen):
+        by = test or f"{coming} tests come by"
+        print(f"{'seen' if test else 'MISSED'} {seconds:.0f} s  {removal}  {by}", flush=True)
         missed += [] if test else [removal]
     print(f"{len(chosen) - len(missed)} of {len(chosen)} removals were seen")
     return bool(missed)
