@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +39,9 @@ PACKAGE = "sseg_nase"
 SENDERS = ("sent", "sent_together")
 # What reads the CPU alone, whatever trains; and drawings.
 LEFT_OUT = ("reporting/", "tracking/", "sweeps/", "config/")
-TESTS = ("test_cuda_pretraining.py", "test_cuda_evaluation.py", "test_cuda_ranks.py")
+TESTS = (
+    "test_cuda_pretraining.py", "test_cuda_evaluation.py", "test_cuda_ranks.py",
+)  # fmt: skip
 HEAVY = ("torch", "torch._dynamo", "torchvision", "lightning_fabric", "numba", "scipy", "pandas",
          "sklearn", "pytest", "rich", "PIL.Image")  # fmt: skip
 MOST_TESTS = 12  # of those that come by a movement: what the quickest do not see is missed
@@ -165,8 +167,8 @@ class Outcome(NamedTuple):
     seconds: float
 
 
-def tried(chosen: list[Removal]) -> Iterator[Outcome]:
-    """Run the tests on the package without each of them."""
+def tried(chosen: list[Removal], tests: Sequence[str] = TESTS) -> Iterator[Outcome]:
+    """Run `tests` on the package without each of them."""
     for name in HEAVY:
         importlib.import_module(name)
     assert PACKAGE not in sys.modules, "the package is to be imported without a movement"
@@ -175,16 +177,16 @@ def tried(chosen: list[Removal]) -> Iterator[Outcome]:
         shutil.copytree(ROOT / PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
         Path(folder, "conf").symlink_to(ROOT / "conf")
         compileall.compile_dir(package, quiet=1)
-        coming_by = _coming_by(Path(folder))
+        coming_by = _coming_by(Path(folder), tests)
         numbers = {str(removal): i for i, removal in enumerate(removals())}
         for removal in chosen:
             began = time.monotonic()
-            tests = coming_by.get(numbers[str(removal)], [])[:MOST_TESTS]
+            by = coming_by.get(numbers[str(removal)], [])[:MOST_TESTS]
             test = None
-            if tests:
+            if by:
                 with _replaced(package / removal.path, removal.source):
-                    test = _run(Path(folder), tests).failed
-            yield Outcome(removal, test, len(tests), time.monotonic() - began)
+                    test = _run(Path(folder), by).failed
+            yield Outcome(removal, test, len(by), time.monotonic() - began)
 
 
 @contextmanager
@@ -199,7 +201,7 @@ def _replaced(path: Path, source: bytes) -> Iterator[None]:
         path.write_bytes(whole)
 
 
-def _coming_by(folder: Path) -> dict[int, list[str]]:
+def _coming_by(folder: Path, tests: Sequence[str]) -> dict[int, list[str]]:
     """The tests that come by each movement, the quickest first. All pass on the whole package."""
     number = 0
     with ExitStack() as stack:
@@ -209,7 +211,7 @@ def _coming_by(folder: Path) -> dict[int, list[str]]:
                 there = folder / path.relative_to(ROOT)
                 stack.enter_context(_replaced(there, source))
             number = after
-        ran = _run(folder, [str(HERE / name) for name in TESTS])
+        ran = _run(folder, [str(HERE / name) for name in tests])
     said = (folder / "log").read_text()[-4000:]
     assert ran.failed is None, f"{ran.failed} fails with all movements: {said}"
     found: dict[int, list[str]] = {}
@@ -297,6 +299,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--list", action="store_true")
+    parser.add_argument("--tests", nargs="*", default=TESTS, help="files, or tests in them")
     parser.add_argument("--only", help="those whose path and line begin with this")
     asked = parser.parse_args()
     chosen = removals() if asked.all or asked.list or asked.only else drawn(asked.count, asked.seed)
@@ -305,7 +308,7 @@ def main() -> int:
         print(*chosen, f"{len(chosen)} movements", sep="\n")
         return 0
     missed = []
-    for removal, test, coming, seconds in tried(chosen):
+    for removal, test, coming, seconds in tried(chosen, asked.tests):
         by = test or f"{coming} tests come by"
         print(f"{'seen' if test else 'MISSED'} {seconds:.0f} s  {removal}  {by}", flush=True)
         missed += [] if test else [removal]
