@@ -9,7 +9,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow lint ui bench clean
+.PHONY: help setup run test test-slow lint ui bench gpu clean
 
 help: ## print these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -49,6 +49,9 @@ ui: $(READY) ## the MLflow UI on the default store
 
 bench: $(PEERS) ## our speed beside the alternatives; ARGS="--only views", --list, --profile
 	$(BIN)/python -m tests.bench $(ARGS)
+
+gpu: $(READY) ## what only a GPU can show, in 8 minutes: a table in OUT, by default gpu-results
+	PYTHON=$(BIN)/python bash benchmarks/gpu.sh $(or $(OUT),gpu-results) $(ARGS)
 
 # Without them, say where there is no network, their rows are skipped.
 $(PEERS): $(READY)

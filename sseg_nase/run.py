@@ -24,6 +24,7 @@ from sseg_nase.directory import RUNNING, RunDirectory, as_begun
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, storage_error, write_json
 from sseg_nase.finite import figure
+from sseg_nase.hardware.determinism import deterministic, explain_refused
 from sseg_nase.hardware.environment import write_environment
 from sseg_nase.hardware.memory import enforce_memory_cap, explain_out_of_memory
 from sseg_nase.hardware.profiles import resolve
@@ -243,9 +244,10 @@ def _tracked_where_it_was(config: Config, place: RunDirectory) -> Config:
 def _run(this: Run) -> None:
     """Do the task, and record how it ended."""
     try:
-        _prepare(this.config.hardware)
-        write_environment(this.directory)
-        TASKS[this.config.task](this)
+        with deterministic(this.config.hardware.deterministic):
+            _prepare(this.config.hardware)
+            write_environment(this.directory)
+            TASKS[this.config.task](this)
     except KeyboardInterrupt as error:
         if this.ended == FINISHED:  # the results are there, and all that is left was said
             return
@@ -261,7 +263,7 @@ def _run(this: Run) -> None:
         full = storage_error(error, this.directory)
         if full is not None:
             raise _failed(this, full) from error
-        remedy = explain_out_of_memory(error, this.config)
+        remedy = explain_out_of_memory(error, this.config) or explain_refused(error, this.config)
         _end(this, FAILED, remedy or f"{type(error).__name__}: {error}", traceback.format_exc())
         if remedy is not None:
             raise UserError(remedy) from error

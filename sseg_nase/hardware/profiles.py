@@ -75,7 +75,8 @@ def resolve(
     `profiles` are the values of `conf/hardware/*.yaml` by name. What was set by hand stays; open
     fields come from the profile (`name=auto`: the one that fits `machine`), and what is still
     open from the machine. `max_memory_gb` (no cap) and `threads` (torch's own choice) may stay
-    None. Raises UserError when a GPU is asked for and there is none, or a value is missing.
+    None. Raises UserError when a GPU is asked for and there is none, a value is missing, or one has
+    no effect on this machine.
     """
     machine = look_at_machine() if machine is None else machine
     _check_cuda(hardware, machine)
@@ -90,6 +91,11 @@ def resolve(
     if hardware.compile and hardware.accelerator == "cpu":
         _check_compiler()
         notes.append("hardware.compile=true: measured on CPUs, steps were slower than without it")
+    if hardware.deterministic and hardware.accelerator == "cpu":
+        raise UserError(
+            "hardware.deterministic=true: it has no effect on a CPU, which gives the same numbers "
+            "run after run as it is; leave it out."
+        )
     for key in ("batch_size", "gradient_accumulation_steps"):
         if getattr(hardware, key) is None:
             raise UserError(

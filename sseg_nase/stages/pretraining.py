@@ -10,6 +10,7 @@ from typing import Any
 from sseg_nase.config.schema import Config
 from sseg_nase.data.feed import CurriculumFeed
 from sseg_nase.data.placement import place
+from sseg_nase.hardware.determinism import deterministic
 from sseg_nase.hardware.memory import enforce_memory_cap
 from sseg_nase.stages.starting import images_of, seed_learner
 from sseg_nase.tracking.sink import Sink
@@ -61,9 +62,9 @@ def pretrain(
 
 def _pretrain_along(rank: int, config: Config, state: dict[str, Any] | None) -> None:
     """What the other processes do: the same training on their share, telling nobody."""
-    trainer = trainer_of(config, [], Sink(), state, lambda: distributed.any_rank(False))
-    enforce_memory_cap(trainer.fabric.device, config.hardware.max_memory_gb)
-    with suppress(Interrupted):
+    with deterministic(config.hardware.deterministic), suppress(Interrupted):
+        trainer = trainer_of(config, [], Sink(), state, lambda: distributed.any_rank(False))
+        enforce_memory_cap(trainer.fabric.device, config.hardware.max_memory_gb)
         trainer.fit()
 
 

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from sseg_nase import stages
 from sseg_nase.config.compose import load
+from sseg_nase.config.schema import SYNTHETIC_LEVELS
 from sseg_nase.data.curriculum.difficulty import difficulty
+from sseg_nase.data.curriculum.render import render
 from sseg_nase.data.random import derive
 from sseg_nase.finetune.learner import METHODS, EpisodeLearner, around
 from sseg_nase.run import run
@@ -231,3 +233,13 @@ def test_difficulty(fake: Fake) -> None:
 def test_one_device_has_no_group(fake: Fake) -> None:
     fabric = build_fabric("cuda", 1, "16-mixed")
     assert (fabric.world_size, fabric.device) == (1, CUDA)
+
+
+@pytest.mark.parametrize("level", SYNTHETIC_LEVELS)
+def test_drawing(fake: Fake, level: str) -> None:
+    """Indices may lie where they like."""
+    drawn = render(level, torch.arange(4), seed=0, image_size=16, device=CUDA)
+    assert drawn.is_cuda
+    assert torch.equal(
+        drawn, render(level, torch.arange(4, device=CUDA), seed=0, image_size=16, device=CUDA)
+    )

@@ -26,6 +26,7 @@ OPEN: dict[str, Any] = {
     "gradient_checkpointing": False,
     "channels_last": True,
     "compile": False,
+    "deterministic": False,
     "threads": None,
 }
 GPU = {**OPEN, "accelerator": "cuda", "precision": "16-mixed"}
