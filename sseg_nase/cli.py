@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a failure of ours, 2 the user's mistake, 130 interrupted.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 from argparse import Namespace
@@ -135,6 +136,8 @@ def _main() -> int:
     if flags.help or len(sys.argv) == 1:
         print(help_text(*further), flush=True)  # Hydra's own listing of the groups takes a second
         return DONE
+    if flags.shell_completion:
+        return _complete(flags.overrides)
     _check_hydras(flags.overrides, multirun=flags.multirun)
     register()
     # Threads that wait spin for long by default: on a shared machine a step then takes five times
@@ -150,10 +153,26 @@ def _main() -> int:
     _check_alone(overrides)
     overrides = _with_last(overrides)
     with _of_hydra(), explaining(overrides, *further):
-        if flags.cfg in ("job", "all"):
+        if flags.cfg in ("job", "all") or flags.info in ("config", "all"):
             load(overrides, *further)  # Hydra would show a config that no run accepts
         _hydra(None, [*overrides, *continued(overrides)])
     return _code
+
+
+def _complete(overrides: Sequence[str]) -> int:
+    """Install, remove or answer the completion of a shell; the words are no overrides of ours."""
+    what, _, shell = "".join(overrides).partition("=")
+    if what not in ("install", "uninstall", "query") or shell not in ("bash", "zsh", "fish"):
+        raise UserError(
+            f"--shell-completion {' '.join(overrides)}: add one of install=bash, uninstall=bash, "
+            "query=bash, or of these with zsh or fish; --hydra-help has the command to paste."
+        )
+    if what == "query" and not os.environ.get("COMP_LINE"):
+        raise UserError(f"--shell-completion {what}={shell}: it is the shell that asks this.")
+    register()
+    with _of_hydra():
+        _hydra(None, overrides)
+    return DONE
 
 
 def _with_last(overrides: Sequence[str]) -> list[str]:
@@ -225,13 +244,19 @@ def _check_flags(flags: Namespace) -> None:
         raise UserError(f"{' '.join(given)}: only one of these is possible.")
     if flags.resolve and not (flags.cfg or flags.help):
         raise UserError("--resolve: it is possible only with --cfg or --help.")
+    if flags.resolve and flags.cfg in ("hydra", "all"):
+        raise UserError(
+            f"--cfg {flags.cfg} --resolve: Hydra sets some of its own values only in a sweep; use "
+            "--cfg job --resolve."
+        )
     for name, instead in NOT_OURS.items():
         if (value := getattr(flags, name)) is not None:
             raise UserError(f"--{name.replace('_', '-')} {value}: {instead}")
     if flags.package is not None and not flags.cfg:
         raise UserError(f"--package {flags.package}: it is possible only with --cfg.")
-    if flags.config_dir and not Path(flags.config_dir).is_dir():
-        raise UserError(f"--config-dir {flags.config_dir}: there is no such folder.")
+    where = flags.config_dir
+    if where is not None and not (where.strip() and Path(where).is_dir()):
+        raise UserError(f"--config-dir {shlex.quote(where)}: there is no such folder.")
 
 
 def _check_alone(overrides: Sequence[str]) -> None:

@@ -14,18 +14,39 @@ from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from sseg_nase.config.fingerprint import decisive, flatten
 from sseg_nase.config.places import PLACES, key_of, place_of, settled_overrides
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
-from sseg_nase.files import StorageError, overwrite_json, read_json, write_json, write_text
+from sseg_nase.files import (
+    StorageError,
+    overwrite_json,
+    read_json,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from sseg_nase.redaction import overrides_without
 from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 
 RUNNING = "RUNNING"
 DATA = "data.json"
+OF_DATA: Mapping[str, type] = {"images": dict, "roles": dict, "files": dict}
 DESCRIBED = ("config.yaml", "overrides.yaml", "status.json")
+# What status.json says. Of another type an entry is damaged, and says nothing.
+SAID: Mapping[str, type] = {
+    "status": str,
+    "error": str,
+    "traceback": str,
+    "process": dict,
+    "directory": str,
+    "tracker_run_id": str,
+    "tracking_uri": str,
+    "undelivered": bool,
+}
 # Whoever asks whether a run is going on takes its lock for an instant.
 SECONDS_FOR_LOCK = 1.0
 
@@ -42,7 +63,7 @@ class RunDirectory:
         self.path, self.resumed = path, resumed
         self.changes: dict[str, tuple[Any, Any]] = {}
         self.notes: list[str] = []
-        self._before: dict[Path, str] = {}
+        self._before: dict[Path, bytes] = {}
         self.run_id: str | None = None
         self.tracking_uri: str | None = None
         self._lock = FileLock(path / ".lock")
@@ -83,6 +104,7 @@ class RunDirectory:
         assert config.resume is not None
         this = cls(Path(config.resume).expanduser().absolute(), resumed=True)
         stored = this._stored_config()
+        this.data()  # refused before anything is touched
         try:
             this._lock.acquire(timeout=SECONDS_FOR_LOCK)
         except Timeout as error:
@@ -108,8 +130,7 @@ class RunDirectory:
             listed = "\n  ".join(f"{k}: {old} -> {new}" for k, (old, new) in this.changes.items())
             raise UserError(
                 f"resume={config.resume}: the config differs from the run's:\n  {listed}\n"
-                "  Leave these overrides out, or add resume_overrides=true to go on with the new "
-                "values."
+                f"  {this._way_out()}, or add resume_overrides=true to go on with the new values."
             )
         folder = "paths.data_dir"
         was, now_is = place_of(stored, folder), place_of(config, folder)
@@ -129,7 +150,7 @@ class RunDirectory:
         if not this.finished:
             for name in DESCRIBED:
                 with suppress(OSError):
-                    this._before[this.path / name] = (this.path / name).read_text(encoding="utf-8")
+                    this._before[this.path / name] = (this.path / name).read_bytes()
             try:
                 this._describe(config, overrides)
             except BaseException:
@@ -188,12 +209,24 @@ class RunDirectory:
 
     def restore(self) -> None:
         """Leave a run that was resumed in vain as it was found: what it is and how it ended."""
-        for path, text in self._before.items():
-            write_text(path, text)
+        for path, content in self._before.items():
+            write_bytes(path, content)
 
     def data(self) -> Mapping[str, Any]:
-        """What data.json says of the images that the run was made with; nothing in older runs."""
-        return read_json(self.path / DATA) or {}
+        """What data.json says of the images that the run was made with; nothing in older runs.
+
+        Raises `UserError` where it is damaged: nobody could tell whether they are the same.
+        """
+        said = read_json(self.path / DATA)
+        if said is None and not (self.path / DATA).exists():
+            return {}
+        if said is None or not all(isinstance(said.get(k), t) for k, t in OF_DATA.items()):
+            raise UserError(
+                f"resume={self.path}: {DATA} there is damaged, which says with which images the "
+                "run was begun. Bring it back from a copy; without it (remove it) the run is "
+                "resumed on the images that are there now, and nothing is compared."
+            )
+        return said
 
     def release(self) -> None:
         """Let other processes have it."""
@@ -224,11 +257,27 @@ class RunDirectory:
         self.notes.append(f"{key} is {new} now; it was {old}")
         return True
 
+    def _way_out(self) -> str:
+        """How the config becomes the run's again."""
+        path = self.path / "overrides.yaml"
+        try:
+            lines = yaml.safe_load(path.read_text(encoding="utf-8"))
+            OverridesParser.create().parse_overrides([str(line) for line in lines or []])
+            readable = True
+        except (OSError, TypeError, ValueError, yaml.YAMLError, HydraException):
+            readable = False
+        if readable:
+            return "Leave these overrides out"
+        return (
+            f"{path.name} there is missing or damaged, so what the run was started with is not "
+            "known: bring it back from a copy, give the same overrides again"
+        )
+
     def _stored_config(self) -> dict[str, Any]:
         path = self.path / "config.yaml"
         try:
             stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError):
+        except (OSError, ValueError, yaml.YAMLError):
             stored = None
         if not isinstance(stored, dict) or "experiment_name" not in stored:
             raise UserError(
@@ -250,7 +299,8 @@ def _is_new(key: str, stored: Mapping[str, Any]) -> bool:
 
 def status_of(path: Path) -> Mapping[str, Any]:
     """Return what status.json in a run's directory says; nothing when it is not there."""
-    return read_json(path / "status.json") or {}
+    said = read_json(path / "status.json") or {}
+    return {key: value for key, value in said.items() if isinstance(value, SAID.get(key, object))}
 
 
 def own_run_id(path: Path, said: Mapping[str, Any]) -> tuple[str | None, str | None]:

@@ -23,6 +23,9 @@ from sseg_nase.redaction import redacted
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNWRITABLE = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY)
+# What the system says of a place where something is to be written, and of no place that is read.
+UNWRITABLE_THERE = (*UNWRITABLE, *IN_THE_WAY, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP)
 WORDS = {
     errno.ENOSPC: "no space is left",
     errno.EDQUOT: "the disk quota is used up",
@@ -32,24 +35,39 @@ WORDS = {
     errno.EPERM: "writing there is not allowed",
     errno.EIO: "the disk has failed",
     errno.ESTALE: "the file server has lost it",
+    errno.EISDIR: "a folder stands where a file belongs",
+    errno.ENOTDIR: "a file stands where a folder belongs",
+    errno.EEXIST: "a file stands where a folder belongs",
+    errno.ENOTEMPTY: "a folder stands where a file belongs",
+    errno.ENOENT: "it is not there any more",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "its links lead to themselves",
 }
 
 
 class StorageError(UserError):
     """Something cannot be written: the disk is full, read-only, or not ours to write.
 
-    `folder` is where, `needed` the bytes that were to be written, where that is known.
+    `folder` is where, `needed` the bytes that were to be written, where that is known, `name`
+    what is in the way.
     """
 
-    def __init__(self, folder: Path, number: int, needed: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, number: int, needed: int | None = None, name: str | None = None
+    ) -> None:
         self.folder, self.number, self.needed = folder, number, needed
         free = free_bytes(folder)
         room = f"; {in_bytes(free)} are free" if free is not None and number in FULL else ""
         wanted = f", {in_bytes(needed)} are needed" if needed and room else ""
         remedy = "Make room there" if number in FULL else "Make it writable"
+        what = ""
+        if number in IN_THE_WAY:
+            remedy, what = "Move it away", f" ({name})" if name else ""
+        elif number == errno.ENOENT:
+            remedy = "Bring it back"
+        words = f"{WORDS.get(number, os.strerror(number))}{what}"
         super().__init__(
-            f"{folder} cannot be written: {WORDS.get(number, os.strerror(number))}{room}{wanted}. "
-            f"{remedy}, or set another folder."
+            f"{folder} cannot be written: {words}{room}{wanted}. {remedy}, or set another folder."
         )
 
 
@@ -82,9 +100,11 @@ def writing(folder: Path, needed: int | None = None) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno not in UNWRITABLE_THERE:
             raise
-        raise StorageError(folder, error.errno, needed) from error
+        named = error.filename2 or error.filename
+        name = os.fsdecode(named) if isinstance(named, str | bytes) else None
+        raise StorageError(folder, error.errno, needed, name) from error
 
 
 @contextmanager
@@ -137,7 +157,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file; None where there is none that can be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

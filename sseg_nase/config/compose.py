@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from sseg_nase.config.commands import literal, quoted
+from sseg_nase.config.commands import override as written
 from sseg_nase.config.explain import explaining, one_line, unknown_key, wrong_type
 from sseg_nase.config.layout import (
     WRITTEN_AS,
@@ -99,12 +100,16 @@ def load(overrides: Sequence[str] = (), *further: Path) -> Config:
     register()
     GlobalHydra.instance().clear()
     overrides = spelled_out(overrides)
-    searchpath = [f"hydra.searchpath=[{','.join(map(str, further))}]"] if further else []
     with (
         explaining(overrides, *further),
         initialize_config_dir(str(conf_dir()), version_base="1.3"),
     ):
-        return to_config(compose(CONFIG_NAME, overrides=[*overrides, *searchpath]))
+        return to_config(compose(CONFIG_NAME, overrides=[*overrides, *searched(*further)]))
+
+
+def searched(*further: Path) -> list[str]:
+    """Return the overrides that let Hydra search `further` config folders, too."""
+    return [written("hydra.searchpath", further)] if further else []
 
 
 def defaults() -> Config:
@@ -125,7 +130,7 @@ def stored(path: Path) -> Config:
     """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: this config cannot be read ({one_line(error)}).") from error
     try:
         return _checked(Config, literal(tree) if isinstance(tree, Mapping) else {})
@@ -245,9 +250,9 @@ def continued(overrides: Sequence[str]) -> list[str]:
     try:
         text = (expanded("resume", where) / "overrides.yaml").read_text(encoding="utf-8")
         stored = [str(line) for line in yaml.safe_load(text) or []]
-    except (OSError, TypeError, ValueError, yaml.YAMLError):
-        return []
-    parsed = OverridesParser.create().parse_overrides(stored)
+        parsed = OverridesParser.create().parse_overrides(stored)
+    except (OSError, TypeError, ValueError, yaml.YAMLError, HydraException):
+        return []  # what the config then lacks is named when the run is reopened
     return [
         line
         for line, o in zip(stored, parsed, strict=True)
