@@ -132,6 +132,7 @@ def _main() -> int:
         return DONE
     flags = _arguments()
     _check_flags(flags)
+    _check_place()
     further = [Path(flags.config_dir).absolute()] if flags.config_dir else []
     if flags.help or len(sys.argv) == 1:
         print(help_text(*further), flush=True)  # Hydra's own listing of the groups takes a second
@@ -257,6 +258,17 @@ def _check_flags(flags: Namespace) -> None:
     where = flags.config_dir
     if where is not None and not (where.strip() and Path(where).is_dir()):
         raise UserError(f"--config-dir {shlex.quote(where)}: there is no such folder.")
+
+
+def _check_place() -> None:
+    """Refuse to start in a folder that was removed, or may not be entered."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(
+            f"the working directory is not there any more, or cannot be entered ({error.strerror}):"
+            " change to another folder (cd)."
+        ) from error
 
 
 def _check_alone(overrides: Sequence[str]) -> None:

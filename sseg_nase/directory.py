@@ -23,6 +23,7 @@ from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
 from sseg_nase.files import (
     StorageError,
+    make_own,
     overwrite_json,
     read_json,
     write_bytes,
@@ -71,7 +72,10 @@ class RunDirectory:
     @classmethod
     def create(cls, config: Config, overrides: Sequence[str]) -> RunDirectory:
         """A new directory under `paths.output_dir`. Raises `UserError` where none can be made."""
-        base = Path(config.paths.output_dir).expanduser().absolute() / config.experiment_name
+        output_dir = Path(config.paths.output_dir).expanduser().absolute()
+        base = output_dir / config.experiment_name
+        make_own(output_dir)
+        make_own(base)
         this = cls(base / f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}")
         try:
             this.path.mkdir(parents=True)

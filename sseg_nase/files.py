@@ -45,6 +45,10 @@ WORDS = {
 }
 
 
+# In a folder that is all this program's: a walk through images around it does not enter it.
+OWN = ".sseg-nase"
+
+
 class StorageError(UserError):
     """Something cannot be written: the disk is full, read-only, or not ours to write.
 
@@ -192,6 +196,18 @@ def overwrite_json(path: Path, value: Any) -> None:
     with path.open("rb+", buffering=0) as file:
         file.write(content.ljust(os.fstat(file.fileno()).st_size))
         os.fsync(file.fileno())
+
+
+def make_own(folder: Path) -> None:
+    """Make a folder that is all this program's, such as that of the runs, and mark it as such.
+
+    One that is there and holds something may be the user's: it stays as it is. Where nothing can
+    be made, that is said by what is written there next.
+    """
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not any(folder.iterdir()):
+            (folder / OWN).touch()
 
 
 def check_room(folder: Path, needed: int) -> None:

@@ -228,6 +228,16 @@ def test_completion_is_installed_and_answers(cli: Cli, monkeypatch: pytest.Monke
     assert (code, shown.split()) == (0, ["dataset=cifar_fs"])
 
 
+@pytest.mark.parametrize("arguments", [["seed=0"], ["-m", "seed=0,1"], ["task=status"]])
+def test_a_working_directory_that_was_removed_is_named(cli: Cli, arguments: list[str]) -> None:
+    Path("gone").mkdir()
+    os.chdir("gone")
+    Path("../gone").resolve().rmdir()
+    code, _, said = cli(*arguments)
+    assert (code, "the working directory is not there any more" in said) == (2, True)
+    assert "Traceback" not in said
+
+
 # The rehearsal of a sweep
 
 
