@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import sys
+from typing import Any
 
 from sseg_nase.hardware.allocator import keep_memory
 from sseg_nase.home import find_home
@@ -21,6 +24,7 @@ def command() -> None:
     The process starts a second time for that, so it is done before anything large is imported.
     """
     from_the_start()
+    stand_in_for_closed_streams()
     if (note := find_home()) is not None:
         print(f"sseg-nase: {note}", file=sys.stderr, flush=True)
     if len(sys.argv) > 1 and LOOKING.isdisjoint(sys.argv):
@@ -41,10 +45,51 @@ def _say_that_it_takes_a_while() -> None:
         print("sseg-nase: loading …", file=sys.stderr, flush=True)
 
 
+class Listened(io.FileIO):
+    """A standard stream whose reader may go away: a pager, `head`, a terminal that is closed.
+
+    What is written afterwards is dropped, and the run goes on; its files have all that it says.
+    """
+
+    def write(self, data: Any, /) -> int:
+        """Write bytes; where nobody can read them any more, write to nowhere from now on."""
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return len(data)
+
+
+def stand_in_for_closed_streams() -> None:
+    """Open the null device for standard streams that are closed, as by `2>&-`.
+
+    Before any other file takes their numbers: what libraries print would be written into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        if getattr(sys, name) is None:
+            mode = "w" if number else "r"
+            stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
 def _print_what_can_be_printed() -> None:
     """A terminal or file that is not UTF-8 gets ? for a letter it lacks; no run ends by that."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        if type(stream) is io.TextIOWrapper and stream.fileno() == number:
+            stream.flush()
+            raw = io.BufferedWriter(Listened(number, "w", closefd=False))
+            as_it_was = stream.encoding, "replace", None, stream.line_buffering
+            setattr(sys, name, io.TextIOWrapper(raw, *as_it_was, stream.write_through))
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 

@@ -14,9 +14,8 @@ from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 
+from sseg_nase.config.compose import stored_overrides
 from sseg_nase.config.fingerprint import decisive, flatten
 from sseg_nase.config.places import PLACES, key_of, place_of, settled_overrides
 from sseg_nase.config.schema import Config
@@ -263,17 +262,10 @@ class RunDirectory:
 
     def _way_out(self) -> str:
         """How the config becomes the run's again."""
-        path = self.path / "overrides.yaml"
-        try:
-            lines = yaml.safe_load(path.read_text(encoding="utf-8"))
-            OverridesParser.create().parse_overrides([str(line) for line in lines or []])
-            readable = True
-        except (OSError, TypeError, ValueError, yaml.YAMLError, HydraException):
-            readable = False
-        if readable:
+        if stored_overrides(self.path) is not None:
             return "Leave these overrides out"
         return (
-            f"{path.name} there is missing or damaged, so what the run was started with is not "
+            "overrides.yaml there is missing or damaged, so what the run was started with is not "
             "known: bring it back from a copy, give the same overrides again"
         )
 

@@ -20,6 +20,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
@@ -247,17 +248,23 @@ def continued(overrides: Sequence[str]) -> list[str]:
     where = None if resume is None else resume.value()
     if not isinstance(where, str):
         return []
-    try:
-        text = (expanded("resume", where) / "overrides.yaml").read_text(encoding="utf-8")
-        stored = [str(line) for line in yaml.safe_load(text) or []]
-        parsed = OverridesParser.create().parse_overrides(stored)
-    except (OSError, TypeError, ValueError, yaml.YAMLError, HydraException):
-        return []  # what the config then lacks is named when the run is reopened
+    stored = stored_overrides(expanded("resume", where))
     return [
         line
-        for line, o in zip(stored, parsed, strict=True)
+        for line, o in (stored or {}).items()
         if o.key_or_group not in given and still_there(line, o.value())
     ]
+
+
+def stored_overrides(run: Path) -> dict[str, Override] | None:
+    """Return the overrides that a run was started with; None where they cannot be read."""
+    try:
+        text = (run / "overrides.yaml").read_text(encoding="utf-8")
+        lines = [str(line) for line in yaml.safe_load(text) or []]
+        parsed = OverridesParser.create().parse_overrides(lines)
+    except (OSError, TypeError, ValueError, yaml.YAMLError, HydraException):
+        return None
+    return dict(zip(lines, parsed, strict=True))
 
 
 def hardware_profiles() -> dict[str, dict[str, Any]]:
