@@ -337,15 +337,15 @@ def _twin(frozen: Any) -> type:
     return twin
 
 
-def _freeze(frozen: type[T], values: Any) -> T:
+def _freeze(frozen: type[T], values: Any, prefix: str = "") -> T:
     """Build the frozen dataclass from plain values; `~` in a path becomes the home folder."""
     fields: dict[str, Any] = {}
     for name, kind, accepted in fields_of(cast(Any, frozen)):
         value = values[name]
         if is_section(kind):
-            value = _freeze(kind, value)
+            value = _freeze(kind, value, f"{prefix}{name}.")
         elif "path" in accepted and isinstance(value, str) and value:
-            value = _at_home(name, value)
+            value = _at_home(f"{prefix}{name}", value)
         fields[name] = value
     return frozen(**fields)
 
