@@ -73,8 +73,7 @@ class RunDirectory:
         """A new directory under `paths.output_dir`. Raises `UserError` where none can be made."""
         output_dir = Path(config.paths.output_dir).expanduser().absolute()
         base = output_dir / config.experiment_name
-        make_own(output_dir)
-        make_own(base)
+        make_own(output_dir, base)
         this = cls(base / f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}")
         try:
             this.path.mkdir(parents=True)

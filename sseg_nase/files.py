@@ -198,16 +198,20 @@ def overwrite_json(path: Path, value: Any) -> None:
         os.fsync(file.fileno())
 
 
-def make_own(folder: Path) -> None:
-    """Make a folder that is all this program's, such as that of the runs, and mark it as such.
+def make_own(*folders: Path) -> None:
+    """Make folders, each within the one before, and mark the first that is all this program's.
 
-    One that is there and holds something may be the user's: it stays as it is. Where nothing can
-    be made, that is said by what is written there next.
+    One that is there and holds something else may be the user's: it stays as it is. Where nothing
+    can be made, that is said by what is written there next.
     """
     with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        if not any(folder.iterdir()):
-            (folder / OWN).touch()
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            if (folder / OWN).exists():
+                return
+            if not any(folder.iterdir()):
+                (folder / OWN).touch()
+                return
 
 
 def check_room(folder: Path, needed: int) -> None:

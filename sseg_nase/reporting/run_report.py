@@ -18,7 +18,7 @@ from sseg_nase.config.commands import command as command_line
 from sseg_nase.config.compose import defaults
 from sseg_nase.config.fingerprint import decisive, flatten
 from sseg_nase.errors import UserError
-from sseg_nase.files import make_own, read_json, write_json, write_text
+from sseg_nase.files import read_json, write_json, write_text
 from sseg_nase.finite import finite, plain
 from sseg_nase.hardware.environment import NAME as ENVIRONMENT
 from sseg_nase.reporting.aggregate import read_config
@@ -117,7 +117,6 @@ def write_report(run: Path, folder: Path | None = None, *, published: bool = Tru
     from sseg_nase.reporting.figures import figures_of_run
 
     folder = run / NAME if folder is None else folder
-    make_own(folder)
     folder.mkdir(parents=True, exist_ok=True)
     record = read_run(run)
     pictures = drawn(figures_of_run(record), folder)

@@ -273,8 +273,7 @@ def create(
     Raises `UserError` where it cannot be written.
     """
     now = datetime.now(timezone.utc)  # not every machine that sees the folder has our time zone
-    make_own(output_dir)
-    make_own(output_dir / "sweeps")
+    make_own(output_dir, output_dir / "sweeps")
     path = output_dir / "sweeps" / f"{now:%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(3)}"
     try:
         for job in jobs:

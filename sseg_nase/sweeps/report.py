@@ -52,6 +52,8 @@ def _report_run(run: Path, config: Config, say: Say) -> None:
 
     output = config.report.output
     folder = (run / NAME if output is None else expanded("report.output", output)).absolute()
+    if output is not None:
+        make_own(folder)
     try:
         files = write_report(run, folder, published=config.report.published)
     except (OSError, StorageError) as error:
@@ -96,7 +98,8 @@ def _compare(runs: Sequence[Path], config: Config, say: Say) -> None:
     name = f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}_{secrets.token_hex(3)}"
     output = config.report.output or Path(config.paths.output_dir) / "reports" / name
     folder = expanded("report.output", str(output)).absolute()
-    make_own(folder)
+    if config.report.output is not None:
+        make_own(folder)
     comparison = compare(runs, with_published=config.report.published)
     try:
         pictures = drawn(figures_of_runs([read_run(run) for run in runs]), folder)
