@@ -22,9 +22,7 @@ def command() -> None:
     The process starts a second time for that, so it is done before anything large is imported.
     """
     from_the_start()
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # it was closed, as by `2>&-` or a service
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    stand_in_for_closed_streams()
     if (note := find_home()) is not None:
         print(f"sseg-nase: {note}", file=sys.stderr, flush=True)
     if len(sys.argv) > 1 and LOOKING.isdisjoint(sys.argv):
@@ -43,6 +41,22 @@ def _say_that_it_takes_a_while() -> None:
     """
     if sys.stderr.isatty() and SWEEP.isdisjoint(sys.argv):
         print("sseg-nase: loading …", file=sys.stderr, flush=True)
+
+
+def stand_in_for_closed_streams() -> None:
+    """Open the null device for standard streams that are closed, as by `2>&-`.
+
+    Before any other file takes their numbers: what libraries print would be written into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        if getattr(sys, name) is None:
+            mode = "w" if number else "r"
+            stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 def _print_what_can_be_printed() -> None:

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a failure of ours, 2 the user's mistake, 130 interrupted.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import traceback
 from argparse import Namespace
@@ -47,6 +48,7 @@ from sseg_nase.sweeps.finish import status
 from sseg_nase.sweeps.job import perform
 from sseg_nase.sweeps.launch import NOTHING, launch
 from sseg_nase.sweeps.report import report
+from sseg_nase.tracking.console import unbroken_output
 
 LOOKS: Mapping[str, Callable[[Config, Callable[[str], None]], int]] = {
     "status": status,
@@ -72,20 +74,23 @@ _code = DONE  # of the run that this process has done
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    with unbroken_output():
+        code = _ended()
+    sys.exit(code)
+
+
+def _ended() -> int:
+    """Do what the command line says; return the exit code, and say what went wrong."""
     try:
-        code = _main()
+        return _main()
     except UserError as error:
         _say(str(error))
-        code = MISTAKE
-    except BrokenPipeError:  # `sseg-nase --help | head`: who listened has heard enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = DONE
+        return MISTAKE
     except KeyboardInterrupt as error:
         run_dir = getattr(error, "run_dir", None)
         go_on = f"; resume with: {command(resume=Path(run_dir))}" if run_dir else ""
         _say(f"interrupted{go_on}")
-        code = STOPPED
-    sys.exit(code)
+        return STOPPED
 
 
 def job(composed: DictConfig) -> None:
@@ -131,10 +136,13 @@ def _main() -> int:
         return DONE
     flags = _arguments()
     _check_flags(flags)
+    _check_place()
     further = [Path(flags.config_dir).absolute()] if flags.config_dir else []
     if flags.help or len(sys.argv) == 1:
         print(help_text(*further), flush=True)  # Hydra's own listing of the groups takes a second
         return DONE
+    if flags.shell_completion:
+        return _complete(flags.overrides)
     _check_hydras(flags.overrides, multirun=flags.multirun)
     register()
     # Threads that wait spin for long by default: on a shared machine a step then takes five times
@@ -153,12 +161,28 @@ def _main() -> int:
             _say(note)
     overrides = _with_last(overrides)
     with _of_hydra(), explaining(overrides, *further):
-        if flags.cfg in ("job", "all"):
+        if flags.cfg in ("job", "all") or flags.info in ("config", "all"):
             load(overrides, *further)  # Hydra would show a config that no run accepts
         # What Hydra itself shows of a config is often kept, or sent to others.
         with guarded_output() if flags.cfg or flags.info else nullcontext():
             _hydra(None, [*overrides, *continued(overrides)])
     return _code
+
+
+def _complete(overrides: Sequence[str]) -> int:
+    """Install, remove or answer the completion of a shell; the words are no overrides of ours."""
+    what, _, shell = "".join(overrides).partition("=")
+    if what not in ("install", "uninstall", "query") or shell not in ("bash", "zsh", "fish"):
+        raise UserError(
+            f"--shell-completion {' '.join(overrides)}: add one of install=bash, uninstall=bash, "
+            "query=bash, or of these with zsh or fish; --hydra-help has the command to paste."
+        )
+    if what == "query" and not os.environ.get("COMP_LINE"):
+        raise UserError(f"--shell-completion {what}={shell}: it is the shell that asks this.")
+    register()
+    with _of_hydra():
+        _hydra(None, overrides)
+    return DONE
 
 
 def _with_last(overrides: Sequence[str]) -> list[str]:
@@ -185,7 +209,7 @@ def _of_hydra() -> Iterator[None]:
         yield
     except SystemExit as ended:  # Hydra has said why
         sys.exit(MISTAKE if ended.code else DONE)
-    except (UserError, BrokenPipeError, HydraException, OmegaConfBaseException):
+    except (UserError, HydraException, OmegaConfBaseException):
         raise
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, AssertionError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
@@ -230,13 +254,30 @@ def _check_flags(flags: Namespace) -> None:
         raise UserError(f"{' '.join(given)}: only one of these is possible.")
     if flags.resolve and not (flags.cfg or flags.help):
         raise UserError("--resolve: it is possible only with --cfg or --help.")
+    if flags.resolve and flags.cfg in ("hydra", "all"):
+        raise UserError(
+            f"--cfg {flags.cfg} --resolve: Hydra sets some of its own values only in a sweep; use "
+            "--cfg job --resolve."
+        )
     for name, instead in NOT_OURS.items():
         if (value := getattr(flags, name)) is not None:
             raise UserError(f"--{name.replace('_', '-')} {value}: {instead}")
     if flags.package is not None and not flags.cfg:
         raise UserError(f"--package {flags.package}: it is possible only with --cfg.")
-    if flags.config_dir and not Path(flags.config_dir).is_dir():
-        raise UserError(f"--config-dir {flags.config_dir}: there is no such folder.")
+    where = flags.config_dir
+    if where is not None and not (where.strip() and Path(where).is_dir()):
+        raise UserError(f"--config-dir {shlex.quote(where)}: there is no such folder.")
+
+
+def _check_place() -> None:
+    """Refuse to start in a folder that was removed, or may not be entered."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(
+            f"the working directory is not there any more, or cannot be entered ({error.strerror}):"
+            " change to another folder (cd)."
+        ) from error
 
 
 def _check_alone(overrides: Sequence[str]) -> None:

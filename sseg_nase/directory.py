@@ -19,15 +19,35 @@ from sseg_nase.config.fingerprint import decisive, flatten
 from sseg_nase.config.places import PLACES, key_of, place_of, settled_overrides
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
-from sseg_nase.files import StorageError, overwrite_json, read_json, write_json, write_text
+from sseg_nase.files import (
+    StorageError,
+    make_own,
+    overwrite_json,
+    read_json,
+    write_bytes,
+    write_json,
+    write_text,
+)
 from sseg_nase.redaction import overrides_without
 from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 
 RUNNING = "RUNNING"
 DATA = "data.json"
+OF_DATA: Mapping[str, type] = {"images": dict, "roles": dict, "files": dict}
 DESCRIBED = ("config.yaml", "overrides.yaml", "status.json")
 # What older versions did that had no key for it, where it is not what the configuration now says.
 FORMERLY = {"hardware.accumulate": "plain"}
+# What status.json says. Of another type an entry is damaged, and says nothing.
+SAID: Mapping[str, type] = {
+    "status": str,
+    "error": str,
+    "traceback": str,
+    "process": dict,
+    "directory": str,
+    "tracker_run_id": str,
+    "tracking_uri": str,
+    "undelivered": bool,
+}
 # Whoever asks whether a run is going on takes its lock for an instant.
 SECONDS_FOR_LOCK = 1.0
 
@@ -44,7 +64,7 @@ class RunDirectory:
         self.path, self.resumed = path, resumed
         self.changes: dict[str, tuple[Any, Any]] = {}
         self.notes: list[str] = []
-        self._before: dict[Path, str] = {}
+        self._before: dict[Path, bytes] = {}
         self.run_id: str | None = None
         self.tracking_uri: str | None = None
         self._lock = FileLock(path / ".lock")
@@ -52,7 +72,9 @@ class RunDirectory:
     @classmethod
     def create(cls, config: Config, overrides: Sequence[str]) -> RunDirectory:
         """A new directory under `paths.output_dir`. Raises `UserError` where none can be made."""
-        base = Path(config.paths.output_dir).expanduser().absolute() / config.experiment_name
+        output_dir = Path(config.paths.output_dir).expanduser().absolute()
+        base = output_dir / config.experiment_name
+        make_own(output_dir, base)
         this = cls(base / f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}")
         try:
             this.path.mkdir(parents=True)
@@ -85,6 +107,7 @@ class RunDirectory:
         assert config.resume is not None
         this = cls(Path(config.resume).expanduser().absolute(), resumed=True)
         stored = this._stored_config()
+        this.data()  # refused before anything is touched
         try:
             this._lock.acquire(timeout=SECONDS_FOR_LOCK)
         except Timeout as error:
@@ -131,7 +154,7 @@ class RunDirectory:
         if not this.finished:
             for name in DESCRIBED:
                 with suppress(OSError):
-                    this._before[this.path / name] = (this.path / name).read_text(encoding="utf-8")
+                    this._before[this.path / name] = (this.path / name).read_bytes()
             try:
                 this._describe(config, overrides)
             except BaseException:
@@ -190,12 +213,24 @@ class RunDirectory:
 
     def restore(self) -> None:
         """Leave a run that was resumed in vain as it was found: what it is and how it ended."""
-        for path, text in self._before.items():
-            write_text(path, text)
+        for path, content in self._before.items():
+            write_bytes(path, content)
 
     def data(self) -> Mapping[str, Any]:
-        """What data.json says of the images that the run was made with; nothing in older runs."""
-        return read_json(self.path / DATA) or {}
+        """What data.json says of the images that the run was made with; nothing in older runs.
+
+        Raises `UserError` where it is damaged: nobody could tell whether they are the same.
+        """
+        said = read_json(self.path / DATA)
+        if said is None and not (self.path / DATA).exists():
+            return {}
+        if said is None or not all(isinstance(said.get(k), t) for k, t in OF_DATA.items()):
+            raise UserError(
+                f"resume={self.path}: {DATA} there is damaged, which says with which images the "
+                "run was begun. Bring it back from a copy; without it (remove it) the run is "
+                "resumed on the images that are there now, and nothing is compared."
+            )
+        return said
 
     def release(self) -> None:
         """Let other processes have it."""
@@ -230,7 +265,7 @@ class RunDirectory:
         path = self.path / "config.yaml"
         try:
             stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError):
+        except (OSError, ValueError, yaml.YAMLError):
             stored = None
         if not isinstance(stored, dict) or "experiment_name" not in stored:
             raise UserError(
@@ -273,7 +308,8 @@ def _is_new(key: str, stored: Mapping[str, Any]) -> bool:
 
 def status_of(path: Path) -> Mapping[str, Any]:
     """Return what status.json in a run's directory says; nothing when it is not there."""
-    return read_json(path / "status.json") or {}
+    said = read_json(path / "status.json") or {}
+    return {key: value for key, value in said.items() if isinstance(value, SAID.get(key, object))}
 
 
 def own_run_id(path: Path, said: Mapping[str, Any]) -> tuple[str | None, str | None]:

@@ -23,6 +23,9 @@ from sseg_nase.redaction import redacted
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 UNWRITABLE = (*FULL, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+IN_THE_WAY = (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY)
+# What the system says of a place where something is to be written, and of no place that is read.
+UNWRITABLE_THERE = (*UNWRITABLE, *IN_THE_WAY, errno.ENOENT, errno.ENAMETOOLONG, errno.ELOOP)
 WORDS = {
     errno.ENOSPC: "no space is left",
     errno.EDQUOT: "the disk quota is used up",
@@ -32,24 +35,43 @@ WORDS = {
     errno.EPERM: "writing there is not allowed",
     errno.EIO: "the disk has failed",
     errno.ESTALE: "the file server has lost it",
+    errno.EISDIR: "a folder stands where a file belongs",
+    errno.ENOTDIR: "a file stands where a folder belongs",
+    errno.EEXIST: "a file stands where a folder belongs",
+    errno.ENOTEMPTY: "a folder stands where a file belongs",
+    errno.ENOENT: "it is not there any more",
+    errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "its links lead to themselves",
 }
+
+
+# In a folder that is all this program's: a walk through images around it does not enter it.
+OWN = ".sseg-nase"
 
 
 class StorageError(UserError):
     """Something cannot be written: the disk is full, read-only, or not ours to write.
 
-    `folder` is where, `needed` the bytes that were to be written, where that is known.
+    `folder` is where, `needed` the bytes that were to be written, where that is known, `name`
+    what is in the way.
     """
 
-    def __init__(self, folder: Path, number: int, needed: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, number: int, needed: int | None = None, name: str | None = None
+    ) -> None:
         self.folder, self.number, self.needed = folder, number, needed
         free = free_bytes(folder)
         room = f"; {in_bytes(free)} are free" if free is not None and number in FULL else ""
         wanted = f", {in_bytes(needed)} are needed" if needed and room else ""
         remedy = "Make room there" if number in FULL else "Make it writable"
+        what = ""
+        if number in IN_THE_WAY:
+            remedy, what = "Move it away", f" ({name})" if name else ""
+        elif number == errno.ENOENT:
+            remedy = "Bring it back"
+        words = f"{WORDS.get(number, os.strerror(number))}{what}"
         super().__init__(
-            f"{folder} cannot be written: {WORDS.get(number, os.strerror(number))}{room}{wanted}. "
-            f"{remedy}, or set another folder."
+            f"{folder} cannot be written: {words}{room}{wanted}. {remedy}, or set another folder."
         )
 
 
@@ -82,9 +104,11 @@ def writing(folder: Path, needed: int | None = None) -> Iterator[None]:
     except StorageError:
         raise
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        if error.errno not in UNWRITABLE_THERE:
             raise
-        raise StorageError(folder, error.errno, needed) from error
+        named = error.filename2 or error.filename
+        name = os.fsdecode(named) if isinstance(named, str | bytes) else None
+        raise StorageError(folder, error.errno, needed, name) from error
 
 
 @contextmanager
@@ -137,7 +161,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """Return the JSON object in a file; None where there is none that can be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 
@@ -172,6 +196,22 @@ def overwrite_json(path: Path, value: Any) -> None:
     with path.open("rb+", buffering=0) as file:
         file.write(content.ljust(os.fstat(file.fileno()).st_size))
         os.fsync(file.fileno())
+
+
+def make_own(*folders: Path) -> None:
+    """Make folders, each within the one before, and mark the first that is all this program's.
+
+    One that is there and holds something else may be the user's: it stays as it is. Where nothing
+    can be made, that is said by what is written there next.
+    """
+    with suppress(OSError):
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+            if (folder / OWN).exists():
+                return
+            if not any(folder.iterdir()):
+                (folder / OWN).touch()
+                return
 
 
 def check_room(folder: Path, needed: int) -> None:

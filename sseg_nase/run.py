@@ -252,7 +252,8 @@ def _run(this: Run) -> None:
         if this.ended == FINISHED:  # the results are there, and all that is left was said
             return
         _end(this, INTERRUPTED, f"interrupted ({this.interruption.requested or 'SIGINT'})")
-        error.run_dir = this.directory  # type: ignore[attr-defined]  # what can be gone on with
+        if this.config.task == "pipeline":  # another task is begun again instead
+            error.run_dir = this.directory  # type: ignore[attr-defined]  # what can be gone on with
         raise
     except UserError as error:
         if this.place.resumed and not this.opened and not isinstance(error, StorageError):
@@ -388,7 +389,7 @@ def _check_epochs(config: Config) -> None:
         ("finetune_last", "finetune.epochs", config.finetune.epochs),
     ):
         path = folder / f"{file}.pt"
-        state = checkpoint.of_run(path) if path.exists() else {}
+        state = checkpoint.resumable(path) if path.exists() else {}
         progress = state.get("finetune", {}) if key == "finetune.epochs" else state
         begun = int(progress.get("epoch", 0)) + bool(progress.get("batch"))
         if begun > asked:

@@ -46,6 +46,14 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         (["--config-path", "x", "seed=0"], "--config-dir DIR"),
         (["--package", "optimizer", "seed=0"], "only with --cfg"),
         (["--cfg", "job", "--package", "nothing"], ""),
+        (["--cfg", "hydra", "--resolve"], "--cfg job --resolve"),
+        (["--cfg", "all", "--resolve"], "--cfg job --resolve"),
+        (["--config-dir", "", "--cfg", "job"], "--config-dir '': there is no such folder"),
+        (["--info", "config", "seed=-1"], "seed=-1"),
+        (["--shell-completion", "install=nope"], "install=bash"),
+        (["--shell-completion", "query=bash"], "it is the shell that asks"),
+        (["-m", "hydra.sweeper.params.seed=0,1"], "one value, or several to seed itself"),
+        (["-m", "hydra.launcher.n_jobs=1,2", "seed=0,1"], "once for the whole sweep"),
         (["hydra.run.dir=/proc/x", "seed=0"], "paths.output_dir=DIR"),
         (["hydra.run.dir=foo", "seed=0"], "paths.output_dir=DIR"),
         (["hydra.output_subdir=foo", "seed=0"], "paths.output_dir=DIR"),
@@ -202,6 +210,36 @@ def test_where_there_is_no_sweep_single_runs_are_named(cli: Cli, task: str) -> N
     recorded("one", 1.0)
     code, _, said = cli(f"task={task}")
     assert (code, command(task="report", runs="LAST") in said) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["My (1), 50%/#2 it's é", "a,b", "[x]"])
+def test_a_config_folder_may_have_any_name(cli: Cli, name: str) -> None:
+    own = Path(name, "experiment", "mine.yaml")
+    own.parent.mkdir(parents=True)
+    own.write_text("# @package _global_\nseed: 77\n")
+    given = ["--config-dir", name, "experiment=mine"]
+    code, shown, said = cli(*given, "--cfg", "job", "--package", "seed")
+    assert (code, shown.strip()) == (0, "77"), said
+    code, shown, said = cli(*given, "-m", "optimizer.lr=1,2", "sweep.dry_run=true")
+    assert (code, "2 jobs" in shown) == (0, True), said
+
+
+def test_completion_is_installed_and_answers(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, shown, _ = cli("-sc", "install=bash")
+    assert (code, "hydra_bash_completion" in shown) == (0, True)
+    monkeypatch.setenv("COMP_LINE", "sseg-nase dataset=cif")
+    code, shown, _ = cli("-sc", "query=bash")
+    assert (code, shown.split()) == (0, ["dataset=cifar_fs"])
+
+
+@pytest.mark.parametrize("arguments", [["seed=0"], ["-m", "seed=0,1"], ["task=status"]])
+def test_a_working_directory_that_was_removed_is_named(cli: Cli, arguments: list[str]) -> None:
+    Path("gone").mkdir()
+    os.chdir("gone")
+    Path("../gone").resolve().rmdir()
+    code, _, said = cli(*arguments)
+    assert (code, "the working directory is not there any more" in said) == (2, True)
+    assert "Traceback" not in said
 
 
 # The rehearsal of a sweep

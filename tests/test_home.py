@@ -199,3 +199,9 @@ def test_an_unknown_user_without_a_home_runs_the_program(request: pytest.Fixture
     assert done.stderr.count("there is no home folder") == 1
     assert "Traceback" not in done.stdout + done.stderr
     assert list(work.glob("runs/*/*/report/report.html"))
+
+
+@pytest.mark.parametrize("key", ["paths.output_dir", "dataset.root", "resume"])
+def test_a_home_folder_that_is_not_known_is_named_with_its_whole_key(key: str) -> None:
+    with pytest.raises(UserError, match=rf"^{key}=~nobody-of-that-name/x: "):
+        load([f"{key}=~nobody-of-that-name/x", "dataset=folder"])

@@ -90,7 +90,9 @@ def interrupted(
     with pytest.raises(Interrupted) as stopped:
         ran(*overrides)
     directory = next(Path("runs/debug").iterdir()).absolute()
-    assert stopped.value.run_dir == directory  # type: ignore[attr-defined]
+    # Only a pipeline is gone on with: the command for it is printed where there is this attribute.
+    resumable = not any(o.startswith("task=") for o in overrides)
+    assert getattr(stopped.value, "run_dir", None) == (directory if resumable else None)
     status = json.loads((directory / "status.json").read_text())
     assert (status["status"], status["error"]) == ("INTERRUPTED", f"interrupted ({named})")
     if (directory / "events.jsonl").exists():

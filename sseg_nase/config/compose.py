@@ -102,9 +102,8 @@ def load(overrides: Sequence[str] = (), *further: Path) -> Config:
     GlobalHydra.instance().clear()
     overrides = spelled_out(overrides)
     overrides = [*overrides, *continued(overrides)]
-    searchpath = [f"hydra.searchpath=[{','.join(map(str, further))}]"] if further else []
     with explaining(overrides, *further):
-        return to_config(_composed([*overrides, *searchpath]))
+        return to_config(_composed([*overrides, *searched(*further)]))
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:
@@ -142,6 +141,11 @@ def _leaves(values: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in found.items() if not k.startswith(("resume", "sweep."))}
 
 
+def searched(*further: Path) -> list[str]:
+    """Return the overrides that let Hydra search `further` config folders, too."""
+    return [override("hydra.searchpath", further)] if further else []
+
+
 def defaults() -> Config:
     """Return `conf/` without any override."""
     with _beside_hydra():
@@ -169,7 +173,7 @@ def stored(path: Path) -> Config:
     """
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: this config cannot be read ({one_line(error)}).") from error
     try:
         return _checked(Config, literal(tree) if isinstance(tree, Mapping) else {})
@@ -381,15 +385,15 @@ def _twin(frozen: Any) -> type:
     return twin
 
 
-def _freeze(frozen: type[T], values: Any) -> T:
+def _freeze(frozen: type[T], values: Any, prefix: str = "") -> T:
     """Build the frozen dataclass from plain values; `~` in a path becomes the home folder."""
     fields: dict[str, Any] = {}
     for name, kind, accepted in fields_of(cast(Any, frozen)):
         value = values[name]
         if is_section(kind):
-            value = _freeze(kind, value)
+            value = _freeze(kind, value, f"{prefix}{name}.")
         elif "path" in accepted and isinstance(value, str) and value:
-            value = _at_home(name, value)
+            value = _at_home(f"{prefix}{name}", value)
         fields[name] = value
     return frozen(**fields)
 

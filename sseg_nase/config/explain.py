@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sseg_nase.config.commands import argument
-from sseg_nase.config.layout import groups, key_types, unknown_option
+from sseg_nase.config.layout import LAUNCHER, groups, key_types, launchers, unknown_option
 from sseg_nase.errors import UserError
 
 _NAMES = {
@@ -27,6 +28,9 @@ _NAMES = {
     bool: "true or false",
     str: "text",
 }
+# Options with a second place in the config, beside that of their group.
+PLACED = ("views@finetune.views",)
+_HYDRAS_ADVICE = re.compile(r" To append to your (?:config|default list) use \S+")
 _PLURALS = {int: "whole numbers", float: "numbers", str: "words"}
 
 
@@ -36,7 +40,7 @@ def explaining(overrides: Sequence[str], *further: Path) -> Iterator[None]:
 
     `further` are config folders beside `conf/` (Hydra's `--config-dir`).
     """
-    _refuse_removed(overrides)
+    _refuse_what_composes(overrides, *further)
     try:
         yield
     except UserError:
@@ -47,6 +51,31 @@ def explaining(overrides: Sequence[str], *further: Path) -> Iterator[None]:
         if not mistakes and not isinstance(error, (HydraException, OmegaConfBaseException)):
             raise
         raise UserError(listed(mistakes or [one_line(error)])) from error
+
+
+def _refuse_what_composes(overrides: Sequence[str], *further: Path) -> None:
+    """Refuse what Hydra composes, or advises against, into something that nobody means."""
+    _refuse_removed(overrides)
+    options = groups(*further) | {LAUNCHER: launchers()}
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException:
+            continue  # said when it is composed
+        key, place = override.key_or_group, override.package
+        if place is not None and f"{key}@{place}" not in PLACED:
+            places = [key, *(each for each in PLACED if each.startswith(f"{key}@"))]
+            raise UserError(
+                f"{text}: {key} has no such place; write {' or '.join(f'{p}=...' for p in places)}."
+            )
+        if key in options and any(isinstance(value, list) for value in _values(override)):
+            raise UserError(
+                f"{text}: {key} is one option, and a list would mix several; choose one of "
+                f"{', '.join(options[key])}. Commas without brackets, and -m, run one after the "
+                "other."
+            )
+        if key == LAUNCHER and (wrong := _wrong_option(override, launchers())):
+            raise UserError(wrong)
 
 
 def _refuse_removed(overrides: Sequence[str]) -> None:
@@ -128,6 +157,7 @@ def one_line(error: BaseException) -> str:
         text = str(error).partition("\n")[0]
         return f"{error.full_key}: {text}" if error.full_key else text
     text = " ".join(str(error).partition("Config search path")[0].split())
+    text = _HYDRAS_ADVICE.sub("", text)
     cause = one_line(error.__cause__) if error.__cause__ is not None else ""
     return f"{text} {cause}".strip()
 

@@ -17,6 +17,8 @@ from sseg_nase.errors import UserError, did_you_mean
 # Keys that are written otherwise on the command line: `from` can be no field in Python.
 WRITTEN_AS = {"sweep.dir": "sweep", "finetune.start": "finetune.from"}
 
+LAUNCHER = "hydra/launcher"
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -41,6 +43,12 @@ def groups(*further: Path) -> dict[str, tuple[str, ...]]:
             if options and folder.name != "hydra":
                 found.setdefault(folder.name, set()).update(options)
     return {group: tuple(sorted(found[group])) for group in sorted(found)}
+
+
+def launchers() -> tuple[str, ...]:
+    """Return the options of `hydra/launcher`, which run the jobs of a sweep."""
+    files = (conf_dir() / LAUNCHER).glob("*.yaml")
+    return ("basic", *sorted(file.stem for file in files))
 
 
 def unknown_option(group: str, name: str, options: typing.Sequence[str]) -> str:

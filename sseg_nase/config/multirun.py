@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from sseg_nase.config.commands import argument
-from sseg_nase.config.compose import CONFIG_NAME, conf_dir, register
+from sseg_nase.config.compose import CONFIG_NAME, conf_dir, register, searched
 from sseg_nase.config.explain import explaining
 from sseg_nase.config.layout import groups, key_types
 from sseg_nase.errors import UserError
@@ -40,7 +40,7 @@ def expand(overrides: Sequence[str], *further: Path) -> list[list[str]]:
     `further` are config folders beside `conf/`. Raises `UserError`, also for other sweepers.
     """
     hydras, sweeps, jobs = split(overrides)
-    once(sweeps)
+    once([*hydras, *sweeps])
     options = groups(*further)
     jobs = [_unfolded(text, o, options) for text, o in zip(jobs, _parsed(jobs), strict=True)]
     with explaining(overrides, *further):
@@ -116,7 +116,9 @@ def once(overrides: Sequence[str]) -> None:
     """Refuse commas in what holds for the whole sweep."""
     for text, override in zip(overrides, _parsed(overrides), strict=True):
         if override.is_sweep_override():
-            raise UserError(f"{text}: it is said once for the whole sweep; give one value.")
+            key = override.key_or_group.removeprefix("hydra.sweeper.params.")
+            own = f", or several to {key} itself" if key != override.key_or_group else ""
+            raise UserError(f"{text}: it is said once for the whole sweep; give one value{own}.")
 
 
 def superseded(overrides: Sequence[str]) -> list[str]:
@@ -144,10 +146,9 @@ def _hydra(overrides: Sequence[str], *further: Path) -> DictConfig:
     """Hydra's own part of the composed config."""
     register()
     GlobalHydra.instance().clear()
-    searchpath = [f"hydra.searchpath=[{','.join(map(str, further))}]"] if further else []
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         composed = compose(
-            CONFIG_NAME, overrides=[*overrides, *searchpath], return_hydra_config=True
+            CONFIG_NAME, overrides=[*overrides, *searched(*further)], return_hydra_config=True
         )
     return composed.hydra
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple, cast
@@ -29,6 +30,8 @@ from sseg_nase.config.schema import (
     ViewsConfig,
 )
 from sseg_nase.errors import UserError, did_you_mean
+
+LONGEST_NAME = 200  # in bytes; file systems take 255
 
 
 class Switches(NamedTuple):
@@ -362,8 +365,12 @@ def _report(config: Config) -> Iterator[str]:
 
 def _names(config: Config) -> Iterator[str]:
     name = config.experiment_name
-    if PurePath(name).name != name:
+    if PurePath(name).name != name or name == "..":
         yield f"experiment_name={name}: it names a folder; use a word without slashes."
+    elif any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in name):
+        yield f"experiment_name={name!r}: it names a folder; leave control characters out."
+    elif len(name.encode("utf-8", "surrogateescape")) > LONGEST_NAME:
+        yield f"experiment_name={name[:40]}…: it names a folder; {LONGEST_NAME} bytes are the most."
 
 
 def _dataset(config: Config) -> Iterator[str]:

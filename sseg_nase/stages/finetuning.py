@@ -99,7 +99,8 @@ def fine_tune(
         stop=stop,
     )
     if state is not None:
-        tuner.load_state_dict(state)
+        with checkpoint.taken_up("finetune_last.pt"):
+            tuner.load_state_dict(state)
     else:  # for the last and the best network
         check_room(folder, 2 * size_of(tuner.state_dict()))
     try:

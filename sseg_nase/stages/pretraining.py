@@ -14,7 +14,7 @@ from sseg_nase.hardware.determinism import deterministic
 from sseg_nase.hardware.memory import enforce_memory_cap
 from sseg_nase.stages.starting import images_of, seed_learner
 from sseg_nase.tracking.sink import Sink
-from sseg_nase.training import distributed
+from sseg_nase.training import checkpoint, distributed
 from sseg_nase.training.callbacks import ArchitectureMetrics, Checkpoints, MemoryWatch
 from sseg_nase.training.divergence import DivergenceError, explained
 from sseg_nase.training.events import Callback
@@ -123,5 +123,6 @@ def trainer_of(
         stop=stop,
     )
     if state is not None:
-        trainer.load_state_dict(state)
+        with checkpoint.taken_up("last.pt"):
+            trainer.load_state_dict(state)
     return trainer

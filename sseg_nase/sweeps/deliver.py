@@ -143,7 +143,7 @@ def _stored_tracking(directory: Path) -> Mapping[str, Any]:
         tree = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
         tracking = tree["tracking"]
         return {key: tracking[key] for key in ("name", "uri", "experiment")}
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
         raise UserError(
             f"run={directory}: not the directory of a run (no readable config.yaml there). "
             "Name one like runs/<experiment>/<time>-<id>."

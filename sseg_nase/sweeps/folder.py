@@ -33,7 +33,7 @@ from sseg_nase.config.compose import stored
 from sseg_nase.config.schema import Config, SweepConfig, TrackingConfig
 from sseg_nase.directory import locked, status_of
 from sseg_nase.errors import UserError
-from sseg_nase.files import read_json, write_json, write_text
+from sseg_nase.files import make_own, read_json, write_json, write_text
 
 # Whoever asks whether a lock is held takes it for an instant: a real taker is patient.
 SECONDS_FOR_LOCK = 2.0
@@ -290,6 +290,7 @@ def create(
     Raises `UserError` where it cannot be written.
     """
     now = datetime.now(timezone.utc)  # not every machine that sees the folder has our time zone
+    make_own(output_dir, output_dir / "sweeps")
     path = output_dir / "sweeps" / f"{now:%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(3)}"
     try:
         for job in jobs:

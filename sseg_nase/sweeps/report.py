@@ -10,7 +10,7 @@ from pathlib import Path
 from sseg_nase.config.schema import Config
 from sseg_nase.directory import status_of
 from sseg_nase.errors import DONE, UserError
-from sseg_nase.files import StorageError, storage_error
+from sseg_nase.files import StorageError, make_own, storage_error
 from sseg_nase.home import expanded
 from sseg_nase.sweeps.deliver import deliver_sweep
 from sseg_nase.sweeps.folder import SweepFolder, looked_at
@@ -52,6 +52,8 @@ def _report_run(run: Path, config: Config, say: Say) -> None:
 
     output = config.report.output
     folder = (run / NAME if output is None else expanded("report.output", output)).absolute()
+    if output is not None:
+        make_own(folder)
     try:
         files = write_report(run, folder, published=config.report.published)
     except (OSError, StorageError) as error:
@@ -96,6 +98,8 @@ def _compare(runs: Sequence[Path], config: Config, say: Say) -> None:
     name = f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}_{secrets.token_hex(3)}"
     output = config.report.output or Path(config.paths.output_dir) / "reports" / name
     folder = expanded("report.output", str(output)).absolute()
+    if config.report.output is not None:
+        make_own(folder)
     comparison = compare(runs, with_published=config.report.published)
     try:
         pictures = drawn(figures_of_runs([read_run(run) for run in runs]), folder)

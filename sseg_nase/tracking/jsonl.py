@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sseg_nase.files import append_line, write_text, writing
+from sseg_nase.files import append_line, write_bytes, writing
 from sseg_nase.tracking.sink import RunInfo, Sink
 from sseg_nase.tracking.source import origin
 
@@ -119,10 +119,19 @@ class JsonlSink(Sink):
     def _forget_mutations(self, first: int) -> None:
         """Take out the lines from index `first` on."""
         assert self._mutations is not None
-        lines = self._mutations.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if json.loads(line)["index"] < first]
+        with self._mutations.open("rb") as file:
+            lines = file.readlines()
+        kept = [line for place, line in enumerate(lines) if _index_of(line, place) < first]
         if len(kept) < len(lines):
-            write_text(self._mutations, "".join(kept))
+            write_bytes(self._mutations, b"".join(kept))
+
+
+def _index_of(line: bytes, place: int) -> int:
+    """The index of a mutation; a damaged line stands for the one that belongs in its place."""
+    try:
+        return int(json.loads(line)["index"])
+    except (ValueError, KeyError, TypeError):
+        return place
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from sseg_nase.nets.building import build, described
 from sseg_nase.training.divergence import check_saved
 
 SCHEMA = 1
+# What each checkpoint that training goes on from tells of where it is.
+PROGRESS = {"last": ("epoch", "step", "history"), "finetune_last": ("finetune", "step", "history")}
 DEFAULT = EVOLVABLE[0]
 
 
@@ -53,28 +57,27 @@ def load(path: Path) -> dict[str, Any]:
     return payload
 
 
-def of_run(path: Path) -> dict[str, Any]:
-    """`load` of a checkpoint in the folder of a run that is resumed."""
-    try:
-        return load(path)
-    except UserError as error:
-        raise UserError(
-            f"resume={path.parent.parent}: checkpoints/{path.name} cannot be read: it is damaged, "
-            "cut off or of another version. Copy it anew from where the run was, or remove it: "
-            f"rm {shlex.quote(str(path))}; what it was to go on from is then trained anew."
-        ) from error
-
-
 def resumable(path: Path) -> dict[str, Any]:
-    """`of_run` of its `last` checkpoint, to train on from.
+    """`load` of a run's `last` checkpoint, to train on from.
 
-    Raises `UserError` where it holds what is not finite, as older versions of sseg-nase wrote it.
+    Raises `UserError` where it is damaged or another file, and where it holds what is not finite,
+    as older versions of sseg-nase wrote it.
     """
-    payload = of_run(path)
+    run = path.parent.parent
+    try:
+        payload = load(path)
+    except UserError as error:
+        raise UserError(f"resume={run}: {error} {_instead_of(path, diverged=False)}") from error
+    if missing := [key for key in PROGRESS[path.stem] if key not in payload]:
+        raise UserError(
+            f"resume={run}: {path.name} is not the checkpoint of that name, because it lacks "
+            f"{', '.join(missing)}. {_instead_of(path, diverged=False)}"
+        )
     if names := not_finite(payload):
         raise UserError(
-            f"resume={path.parent.parent}: {path.name} cannot be trained on from, because not "
-            f"finite are {shortened(names)}: training diverged before. {_instead_of(path)}"
+            f"resume={run}: {path.name} cannot be trained on from, because not "
+            f"finite are {shortened(names)}: training diverged before. "
+            f"{_instead_of(path, diverged=True)}"
         )
     return payload
 
@@ -90,17 +93,40 @@ def unreadable(path: Path) -> str | None:
     return None
 
 
-def _instead_of(path: Path) -> str:
+@contextmanager
+def taken_up(path: str) -> Iterator[None]:
+    """What is read back in the block from the run's checkpoint `path`, such as `last.pt`.
+
+    Raises `UserError` where that is the checkpoint of another run, whose parts do not fit.
+    """
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError) as error:
+        why = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        raise UserError(
+            f"resume: checkpoints/{path} does not belong to this run: its parts are not those of "
+            f"the run's networks ({why}). Bring back the run's own, or remove it to begin again."
+        ) from error
+
+
+def _instead_of(path: Path, *, diverged: bool) -> str:
     """What to do where the checkpoint at `path` cannot be trained on from."""
     best = path.with_name(path.name.replace("last", "best"))
-    finite = best.exists() and unreadable(best) is None and not not_finite(load(best))
-    if finite and path.stem == "last":  # fine-tuning's holds the weights that were best for all
+    if path.stem == "last" and _usable(best):  # fine-tuning's holds the weights that were best
+        lower = " with a lower optimizer.lr and resume_overrides=true" if diverged else ""
         return (
-            f"{best.name} is finite: replace {path.name} with it "
-            f"(cp {shlex.quote(str(best))} {shlex.quote(str(path))}), and resume with a lower "
-            "optimizer.lr and resume_overrides=true; the epoch that it was saved in is repeated."
+            f"{best.name} is {'finite' if diverged else 'whole'}: replace {path.name} with it "
+            f"(cp {shlex.quote(str(best))} {shlex.quote(str(path))}), and resume{lower}; the epoch "
+            "that it was saved in is repeated."
         )
-    return f"Remove {path} to begin again, and resume with a lower learning rate."
+    lower = ", and resume with a lower learning rate" if diverged else ""
+    return f"Remove {path} to begin again{lower}."
+
+
+def _usable(path: Path) -> bool:
+    return unreadable(path) is None and not not_finite(load(path))
 
 
 def backbone_of(path: Path) -> Backbone:

@@ -36,7 +36,7 @@ from sseg_nase.data.duplicates import shared_images
 from sseg_nase.data.opening import PLAIN, Reading
 from sseg_nase.data.store import ImageStore, Listing, build_store, outdated
 from sseg_nase.errors import UserError, did_you_mean, shown
-from sseg_nase.files import read_json
+from sseg_nase.files import make_own, read_json
 
 __all__ = ["available_splits", "how_dealt", "load_split"]
 
@@ -90,6 +90,7 @@ def load_split(
     if target.exists() and not outdated(target):
         store = ImageStore.open(target)
     else:
+        make_own(cache_dir)
         store = _build(dataset, found, split, target, workers)
         # The stores of what the source was before.
         for old in target.parent.glob(f"{_stem(dataset, found, split)}-*"):

@@ -20,6 +20,7 @@ from PIL import features
 
 from sseg_nase.data.opening import reads_avif, reads_heif
 from sseg_nase.errors import UserError, shown
+from sseg_nase.files import OWN
 
 # fmt: off
 ALWAYS_READ = frozenset({
@@ -30,7 +31,7 @@ ALWAYS_READ = frozenset({
 HEIF = (".heic", ".heif", ".hif")
 # What systems, file managers and archivers leave behind. It is counted as left out like the rest.
 CLUTTER = frozenset(
-    {"__macosx", "@eadir", "lost+found", "thumbs.db", "desktop.ini", "$recycle.bin"}
+    {"mlruns", "__macosx", "@eadir", "lost+found", "thumbs.db", "desktop.ini", "$recycle.bin"}
 )
 HIDDEN, BELOW, BROKEN, SPECIAL, NO_SUFFIX, LOOP, TWICE = (
     "hidden",
@@ -131,6 +132,8 @@ def scan(folder: str | os.PathLike[str]) -> Contents:
             elif suffix in suffixes and _is_file(entry):
                 images.append(_seen(entry))
             elif _is_folder(entry):
+                if _is_own(entry):
+                    continue
                 clean = shown(name)
                 if clean in folders:
                     raise UserError(
@@ -159,6 +162,11 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False
+
+
+def _is_own(entry: os.DirEntry[str]) -> bool:
+    """Whether a folder is one of ours, for runs or stores, which may lie among the images."""
+    return os.path.exists(os.path.join(entry.path, OWN))
 
 
 def _seen(entry: os.DirEntry[str]) -> Seen:
@@ -245,7 +253,8 @@ def files_below(folder: str, around: Names = ()) -> int:
         with os.scandir(path) as entries:
             for entry in entries:
                 if _is_folder(entry):
-                    pending.append(entry.path)
+                    if not _is_own(entry):
+                        pending.append(entry.path)
                 else:
                     count += 1
     return count
@@ -317,7 +326,7 @@ def has(folder: str | os.PathLike[str]) -> tuple[bool, bool]:
         for entry in entries:
             if entry.name.startswith(".") or entry.name.lower() in CLUTTER:
                 continue
-            folders = folders or _is_folder(entry)
+            folders = folders or (_is_folder(entry) and not _is_own(entry))
             suffix = suffix_of(entry.name)
             images = images or (suffix in suffixes and _is_file(entry))
             if images and folders:
