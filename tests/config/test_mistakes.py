@@ -36,7 +36,7 @@ MISTAKES = [
     ("+ablation=A3", ["+ablation=A3", "without a plus"]),
     ("+seed=3", ["+seed=3", "exists already"]),
     ("++ablation=A3", ["++ablation=A3", "without a plus"]),
-    ("debug=[tiny,nope]", ["debug=nope", "there is no such option"]),
+    ("debug=[tiny,nope]", ["debug=[tiny,nope]", "would mix several"]),
     ("~seed", ["~seed", "seed cannot be taken away", "seed=..."]),
     ("~task", ["~task", "task cannot be taken away"]),
     ("~pretrain.epochs=3", ["~pretrain.epochs=3", "pretrain.epochs cannot be taken away"]),

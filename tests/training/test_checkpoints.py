@@ -202,7 +202,8 @@ def test_what_cannot_be_trained_on_from_is_refused_with_what_to_do(
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     path = folder / f"{last}.pt"
-    torch.save({"schema": checkpoint.SCHEMA, "student": BAD}, path)
+    progress = dict.fromkeys(checkpoint.PROGRESS[last], 0)
+    torch.save({"schema": checkpoint.SCHEMA, **progress, "student": BAD}, path)
     if best is not None:
         torch.save(
             {"schema": checkpoint.SCHEMA, "student": best},
