@@ -54,7 +54,7 @@ def not_finite(tensors: Mapping[str, Any]) -> list[str]:
         return []
     # x · 0 is 0 for every finite x; a sum of zeros cannot overflow.
     sums = [(tensor.detach() * 0).sum().float() for _, tensor in named]
-    if sum(each.to(sums[0].device) for each in sums).item() == 0:
+    if sum(sums).item() == 0:
         return []
     return [name for (name, _), each in zip(named, sums, strict=True) if each.item() != 0]
 

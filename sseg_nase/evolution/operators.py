@@ -143,7 +143,7 @@ def _carry_moment(key: str, value: Any, tensor_map: TensorMap, fresh: Tensor) ->
     if key not in MOMENTS:
         raise KeyError(f"optimizer state '{key}' has no rule; known: step, {', '.join(MOMENTS)}")
     assert tensor_map.source is not None
-    zeros = {"": torch.zeros(fresh.shape, dtype=value.dtype, device=value.device)}
+    zeros = {"": torch.zeros(fresh.shape, dtype=value.dtype)}
     return carry({"": tensor_map}, {tensor_map.source: value}, zeros, like=MOMENTS[key])[""]
 
 

@@ -133,7 +133,7 @@ def evaluate_episodes(
     labels = torch.tensor(episodes.labels, device=features.device)
     chunks = zip(*(x.split(per_chunk) for x in (support, query, labels)), strict=True)
     predicted, ranks = [], []
-    unfit = torch.zeros((), device=features.device)  # read once: every look waits for the device
+    unfit = torch.zeros(())  # read once: every look waits for the device
     with torch.no_grad():
         for s, q, truth in chunks:
             scores = method.scores(of_support[s], features[q], evaluation)

@@ -31,9 +31,9 @@ def ridge_scores(
     inputs, targets = support.flatten(-3, -2), _one_hot(support)
     S, D = inputs.shape[-2:]
     if S < D:
-        weights = inputs.mT @ _solved(inputs @ inputs.mT, regularization, targets).to(inputs)
+        weights = inputs.mT @ _solved(inputs @ inputs.mT, regularization, targets).to(inputs.dtype)
     else:
-        weights = _solved(inputs.mT @ inputs, regularization, inputs.mT @ targets).to(inputs)
+        weights = _solved(inputs.mT @ inputs, regularization, inputs.mT @ targets).to(inputs.dtype)
     return scale * (query @ weights)
 
 
@@ -51,7 +51,7 @@ def logistic_scores(support: Tensor, query: Tensor, regularization: float) -> Te
         inputs = upper.mT
     root = regularization**0.5
     weights = _fit_logistic(F.pad(inputs.double() / root, (0, 1), value=1.0), targets)
-    weights, intercept = (weights[..., :-1] / root).to(query), weights[..., -1:]
+    weights, intercept = (weights[..., :-1] / root).to(query.dtype), weights[..., -1:]
     return _log_probabilities(weights if basis is None else weights @ basis.mT, intercept, query)
 
 
@@ -80,7 +80,7 @@ def linear_scores(
         of_weights = momentum * of_weights + slope + weight_decay * weights
         of_bias = momentum * of_bias + slope.sum(dim=-1, keepdim=True) + weight_decay * bias
         weights, bias = weights - lr * of_weights, bias - lr * of_bias
-    return _log_probabilities(weights.to(query) @ inputs, bias, query)
+    return _log_probabilities(weights.to(query.dtype) @ inputs, bias, query)
 
 
 def _one_hot(support: Tensor) -> Tensor:
@@ -98,7 +98,7 @@ def _solved(matrix: Tensor, regularization: float | Tensor, right: Tensor) -> Te
 
 def _log_probabilities(weights: Tensor, intercept: Tensor, query: Tensor) -> Tensor:
     """Of query `[E, M, D]`, from weights `[E, N, D]` and intercept `[E, N, 1]`: `[E, M, N]`."""
-    return (weights @ query.mT + intercept.to(query)).log_softmax(dim=-2).mT
+    return (weights @ query.mT + intercept.to(query.dtype)).log_softmax(dim=-2).mT
 
 
 def _fit_logistic(inputs: Tensor, targets: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def _fit_logistic(inputs: Tensor, targets: Tensor) -> Tensor:
         further, descent = step @ inputs.mT, _inner(gradient, step)
         linear, quadratic = _inner(penalized * W, step), _inner(penalized * step, step) / 2
         loss = _cross_entropy(logits, targets)
-        length = far.to(inputs)
+        length = far.to(inputs.dtype)
         for _ in range(_HALVINGS):
             risen = _cross_entropy(logits + length * further, targets) - loss
             risen = risen + length * linear + length**2 * quadratic

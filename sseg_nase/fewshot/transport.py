@@ -71,7 +71,7 @@ def transport_scores(
         if not uniform:
             return (-cost / entropy).softmax(dim=-1)
         plan, columns = sinkhorn(cost, columns, entropy=entropy, scalings=scalings)
-        return plan.to(query)
+        return plan.to(query.dtype)
 
     for _ in range(updates):
         share = assigned().mT

@@ -21,7 +21,7 @@ def _magnitude(parameter: Tensor, gradient: Tensor, generator: torch.Generator) 
 
 def _random(parameter: Tensor, gradient: Tensor, generator: torch.Generator) -> Tensor:
     # One number per channel: a sum over its weights would hardly vary where there are many.
-    return torch.rand(len(parameter), generator=generator).to(parameter)
+    return torch.rand(len(parameter), generator=generator)
 
 
 IMPORTANCE: Mapping[str, Callable[[Tensor, Tensor, torch.Generator], Tensor]] = {

@@ -165,7 +165,7 @@ class FewShotTask:
         if judged is None:
             return None
         chosen = chosen_images(self.store.labels)
-        rows = judged[torch.from_numpy(chosen).to(judged.device)]
+        rows = judged[torch.from_numpy(chosen)]
         names, labels = np.unique(self.store.labels[chosen], return_inverse=True)
         return Embeddings(
             rows.cpu().numpy(),

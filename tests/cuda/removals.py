@@ -44,7 +44,7 @@ TESTS = (
 )  # fmt: skip
 HEAVY = ("torch", "torch._dynamo", "torchvision", "lightning_fabric", "numba", "scipy", "pandas",
          "sklearn", "pytest", "rich", "PIL.Image")  # fmt: skip
-MOST_TESTS = 12  # of those that come by a movement: what the quickest do not see is missed
+MOST_TESTS = 40  # of those that come by a movement: what the quickest do not see is missed
 TOLD = "tell_a_movement"  # the name of a function
 
 

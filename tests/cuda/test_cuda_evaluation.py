@@ -12,7 +12,7 @@ import pytest
 import torch
 from fake_cuda import CUDA, NAME, Fake, fake_cuda
 from paths import TINY, config_of
-from torch import Tensor
+from torch import Tensor, nn
 
 from sseg_nase import stages
 from sseg_nase.config.compose import load
@@ -21,6 +21,8 @@ from sseg_nase.data.curriculum.difficulty import difficulty
 from sseg_nase.data.curriculum.render import render
 from sseg_nase.data.random import derive
 from sseg_nase.finetune.learner import METHODS, EpisodeLearner, around
+from sseg_nase.hardware.latency import latency_ms
+from sseg_nase.nets.weights import _read
 from sseg_nase.run import run
 from sseg_nase.stages import judging
 from sseg_nase.stages.starting import Reached
@@ -43,7 +45,7 @@ EVALUATED: dict[str, list[str]] = {
         for method in ("matching", "ridge", "logistic", "linear", "sinkhorn")
     },
     "relation": ["finetune=relation", *judged("relation"), "backbone.pooled_blocks=2"],
-    "maml": ["finetune=maml", *judged("maml"), "evaluation.maml.steps=2"],
+    "maml": ["finetune=maml", *judged("maml"), "evaluation.maml.steps=2", "evaluation.top_k=[2]"],
     "r2d2": ["finetune=r2d2", "evaluation.method=ridge"],
 }
 QUICK = ["ssl=none", "evolution=none", "sparsity=none"]
@@ -58,11 +60,12 @@ def fake() -> Iterator[Fake]:
 
 
 def fine_tuning(method: str) -> list[str]:
-    pooled = ["backbone.pooled_blocks=2"] if method == "relation" else []
-    return [
-        *QUICK, f"finetune={method}", *pooled, *ONE_EPOCH,
-        *([] if method == "linear" else EPISODES),
-    ]  # fmt: skip
+    own = {
+        "relation": [*EPISODES, "backbone.pooled_blocks=2"],
+        "maml": [*EPISODES, "finetune.inner_steps=2"],
+        "linear": ["hardware.batch_size=128"],
+    }
+    return [*QUICK, f"finetune={method}", *ONE_EPOCH, *own.get(method, EPISODES)]
 
 
 def learner(overrides: list[str]) -> Any:
@@ -220,7 +223,22 @@ def test_size_and_speed(fake: Fake) -> None:
     assert fake.waits["synchronize hardware/memory.py:_cuda_peak"] == 1
     for key in ("params", "macs"):
         assert there[key] == here[key]
-    assert judging.efficiency(stages.seed_backbone(config), 16, CUDA)["latency_ms_b1"]
+
+
+def test_a_network_is_timed_where_it_is_asked_for(fake: Fake) -> None:
+    seen = set()
+    layer = nn.Conv2d(3, 4, 3)
+    layer.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].is_cuda))
+    assert latency_ms(layer, 16, 2, repeats=2, warmup=1, device=CUDA)
+    assert seen == {True}
+    assert not layer.weight.is_cuda
+
+
+def test_weights_of_a_file_come_to_the_cpu(fake: Fake, tmp_path: Path) -> None:
+    """Whatever device they were saved on: there may be none."""
+    path = tmp_path / "weights.pt"
+    torch.save(nn.Linear(2, 2).to(CUDA).state_dict(), path)
+    assert not any(tensor.is_cuda for tensor in _read(path, "backbone.weights").values())
 
 
 def test_difficulty(fake: Fake) -> None:

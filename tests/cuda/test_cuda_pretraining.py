@@ -270,7 +270,8 @@ def test_a_resumed_training_is_the_uninterrupted_one(fake: Fake, tmp_path: Path)
 @pytest.mark.parametrize("there_first", [True, False])
 def test_a_training_goes_on_on_another_device(tmp_path: Path, there_first: bool) -> None:
     """With a probation under way: its networks go along, too."""
-    elsewhere = [*RUN, "evolution.rollback_grace_epochs=3", "hardware.accelerator=cpu"]
+    with_memory = [*RUN[:-1], *SMALL_DINO]
+    elsewhere = [*with_memory, "evolution.rollback_grace_epochs=3", "hardware.accelerator=cpu"]
     elsewhere += ["hardware.precision=32-true"]
     there = [*elsewhere, "hardware.accelerator=cuda"]
     with fake_cuda():
