@@ -211,7 +211,7 @@ def test_what_cannot_be_trained_on_from_is_refused_with_what_to_do(
         )
     with pytest.raises(UserError, match=rf"resume={tmp_path}: .*student\.w.*{said}"):
         checkpoint.resumable(path)
-    checkpoint.save(path, {"student": FINE})
+    checkpoint.save(path, {**progress, "student": FINE})
     assert torch.equal(checkpoint.resumable(path)["student"]["w"], FINE["w"])
 
 
