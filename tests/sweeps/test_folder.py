@@ -280,7 +280,8 @@ def test_a_launch_notes_who_it_was_and_not_what_it_was_told_to_look_at(
     sweep: SweepFolder,
 ) -> None:
     given = dataclasses.replace(sweep.settings, dir="elsewhere", job=3, retries=2)
-    sweep.begin_launch(given, "0,1")
+    with sweep.launching():
+        sweep.begin_launch(given, "0,1")
     again = SweepFolder(sweep.path)
     assert (again.settings.dir, again.settings.job, again.settings.retries) == (None, None, 2)
     assert again.plan["visible_devices"] == "0,1"
