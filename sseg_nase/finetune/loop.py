@@ -30,7 +30,8 @@ from sseg_nase.training.interruption import Interrupted
 
 PURPOSE = "finetune"  # of what is drawn at random here
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
+    "adam": partial(torch.optim.Adam, fused=True),
+    # Not fused: where the scaler of 16-mixed skips the first step, momenta would not be written.
     "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
 }
 
@@ -138,7 +139,7 @@ class FineTuner:
         self.judged = copy.deepcopy(self.learner) if self.options.ema_decay else self.learner
         self._freeze()
         optimizer = OPTIMIZERS[self.options.optimizer](
-            self._groups(), weight_decay=self.options.weight_decay, fused=True
+            self._groups(), weight_decay=self.options.weight_decay
         )
         self.model, self.optimizer = fabric.setup(self.learner, optimizer)
         self.guard = Guard(
