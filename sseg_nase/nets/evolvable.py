@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from sseg_nase.nets import mutation
 from sseg_nase.nets.architecture import Architecture, pools
 from sseg_nase.nets.backbone import Backbone
-from sseg_nase.nets.pooling import max_pool2x2
+from sseg_nase.nets.fused import norm_act_pool
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
 
 
 class ConvBlock(nn.Module):
@@ -47,30 +47,24 @@ class ConvBlock(nn.Module):
             in_channels, out_channels, kernel_size, padding=kernel_size // 2, bias=not batch_norm
         )
         self.norm = nn.BatchNorm2d(out_channels) if batch_norm else nn.Identity()
-        self.act = ACTIVATIONS[activation]()
+        self.activation = activation
         self.pool = pool
         self.residual = residual
         self.register_buffer("routing", torch.eye(out_channels, in_channels) if routed else None)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` → `[B, C', H', W']`."""
-        pooling = self.pool and pools(min(x.shape[-2:]))
+        pool = self.pool and pools(min(x.shape[-2:]))
         if not self.residual:
-            y = self.norm(self.conv(x))
-            if pooling and isinstance(self.act, nn.ReLU):
-                # ReLU keeps the order of numbers: after the pooling it has a quarter of the work.
-                return F.relu_(max_pool2x2(y))
-            y = self.act(y)
-        else:
-            y = self.norm(self.conv(self.act(x)))
-            if self.routing is not None:
-                y = y + F.conv2d(x, self.routing.to(x.dtype)[:, :, None, None])
-            elif x.shape[1] == y.shape[1]:
-                y = y + x
-            else:
-                shared = min(x.shape[1], y.shape[1])
-                y = torch.cat((y[:, :shared] + x[:, :shared], y[:, shared:]), dim=1)
-        return max_pool2x2(y) if pooling else y
+            return norm_act_pool(self.norm, self.conv(x), activation=self.activation, pool=pool)
+        y = self.conv(ACTIVATIONS[self.activation](x))
+        return norm_act_pool(self.norm, y, shortcut=self._shortcut(x, y.shape[1]), pool=pool)
+
+    def _shortcut(self, x: Tensor, channels: int) -> Tensor:
+        if self.routing is not None:
+            return F.conv2d(x, self.routing.to(x.dtype)[:, :, None, None])
+        more = channels - x.shape[1]
+        return F.pad(x, (0, 0, 0, 0, 0, more)) if more > 0 else x[:, :channels]
 
 
 class EvolvableCNN(Backbone):

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from sseg_nase.nets.architecture import pools
 from sseg_nase.nets.evolvable import initialize
-from sseg_nase.nets.pooling import max_pool2x2
+from sseg_nase.nets.fused import norm_act_pool
 
 
 class RelationHead(nn.Module):
@@ -53,18 +53,15 @@ class RelationHead(nn.Module):
             for conv, x in ((self.of_class, classes), (self.of_query, query))
         )
         pairs = (c[:, None] + q[:, :, None]).flatten(0, 2)
-        x = self._pooled(F.relu(self.norm1(pairs)))
-        x = self._pooled(F.relu(self.norm2(self.conv2(x))))
+        x = norm_act_pool(self.norm1, pairs, activation="relu", pool=pools(pairs.shape[-1]))
+        x = self.conv2(x)
+        x = norm_act_pool(self.norm2, x, activation="relu", pool=pools(x.shape[-1]))
         x = self.fc2(F.relu(self.fc1(x.flatten(1))))
         return x.sigmoid().view(E, M, N)
 
     def _maps(self, features: Tensor) -> Tensor:
         maps = features.reshape(-1, self.channels, self.side, self.side)
         return maps.to(memory_format=torch.channels_last)
-
-    @staticmethod
-    def _pooled(x: Tensor) -> Tensor:
-        return max_pool2x2(x) if pools(x.shape[-1]) else x
 
 
 class RidgeHead(nn.Module):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sseg_nase.nets.architecture import pools
 from sseg_nase.nets.backbone import Backbone, drawing_from
 from sseg_nase.nets.fixed import ResNet12Architecture
-from sseg_nase.nets.pooling import max_pool2x2
+from sseg_nase.nets.fused import norm_act_pool
 
 SLOPE = 0.1
 
@@ -33,12 +34,12 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` → `[B, C', H', W']`."""
-        y = F.leaky_relu(self.norm1(self.conv1(x)), SLOPE)
-        y = F.leaky_relu(self.norm2(self.conv2(y)), SLOPE)
-        y = self.norm3(self.conv3(y)) + self.shortcut_norm(self.shortcut_conv(x))
-        if pools(min(y.shape[-2:])):
-            y = max_pool2x2(y)  # before the LeakyReLU, which keeps the order of numbers
-        return F.leaky_relu(y, SLOPE)
+        activated = partial(norm_act_pool, activation="leaky_relu", negative_slope=SLOPE)
+        y = activated(self.norm1, self.conv1(x))
+        y = activated(self.norm2, self.conv2(y))
+        shortcut = norm_act_pool(self.shortcut_norm, self.shortcut_conv(x))
+        pool = pools(min(y.shape[-2:]))
+        return activated(self.norm3, self.conv3(y), shortcut=shortcut, pool=pool)
 
 
 class ResNet12(Backbone):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torchvision import models
+from torchvision.models import resnet
 
 from sseg_nase.nets.backbone import Backbone, drawing_from
 from sseg_nase.nets.fixed import ResNetArchitecture, ViTArchitecture
+from sseg_nase.nets.fused import norm_act_pool
 
 # Of ImageNet's colours, as torchvision's weights expect them; of grey the means of these.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -43,6 +46,40 @@ class VisionBackbone(Backbone):
         return x * scale.to(x.dtype) + shift.to(x.dtype)
 
 
+class BasicBlock(resnet.BasicBlock):
+    """torchvision's, with its norms, shortcut and activations each in one go."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` → `[B, C', H', W']`."""
+        y = norm_act_pool(self.bn1, self.conv1(x), activation="relu")
+        shortcut = _shortcut(self, x)
+        return norm_act_pool(self.bn2, self.conv2(y), shortcut=shortcut, activation="relu")
+
+
+class Bottleneck(resnet.Bottleneck):
+    """torchvision's, as `BasicBlock`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` → `[B, C', H', W']`."""
+        y = norm_act_pool(self.bn1, self.conv1(x), activation="relu")
+        y = norm_act_pool(self.bn2, self.conv2(y), activation="relu")
+        shortcut = _shortcut(self, x)
+        return norm_act_pool(self.bn3, self.conv3(y), shortcut=shortcut, activation="relu")
+
+
+BLOCKS: Mapping[type[nn.Module], type[nn.Module]] = {
+    resnet.BasicBlock: BasicBlock,
+    resnet.Bottleneck: Bottleneck,
+}
+
+
+def _shortcut(block: BasicBlock | Bottleneck, x: Tensor) -> Tensor:
+    if block.downsample is None:
+        return x
+    conv, norm = block.downsample
+    return norm_act_pool(norm, conv(x))
+
+
 class ResNet(VisionBackbone):
     """torchvision's ResNet up to the average over the last map."""
 
@@ -62,6 +99,8 @@ class ResNet(VisionBackbone):
                     architecture.in_channels, 64, side, stride, padding=side // 2, bias=False
                 )
                 nn.init.kaiming_normal_(self.body.conv1.weight, mode="fan_out")
+        for part in self.body.modules():
+            part.__class__ = BLOCKS.get(type(part), type(part))
         if small:
             self.body.maxpool = nn.Identity()
         self.body.fc = nn.Identity()
@@ -75,7 +114,8 @@ class ResNet(VisionBackbone):
     def forward(self, x: Tensor) -> Tensor:
         """Embed `[B, C, H, W]` as `[B, features]`."""
         body = self.body
-        x = body.maxpool(body.relu(body.bn1(body.conv1(self.prepared(x)))))
+        x = norm_act_pool(body.bn1, body.conv1(self.prepared(x)), activation="relu")
+        x = body.maxpool(x)
         for stage in (body.layer1, body.layer2, body.layer3, body.layer4):
             for block in stage:
                 x = self.run(block, x)

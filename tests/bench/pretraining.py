@@ -9,6 +9,7 @@ from torch import nn
 
 from sseg_nase.config.schema import Config
 from sseg_nase.hardware.profiles import cores
+from sseg_nase.nets import fused
 from sseg_nase.stages.pretraining import trainer_of
 from sseg_nase.stages.starting import images_of, seed_learner
 from sseg_nase.tracking.sink import Sink
@@ -84,6 +85,17 @@ def ready_made(size: int, steps: int = 24) -> Work:
     overrule(bare.feed, epoch=lambda *_, **__: itertools.repeat(batch, steps))
     overrule(bare.probe, views=lambda *_, **__: views)
     return epochs(bare, steps)
+
+
+def step(size: int, backbone: str, steps: int = 6) -> Work:
+    """The program's training of a network by its name in conf/backbone."""
+    return epochs(trainer(size, steps, f"backbone={backbone}"), steps)
+
+
+def step_in_turn(size: int, backbone: str) -> Work:
+    """The same with batch norm, activation and pooling one after the other, as torch has them."""
+    overrule(fused, _fits=lambda *_: False)
+    return step(size, backbone)
 
 
 def lightly(size: int, steps: int | None = None) -> Work:

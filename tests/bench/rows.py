@@ -115,6 +115,16 @@ def _pretraining() -> Iterator[Row]:
             Side("pretraining.ready_made", {"size": size}),
             ratio=0.85,
         )
+        for backbone, least in (("evolvable", 1.6), ("conv4", 1.4), ("resnet12_quarter", 1.4)):
+            network = {"size": size, "backbone": backbone}
+            yield Row(
+                f"pretrain/{size}px/{backbone}/in-turn",
+                "images/s",
+                "the same step with batch norm, activation and pooling one after the other",
+                Side("pretraining.step", network),
+                Side("pretraining.step_in_turn", network),
+                ratio=least,
+            )
 
 
 def _accumulation() -> Iterator[Row]:

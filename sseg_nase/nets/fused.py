@@ -1,0 +1,348 @@
+"""Batch norm, shortcut, activation and 2×2 max-pooling in one go, for networks on a CPU.
+
+Each of them alone reads and writes whole feature maps and computes next to nothing in between:
+together they took two thirds of a training step. Here a map is read twice forward, for its
+statistics and for the result, and twice backward, for the sums of the gradients and for its own.
+Beside the input, which the convolution before it has made, a byte per pooled number is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sseg_nase.hardware.native import in_blocks
+from sseg_nase.nets import native
+from sseg_nase.nets.batch_norm import _NormBackward
+from sseg_nase.nets.pooling import _Unpool, max_pool2x2
+
+# As what NumPy is told of numbers in memory.
+_MEMORY = {torch.float32: torch.float32, torch.bfloat16: torch.int16}
+_COMPUTED = {torch.float32: np.float32, torch.bfloat16: np.float32, torch.float64: np.float64}
+_PART = 2048  # numbers that are summed before sums become float64
+
+Array = np.ndarray
+
+
+def norm_act_pool(
+    norm: nn.Module,
+    x: Tensor,
+    *,
+    shortcut: Tensor | None = None,
+    activation: str | None = None,
+    negative_slope: float = 0.01,
+    pool: bool = False,
+) -> Tensor:
+    """`max_pool2d(activation(norm(x) + shortcut), 2)` of `[B, C, H, W]`, `norm` in either mode.
+
+    `shortcut` `[B, C, H, W]`, `activation` (relu, leaky_relu with `negative_slope`, gelu) and
+    `pool` may each be left out. Running statistics are updated as `norm(x)` does.
+
+    One operation for maps of float32 and bfloat16 that are channels-last in a CPU's memory; its
+    results do not depend on the number of threads. All else is left to `norm` and torch, one after
+    the other: GELU, other layouts, dtypes and devices, what `torch.compile` or an export looks at,
+    and a `norm` that is more than torch's (hooks, a `forward` of its own as inside of
+    `twice_differentiable`, synchronised over processes). The gradient can itself be
+    differentiated; inside of `twice_differentiable` that takes less time.
+    """
+    assert activation in (None, "relu", "leaky_relu", "gelu"), activation
+    if activation == "gelu":  # not in the order of its inputs
+        y = F.gelu(norm_act_pool(norm, x, shortcut=shortcut))
+        return max_pool2x2(y) if pool else y
+    if not _fits(norm, x, shortcut, pool):
+        return _in_turn(norm, x, shortcut, activation, negative_slope, pool)
+    slope = {None: 1.0, "relu": 0.0, "leaky_relu": negative_slope}[activation]
+    plan = _planned(norm, x, slope, pool)
+    tensors = (x, norm.weight, norm.bias, shortcut)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        out: Tensor = _Fused.apply(*tensors, plan)
+        return out
+    return _forward(x, shortcut, plan, tracked=False)[0]
+
+
+def _in_turn(
+    norm: nn.Module,
+    x: Tensor,
+    shortcut: Tensor | None,
+    activation: str | None,
+    negative_slope: float,
+    pool: bool,
+) -> Tensor:
+    """The same with one operation after the other."""
+    y = norm(x)
+    if shortcut is not None:
+        y = y + shortcut
+    if pool:
+        y = max_pool2x2(y)  # before what keeps the order of numbers, which then has less to do
+    if activation is None:
+        return y
+    if activation == "leaky_relu":
+        return F.leaky_relu(y, negative_slope)
+    return F.relu_(y) if pool else F.relu(y)
+
+
+def _fits(
+    norm: nn.Module, x: Tensor, shortcut: Tensor | None, pool: bool
+) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether all of it is what is written here."""
+    return (
+        type(x) in (Tensor, nn.Parameter)
+        and x.device.type == "cpu"
+        and x.dtype in _MEMORY
+        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        and not torch._C._are_functorch_transforms_active()
+        and isinstance(norm, nn.BatchNorm2d)
+        and type(norm).forward is nn.BatchNorm2d.forward
+        and "forward" not in vars(norm)
+        and not (norm._forward_hooks or norm._forward_pre_hooks)
+        and not (norm._backward_hooks or norm._backward_pre_hooks)
+        and x.dim() == 4
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and x.shape[1] == norm.num_features
+        and x.numel() > x.shape[1]
+        and (not pool or min(x.shape[2:]) > 1)
+        and (shortcut is None or (shortcut.dtype, shortcut.shape) == (x.dtype, x.shape))
+    )
+
+
+# -- forward ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is done to a map: u = a (x − μ) + b, a = γ r, r = 1 / √(σ² + ε); float64 `[C]` each.
+
+    `slope`: the activation's where u is not positive, 1 without one. `batch`: whether μ and r are
+    the batch's. `factors` are μ, a and b one after the other in the precision of the kernels; what
+    rounding leaves of μ, `rest`, is in this b.
+    """
+
+    slope: float
+    pool: bool
+    batch: bool
+    mean: Array
+    rest: Array
+    scale: Array
+    gain: Array
+    factors: Array
+    eps: float
+
+
+def _planned(norm: nn.BatchNorm2d, x: Tensor, slope: float, pool: bool) -> _Plan:
+    """With `norm` as it is now; its running statistics are updated."""
+    batch = True
+    if norm.training or norm.running_mean is None or norm.running_var is None:
+        mean, var = _statistics(x)
+        if norm.training and norm.track_running_stats:
+            _track(norm, mean, var, x.numel() // x.shape[1])
+    else:
+        batch, mean, var = False, _numbers(norm.running_mean), _numbers(norm.running_var)
+    scale = 1 / np.sqrt(var + norm.eps)
+    gain = scale if norm.weight is None else scale * _numbers(norm.weight)
+    rest = mean - mean.astype(_COMPUTED[x.dtype])
+    shift = -rest * gain if norm.bias is None else _numbers(norm.bias) - rest * gain
+    factors = np.concatenate((mean, gain, shift)).astype(_COMPUTED[x.dtype])
+    return _Plan(slope, pool, batch, mean, rest, scale, gain, factors, norm.eps)
+
+
+def _statistics(x: Tensor) -> tuple[Array, Array]:
+    """Mean and variance, float64 `[C]` each; alike for any number of threads."""
+    C = x.shape[1]
+    lanes, slots = _lanes(C)
+    n, size = x.numel() // C, _part(C)
+    chunk = size * native.PARTS
+    found = np.zeros((-(-n // chunk), 2, len(lanes) * -(-C // len(lanes))))
+    arrays = (_flat(x), C, size, lanes, found.reshape(-1))
+    in_blocks(partial(native.moments, *arrays), len(found))
+    means, squares = found[:, 0, slots], found[:, 1, slots]
+    shares = np.minimum(n - np.arange(len(found)) * chunk, chunk)[:, None] / n
+    mean = (shares * means).sum(axis=0)
+    return mean, squares.sum(axis=0) / n + (shares * (means - mean) ** 2).sum(axis=0)
+
+
+@torch.no_grad()
+def _track(norm: nn.BatchNorm2d, mean: Array, var: Array, n: int) -> None:
+    """Update the running statistics as torch does."""
+    momentum = norm.momentum
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if momentum is None:
+            momentum = 1 / norm.num_batches_tracked.item()
+    share = momentum or 0.0
+    for running, new in ((norm.running_mean, mean), (norm.running_var, var * n / (n - 1))):
+        if running is not None:
+            running.copy_(torch.from_numpy((1 - share) * _numbers(running) + share * new))
+
+
+def _forward(
+    x: Tensor, shortcut: Tensor | None, plan: _Plan, *, tracked: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The result, and, where it is `tracked` and pooled, the windows' places as `native` has it."""
+    B, C, H, W = x.shape
+    lanes, _ = _lanes(C)
+    maps, size = (_flat(x), _flat(shortcut, x)), _part(C)
+    if not plan.pool:
+        out = _empty(x, B, C, H, W)
+        apply = partial(native.apply, *maps, C, size, lanes, plan.slope, plan.factors, _flat(out))
+        in_blocks(apply, -(-B * H * W // size))
+        return out, None
+    out = _empty(x, B, C, H // 2, W // 2)
+    which = torch.empty(out.numel() if tracked else 0, dtype=torch.uint8)
+    arrays = (*maps, H, W, C, lanes, plan.slope, plan.factors, _flat(out), which.numpy())
+    in_blocks(partial(native.apply_pooled, *arrays), B)
+    return out, which
+
+
+def _empty(like: Tensor, B: int, C: int, H: int, W: int) -> Tensor:
+    """Room for a map of the dtype of `like`."""
+    return torch.empty(B, C, H, W, dtype=like.dtype, memory_format=torch.channels_last)
+
+
+def _flat(x: Tensor | None, like: Tensor | None = None) -> Array:
+    """`[B, C, H, W]` → its numbers pixel by pixel; shared where it is channels-last.
+
+    Without `x` there are none, of the dtype of `like`.
+    """
+    if x is None:
+        assert like is not None
+        x = like.new_empty(0, 0, 0, 0)
+    pixels = x.detach().permute(0, 2, 3, 1).contiguous().view(-1)
+    numbers: Array = pixels.view(_MEMORY[x.dtype]).numpy()
+    return numbers
+
+
+def _numbers(values: Tensor) -> Array:
+    """`[C]` in float64."""
+    numbers: Array = values.detach().double().numpy()
+    return numbers
+
+
+def _part(C: int) -> int:
+    """Pixels whose sums are in the maps' own precision."""
+    return max(8, _PART // C)
+
+
+@lru_cache(maxsize=256)
+def _lanes(C: int) -> tuple[tuple[int, ...], Array]:
+    """As many numbers as a vector has, and where in the kernels' blocks of so many a channel is."""
+    size = next(n for n in (16, 8, 4, 2, 1) if n <= C)
+    last = -(-C // size) - 1  # it begins early
+    channels = np.arange(C)
+    slots = np.where(channels < last * size, channels, channels - (C - size) + last * size)
+    return (0,) * size, slots
+
+
+# -- backward --------------------------------------------------------------------------------------
+
+
+class _Fused(torch.autograd.Function):
+    """See `norm_act_pool`. With g the gradient of u and x̂ = r (x − μ):
+
+    ∂β = Σ g, ∂γ = Σ g x̂, ∂shortcut = g and ∂x = a g, less a (⟨g⟩ + x̂ ⟨g x̂⟩) where μ and r are the
+    batch's.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        shortcut: Tensor | None,
+        plan: _Plan,
+    ) -> Tensor:
+        out, which = _forward(x, shortcut, plan, tracked=True)
+        # Where there is pooling, `which` says all that is to be known of u.
+        needed = plan.slope != 1 and not plan.pool
+        ctx.save_for_backward(x, weight, shortcut if needed else None, which)
+        ctx.plan = plan
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            every = _differentiable(ctx.plan, g, *ctx.saved_tensors)
+            needed = ctx.needs_input_grad
+            return tuple(one if asked else None for one, asked in zip(every, needed, strict=True))
+        x, weight, shortcut, which = ctx.saved_tensors
+        of_x, of_weight, of_bias, of_shortcut, _ = ctx.needs_input_grad
+        plan: _Plan = ctx.plan
+        B, C, H, W = x.shape
+        n, size = B * H * W, _part(C)
+        lanes, slots = _lanes(C)
+        if plan.pool:
+            add_up, spread, blocks = native.add_up_pooled, native.gradients_pooled, B
+            maps: tuple[Any, ...] = (_flat(x), _flat(g), which.numpy(), H, W, C)
+        else:
+            add_up, spread, blocks = native.add_up, native.gradients, -(-n // size)
+            maps = (_flat(x), _flat(shortcut, x), _flat(g), C, size)
+        maps = (*maps, lanes, plan.slope)
+        total = by_x = np.zeros(C)
+        if of_weight or of_bias or plan.batch:
+            sums = np.zeros((blocks, 2, len(lanes) * -(-C // len(lanes))))
+            in_blocks(partial(add_up, *maps, plan.factors, sums.reshape(-1)), blocks)
+            total, by_x = sums.sum(axis=0)[:, slots]
+            by_x = (by_x - plan.rest * total) * plan.scale
+        found: list[Tensor | None] = [None] * 5
+        if of_weight:
+            found[1] = torch.from_numpy(by_x).to(weight.dtype)
+        if of_bias:
+            found[2] = torch.from_numpy(total).to(weight.dtype)
+        if of_shortcut and plan.slope == 1 and not plan.pool:
+            found[3], of_shortcut = g, False
+        if of_x or of_shortcut:
+            by_away = -plan.gain * plan.scale * by_x / n * plan.batch
+            by_1 = -plan.gain * total / n * plan.batch - by_away * plan.rest
+            factors = np.concatenate((plan.factors, plan.gain, by_away, by_1))
+            found[0] = _empty(x, *x.shape)
+            if of_shortcut:
+                found[3] = _empty(x, *x.shape)
+            outs = (_flat(found[0]), _flat(found[3] if of_shortcut else None, x))
+            in_blocks(partial(spread, *maps, factors.astype(plan.factors.dtype), *outs), blocks)
+        return tuple(found)
+
+
+def _differentiable(
+    plan: _Plan,
+    g: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    shortcut: Tensor | None,
+    which: Tensor | None,
+) -> tuple[Tensor | None, ...]:
+    """The same gradients by operations that have gradients themselves."""
+    B, C, H, W = x.shape
+    if which is not None:
+        which = which.view(B, H // 2, W // 2, C)
+    exact = torch.promote_types(x.dtype, torch.float32)
+    mean, scale = (torch.from_numpy(one).to(exact) for one in (plan.mean, plan.scale))
+    if plan.slope != 1:
+        if which is not None:
+            positive = (which < 4).permute(0, 3, 1, 2)
+        else:
+            rounded, a, b = (_per_channel(one) for one in torch.from_numpy(plan.factors).chunk(3))
+            u = (x.detach().to(exact) - rounded) * a + b
+            positive = (u if shortcut is None else u + shortcut.detach()) > 0
+        g = torch.where(positive, g, g * plan.slope if plan.slope else 0)
+    if which is not None:
+        g = _Unpool.apply(g, which & 3, [B, H, W, C])
+    factor = torch.ones_like(scale) if weight is None else weight
+    if plan.batch:
+        of_x, of_weight, of_bias = _NormBackward.apply(g, x, factor, mean, scale, plan.eps)
+    else:
+        normal = (x - _per_channel(mean)) * _per_channel(scale)
+        of_weight, of_bias = ((one * g).sum(dim=(0, 2, 3)) for one in (normal, 1))
+        of_x = (g * _per_channel(factor * scale)).to(x.dtype)
+    if weight is None:
+        return of_x, None, None, g, None
+    return of_x, of_weight.to(weight.dtype), of_bias.to(weight.dtype), g, None
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    return values[:, None, None]

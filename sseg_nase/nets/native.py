@@ -1,0 +1,570 @@
+"""Kernels of `sseg_nase.nets.fused`: batch norm, activation and pooling over maps in memory.
+
+They are written with vectors of neighbouring channels, because a loop over the channels of one
+pixel is too short to become vectors by itself. What `bits` loads is one vector; sums, products,
+comparisons and `where` are of its lanes. The compiler makes of it what the processor has.
+
+Maps are the numbers of `[B, H, W, C]` in a row; one that is not there is empty. Channels are taken
+in blocks of as many as `lanes` has. The last block begins early where they do not divide C: a few
+channels are then computed twice, and sums have `slots` of their own for every block. An activation
+is known by its `slope` where its input is not positive: 0 for ReLU, 1 for none. `factors` holds C
+numbers each of μ, a and b of the forward pass, u = a (x − μ) + b, and of A, S and D of the backward
+pass, ∂x = A g + S (x − μ) + D.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import extending, types
+from numba.core.cgutils import get_or_insert_function
+from numba.core.datamodel import models
+from numba.extending import lower_builtin, register_model, type_callable
+
+from sseg_nase.hardware.native import compiled
+
+PARTS = 32  # of a chunk of `moments`
+intrinsic: Callable[..., Any] = extending.intrinsic  # whose types do not fit such use
+
+
+# -- vectors ---------------------------------------------------------------------------------------
+
+
+class Vector(types.Type):
+    """As many numbers as `lanes`, in a register."""
+
+    def __init__(self, dtype: Any, lanes: int) -> None:
+        self.dtype, self.lanes = dtype, lanes
+        super().__init__(name=f"Vector({dtype}, {lanes})")
+
+    def of(self, dtype: Any) -> Vector:
+        """As many of another kind."""
+        return Vector(dtype, self.lanes)
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, vector: Vector) -> None:
+        super().__init__(manager, vector, _in_llvm(vector))
+
+
+def _in_llvm(vector: Vector) -> ir.Type:
+    if vector.dtype == types.boolean:
+        element: ir.Type = ir.IntType(1)
+    elif vector.dtype in (types.float32, types.float64):
+        element = ir.FloatType() if vector.dtype == types.float32 else ir.DoubleType()
+    else:
+        element = ir.IntType(vector.dtype.bitwidth)
+    return ir.VectorType(element, vector.lanes)
+
+
+def _place(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(data, [index])
+
+
+def _vector_at(context: Any, builder: Any, vector: Vector, of: Any, arguments: Any) -> Any:
+    """Where in an array `of` some type a vector begins."""
+    start = _place(context, builder, of, *arguments[:2])
+    return builder.bitcast(start, _in_llvm(vector).as_pointer())
+
+
+def _size(array: Any) -> int:
+    return int(array.dtype.bitwidth // 8)
+
+
+@intrinsic
+def bits(typing, array, index, lanes):  # type: ignore[no-untyped-def]
+    """What stands in `array` from `index` on."""
+    vector = Vector(array.dtype, lanes.count)
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        start = _vector_at(context, builder, vector, array, arguments)
+        return builder.load(start, align=_size(array))
+
+    return vector(array, types.intp, lanes), generate
+
+
+@intrinsic
+def filled(typing, like, lanes, value):  # type: ignore[no-untyped-def]
+    """Every lane `value`, in the dtype of an array or a vector."""
+    vector = Vector(like.dtype, lanes.count)
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        one = context.cast(builder, arguments[2], value, like.dtype)
+        none = ir.Constant(_in_llvm(vector), ir.Undefined)
+        first = builder.insert_element(none, one, ir.IntType(32)(0))
+        return builder.shuffle_vector(first, none, _every(_in_llvm(vector.of(types.int32)), 0))
+
+    return vector(like, lanes, value), generate
+
+
+@intrinsic
+def number(typing, vector):  # type: ignore[no-untyped-def]
+    """What `bits` stand for: a bfloat16, read as an integer, is the upper half of a float32."""
+    if not isinstance(vector.dtype, types.Integer):
+        return vector(vector), lambda context, builder, signature, arguments: arguments[0]
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        whole = _in_llvm(vector.of(types.int32))
+        upper = builder.shl(builder.zext(arguments[0], whole), _every(whole, 16))
+        return builder.bitcast(upper, _in_llvm(vector.of(types.float32)))
+
+    return vector.of(types.float32)(vector), generate
+
+
+@intrinsic
+def wide(typing, vector):  # type: ignore[no-untyped-def]
+    """The same in float64."""
+    double = vector.of(types.float64)
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        if vector == double:
+            return arguments[0]
+        return builder.fpext(arguments[0], _in_llvm(double))
+
+    return double(vector), generate
+
+
+@intrinsic
+def store(typing, array, index, vector):  # type: ignore[no-untyped-def]
+    """Write to `array` from `index` on, rounded to the nearest (of two, the even) for bfloat16."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        value = arguments[2]
+        if vector.dtype == types.float32 and isinstance(array.dtype, types.Integer):
+            value = _rounded(builder, value, vector)
+        kept = vector.of(array.dtype)
+        start = _vector_at(context, builder, kept, array, arguments)
+        builder.store(value, start, align=_size(array))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), generate
+
+
+def _rounded(builder: Any, value: Any, vector: Vector) -> Any:
+    whole = _in_llvm(vector.of(types.int32))
+    number = builder.bitcast(value, whole)
+    odd = builder.and_(builder.lshr(number, _every(whole, 16)), _every(whole, 1))
+    nearest = builder.add(builder.add(number, _every(whole, 0x7FFF)), odd)
+    # The bits of what is not a number could carry over into infinity.
+    none = builder.or_(number, _every(whole, 0x400000))
+    kept = builder.select(builder.fcmp_unordered("uno", value, value), none, nearest)
+    upper = builder.lshr(kept, _every(whole, 16))
+    return builder.trunc(upper, _in_llvm(vector.of(types.int16)))
+
+
+def _every(kind: ir.VectorType, value: int) -> ir.Constant:
+    return ir.Constant(kind, [value] * kind.count)
+
+
+@intrinsic
+def where(typing, mask, yes, no):  # type: ignore[no-untyped-def]
+    """`yes` in the lanes that `mask` has, `no` in the others."""
+    return yes(mask, yes, no), lambda context, builder, signature, args: builder.select(*args)
+
+
+@intrinsic
+def prefetch(typing, array, index):  # type: ignore[no-untyped-def]
+    """Have what stands at `index`, which may lie outside, come into the cache."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        start = _place(context, builder, array, *arguments)
+        start = builder.bitcast(start, ir.IntType(8).as_pointer())
+        whole = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [start.type, whole, whole, whole])
+        function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [start, whole(0), whole(3), whole(1)])  # to read, to keep, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+def _operator(of: Callable[..., Any], emit: Callable[..., Any], *, compares: bool = False) -> None:
+    """Let the operator `of` take two equal kinds of vectors."""
+
+    @type_callable(of)
+    def typing(context):  # type: ignore[no-untyped-def]
+        def typer(one, other):  # type: ignore[no-untyped-def]
+            if isinstance(one, Vector) and one == other:
+                return one.of(types.boolean) if compares else one
+            return None
+
+        return typer
+
+    @lower_builtin(of, Vector, Vector)
+    def lower(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+        return emit(builder, isinstance(signature.args[0].dtype, types.Integer), *arguments)
+
+
+def _compares(sign: str) -> Callable[..., Any]:
+    def emit(builder: Any, integers: bool, one: Any, other: Any) -> Any:
+        if integers:
+            return builder.icmp_unsigned(sign, one, other)
+        compare = builder.fcmp_unordered if sign == "!=" else builder.fcmp_ordered
+        return compare(sign, one, other)
+
+    return emit
+
+
+for _of in (operator.add, operator.iadd):
+    _operator(_of, lambda builder, integers, one, other: builder.fadd(one, other))
+_operator(operator.sub, lambda builder, integers, one, other: builder.fsub(one, other))
+_operator(operator.mul, lambda builder, integers, one, other: builder.fmul(one, other))
+_operator(operator.or_, lambda builder, integers, one, other: builder.or_(one, other))
+_operator(operator.and_, lambda builder, integers, one, other: builder.and_(one, other))
+_operator(operator.gt, _compares(">"), compares=True)
+_operator(operator.eq, _compares("=="), compares=True)
+_operator(operator.ne, _compares("!="), compares=True)
+
+
+# -- parts of kernels ------------------------------------------------------------------------------
+
+
+@compiled
+def _activated(u, slope, lanes):  # type: ignore[no-untyped-def]
+    """`u` where it is positive, else slope · u."""
+    zero, factor = filled(u, lanes, 0.0), filled(u, lanes, slope)
+    return where(_above(u, zero), u, where(factor != zero, u * factor, zero))
+
+
+@compiled
+def _passed(g, positive, slope, lanes):  # type: ignore[no-untyped-def]
+    """The gradient of u from that of its activation, `g`; `positive`: where u is."""
+    zero, factor = filled(g, lanes, 0.0), filled(g, lanes, slope)
+    return where(positive, g, where(factor != zero, g * factor, zero))
+
+
+@compiled
+def _above(one, other):  # type: ignore[no-untyped-def]
+    """Where `one` is greater or not a number: what is none stays none."""
+    return (one > other) | (one != one)
+
+
+# -- statistics ------------------------------------------------------------------------------------
+
+
+@compiled
+def moments(x, C, pixels, lanes, found, start, stop):  # type: ignore[no-untyped-def]
+    """Means and sums of squared deviations of the chunks from `start` to before `stop`.
+
+    `found` `[chunks, 2, slots]`, zeros. A chunk is `PARTS` times `pixels`; each of these parts is
+    read twice, the second time from the cache, and they are put together as in Chan et al. 1979.
+    """
+    K = len(lanes)
+    blocks = -(-C // K)
+    P = len(x) // C
+    for part in range(start * PARTS, min(stop * PARTS, -(-P // pixels))):
+        n = min(pixels, P - part * pixels)
+        before = part % PARTS * pixels
+        share = n / (before + n)
+        for block in range(blocks):
+            first = part * pixels * C + min(block * K, C - K)
+            mean = _mean(x, first, C, n, lanes)
+            rest, squares = _deviations(x, first, C, n, lanes, mean)
+            to_mean = (part // PARTS * 2 * blocks + block) * K
+            to_squares = to_mean + blocks * K
+            old = bits(found, to_mean, lanes)
+            rest = rest * filled(rest, lanes, 1 / n)
+            away = wide(mean) + rest - old
+            squares = squares - rest * rest * filled(rest, lanes, float(n))
+            squares = squares + away * away * filled(away, lanes, before * share)
+            store(found, to_mean, old + away * filled(away, lanes, share))
+            store(found, to_squares, bits(found, to_squares, lanes) + squares)
+
+
+@compiled
+def _mean(x, at, C, n, lanes):  # type: ignore[no-untyped-def]
+    """Of `n` pixels, up to rounding. Several sums do not wait for each other."""
+    a = filled(number(bits(x, at, lanes)), lanes, 0.0)
+    b, c, d = a, a, a
+    for _ in range(n // 4):
+        a += number(bits(x, at, lanes))
+        b += number(bits(x, at + C, lanes))
+        c += number(bits(x, at + 2 * C, lanes))
+        d += number(bits(x, at + 3 * C, lanes))
+        at += 4 * C
+    for _ in range(n % 4):
+        a += number(bits(x, at, lanes))
+        at += C
+    return ((a + b) + (c + d)) * filled(a, lanes, 1 / n)
+
+
+@compiled
+def _deviations(x, at, C, n, lanes, mean):  # type: ignore[no-untyped-def]
+    """Σ (x − mean) and Σ (x − mean)² of `n` pixels."""
+    a = filled(mean, lanes, 0.0)
+    b, aa, bb = a, a, a
+    for _ in range(n // 2):
+        prefetch(x, at + n * C)
+        prefetch(x, at + n * C + C)
+        one, two = _away(x, at, lanes, mean), _away(x, at + C, lanes, mean)
+        a += one
+        b += two
+        aa += one * one
+        bb += two * two
+        at += 2 * C
+    if n % 2:
+        one = _away(x, at, lanes, mean)
+        a += one
+        aa += one * one
+    return wide(a + b), wide(aa + bb)
+
+
+@compiled
+def _away(x, at, lanes, mean):  # type: ignore[no-untyped-def]
+    return number(bits(x, at, lanes)) - mean
+
+
+# -- without pooling -------------------------------------------------------------------------------
+
+
+@compiled
+def apply(  # type: ignore[no-untyped-def]
+    x, shortcut, C, pixels, lanes, slope, factors, out, start, stop
+):
+    """The activation of u = a (x − μ) + b + shortcut of the chunks of `pixels`."""
+    K = len(lanes)
+    for chunk in range(start, stop):
+        for block in range(-(-C // K)):
+            channel = min(block * K, C - K)
+            mean, a = bits(factors, channel, lanes), bits(factors, C + channel, lanes)
+            b = bits(factors, 2 * C + channel, lanes)
+            at = chunk * pixels * C + channel
+            while at < min((chunk + 1) * pixels * C, len(x)):
+                prefetch(x, at + pixels * C)
+                prefetch(out, at + pixels * C)
+                u = _away(x, at, lanes, mean) * a + b
+                if len(shortcut):
+                    prefetch(shortcut, at + pixels * C)
+                    u += number(bits(shortcut, at, lanes))
+                store(out, at, _activated(u, slope, lanes))
+                at += C
+
+
+@compiled
+def add_up(  # type: ignore[no-untyped-def]
+    x, shortcut, g, C, pixels, lanes, slope, factors, sums, start, stop
+):
+    """Σ g' and Σ g' (x − μ) of every chunk, `[chunks, 2, slots]`; g' = ∂u of `apply`."""
+    K = len(lanes)
+    blocks = -(-C // K)
+    for chunk in range(start, stop):
+        for block in range(blocks):
+            channel = min(block * K, C - K)
+            mean, a = bits(factors, channel, lanes), bits(factors, C + channel, lanes)
+            b = bits(factors, 2 * C + channel, lanes)
+            zero = filled(mean, lanes, 0.0)
+            total, by_x = zero, zero
+            at = chunk * pixels * C + channel
+            while at < min((chunk + 1) * pixels * C, len(x)):
+                prefetch(x, at + pixels * C)
+                prefetch(g, at + pixels * C)
+                away = _away(x, at, lanes, mean)
+                u = away * a + b
+                if len(shortcut):
+                    prefetch(shortcut, at + pixels * C)
+                    u += number(bits(shortcut, at, lanes))
+                passed = _passed(number(bits(g, at, lanes)), u > zero, slope, lanes)
+                total += passed
+                by_x += passed * away
+                at += C
+            to = (chunk * 2 * blocks + block) * K
+            store(sums, to, wide(total))
+            store(sums, to + blocks * K, wide(by_x))
+
+
+@compiled
+def gradients(  # type: ignore[no-untyped-def]
+    x, shortcut, g, C, pixels, lanes, slope, factors, of_x, of_shortcut, start, stop
+):
+    """A g' + S (x − μ) + D and g' of the chunks."""
+    K = len(lanes)
+    for chunk in range(start, stop):
+        for block in range(-(-C // K)):
+            channel = min(block * K, C - K)
+            mean, a = bits(factors, channel, lanes), bits(factors, C + channel, lanes)
+            b, by_g = bits(factors, 2 * C + channel, lanes), bits(factors, 3 * C + channel, lanes)
+            by_x, by_1 = (
+                bits(factors, 4 * C + channel, lanes),
+                bits(factors, 5 * C + channel, lanes),
+            )
+            zero = filled(mean, lanes, 0.0)
+            at = chunk * pixels * C + channel
+            while at < min((chunk + 1) * pixels * C, len(x)):
+                prefetch(x, at + pixels * C)
+                prefetch(g, at + pixels * C)
+                prefetch(of_x, at + pixels * C)
+                away = _away(x, at, lanes, mean)
+                u = away * a + b
+                if len(shortcut):
+                    prefetch(shortcut, at + pixels * C)
+                    u += number(bits(shortcut, at, lanes))
+                passed = _passed(number(bits(g, at, lanes)), u > zero, slope, lanes)
+                store(of_x, at, passed * by_g + (away * by_x + by_1))
+                if len(of_shortcut):
+                    store(of_shortcut, at, passed)
+                at += C
+
+
+# -- with pooling ----------------------------------------------------------------------------------
+#
+# `which` `[B, H // 2, W // 2, C]`: the place in its window of every output, 0 to 3 in reading
+# order, and 4 more where the activation's input there was not positive. A row of windows is short:
+# the next one is asked for early, because the processor does not foresee where it begins.
+
+
+@compiled
+def apply_pooled(  # type: ignore[no-untyped-def]
+    x, shortcut, H, W, C, lanes, slope, factors, out, which, start, stop
+):
+    """2×2 max-pooling of what `apply` gives of the images from `start` to before `stop`.
+
+    An activation keeps the order of numbers, and comes after it.
+    """
+    K = len(lanes)
+    h, w = H // 2, W // 2
+    for row in range(start * h, stop * h):
+        for block in range(-(-C // K)):
+            channel = min(block * K, C - K)
+            mean, a = bits(factors, channel, lanes), bits(factors, C + channel, lanes)
+            b = bits(factors, 2 * C + channel, lanes)
+            at = _upper(row, h, H, W) * C + channel
+            to = row * w * C + channel
+            for _ in range(w):
+                _ask_for_next(x, at, W, C)
+                first = _away(x, at, lanes, mean) * a + b
+                second = _away(x, at + C, lanes, mean) * a + b
+                third = _away(x, at + W * C, lanes, mean) * a + b
+                fourth = _away(x, at + W * C + C, lanes, mean) * a + b
+                if len(shortcut):
+                    _ask_for_next(shortcut, at, W, C)
+                    first += number(bits(shortcut, at, lanes))
+                    second += number(bits(shortcut, at + C, lanes))
+                    third += number(bits(shortcut, at + W * C, lanes))
+                    fourth += number(bits(shortcut, at + W * C + C, lanes))
+                right, below_right = _above(second, first), _above(fourth, third)
+                upper, lower = where(right, second, first), where(below_right, fourth, third)
+                below = _above(lower, upper)
+                u = where(below, lower, upper)
+                store(out, to, _activated(u, slope, lanes))
+                if len(which):
+                    in_upper = where(right, filled(which, lanes, 1), filled(which, lanes, 0))
+                    in_lower = where(below_right, filled(which, lanes, 3), filled(which, lanes, 2))
+                    place = where(below, in_lower, in_upper)
+                    positive = u > filled(u, lanes, 0.0)
+                    store(which, to, where(positive, place, place | filled(which, lanes, 4)))
+                at += 2 * C
+                to += C
+
+
+@compiled
+def add_up_pooled(  # type: ignore[no-untyped-def]
+    x, g, which, H, W, C, lanes, slope, factors, sums, start, stop
+):
+    """As `add_up`, of every image, `[B, 2, slots]`; `sums` begin as zeros."""
+    K = len(lanes)
+    blocks = -(-C // K)
+    h, w = H // 2, W // 2
+    for row in range(start * h, stop * h):
+        for block in range(blocks):
+            channel = min(block * K, C - K)
+            mean = bits(factors, channel, lanes)
+            total = filled(mean, lanes, 0.0)
+            by_x = total
+            at = _upper(row, h, H, W) * C + channel
+            to = row * w * C + channel
+            for _ in range(w):
+                _ask_for_next(x, at, W, C)
+                prefetch(g, to + w * C)
+                prefetch(which, to + w * C)
+                place = bits(which, to, lanes)
+                passed = _of_window(g, place, to, slope, lanes)
+                place = place & filled(place, lanes, 3)
+                best = bits(x, at, lanes)
+                best = where(place == filled(place, lanes, 1), bits(x, at + C, lanes), best)
+                best = where(place == filled(place, lanes, 2), bits(x, at + W * C, lanes), best)
+                best = where(place == filled(place, lanes, 3), bits(x, at + W * C + C, lanes), best)
+                total += passed
+                by_x += passed * (number(best) - mean)
+                at += 2 * C
+                to += C
+            to = (row // h * 2 * blocks + block) * K
+            store(sums, to, bits(sums, to, lanes) + wide(total))
+            to += blocks * K
+            store(sums, to, bits(sums, to, lanes) + wide(by_x))
+
+
+@compiled
+def gradients_pooled(  # type: ignore[no-untyped-def]
+    x, g, which, H, W, C, lanes, slope, factors, of_x, of_shortcut, start, stop
+):
+    """As `gradients`, of the images from `start` to before `stop`."""
+    K = len(lanes)
+    h, w = H // 2, W // 2
+    for row in range(start * h, stop * h):
+        for block in range(-(-C // K)):
+            channel = min(block * K, C - K)
+            mean, by_g = bits(factors, channel, lanes), bits(factors, 3 * C + channel, lanes)
+            by_x, by_1 = (
+                bits(factors, 4 * C + channel, lanes),
+                bits(factors, 5 * C + channel, lanes),
+            )
+            zero = filled(mean, lanes, 0.0)
+            at = _upper(row, h, H, W) * C + channel
+            to = row * w * C + channel
+            for _ in range(w):
+                _ask_for_next(x, at, W, C)
+                _ask_for_next(of_x, at, W, C)
+                prefetch(g, to + w * C)
+                prefetch(which, to + w * C)
+                place = bits(which, to, lanes)
+                passed = _of_window(g, place, to, slope, lanes)
+                place = place & filled(place, lanes, 3)
+                for below in range(2):
+                    for right in range(2):
+                        here = at + (below * W + right) * C
+                        own = place == filled(place, lanes, 2 * below + right)
+                        given = where(own, passed, zero)
+                        rest = _away(x, here, lanes, mean) * by_x + by_1
+                        store(of_x, here, given * by_g + rest)
+                        if len(of_shortcut):
+                            store(of_shortcut, here, given)
+                at += 2 * C
+                to += C
+    for line in range(start * H, stop * H):
+        # What an odd side leaves over is in no window.
+        for pixel in range(2 * w if line % H < 2 * h else 0, W):
+            for block in range(-(-C // K)):
+                channel = min(block * K, C - K)
+                mean = bits(factors, channel, lanes)
+                by_x = bits(factors, 4 * C + channel, lanes)
+                by_1 = bits(factors, 5 * C + channel, lanes)
+                at = (line * W + pixel) * C + channel
+                store(of_x, at, _away(x, at, lanes, mean) * by_x + by_1)
+                if len(of_shortcut):
+                    store(of_shortcut, at, filled(mean, lanes, 0.0))
+
+
+@compiled
+def _of_window(g, place, at, slope, lanes):  # type: ignore[no-untyped-def]
+    """The gradient of a window's greatest input."""
+    positive = filled(place, lanes, 4) > place
+    return _passed(number(bits(g, at, lanes)), positive, slope, lanes)
+
+
+@compiled
+def _upper(row, h, H, W):  # type: ignore[no-untyped-def]
+    """The pixel where row `row` of all windows begins."""
+    return (row // h * H + row % h * 2) * W
+
+
+@compiled
+def _ask_for_next(x, at, W, C):  # type: ignore[no-untyped-def]
+    """What lies two lines below the window at `at`."""
+    for pixel in range(2):
+        prefetch(x, at + (2 * W + pixel) * C)
+        prefetch(x, at + (3 * W + pixel) * C)
