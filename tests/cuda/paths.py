@@ -20,8 +20,9 @@ TINY = [
     "hardware=rtx3060",
     "hardware.batch_size=16",
     "hardware.gradient_accumulation_steps=1",
+    "hardware.precision=bf16-mixed",  # of the first steps of 16-mixed most are skipped
     "pretrain.images_per_epoch=32",
-]  # 2 batches an epoch; 16-mixed
+]  # 2 batches an epoch
 HEADS = ["ssl.projection_hidden=16", "ssl.projection_dim=8"]
 
 
