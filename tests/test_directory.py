@@ -166,6 +166,9 @@ def test_where_data_was_and_who_was_running_is_said(place: RunDirectory) -> None
     assert "says RUNNING, on another" in note
 
 
+DATA = {"images": {}, "roles": {}, "files": {}}
+
+
 @pytest.mark.parametrize(
     ("was", "data", "now", "moved"),
     [
@@ -173,8 +176,8 @@ def test_where_data_was_and_who_was_running_is_said(place: RunDirectory) -> None
         ("my/imgs", None, "/here/my/imgs", True),
         ("my/imgs", None, "/here/imgs", False),
         ("/old/imgs", None, "/here/old/imgs", False),
-        ("/old/imgs", {"trained": []}, "/here/imgs", True),  # the sums tell
-        (None, {"trained": []}, "/here/imgs", False),
+        ("/old/imgs", DATA, "/here/imgs", True),  # the sums tell
+        (None, DATA, "/here/imgs", False),
     ],
 )
 def test_images_in_another_place_may_be_the_same(

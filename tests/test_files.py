@@ -179,8 +179,8 @@ def test_what_the_system_says_of_a_disk_is_one_kind_of_error(name: str, tmp_path
         raise OSError(number, "no")
     assert (failed.value.folder, failed.value.number, failed.value.needed) == (tmp_path, number, 9)
     assert storage_error(OSError(number, "no"), tmp_path) is not None
-    with pytest.raises(FileNotFoundError), writing(tmp_path):
-        raise FileNotFoundError(errno.ENOENT, "no")
+    with pytest.raises(InterruptedError), writing(tmp_path):
+        raise InterruptedError(errno.EINTR, "no")
 
 
 @pytest.mark.parametrize(

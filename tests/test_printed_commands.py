@@ -136,7 +136,7 @@ def test_of_sweeps(nasty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     said: list[str] = []
     given = [*TINY, "seed=0,1", "tracking=jsonl", "hydra/launcher=joblib"]
     launch(given, lambda overrides: None, said.append)
-    (sweep,) = (nasty / "runs" / "sweeps").iterdir()
+    (sweep,) = (path.parent for path in (nasty / "runs" / "sweeps").glob("*/sweep.json"))
     (status,) = (line for line in said if "task=status" in line)
     config = understood(printed(status), tmp_path)
     assert (config.task, config.sweep.dir) == ("status", str(sweep))

@@ -73,3 +73,12 @@ def test_what_takes_nothing_is_written_to_no_more(opened: Callable[[], tuple[int
         assert stream.write("unheard") == 7
         stream.flush()
         assert stream.write("again") == 5
+
+
+def test_a_stream_that_was_closed_is_written_to_no_more() -> None:
+    with open("log", "w", encoding="ascii") as file:
+        stream = Unbroken(file)
+        with pytest.raises(UnicodeEncodeError):
+            stream.write("é")
+    assert stream.write("unheard") == 7
+    stream.flush()

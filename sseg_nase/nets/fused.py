@@ -134,6 +134,8 @@ class _Plan:
     eps: float
 
 
+# What is not finite is for whoever looks at the loss, as with torch's operations.
+@np.errstate(all="ignore")
 def _planned(norm: nn.BatchNorm2d, x: Tensor, slope: float, pool: bool) -> _Plan:
     """With `norm` as it is now; its running statistics are updated."""
     batch = True
@@ -265,6 +267,7 @@ class _Fused(torch.autograd.Function):
         return out
 
     @staticmethod
+    @np.errstate(all="ignore")
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             every = _differentiable(ctx.plan, g, *ctx.saved_tensors)

@@ -48,6 +48,9 @@ class Unbroken:
     def _or_nowhere(self) -> Iterator[None]:
         try:
             yield
+        except ValueError:
+            if not self._stream.closed:
+                raise
         except OSError:
             # What waits is written, and fails, once more when Python ends.
             with suppress(OSError):

@@ -281,12 +281,15 @@ def test_images_that_cannot_be_compared_keep_no_run_back(
     place.release()
     known = KnownRun("id", FINISHED, place.path, None)
     store: Any = SimpleNamespace(known=lambda fingerprint: [known])
-    module._adopt(job, store, {}, print)
+    images = module._Images()
+    module._adopt(job, store, images, print)
     assert job.run == place.path
-    module._check_images(job, {})
-    (place.path / "data.json").write_text(json.dumps({"images": {"digits/val": {}}}))
-    (place.path / "config.yaml").write_text("nothing: here\n")
-    module._check_images(job, {})
+    (place.path / "data.json").write_text(json.dumps({"images": {"gone/val": {}}}))
+    module._check_images(job, images)
+    older, gone = images.unknown
+    assert "an older version" in older
+    assert "they cannot be read: dataset=gone" in gone
+    assert images.unknown == {older: [0], gone: [0]}
 
 
 @pytest.mark.parametrize(
@@ -313,5 +316,5 @@ def test_a_finished_run_goes_before_one_that_was_interrupted(sweep: SweepFolder)
         place.release()
         runs.append(KnownRun(status, status, place.path, None))
     store: Any = SimpleNamespace(known=lambda fingerprint: runs)
-    module._adopt(job, store, {}, lambda text: None)
+    module._adopt(job, store, module._Images(), lambda text: None)
     assert job.run == runs[1].directory
