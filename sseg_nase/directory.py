@@ -275,7 +275,7 @@ class RunDirectory:
         return stored
 
 
-def as_begun(config: Config, overrides: Sequence[str]) -> Config:
+def with_former_values(config: Config, overrides: Sequence[str]) -> Config:
     """`config`, with what an older version did where it began the run that `config` resumes.
 
     Only of keys that it did not have, and that `overrides` do not give.

@@ -20,7 +20,7 @@ from sseg_nase.config.compose import hardware_profiles, overrides_of
 from sseg_nase.config.fingerprint import fingerprint, flat
 from sseg_nase.config.places import settled
 from sseg_nase.config.schema import Config, HardwareConfig
-from sseg_nase.directory import RUNNING, RunDirectory, as_begun
+from sseg_nase.directory import RUNNING, RunDirectory, with_former_values
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, storage_error, write_json
 from sseg_nase.finite import figure
@@ -200,7 +200,7 @@ def _held(
     config = settled(config)
     asked = fingerprint(config) if sweep is None else sweep.asked
     hardware, notes = resolve(config.hardware, hardware_profiles())
-    config = as_begun(dataclasses.replace(config, hardware=hardware), overrides)
+    config = with_former_values(dataclasses.replace(config, hardware=hardware), overrides)
     config, fitted = stages.fitted(config)
     notes += fitted
     _check_epochs(config)
@@ -252,8 +252,8 @@ def _run(this: Run) -> None:
         if this.ended == FINISHED:  # the results are there, and all that is left was said
             return
         _end(this, INTERRUPTED, f"interrupted ({this.interruption.requested or 'SIGINT'})")
-        if this.config.task == "pipeline":  # another task is begun again instead
-            error.run_dir = this.directory  # type: ignore[attr-defined]  # what can be gone on with
+        if this.config.task == "pipeline":  # another task is started again instead
+            error.run_dir = this.directory  # type: ignore[attr-defined]  # what can be resumed
         raise
     except UserError as error:
         if this.place.resumed and not this.opened and not isinstance(error, StorageError):

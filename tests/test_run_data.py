@@ -17,7 +17,7 @@ from PIL import Image
 from sseg_nase.config.commands import override
 from sseg_nase.config.compose import continued, load
 from sseg_nase.data.curriculum.render import DRAWING
-from sseg_nase.directory import RunDirectory, as_begun, locked, own_run_id
+from sseg_nase.directory import RunDirectory, locked, own_run_id, with_former_values
 from sseg_nase.errors import UserError
 from sseg_nase.reporting.aggregate import Entry, aggregate
 from sseg_nase.reporting.comparison import compare
@@ -387,10 +387,10 @@ def test_an_older_run_accumulates_as_it_began(one: Path) -> None:
     given = [f"resume={place}", "hardware=rtx3050", "hardware.accelerator=cpu"]
     config = load(given)
     assert config.hardware.accumulate == "exact"
-    assert as_begun(config, given).hardware.accumulate == "plain"
+    assert with_former_values(config, given).hardware.accumulate == "plain"
     given.append("hardware.accumulate=exact")
-    assert as_begun(load(given), given).hardware.accumulate == "exact"
-    assert as_begun(load(given[1:]), given[1:]).hardware.accumulate == "exact"
+    assert with_former_values(load(given), given).hardware.accumulate == "exact"
+    assert with_former_values(load(given[1:]), given[1:]).hardware.accumulate == "exact"
 
 
 def test_keys_that_an_older_version_did_not_have_count_where_they_are_given(one: Path) -> None:

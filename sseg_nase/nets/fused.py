@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sseg_nase.hardware.native import in_blocks
-from sseg_nase.nets import native
+from sseg_nase.nets import fused_kernels as kernels
 from sseg_nase.nets.batch_norm import _NormBackward
 from sseg_nase.nets.pooling import _Unpool, max_pool2x2
 
-# As what NumPy is told of numbers in memory.
+# NumPy has no bfloat16: its numbers are handed over as integers of 16 bits.
 _MEMORY = {torch.float32: torch.float32, torch.bfloat16: torch.int16}
 _COMPUTED = {torch.float32: np.float32, torch.bfloat16: np.float32, torch.float64: np.float64}
 _PART = 2048  # numbers that are summed before sums become float64
@@ -158,10 +158,10 @@ def _statistics(x: Tensor) -> tuple[Array, Array]:
     C = x.shape[1]
     lanes, slots = _lanes(C)
     n, size = x.numel() // C, _part(C)
-    chunk = size * native.PARTS
+    chunk = size * kernels.PARTS
     found = np.zeros((-(-n // chunk), 2, len(lanes) * -(-C // len(lanes))))
     arrays = (_flat(x), C, size, lanes, found.reshape(-1))
-    in_blocks(partial(native.moments, *arrays), len(found))
+    in_blocks(partial(kernels.moments, *arrays), len(found))
     means, squares = found[:, 0, slots], found[:, 1, slots]
     shares = np.minimum(n - np.arange(len(found)) * chunk, chunk)[:, None] / n
     mean = (shares * means).sum(axis=0)
@@ -185,19 +185,19 @@ def _track(norm: nn.BatchNorm2d, mean: Array, var: Array, n: int) -> None:
 def _forward(
     x: Tensor, shortcut: Tensor | None, plan: _Plan, *, tracked: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The result, and, where it is `tracked` and pooled, the windows' places as `native` has it."""
+    """The result and, where it is `tracked` and pooled, the `which` of `fused_kernels`."""
     B, C, H, W = x.shape
     lanes, _ = _lanes(C)
     maps, size = (_flat(x), _flat(shortcut, x)), _part(C)
     if not plan.pool:
         out = _empty(x, B, C, H, W)
-        apply = partial(native.apply, *maps, C, size, lanes, plan.slope, plan.factors, _flat(out))
+        apply = partial(kernels.apply, *maps, C, size, lanes, plan.slope, plan.factors, _flat(out))
         in_blocks(apply, -(-B * H * W // size))
         return out, None
     out = _empty(x, B, C, H // 2, W // 2)
     which = torch.empty(out.numel() if tracked else 0, dtype=torch.uint8)
     arrays = (*maps, H, W, C, lanes, plan.slope, plan.factors, _flat(out), which.numpy())
-    in_blocks(partial(native.apply_pooled, *arrays), B)
+    in_blocks(partial(kernels.apply_pooled, *arrays), B)
     return out, which
 
 
@@ -280,10 +280,10 @@ class _Fused(torch.autograd.Function):
         n, size = B * H * W, _part(C)
         lanes, slots = _lanes(C)
         if plan.pool:
-            add_up, spread, blocks = native.add_up_pooled, native.gradients_pooled, B
+            add_up, spread, blocks = kernels.add_up_pooled, kernels.gradients_pooled, B
             maps: tuple[Any, ...] = (_flat(x), _flat(g), which.numpy(), H, W, C)
         else:
-            add_up, spread, blocks = native.add_up, native.gradients, -(-n // size)
+            add_up, spread, blocks = kernels.add_up, kernels.gradients, -(-n // size)
             maps = (_flat(x), _flat(shortcut, x), _flat(g), C, size)
         maps = (*maps, lanes, plan.slope)
         total = by_x = np.zeros(C)

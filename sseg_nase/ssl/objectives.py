@@ -18,7 +18,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     """
     assert z1.shape == z2.shape
     with torch.autocast(z1.device.type, enabled=False):
-        z = F.normalize(_at_least_float32(torch.cat((z1, z2))), dim=1)
+        z = F.normalize(at_least_float32(torch.cat((z1, z2))), dim=1)
         views = len(z)
         itself = torch.eye(views, dtype=torch.bool, device=z.device)
         similarity = (z @ z.T / temperature).masked_fill(itself, float("-inf"))
@@ -35,7 +35,7 @@ def byol(prediction: Tensor, target: Tensor) -> Tensor:
     """
     assert prediction.shape == target.shape
     with torch.autocast(prediction.device.type, enabled=False):
-        q, z = _at_least_float32(prediction), _at_least_float32(target.detach())
+        q, z = at_least_float32(prediction), at_least_float32(target.detach())
         return (2 - 2 * F.cosine_similarity(q, z, dim=1)).mean()
 
 
@@ -50,7 +50,7 @@ def prototype_pairs(z: Tensor, temperature: float) -> Tensor:
     V, B, _ = z.shape
     assert V > 1
     with torch.autocast(z.device.type, enabled=False):
-        z = _at_least_float32(z)
+        z = at_least_float32(z)
         prototypes = (z.sum(0) - z) / (V - 1)
         # ‖z‖² is the same for all prototypes: softmax does not see it.
         scores = 2 * z @ prototypes.transpose(1, 2) - prototypes.square().sum(2)[:, None]
@@ -67,7 +67,7 @@ def barlow_twins(z1: Tensor, z2: Tensor, redundancy_weight: float) -> Tensor:
     """
     assert z1.shape == z2.shape
     with torch.autocast(z1.device.type, enabled=False):
-        a, b = (_standardized(_at_least_float32(z)) for z in (z1, z2))
+        a, b = (_standardized(at_least_float32(z)) for z in (z1, z2))
         correlation = a.T @ b / len(a)
         own = correlation.diagonal()
         redundancy = correlation.square().sum() - own.square().sum()
@@ -94,8 +94,8 @@ def dino(
     assert teacher.shape[1:] == (B, K)
     assert V > 1
     with torch.autocast(student.device.type, enabled=False):
-        aims = (_at_least_float32(teacher.detach()) - centre.detach()) / teacher_temperature
-        said = F.log_softmax(_at_least_float32(student) / temperature, dim=2)
+        aims = (at_least_float32(teacher.detach()) - centre.detach()) / teacher_temperature
+        said = F.log_softmax(at_least_float32(student) / temperature, dim=2)
         crossed = -aims.softmax(dim=2).flatten(1) @ said.flatten(1).T / B
         same = torch.eye(G, V, dtype=torch.bool, device=crossed.device)
         # Not an index: how many entries a mask has, a GPU would have to be asked.
@@ -119,7 +119,7 @@ def distillation(student: Tensor, teacher: Tensor) -> Tensor:
     """
     assert student.shape == teacher.shape
     with torch.autocast(student.device.type, enabled=False):
-        return F.mse_loss(_at_least_float32(student), _at_least_float32(teacher.detach()))
+        return F.mse_loss(at_least_float32(student), at_least_float32(teacher.detach()))
 
 
 def _standardized(z: Tensor) -> Tensor:
@@ -127,5 +127,6 @@ def _standardized(z: Tensor) -> Tensor:
     return (z - mean) * torch.rsqrt(variance + STANDARD_EPS)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return `x` in float32, or as it is where it is more precise."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

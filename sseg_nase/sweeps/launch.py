@@ -157,7 +157,7 @@ def rehearse(
 
 
 def _frozen_otherwise(sweep: SweepFolder | None, planned: Sequence[Planned]) -> Iterator[str]:
-    """Say which keys of the command line a sweep does not take that goes on with its own jobs.
+    """Name the keys given now that a resumed sweep, whose jobs are fixed, does not take.
 
     These are the same but for what changes no result, such as where they are recorded.
     """
@@ -178,7 +178,7 @@ def _frozen_otherwise(sweep: SweepFolder | None, planned: Sequence[Planned]) -> 
     ]
     if differing:
         yield (
-            f"the sweep in {sweep.path} goes on as it was begun, with {'; '.join(differing)}. "
+            f"the sweep in {sweep.path} is resumed as it was started, with {'; '.join(differing)}. "
             "sweep.rerun=true starts a new one."
         )
 
@@ -190,7 +190,7 @@ def _would(job: JobFolder | None, images: _Images, *, rerun: bool) -> str:
     if job is None or job.run is None or rerun:
         return "would run"
     if job.lost is not None:
-        return f"would run anew: {job.lost}"
+        return f"would run again: {job.lost}"
     if job.finished:
         if changed := images.changed(job.run, job):
             return f"is FINISHED in {job.run}, but its images were {changed}: would be refused"
@@ -257,7 +257,7 @@ def _to_do(sweep: SweepFolder, rerun: bool, store: SweepStore, say: Say) -> list
         say(f"{_jobs(jobs)}: whether the images are those of today is not known: {why}")
     if lost:
         more = f" (and so for {len(lost) - 1} more jobs)" if lost[1:] else ""
-        say(f"job {lost[0].number} runs anew: {lost[0].lost}{more}")
+        say(f"job {lost[0].number} runs again: {lost[0].lost}{more}")
     if done:
         say(f"{done} of {len(sweep.jobs)} jobs are FINISHED already (sweep.rerun=true runs anew)")
     if on_their_way:

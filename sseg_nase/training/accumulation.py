@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sseg_nase.config.schema import SSLConfig
 from sseg_nase.ssl.methods import Compared, Loss, Losses, Teaching, alone
+from sseg_nase.ssl.objectives import at_least_float32
 from sseg_nase.ssl.teacher import untracked
 
 Views = Sequence[Tensor]  # per kind of crops `[V, B, C, S, S]`
@@ -111,7 +112,7 @@ def _replayed(
                 taught.append(loss.taught(teaching, views))
     # Gradients of embeddings are small: float16 might lose them before anything scales them up.
     features, projections = (
-        torch.cat([_at_least_float32(row) for row in columns], dim=1).requires_grad_()
+        torch.cat([at_least_float32(row) for row in columns], dim=1).requires_grad_()
         for columns in zip(*rows, strict=True)
     )
     with autocast():
@@ -125,7 +126,7 @@ def _replayed(
                 again = loss.rows(learner, views)
             stop = start + again[0].shape[1]
             shares = [
-                (_at_least_float32(row) * gradient[:, start:stop]).sum()
+                (at_least_float32(row) * gradient[:, start:stop]).sum()
                 for row, gradient in zip(again, gradients, strict=True)
                 if gradient is not None
             ]
@@ -168,7 +169,3 @@ def _detached(losses: Losses) -> Losses:
         None if gap is None else gap.detach(),
         losses.memory,
     )
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -33,6 +33,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from sseg_nase.errors import UserError
+from sseg_nase.ssl.objectives import at_least_float32
 
 if TYPE_CHECKING:
     from sseg_nase.training.fabric import Fabric
@@ -354,7 +355,7 @@ def gather_rows(x: Tensor) -> Tensor:
     """
     if ranks() == 1:
         return x
-    rows = _at_least_float32(x) if x.is_floating_point() else x
+    rows = at_least_float32(x) if x.is_floating_point() else x
     gathered: Tensor = _GatherRows.apply(rows)
     return gathered.to(x.dtype)
 
@@ -378,10 +379,6 @@ def _all_gather(x: Tensor) -> Tensor:
     parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(ranks())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 # -- batch normalisation ---------------------------------------------------------------------------
@@ -473,11 +470,11 @@ class _NormalizeOverRanks(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        var, mean = torch.var_mean(_at_least_float32(x), _batch_axes(x), correction=0)
+        var, mean = torch.var_mean(at_least_float32(x), _batch_axes(x), correction=0)
         means, variances = _all_gather(torch.stack((mean, var))[None]).unbind(1)
         mean = means.mean(0)
         var = variances.mean(0) + means.var(0, correction=0)  # equal batches: equal shares
-        γ, β = _at_least_float32(weight), _at_least_float32(bias)
+        γ, β = at_least_float32(weight), at_least_float32(bias)
         y = F.batch_norm(x, mean, var, γ, β, training=False, eps=eps)
         ctx.save_for_backward(x, weight, mean, torch.rsqrt(var + eps))
         ctx.mark_non_differentiable(mean, var)
@@ -489,8 +486,8 @@ class _NormalizeOverRanks(torch.autograd.Function):
         ctx: Any, gradient: Tensor, *unused: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, mean, scale = ctx.saved_tensors
-        dy = _at_least_float32(gradient)
-        normal = (_at_least_float32(x) - _per_channel(mean, x)) * _per_channel(scale, x)
+        dy = at_least_float32(gradient)
+        normal = (at_least_float32(x) - _per_channel(mean, x)) * _per_channel(scale, x)
         axes = _batch_axes(x)
         own = torch.stack((dy.sum(axes), (dy * normal).sum(axes)))
         total = own.clone()

@@ -580,9 +580,9 @@ def test_runs_that_are_gone_are_said_and_not_finished(
     (one, _) = look(sweep)
     assert (one.state, one.detail) == (INTERRUPTED, f"its run {place} is not there any more")
     assert launch._to_do(sweep, False, Store(), said.append) == [0, 1]  # type: ignore[arg-type]
-    assert said == [f"job 0 runs anew: its run {place} is not there any more"]
+    assert said == [f"job 0 runs again: its run {place} is not there any more"]
     launch.rehearse("", (), sweep, rerun=False)
-    assert f"would run anew: its run {place}" in capsys.readouterr().out
+    assert f"would run again: its run {place}" in capsys.readouterr().out
 
 
 def test_a_finished_run_whose_process_ended_badly_says_so(sweep: SweepFolder) -> None:
