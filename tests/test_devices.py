@@ -37,7 +37,10 @@ def weights(state: dict[str, Any]) -> torch.Tensor:
     "overrides",
     [
         ["ablation=A7", "evolution.rollback_grace_epochs=1"],
-        ["ablation=A6", "evolution.operators=[grow]", "hardware.gradient_accumulation_steps=3"],
+        pytest.param(
+            ["ablation=A6", "evolution.operators=[grow]", "hardware.gradient_accumulation_steps=3"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_two_processes_train_as_one(overrides: list[str]) -> None:

@@ -181,7 +181,7 @@ def test_the_moving_average_of_the_weights_is_kept_and_changes_no_training(tmp_p
     [
         (["backbone=resnet12_quarter", "backbone.channels=[4,4,8,8]"], 4),
         (["backbone=resnet18"], 4),
-        (["backbone=vit_small", "backbone.patch_size=8"], 12),
+        pytest.param(["backbone=vit_small", "backbone.patch_size=8"], 12, marks=pytest.mark.slow),
     ],
 )
 def test_fixed_backbones_are_fine_tuned_and_freeze_block_by_block(

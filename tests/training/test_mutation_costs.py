@@ -210,8 +210,15 @@ def along(rank: int, overrides: list[str]) -> None:
     measured(*overrides)
 
 
-@pytest.mark.parametrize("further", [[], EXACT])
-@pytest.mark.parametrize("method", ["simclr", "byol"])
+@pytest.mark.parametrize(
+    ("method", "further"),
+    [
+        ("simclr", []),
+        ("byol", EXACT),
+        pytest.param("simclr", EXACT, marks=pytest.mark.slow),
+        pytest.param("byol", [], marks=pytest.mark.slow),
+    ],
+)
 def test_processes_share_the_work_and_find_what_one_finds(
     method: str, further: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
