@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -94,6 +95,13 @@ class Architecture:
     def sides(self, resolution: int | None = None) -> tuple[int, ...]:
         """Side of the square map in every space: the input first, then each block's output."""
         return counting.sides(resolution or self.resolution, [block.pool for block in self.blocks])
+
+    @property
+    def stages(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of the blocks, from 0, that compute on maps of one size, from large to small."""
+        sides = self.sides()
+        grouped = itertools.groupby(range(len(self.blocks)), key=lambda number: sides[number])
+        return tuple(tuple(numbers) for _, numbers in grouped)
 
     @property
     def positions(self) -> int:

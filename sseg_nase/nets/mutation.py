@@ -122,6 +122,23 @@ class Mutation:
         )
         object.__setattr__(self, "features", features)
 
+    @property
+    def label(self) -> str:
+        """What tells it from other candidates, in words; blocks count from 1.
+
+        The kind alone stands for a GROW after the last block, and for a WIDEN of one block.
+        """
+        block = self.target.get("block", 0)
+        if block is None:
+            return f"{self.kind} all"
+        if self.kind != "GROW" or (block == len(self.before.blocks) and not self._takes_pooling):
+            return self.kind
+        return f"GROW {block + 1}" + (" before pooling" if self._takes_pooling else "")
+
+    @property
+    def _takes_pooling(self) -> bool:
+        return bool(self.target.get("before_pool", False))
+
     @cached_property
     def maps(self) -> dict[str, TensorMap]:
         """One map per tensor of the new backbone's state dict."""
@@ -294,62 +311,143 @@ def grow(
     *,
     out_channels: int | None = None,
     position: int | None = None,
+    before_pool: bool = False,
     mode: str = "preserve",
     seed: int = 0,
 ) -> Mutation:
     """GROW: a new block at `position` (default: after the last).
 
-    mode `preserve`: a residual block without pooling whose last norm starts at γ = 0; the function
-    is unchanged in train and eval mode. Channels beyond the input's start at 0. mode `fresh`: a
-    plain, newly initialised block that pools as the others do.
+    mode `preserve`: a residual block whose last norm starts at γ = 0; the function is unchanged in
+    train and eval mode. Channels beyond the input's start at 0. mode `fresh`: a plain, newly
+    initialised block that pools as the others do.
+
+    The new block works on what the one before it puts out, which pools or not, and does not pool
+    itself. With `before_pool` it works on the larger map: it takes the pooling over from the block
+    before it, pool(y + 0) being what was pool(y).
     """
     position = len(before.blocks) if position is None else position
+    _check_position(before, position)
+    if out_channels is None:
+        out_channels = before.channels[position - 1]
+    return _grow(before, [_Place(position, out_channels, before_pool)], mode=mode, seed=seed)
+
+
+def grow_stages(before: Architecture, *, most: int | None = None, seed: int = 0) -> Mutation:
+    """GROW in every stage at once: one more block at its end, before its pooling.
+
+    The blocks are those of `grow` with mode `preserve`, as wide as their stage. A stage that has
+    `most` blocks stays. Raises `UserError` where all of them do.
+    """
+    ends = [stage[-1] for stage in before.stages if most is None or len(stage) < most]
+    if not ends:
+        raise UserError(f"GROW in every stage: all of them have {most} blocks or more")
+    places = [_Place(end + 1, before.channels[end], before.blocks[end].pool) for end in ends]
+    return _grow(before, places, mode="preserve", seed=seed, together=True)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Of a new block: after `position` blocks of the old network; see `grow`."""
+
+    position: int
+    out_channels: int
+    before_pool: bool
+
+
+def _check_position(before: Architecture, position: int) -> None:
     if not 0 < position <= len(before.blocks):
         raise UserError(
             f"GROW position {position}: accepted 1 to {len(before.blocks)} (blocks there are)"
         )
-    width = before.channels[position - 1]
-    out_channels = width if out_channels is None else out_channels
-    if out_channels < 1:
-        raise UserError(f"GROW out_channels {out_channels}: use at least 1")
+
+
+def _grow(
+    before: Architecture,
+    places: Sequence[_Place],
+    *,
+    mode: str,
+    seed: int,
+    together: bool = False,
+) -> Mutation:
+    """GROW at `places`, from the first block to the last; `together`: recorded as one of several.
+
+    A record counts the new blocks in the new network.
+    """
     modes = {"preserve": _grow_preserving, "fresh": _grow_fresh}
     if mode not in modes:
         raise UserError(f"GROW mode '{mode}': accepted {', '.join(modes)}")
-    if mode == "preserve" and out_channels < width:
-        raise UserError(
-            f"GROW out_channels {out_channels}: a preserving block keeps its {width} input "
-            f"channels; use at least {width}, or mode 'fresh'"
-        )
-    block, into_next, zeroed = modes[mode](before, position, width, out_channels)
-    blocks = (*before.blocks[:position], block, *before.blocks[position:])
-    spaces = [ChannelMap.same(w) for w in before.widths]
-    spaces.insert(position + 1, into_next)
+    order = [place.position for place in places]
+    if order != sorted(set(order)):
+        raise UserError(f"GROW positions {order}: name each once, from the first to the last")
+    blocks, spaces = list(before.blocks), [ChannelMap.same(w) for w in before.widths]
     origins: list[int | None] = list(range(len(before.blocks)))
-    origins.insert(position, None)
-    after = _route(replace(before, blocks=blocks), before, origins, spaces)
-    target = {"block": position, "out_channels": out_channels, "mode": mode, "seed": seed}
+    zeroed: tuple[str, ...] = ()
+    for earlier, place in enumerate(places):
+        _check_position(before, place.position)
+        width, number = before.channels[place.position - 1], place.position + earlier
+        block, into_next, gates = modes[mode](before, number, width, place.out_channels)
+        if place.before_pool:
+            block, blocks[number - 1] = _pooling_taken_over(block, blocks[number - 1], number)
+        blocks.insert(number, block)
+        spaces.insert(number + 1, into_next)
+        origins.insert(number, None)
+        zeroed += gates
+    after = _route(replace(before, blocks=tuple(blocks)), before, origins, spaces)
+    numbers = [place.position + earlier for earlier, place in enumerate(places)]
+    target: dict[str, Any] = {"block": None if together else numbers[0]}
+    widths = [place.out_channels for place in places]
+    pooling = [place.before_pool for place in places]
+    if together:
+        target |= {"blocks": numbers, "out_channels": widths, "before_pool": pooling}
+    else:
+        target["out_channels"] = widths[0]
+        if pooling[0]:  # records of before it was possible say nothing of it
+            target["before_pool"] = True
+    target |= {"mode": mode, "seed": seed}
     return Mutation(
         "GROW", target, before, after, tuple(origins), tuple(spaces), zeroed=zeroed, seed=seed
     )
 
 
+def _pooling_taken_over(block: Block, predecessor: Block, number: int) -> tuple[Block, Block]:
+    """The new block `number`, which pools now, and the one before it, which no longer does."""
+    if not predecessor.pool:
+        raise UserError(
+            f"GROW before the pooling of block {number - 1}: it does not pool; leave before_pool "
+            "out, or choose another position"
+        )
+    return replace(block, pool=True), replace(predecessor, pool=False)
+
+
 def _grow_preserving(
-    before: Architecture, position: int, width: int, out_channels: int
+    before: Architecture, number: int, width: int, out_channels: int
 ) -> tuple[Block, ChannelMap, tuple[str, ...]]:
+    _check_width(out_channels)
+    if out_channels < width:
+        raise UserError(
+            f"GROW out_channels {out_channels}: a preserving block keeps its {width} input "
+            f"channels; use at least {width}, or mode 'fresh'"
+        )
     index = (*range(width), *([NEW] * (out_channels - width)))
     gate = "norm.weight" if before.batch_norm else "conv.weight"
     block = Block(out_channels, pool=False, residual=True)
-    return block, ChannelMap(index, width, silent=True), (f"blocks.{position}.{gate}",)
+    return block, ChannelMap(index, width, silent=True), (f"blocks.{number}.{gate}",)
 
 
 def _grow_fresh(
-    before: Architecture, position: int, width: int, out_channels: int
+    before: Architecture, number: int, width: int, out_channels: int
 ) -> tuple[Block, ChannelMap, tuple[str, ...]]:
+    _check_width(out_channels)
     pool = before.blocks[-1].pool or before.blocks[0].pool
     # A plain block without pooling: only the first ones were meant to pool.
     pool = pool and all(block.pool or block.residual for block in before.blocks)
     # What consumes the new block has nothing to keep: its old inputs are gone.
     return Block(out_channels, pool=pool), _all_new(out_channels, width), ()
+
+
+def _check_width(out_channels: int) -> None:
+    if out_channels < 1:
+        raise UserError(f"GROW out_channels {out_channels}: use at least 1")
 
 
 def widen(
@@ -508,13 +606,17 @@ def rebuild(kind: str, target: Mapping[str, Any], before: Architecture) -> Mutat
 
 
 def _grow_again(target: Mapping[str, Any], before: Architecture) -> Mutation:
-    return grow(
-        before,
-        position=target["block"],
-        out_channels=target["out_channels"],
-        mode=target["mode"],
-        seed=target["seed"],
-    )
+    block, widths = target["block"], target["out_channels"]
+    how = {"mode": target["mode"], "seed": target["seed"]}
+    if block is not None:
+        place = _Place(block, widths, target.get("before_pool", False))
+        return _grow(before, [place], **how)
+    numbered = zip(target["blocks"], widths, target["before_pool"], strict=True)
+    places = [
+        _Place(number - earlier, width, pooling)
+        for earlier, (number, width, pooling) in enumerate(numbered)
+    ]
+    return _grow(before, places, **how, together=True)
 
 
 def _widen_again(target: Mapping[str, Any], before: Architecture) -> Mutation:

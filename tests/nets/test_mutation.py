@@ -21,6 +21,7 @@ from sseg_nase.nets.mutation import (
     TensorMap,
     carry,
     grow,
+    grow_stages,
     prune,
     rebuild,
     widen,
@@ -129,6 +130,64 @@ def test_grow_in_between() -> None:
     assert mutation.after.sides() == (16, 8, 8, 4, 2)
 
 
+def test_grow_before_the_pooling_takes_it_over() -> None:
+    mutation = grow(SEED, position=1, before_pool=True)
+    first, second, *rest = mutation.after.blocks
+    assert (first, second) == (Block(4, pool=False), Block(4, pool=True, residual=True))
+    assert tuple(rest) == SEED.blocks[1:]
+    assert mutation.after.sides() == (16, 16, 8, 4, 2)
+    assert mutation.target["before_pool"] is True
+    assert "before_pool" not in grow(SEED, position=1).target  # as it always was
+    last = grow(SEED, before_pool=True, out_channels=9)
+    assert last.after.sides() == (16, 8, 4, 4, 2)
+    assert grow(SEED, before_pool=True, mode="fresh").after.blocks[2:] == (
+        Block(8, pool=False),
+        Block(8),
+    )
+
+
+def test_grow_in_every_stage_is_one_mutation() -> None:
+    mutation = grow_stages(SEED, seed=3)
+    assert mutation.kind == "GROW"
+    assert mutation.after.channels == (4, 4, 6, 6, 8, 8)
+    assert mutation.after.stages == ((0, 1), (2, 3), (4, 5))
+    assert [block.pool for block in mutation.after.blocks] == [False, True] * 3
+    assert [block.residual for block in mutation.after.blocks] == [False, True] * 3
+    assert mutation.origins == (0, None, 1, None, 2, None)
+    assert mutation.zeroed == tuple(f"blocks.{n}.norm.weight" for n in (1, 3, 5))
+    assert mutation.target == {
+        "block": None,
+        "blocks": [1, 3, 5],
+        "out_channels": [4, 6, 8],
+        "before_pool": [True] * 3,
+        "mode": "preserve",
+        "seed": 3,
+    }
+    uneven = grow(SEED, position=2, before_pool=True).after
+    assert grow_stages(uneven, most=2).after.stages == ((0, 1), (2, 3), (4, 5))
+    tail = grow(SEED).after  # a fourth stage, which does not pool
+    assert grow_stages(tail).after.blocks[-2:] == (Block(8, pool=False, residual=True),) * 2
+    with pytest.raises(UserError, match="all of them have 2 blocks or more"):
+        grow_stages(mutation.after, most=2)
+
+
+def test_candidates_are_told_apart() -> None:
+    made = [
+        grow(SEED),
+        grow(SEED, position=1),
+        grow(SEED, position=2, before_pool=True),
+        grow(SEED, before_pool=True),
+        grow_stages(SEED),
+        widen(SEED, 1),
+        widen(SEED, None),
+        prune(SEED, [[0], [1], [2]]),
+    ]
+    labels = (
+        "GROW|GROW 2|GROW 3 before pooling|GROW 4 before pooling|GROW all|WIDEN|WIDEN all|PRUNE"
+    )
+    assert [mutation.label for mutation in made] == labels.split("|")
+
+
 def test_a_fresh_block_pools_as_the_others_do() -> None:
     assert grow(SEED, mode="fresh", out_channels=5).after.blocks[-1] == Block(5)
     unpooled = Architecture.seed([4], resolution=16, pooling=False)
@@ -212,7 +271,19 @@ def drawn(rng: random.Random, before: Architecture) -> Mutation:
         width = before.channels[-1 if position is None else position - 1]
         least = width if mode == "preserve" else 1
         out_channels = rng.choice([None, rng.randint(least, least + 9)])
-        return grow(before, position=position, out_channels=out_channels, mode=mode, seed=seed)
+        pools = before.blocks[-1 if position is None else position - 1].pool
+        return grow(
+            before,
+            position=position,
+            before_pool=pools and rng.random() < 0.5,
+            out_channels=out_channels,
+            mode=mode,
+            seed=seed,
+        )
+
+    def deepened() -> Mutation:
+        least = min(len(stage) for stage in before.stages)
+        return grow_stages(before, most=rng.choice([None, least + 1]), seed=seed)
 
     def widened(block: int | None) -> Mutation:
         mode, noise = rng.choice(["duplicate", "zero"]), rng.choice([0.0, 0.013])
@@ -224,7 +295,8 @@ def drawn(rng: random.Random, before: Architecture) -> Mutation:
 
     seed = rng.randrange(2**62)
     block = rng.randrange(len(before.blocks))
-    return rng.choice([grown, lambda: widened(None), lambda: widened(block), pruned])()
+    kinds = [grown, deepened, lambda: widened(None), lambda: widened(block), pruned]
+    return rng.choice(kinds)()
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -255,6 +327,7 @@ def test_a_recorded_index_is_taken_and_not_drawn_again() -> None:
 
 
 GROWN, WIDENED = grow(SEED).target, widen(SEED, 1).target
+DEEPER = grow_stages(SEED).target
 PRUNED, ALL = prune(SEED, [[0], [1], [2]]).target, widen(SEED, None).target
 
 
@@ -264,7 +337,12 @@ PRUNED, ALL = prune(SEED, [[0], [1], [2]]).target, widen(SEED, None).target
         ("GORW", GROWN, "'GORW': accepted GROW, WIDEN, PRUNE. Did you mean 'GROW'"),
         ("GROW", {k: v for k, v in GROWN.items() if k != "seed"}, "'seed' is missing"),
         ("GROW", {**GROWN, "block": 9}, "position 9: accepted 1 to 3"),
-        ("GROW", {**GROWN, "block": None}, "block not as the rest"),
+        ("GROW", {**GROWN, "block": None}, "'blocks' is missing"),
+        ("GROW", {**GROWN, "before_pool": 7}, "before_pool not as the rest"),
+        ("GROW", {**DEEPER, "before_pool": [True]}, "GROW target: zip"),
+        ("GROW", {**DEEPER, "blocks": [1, 3, 3]}, "each once, from the first to the last"),
+        ("GROW", {**DEEPER, "blocks": [1, 3, 6]}, "position 4: accepted 1 to 3"),
+        ("GROW", {**DEEPER, "block": 1}, "GROW target: '<' not supported"),
         ("GROW", {**GROWN, "out_channels": "8"}, "GROW target: '<' not supported"),
         ("GROW", {**GROWN, "fast": 1}, "fast not as the rest"),
         ("WIDEN", {k: v for k, v in WIDENED.items() if k != "channels"}, "channels not as"),
@@ -292,6 +370,7 @@ def test_a_target_that_no_mutation_has_is_refused(
         (lambda: grow(SEED, position=0), "position 0: accepted 1 to 3"),
         (lambda: grow(SEED, position=4), "position 4: accepted 1 to 3"),
         (lambda: grow(SEED, out_channels=7), "use at least 8"),
+        (lambda: grow(grow(SEED).after, before_pool=True), "pooling of block 3: it does not pool"),
         (lambda: grow(SEED, out_channels=0, mode="fresh"), "out_channels 0"),
         (lambda: grow(SEED, mode="fast"), "'fast': accepted preserve, fresh"),
         (lambda: widen(SEED, 3), "block 3: accepted 0 to 2"),
