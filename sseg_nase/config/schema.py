@@ -252,6 +252,7 @@ class EvolutionConfig:
     trial_steps: Annotated[int, option(least=0)]
     max_repeats: Annotated[int, option(least=1)]
     grow_mode: Annotated[str, option(choices=("preserve", "fresh"))]
+    grow_positions: Annotated[str, option(choices=("last", "stages", "all"))]
     widen_mode: Annotated[str, option(choices=("duplicate", "zero"))]
     widen_noise: Annotated[float, option(least=0, most=1)]
     rollback_tolerance: Annotated[float, option(least=0)]

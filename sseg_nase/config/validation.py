@@ -448,6 +448,12 @@ def _architecture(config: Config) -> Iterator[str]:
     if not evolution.enabled or not channels or config.backbone.name not in EVOLVABLE:
         return
     yield from _a_set("evolution.operators", evolution.operators)
+    if evolution.grow_positions != "last" and evolution.grow_mode == "fresh":
+        yield (
+            f"evolution.grow_positions={evolution.grow_positions}: with evolution.grow_mode=fresh "
+            "a block is added after the last one only; set evolution.grow_mode=preserve, or "
+            "evolution.grow_positions=last."
+        )
     if len(channels) > evolution.max_blocks:
         yield (
             f"evolution.max_blocks={evolution.max_blocks}: backbone.channels={channels} "

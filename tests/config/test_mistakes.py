@@ -133,6 +133,10 @@ MISTAKES = [
     ),
     ("evolution.max_blocks=2", ["evolution.max_blocks=2", "more blocks"]),
     ("evolution.max_channels=32", ["evolution.max_channels=32", "more channels"]),
+    (
+        "evolution.grow_positions=all evolution.grow_mode=fresh",
+        ["evolution.grow_positions=all", "evolution.grow_mode=preserve"],
+    ),
     ("evolution.operators=[]", ["evolution.operators", "at least one"]),
     ("ssl=moco", ["ssl=moco", "byol"]),
     ("ssl.views=4", ["ssl.views=4", "no effect with ssl=simclr", "ssl=prototype_pairs"]),

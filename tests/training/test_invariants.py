@@ -77,6 +77,7 @@ def drawn_config(seed: int) -> Config:
             cooldown_epochs=draw.randrange(0, 2),
             trial_steps=draw.randrange(0, 2),
             grow_mode=draw.choice(["preserve", "fresh"]),
+            grow_positions=draw.choice(["last", "stages", "all"]),
             widen_mode=draw.choice(["duplicate", "zero"]),
             rollback_tolerance=draw.choice([0.0, some(-4, 1)]),
             rollback_grace_epochs=draw.randrange(0, 3),
