@@ -41,7 +41,13 @@ def option(
 
 DATASETS = ("cifar_fs", "minimagenet", "omniglot", "digits", "folder", "sketch", "csv")
 ROOTED = ("folder", "sketch", "csv")  # datasets of the user's own, in dataset.root
-EVOLVABLE = ("evolvable", "conv4", "conv4_wide", "sketch_cnn")  # backbones of conv blocks
+EVOLVABLE = (
+    "evolvable",
+    "seed_wide",
+    "conv4",
+    "conv4_wide",
+    "sketch_cnn",
+)  # backbones of conv blocks
 RESNET12 = ("resnet12", "resnet12_quarter")
 RESNETS = ("resnet18", "resnet34", "resnet50")  # torchvision's
 PRETRAINED = (*RESNETS, "vit_small")  # those that take backbone.weights
@@ -163,9 +169,10 @@ class BackboneConfig:
     in_channels: Annotated[int, option(choices=(1, 3))]
     channels: Annotated[Optional[list[int]], option(least=1)]
     kernel_size: Annotated[Optional[int], option(choices=(1, 3, 5, 7))]
-    activation: Annotated[Optional[str], option(choices=("relu", "gelu"))]
+    activation: Annotated[Optional[str], option(choices=("relu", "leaky_relu", "gelu"))]
     batch_norm: Optional[bool]
     pooling: Optional[bool]
+    blocks_per_stage: Annotated[Optional[int], option(least=1)]
     pooled_blocks: Annotated[Optional[int], option(least=0)]
     residual: Optional[bool]
     embedding: Annotated[Optional[str], option(choices=("average", "flatten"))]

@@ -62,6 +62,7 @@ _BLOCKS = {
     "activation",
     "batch_norm",
     "pooling",
+    "blocks_per_stage",
     "residual",
     "embedding",
 }
@@ -454,9 +455,9 @@ def _architecture(config: Config) -> Iterator[str]:
             "a block is added after the last one only; set evolution.grow_mode=preserve, or "
             "evolution.grow_positions=last."
         )
-    if len(channels) > evolution.max_blocks:
+    if len(_blocks(config.backbone)) > evolution.max_blocks:
         yield (
-            f"evolution.max_blocks={evolution.max_blocks}: backbone.channels={channels} "
+            f"evolution.max_blocks={evolution.max_blocks}: {_asked(config.backbone)} "
             "starts with more blocks."
         )
     if max(channels) > evolution.max_channels:
@@ -470,9 +471,8 @@ def _architecture(config: Config) -> Iterator[str]:
 def _caps_below(config: Config) -> Iterator[str]:
     """Caps on params and flops hold for the seed network, too: it is to be under them."""
     backbone, evolution = config.backbone, config.evolution
-    channels, kernel = backbone.channels or [], backbone.kernel_size or 0
-    pooled = len(channels) if backbone.pooled_blocks is None else backbone.pooled_blocks
-    pooling = [bool(backbone.pooling) and number < pooled for number in range(len(channels))]
+    kernel = backbone.kernel_size or 0
+    channels, pooling = zip(*_blocks(backbone), strict=True)
     widths = [backbone.in_channels, *channels]
     at = counting.sides(evolution.cap_resolution, pooling)
     norm = bool(backbone.batch_norm)
@@ -487,9 +487,26 @@ def _caps_below(config: Config) -> Iterator[str]:
         cap = getattr(evolution, name)
         if figure >= cap:
             yield (
-                f"evolution.{name}={cap}: the seed network, backbone.channels={channels}, has "
+                f"evolution.{name}={cap}: the seed network, {_asked(backbone)}, has "
                 f"{figure:,} {what} already; raise it, start smaller, or add evolution=none."
             )
+
+
+def _blocks(backbone: BackboneConfig) -> list[tuple[int, bool]]:
+    """Of every block of the network to start from its channels and whether it pools."""
+    return counting.blocks(
+        backbone.channels or [],
+        per_stage=backbone.blocks_per_stage or 1,
+        pooling=bool(backbone.pooling),
+        pooled=backbone.pooled_blocks,
+    )
+
+
+def _asked(backbone: BackboneConfig) -> str:
+    """The keys that say how wide and deep it is."""
+    per_stage = backbone.blocks_per_stage or 1
+    more = f" backbone.blocks_per_stage={per_stage}" if per_stage > 1 else ""
+    return f"backbone.channels={backbone.channels}{more}"
 
 
 def _sparsity(config: Config) -> Iterator[str]:

@@ -54,18 +54,23 @@ class Architecture:
         activation: str = "relu",
         batch_norm: bool = True,
         pooling: bool = True,
+        blocks_per_stage: int = 1,
         pooled_blocks: int | None = None,
         residual: bool = False,
         embedding: str = "average",
     ) -> Architecture:
         """The starting network: blocks of `channels`, all alike.
 
-        With `pooled_blocks` only the first so many pool.
+        With `blocks_per_stage` each is a stage of so many: the first as it would be alone, residual
+        ones behind it, and the last of them pools. That is what `grow_stages` leads to. With
+        `pooled_blocks` only the first so many, or those of the first so many stages, pool.
         """
-        pooled = len(channels) if pooled_blocks is None else pooled_blocks
+        listed = counting.blocks(
+            channels, per_stage=blocks_per_stage, pooling=pooling, pooled=pooled_blocks
+        )
         blocks = tuple(
-            Block(c, pool=pooling and number < pooled, residual=residual)
-            for number, c in enumerate(channels)
+            Block(c, pool=pool, residual=residual or number % blocks_per_stage > 0)
+            for number, (c, pool) in enumerate(listed)
         )
         return cls(
             blocks,

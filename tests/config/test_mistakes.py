@@ -132,6 +132,18 @@ MISTAKES = [
         ["pooled_blocks=1", "no effect with backbone=resnet12"],
     ),
     ("evolution.max_blocks=2", ["evolution.max_blocks=2", "more blocks"]),
+    (
+        "backbone=seed_wide backbone.blocks_per_stage=3 evolution.max_blocks=11",
+        ["evolution.max_blocks=11", "backbone.blocks_per_stage=3 starts with more blocks"],
+    ),
+    (
+        "backbone=seed_wide backbone.blocks_per_stage=3 evolution.max_params=761376",
+        ["backbone.blocks_per_stage=3, has 761,376 parameters"],
+    ),
+    (
+        "backbone=resnet12 ablation=A2 backbone.blocks_per_stage=2",
+        ["blocks_per_stage=2", "no effect with backbone=resnet12"],
+    ),
     ("evolution.max_channels=32", ["evolution.max_channels=32", "more channels"]),
     (
         "evolution.grow_positions=all evolution.grow_mode=fresh",

@@ -51,7 +51,7 @@ def drawn_architecture(rng: random.Random) -> Architecture:
         blocks,
         resolution=rng.choice((8, 9) if pooling else (4, 5)),
         kernel_size=rng.choice((3, 3, 1)),
-        activation=rng.choice(("relu", "gelu")),
+        activation=rng.choice(("relu", "leaky_relu", "gelu")),
         batch_norm=rng.random() < 0.7,
         embedding=rng.choice(("average", "flatten")),
     )

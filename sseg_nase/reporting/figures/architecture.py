@@ -373,7 +373,7 @@ def _more(before: Architecture, after: Architecture) -> str:
 
 def _about(architecture: Architecture) -> str:
     norm = ", batch norm" if architecture.batch_norm else ""
-    activation = {"relu": "ReLU", "gelu": "GELU"}.get(
+    activation = {"relu": "ReLU", "leaky_relu": "LeakyReLU", "gelu": "GELU"}.get(
         architecture.activation, architecture.activation
     )
     return f"A block: convolution{norm}, {activation}. {HEIGHTS}"
