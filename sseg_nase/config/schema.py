@@ -368,10 +368,11 @@ class OptimizerConfig:
 class SchedulerConfig:
     """`None` marks what the chosen schedule does not have."""
 
-    name: Annotated[str, option(choices=("cosine", "step", "constant"))]
+    name: Annotated[str, option(choices=("cosine", "step", "constant", "constant_decay"))]
     warmup_epochs: Annotated[float, option(least=0)]
     rewarmup_steps: Annotated[int, option(least=0)]
     final_ratio: Annotated[Optional[float], option(least=0, most=1)]
+    decay_share: Annotated[Optional[float], option(above=0, most=1)]
     step_size: Annotated[Optional[int], option(least=1)]
     gamma: Annotated[Optional[float], option(above=0, most=1)]
 

@@ -723,7 +723,12 @@ def _scheduler(config: Config) -> Iterator[str]:
     yield from _own_options(
         config.scheduler,
         "scheduler",
-        {"cosine": {"final_ratio"}, "step": {"step_size", "gamma"}, "constant": set()},
+        {
+            "cosine": {"final_ratio"},
+            "step": {"step_size", "gamma"},
+            "constant": set(),
+            "constant_decay": {"final_ratio", "decay_share"},
+        },
     )
 
 

@@ -63,10 +63,18 @@ def _constant(epoch: float, epochs: float, s: SchedulerConfig) -> float:
     return 1.0
 
 
+def _constant_decay(epoch: float, epochs: float, s: SchedulerConfig) -> float:
+    assert s.final_ratio is not None
+    assert s.decay_share is not None
+    left = max(0.0, 1 - epoch / max(epochs, 1e-9))
+    return s.final_ratio + (1 - s.final_ratio) * min(1.0, left / s.decay_share)
+
+
 SCHEDULES: Mapping[str, Callable[[float, float, SchedulerConfig], float]] = {
     "cosine": _cosine,
     "step": _step,
     "constant": _constant,
+    "constant_decay": _constant_decay,
 }
 
 

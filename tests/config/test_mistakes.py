@@ -144,6 +144,8 @@ MISTAKES = [
         "backbone=resnet12 ablation=A2 backbone.blocks_per_stage=2",
         ["blocks_per_stage=2", "no effect with backbone=resnet12"],
     ),
+    ("scheduler.decay_share=0.3", ["scheduler.decay_share=0.3", "scheduler=constant_decay"]),
+    ("scheduler=constant_decay scheduler.decay_share=null", ["decay_share=null", "needs a value"]),
     ("evolution.max_channels=32", ["evolution.max_channels=32", "more channels"]),
     (
         "evolution.grow_positions=all evolution.grow_mode=fresh",

@@ -47,6 +47,20 @@ def test_the_other_schedules() -> None:
     assert found == pytest.approx({10: 1, 24: 1, 25: 0.5, 39: 0.5, 40: 0.25})
 
 
+def test_the_decay_begins_after_the_constant_phase_and_ends_at_nothing() -> None:
+    s = scheduler("constant_decay", "scheduler.warmup_epochs=2", "scheduler.decay_share=0.5")
+    assert [ratio(step, s) for step in (0, 9, 10, 20, 30)] == pytest.approx(
+        [1 / 11, 10 / 11, 1, 1, 1]
+    )
+    # Over the last four of the eight epochs after the warm-up.
+    assert [ratio(step, s) for step in (35, 40, 45, 50)] == pytest.approx([0.75, 0.5, 0.25, 0])
+    assert ratio(999, s) == 0
+    rest = scheduler("constant_decay", "scheduler.warmup_epochs=2", "scheduler.final_ratio=0.2")
+    assert ratio(50, rest) == pytest.approx(0.2)
+    assert ratio(42, rest) == pytest.approx(0.2 + 0.8 * (8 / 40) / 0.4)
+    assert ratio(33, rest) == 1
+
+
 def test_a_warm_up_of_all_epochs_is_never_over() -> None:
     s = scheduler("cosine", "scheduler.warmup_epochs=99")
     assert ratio(49, s) == pytest.approx(50 / 51)
