@@ -37,6 +37,12 @@ def sides(resolution: int, pooling: Sequence[bool]) -> tuple[int, ...]:
     return tuple(found)
 
 
+def stages(sides: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Numbers of the blocks that compute on maps of one size; `sides`: as `sides` returns them."""
+    grouped = itertools.groupby(range(len(sides) - 1), key=lambda number: sides[number])
+    return tuple(tuple(numbers) for _, numbers in grouped)
+
+
 def params(widths: Sequence[int], *, kernel_size: int, batch_norm: bool) -> int:
     """Trainable parameters; `widths`: channels of the input, then of every block."""
     per_channel = 2 if batch_norm else 1  # γ and β, or a bias

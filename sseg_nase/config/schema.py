@@ -237,9 +237,17 @@ class FinetuneConfig:
     views: ViewsConfig
 
 
+LATEST_EXPANSION = 0.6  # of all epochs: what is new then is trained for the rest of them
+
+
 @dataclass(frozen=True)
 class EvolutionConfig:
+    """`None` marks what the chosen order does not have."""
+
     enabled: bool
+    order: Annotated[str, option(choices=("trials", "balanced"))]
+    expand_at: Annotated[Optional[list[float]], option(above=0, most=LATEST_EXPANSION)]
+    blocks_per_stage: Annotated[Optional[int], option(least=2)]
     operators: Annotated[list[str], option(choices=("grow", "widen", "widen_all"))]
     max_blocks: Annotated[int, option(least=1)]
     max_channels: Annotated[int, option(least=1)]

@@ -27,6 +27,7 @@ from sseg_nase.config.schema import (
     BackboneConfig,
     Config,
     DatasetConfig,
+    EvolutionConfig,
     ViewsConfig,
 )
 from sseg_nase.errors import UserError, did_you_mean
@@ -465,14 +466,58 @@ def _architecture(config: Config) -> Iterator[str]:
             f"evolution.max_channels={evolution.max_channels}: backbone.channels={channels} "
             "starts with more channels."
         )
-    yield from _caps_below(config)
+    yield from _order(evolution)
+    blocks = _blocks(config.backbone)
+    seed = f"the seed network, {_asked(config.backbone)}, has"
+    refused = list(_caps_below(config, blocks, f"{seed} {{}} already; raise it, start smaller, or"))
+    yield from refused
+    most = evolution.blocks_per_stage
+    if evolution.order == "balanced" and most and not refused:
+        grown = _grown(blocks, config.dataset.image_size, most)
+        last = f"with evolution.blocks_per_stage={most} the network grows"
+        if len(grown) > evolution.max_blocks:
+            yield (
+                f"evolution.max_blocks={evolution.max_blocks}: {last} to {len(grown)} blocks; "
+                f"raise it, or lower evolution.blocks_per_stage."
+            )
+        yield from _caps_below(
+            config, grown, f"{last} to {{}}; raise it, start smaller, lower that, or"
+        )
 
 
-def _caps_below(config: Config) -> Iterator[str]:
-    """Caps on params and flops hold for the seed network, too: it is to be under them."""
+def _order(evolution: EvolutionConfig) -> Iterator[str]:
+    """Every option of an order is given where it has effect, and expansions follow in time."""
+    shares, balanced = evolution.expand_at, evolution.order == "balanced"
+    for key in ("expand_at", "blocks_per_stage"):
+        value = getattr(evolution, key)
+        if balanced and (value is None or value == []):
+            given = "null" if value is None else "[]"
+            yield f"evolution.{key}={given}: evolution.order=balanced needs a value."
+        if not balanced and value is not None:
+            yield (
+                f"evolution.{key}={value}: it has no effect with evolution.order=trials; choose "
+                "evolution=balanced, or leave it out."
+            )
+    if shares is not None and shares != sorted(set(shares)):
+        yield f"evolution.expand_at={shares}: name each share once, from early to late."
+
+
+def _grown(blocks: Sequence[tuple[int, bool]], side: int, most: int) -> list[tuple[int, bool]]:
+    """Those of the network that `grow_stages` leads to, where every stage has `most` or more."""
+    grown: list[tuple[int, bool]] = []
+    for stage in counting.stages(counting.sides(side, [pools for _, pools in blocks])):
+        width, pools = blocks[stage[-1]]
+        kept = [blocks[number] for number in stage[:-1]]
+        added = max(0, most - len(stage))
+        grown += [*kept, *[(width, False)] * added, (width, pools)]
+    return grown
+
+
+def _caps_below(config: Config, blocks: Sequence[tuple[int, bool]], said: str) -> Iterator[str]:
+    """Caps on params and flops hold for a network of `blocks`, too: it is to be under them."""
     backbone, evolution = config.backbone, config.evolution
     kernel = backbone.kernel_size or 0
-    channels, pooling = zip(*_blocks(backbone), strict=True)
+    channels, pooling = zip(*blocks, strict=True)
     widths = [backbone.in_channels, *channels]
     at = counting.sides(evolution.cap_resolution, pooling)
     norm = bool(backbone.batch_norm)
@@ -486,10 +531,8 @@ def _caps_below(config: Config) -> Iterator[str]:
     for name, (figure, what) in has.items():
         cap = getattr(evolution, name)
         if figure >= cap:
-            yield (
-                f"evolution.{name}={cap}: the seed network, {_asked(backbone)}, has "
-                f"{figure:,} {what} already; raise it, start smaller, or add evolution=none."
-            )
+            has_them = said.format(f"{figure:,} {what}")
+            yield f"evolution.{name}={cap}: {has_them} add evolution=none."
 
 
 def _blocks(backbone: BackboneConfig) -> list[tuple[int, bool]]:

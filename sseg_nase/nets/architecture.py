@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -104,9 +103,7 @@ class Architecture:
     @property
     def stages(self) -> tuple[tuple[int, ...], ...]:
         """Numbers of the blocks, from 0, that compute on maps of one size, from large to small."""
-        sides = self.sides()
-        grouped = itertools.groupby(range(len(self.blocks)), key=lambda number: sides[number])
-        return tuple(tuple(numbers) for _, numbers in grouped)
+        return counting.stages(self.sides())
 
     @property
     def positions(self) -> int:

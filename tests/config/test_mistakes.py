@@ -146,6 +146,20 @@ MISTAKES = [
     ),
     ("scheduler.decay_share=0.3", ["scheduler.decay_share=0.3", "scheduler=constant_decay"]),
     ("scheduler=constant_decay scheduler.decay_share=null", ["decay_share=null", "needs a value"]),
+    ("evolution.expand_at=[0.3]", ["evolution.expand_at=[0.3]", "choose evolution=balanced"]),
+    ("evolution.blocks_per_stage=3", ["blocks_per_stage=3", "choose evolution=balanced"]),
+    ("evolution=balanced evolution.expand_at=[]", ["expand_at=[]", "needs a value"]),
+    ("evolution=balanced evolution.blocks_per_stage=null", ["=null", "needs a value"]),
+    ("evolution=balanced evolution.expand_at=[0.5,0.4]", ["each share once", "early to late"]),
+    ("evolution=balanced evolution.expand_at=[0.7]", ["expand_at=0.7", "at most 0.6"]),
+    (
+        "evolution=balanced evolution.max_blocks=8",
+        ["evolution.max_blocks=8", "blocks_per_stage=3 the network grows to 9 blocks"],
+    ),
+    (
+        "evolution=balanced backbone=seed_wide evolution.max_params=761376",
+        ["evolution.max_params=761376", "the network grows to 761,376 parameters"],
+    ),
     ("evolution.max_channels=32", ["evolution.max_channels=32", "more channels"]),
     (
         "evolution.grow_positions=all evolution.grow_mode=fresh",
@@ -518,6 +532,9 @@ def test_what_a_tree_may_hold_is_checked(overrides: str, key: str, value: Any, s
         "evolution.max_blocks=3",
         "evolution.max_channels=64 evolution.max_params=50000 sparsity=none",
         "backbone.pooled_blocks=3",
+        "evolution=balanced evolution.max_blocks=9",
+        "evolution=balanced backbone.channels=[8,8,8,8] backbone.pooled_blocks=1",
+        "evolution=balanced backbone=seed_wide evolution.max_params=761377",
         "evolution=none sparsity=none backbone.channels=[300]",
         "views.zoom=[0.9,0.9]",
         "dataset=omniglot views.ink=light",  # of views that do nothing to strokes
