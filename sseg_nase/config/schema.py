@@ -268,7 +268,7 @@ class EvolutionConfig:
     max_repeats: Annotated[int, option(least=1)]
     grow_mode: Annotated[str, option(choices=("preserve", "fresh"))]
     grow_positions: Annotated[str, option(choices=("last", "stages", "all"))]
-    widen_mode: Annotated[str, option(choices=("duplicate", "zero"))]
+    widen_mode: Annotated[str, option(choices=("duplicate", "zero", "pairs"))]
     widen_noise: Annotated[float, option(least=0, most=1)]
     rollback_tolerance: Annotated[float, option(least=0)]
     rollback_grace_epochs: Annotated[int, option(least=0)]

@@ -110,8 +110,9 @@ def widen(
     `channels`: how many it has then (for all blocks: a list), instead of `ratio` times what it has.
     mode `duplicate`: new channels repeat old ones, with `noise` relative noise on the copies, and
     what follows divides by the number of copies; mode `zero`: they are newly initialised, and what
-    follows gives them weight 0. Without noise the function stays as it was; widening the last block
-    gives more features. The rest is as in `grow` (Chen et al. 2016, Net2Net).
+    follows gives them weight 0; mode `pairs`: they start alike in twos, and what follows weighs
+    them with Z and −Z (Yuan et al. 2023). Without noise the function stays as it was; widening the
+    last block gives more features. The rest is as in `grow` (Chen et al. 2016, Net2Net).
     """
     mutation = mutations.widen(
         network.architecture,

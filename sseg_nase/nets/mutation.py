@@ -35,11 +35,13 @@ class ChannelMap:
 
     `index[j]` is the old channel behind new channel j, or `NEW`. `silent`: new channels start at
     the constant 0, so that consumers may weigh them at once; otherwise their weights start at 0.
+    `pairs` of new channels start alike, and consumers weigh them with Z and −Z.
     """
 
     index: tuple[int, ...]
     old: int
     silent: bool = False
+    pairs: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def same(cls, width: int) -> ChannelMap:
@@ -74,7 +76,10 @@ class ChannelMap:
         index = tuple(
             NEW if i == NEW else i * positions + p for i in self.index for p in range(positions)
         )
-        return ChannelMap(index, self.old * positions, self.silent)
+        pairs = tuple(
+            (a * positions + p, b * positions + p) for a, b in self.pairs for p in range(positions)
+        )
+        return ChannelMap(index, self.old * positions, self.silent, pairs)
 
 
 @dataclass(frozen=True)
@@ -241,7 +246,8 @@ def _check_size(tensor_map: TensorMap, source: Tensor) -> None:
 
 def _move(tensor_map: TensorMap, source: Tensor, target: Tensor, like: str) -> Tensor:
     out, into = tensor_map.out, tensor_map.into
-    new = target.to(dtype=source.dtype).clone()
+    drawn = target.to(dtype=source.dtype)
+    new = drawn.clone()
     if like == VALUE and into is not None and not (into.silent and not tensor_map.blank):
         kept_rows = _rows(out, new)
         columns = torch.tensor([j for j, i in enumerate(into.index) if i == NEW], dtype=torch.long)
@@ -276,7 +282,33 @@ def _move(tensor_map: TensorMap, source: Tensor, target: Tensor, like: str) -> T
         jitter = torch.randn(len(repeated), *new.shape[1:], generator=generator)
         jitter = jitter.to(device=new.device, dtype=new.dtype)
         new[repeated] *= 1 + tensor_map.noise * jitter
+    if like == VALUE and into is not None and not tensor_map.blank:
+        _pair(new, drawn, source, out, into)
     return new
+
+
+def _pair(
+    new: Tensor, drawn: Tensor, source: Tensor, out: ChannelMap | None, into: ChannelMap
+) -> None:
+    """Weights V, V into new channels in pairs, and Z, −Z out of them to what was there before.
+
+    Both are taken from `drawn` and sized as the weights of `source` (Yuan et al. 2023).
+    """
+    if into.pairs:
+        first, second = torch.tensor(into.pairs).unbind(1)
+        kept = _rows(out, new)[:, None]
+        z = _sized(drawn[kept, first], source)
+        new[kept, first], new[kept, second] = z, -z
+    if out is not None and out.pairs:
+        first, second = torch.tensor(out.pairs).unbind(1)
+        v = _sized(drawn[first], source)
+        new[first], new[second] = v, v
+
+
+def _sized(drawn: Tensor, like: Tensor) -> Tensor:
+    """`drawn` with the root mean square of `like`, unless all of that is 0."""
+    size, wanted = (tensor.square().mean().sqrt() for tensor in (drawn, like))
+    return drawn if wanted == 0 or size == 0 else drawn * (wanted / size)
 
 
 def _rows(out: ChannelMap | None, new: Tensor) -> Tensor:
@@ -467,6 +499,10 @@ def widen(
     mode `duplicate`: new channels repeat old ones, drawn at random without replacement as long as
     possible, with `noise` relative noise on the copies; consumers divide by the number of copies.
     mode `zero`: new channels are freshly initialised and their outgoing weights start at 0.
+    mode `pairs`: two new channels each start alike, from weights as large as those that are there,
+    and what follows weighs them with Z and −Z: their gradients differ, where those of a copy and
+    its source are the same, so they part at the first step (Yuan et al. 2023). An odd one that is
+    left over is as in mode `zero`.
     """
     if mode not in _NEW_CHANNELS:
         raise UserError(f"WIDEN mode '{mode}': accepted {', '.join(_NEW_CHANNELS)}")
@@ -520,7 +556,10 @@ def _widen(
     """WIDEN by the sources `added[b]` of every block's new channels."""
     spaces, after = [ChannelMap.same(before.in_channels)], before
     for number, (width, sources) in enumerate(zip(before.channels, added, strict=True)):
-        spaces.append(ChannelMap((*range(width), *sources), width))
+        index = (*range(width), *sources)
+        new = [j for j, source in enumerate(index) if source == NEW] if mode == "pairs" else []
+        pairs = tuple(zip(new[::2], new[1::2], strict=False))
+        spaces.append(ChannelMap(index, width, pairs=pairs))
         after = after.with_block(number, channels=width + len(sources))
     origins = tuple(range(len(before.blocks)))
     after = _route(after, before, origins, spaces)
@@ -549,6 +588,7 @@ def _nothing(width: int, extra: int, generator: torch.Generator) -> list[int]:
 _NEW_CHANNELS: Mapping[str, Callable[[int, int, torch.Generator], list[int]]] = {
     "duplicate": _duplicates,
     "zero": _nothing,
+    "pairs": _nothing,
 }
 
 

@@ -533,7 +533,7 @@ def test_what_a_tree_may_hold_is_checked(overrides: str, key: str, value: Any, s
         "evolution.max_channels=64 evolution.max_params=50000 sparsity=none",
         "backbone.pooled_blocks=3",
         "evolution=balanced evolution.max_blocks=9",
-        "evolution=balanced backbone.channels=[8,8,8,8] backbone.pooled_blocks=1",
+        "evolution=balanced backbone.channels=[8,8,8,8,8] backbone.pooled_blocks=1",
         "evolution=balanced backbone=seed_wide evolution.max_params=761377",
         "evolution=none sparsity=none backbone.channels=[300]",
         "views.zoom=[0.9,0.9]",

@@ -31,6 +31,9 @@ BY_HAND: dict[str, Callable[..., Evolved]] = {
     "GROW in every stage": lambda network, **along: grow_stages(network, seed=3, **along),
     "WIDEN": lambda network, **along: widen(network, 1, channels=8, seed=3, **along),
     "WIDEN all": lambda network, **along: widen(network, None, ratio=2, seed=3, **along),
+    "WIDEN in pairs": lambda network, **along: widen(
+        network, 1, channels=9, mode="pairs", seed=3, **along
+    ),
     "PRUNE": lambda network, **along: prune(network, KEPT, **along),
 }
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {

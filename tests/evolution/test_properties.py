@@ -79,13 +79,13 @@ def drawn_growth_of_stages(rng: random.Random, before: Architecture) -> Mutation
 def drawn_widening(rng: random.Random, before: Architecture) -> Mutation:
     block = rng.randrange(len(before.blocks))
     channels = _wider(rng, before.channels[block])
-    mode = rng.choice(("duplicate", "duplicate", "zero"))
+    mode = rng.choice(("duplicate", "zero", "pairs"))
     return widen(before, block, channels=channels, mode=mode, seed=rng.randrange(10_000))
 
 
 def drawn_widening_of_all(rng: random.Random, before: Architecture) -> Mutation:
     widths = [_wider(rng, channels) for channels in before.channels]
-    mode = rng.choice(("duplicate", "duplicate", "zero"))
+    mode = rng.choice(("duplicate", "zero", "pairs"))
     return widen(before, None, channels=widths, mode=mode, seed=rng.randrange(10_000))
 
 

@@ -180,7 +180,7 @@ def test_no_random_caps_are_ever_exceeded() -> None:
             rng.choice((32, 84)),
         )
         architecture = Architecture.seed([4, 4], resolution=32, residual=rng.random() < 0.5)
-        options = replace(OPTIONS, widen_mode=rng.choice(("duplicate", "zero")))
+        options = replace(OPTIONS, widen_mode=rng.choice(("duplicate", "zero", "pairs")))
         operators = ["grow", rng.choice(("widen", "widen_all"))]
         for step in range(6):
             found = proposed(

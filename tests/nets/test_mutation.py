@@ -207,6 +207,72 @@ def test_widen_repeats_every_channel_equally_often() -> None:
     assert widen(SEED, 1, mode="zero").spaces[2].index[6:] == (NEW, NEW, NEW)
 
 
+def test_new_channels_in_pairs_start_alike_and_cancel() -> None:
+    mutation = widen(SEED, 1, channels=11, mode="pairs", seed=3)
+    assert mutation.spaces[2].index == (*range(6), *[NEW] * 5)
+    assert mutation.spaces[2].pairs == ((6, 7), (8, 9))  # 10 is left over
+    assert mutation.target["index"] == [NEW] * 5
+    network = EvolvableCNN(SEED, generator=torch.Generator().manual_seed(0))
+    old = {name: 3 * tensor for name, tensor in network.state_dict().items()}
+    new = carry(mutation.maps, old, fresh_state(mutation))
+    into, out = new["blocks.1.conv.weight"], new["blocks.2.conv.weight"]
+    assert torch.equal(into[[6, 8]], into[[7, 9]])
+    assert torch.equal(out[:, [6, 8]], -out[:, [7, 9]])
+    assert into[[6, 8, 10]].any((1, 2, 3)).all()
+    assert out[:, [6, 8]].any((0, 2, 3)).all()
+    assert not torch.equal(into[6], into[8])
+    assert not torch.equal(out[:, 6], out[:, 8])
+    assert not out[:, 10].any()
+    for tensor, added in ((into, into[[6, 8]]), (out, out[:, [6, 8]])):
+        kept = old["blocks.1.conv.weight" if tensor is into else "blocks.2.conv.weight"]
+        torch.testing.assert_close(added.square().mean(), kept.square().mean())
+    assert torch.equal(into[:6], old["blocks.1.conv.weight"])
+    assert torch.equal(out[:, :6], old["blocks.2.conv.weight"])
+    for like in (GRADIENT, SQUARED_GRADIENT):
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in new.items()}
+        moments = carry(mutation.maps, old, zeros, like=like)
+        assert not moments["blocks.1.conv.weight"][6:].any()
+        assert not moments["blocks.2.conv.weight"][:, 6:].any()
+
+
+def test_pairs_of_a_flattened_axis_are_pairs_at_every_position() -> None:
+    space = ChannelMap((0, NEW, NEW), old=1, pairs=((1, 2),)).spread(2)
+    assert space == ChannelMap((0, 1, NEW, NEW, NEW, NEW), old=2, pairs=((2, 4), (3, 5)))
+
+
+def test_weights_of_nothing_do_not_make_pairs_of_nothing() -> None:
+    """A block that starts with weights 0 is widened, or feeds one that is."""
+    plain = Architecture.seed([4, 4], resolution=8, batch_norm=False)
+    grown = grow(plain, position=1)
+    network = EvolvableCNN(plain)
+    state = carry(grown.maps, network.state_dict(), fresh_state(grown))
+    for block in (0, 1):
+        wide = widen(grown.after, block, channels=6, mode="pairs")
+        new = carry(wide.maps, state, fresh_state(wide))
+        assert new[f"blocks.{block}.conv.weight"][4:].any()
+        assert new[f"blocks.{block + 1}.conv.weight"][:, 4:].any()
+
+
+@pytest.mark.parametrize(("mode", "parted"), [("duplicate", False), ("pairs", True)])
+def test_pairs_part_at_the_first_step_and_copies_never(mode: str, parted: bool) -> None:
+    mutation = widen(SEED, 1, channels=12, mode=mode, seed=1)
+    network = EvolvableCNN(SEED, generator=torch.Generator().manual_seed(0)).double()
+    network.become(mutation)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(2)).double()
+    space = mutation.spaces[2]
+    twins = space.pairs or [(source, 6 + n) for n, source in enumerate(space.index[6:])]
+    for _ in range(2):
+        network(images).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        first, second = (
+            network.blocks[1].conv.weight[list(side)] for side in zip(*twins, strict=True)
+        )
+        apart = (first - second).abs().flatten(1).amax(1)
+        assert (apart > 1e-4).all() if parted else (apart < 1e-9).all()
+
+
 def test_prune_keeps_the_order_of_channels() -> None:
     mutation = prune(SEED, [[3, 0], range(6), [7]])
     assert mutation.after.channels == (2, 6, 1)
@@ -234,6 +300,7 @@ def test_what_a_mutation_did_is_plain_data() -> None:
         grow(SEED, out_channels=12),
         widen(SEED, 1),
         widen(SEED, 1, mode="zero"),
+        widen(SEED, 1, mode="pairs"),
         widen(SEED, None),
         prune(SEED, [[0], [1], [2]]),
     ):
@@ -286,7 +353,7 @@ def drawn(rng: random.Random, before: Architecture) -> Mutation:
         return grow_stages(before, most=rng.choice([None, least + 1]), seed=seed)
 
     def widened(block: int | None) -> Mutation:
-        mode, noise = rng.choice(["duplicate", "zero"]), rng.choice([0.0, 0.013])
+        mode, noise = rng.choice(["duplicate", "zero", "pairs"]), rng.choice([0.0, 0.013])
         return widen(before, block, ratio=rng.uniform(2, 3), mode=mode, noise=noise, seed=seed)
 
     def pruned() -> Mutation:
@@ -381,7 +448,7 @@ def test_a_target_that_no_mutation_has_is_refused(
         (lambda: widen(SEED, None, channels=[9, 5, 8]), r"at least \[4, 6, 8\]"),
         (lambda: widen(SEED, None, channels=[4, 6, 8]), "more in one block"),
         (lambda: widen(SEED, None, ratio=1.0), "more in one block"),
-        (lambda: widen(SEED, 0, mode="copy"), "'copy': accepted duplicate, zero"),
+        (lambda: widen(SEED, 0, mode="copy"), "'copy': accepted duplicate, zero, pairs"),
         (lambda: prune(SEED, [[0], [], [0]]), "block 1"),
         (lambda: prune(SEED, [[0], [1], [8]]), "0 to 7"),
         (lambda: prune(SEED, [[0], [1], [-1]]), "0 to 7"),

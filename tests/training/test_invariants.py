@@ -78,7 +78,7 @@ def drawn_config(seed: int) -> Config:
             trial_steps=draw.randrange(0, 2),
             grow_mode=draw.choice(["preserve", "fresh"]),
             grow_positions=draw.choice(["last", "stages", "all"]),
-            widen_mode=draw.choice(["duplicate", "zero"]),
+            widen_mode=draw.choice(["duplicate", "zero", "pairs"]),
             rollback_tolerance=draw.choice([0.0, some(-4, 1)]),
             rollback_grace_epochs=draw.randrange(0, 3),
         ),
