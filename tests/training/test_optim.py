@@ -77,6 +77,22 @@ def test_after_a_mutation_there_is_a_short_warm_up() -> None:
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_norms_and_biases_do_not_decay(name: str) -> None:
+    module = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Linear(3, 2))
+    asked = [f"optimizer={name}", "optimizer.lr=0.1", "optimizer.weight_decay=0.3"]
+    optimizer = build_optimizer(module, load(asked).optimizer)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(map(id, held)) == sorted(map(id, module.parameters()))
+    for parameter in module.parameters():
+        nn.init.ones_(parameter)
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    shrunk = {n: bool((p < 1).all()) for n, p in module.named_parameters()}
+    assert [n for n, less in shrunk.items() if less] == ["0.weight", "2.weight"]
+    assert (module[1].weight == 1).all()
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
 def test_an_optimizer_is_what_its_keys_say(name: str) -> None:
     asked = [f"optimizer={name}", "optimizer.lr=0.02", "optimizer.weight_decay=0.3"]
     own = "optimizer.momentum=0.7" if name == "sgd" else "optimizer.betas=[0.8,0.95]"
