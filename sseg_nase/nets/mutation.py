@@ -308,7 +308,7 @@ def _pair(
 def _sized(drawn: Tensor, like: Tensor) -> Tensor:
     """`drawn` with the root mean square of `like`, unless all of that is 0."""
     size, wanted = (tensor.square().mean().sqrt() for tensor in (drawn, like))
-    return drawn if wanted == 0 or size == 0 else drawn * (wanted / size)
+    return drawn * torch.where(wanted * size == 0, torch.ones_like(size), wanted / size)
 
 
 def _rows(out: ChannelMap | None, new: Tensor) -> Tensor:
