@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from sseg_nase.data.store import ImageStore
     from sseg_nase.data.views import make_views, normalize
     from sseg_nase.errors import UserError
-    from sseg_nase.evolution.by_hand import Evolved, grow, prune, widen
+    from sseg_nase.evolution.by_hand import Evolved, grow, grow_stages, prune, widen
     from sseg_nase.evolution.replay import replay
     from sseg_nase.fewshot.evaluation import embed
     from sseg_nase.fewshot.statistics import (
@@ -42,6 +42,7 @@ __all__ = [  # noqa: RUF022  # in the order of the README
     "EvolvableCNN",
     "load_network",
     "grow",
+    "grow_stages",
     "widen",
     "prune",
     "Evolved",
@@ -82,6 +83,7 @@ _HOMES = {
     "EvolvableCNN": "nets.evolvable",
     "load_network": "training.checkpoint",
     "grow": "evolution.by_hand",
+    "grow_stages": "evolution.by_hand",
     "widen": "evolution.by_hand",
     "prune": "evolution.by_hand",
     "Evolved": "evolution.by_hand",

@@ -13,12 +13,34 @@ def pools(side: int) -> bool:
     return side // 2 >= SMALLEST_MAP
 
 
+def blocks(
+    channels: Sequence[int], *, per_stage: int = 1, pooling: bool = True, pooled: int | None = None
+) -> list[tuple[int, bool]]:
+    """Of every block of a network to start from its channels and whether it pools.
+
+    `channels`: of every stage, which has `per_stage` blocks, the last of which pools; with `pooled`
+    those of the first so many stages alone.
+    """
+    pooled = len(channels) if pooled is None else pooled
+    return [
+        (width, pooling and stage < pooled and block == per_stage)
+        for stage, width in enumerate(channels)
+        for block in range(1, per_stage + 1)
+    ]
+
+
 def sides(resolution: int, pooling: Sequence[bool]) -> tuple[int, ...]:
     """Side of the square map in every space: the input first, then each block's output."""
     found = [resolution]
     for pool in pooling:
         found.append(found[-1] // 2 if pool and pools(found[-1]) else found[-1])
     return tuple(found)
+
+
+def stages(sides: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Numbers of the blocks that compute on maps of one size; `sides`: as `sides` returns them."""
+    grouped = itertools.groupby(range(len(sides) - 1), key=lambda number: sides[number])
+    return tuple(tuple(numbers) for _, numbers in grouped)
 
 
 def params(widths: Sequence[int], *, kernel_size: int, batch_norm: bool) -> int:

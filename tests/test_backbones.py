@@ -168,7 +168,14 @@ def test_some_networks_take_one_size(description: Description, tmp_path: Path) -
 def test_a_run_of_before_there_were_backbones_is_replayed(tmp_path: Path) -> None:
     directory = ran("pretrain.epochs=3")
     config = yaml.safe_load((directory / "config.yaml").read_text())
-    for key in ("in_channels", "pooled_blocks", "stem", "patch_size", "weights"):
+    for key in (
+        "in_channels",
+        "blocks_per_stage",
+        "pooled_blocks",
+        "stem",
+        "patch_size",
+        "weights",
+    ):
         del config["backbone"][key]
     del config["dataset"]["channels"]
     old = tmp_path / "old"

@@ -41,7 +41,13 @@ def option(
 
 DATASETS = ("cifar_fs", "minimagenet", "omniglot", "digits", "folder", "sketch", "csv")
 ROOTED = ("folder", "sketch", "csv")  # datasets of the user's own, in dataset.root
-EVOLVABLE = ("evolvable", "conv4", "conv4_wide", "sketch_cnn")  # backbones of conv blocks
+EVOLVABLE = (
+    "evolvable",
+    "seed_wide",
+    "conv4",
+    "conv4_wide",
+    "sketch_cnn",
+)  # backbones of conv blocks
 RESNET12 = ("resnet12", "resnet12_quarter")
 RESNETS = ("resnet18", "resnet34", "resnet50")  # torchvision's
 PRETRAINED = (*RESNETS, "vit_small")  # those that take backbone.weights
@@ -163,9 +169,10 @@ class BackboneConfig:
     in_channels: Annotated[int, option(choices=(1, 3))]
     channels: Annotated[Optional[list[int]], option(least=1)]
     kernel_size: Annotated[Optional[int], option(choices=(1, 3, 5, 7))]
-    activation: Annotated[Optional[str], option(choices=("relu", "gelu"))]
+    activation: Annotated[Optional[str], option(choices=("relu", "leaky_relu", "gelu"))]
     batch_norm: Optional[bool]
     pooling: Optional[bool]
+    blocks_per_stage: Annotated[Optional[int], option(least=1)]
     pooled_blocks: Annotated[Optional[int], option(least=0)]
     residual: Optional[bool]
     embedding: Annotated[Optional[str], option(choices=("average", "flatten"))]
@@ -230,9 +237,17 @@ class FinetuneConfig:
     views: ViewsConfig
 
 
+LATEST_EXPANSION = 0.6  # of all epochs: what is new then is trained for the rest of them
+
+
 @dataclass(frozen=True)
 class EvolutionConfig:
+    """`None` marks what the chosen order does not have."""
+
     enabled: bool
+    order: Annotated[str, option(choices=("trials", "balanced"))]
+    expand_at: Annotated[Optional[list[float]], option(above=0, most=LATEST_EXPANSION)]
+    blocks_per_stage: Annotated[Optional[int], option(least=2)]
     operators: Annotated[list[str], option(choices=("grow", "widen", "widen_all"))]
     max_blocks: Annotated[int, option(least=1)]
     max_channels: Annotated[int, option(least=1)]
@@ -252,7 +267,8 @@ class EvolutionConfig:
     trial_steps: Annotated[int, option(least=0)]
     max_repeats: Annotated[int, option(least=1)]
     grow_mode: Annotated[str, option(choices=("preserve", "fresh"))]
-    widen_mode: Annotated[str, option(choices=("duplicate", "zero"))]
+    grow_positions: Annotated[str, option(choices=("last", "stages", "all"))]
+    widen_mode: Annotated[str, option(choices=("duplicate", "zero", "pairs"))]
     widen_noise: Annotated[float, option(least=0, most=1)]
     rollback_tolerance: Annotated[float, option(least=0)]
     rollback_grace_epochs: Annotated[int, option(least=0)]
@@ -360,10 +376,11 @@ class OptimizerConfig:
 class SchedulerConfig:
     """`None` marks what the chosen schedule does not have."""
 
-    name: Annotated[str, option(choices=("cosine", "step", "constant"))]
+    name: Annotated[str, option(choices=("cosine", "step", "constant", "constant_decay"))]
     warmup_epochs: Annotated[float, option(least=0)]
     rewarmup_steps: Annotated[int, option(least=0)]
     final_ratio: Annotated[Optional[float], option(least=0, most=1)]
+    decay_share: Annotated[Optional[float], option(above=0, most=1)]
     step_size: Annotated[Optional[int], option(least=1)]
     gamma: Annotated[Optional[float], option(above=0, most=1)]
 

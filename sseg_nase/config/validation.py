@@ -27,6 +27,7 @@ from sseg_nase.config.schema import (
     BackboneConfig,
     Config,
     DatasetConfig,
+    EvolutionConfig,
     ViewsConfig,
 )
 from sseg_nase.errors import UserError, did_you_mean
@@ -62,6 +63,7 @@ _BLOCKS = {
     "activation",
     "batch_norm",
     "pooling",
+    "blocks_per_stage",
     "residual",
     "embedding",
 }
@@ -448,9 +450,15 @@ def _architecture(config: Config) -> Iterator[str]:
     if not evolution.enabled or not channels or config.backbone.name not in EVOLVABLE:
         return
     yield from _a_set("evolution.operators", evolution.operators)
-    if len(channels) > evolution.max_blocks:
+    if evolution.grow_positions != "last" and evolution.grow_mode == "fresh":
         yield (
-            f"evolution.max_blocks={evolution.max_blocks}: backbone.channels={channels} "
+            f"evolution.grow_positions={evolution.grow_positions}: with evolution.grow_mode=fresh "
+            "a block is added after the last one only; set evolution.grow_mode=preserve, or "
+            "evolution.grow_positions=last."
+        )
+    if len(_blocks(config.backbone)) > evolution.max_blocks:
+        yield (
+            f"evolution.max_blocks={evolution.max_blocks}: {_asked(config.backbone)} "
             "starts with more blocks."
         )
     if max(channels) > evolution.max_channels:
@@ -458,15 +466,58 @@ def _architecture(config: Config) -> Iterator[str]:
             f"evolution.max_channels={evolution.max_channels}: backbone.channels={channels} "
             "starts with more channels."
         )
-    yield from _caps_below(config)
+    yield from _order(evolution)
+    blocks = _blocks(config.backbone)
+    seed = f"the seed network, {_asked(config.backbone)}, has"
+    refused = list(_caps_below(config, blocks, f"{seed} {{}} already; raise it, start smaller, or"))
+    yield from refused
+    most = evolution.blocks_per_stage
+    if evolution.order == "balanced" and most and not refused:
+        grown = _grown(blocks, config.dataset.image_size, most)
+        last = f"with evolution.blocks_per_stage={most} the network grows"
+        if len(grown) > evolution.max_blocks:
+            yield (
+                f"evolution.max_blocks={evolution.max_blocks}: {last} to {len(grown)} blocks; "
+                f"raise it, or lower evolution.blocks_per_stage."
+            )
+        yield from _caps_below(
+            config, grown, f"{last} to {{}}; raise it, start smaller, lower that, or"
+        )
 
 
-def _caps_below(config: Config) -> Iterator[str]:
-    """Caps on params and flops hold for the seed network, too: it is to be under them."""
+def _order(evolution: EvolutionConfig) -> Iterator[str]:
+    """Every option of an order is given where it has effect, and expansions follow in time."""
+    shares, balanced = evolution.expand_at, evolution.order == "balanced"
+    for key in ("expand_at", "blocks_per_stage"):
+        value = getattr(evolution, key)
+        if balanced and (value is None or value == []):
+            given = "null" if value is None else "[]"
+            yield f"evolution.{key}={given}: evolution.order=balanced needs a value."
+        if not balanced and value is not None:
+            yield (
+                f"evolution.{key}={value}: it has no effect with evolution.order=trials; choose "
+                "evolution=balanced, or leave it out."
+            )
+    if shares is not None and shares != sorted(set(shares)):
+        yield f"evolution.expand_at={shares}: name each share once, from early to late."
+
+
+def _grown(blocks: Sequence[tuple[int, bool]], side: int, most: int) -> list[tuple[int, bool]]:
+    """Those of the network that `grow_stages` leads to, where every stage has `most` or more."""
+    grown: list[tuple[int, bool]] = []
+    for stage in counting.stages(counting.sides(side, [pools for _, pools in blocks])):
+        width, pools = blocks[stage[-1]]
+        kept = [blocks[number] for number in stage[:-1]]
+        added = max(0, most - len(stage))
+        grown += [*kept, *[(width, False)] * added, (width, pools)]
+    return grown
+
+
+def _caps_below(config: Config, blocks: Sequence[tuple[int, bool]], said: str) -> Iterator[str]:
+    """Caps on params and flops hold for a network of `blocks`, too: it is to be under them."""
     backbone, evolution = config.backbone, config.evolution
-    channels, kernel = backbone.channels or [], backbone.kernel_size or 0
-    pooled = len(channels) if backbone.pooled_blocks is None else backbone.pooled_blocks
-    pooling = [bool(backbone.pooling) and number < pooled for number in range(len(channels))]
+    kernel = backbone.kernel_size or 0
+    channels, pooling = zip(*blocks, strict=True)
     widths = [backbone.in_channels, *channels]
     at = counting.sides(evolution.cap_resolution, pooling)
     norm = bool(backbone.batch_norm)
@@ -480,10 +531,25 @@ def _caps_below(config: Config) -> Iterator[str]:
     for name, (figure, what) in has.items():
         cap = getattr(evolution, name)
         if figure >= cap:
-            yield (
-                f"evolution.{name}={cap}: the seed network, backbone.channels={channels}, has "
-                f"{figure:,} {what} already; raise it, start smaller, or add evolution=none."
-            )
+            has_them = said.format(f"{figure:,} {what}")
+            yield f"evolution.{name}={cap}: {has_them} add evolution=none."
+
+
+def _blocks(backbone: BackboneConfig) -> list[tuple[int, bool]]:
+    """Of every block of the network to start from its channels and whether it pools."""
+    return counting.blocks(
+        backbone.channels or [],
+        per_stage=backbone.blocks_per_stage or 1,
+        pooling=bool(backbone.pooling),
+        pooled=backbone.pooled_blocks,
+    )
+
+
+def _asked(backbone: BackboneConfig) -> str:
+    """The keys that say how wide and deep it is."""
+    per_stage = backbone.blocks_per_stage or 1
+    more = f" backbone.blocks_per_stage={per_stage}" if per_stage > 1 else ""
+    return f"backbone.channels={backbone.channels}{more}"
 
 
 def _sparsity(config: Config) -> Iterator[str]:
@@ -700,7 +766,12 @@ def _scheduler(config: Config) -> Iterator[str]:
     yield from _own_options(
         config.scheduler,
         "scheduler",
-        {"cosine": {"final_ratio"}, "step": {"step_size", "gamma"}, "constant": set()},
+        {
+            "cosine": {"final_ratio"},
+            "step": {"step_size", "gamma"},
+            "constant": set(),
+            "constant_decay": {"final_ratio", "decay_share"},
+        },
     )
 
 

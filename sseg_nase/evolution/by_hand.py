@@ -46,6 +46,7 @@ def grow(
     out_channels: int | None = None,
     *,
     position: int | None = None,
+    before_pool: bool = False,
     mode: str = "preserve",
     seed: int = 0,
     optimizer: Optimizer | None = None,
@@ -54,16 +55,40 @@ def grow(
 ) -> Evolved:
     """GROW: one block more, with `out_channels` (default: as many as come in).
 
-    The block stands at `position`, counted from 0 (default: after the last). mode `preserve`: it is
-    residual, and what the network computes stays as it was, in train and eval mode; channels that
-    it has more than come in start at 0. mode `fresh`: a plain block, newly initialised. `seed`
+    The block stands at `position`, counted from 0 (default: after the last). With `before_pool` it
+    takes the pooling over from the block before it, and works on the larger map. mode `preserve`:
+    it is residual, and what the network computes stays as it was, in train and eval mode; channels
+    that it has more than come in start at 0. mode `fresh`: a plain block, newly initialised. `seed`
     draws what is new. `optimizer` (over this network's parameters alone) and `teacher` (of the same
     architecture) go along. With `images` `[B, C, S, S]`, normalised as for training, the record
     tells how much the embeddings changed: ‖f' − f‖ / ‖f‖. Raises `UserError` for what cannot be.
     """
     mutation = mutations.grow(
-        network.architecture, out_channels=out_channels, position=position, mode=mode, seed=seed
+        network.architecture,
+        out_channels=out_channels,
+        position=position,
+        before_pool=before_pool,
+        mode=mode,
+        seed=seed,
     )
+    return _evolved(mutation, network, optimizer, teacher, images)
+
+
+def grow_stages(
+    network: EvolvableCNN,
+    *,
+    most: int | None = None,
+    seed: int = 0,
+    optimizer: Optimizer | None = None,
+    teacher: EvolvableCNN | None = None,
+    images: Tensor | None = None,
+) -> Evolved:
+    """GROW in every stage at once: a residual block at the end of each, before its pooling.
+
+    A stage is the blocks that compute on maps of one size; one that has `most` blocks stays as it
+    is. The function stays as it was. The rest is as in `grow`.
+    """
+    mutation = mutations.grow_stages(network.architecture, most=most, seed=seed)
     return _evolved(mutation, network, optimizer, teacher, images)
 
 
@@ -85,8 +110,9 @@ def widen(
     `channels`: how many it has then (for all blocks: a list), instead of `ratio` times what it has.
     mode `duplicate`: new channels repeat old ones, with `noise` relative noise on the copies, and
     what follows divides by the number of copies; mode `zero`: they are newly initialised, and what
-    follows gives them weight 0. Without noise the function stays as it was; widening the last block
-    gives more features. The rest is as in `grow` (Chen et al. 2016, Net2Net).
+    follows gives them weight 0; mode `pairs`: they start alike in twos, and what follows weighs
+    them with Z and −Z (Yuan et al. 2023). Without noise the function stays as it was; widening the
+    last block gives more features. The rest is as in `grow` (Chen et al. 2016, Net2Net).
     """
     mutation = mutations.widen(
         network.architecture,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sseg_nase.nets.architecture import Architecture
@@ -43,6 +43,7 @@ class Options:
     grow_mode: str
     widen_mode: str
     widen_noise: float
+    grow_positions: str = "last"
 
 
 def penalty(architecture: Architecture, caps: Caps) -> float:
@@ -63,14 +64,49 @@ def grow_candidates(
     caps: Caps,
     seed: int,
 ) -> list[Mutation]:
-    """One block more after the last, wider by the expansion ratio as far as the caps allow."""
-    width = architecture.channels[-1]
-    wide = max(width, min(round(width * options.expansion), caps.max_channels))
-    for out_channels in dict.fromkeys((wide, width)):
-        candidate = grow(architecture, out_channels=out_channels, mode=options.grow_mode, seed=seed)
-        if caps.violation(candidate.after) is None:
-            return [candidate]
-    return []
+    """One block more, at every place that `options.grow_positions` names and the caps allow.
+
+    After the last block it is wider by the expansion ratio as far as the caps allow; elsewhere it
+    is as wide as the block before it.
+    """
+    found = []
+    for position, before_pool in _places(architecture, options.grow_positions):
+        width = architecture.channels[position - 1]
+        widths = [width]
+        if position == len(architecture.blocks) and not before_pool:
+            widths.insert(0, max(width, min(round(width * options.expansion), caps.max_channels)))
+        for out_channels in dict.fromkeys(widths):
+            candidate = grow(
+                architecture,
+                position=position,
+                before_pool=before_pool,
+                out_channels=out_channels,
+                mode=options.grow_mode,
+                seed=seed,
+            )
+            if caps.violation(candidate.after) is None:
+                found.append(candidate)
+                break
+    return found
+
+
+def _places(architecture: Architecture, where: str) -> Iterator[tuple[int, bool]]:
+    """Where a block may be added, by position and whether it takes over the pooling before it.
+
+    `last`: after the last block. `stages`: at the end of every stage, before its pooling; a last
+    block that pools has a further stage behind it. `all`: after every block, before and after its
+    pooling.
+    """
+    end, sides = len(architecture.blocks), architecture.sides()
+    if where == "last":
+        yield end, False
+        return
+    for number, block in enumerate(architecture.blocks):
+        smaller = sides[number + 1] < sides[number]
+        if where == "all" or smaller or number + 1 == end:
+            yield number + 1, block.pool
+        if smaller and (where == "all" or number + 1 == end):
+            yield number + 1, False
 
 
 def widen_candidates(

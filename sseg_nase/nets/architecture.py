@@ -53,18 +53,23 @@ class Architecture:
         activation: str = "relu",
         batch_norm: bool = True,
         pooling: bool = True,
+        blocks_per_stage: int = 1,
         pooled_blocks: int | None = None,
         residual: bool = False,
         embedding: str = "average",
     ) -> Architecture:
         """The starting network: blocks of `channels`, all alike.
 
-        With `pooled_blocks` only the first so many pool.
+        With `blocks_per_stage` each is a stage of so many: the first as it would be alone, residual
+        ones behind it, and the last of them pools. That is what `grow_stages` leads to. With
+        `pooled_blocks` only the first so many, or those of the first so many stages, pool.
         """
-        pooled = len(channels) if pooled_blocks is None else pooled_blocks
+        listed = counting.blocks(
+            channels, per_stage=blocks_per_stage, pooling=pooling, pooled=pooled_blocks
+        )
         blocks = tuple(
-            Block(c, pool=pooling and number < pooled, residual=residual)
-            for number, c in enumerate(channels)
+            Block(c, pool=pool, residual=residual or number % blocks_per_stage > 0)
+            for number, (c, pool) in enumerate(listed)
         )
         return cls(
             blocks,
@@ -94,6 +99,11 @@ class Architecture:
     def sides(self, resolution: int | None = None) -> tuple[int, ...]:
         """Side of the square map in every space: the input first, then each block's output."""
         return counting.sides(resolution or self.resolution, [block.pool for block in self.blocks])
+
+    @property
+    def stages(self) -> tuple[tuple[int, ...], ...]:
+        """Numbers of the blocks, from 0, that compute on maps of one size, from large to small."""
+        return counting.stages(self.sides())
 
     @property
     def positions(self) -> int:

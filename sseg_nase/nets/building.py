@@ -25,7 +25,7 @@ from sseg_nase.nets.fixed import (
 # A run of before there were other backbones says nothing of them.
 _NOT_SAID_OF_OLD: Mapping[str, Any] = {
     "in_channels": 3,
-    **dict.fromkeys(("pooled_blocks", "stem", "patch_size", "weights")),
+    **dict.fromkeys(("blocks_per_stage", "pooled_blocks", "stem", "patch_size", "weights")),
 }
 
 
@@ -82,6 +82,7 @@ def _evolvable(backbone: BackboneConfig, image_size: int) -> Architecture:
         activation=backbone.activation,
         batch_norm=bool(backbone.batch_norm),
         pooling=bool(backbone.pooling),
+        blocks_per_stage=backbone.blocks_per_stage or 1,
         pooled_blocks=backbone.pooled_blocks,
         residual=bool(backbone.residual),
         embedding=backbone.embedding,

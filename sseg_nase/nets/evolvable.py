@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +13,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from sseg_nase.nets import mutation
 from sseg_nase.nets.architecture import Architecture, pools
 from sseg_nase.nets.backbone import Backbone
-from sseg_nase.nets.fused import norm_act_pool
+from sseg_nase.nets.fused import LEAKY_SLOPE, norm_act_pool
 
-ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {"relu": F.relu, "gelu": F.gelu}
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leaky_relu": partial(F.leaky_relu, negative_slope=LEAKY_SLOPE),
+    "gelu": F.gelu,
+}
 
 
 class ConvBlock(nn.Module):
@@ -56,7 +61,13 @@ class ConvBlock(nn.Module):
         """`[B, C, H, W]` → `[B, C', H', W']`."""
         pool = self.pool and pools(min(x.shape[-2:]))
         if not self.residual:
-            return norm_act_pool(self.norm, self.conv(x), activation=self.activation, pool=pool)
+            return norm_act_pool(
+                self.norm,
+                self.conv(x),
+                activation=self.activation,
+                negative_slope=LEAKY_SLOPE,
+                pool=pool,
+            )
         y = self.conv(ACTIVATIONS[self.activation](x))
         return norm_act_pool(self.norm, y, shortcut=self._shortcut(x, y.shape[1]), pool=pool)
 

@@ -25,6 +25,7 @@ from sseg_nase.nets.pooling import _Unpool, max_pool2x2
 # NumPy has no bfloat16: its numbers are handed over as integers of 16 bits.
 _MEMORY = {torch.float32: torch.float32, torch.bfloat16: torch.int16}
 _COMPUTED = {torch.float32: np.float32, torch.bfloat16: np.float32, torch.float64: np.float64}
+LEAKY_SLOPE = 0.1  # of LeakyReLU in the networks of few-shot learning
 _PART = 2048  # numbers that are summed before sums become float64
 
 Array = np.ndarray

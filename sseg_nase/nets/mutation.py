@@ -35,11 +35,13 @@ class ChannelMap:
 
     `index[j]` is the old channel behind new channel j, or `NEW`. `silent`: new channels start at
     the constant 0, so that consumers may weigh them at once; otherwise their weights start at 0.
+    `pairs` of new channels start alike, and consumers weigh them with Z and −Z.
     """
 
     index: tuple[int, ...]
     old: int
     silent: bool = False
+    pairs: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def same(cls, width: int) -> ChannelMap:
@@ -74,7 +76,10 @@ class ChannelMap:
         index = tuple(
             NEW if i == NEW else i * positions + p for i in self.index for p in range(positions)
         )
-        return ChannelMap(index, self.old * positions, self.silent)
+        pairs = tuple(
+            (a * positions + p, b * positions + p) for a, b in self.pairs for p in range(positions)
+        )
+        return ChannelMap(index, self.old * positions, self.silent, pairs)
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,23 @@ class Mutation:
             else _all_new(self.after.features, self.before.features)
         )
         object.__setattr__(self, "features", features)
+
+    @property
+    def label(self) -> str:
+        """What tells it from other candidates, in words; blocks count from 1.
+
+        The kind alone stands for a GROW after the last block, and for a WIDEN of one block.
+        """
+        block = self.target.get("block", 0)
+        if block is None:
+            return f"{self.kind} all"
+        if self.kind != "GROW" or (block == len(self.before.blocks) and not self._takes_pooling):
+            return self.kind
+        return f"GROW {block + 1}" + (" before pooling" if self._takes_pooling else "")
+
+    @property
+    def _takes_pooling(self) -> bool:
+        return bool(self.target.get("before_pool", False))
 
     @cached_property
     def maps(self) -> dict[str, TensorMap]:
@@ -224,7 +246,8 @@ def _check_size(tensor_map: TensorMap, source: Tensor) -> None:
 
 def _move(tensor_map: TensorMap, source: Tensor, target: Tensor, like: str) -> Tensor:
     out, into = tensor_map.out, tensor_map.into
-    new = target.to(dtype=source.dtype).clone()
+    drawn = target.to(dtype=source.dtype)
+    new = drawn.clone()
     if like == VALUE and into is not None and not (into.silent and not tensor_map.blank):
         kept_rows = _rows(out, new)
         columns = torch.tensor([j for j, i in enumerate(into.index) if i == NEW], dtype=torch.long)
@@ -259,7 +282,33 @@ def _move(tensor_map: TensorMap, source: Tensor, target: Tensor, like: str) -> T
         jitter = torch.randn(len(repeated), *new.shape[1:], generator=generator)
         jitter = jitter.to(device=new.device, dtype=new.dtype)
         new[repeated] *= 1 + tensor_map.noise * jitter
+    if like == VALUE and into is not None and not tensor_map.blank:
+        _pair(new, drawn, source, out, into)
     return new
+
+
+def _pair(
+    new: Tensor, drawn: Tensor, source: Tensor, out: ChannelMap | None, into: ChannelMap
+) -> None:
+    """Weights V, V into new channels in pairs, and Z, −Z out of them to what was there before.
+
+    Both are taken from `drawn` and sized as the weights of `source` (Yuan et al. 2023).
+    """
+    if into.pairs:
+        first, second = torch.tensor(into.pairs).unbind(1)
+        kept = _rows(out, new)[:, None]
+        z = _sized(drawn[kept, first], source)
+        new[kept, first], new[kept, second] = z, -z
+    if out is not None and out.pairs:
+        first, second = torch.tensor(out.pairs).unbind(1)
+        v = _sized(drawn[first], source)
+        new[first], new[second] = v, v
+
+
+def _sized(drawn: Tensor, like: Tensor) -> Tensor:
+    """`drawn` with the root mean square of `like`, unless all of that is 0."""
+    size, wanted = (tensor.square().mean().sqrt() for tensor in (drawn, like))
+    return drawn * torch.where(wanted * size == 0, torch.ones_like(size), wanted / size)
 
 
 def _rows(out: ChannelMap | None, new: Tensor) -> Tensor:
@@ -294,62 +343,143 @@ def grow(
     *,
     out_channels: int | None = None,
     position: int | None = None,
+    before_pool: bool = False,
     mode: str = "preserve",
     seed: int = 0,
 ) -> Mutation:
     """GROW: a new block at `position` (default: after the last).
 
-    mode `preserve`: a residual block without pooling whose last norm starts at γ = 0; the function
-    is unchanged in train and eval mode. Channels beyond the input's start at 0. mode `fresh`: a
-    plain, newly initialised block that pools as the others do.
+    mode `preserve`: a residual block whose last norm starts at γ = 0; the function is unchanged in
+    train and eval mode. Channels beyond the input's start at 0. mode `fresh`: a plain, newly
+    initialised block that pools as the others do.
+
+    The new block works on what the one before it puts out, which pools or not, and does not pool
+    itself. With `before_pool` it works on the larger map: it takes the pooling over from the block
+    before it, pool(y + 0) being what was pool(y).
     """
     position = len(before.blocks) if position is None else position
+    _check_position(before, position)
+    if out_channels is None:
+        out_channels = before.channels[position - 1]
+    return _grow(before, [_Place(position, out_channels, before_pool)], mode=mode, seed=seed)
+
+
+def grow_stages(before: Architecture, *, most: int | None = None, seed: int = 0) -> Mutation:
+    """GROW in every stage at once: one more block at its end, before its pooling.
+
+    The blocks are those of `grow` with mode `preserve`, as wide as their stage. A stage that has
+    `most` blocks stays. Raises `UserError` where all of them do.
+    """
+    ends = [stage[-1] for stage in before.stages if most is None or len(stage) < most]
+    if not ends:
+        raise UserError(f"GROW in every stage: all of them have {most} blocks or more")
+    places = [_Place(end + 1, before.channels[end], before.blocks[end].pool) for end in ends]
+    return _grow(before, places, mode="preserve", seed=seed, together=True)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Of a new block: after `position` blocks of the old network; see `grow`."""
+
+    position: int
+    out_channels: int
+    before_pool: bool
+
+
+def _check_position(before: Architecture, position: int) -> None:
     if not 0 < position <= len(before.blocks):
         raise UserError(
             f"GROW position {position}: accepted 1 to {len(before.blocks)} (blocks there are)"
         )
-    width = before.channels[position - 1]
-    out_channels = width if out_channels is None else out_channels
-    if out_channels < 1:
-        raise UserError(f"GROW out_channels {out_channels}: use at least 1")
+
+
+def _grow(
+    before: Architecture,
+    places: Sequence[_Place],
+    *,
+    mode: str,
+    seed: int,
+    together: bool = False,
+) -> Mutation:
+    """GROW at `places`, from the first block to the last; `together`: recorded as one of several.
+
+    A record counts the new blocks in the new network.
+    """
     modes = {"preserve": _grow_preserving, "fresh": _grow_fresh}
     if mode not in modes:
         raise UserError(f"GROW mode '{mode}': accepted {', '.join(modes)}")
-    if mode == "preserve" and out_channels < width:
-        raise UserError(
-            f"GROW out_channels {out_channels}: a preserving block keeps its {width} input "
-            f"channels; use at least {width}, or mode 'fresh'"
-        )
-    block, into_next, zeroed = modes[mode](before, position, width, out_channels)
-    blocks = (*before.blocks[:position], block, *before.blocks[position:])
-    spaces = [ChannelMap.same(w) for w in before.widths]
-    spaces.insert(position + 1, into_next)
+    order = [place.position for place in places]
+    if order != sorted(set(order)):
+        raise UserError(f"GROW positions {order}: name each once, from the first to the last")
+    blocks, spaces = list(before.blocks), [ChannelMap.same(w) for w in before.widths]
     origins: list[int | None] = list(range(len(before.blocks)))
-    origins.insert(position, None)
-    after = _route(replace(before, blocks=blocks), before, origins, spaces)
-    target = {"block": position, "out_channels": out_channels, "mode": mode, "seed": seed}
+    zeroed: tuple[str, ...] = ()
+    for earlier, place in enumerate(places):
+        _check_position(before, place.position)
+        width, number = before.channels[place.position - 1], place.position + earlier
+        block, into_next, gates = modes[mode](before, number, width, place.out_channels)
+        if place.before_pool:
+            block, blocks[number - 1] = _pooling_taken_over(block, blocks[number - 1], number)
+        blocks.insert(number, block)
+        spaces.insert(number + 1, into_next)
+        origins.insert(number, None)
+        zeroed += gates
+    after = _route(replace(before, blocks=tuple(blocks)), before, origins, spaces)
+    numbers = [place.position + earlier for earlier, place in enumerate(places)]
+    target: dict[str, Any] = {"block": None if together else numbers[0]}
+    widths = [place.out_channels for place in places]
+    pooling = [place.before_pool for place in places]
+    if together:
+        target |= {"blocks": numbers, "out_channels": widths, "before_pool": pooling}
+    else:
+        target["out_channels"] = widths[0]
+        if pooling[0]:  # records of before it was possible say nothing of it
+            target["before_pool"] = True
+    target |= {"mode": mode, "seed": seed}
     return Mutation(
         "GROW", target, before, after, tuple(origins), tuple(spaces), zeroed=zeroed, seed=seed
     )
 
 
+def _pooling_taken_over(block: Block, predecessor: Block, number: int) -> tuple[Block, Block]:
+    """The new block `number`, which pools now, and the one before it, which no longer does."""
+    if not predecessor.pool:
+        raise UserError(
+            f"GROW before the pooling of block {number - 1}: it does not pool; leave before_pool "
+            "out, or choose another position"
+        )
+    return replace(block, pool=True), replace(predecessor, pool=False)
+
+
 def _grow_preserving(
-    before: Architecture, position: int, width: int, out_channels: int
+    before: Architecture, number: int, width: int, out_channels: int
 ) -> tuple[Block, ChannelMap, tuple[str, ...]]:
+    _check_width(out_channels)
+    if out_channels < width:
+        raise UserError(
+            f"GROW out_channels {out_channels}: a preserving block keeps its {width} input "
+            f"channels; use at least {width}, or mode 'fresh'"
+        )
     index = (*range(width), *([NEW] * (out_channels - width)))
     gate = "norm.weight" if before.batch_norm else "conv.weight"
     block = Block(out_channels, pool=False, residual=True)
-    return block, ChannelMap(index, width, silent=True), (f"blocks.{position}.{gate}",)
+    return block, ChannelMap(index, width, silent=True), (f"blocks.{number}.{gate}",)
 
 
 def _grow_fresh(
-    before: Architecture, position: int, width: int, out_channels: int
+    before: Architecture, number: int, width: int, out_channels: int
 ) -> tuple[Block, ChannelMap, tuple[str, ...]]:
+    _check_width(out_channels)
     pool = before.blocks[-1].pool or before.blocks[0].pool
     # A plain block without pooling: only the first ones were meant to pool.
     pool = pool and all(block.pool or block.residual for block in before.blocks)
     # What consumes the new block has nothing to keep: its old inputs are gone.
     return Block(out_channels, pool=pool), _all_new(out_channels, width), ()
+
+
+def _check_width(out_channels: int) -> None:
+    if out_channels < 1:
+        raise UserError(f"GROW out_channels {out_channels}: use at least 1")
 
 
 def widen(
@@ -369,6 +499,10 @@ def widen(
     mode `duplicate`: new channels repeat old ones, drawn at random without replacement as long as
     possible, with `noise` relative noise on the copies; consumers divide by the number of copies.
     mode `zero`: new channels are freshly initialised and their outgoing weights start at 0.
+    mode `pairs`: two new channels each start alike, from weights as large as those that are there,
+    and what follows weighs them with Z and −Z: their gradients differ, where those of a copy and
+    its source are the same, so they part at the first step (Yuan et al. 2023). An odd one that is
+    left over is as in mode `zero`.
     """
     if mode not in _NEW_CHANNELS:
         raise UserError(f"WIDEN mode '{mode}': accepted {', '.join(_NEW_CHANNELS)}")
@@ -422,7 +556,10 @@ def _widen(
     """WIDEN by the sources `added[b]` of every block's new channels."""
     spaces, after = [ChannelMap.same(before.in_channels)], before
     for number, (width, sources) in enumerate(zip(before.channels, added, strict=True)):
-        spaces.append(ChannelMap((*range(width), *sources), width))
+        index = (*range(width), *sources)
+        new = [j for j, source in enumerate(index) if source == NEW] if mode == "pairs" else []
+        pairs = tuple(zip(new[::2], new[1::2], strict=False))
+        spaces.append(ChannelMap(index, width, pairs=pairs))
         after = after.with_block(number, channels=width + len(sources))
     origins = tuple(range(len(before.blocks)))
     after = _route(after, before, origins, spaces)
@@ -451,6 +588,7 @@ def _nothing(width: int, extra: int, generator: torch.Generator) -> list[int]:
 _NEW_CHANNELS: Mapping[str, Callable[[int, int, torch.Generator], list[int]]] = {
     "duplicate": _duplicates,
     "zero": _nothing,
+    "pairs": _nothing,
 }
 
 
@@ -508,13 +646,17 @@ def rebuild(kind: str, target: Mapping[str, Any], before: Architecture) -> Mutat
 
 
 def _grow_again(target: Mapping[str, Any], before: Architecture) -> Mutation:
-    return grow(
-        before,
-        position=target["block"],
-        out_channels=target["out_channels"],
-        mode=target["mode"],
-        seed=target["seed"],
-    )
+    block, widths = target["block"], target["out_channels"]
+    how = {"mode": target["mode"], "seed": target["seed"]}
+    if block is not None:
+        place = _Place(block, widths, target.get("before_pool", False))
+        return _grow(before, [place], **how)
+    numbered = zip(target["blocks"], widths, target["before_pool"], strict=True)
+    places = [
+        _Place(number - earlier, width, pooling)
+        for earlier, (number, width, pooling) in enumerate(numbered)
+    ]
+    return _grow(before, places, **how, together=True)
 
 
 def _widen_again(target: Mapping[str, Any], before: Architecture) -> Mutation:

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from sseg_nase.nets.architecture import pools
 from sseg_nase.nets.backbone import Backbone, drawing_from
 from sseg_nase.nets.fixed import ResNet12Architecture
-from sseg_nase.nets.fused import norm_act_pool
-
-SLOPE = 0.1
+from sseg_nase.nets.fused import LEAKY_SLOPE, norm_act_pool
 
 
 class ResidualBlock(nn.Module):
@@ -34,7 +32,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` → `[B, C', H', W']`."""
-        activated = partial(norm_act_pool, activation="leaky_relu", negative_slope=SLOPE)
+        activated = partial(norm_act_pool, activation="leaky_relu", negative_slope=LEAKY_SLOPE)
         y = activated(self.norm1, self.conv1(x))
         y = activated(self.norm2, self.conv2(y))
         shortcut = norm_act_pool(self.shortcut_norm, self.shortcut_conv(x))
@@ -60,7 +58,7 @@ class ResNet12(Backbone):
         for part in self.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(
-                    part.weight, SLOPE, "fan_out", "leaky_relu", generator=generator
+                    part.weight, LEAKY_SLOPE, "fan_out", "leaky_relu", generator=generator
                 )
 
     def stages(self) -> list[nn.Module]:

@@ -511,9 +511,14 @@ def _target(kind: str, target: Any) -> str:
             if str(block).isdigit() and isinstance(channels, list)
         )
     block, channels = target.get("block"), target.get("channels", target.get("out_channels"))
+    how = f" ({target['mode']})" if "mode" in target else ""
+    if isinstance(target.get("blocks"), list) and isinstance(channels, list):
+        together = zip(target["blocks"], channels, strict=False)
+        return "; ".join(f"a block of {c} channels at place {b + 1}" for b, c in together) + how
     if not isinstance(block, int) or channels is None:
         return json.dumps(target)
-    how = f" ({target['mode']})" if "mode" in target else ""
+    if target.get("before_pool") is True:
+        how = f", before pooling{how}"
     if kind == "GROW":
         return f"a block of {channels} channels at place {block + 1}{how}"
     return f"block {block + 1} has {channels} channels{how}"

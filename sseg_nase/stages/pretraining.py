@@ -19,8 +19,9 @@ from sseg_nase.training.callbacks import ArchitectureMetrics, Checkpoints, Memor
 from sseg_nase.training.divergence import DivergenceError, explained
 from sseg_nase.training.events import Callback
 from sseg_nase.training.interruption import Interrupted
-from sseg_nase.training.interventions import Evolve, Sparsify
+from sseg_nase.training.interventions import Sparsify
 from sseg_nase.training.loop import Intervention, Trainer
+from sseg_nase.training.order import ORDERS
 
 
 def pretrain(
@@ -111,7 +112,7 @@ def trainer_of(
     if config.sparsity.enabled:
         interventions.append(Sparsify(config.sparsity, config.pretrain, config.seed))
     if config.evolution.enabled:
-        interventions.append(Evolve(config.evolution, config.seed))
+        interventions.append(ORDERS[config.evolution.order](config.evolution, config.seed))
     trainer = Trainer(
         config,
         learner=seed_learner(config),

@@ -205,7 +205,7 @@ def mutation_line(values: Mapping[str, Any]) -> str:
     before, after, target = values["before"], values["after"], values["target"]
     where = ""
     if "block" in target:
-        where = " all blocks" if target["block"] is None else f" block {target['block'] + 1}"
+        where = _where(target)
     width = f"channels {'-'.join(map(str, after['channels']))}"
     loss = " -> ".join(_number(values.get(key), ".2f") for key in ("loss_before", "loss_after"))
     return (
@@ -213,6 +213,16 @@ def mutation_line(values: Mapping[str, Any]) -> str:
         f"params {_count(before['params'])} -> {_count(after['params'])}, loss {loss} "
         f"({'accepted' if values['accepted'] else 'rolled back'})"
     )
+
+
+def _where(target: Mapping[str, Any]) -> str:
+    """Which blocks a GROW or WIDEN is about; they count from 1."""
+    if target["block"] is not None:
+        pooling = " before pooling" if target.get("before_pool") else ""
+        return f" block {target['block'] + 1}{pooling}"
+    if "blocks" in target:
+        return f" blocks {', '.join(str(block + 1) for block in target['blocks'])}"
+    return " all blocks"
 
 
 def finetune_line(values: Mapping[str, Any]) -> str:

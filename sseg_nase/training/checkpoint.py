@@ -16,7 +16,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.files import write_bytes
 from sseg_nase.finite import not_finite, shortened
 from sseg_nase.nets.backbone import Backbone
-from sseg_nase.nets.building import build, described
+from sseg_nase.nets.building import build, configured, described
 from sseg_nase.training.divergence import check_saved
 
 SCHEMA = 1
@@ -186,7 +186,7 @@ def backbone_for(path: Path, config: Config) -> Backbone:
     same = asked == DEFAULT or architecture.name == kind
     if same and asked in EVOLVABLE and asked != DEFAULT:
         mutated = any(record["accepted"] for record in load(path)["history"])
-        same = mutated or architecture.channels == tuple(config.backbone.channels or ())
+        same = mutated or architecture.channels == configured(config.backbone, size).channels
     if not same:
         widths = "-".join(map(str, architecture.channels))
         raise UserError(

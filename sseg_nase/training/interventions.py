@@ -15,7 +15,7 @@ from sseg_nase.evolution.plateau import PlateauDetector
 from sseg_nase.evolution.selection import Caps, Options, candidates, fitness
 from sseg_nase.finite import finite
 from sseg_nase.nets.evolvable import EvolvableCNN
-from sseg_nase.nets.mutation import Mutation, prune
+from sseg_nase.nets.mutation import prune
 from sseg_nase.sparsity.importance import importance_of, makers, sensitivity
 from sseg_nase.sparsity.masks import channels_to_remove, complementary_masks, target_sparsity
 from sseg_nase.training.distributed import same_everywhere
@@ -62,11 +62,6 @@ def _all_finite(scores: Iterable[Tensor]) -> bool:
     return all(bool(each.isfinite().all()) for each in scores)
 
 
-def _label(candidate: Mutation) -> str:
-    everywhere = candidate.target["block"] is None
-    return f"{candidate.kind} all" if everywhere else candidate.kind
-
-
 class Evolve(Intervention):
     """SSEG: on a plateau with a teacher gap, the fittest of GROW and WIDEN.
 
@@ -96,6 +91,7 @@ class Evolve(Intervention):
             evolution.grow_mode,
             evolution.widen_mode,
             evolution.widen_noise,
+            evolution.grow_positions,
         )
         self.regime: list[Any] = []
 
@@ -179,8 +175,8 @@ class Evolve(Intervention):
             if finite(score):
                 judged.append((score, candidate))
             else:
-                unfit.append(_label(candidate))
-        compared: dict[str, float | None] = {_label(one): score for score, one in judged}
+                unfit.append(candidate.label)
+        compared: dict[str, float | None] = {one.label: score for score, one in judged}
         if unfit:  # null is no fitness: it says why
             trigger |= {"not_finite": f"the held loss in the trial of {', '.join(unfit)}"}
             compared |= dict.fromkeys(unfit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 from sseg_nase.config.schema import OptimizerConfig, SchedulerConfig
 
 
-def _adamw(parameters: Iterable[nn.Parameter], o: OptimizerConfig) -> torch.optim.Optimizer:
+def _adamw(parameters: Iterable[dict[str, Any]], o: OptimizerConfig) -> torch.optim.Optimizer:
     assert o.betas is not None
     betas = (o.betas[0], o.betas[1])
     return torch.optim.AdamW(
@@ -19,7 +20,7 @@ def _adamw(parameters: Iterable[nn.Parameter], o: OptimizerConfig) -> torch.opti
     )
 
 
-def _adam(parameters: Iterable[nn.Parameter], o: OptimizerConfig) -> torch.optim.Optimizer:
+def _adam(parameters: Iterable[dict[str, Any]], o: OptimizerConfig) -> torch.optim.Optimizer:
     assert o.betas is not None
     betas = (o.betas[0], o.betas[1])
     return torch.optim.Adam(
@@ -27,7 +28,7 @@ def _adam(parameters: Iterable[nn.Parameter], o: OptimizerConfig) -> torch.optim
     )
 
 
-def _sgd(parameters: Iterable[nn.Parameter], o: OptimizerConfig) -> torch.optim.Optimizer:
+def _sgd(parameters: Iterable[dict[str, Any]], o: OptimizerConfig) -> torch.optim.Optimizer:
     return torch.optim.SGD(
         parameters,
         lr=o.lr,
@@ -38,13 +39,20 @@ def _sgd(parameters: Iterable[nn.Parameter], o: OptimizerConfig) -> torch.optim.
 
 
 OPTIMIZERS: Mapping[
-    str, Callable[[Iterable[nn.Parameter], OptimizerConfig], torch.optim.Optimizer]
+    str, Callable[[Iterable[dict[str, Any]], OptimizerConfig], torch.optim.Optimizer]
 ] = {"adamw": _adamw, "adam": _adam, "sgd": _sgd}
 
 
 def build_optimizer(module: nn.Module, optimizer: OptimizerConfig) -> torch.optim.Optimizer:
-    """The configured optimizer over all parameters of `module`, in their named order."""
-    return OPTIMIZERS[optimizer.name](module.parameters(), optimizer)
+    """The configured optimizer over all parameters of `module`, in two groups.
+
+    Only weights decay: what has one axis, norms and biases, does not. The γ of a block that has
+    just grown starts at 0 and is to leave it.
+    """
+    decaying = [p for p in module.parameters() if p.dim() > 1]
+    others = [p for p in module.parameters() if p.dim() <= 1]
+    groups: list[dict[str, Any]] = [{"params": decaying}, {"params": others, "weight_decay": 0.0}]
+    return OPTIMIZERS[optimizer.name]([g for g in groups if g["params"]], optimizer)
 
 
 def _cosine(epoch: float, epochs: float, s: SchedulerConfig) -> float:
@@ -63,10 +71,18 @@ def _constant(epoch: float, epochs: float, s: SchedulerConfig) -> float:
     return 1.0
 
 
+def _constant_decay(epoch: float, epochs: float, s: SchedulerConfig) -> float:
+    assert s.final_ratio is not None
+    assert s.decay_share is not None
+    left = max(0.0, 1 - epoch / max(epochs, 1e-9))
+    return s.final_ratio + (1 - s.final_ratio) * min(1.0, left / s.decay_share)
+
+
 SCHEDULES: Mapping[str, Callable[[float, float, SchedulerConfig], float]] = {
     "cosine": _cosine,
     "step": _step,
     "constant": _constant,
+    "constant_decay": _constant_decay,
 }
 
 

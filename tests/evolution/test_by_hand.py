@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sseg_nase.errors import UserError
-from sseg_nase.evolution.by_hand import Evolved, grow, prune, widen
+from sseg_nase.evolution.by_hand import Evolved, grow, grow_stages, prune, widen
 from sseg_nase.evolution.operators import TrainingState, apply, named_moments
 from sseg_nase.evolution.replay import replay
 from sseg_nase.nets.architecture import Architecture
@@ -25,8 +25,15 @@ KEPT = [[0, 2, 3], [1, 2], [0, 1, 5]]
 BY_HAND: dict[str, Callable[..., Evolved]] = {
     "GROW": lambda network, **along: grow(network, 9, seed=3, **along),
     "GROW inside": lambda network, **along: grow(network, position=1, seed=3, **along),
+    "GROW before pooling": lambda network, **along: grow(
+        network, 5, position=1, before_pool=True, seed=3, **along
+    ),
+    "GROW in every stage": lambda network, **along: grow_stages(network, seed=3, **along),
     "WIDEN": lambda network, **along: widen(network, 1, channels=8, seed=3, **along),
     "WIDEN all": lambda network, **along: widen(network, None, ratio=2, seed=3, **along),
+    "WIDEN in pairs": lambda network, **along: widen(
+        network, 1, channels=9, mode="pairs", seed=3, **along
+    ),
     "PRUNE": lambda network, **along: prune(network, KEPT, **along),
 }
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {

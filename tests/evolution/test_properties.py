@@ -32,11 +32,11 @@ from sseg_nase.evolution.operators import (
 )
 from sseg_nase.nets.architecture import Architecture, Block
 from sseg_nase.nets.evolvable import EvolvableCNN, Learner
-from sseg_nase.nets.mutation import NEW, Mutation, grow, prune, rebuild, widen
+from sseg_nase.nets.mutation import NEW, Mutation, grow, grow_stages, prune, rebuild, widen
 
 ARCHITECTURES = 200
 MUTATIONS = 5
-EXACT = 1e-10  # relative, in float64
+EXACT = 1e-12  # relative, in float64
 MASKED = 1e-5  # relative, in float32
 WIDEST = 32
 
@@ -51,7 +51,7 @@ def drawn_architecture(rng: random.Random) -> Architecture:
         blocks,
         resolution=rng.choice((8, 9) if pooling else (4, 5)),
         kernel_size=rng.choice((3, 3, 1)),
-        activation=rng.choice(("relu", "gelu")),
+        activation=rng.choice(("relu", "leaky_relu", "gelu")),
         batch_norm=rng.random() < 0.7,
         embedding=rng.choice(("average", "flatten")),
     )
@@ -60,19 +60,32 @@ def drawn_architecture(rng: random.Random) -> Architecture:
 def drawn_growth(rng: random.Random, before: Architecture) -> Mutation:
     position = rng.randint(1, len(before.blocks))
     width = before.channels[position - 1] + rng.choice((0, 0, 1, 3))
-    return grow(before, position=position, out_channels=width, seed=rng.randrange(10_000))
+    before_pool = before.blocks[position - 1].pool and rng.random() < 0.7
+    return grow(
+        before,
+        position=position,
+        out_channels=width,
+        before_pool=before_pool,
+        seed=rng.randrange(10_000),
+    )
+
+
+def drawn_growth_of_stages(rng: random.Random, before: Architecture) -> Mutation:
+    least = min(len(stage) for stage in before.stages)
+    most = rng.choice((None, least + 1))
+    return grow_stages(before, most=most, seed=rng.randrange(10_000))
 
 
 def drawn_widening(rng: random.Random, before: Architecture) -> Mutation:
     block = rng.randrange(len(before.blocks))
     channels = _wider(rng, before.channels[block])
-    mode = rng.choice(("duplicate", "duplicate", "zero"))
+    mode = rng.choice(("duplicate", "zero", "pairs"))
     return widen(before, block, channels=channels, mode=mode, seed=rng.randrange(10_000))
 
 
 def drawn_widening_of_all(rng: random.Random, before: Architecture) -> Mutation:
     widths = [_wider(rng, channels) for channels in before.channels]
-    mode = rng.choice(("duplicate", "duplicate", "zero"))
+    mode = rng.choice(("duplicate", "zero", "pairs"))
     return widen(before, None, channels=widths, mode=mode, seed=rng.randrange(10_000))
 
 
@@ -97,6 +110,7 @@ MUTATE: list[Callable[[random.Random, Architecture], Mutation]] = [
     drawn_pruning,
     drawn_growth,
     drawn_widening_of_all,
+    drawn_growth_of_stages,
 ]
 
 

@@ -11,7 +11,7 @@ import pytest
 from sseg_nase.evolution.history import MutationRecord, counts
 from sseg_nase.evolution.replay import ReplayError, replay
 from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.mutation import Mutation, grow, prune, widen
+from sseg_nase.nets.mutation import Mutation, grow, grow_stages, prune, widen
 
 SEED = Architecture.seed([4, 6], resolution=16)
 
@@ -41,6 +41,8 @@ def drawn(rng: random.Random, before: Architecture, seed: int) -> Mutation:
     kinds: list[Callable[[], Mutation]] = [
         lambda: grow(before, mode=rng.choice(("preserve", "fresh")), seed=seed),
         lambda: grow(before, position=block + 1, seed=seed),
+        lambda: grow(before, position=1, before_pool=before.blocks[0].pool, seed=seed),
+        lambda: grow_stages(before, seed=seed),
         lambda: widen(before, block, ratio=2, noise=0.01, seed=seed),
         lambda: widen(before, None, ratio=2, mode="zero", seed=seed),
         lambda: prune(before, kept),

@@ -26,8 +26,62 @@ def proposed(
         **changes,
     }
     found = candidates(architecture, caps=caps, **arguments)
-    assert len({mutation.kind for mutation in found}) == len(found)
+    assert len({mutation.label for mutation in found}) == len(found)
     return {mutation.kind: mutation for mutation in found}
+
+
+def places(architecture: Architecture, where: str, caps: Caps = WIDE) -> dict[str, Architecture]:
+    """What every GROW that is proposed leads to."""
+    found = candidates(
+        architecture,
+        operators=["grow"],
+        sensitivity=[1.0] * len(architecture.blocks),
+        options=replace(OPTIONS, grow_positions=where),
+        caps=caps,
+        seed=0,
+    )
+    return {mutation.label: mutation.after for mutation in found}
+
+
+def test_a_block_may_be_added_in_every_stage_or_everywhere() -> None:
+    last = {"GROW": ((8, 12, 16, 24), (32, 16, 8, 4, 4))}
+    inside = {
+        "GROW 2 before pooling": ((8, 8, 12, 16), (32, 32, 16, 8, 4)),
+        "GROW 3 before pooling": ((8, 12, 12, 16), (32, 16, 16, 8, 4)),
+        "GROW 4 before pooling": ((8, 12, 16, 16), (32, 16, 8, 8, 4)),
+    }
+    behind = {
+        "GROW 2": ((8, 8, 12, 16), (32, 16, 16, 8, 4)),
+        "GROW 3": ((8, 12, 12, 16), (32, 16, 8, 8, 4)),
+    }
+    for where, expected in (
+        ("last", last),
+        ("stages", inside | last),
+        ("all", inside | behind | last),
+    ):
+        found = places(SEED, where)
+        assert {label: (a.channels, a.sides()) for label, a in found.items()} == expected
+    # Deeper ones: of a stage the end, of a stage that does not pool its end as well.
+    deep = Architecture.seed([8, 8, 8, 8], resolution=16, pooled_blocks=2)
+    assert list(places(deep, "stages")) == [
+        "GROW 2 before pooling",
+        "GROW 3 before pooling",
+        "GROW",
+    ]
+    assert list(places(deep, "all")) == [
+        "GROW 2 before pooling", "GROW 2", "GROW 3 before pooling", "GROW 3", "GROW 4", "GROW",
+    ]  # fmt: skip
+    tiny = Architecture.seed([8, 8], resolution=4)  # the second one's map is too small to be pooled
+    assert list(places(tiny, "stages")) == ["GROW 2 before pooling", "GROW 3 before pooling"]
+
+
+def test_places_that_the_caps_exclude_are_left_out() -> None:
+    flops = {label: 2 * after.macs(84) for label, after in places(SEED, "all").items()}
+    cap = sorted(flops.values())[2]
+    found = places(SEED, "all", replace(WIDE, max_flops=cap))
+    assert set(found) == {label for label, figure in flops.items() if figure < cap}
+    assert 0 < len(found) < len(flops)
+    assert places(SEED, "all", replace(WIDE, max_blocks=3)) == {}
 
 
 def test_caps_at_the_edge() -> None:
@@ -126,7 +180,7 @@ def test_no_random_caps_are_ever_exceeded() -> None:
             rng.choice((32, 84)),
         )
         architecture = Architecture.seed([4, 4], resolution=32, residual=rng.random() < 0.5)
-        options = replace(OPTIONS, widen_mode=rng.choice(("duplicate", "zero")))
+        options = replace(OPTIONS, widen_mode=rng.choice(("duplicate", "zero", "pairs")))
         operators = ["grow", rng.choice(("widen", "widen_all"))]
         for step in range(6):
             found = proposed(

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import itertools
 import json
+from typing import Any
 
 import pytest
 
 from sseg_nase.hardware.complexity import count_macs, count_params
 from sseg_nase.nets.architecture import Architecture, Block, pools
 from sseg_nase.nets.evolvable import EvolvableCNN
+from sseg_nase.nets.mutation import grow_stages
 
 MIXED = Architecture(
     (
@@ -39,6 +42,49 @@ def test_the_seed_network_by_hand() -> None:
         "flops": 5_603_328,
         "resolution": 32,
     }
+
+
+def test_a_wide_seed_network_grows_into_stages_of_three() -> None:
+    """16-40-80-160, one convolution each, and two more in every stage: both as counted by hand."""
+    widths, sides = (16, 40, 80, 160), (32, 16, 8, 4)
+    seed = Architecture.seed(widths, resolution=32, activation="leaky_relu")
+    convolutions = [9 * a * b for a, b in itertools.pairwise((3, *widths))]
+    norms = 2 * sum(widths)
+    assert seed.params == sum(convolutions) + norms == 150_784
+    macs = sum(c * side**2 for c, side in zip(convolutions, sides, strict=True))
+    assert seed.macs() == macs == 5_603_328
+    added = [9 * w**2 for w in widths]
+    grown = seed
+    for blocks in (2, 3):
+        grown = grow_stages(grown, most=3).after
+        more = blocks - 1
+        assert [len(stage) for stage in grown.stages] == [blocks] * 4
+        assert grown.params == 150_784 + more * (sum(added) + norms)
+        assert grown.macs() == 5_603_328 + more * sum(
+            c * side**2 for c, side in zip(added, sides, strict=True)
+        )
+        again = Architecture.seed(
+            widths, resolution=32, activation="leaky_relu", blocks_per_stage=blocks
+        )
+        assert again == grown  # from scratch it is the same network
+    assert (grown.params, grown.macs()) == (761_376, 32_440_320)
+    for architecture in (seed, grown):
+        network = EvolvableCNN(architecture)
+        assert count_params(network) == architecture.params
+        assert count_macs(network, 32) == architecture.macs()
+
+
+def test_stages_end_with_their_pooling() -> None:
+    def shape(**options: Any) -> list[tuple[bool, bool]]:
+        seed = Architecture.seed([4, 5], resolution=16, blocks_per_stage=2, **options)
+        assert seed.channels == (4, 4, 5, 5)
+        return [(block.pool, block.residual) for block in seed.blocks]
+
+    assert shape() == [(False, False), (True, True)] * 2
+    assert shape(residual=True) == [(False, True), (True, True)] * 2
+    assert shape(pooled_blocks=1) == [(False, False), (True, True), (False, False), (False, True)]
+    assert shape(pooling=False) == [(False, False), (False, True)] * 2
+    assert Architecture.seed([4, 4], resolution=8, pooling=False).stages == ((0, 1),)
 
 
 @pytest.mark.parametrize(

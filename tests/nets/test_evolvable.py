@@ -45,7 +45,7 @@ def seed_network(**options: object) -> EvolvableCNN:
     return network(Architecture.seed([4, 5, 6], resolution=16, **options))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "gelu"])
 @pytest.mark.parametrize("batch_norm", [True, False])
 @pytest.mark.parametrize("pool", [True, False])
 def test_a_plain_block_is_convolution_norm_activation_pool(
@@ -57,7 +57,7 @@ def test_a_plain_block_is_convolution_norm_activation_pool(
     if batch_norm:
         mean, var = y.mean((0, 2, 3), keepdim=True), y.var((0, 2, 3), unbiased=False, keepdim=True)
         y = (y - mean) / (var + 1e-5).sqrt()
-    y = F.relu(y) if activation == "relu" else F.gelu(y)
+    y = {"relu": F.relu, "gelu": F.gelu}.get(activation, lambda y: F.leaky_relu(y, 0.1))(y)
     if pool:
         y = y.unfold(2, 2, 2).unfold(3, 2, 2).amax((-2, -1))
     assert torch.allclose(block(x), y, rtol=1e-10, atol=1e-12)
@@ -65,10 +65,13 @@ def test_a_plain_block_is_convolution_norm_activation_pool(
 
 
 @pytest.mark.parametrize("width", [2, 3, 5])
-def test_an_unrouted_shortcut_pads_or_cuts_channels(width: int) -> None:
-    block = ConvBlock(3, width, residual=True, pool=False).double().eval()
+@pytest.mark.parametrize(("activation", "slope"), [("relu", 0.0), ("leaky_relu", 0.1)])
+def test_an_unrouted_shortcut_pads_or_cuts_channels(
+    width: int, activation: str, slope: float
+) -> None:
+    block = ConvBlock(3, width, activation=activation, residual=True, pool=False).double().eval()
     x = images()
-    branch = block.norm(block.conv(F.relu(x)))
+    branch = block.norm(block.conv(F.leaky_relu(x, slope)))
     expected = [branch[:, c] + (x[:, c] if c < 3 else 0) for c in range(width)]
     assert torch.equal(block(x), torch.stack(expected, 1))
 
@@ -246,7 +249,7 @@ def test_a_learner_returns_embeddings_and_projections() -> None:
 
 
 @pytest.mark.parametrize("residual", [False, True])
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "gelu"])
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_folded_for_inference_it_computes_the_same(
     residual: bool, activation: str, batch_norm: bool

@@ -55,6 +55,7 @@ def composed(name: str, *overrides: str) -> Description:
 @pytest.mark.parametrize(
     ("name", "size", "params", "macs"),
     [
+        ("seed_wide", 32, 0.1508e6, 5.60e6),
         ("conv4", 32, 0.113e6, 14e6),
         ("conv4", 84, 0.113e6, 97e6),
         ("conv4_wide", 32, 0.740e6, 42e6),

@@ -21,6 +21,7 @@ from sseg_nase.nets.mutation import (
     TensorMap,
     carry,
     grow,
+    grow_stages,
     prune,
     rebuild,
     widen,
@@ -129,6 +130,64 @@ def test_grow_in_between() -> None:
     assert mutation.after.sides() == (16, 8, 8, 4, 2)
 
 
+def test_grow_before_the_pooling_takes_it_over() -> None:
+    mutation = grow(SEED, position=1, before_pool=True)
+    first, second, *rest = mutation.after.blocks
+    assert (first, second) == (Block(4, pool=False), Block(4, pool=True, residual=True))
+    assert tuple(rest) == SEED.blocks[1:]
+    assert mutation.after.sides() == (16, 16, 8, 4, 2)
+    assert mutation.target["before_pool"] is True
+    assert "before_pool" not in grow(SEED, position=1).target  # as it always was
+    last = grow(SEED, before_pool=True, out_channels=9)
+    assert last.after.sides() == (16, 8, 4, 4, 2)
+    assert grow(SEED, before_pool=True, mode="fresh").after.blocks[2:] == (
+        Block(8, pool=False),
+        Block(8),
+    )
+
+
+def test_grow_in_every_stage_is_one_mutation() -> None:
+    mutation = grow_stages(SEED, seed=3)
+    assert mutation.kind == "GROW"
+    assert mutation.after.channels == (4, 4, 6, 6, 8, 8)
+    assert mutation.after.stages == ((0, 1), (2, 3), (4, 5))
+    assert [block.pool for block in mutation.after.blocks] == [False, True] * 3
+    assert [block.residual for block in mutation.after.blocks] == [False, True] * 3
+    assert mutation.origins == (0, None, 1, None, 2, None)
+    assert mutation.zeroed == tuple(f"blocks.{n}.norm.weight" for n in (1, 3, 5))
+    assert mutation.target == {
+        "block": None,
+        "blocks": [1, 3, 5],
+        "out_channels": [4, 6, 8],
+        "before_pool": [True] * 3,
+        "mode": "preserve",
+        "seed": 3,
+    }
+    uneven = grow(SEED, position=2, before_pool=True).after
+    assert grow_stages(uneven, most=2).after.stages == ((0, 1), (2, 3), (4, 5))
+    tail = grow(SEED).after  # a fourth stage, which does not pool
+    assert grow_stages(tail).after.blocks[-2:] == (Block(8, pool=False, residual=True),) * 2
+    with pytest.raises(UserError, match="all of them have 2 blocks or more"):
+        grow_stages(mutation.after, most=2)
+
+
+def test_candidates_are_told_apart() -> None:
+    made = [
+        grow(SEED),
+        grow(SEED, position=1),
+        grow(SEED, position=2, before_pool=True),
+        grow(SEED, before_pool=True),
+        grow_stages(SEED),
+        widen(SEED, 1),
+        widen(SEED, None),
+        prune(SEED, [[0], [1], [2]]),
+    ]
+    labels = (
+        "GROW|GROW 2|GROW 3 before pooling|GROW 4 before pooling|GROW all|WIDEN|WIDEN all|PRUNE"
+    )
+    assert [mutation.label for mutation in made] == labels.split("|")
+
+
 def test_a_fresh_block_pools_as_the_others_do() -> None:
     assert grow(SEED, mode="fresh", out_channels=5).after.blocks[-1] == Block(5)
     unpooled = Architecture.seed([4], resolution=16, pooling=False)
@@ -146,6 +205,72 @@ def test_widen_repeats_every_channel_equally_often() -> None:
     assert widen(SEED, 1, channels=20, seed=4).spaces != mutation.spaces
     assert widen(SEED, 1).after.channels == (4, 9, 8)
     assert widen(SEED, 1, mode="zero").spaces[2].index[6:] == (NEW, NEW, NEW)
+
+
+def test_new_channels_in_pairs_start_alike_and_cancel() -> None:
+    mutation = widen(SEED, 1, channels=11, mode="pairs", seed=3)
+    assert mutation.spaces[2].index == (*range(6), *[NEW] * 5)
+    assert mutation.spaces[2].pairs == ((6, 7), (8, 9))  # 10 is left over
+    assert mutation.target["index"] == [NEW] * 5
+    network = EvolvableCNN(SEED, generator=torch.Generator().manual_seed(0))
+    old = {name: 3 * tensor for name, tensor in network.state_dict().items()}
+    new = carry(mutation.maps, old, fresh_state(mutation))
+    into, out = new["blocks.1.conv.weight"], new["blocks.2.conv.weight"]
+    assert torch.equal(into[[6, 8]], into[[7, 9]])
+    assert torch.equal(out[:, [6, 8]], -out[:, [7, 9]])
+    assert into[[6, 8, 10]].any((1, 2, 3)).all()
+    assert out[:, [6, 8]].any((0, 2, 3)).all()
+    assert not torch.equal(into[6], into[8])
+    assert not torch.equal(out[:, 6], out[:, 8])
+    assert not out[:, 10].any()
+    for tensor, added in ((into, into[[6, 8]]), (out, out[:, [6, 8]])):
+        kept = old["blocks.1.conv.weight" if tensor is into else "blocks.2.conv.weight"]
+        torch.testing.assert_close(added.square().mean(), kept.square().mean())
+    assert torch.equal(into[:6], old["blocks.1.conv.weight"])
+    assert torch.equal(out[:, :6], old["blocks.2.conv.weight"])
+    for like in (GRADIENT, SQUARED_GRADIENT):
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in new.items()}
+        moments = carry(mutation.maps, old, zeros, like=like)
+        assert not moments["blocks.1.conv.weight"][6:].any()
+        assert not moments["blocks.2.conv.weight"][:, 6:].any()
+
+
+def test_pairs_of_a_flattened_axis_are_pairs_at_every_position() -> None:
+    space = ChannelMap((0, NEW, NEW), old=1, pairs=((1, 2),)).spread(2)
+    assert space == ChannelMap((0, 1, NEW, NEW, NEW, NEW), old=2, pairs=((2, 4), (3, 5)))
+
+
+def test_weights_of_nothing_do_not_make_pairs_of_nothing() -> None:
+    """A block that starts with weights 0 is widened, or feeds one that is."""
+    plain = Architecture.seed([4, 4], resolution=8, batch_norm=False)
+    grown = grow(plain, position=1)
+    network = EvolvableCNN(plain)
+    state = carry(grown.maps, network.state_dict(), fresh_state(grown))
+    for block in (0, 1):
+        wide = widen(grown.after, block, channels=6, mode="pairs")
+        new = carry(wide.maps, state, fresh_state(wide))
+        assert new[f"blocks.{block}.conv.weight"][4:].any()
+        assert new[f"blocks.{block + 1}.conv.weight"][:, 4:].any()
+
+
+@pytest.mark.parametrize(("mode", "parted"), [("duplicate", False), ("pairs", True)])
+def test_pairs_part_at_the_first_step_and_copies_never(mode: str, parted: bool) -> None:
+    mutation = widen(SEED, 1, channels=12, mode=mode, seed=1)
+    network = EvolvableCNN(SEED, generator=torch.Generator().manual_seed(0)).double()
+    network.become(mutation)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(2)).double()
+    space = mutation.spaces[2]
+    twins = space.pairs or [(source, 6 + n) for n, source in enumerate(space.index[6:])]
+    for _ in range(2):
+        network(images).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        first, second = (
+            network.blocks[1].conv.weight[list(side)] for side in zip(*twins, strict=True)
+        )
+        apart = (first - second).abs().flatten(1).amax(1)
+        assert (apart > 1e-4).all() if parted else (apart < 1e-9).all()
 
 
 def test_prune_keeps_the_order_of_channels() -> None:
@@ -175,6 +300,7 @@ def test_what_a_mutation_did_is_plain_data() -> None:
         grow(SEED, out_channels=12),
         widen(SEED, 1),
         widen(SEED, 1, mode="zero"),
+        widen(SEED, 1, mode="pairs"),
         widen(SEED, None),
         prune(SEED, [[0], [1], [2]]),
     ):
@@ -212,10 +338,22 @@ def drawn(rng: random.Random, before: Architecture) -> Mutation:
         width = before.channels[-1 if position is None else position - 1]
         least = width if mode == "preserve" else 1
         out_channels = rng.choice([None, rng.randint(least, least + 9)])
-        return grow(before, position=position, out_channels=out_channels, mode=mode, seed=seed)
+        pools = before.blocks[-1 if position is None else position - 1].pool
+        return grow(
+            before,
+            position=position,
+            before_pool=pools and rng.random() < 0.5,
+            out_channels=out_channels,
+            mode=mode,
+            seed=seed,
+        )
+
+    def deepened() -> Mutation:
+        least = min(len(stage) for stage in before.stages)
+        return grow_stages(before, most=rng.choice([None, least + 1]), seed=seed)
 
     def widened(block: int | None) -> Mutation:
-        mode, noise = rng.choice(["duplicate", "zero"]), rng.choice([0.0, 0.013])
+        mode, noise = rng.choice(["duplicate", "zero", "pairs"]), rng.choice([0.0, 0.013])
         return widen(before, block, ratio=rng.uniform(2, 3), mode=mode, noise=noise, seed=seed)
 
     def pruned() -> Mutation:
@@ -224,7 +362,8 @@ def drawn(rng: random.Random, before: Architecture) -> Mutation:
 
     seed = rng.randrange(2**62)
     block = rng.randrange(len(before.blocks))
-    return rng.choice([grown, lambda: widened(None), lambda: widened(block), pruned])()
+    kinds = [grown, deepened, lambda: widened(None), lambda: widened(block), pruned]
+    return rng.choice(kinds)()
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -255,6 +394,7 @@ def test_a_recorded_index_is_taken_and_not_drawn_again() -> None:
 
 
 GROWN, WIDENED = grow(SEED).target, widen(SEED, 1).target
+DEEPER = grow_stages(SEED).target
 PRUNED, ALL = prune(SEED, [[0], [1], [2]]).target, widen(SEED, None).target
 
 
@@ -264,7 +404,12 @@ PRUNED, ALL = prune(SEED, [[0], [1], [2]]).target, widen(SEED, None).target
         ("GORW", GROWN, "'GORW': accepted GROW, WIDEN, PRUNE. Did you mean 'GROW'"),
         ("GROW", {k: v for k, v in GROWN.items() if k != "seed"}, "'seed' is missing"),
         ("GROW", {**GROWN, "block": 9}, "position 9: accepted 1 to 3"),
-        ("GROW", {**GROWN, "block": None}, "block not as the rest"),
+        ("GROW", {**GROWN, "block": None}, "'blocks' is missing"),
+        ("GROW", {**GROWN, "before_pool": 7}, "before_pool not as the rest"),
+        ("GROW", {**DEEPER, "before_pool": [True]}, "GROW target: zip"),
+        ("GROW", {**DEEPER, "blocks": [1, 3, 3]}, "each once, from the first to the last"),
+        ("GROW", {**DEEPER, "blocks": [1, 3, 6]}, "position 4: accepted 1 to 3"),
+        ("GROW", {**DEEPER, "block": 1}, "GROW target: '<' not supported"),
         ("GROW", {**GROWN, "out_channels": "8"}, "GROW target: '<' not supported"),
         ("GROW", {**GROWN, "fast": 1}, "fast not as the rest"),
         ("WIDEN", {k: v for k, v in WIDENED.items() if k != "channels"}, "channels not as"),
@@ -292,6 +437,7 @@ def test_a_target_that_no_mutation_has_is_refused(
         (lambda: grow(SEED, position=0), "position 0: accepted 1 to 3"),
         (lambda: grow(SEED, position=4), "position 4: accepted 1 to 3"),
         (lambda: grow(SEED, out_channels=7), "use at least 8"),
+        (lambda: grow(grow(SEED).after, before_pool=True), "pooling of block 3: it does not pool"),
         (lambda: grow(SEED, out_channels=0, mode="fresh"), "out_channels 0"),
         (lambda: grow(SEED, mode="fast"), "'fast': accepted preserve, fresh"),
         (lambda: widen(SEED, 3), "block 3: accepted 0 to 2"),
@@ -302,7 +448,7 @@ def test_a_target_that_no_mutation_has_is_refused(
         (lambda: widen(SEED, None, channels=[9, 5, 8]), r"at least \[4, 6, 8\]"),
         (lambda: widen(SEED, None, channels=[4, 6, 8]), "more in one block"),
         (lambda: widen(SEED, None, ratio=1.0), "more in one block"),
-        (lambda: widen(SEED, 0, mode="copy"), "'copy': accepted duplicate, zero"),
+        (lambda: widen(SEED, 0, mode="copy"), "'copy': accepted duplicate, zero, pairs"),
         (lambda: prune(SEED, [[0], [], [0]]), "block 1"),
         (lambda: prune(SEED, [[0], [1], [8]]), "0 to 7"),
         (lambda: prune(SEED, [[0], [1], [-1]]), "0 to 7"),

@@ -22,7 +22,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.evolution.history import MutationRecord, counts
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.fixed import ResNet12Architecture, ResNetArchitecture, ViTArchitecture
-from sseg_nase.nets.mutation import Mutation, grow, prune, widen
+from sseg_nase.nets.mutation import Mutation, grow, grow_stages, prune, widen
 from sseg_nase.reporting.figures import Drawing
 from sseg_nase.reporting.figures.architecture import (
     HIGHEST,
@@ -50,6 +50,8 @@ def halved(architecture: Architecture) -> Mutation:
 MUTATIONS = {
     "grow": grow(SEED, out_channels=96),
     "grow inside": grow(Architecture.seed((8,) * 11, resolution=84), position=4),
+    "grow before pooling": grow(SEED, position=1, before_pool=True),
+    "grow in every stage": grow_stages(grow_stages(SEED).after),
     "widen": widen(SEED, 1),
     "widen all": widen(TWELVE, None),
     "prune": halved(TWELVE),
@@ -198,7 +200,7 @@ def drawn(record: RunRecord) -> list[Drawing]:
 
 
 def a_history() -> list[Mutation]:
-    first = grow(SEED, position=1, out_channels=24)
+    first = grow(SEED, position=1, out_channels=24, before_pool=True)
     wrong = widen(first.after, 0)
     last = prune(first.after, [range(8), range(24), range(32), range(0, 64, 2)])
     return [first, wrong, last]
@@ -212,7 +214,7 @@ def test_a_run_is_shown_step_by_step(tmp_path: Path) -> None:
     assert [d.name for d in (whole, grown, pruned)] == [
         "architecture", "mutation_00_grow", "mutation_02_prune",
     ]  # fmt: skip
-    assert grown.title == "Mutation 0: GROW of block 2 after epoch 5"
+    assert grown.title == "Mutation 0: GROW of block 2 before pooling after epoch 5"
     assert pruned.title == "Mutation 2: PRUNE after epoch 7"
     assert "2 accepted mutations" in whole.caption
     assert "5.50 before and 5.25 after" in grown.caption

@@ -20,16 +20,24 @@ from test_report_latex import compiled, needs_pdflatex
 
 from sseg_nase.config.compose import defaults, load
 from sseg_nase.config.fingerprint import flatten
+from sseg_nase.nets.architecture import Architecture
+from sseg_nase.nets.mutation import Mutation, grow, grow_stages, widen
 from sseg_nase.reporting import figures
 from sseg_nase.reporting.figures import Drawing
 from sseg_nase.reporting.record import RunRecord, read_run
-from sseg_nase.reporting.run_report import command, differing_from_defaults, write_report
+from sseg_nase.reporting.run_report import (
+    _target,
+    command,
+    differing_from_defaults,
+    write_report,
+)
 from sseg_nase.reporting.times import span
 from sseg_nase.run import run as run_config
 from sseg_nase.tracking.jsonl import JsonlSink
 from sseg_nase.tracking.sink import RunInfo
 
 OVERRIDES = ["experiment=quickstart", "dataset.root='a folder; rm <b>'"]
+SEED = Architecture.seed([4, 6], resolution=16)
 RESULT = {"episodes": 600, "method": "prototype/cosine/cl2n", "transductive": False}
 FILES = {
     "report.md", "report.html", "results.tex", "preview.tex", "results.csv", "mutations.csv",
@@ -94,6 +102,25 @@ def two_drawings(record: RunRecord) -> Iterator[Drawing]:
 def _few_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """The figures themselves have tests of their own."""
     monkeypatch.setattr(figures, "figures_of_run", two_drawings)
+
+
+@pytest.mark.parametrize(
+    ("mutation", "said"),
+    [
+        (grow(SEED), "a block of 6 channels at place 3 (preserve)"),
+        (
+            grow(SEED, position=1, before_pool=True),
+            "a block of 4 channels at place 2, before pooling (preserve)",
+        ),
+        (
+            grow_stages(SEED),
+            "a block of 4 channels at place 2; a block of 6 channels at place 4 (preserve)",
+        ),
+        (widen(SEED, 1, channels=8), "block 2 has 8 channels (duplicate)"),
+    ],
+)
+def test_what_a_mutation_has_changed_is_said(mutation: Mutation, said: str) -> None:
+    assert _target(mutation.kind, json.loads(json.dumps(mutation.target))) == said
 
 
 @pytest.fixture

@@ -185,6 +185,8 @@ def test_a_warning_stands_out_in_a_terminal() -> None:
         ({"kind": "PRUNE", "target": {"removed": {"0": [1]}}}, "PRUNE: 4 blocks"),
         ({"kind": "WIDEN", "target": {"block": 0, "channels": 24}}, "WIDEN block 1: "),
         ({"kind": "WIDEN", "target": {"block": None, "channels": [24]}}, "WIDEN all blocks: "),
+        ({"target": {"block": 1, "before_pool": True}}, "GROW block 2 before pooling: "),
+        ({"target": {"block": None, "blocks": [1, 3, 5]}}, "GROW blocks 2, 4, 6: "),
         ({"loss_after": None}, "loss 5.01 -> - "),
         ({"loss_after": float("nan")}, "loss 5.01 -> - "),
     ],

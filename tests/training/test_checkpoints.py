@@ -256,6 +256,18 @@ def test_a_network_is_that_of_its_file_or_none(tmp_path: Path) -> None:
         ([], None, ["backbone=conv4"], r"backbone=conv4: .*holds another network"),
         (["backbone=conv4"], None, [], None),  # the default asks for nothing in particular
         (["backbone=conv4"], None, ["backbone=conv4"], None),
+        (
+            ["backbone=conv4"],
+            None,
+            ["backbone=conv4", "backbone.blocks_per_stage=2"],
+            "64-64-64-64",
+        ),
+        (
+            ["backbone=seed_wide", "backbone.blocks_per_stage=2"],
+            None,
+            ["backbone=seed_wide", "backbone.blocks_per_stage=2"],
+            None,
+        ),
         ([], True, ["backbone=conv4"], None),  # it may have been a conv4 once
         ([], False, ["backbone=conv4"], r"backbone=conv4: .*holds another network"),
         (["backbone=resnet12_quarter"], None, ["backbone=conv4"], "holds another network"),

@@ -182,6 +182,14 @@ def test_the_fittest_is_taken_of_those_that_are_finite(
         assert decision.trigger["reason"] == "no trial ended with a finite loss"
 
 
+def test_what_is_tried_is_told_apart_by_its_place() -> None:
+    decision = tried({"GROW": 0.3, "WIDEN": 0.1}, grow_positions="stages")
+    inside = [f"GROW {number} before pooling" for number in (2, 3, 4)]
+    assert list(decision.trigger["candidates"]) == [*inside, "GROW", "WIDEN"]
+    assert decision.mutation is not None
+    assert decision.mutation.label == inside[0]  # the first of those that are equally fit
+
+
 def test_importance_that_is_not_finite_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     bad = [torch.tensor([1.0, NAN]), torch.ones(2), torch.ones(2)]
     monkeypatch.setattr(interventions, "importance", lambda *args, **more: bad)

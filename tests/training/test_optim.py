@@ -47,6 +47,20 @@ def test_the_other_schedules() -> None:
     assert found == pytest.approx({10: 1, 24: 1, 25: 0.5, 39: 0.5, 40: 0.25})
 
 
+def test_the_decay_begins_after_the_constant_phase_and_ends_at_nothing() -> None:
+    s = scheduler("constant_decay", "scheduler.warmup_epochs=2", "scheduler.decay_share=0.5")
+    assert [ratio(step, s) for step in (0, 9, 10, 20, 30)] == pytest.approx(
+        [1 / 11, 10 / 11, 1, 1, 1]
+    )
+    # Over the last four of the eight epochs after the warm-up.
+    assert [ratio(step, s) for step in (35, 40, 45, 50)] == pytest.approx([0.75, 0.5, 0.25, 0])
+    assert ratio(999, s) == 0
+    rest = scheduler("constant_decay", "scheduler.warmup_epochs=2", "scheduler.final_ratio=0.2")
+    assert ratio(50, rest) == pytest.approx(0.2)
+    assert ratio(42, rest) == pytest.approx(0.2 + 0.8 * (8 / 40) / 0.4)
+    assert ratio(33, rest) == 1
+
+
 def test_a_warm_up_of_all_epochs_is_never_over() -> None:
     s = scheduler("cosine", "scheduler.warmup_epochs=99")
     assert ratio(49, s) == pytest.approx(50 / 51)
@@ -60,6 +74,22 @@ def test_after_a_mutation_there_is_a_short_warm_up() -> None:
     assert ratio(20, none, mutated_at=20) == 1
     both = scheduler("cosine", "scheduler.warmup_epochs=0", "scheduler.rewarmup_steps=4")
     assert ratio(26, both, mutated_at=25) == pytest.approx(ratio(26, both) * 2 / 5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
+def test_norms_and_biases_do_not_decay(name: str) -> None:
+    module = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3), nn.Linear(3, 2))
+    asked = [f"optimizer={name}", "optimizer.lr=0.1", "optimizer.weight_decay=0.3"]
+    optimizer = build_optimizer(module, load(asked).optimizer)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(map(id, held)) == sorted(map(id, module.parameters()))
+    for parameter in module.parameters():
+        nn.init.ones_(parameter)
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    shrunk = {n: bool((p < 1).all()) for n, p in module.named_parameters()}
+    assert [n for n, less in shrunk.items() if less] == ["0.weight", "2.weight"]
+    assert (module[1].weight == 1).all()
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])

@@ -304,6 +304,8 @@ def _picture(step: _Step) -> Drawing:
     index, kind, epoch = record["index"], record["kind"], record["epoch"] + 1
     block = record["target"].get("block")
     what = kind if block is None else f"{kind} of block {block + 1}"
+    if record["target"].get("before_pool") is True:
+        what += " before pooling"
     title = f"Mutation {index}: {what} after epoch {epoch}"
     figure = draw_architecture(step.before, step.after, title, origins=step.origins)
     parts = [f"The network before and after mutation {index}."]
@@ -371,7 +373,7 @@ def _more(before: Architecture, after: Architecture) -> str:
 
 def _about(architecture: Architecture) -> str:
     norm = ", batch norm" if architecture.batch_norm else ""
-    activation = {"relu": "ReLU", "gelu": "GELU"}.get(
+    activation = {"relu": "ReLU", "leaky_relu": "LeakyReLU", "gelu": "GELU"}.get(
         architecture.activation, architecture.activation
     )
     return f"A block: convolution{norm}, {activation}. {HEIGHTS}"
