@@ -202,6 +202,8 @@ def test_where_a_run_goes_on_is_said(
     assert [(v["key"], v["old"], v["new"]) for v in changed] == (
         [("optimizer.lr", 0.1, 0.2)] if resumed else []
     )
+    said = ["resumed with optimizer.lr: 0.1 -> 0.2"]
+    assert texts(sink, "warning") == (said if resumed else [])
     this.place.release()
 
 
