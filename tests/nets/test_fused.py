@@ -148,10 +148,10 @@ def test_equals_float64_whatever_the_shape_and_the_options(
 
 @pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize(
-    "shape", [(2, 3, 2, 2), (2, 1, 3, 2), (3, 16, 61, 57), (2, 600, 5, 4), (7, 33, 13, 17)], ids=str
+    "shape", [(2, 3, 2, 2), (2, 1, 3, 2), (3, 16, 61, 57), (2, 600, 5, 4), (7, 33, 25, 29)], ids=str
 )
 def test_small_and_large_maps(shape: tuple[int, ...], pool: bool) -> None:
-    """Of more than one part, chunk and row of windows, with rests."""
+    """Of more than one part, chunk, group of images and row of windows, with rests."""
     norm = norm_of(shape[1])
     x, shortcut = numbers(*shape, seed=6) - 3, numbers(*shape, seed=7)
     assert_equal_to_float64(norm, x, shortcut, "leaky_relu", pool, 1e-6)
@@ -297,6 +297,30 @@ def test_running_statistics_are_torchs(options: dict[str, Any]) -> None:
     torchs.eval()
     torch.testing.assert_close(quickly(ours, x, None, None, False), torchs(x))
     assert all(torch.equal(before[name], tensor) for name, tensor in ours.state_dict().items())
+
+
+def test_running_statistics_of_other_dtypes() -> None:
+    exact = norm_of(4)
+    for dtype, error in ((torch.float64, 1e-6), (torch.bfloat16, 1e-2)):
+        norm = norm_of(4).to(dtype)
+        x = 3 + numbers(5, 4, 3, 3, seed=1)
+        quickly(norm, x, None, "relu", True)
+        nn.BatchNorm2d.forward(exact, x)
+        for ours, torchs in (
+            (norm.running_mean, exact.running_mean),
+            (norm.running_var, exact.running_var),
+        ):
+            assert ours.dtype == dtype
+            torch.testing.assert_close(ours.float(), torchs, rtol=error, atol=error)
+        exact = norm_of(4)
+
+
+def test_what_was_computed_from_running_statistics_knows_that_they_changed() -> None:
+    norm, x = norm_of(4).eval(), numbers(5, 4, 3, 3, seed=1)
+    earlier = nn.BatchNorm2d.forward(norm, x.clone().requires_grad_())
+    quickly(norm.train(), x, None, None, False)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        earlier.sum().backward()
 
 
 def test_extreme_maps_are_no_worse_than_torchs() -> None:
@@ -506,8 +530,12 @@ def test_mistakes_are_torchs() -> None:
         norm_act_pool(
             nn.BatchNorm2d(4), numbers(2, 4, 4, 4, seed=1), shortcut=numbers(2, 4, 3, 3, seed=1)
         )
-    thin = norm_act_pool(nn.BatchNorm2d(4), numbers(2, 4, 1, 4, seed=1), pool=True)
+    line = numbers(2, 4, 1, 4, seed=1).requires_grad_()
+    thin = norm_act_pool(nn.BatchNorm2d(4), line, pool=True)
     assert thin.shape == (2, 4, 0, 2)
+    thin.sum().backward()
+    assert line.grad is not None
+    assert not line.grad.any()
 
 
 def test_an_export_sees_torchs_operators() -> None:
