@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -536,6 +540,37 @@ def test_mistakes_are_torchs() -> None:
     thin.sum().backward()
     assert line.grad is not None
     assert not line.grad.any()
+
+
+FIRST_STEP = """
+import time, torch
+from sseg_nase.nets.fixed import ResNet12Architecture
+network = ResNet12Architecture("resnet12_quarter", 32, widths=(16, 40)).network(None)
+network = network.to(memory_format=torch.channels_last)
+images = torch.zeros(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+before = time.process_time()
+with torch.autocast("cpu", dtype=torch.bfloat16):
+    network(images).float().sum().backward()
+print(time.process_time() - before)
+"""
+
+
+@pytest.mark.slow
+def test_the_first_use_compiles_in_seconds_and_the_next_one_not_at_all(tmp_path: Path) -> None:
+    """In seconds of the processor: others may be busy on it."""
+
+    seconds = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", FIRST_STEP],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_CACHE_DIR": str(tmp_path)},
+            check=True,
+            capture_output=True,
+        )
+        seconds.append(float(done.stdout))
+    compiling, cached = seconds
+    assert compiling <= 20
+    assert cached <= compiling / 2
 
 
 def test_an_export_sees_torchs_operators() -> None:
