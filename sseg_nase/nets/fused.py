@@ -46,9 +46,10 @@ def norm_act_pool(
     `pool` may each be left out. Running statistics are updated as `norm(x)` does.
 
     One operation for maps of float32 and bfloat16 that are channels-last in a CPU's memory; its
-    results do not depend on the number of threads. All else is left to `norm` and torch, one after
-    the other: GELU, other layouts, dtypes and devices, what `torch.compile` or an export looks at,
-    and a `norm` that is more than torch's (hooks, a `forward` of its own as inside of
+    results do not depend on the number of threads. Without gradients `norm` may be `nn.Identity`,
+    as where it is folded into the convolution. All else is left to `norm` and torch, one after the
+    other: GELU, other layouts, dtypes and devices, what `torch.compile` or an export looks at, and
+    a `norm` that is more than torch's (hooks, a `forward` of its own as inside of
     `twice_differentiable`, synchronised over processes). The gradient can itself be
     differentiated; inside of `twice_differentiable` that takes less time.
     """
@@ -56,15 +57,22 @@ def norm_act_pool(
     if activation == "gelu":  # not in the order of its inputs
         y = F.gelu(norm_act_pool(norm, x, shortcut=shortcut))
         return max_pool2x2(y) if pool else y
-    if not _fits(norm, x, shortcut, pool):
+    tracked = torch.is_grad_enabled() and _needs_gradient(norm, x, shortcut)
+    if not _fits(norm, x, shortcut, tracked):
         return _in_turn(norm, x, shortcut, activation, negative_slope, pool)
     slope = {None: 1.0, "relu": 0.0, "leaky_relu": negative_slope}[activation]
-    plan = _planned(norm, x, slope, pool)
-    tensors = (x, norm.weight, norm.bias, shortcut)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        out: Tensor = _Fused.apply(*tensors, plan)
-        return out
+    if isinstance(norm, nn.Identity):
+        plan = _unchanged(x.shape[1], x.dtype, slope, pool)
+    else:
+        plan = _planned(norm, x, slope, pool)
+        if tracked:
+            out: Tensor = _Fused.apply(x, norm.weight, norm.bias, shortcut, plan)
+            return out
     return _forward(x, shortcut, plan, tracked=False)[0]
+
+
+def _needs_gradient(norm: nn.Module, *maps: Tensor | None) -> bool:
+    return any(t is not None and t.requires_grad for t in (*maps, *norm._parameters.values()))
 
 
 def _in_turn(
@@ -89,23 +97,23 @@ def _in_turn(
 
 
 def _fits(
-    norm: nn.Module, x: Tensor, shortcut: Tensor | None, pool: bool
-) -> TypeGuard[nn.BatchNorm2d]:
-    """Whether all of it is what is written here."""
+    norm: nn.Module, x: Tensor, shortcut: Tensor | None, tracked: bool
+) -> TypeGuard[nn.BatchNorm2d | nn.Identity]:
+    """Whether all of it is what is written here. `tracked`: for gradients, too."""
     return (
         type(x) in (Tensor, nn.Parameter)
         and x.device.type == "cpu"
         and x.dtype in _MEMORY
         and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
         and not torch._C._are_functorch_transforms_active()
-        and isinstance(norm, nn.BatchNorm2d)
-        and type(norm).forward is nn.BatchNorm2d.forward
+        and isinstance(norm, nn.BatchNorm2d | nn.Identity)
+        and type(norm).forward in (nn.BatchNorm2d.forward, nn.Identity.forward)
         and "forward" not in vars(norm)
         and not (norm._forward_hooks or norm._forward_pre_hooks)
         and not (norm._backward_hooks or norm._backward_pre_hooks)
         and x.dim() == 4
         and x.is_contiguous(memory_format=torch.channels_last)
-        and x.shape[1] == norm.num_features
+        and (not tracked if isinstance(norm, nn.Identity) else x.shape[1] == norm.num_features)
         and x.numel() > x.shape[1]
         and (shortcut is None or (shortcut.dtype, shortcut.shape) == (x.dtype, x.shape))
     )
@@ -129,6 +137,13 @@ class _Plan:
     exact: Array
     factors: Array
     eps: float
+
+
+@lru_cache(maxsize=256)
+def _unchanged(C: int, dtype: torch.dtype, slope: float, pool: bool) -> _Plan:
+    """Without a norm."""
+    factors = np.repeat(np.array((0, 1, 0), _COMPUTED[dtype]), C)
+    return _Plan(slope, pool, False, np.empty((4, 0)), factors, 0.0)
 
 
 def _planned(norm: nn.BatchNorm2d, x: Tensor, slope: float, pool: bool) -> _Plan:

@@ -21,6 +21,7 @@ from sseg_nase.nets.batch_norm import twice_differentiable
 from sseg_nase.nets.evolvable import ConvBlock, EvolvableCNN
 from sseg_nase.nets.fixed import ResNet12Architecture, ResNetArchitecture
 from sseg_nase.nets.fused import norm_act_pool
+from sseg_nase.ssl.teacher import batch_statistics
 
 SLOPE = 0.1
 ACTIVATIONS = (None, "relu", "leaky_relu", "gelu")
@@ -244,6 +245,17 @@ def test_the_gradients_gradient_is_torchs() -> None:
             found.append([*first, *second])
         for one, other in zip(*found, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def fused_off_as_told(
+    norm: nn.Module, x: Tensor, shortcut: Tensor | None, activation: str | None, pool: bool
+) -> Tensor:
+    """GELU included."""
+    y = fused._in_turn(
+        norm, x, shortcut, activation if activation != "gelu" else None, SLOPE, False
+    )
+    y = F.gelu(y) if activation == "gelu" else y
+    return F.max_pool2d(y, 2) if pool else y
 
 
 def fused_off(
@@ -482,6 +494,48 @@ def test_every_norm_of_a_network_is_fused(architecture: Any) -> None:
     assert not any("BatchNorm" in name or "Relu" in name for name in names)
     with twice_differentiable(network):
         assert FUSED not in nodes(network(numbers(4, 3, side, side, seed=1)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_gradients_nothing_is_kept_for_them(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """A teacher with the batch's statistics or its own, and networks whose norms are folded."""
+    places: list[Tensor | None] = []
+    forward = fused._forward
+
+    def watched(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+        out, which = forward(*arguments, **options)
+        places.append(which)
+        return out, which
+
+    network = EvolvableCNN(Architecture.seed((4, 6, 20), resolution=16), generator=generator(1))
+    network = network.to(memory_format=torch.channels_last)
+    folded = network.for_inference()
+    images = numbers(4, 3, 16, 16, seed=1)
+    monkeypatch.setattr(fused, "_forward", watched)
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype == torch.bfloat16), torch.no_grad():
+        with batch_statistics(network):
+            network(images)
+        own, others = network.eval()(images), folded(images)
+    assert len(places) == 9
+    assert not any(which is not None and which.numel() for which in places)
+    torch.testing.assert_close(own, others, rtol=1e-2, atol=1e-2)
+    assert folded(images).requires_grad  # one after the other, which keeps less without a norm
+    assert len(places) == 9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_a_norm_it_is_torchs_bit_by_bit(dtype: torch.dtype) -> None:
+    x, shortcut = (numbers(3, 20, 7, 6, seed=seed, dtype=dtype) for seed in (1, 2))
+    for activation, pool, beside in itertools.product(ACTIVATIONS, (False, True), (None, shortcut)):
+        found, expected = (
+            of(nn.Identity(), x, beside, activation, pool) for of in (quickly, fused_off_as_told)
+        )
+        if dtype == torch.float32:
+            assert torch.equal(found, expected)
+        else:  # torch rounds after every operation
+            torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
 
 
 def left_to_torch(norm: nn.BatchNorm2d, x: Tensor, **options: Any) -> bool:
