@@ -161,6 +161,29 @@ def test_kernels_are_compiled_once_also_where_numba_finds_no_folder(
     assert "NUMBA_CACHE_DIR" in said
 
 
+def test_kernels_run_where_their_folder_is_lost_or_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "cache"
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(folder))
+    monkeypatch.setattr(native, "_said", set())
+    one = native.compiled(lambda x: x + 1)
+    two = native.compiled(lambda x: x + 2)
+    assert one(1) == 2
+    (index,) = folder.rglob("*.nbi")
+    index.write_bytes(b"")
+    again = native.compiled(one.py_func)
+    assert again(1) == 2
+    assert len(caplog.messages) == 1
+    shutil.rmtree(folder)
+    folder.write_text("")
+    assert (two(1), two(1.0), again(1.0)) == (3, 3.0, 2.0)
+    broken, lost = caplog.messages
+    assert f"{folder}" in broken
+    assert "(EOFError)" in broken
+    assert "(NotADirectoryError)" in lost
+
+
 @pytest.mark.parametrize(
     "override",
     [

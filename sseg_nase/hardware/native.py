@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -10,6 +11,7 @@ from typing import Any
 
 import numba
 import torch
+from numba.core.caching import FunctionCache
 
 from sseg_nase.home import temporary_folder
 
@@ -29,13 +31,50 @@ def compiled(function: Callable[..., Any] | None = None, *, fastmath: bool = Fal
         return partial(compiled, fastmath=fastmath)
     compiling = partial(numba.njit, nogil=True, fastmath=fastmath, error_model="numpy")
     try:
-        return compiling(cache=True)(function)
+        return _kept(compiling(cache=True)(function))
     except RuntimeError:  # no folder can be written
         _cache_elsewhere()
     try:
-        return compiling(cache=True)(function)
+        return _kept(compiling(cache=True)(function))
     except RuntimeError:
         return compiling()(function)
+
+
+class _Cache(FunctionCache):
+    """Numba's, of which what cannot be read or written is not there."""
+
+    def load_overload(self, *arguments: Any) -> Any:
+        return self._tried(super().load_overload, *arguments)
+
+    def save_overload(self, *arguments: Any) -> None:
+        self._tried(super().save_overload, *arguments)
+
+    def _tried(self, access: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return access(*arguments)
+        except (OSError, EOFError, pickle.UnpicklingError) as error:
+            _say_not_kept(self.cache_path, type(error).__name__)
+            return None
+
+
+def _kept(dispatcher: Any) -> Any:
+    dispatcher._cache = _Cache(dispatcher.py_func)
+    return dispatcher
+
+
+_said: set[str] = set()  # kinds of errors: once for all kernels
+
+
+def _say_not_kept(folder: str, error: str) -> None:
+    if error in _said:
+        return
+    _said.add(error)
+    logger.warning(
+        "Compiled kernels cannot be kept in %s (%s): every process compiles them anew. Make room "
+        "there, or set NUMBA_CACHE_DIR to another folder.",
+        folder,
+        error,
+    )
 
 
 @lru_cache(maxsize=1)

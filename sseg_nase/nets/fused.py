@@ -9,7 +9,7 @@ Beside the input, which the convolution before it has made, a byte per pooled nu
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -26,6 +26,7 @@ from sseg_nase.nets.pooling import _Unpool, max_pool2x2
 _MEMORY = {torch.float32: torch.float32, torch.bfloat16: torch.int16}
 _COMPUTED = {torch.float32: np.float32, torch.bfloat16: np.float32, torch.float64: np.float64}
 LEAKY_SLOPE = 0.1  # of LeakyReLU in the networks of few-shot learning
+_SHARED = (torch.float32, torch.float64)
 _PART = 2048  # numbers that are summed before sums become float64
 
 Array = np.ndarray
@@ -46,9 +47,10 @@ def norm_act_pool(
     `pool` may each be left out. Running statistics are updated as `norm(x)` does.
 
     One operation for maps of float32 and bfloat16 that are channels-last in a CPU's memory; its
-    results do not depend on the number of threads. All else is left to `norm` and torch, one after
-    the other: GELU, other layouts, dtypes and devices, what `torch.compile` or an export looks at,
-    and a `norm` that is more than torch's (hooks, a `forward` of its own as inside of
+    results do not depend on the number of threads. Without gradients `norm` may be `nn.Identity`,
+    as where it is folded into the convolution. All else is left to `norm` and torch, one after the
+    other: GELU, other layouts, dtypes and devices, what `torch.compile` or an export looks at, and
+    a `norm` that is more than torch's (hooks, a `forward` of its own as inside of
     `twice_differentiable`, synchronised over processes). The gradient can itself be
     differentiated; inside of `twice_differentiable` that takes less time.
     """
@@ -56,15 +58,22 @@ def norm_act_pool(
     if activation == "gelu":  # not in the order of its inputs
         y = F.gelu(norm_act_pool(norm, x, shortcut=shortcut))
         return max_pool2x2(y) if pool else y
-    if not _fits(norm, x, shortcut, pool):
+    tracked = torch.is_grad_enabled() and _needs_gradient(norm, x, shortcut)
+    if not _fits(norm, x, shortcut, tracked):
         return _in_turn(norm, x, shortcut, activation, negative_slope, pool)
     slope = {None: 1.0, "relu": 0.0, "leaky_relu": negative_slope}[activation]
-    plan = _planned(norm, x, slope, pool)
-    tensors = (x, norm.weight, norm.bias, shortcut)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        out: Tensor = _Fused.apply(*tensors, plan)
-        return out
+    if isinstance(norm, nn.Identity):
+        plan = _unchanged(x.shape[1], x.dtype, slope, pool)
+    else:
+        plan = _planned(norm, x, slope, pool)
+        if tracked:
+            out: Tensor = _Fused.apply(x, norm.weight, norm.bias, shortcut, plan)
+            return out
     return _forward(x, shortcut, plan, tracked=False)[0]
+
+
+def _needs_gradient(norm: nn.Module, *maps: Tensor | None) -> bool:
+    return any(t is not None and t.requires_grad for t in (*maps, *norm._parameters.values()))
 
 
 def _in_turn(
@@ -89,25 +98,24 @@ def _in_turn(
 
 
 def _fits(
-    norm: nn.Module, x: Tensor, shortcut: Tensor | None, pool: bool
-) -> TypeGuard[nn.BatchNorm2d]:
-    """Whether all of it is what is written here."""
+    norm: nn.Module, x: Tensor, shortcut: Tensor | None, tracked: bool
+) -> TypeGuard[nn.BatchNorm2d | nn.Identity]:
+    """Whether all of it is what is written here. `tracked`: for gradients, too."""
     return (
         type(x) in (Tensor, nn.Parameter)
         and x.device.type == "cpu"
         and x.dtype in _MEMORY
         and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
         and not torch._C._are_functorch_transforms_active()
-        and isinstance(norm, nn.BatchNorm2d)
-        and type(norm).forward is nn.BatchNorm2d.forward
+        and isinstance(norm, nn.BatchNorm2d | nn.Identity)
+        and type(norm).forward in (nn.BatchNorm2d.forward, nn.Identity.forward)
         and "forward" not in vars(norm)
         and not (norm._forward_hooks or norm._forward_pre_hooks)
         and not (norm._backward_hooks or norm._backward_pre_hooks)
         and x.dim() == 4
         and x.is_contiguous(memory_format=torch.channels_last)
-        and x.shape[1] == norm.num_features
+        and (not tracked if isinstance(norm, nn.Identity) else x.shape[1] == norm.num_features)
         and x.numel() > x.shape[1]
-        and (not pool or min(x.shape[2:]) > 1)
         and (shortcut is None or (shortcut.dtype, shortcut.shape) == (x.dtype, x.shape))
     )
 
@@ -117,41 +125,41 @@ def _fits(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is done to a map: u = a (x − μ) + b, a = γ r, r = 1 / √(σ² + ε); float64 `[C]` each.
+    """What is done to a map: u = a (x − μ) + b, a = γ r, r = 1 / √(σ² + ε).
 
     `slope`: the activation's where u is not positive, 1 without one. `batch`: whether μ and r are
     the batch's. `factors` are μ, a and b one after the other in the precision of the kernels; what
-    rounding leaves of μ, `rest`, is in this b.
+    rounding leaves of μ is in this b. `exact`, float64: see `fused_kernels`.
     """
 
     slope: float
     pool: bool
     batch: bool
-    mean: Array
-    rest: Array
-    scale: Array
-    gain: Array
+    exact: Array
     factors: Array
     eps: float
 
 
-# What is not finite is for whoever looks at the loss, as with torch's operations.
-@np.errstate(all="ignore")
+@lru_cache(maxsize=256)
+def _unchanged(C: int, dtype: torch.dtype, slope: float, pool: bool) -> _Plan:
+    """Without a norm."""
+    factors = np.repeat(np.array((0, 1, 0), _COMPUTED[dtype]), C)
+    return _Plan(slope, pool, False, np.empty((4, 0)), factors, 0.0)
+
+
 def _planned(norm: nn.BatchNorm2d, x: Tensor, slope: float, pool: bool) -> _Plan:
     """With `norm` as it is now; its running statistics are updated."""
-    batch = True
-    if norm.training or norm.running_mean is None or norm.running_var is None:
+    C = x.shape[1]
+    exact, factors = np.empty((4, C)), np.empty(3 * C, _COMPUTED[x.dtype])
+    batch = norm.training or norm.running_mean is None or norm.running_var is None
+    if batch:
         mean, var = _statistics(x)
         if norm.training and norm.track_running_stats:
-            _track(norm, mean, var, x.numel() // x.shape[1])
+            _track(norm, mean, var, x.numel() // C)
     else:
-        batch, mean, var = False, _numbers(norm.running_mean), _numbers(norm.running_var)
-    scale = 1 / np.sqrt(var + norm.eps)
-    gain = scale if norm.weight is None else scale * _numbers(norm.weight)
-    rest = mean - mean.astype(_COMPUTED[x.dtype])
-    shift = -rest * gain if norm.bias is None else _numbers(norm.bias) - rest * gain
-    factors = np.concatenate((mean, gain, shift)).astype(_COMPUTED[x.dtype])
-    return _Plan(slope, pool, batch, mean, rest, scale, gain, factors, norm.eps)
+        mean, var = _numbers(norm.running_mean), _numbers(norm.running_var)
+    kernels.plan(mean, var, _numbers(norm.weight), _numbers(norm.bias), norm.eps, exact, factors)
+    return _Plan(slope, pool, batch, exact, factors, norm.eps)
 
 
 def _statistics(x: Tensor) -> tuple[Array, Array]:
@@ -163,13 +171,11 @@ def _statistics(x: Tensor) -> tuple[Array, Array]:
     found = np.zeros((-(-n // chunk), 2, len(lanes) * -(-C // len(lanes))))
     arrays = (_flat(x), C, size, lanes, found.reshape(-1))
     in_blocks(partial(kernels.moments, *arrays), len(found))
-    means, squares = found[:, 0, slots], found[:, 1, slots]
-    shares = np.minimum(n - np.arange(len(found)) * chunk, chunk)[:, None] / n
-    mean = (shares * means).sum(axis=0)
-    return mean, squares.sum(axis=0) / n + (shares * (means - mean) ** 2).sum(axis=0)
+    mean, var = np.empty(C), np.empty(C)
+    kernels.put_together(found, slots, n, chunk, mean, var)
+    return mean, var
 
 
-@torch.no_grad()
 def _track(norm: nn.BatchNorm2d, mean: Array, var: Array, n: int) -> None:
     """Update the running statistics as torch does."""
     momentum = norm.momentum
@@ -178,9 +184,16 @@ def _track(norm: nn.BatchNorm2d, mean: Array, var: Array, n: int) -> None:
         if momentum is None:
             momentum = 1 / norm.num_batches_tracked.item()
     share = momentum or 0.0
-    for running, new in ((norm.running_mean, mean), (norm.running_var, var * n / (n - 1))):
-        if running is not None:
-            running.copy_(torch.from_numpy((1 - share) * _numbers(running) + share * new))
+    pairs = ((norm.running_mean, mean, 1.0), (norm.running_var, var, n / (n - 1)))
+    for running, new, factor in pairs:
+        if running is None:
+            continue
+        values = _numbers(running)
+        kernels.track(values, new, share, factor)
+        if running.dtype in _SHARED:
+            torch.autograd.graph.increment_version(running)
+        else:
+            running.copy_(torch.from_numpy(values))
 
 
 def _forward(
@@ -214,15 +227,23 @@ def _flat(x: Tensor | None, like: Tensor | None = None) -> Array:
     """
     if x is None:
         assert like is not None
-        x = like.new_empty(0, 0, 0, 0)
-    pixels = x.detach().permute(0, 2, 3, 1).contiguous().view(-1)
-    numbers: Array = pixels.view(_MEMORY[x.dtype]).numpy()
-    return numbers
+        return _nothing(like.dtype)
+    x = x.detach().contiguous(memory_format=torch.channels_last)
+    numbers: Array = x.view(_MEMORY[x.dtype]).numpy()
+    return numbers.transpose(0, 2, 3, 1).reshape(-1)
 
 
-def _numbers(values: Tensor) -> Array:
-    """`[C]` in float64."""
-    numbers: Array = values.detach().double().numpy()
+@cache
+def _nothing(dtype: torch.dtype) -> Array:
+    return torch.empty(0, dtype=_MEMORY[dtype]).numpy()
+
+
+def _numbers(values: Tensor | None) -> Array:
+    """`[C]`, shared where NumPy has their dtype; none without `values`."""
+    if values is None:
+        return _nothing(torch.float32)
+    values = values.detach()
+    numbers: Array = (values if values.dtype in _SHARED else values.double()).numpy()
     return numbers
 
 
@@ -268,7 +289,6 @@ class _Fused(torch.autograd.Function):
         return out
 
     @staticmethod
-    @np.errstate(all="ignore")
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             every = _differentiable(ctx.plan, g, *ctx.saved_tensors)
@@ -280,19 +300,24 @@ class _Fused(torch.autograd.Function):
         B, C, H, W = x.shape
         n, size = B * H * W, _part(C)
         lanes, slots = _lanes(C)
+        chunks = -(-n // size)
+        groups = -(-chunks // kernels.PARTS)
         if plan.pool:
-            add_up, spread, blocks = kernels.add_up_pooled, kernels.gradients_pooled, B
-            maps: tuple[Any, ...] = (_flat(x), _flat(g), which.numpy(), H, W, C)
+            images = -(-B // groups)
+            maps: tuple[Any, ...] = (_flat(x), _flat(g), which.numpy(), H, W, C, lanes, plan.slope)
+            add_up = partial(kernels.add_up_pooled, *maps, plan.factors, images)
+            spread, groups, blocks = kernels.gradients_pooled, -(-B // images), B
         else:
-            add_up, spread, blocks = kernels.add_up, kernels.gradients, -(-n // size)
-            maps = (_flat(x), _flat(shortcut, x), _flat(g), C, size)
-        maps = (*maps, lanes, plan.slope)
-        total = by_x = np.zeros(C)
-        if of_weight or of_bias or plan.batch:
-            sums = np.zeros((blocks, 2, len(lanes) * -(-C // len(lanes))))
-            in_blocks(partial(add_up, *maps, plan.factors, sums.reshape(-1)), blocks)
-            total, by_x = sums.sum(axis=0)[:, slots]
-            by_x = (by_x - plan.rest * total) * plan.scale
+            maps = (_flat(x), _flat(shortcut, x), _flat(g), C, size, lanes, plan.slope)
+            add_up = partial(kernels.add_up, *maps, plan.factors)
+            spread, blocks = kernels.gradients, chunks
+        needed = of_weight or of_bias or plan.batch
+        sums = np.zeros((groups if needed else 0, 2, len(lanes) * -(-C // len(lanes))))
+        in_blocks(partial(add_up, sums.reshape(-1)), len(sums))
+        by_x, total = np.empty(C), np.empty(C)
+        factors = np.empty(6 * C, plan.factors.dtype)
+        factors[: 3 * C] = plan.factors
+        kernels.total(sums, slots, n, plan.batch, plan.exact, by_x, total, factors)
         found: list[Tensor | None] = [None] * 5
         if of_weight:
             found[1] = torch.from_numpy(by_x).to(weight.dtype)
@@ -301,14 +326,11 @@ class _Fused(torch.autograd.Function):
         if of_shortcut and plan.slope == 1 and not plan.pool:
             found[3], of_shortcut = g, False
         if of_x or of_shortcut:
-            by_away = -plan.gain * plan.scale * by_x / n * plan.batch
-            by_1 = -plan.gain * total / n * plan.batch - by_away * plan.rest
-            factors = np.concatenate((plan.factors, plan.gain, by_away, by_1))
             found[0] = _empty(x, *x.shape)
             if of_shortcut:
                 found[3] = _empty(x, *x.shape)
             outs = (_flat(found[0]), _flat(found[3] if of_shortcut else None, x))
-            in_blocks(partial(spread, *maps, factors.astype(plan.factors.dtype), *outs), blocks)
+            in_blocks(partial(spread, *maps, factors, *outs), blocks)
         return tuple(found)
 
 
@@ -325,7 +347,7 @@ def _differentiable(
     if which is not None:
         which = which.view(B, H // 2, W // 2, C)
     exact = torch.promote_types(x.dtype, torch.float32)
-    mean, scale = (torch.from_numpy(one).to(exact) for one in (plan.mean, plan.scale))
+    mean, scale = (torch.from_numpy(plan.exact[row]).to(exact) for row in (0, 2))
     if plan.slope != 1:
         if which is not None:
             positive = (which < 4).permute(0, 3, 1, 2)

@@ -14,10 +14,12 @@ pass, ∂x = A g + S (x − μ) + D.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import extending, types
 from numba.core.cgutils import get_or_insert_function
@@ -26,7 +28,7 @@ from numba.extending import lower_builtin, register_model, type_callable
 
 from sseg_nase.hardware.native import compiled
 
-PARTS = 32  # of a chunk of `moments`
+PARTS = 32  # whose sums are put together in float64, one after the other
 intrinsic: Callable[..., Any] = extending.intrinsic  # whose types do not fit such use
 
 
@@ -244,6 +246,11 @@ def _above(one, other):  # type: ignore[no-untyped-def]
     return (one > other) | (one != one)
 
 
+@compiled
+def _add(sums, at, more, lanes):  # type: ignore[no-untyped-def]
+    store(sums, at, bits(sums, at, lanes) + wide(more))
+
+
 # -- statistics ------------------------------------------------------------------------------------
 
 
@@ -319,6 +326,61 @@ def _away(x, at, lanes, mean):  # type: ignore[no-untyped-def]
     return number(bits(x, at, lanes)) - mean
 
 
+# -- numbers of channels ---------------------------------------------------------------------------
+#
+# `exact` `[4, C]` holds μ, what rounding leaves of μ in `factors`, r and a.
+
+
+@compiled
+def put_together(found, slots, n, chunk, mean, var):  # type: ignore[no-untyped-def]
+    """Mean and variance of `n` pixels, `[C]` each, of what `moments` has `found` in every chunk."""
+    for c in range(len(slots)):
+        mean[c], var[c] = 0.0, 0.0
+        for k in range(len(found)):
+            mean[c] += min(n - k * chunk, chunk) / n * found[k, 0, slots[c]]
+        for k in range(len(found)):
+            away = found[k, 0, slots[c]] - mean[c]
+            var[c] += found[k, 1, slots[c]] / n + min(n - k * chunk, chunk) / n * away * away
+
+
+@compiled
+def track(running, new, share, factor):  # type: ignore[no-untyped-def]
+    """Move `running` by `share` of the way to `factor` times `new`."""
+    for c in range(len(running)):
+        running[c] = (1 - share) * running[c] + share * (new[c] * factor)
+
+
+@compiled
+def plan(mean, var, weight, bias, eps, exact, factors):  # type: ignore[no-untyped-def]
+    """Write `exact` and `factors` of the forward pass; `weight` and `bias` may be empty."""
+    C = len(mean)
+    for c in range(C):
+        factors[c] = mean[c]
+        rest = mean[c] - np.float64(factors[c])
+        scale = 1 / math.sqrt(var[c] + eps)
+        gain = scale * weight[c] if len(weight) else scale
+        exact[0, c], exact[1, c], exact[2, c], exact[3, c] = mean[c], rest, scale, gain
+        factors[C + c] = gain
+        factors[2 * C + c] = (bias[c] if len(bias) else 0.0) - rest * gain
+
+
+@compiled
+def total(sums, slots, n, batch, exact, of_weight, of_bias, factors):  # type: ignore[no-untyped-def]
+    """Gradients of γ and β from the `sums` of `add_up`, and `factors` of the backward pass."""
+    C = len(slots)
+    for c in range(C):
+        by_1, by_x = 0.0, 0.0
+        for k in range(len(sums)):
+            by_1 += sums[k, 0, slots[c]]
+            by_x += sums[k, 1, slots[c]]
+        rest, scale, gain = exact[1, c], exact[2, c], exact[3, c]
+        by_x = (by_x - rest * by_1) * scale
+        of_weight[c], of_bias[c] = by_x, by_1
+        away = -gain * scale * by_x / n if batch else 0.0
+        always = -gain * by_1 / n - away * rest if batch else 0.0
+        factors[3 * C + c], factors[4 * C + c], factors[5 * C + c] = gain, away, always
+
+
 # -- without pooling -------------------------------------------------------------------------------
 
 
@@ -349,10 +411,10 @@ def apply(  # type: ignore[no-untyped-def]
 def add_up(  # type: ignore[no-untyped-def]
     x, shortcut, g, C, pixels, lanes, slope, factors, sums, start, stop
 ):
-    """Σ g' and Σ g' (x − μ) of every chunk, `[chunks, 2, slots]`; g' = ∂u of `apply`."""
+    """Σ g' and Σ g' (x − μ) of `PARTS` chunks each, `[…, 2, slots]`, zeros; g' = ∂u of `apply`."""
     K = len(lanes)
     blocks = -(-C // K)
-    for chunk in range(start, stop):
+    for chunk in range(start * PARTS, min(stop * PARTS, -(-len(x) // (C * pixels)))):
         for block in range(blocks):
             channel = min(block * K, C - K)
             mean, a = bits(factors, channel, lanes), bits(factors, C + channel, lanes)
@@ -372,9 +434,8 @@ def add_up(  # type: ignore[no-untyped-def]
                 total += passed
                 by_x += passed * away
                 at += C
-            to = (chunk * 2 * blocks + block) * K
-            store(sums, to, wide(total))
-            store(sums, to + blocks * K, wide(by_x))
+            _add(sums, (chunk // PARTS * 2 * blocks + block) * K, total, lanes)
+            _add(sums, ((chunk // PARTS * 2 + 1) * blocks + block) * K, by_x, lanes)
 
 
 @compiled
@@ -463,13 +524,13 @@ def apply_pooled(  # type: ignore[no-untyped-def]
 
 @compiled
 def add_up_pooled(  # type: ignore[no-untyped-def]
-    x, g, which, H, W, C, lanes, slope, factors, sums, start, stop
+    x, g, which, H, W, C, lanes, slope, factors, images, sums, start, stop
 ):
-    """As `add_up`, of every image, `[B, 2, slots]`; `sums` begin as zeros."""
+    """As `add_up`, of `images` each."""
     K = len(lanes)
     blocks = -(-C // K)
     h, w = H // 2, W // 2
-    for row in range(start * h, stop * h):
+    for row in range(start * images * h, min(stop * images * h, len(x) // (H * W * C) * h)):
         for block in range(blocks):
             channel = min(block * K, C - K)
             mean = bits(factors, channel, lanes)
@@ -492,10 +553,9 @@ def add_up_pooled(  # type: ignore[no-untyped-def]
                 by_x += passed * (number(best) - mean)
                 at += 2 * C
                 to += C
-            to = (row // h * 2 * blocks + block) * K
-            store(sums, to, bits(sums, to, lanes) + wide(total))
-            to += blocks * K
-            store(sums, to, bits(sums, to, lanes) + wide(by_x))
+            group = row // (images * h)
+            _add(sums, (group * 2 * blocks + block) * K, total, lanes)
+            _add(sums, ((group * 2 + 1) * blocks + block) * K, by_x, lanes)
 
 
 @compiled

@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +21,7 @@ from sseg_nase.nets.batch_norm import twice_differentiable
 from sseg_nase.nets.evolvable import ConvBlock, EvolvableCNN
 from sseg_nase.nets.fixed import ResNet12Architecture, ResNetArchitecture
 from sseg_nase.nets.fused import norm_act_pool
+from sseg_nase.ssl.teacher import batch_statistics
 
 SLOPE = 0.1
 ACTIVATIONS = (None, "relu", "leaky_relu", "gelu")
@@ -148,10 +153,10 @@ def test_equals_float64_whatever_the_shape_and_the_options(
 
 @pytest.mark.parametrize("pool", [False, True])
 @pytest.mark.parametrize(
-    "shape", [(2, 3, 2, 2), (2, 1, 3, 2), (3, 16, 61, 57), (2, 600, 5, 4), (7, 33, 13, 17)], ids=str
+    "shape", [(2, 3, 2, 2), (2, 1, 3, 2), (3, 16, 61, 57), (2, 600, 5, 4), (7, 33, 25, 29)], ids=str
 )
 def test_small_and_large_maps(shape: tuple[int, ...], pool: bool) -> None:
-    """Of more than one part, chunk and row of windows, with rests."""
+    """Of more than one part, chunk, group of images and row of windows, with rests."""
     norm = norm_of(shape[1])
     x, shortcut = numbers(*shape, seed=6) - 3, numbers(*shape, seed=7)
     assert_equal_to_float64(norm, x, shortcut, "leaky_relu", pool, 1e-6)
@@ -242,6 +247,17 @@ def test_the_gradients_gradient_is_torchs() -> None:
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+def fused_off_as_told(
+    norm: nn.Module, x: Tensor, shortcut: Tensor | None, activation: str | None, pool: bool
+) -> Tensor:
+    """GELU included."""
+    y = fused._in_turn(
+        norm, x, shortcut, activation if activation != "gelu" else None, SLOPE, False
+    )
+    y = F.gelu(y) if activation == "gelu" else y
+    return F.max_pool2d(y, 2) if pool else y
+
+
 def fused_off(
     norm: nn.Module, x: Tensor, shortcut: Tensor | None, activation: str | None, pool: bool
 ) -> Tensor:
@@ -297,6 +313,30 @@ def test_running_statistics_are_torchs(options: dict[str, Any]) -> None:
     torchs.eval()
     torch.testing.assert_close(quickly(ours, x, None, None, False), torchs(x))
     assert all(torch.equal(before[name], tensor) for name, tensor in ours.state_dict().items())
+
+
+def test_running_statistics_of_other_dtypes() -> None:
+    exact = norm_of(4)
+    for dtype, error in ((torch.float64, 1e-6), (torch.bfloat16, 1e-2)):
+        norm = norm_of(4).to(dtype)
+        x = 3 + numbers(5, 4, 3, 3, seed=1)
+        quickly(norm, x, None, "relu", True)
+        nn.BatchNorm2d.forward(exact, x)
+        for ours, torchs in (
+            (norm.running_mean, exact.running_mean),
+            (norm.running_var, exact.running_var),
+        ):
+            assert ours.dtype == dtype
+            torch.testing.assert_close(ours.float(), torchs, rtol=error, atol=error)
+        exact = norm_of(4)
+
+
+def test_what_was_computed_from_running_statistics_knows_that_they_changed() -> None:
+    norm, x = norm_of(4).eval(), numbers(5, 4, 3, 3, seed=1)
+    earlier = nn.BatchNorm2d.forward(norm, x.clone().requires_grad_())
+    quickly(norm.train(), x, None, None, False)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        earlier.sum().backward()
 
 
 def test_extreme_maps_are_no_worse_than_torchs() -> None:
@@ -456,6 +496,48 @@ def test_every_norm_of_a_network_is_fused(architecture: Any) -> None:
         assert FUSED not in nodes(network(numbers(4, 3, side, side, seed=1)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_gradients_nothing_is_kept_for_them(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """A teacher with the batch's statistics or its own, and networks whose norms are folded."""
+    places: list[Tensor | None] = []
+    forward = fused._forward
+
+    def watched(*arguments: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+        out, which = forward(*arguments, **options)
+        places.append(which)
+        return out, which
+
+    network = EvolvableCNN(Architecture.seed((4, 6, 20), resolution=16), generator=generator(1))
+    network = network.to(memory_format=torch.channels_last)
+    folded = network.for_inference()
+    images = numbers(4, 3, 16, 16, seed=1)
+    monkeypatch.setattr(fused, "_forward", watched)
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype == torch.bfloat16), torch.no_grad():
+        with batch_statistics(network):
+            network(images)
+        own, others = network.eval()(images), folded(images)
+    assert len(places) == 9
+    assert not any(which is not None and which.numel() for which in places)
+    torch.testing.assert_close(own, others, rtol=1e-2, atol=1e-2)
+    assert folded(images).requires_grad  # one after the other, which keeps less without a norm
+    assert len(places) == 9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_without_a_norm_it_is_torchs_bit_by_bit(dtype: torch.dtype) -> None:
+    x, shortcut = (numbers(3, 20, 7, 6, seed=seed, dtype=dtype) for seed in (1, 2))
+    for activation, pool, beside in itertools.product(ACTIVATIONS, (False, True), (None, shortcut)):
+        found, expected = (
+            of(nn.Identity(), x, beside, activation, pool) for of in (quickly, fused_off_as_told)
+        )
+        if dtype == torch.float32:
+            assert torch.equal(found, expected)
+        else:  # torch rounds after every operation
+            torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
+
+
 def left_to_torch(norm: nn.BatchNorm2d, x: Tensor, **options: Any) -> bool:
     given = x.detach().requires_grad_()
     out = norm_act_pool(norm, given, activation="relu", pool=True, **options)
@@ -506,8 +588,43 @@ def test_mistakes_are_torchs() -> None:
         norm_act_pool(
             nn.BatchNorm2d(4), numbers(2, 4, 4, 4, seed=1), shortcut=numbers(2, 4, 3, 3, seed=1)
         )
-    thin = norm_act_pool(nn.BatchNorm2d(4), numbers(2, 4, 1, 4, seed=1), pool=True)
+    line = numbers(2, 4, 1, 4, seed=1).requires_grad_()
+    thin = norm_act_pool(nn.BatchNorm2d(4), line, pool=True)
     assert thin.shape == (2, 4, 0, 2)
+    thin.sum().backward()
+    assert line.grad is not None
+    assert not line.grad.any()
+
+
+FIRST_STEP = """
+import time, torch
+from sseg_nase.nets.fixed import ResNet12Architecture
+network = ResNet12Architecture("resnet12_quarter", 32, widths=(16, 40)).network(None)
+network = network.to(memory_format=torch.channels_last)
+images = torch.zeros(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+before = time.process_time()
+with torch.autocast("cpu", dtype=torch.bfloat16):
+    network(images).float().sum().backward()
+print(time.process_time() - before)
+"""
+
+
+@pytest.mark.slow
+def test_the_first_use_compiles_in_seconds_and_the_next_one_not_at_all(tmp_path: Path) -> None:
+    """In seconds of the processor: others may be busy on it."""
+
+    seconds = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", FIRST_STEP],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_CACHE_DIR": str(tmp_path)},
+            check=True,
+            capture_output=True,
+        )
+        seconds.append(float(done.stdout))
+    compiling, cached = seconds
+    assert compiling <= 20
+    assert cached <= compiling / 2
 
 
 def test_an_export_sees_torchs_operators() -> None:
