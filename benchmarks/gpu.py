@@ -150,9 +150,15 @@ def torchvision_views(images: torch.Tensor, v: Any, size: int) -> Callable[[], o
     """Torchvision's transforms of whole batches: one draw of parameters for a batch."""
     if "torchvision" in ABSENT:
         return None
+    transform = torchvision_transform(v, size)
+    return lambda: [transform(images) for _ in range(2)]
+
+
+def torchvision_transform(v: Any, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A view of uint8 images, one or a batch, by torchvision v2."""
     from torchvision.transforms import v2 as T
 
-    transform = T.Compose([
+    return T.Compose([
         T.RandomResizedCrop(size, tuple(v.crop_scale), tuple(v.crop_ratio), antialias=False),
         T.RandomHorizontalFlip(v.flip),
         T.RandomApply([T.ColorJitter(v.brightness, v.contrast, v.saturation, v.hue)], v.jitter),
@@ -161,7 +167,6 @@ def torchvision_views(images: torch.Tensor, v: Any, size: int) -> Callable[[], o
         T.ToDtype(torch.float32, scale=True),
         T.Normalize([0.5] * 3, [0.5] * 3),
     ])  # fmt: skip
-    return lambda: [transform(images) for _ in range(2)]
 
 
 def kornia_views(images: torch.Tensor, v: Any, size: int) -> Callable[[], object] | None:
@@ -224,6 +229,77 @@ def step() -> Iterator[Row]:
             yield Row(f"step, {size} px, {name}", f"{BATCH / taken[name]:,.0f} images/s", note)
         share = 1 - taken["ready-made views"] / taken["ours"]
         yield Row(f"share of feeding and views in a step, {size} px", f"{share:.0%}", "goal: 10 %")
+        ready = taken["ready-made views"] / taken["ours"]
+        yield Row(f"beside a step of ready-made views, {size} px", f"{ready:.0%}", "goal: 80 %")
+        name, transform = per_image(trainer_of(*given).config.views, size)
+        if transform is None:
+            yield Row(f"step, {size} px, {name}", "-", "not installed")
+            continue
+        workers, other = step_of_workers(trainer_of(*given), transform, size)
+        note = f"{workers} DataLoader workers, the same network, loss and precision"
+        yield Row(f"step, {size} px, {name}", f"{BATCH / other:,.0f} images/s", note)
+        times = f"{other / taken['ours']:.1f} ×"
+        yield Row(f"beside {name}, {size} px", times, "goal: 3 × lightly's pipeline")
+
+
+def per_image(v: Any, size: int) -> tuple[str, Callable[[torch.Tensor], object] | None]:
+    """What makes two views of one uint8 image on a CPU, by name: lightly's where it is installed.
+
+    Else torchvision's operations, which lightly's transform is made of, without its PIL images.
+    """
+    if "torchvision" in ABSENT:
+        return "views per image", None
+    if importlib.util.find_spec("lightly") is not None:
+        from lightly.transforms import SimCLRTransform
+        from torchvision.transforms import v2 as T
+
+        return "lightly", T.Compose([T.ToPILImage(), SimCLRTransform(input_size=size)])
+    one = torchvision_transform(v, size)
+    return "torchvision v2 per image (lightly is not installed)", lambda image: [
+        one(image) for _ in range(2)
+    ]
+
+
+class Pairs(torch.utils.data.Dataset[Any]):
+    """Two views of each of `count` images, which are those of a batch again and again."""
+
+    def __init__(self, images: torch.Tensor, transform: Callable[..., object], count: int) -> None:
+        self.images, self.transform, self.count = images, transform, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> object:
+        return self.transform(self.images[index % len(self.images)])
+
+
+def step_of_workers(one: Any, transform: Callable[..., object], size: int) -> tuple[int, float]:
+    """Workers, and seconds of a step of a trainer's networks on the views that they make.
+
+    From when every worker has given a batch, until all have given two more.
+    """
+    from sseg_nase.hardware.profiles import cores
+    from sseg_nase.ssl.objectives import nt_xent
+
+    workers = 1 if FAKE else cores()
+    images = torch.randint(0, 256, (BATCH, 3, size, size), dtype=torch.uint8)
+    loader = torch.utils.data.DataLoader(
+        Pairs(images, transform, 3 * workers * BATCH),
+        batch_size=BATCH, num_workers=workers, pin_memory=not FAKE, drop_last=True,
+    )  # fmt: skip
+    began = 0.0
+    for number, views in enumerate(loader, start=1):
+        sent = [each.to(CUDA, non_blocking=True) for each in views[:2]]
+        batch = torch.cat(sent).contiguous(memory_format=one.workshop.memory_format)
+        with one.fabric.autocast():
+            first, second = one.model(batch)[1].chunk(2)
+            loss = nt_xent(first, second, one.config.ssl.temperature)
+        one.fabric.backward(loss)
+        one.optimizer.step()
+        one.optimizer.zero_grad()
+        if number == workers:
+            began = waited()
+    return workers, (waited() - began) / (2 * workers)
 
 
 def ready_made(one: Any) -> None:
@@ -488,10 +564,10 @@ def tests() -> Iterator[Row]:
 
 # Seconds for each part; 8 minutes in all.
 PARTS: dict[str, tuple[Callable[[], Iterator[Row]], int]] = {
-    "ceilings": (ceilings, 20),
-    "tests": (tests, 75),
+    "ceilings": (ceilings, 15),
+    "tests": (tests, 70),
     "views": (views, 50),
-    "step": (step, 75),
+    "step": (step, 85),
     "evaluation": (evaluation, 25),
     "memory": (memory, 45),
     "determinism": (determinism, 35),
