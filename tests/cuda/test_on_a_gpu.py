@@ -18,7 +18,7 @@ from torch import Tensor
 from sseg_nase.config.compose import load
 from sseg_nase.data.curriculum.render import render
 from sseg_nase.data.prefetch import sent_together
-from sseg_nase.data.views import make_views
+from sseg_nase.data.views import gpu, make_views
 from sseg_nase.hardware.determinism import deterministic
 from sseg_nase.hardware.memory import enforce_memory_cap, explain_out_of_memory
 from sseg_nase.stages import pretrain
@@ -57,6 +57,13 @@ def test_pictures_are_those_of_a_cpu(level: str) -> None:
     there = render(level, indices, seed=1, image_size=32, device=CUDA).cpu()
     apart = (here.int() - there.int()).abs()
     assert (apart > 1).float().mean() < 0.002
+
+
+def test_the_kernels_of_views_work() -> None:
+    """Those of photographs: what the test below compares is then theirs."""
+    if not isinstance(torch.empty(1, device=CUDA), OnCuda):
+        assert gpu.kernels_work(CUDA, 32)
+        assert gpu.kernels_work(CUDA, 84)
 
 
 @pytest.mark.parametrize("views", ["simclr", "sketch"])
