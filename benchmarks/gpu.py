@@ -201,6 +201,8 @@ SIMCLR = [
 
 def step() -> Iterator[Row]:
     """A step of SimCLR: feeding, views, forward, backward, optimizer."""
+    import operators
+
     from sseg_nase.hardware.complexity import count_macs
 
     steps = WARM + TIMED
@@ -230,6 +232,10 @@ def step() -> Iterator[Row]:
                 counted = launches(few.fit, warm=False)
                 note = f"{in_words(None if counted is None else counted // 3)}, {note}"
             yield Row(f"step, {size} px, {name}", f"{BATCH / taken[name]:,.0f} images/s", note)
+        few = trainer_of(*given, f"pretrain.images_per_epoch={4 * BATCH}")
+        asked_for = operators.operators_of_a_step(few)
+        note = f"{operators.in_words(asked_for)}; kernels in Triton are not seen"
+        yield Row(f"operators of a step, {size} px", f"{asked_for.total():,}", note)
         share = 1 - taken["ready-made views"] / taken["ours"]
         yield Row(f"share of feeding and views in a step, {size} px", f"{share:.0%}", "goal: 10 %")
         ready = taken["ready-made views"] / taken["ours"]
