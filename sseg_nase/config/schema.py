@@ -80,6 +80,7 @@ class HardwareConfig:
     gradient_checkpointing: bool
     channels_last: bool
     compile: bool
+    cuda_graphs: bool
     deterministic: bool
     threads: Annotated[Optional[int], option(least=1)]
 

@@ -112,6 +112,28 @@ def test_batches_made_ahead_are_those_made_one_by_one() -> None:
     assert all(map(torch.equal, ahead, singly))
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_recorded_steps_give_the_same_bits(precision: str, parts: int) -> None:
+    """With mutations; under fake CUDA nothing can be recorded, and training goes on without."""
+    own = [
+        "ablation=A7", "pretrain.epochs=4", "pretrain.images_per_epoch=128",
+        f"hardware.batch_size={16 // parts}", f"hardware.gradient_accumulation_steps={parts}",
+        "hardware.accumulate=exact", f"hardware.precision={precision}",
+        "hardware.deterministic=true",
+    ]  # fmt: skip
+    digests = []
+    with deterministic(True):
+        for graphs in ("false", "true"):
+            one = trainer(*own, f"hardware.cuda_graphs={graphs}")
+            one.fit()
+            digests.append(one._digest())
+    fake = isinstance(torch.empty(1, device=CUDA), OnCuda)
+    assert one.graphs is not None
+    assert one.graphs.possible is not fake
+    assert digests[0] == digests[1]
+
+
 class NoWaits(Callback):
     """From the second step on, to the last, torch raises where the host waits for a GPU."""
 
