@@ -122,7 +122,7 @@ def ceilings() -> Iterator[Row]:
 
 def views() -> Iterator[Row]:
     """Two SimCLR views of every image of a batch that lies on the device."""
-    from sseg_nase.data.views import make_views
+    from sseg_nase.data.views import batched, draw_parameters, make_views
 
     asked = config_of().views
     for size in IMAGE_SIZES:
@@ -130,6 +130,9 @@ def views() -> Iterator[Row]:
         ours = lambda i=images, s=size: make_views(i, asked, image_size=s, seed=0)  # noqa: E731
         sides: dict[str, Callable[[], object] | None] = {
             "ours": ours,
+            "ours by torch's operators": lambda i=images, s=size: batched.apply_views(
+                i, draw_parameters(2 * BATCH, asked, height=s, width=s, seed=0), s
+            ),
             "torchvision v2": torchvision_views(images, asked, size),
             "kornia": kornia_views(images, asked, size),
         }
@@ -141,7 +144,7 @@ def views() -> Iterator[Row]:
             taken = seconds(work)
             moved = images.nbytes + 2 * 4 * images.numel()
             note = f"{in_words(launches(work))}, {moved / taken / 1e9:,.1f} GB/s"
-            if name != "ours":
+            if not name.startswith("ours"):
                 note += "; the same parameters for all images" if "v2" in name else ""
             yield Row(what, f"{BATCH / taken:,.0f} images/s", note)
 
@@ -150,9 +153,15 @@ def torchvision_views(images: torch.Tensor, v: Any, size: int) -> Callable[[], o
     """Torchvision's transforms of whole batches: one draw of parameters for a batch."""
     if "torchvision" in ABSENT:
         return None
+    transform = torchvision_transform(v, size)
+    return lambda: [transform(images) for _ in range(2)]
+
+
+def torchvision_transform(v: Any, size: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A view of uint8 images, one or a batch, by torchvision v2."""
     from torchvision.transforms import v2 as T
 
-    transform = T.Compose([
+    return T.Compose([
         T.RandomResizedCrop(size, tuple(v.crop_scale), tuple(v.crop_ratio), antialias=False),
         T.RandomHorizontalFlip(v.flip),
         T.RandomApply([T.ColorJitter(v.brightness, v.contrast, v.saturation, v.hue)], v.jitter),
@@ -161,7 +170,6 @@ def torchvision_views(images: torch.Tensor, v: Any, size: int) -> Callable[[], o
         T.ToDtype(torch.float32, scale=True),
         T.Normalize([0.5] * 3, [0.5] * 3),
     ])  # fmt: skip
-    return lambda: [transform(images) for _ in range(2)]
 
 
 def kornia_views(images: torch.Tensor, v: Any, size: int) -> Callable[[], object] | None:
@@ -193,6 +201,8 @@ SIMCLR = [
 
 def step() -> Iterator[Row]:
     """A step of SimCLR: feeding, views, forward, backward, optimizer."""
+    import operators
+
     from sseg_nase.hardware.complexity import count_macs
 
     steps = WARM + TIMED
@@ -203,16 +213,19 @@ def step() -> Iterator[Row]:
             "tracking.interval_steps=1000000",
         ]  # fmt: skip
         taken: dict[str, float] = {}
-        for name in ("ours", "ready-made views", "torch.compile"):
-            if name == "torch.compile" and FAKE:
+        for name in ("ours", "ready-made views", "torch.compile", "CUDA graphs"):
+            if name in ("torch.compile", "CUDA graphs") and FAKE:
                 yield Row(f"step, {size} px, {name}", "-", "not seen without a GPU")
                 continue
-            one = trainer_of(*given)
+            graphs = ["hardware.cuda_graphs=true"] if name == "CUDA graphs" else []
+            one = trainer_of(*given, *graphs)
             if name == "torch.compile":
                 one.networks.compile()
             if name == "ready-made views":
                 ready_made(one)
             taken[name] = step_seconds(one)
+            recorded = one.graphs is not None and one.graphs.possible
+            assert recorded == bool(graphs), "steps were not recorded"
             macs = count_macs(one.networks.learner, size)
             # Forward and twice as much backward, of two views.
             rate = 2 * 3 * 2 * macs * BATCH / taken[name] / 1e12
@@ -222,8 +235,83 @@ def step() -> Iterator[Row]:
                 counted = launches(few.fit, warm=False)
                 note = f"{in_words(None if counted is None else counted // 3)}, {note}"
             yield Row(f"step, {size} px, {name}", f"{BATCH / taken[name]:,.0f} images/s", note)
+        few = trainer_of(*given, f"pretrain.images_per_epoch={4 * BATCH}")
+        asked_for = operators.operators_of_a_step(few)
+        note = f"{operators.in_words(asked_for)}; kernels in Triton are not seen"
+        yield Row(f"operators of a step, {size} px", f"{asked_for.total():,}", note)
         share = 1 - taken["ready-made views"] / taken["ours"]
         yield Row(f"share of feeding and views in a step, {size} px", f"{share:.0%}", "goal: 10 %")
+        ready = taken["ready-made views"] / taken["ours"]
+        yield Row(f"beside a step of ready-made views, {size} px", f"{ready:.0%}", "goal: 80 %")
+        name, transform = per_image(trainer_of(*given).config.views, size)
+        if transform is None:
+            yield Row(f"step, {size} px, {name}", "-", "not installed")
+            continue
+        workers, other = step_of_workers(trainer_of(*given), transform, size)
+        note = f"{workers} DataLoader workers, the same network, loss and precision"
+        yield Row(f"step, {size} px, {name}", f"{BATCH / other:,.0f} images/s", note)
+        times = f"{other / taken['ours']:.1f} ×"
+        yield Row(f"beside {name}, {size} px", times, "goal: 3 × lightly's pipeline")
+
+
+def per_image(v: Any, size: int) -> tuple[str, Callable[[torch.Tensor], object] | None]:
+    """What makes two views of one uint8 image on a CPU, by name: lightly's where it is installed.
+
+    Else torchvision's operations, which lightly's transform is made of, without its PIL images.
+    """
+    if "torchvision" in ABSENT:
+        return "views per image", None
+    if importlib.util.find_spec("lightly") is not None:
+        from lightly.transforms import SimCLRTransform
+        from torchvision.transforms import v2 as T
+
+        return "lightly", T.Compose([T.ToPILImage(), SimCLRTransform(input_size=size)])
+    one = torchvision_transform(v, size)
+    return "torchvision v2 per image (lightly is not installed)", lambda image: [
+        one(image) for _ in range(2)
+    ]
+
+
+class Pairs(torch.utils.data.Dataset[Any]):
+    """Two views of each of `count` images, which are those of a batch again and again."""
+
+    def __init__(self, images: torch.Tensor, transform: Callable[..., object], count: int) -> None:
+        self.images, self.transform, self.count = images, transform, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> object:
+        return self.transform(self.images[index % len(self.images)])
+
+
+def step_of_workers(one: Any, transform: Callable[..., object], size: int) -> tuple[int, float]:
+    """Workers, and seconds of a step of a trainer's networks on the views that they make.
+
+    From when every worker has given a batch, until all have given two more.
+    """
+    from sseg_nase.hardware.profiles import cores
+    from sseg_nase.ssl.objectives import nt_xent
+
+    workers = 1 if FAKE else cores()
+    images = torch.randint(0, 256, (BATCH, 3, size, size), dtype=torch.uint8)
+    loader = torch.utils.data.DataLoader(
+        Pairs(images, transform, 3 * workers * BATCH),
+        batch_size=BATCH, num_workers=workers, pin_memory=not FAKE, drop_last=True,
+    )  # fmt: skip
+    began = 0.0
+    for number, views in enumerate(loader, start=1):
+        sent = [each.to(CUDA, non_blocking=True) for each in views[:2]]
+        batch = torch.cat(sent).contiguous(memory_format=one.workshop.memory_format)
+        with one.fabric.autocast():
+            first, second = one.model(batch)[1].chunk(2)
+            loss = nt_xent(first, second, one.config.ssl.temperature)
+        one.fabric.backward(loss)
+        one.optimizer.step()
+        one.optimizer.zero_grad()
+        if number == workers:
+            began = waited()
+    return workers, (waited() - began) / (2 * workers)
 
 
 def ready_made(one: Any) -> None:
@@ -435,7 +523,7 @@ def training() -> Iterator[Row]:
     from sseg_nase.tracking.sink import Sink
     from sseg_nase.training.interruption import Interrupted
 
-    budget = 4.0 if FAKE else 120.0
+    budget = float("inf") if FAKE else 120.0  # a CPU may be busy: there the epochs decide
     size, images = (16, 32) if FAKE else (32, 8192)
     config = config_of(
         *EAGER, f"dataset.image_size={size}", f"hardware.batch_size={16 if FAKE else 144}",
@@ -488,10 +576,10 @@ def tests() -> Iterator[Row]:
 
 # Seconds for each part; 8 minutes in all.
 PARTS: dict[str, tuple[Callable[[], Iterator[Row]], int]] = {
-    "ceilings": (ceilings, 20),
-    "tests": (tests, 75),
+    "ceilings": (ceilings, 15),
+    "tests": (tests, 70),
     "views": (views, 50),
-    "step": (step, 75),
+    "step": (step, 85),
     "evaluation": (evaluation, 25),
     "memory": (memory, 45),
     "determinism": (determinism, 35),

@@ -699,6 +699,7 @@ def fake_cuda(**memory: int) -> Iterator[Fake]:
 
     `memory`: `free` and `total` bytes of the device, 8 and 12 GiB unless they are given.
     """
+    from sseg_nase.data.views import gpu
     from sseg_nase.training import fabric
 
     fake = Fake(**memory)
@@ -717,6 +718,7 @@ def fake_cuda(**memory: int) -> Iterator[Fake]:
             (nn.Module, "_apply", _apply),
             (optimizer, GROUP, _grouped(getattr(optimizer, GROUP))),
             (fabric, "Fabric", _fabric(fabric.Fabric)),
+            (gpu, "kernels_work", lambda device, size: False),  # there is no device to run them
         ):
             stack.enter_context(patch.object(module, name, new))
         health = "_accelerator_graph_capture_health_check"  # asks C++, in newer torch

@@ -86,6 +86,7 @@ class HardwareConfig:
     gradient_checkpointing: bool
     channels_last: bool
     compile: bool
+    cuda_graphs: bool
     deterministic: bool
     threads: Annotated[Optional[int], option(least=1)]
 

@@ -96,6 +96,8 @@ def resolve(
             "hardware.deterministic=true: it has no effect on a CPU, which gives the same numbers "
             "run after run as it is; leave it out."
         )
+    if hardware.cuda_graphs and hardware.accelerator == "cpu":
+        raise UserError("hardware.cuda_graphs=true: a CPU has no launches to record; leave it out.")
     for key in ("batch_size", "gradient_accumulation_steps"):
         if getattr(hardware, key) is None:
             raise UserError(

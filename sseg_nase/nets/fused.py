@@ -346,14 +346,14 @@ def _differentiable(
     B, C, H, W = x.shape
     if which is not None:
         which = which.view(B, H // 2, W // 2, C)
-    exact = torch.promote_types(x.dtype, torch.float32)
-    mean, scale = (torch.from_numpy(plan.exact[row]).to(exact) for row in (0, 2))
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    mean, scale = (torch.from_numpy(plan.exact[row]).to(dtype) for row in (0, 2))
     if plan.slope != 1:
         if which is not None:
             positive = (which < 4).permute(0, 3, 1, 2)
         else:
             rounded, a, b = (_per_channel(one) for one in torch.from_numpy(plan.factors).chunk(3))
-            u = (x.detach().to(exact) - rounded) * a + b
+            u = (x.detach().to(dtype) - rounded) * a + b
             positive = (u if shortcut is None else u + shortcut.detach()) > 0
         g = torch.where(positive, g, g * plan.slope if plan.slope else 0)
     if which is not None:

@@ -36,6 +36,7 @@ from sseg_nase.training.distributed import (
 from sseg_nase.training.divergence import DivergenceError, Guard, tell_skipped
 from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.fabric import Fabric, restore_precision
+from sseg_nase.training.graphs import CudaGraph, Replayed, Views, why_not
 from sseg_nase.training.interruption import Interrupted
 from sseg_nase.training.networks import Networks, Workshop
 from sseg_nase.training.optim import lr_ratio
@@ -158,6 +159,7 @@ class Trainer:
         # With hardware.accumulate=exact the feed's batches are those of a whole step, in parts.
         self.accumulation = (config.hardware.gradient_accumulation_steps or 1) // feed.micro
         self.steps_per_epoch = -(-feed.batches_per_epoch // self.accumulation)
+        self.graphs = self._graphs() if config.hardware.cuda_graphs else None
         self._install(self.workshop.around(learner))
         self.guard = Guard(
             fabric, self._parts(), steps_per_epoch=self.steps_per_epoch, what="pretraining"
@@ -172,6 +174,8 @@ class Trainer:
                 self._train_epoch()
                 self._advance_level()
                 self._emit(Event.EPOCH_END)
+                if self.graphs is not None:
+                    self.graphs.forget()
                 release_memory()
                 self._intervene()
                 release_memory()
@@ -282,19 +286,26 @@ class Trainer:
         def around(of_the_last: bool) -> AbstractContextManager[None]:
             return self.fabric.no_backward_sync(self.model, enabled=not (last and of_the_last))
 
-        with synchronizing():
-            return differentiate(
-                self.method.loss,
-                self.model,
-                self.networks.teaching(self.progress.epoch),
-                views,
-                self.config.ssl,
-                backward=lambda total: self.fabric.backward(total / of),
-                autocast=self.fabric.autocast,
-                gather=gather_rows,
-                around=around,
-                known=lambda: self._emit(Event.AFTER_LOSS),
-            )
+        def compute(given: Views, known: Callable[[], None] = lambda: None) -> Losses:
+            with synchronizing():
+                return differentiate(
+                    self.method.loss,
+                    self.model,
+                    self.networks.teaching(self.progress.epoch),
+                    given,
+                    self.config.ssl,
+                    backward=lambda total: self.fabric.backward(total / of),
+                    autocast=self.fabric.autocast,
+                    gather=gather_rows,
+                    around=around,
+                    known=known,
+                )
+
+        if self.graphs is None:
+            return compute(views, lambda: self._emit(Event.AFTER_LOSS))
+        losses = self.graphs(compute, self.networks.learner, views)
+        self._emit(Event.AFTER_LOSS)
+        return losses
 
     def _perturbed(self, batch: Batch) -> Tensor:
         """ADVERSARIAL images moved a little towards what the student confuses them with.
@@ -516,6 +527,18 @@ class Trainer:
         """
         self.networks = networks
         self.model, self.optimizer = self.fabric.setup(networks.learner, networks.optimizer)
+
+    def _graphs(self) -> Replayed | None:
+        """For hardware.cuda_graphs=true; where there can be none, that is said."""
+
+        def say(why: str) -> None:
+            text = f"hardware.cuda_graphs=true: steps are launched one by one, because {why}"
+            self.sink.event("warning", {"text": text})
+
+        if (why := why_not(self.config, batches=self.accumulation)) is not None:
+            say(why)
+            return None
+        return Replayed(CudaGraph, lambda error: say(f"they cannot be recorded: {error}"))
 
     def _digest(self) -> str:
         """Of all weights, bit for bit."""

@@ -62,6 +62,7 @@ def test_all_parts_pass_without_a_gpu_and_say_so(tmp_path: Path) -> None:
     assert rows["resumed training"] == "the same bits"
     assert rows["two trainings, deterministic=true"] == "the same bits"
     assert "GROW" in rows["its mutations"]
+    assert any(what.startswith("beside") and " per image" in what for what in rows)
 
 
 @pytest.mark.slow
@@ -127,6 +128,19 @@ def test_a_part_has_its_own_time(tmp_path: Path, script: Any, monkeypatch: Any) 
 
 def test_the_parts_take_eight_minutes_at_most(script: Any) -> None:
     assert sum(limit for _, limit in script.PARTS.values()) <= 480
+
+
+def test_workers_make_views_as_lightly_does(script: Any) -> None:
+    """Each of an image of its own; what stands in where lightly is not installed says so."""
+    from sseg_nase.config.compose import load
+
+    name, transform = script.per_image(load(["hardware=cpu"]).views, 16)
+    installed = importlib.util.find_spec("lightly") is not None
+    assert (name == "lightly") == installed
+    assert installed or "lightly is not installed" in name
+    views = transform(torch.randint(0, 256, (3, 20, 20), dtype=torch.uint8))
+    assert [view.shape for view in views] == [(3, 16, 16)] * 2
+    assert not torch.equal(*views)
 
 
 def test_a_folder_is_asked_for() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fake_cuda import CUDA, Fake, fake_cuda
+from operators import PARTS, operators_of_a_step
 from paths import InTurn, Waits, config_of, trainer
 from torch import Tensor
 
@@ -106,6 +107,30 @@ def test_what_is_told_costs_one_look(fake: Fake) -> None:
     one = trainer(*PLAIN, *epoch, "tracking.interval_steps=2")
     one.fit()
     assert fake.waits["read training/loop.py:_report"] == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "most"),
+    [
+        (PLAIN, {"optimizer": 2, "teacher": 2, "telling": 0}),
+        # Besides: whether there was a step, and what the scaler does with its scale.
+        ([*PLAIN, "hardware.precision=16-mixed"], {"optimizer": 16, "teacher": 2, "telling": 0}),
+        ([*PLAIN, "ssl=byol"], {"optimizer": 2, "teacher": 4, "telling": 0}),
+        (["evolution=none", "sparsity=none", "tracking.interval_steps=2"], {"telling": 3}),
+    ],
+)
+def test_a_step_asks_for_few_operators(
+    fake: Fake, overrides: list[str], most: dict[str, int]
+) -> None:
+    """A small network's step takes as long as its launches, not as its sums."""
+    epochs = ["pretrain.epochs=1", "pretrain.images_per_epoch=64"]
+    found = operators_of_a_step(trainer(*overrides, *epochs))
+    # Of 3 blocks, BN and all; views by torch's operators, as there is no Triton here.
+    most = {"feed": 2, "views": 190, "forward": 100, "backward": 80, "rest": 3} | most
+    assert found.keys() <= set(PARTS)
+    assert found["views"] > 50
+    over = {part: count for part, count in found.items() if count > most.get(part, 4)}
+    assert not over, found
 
 
 # -- mutations -------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch import Tensor
 from sseg_nase.config.compose import load
 from sseg_nase.data.curriculum.render import render
 from sseg_nase.data.prefetch import sent_together
-from sseg_nase.data.views import make_views
+from sseg_nase.data.views import gpu, make_views
 from sseg_nase.hardware.determinism import deterministic
 from sseg_nase.hardware.memory import enforce_memory_cap, explain_out_of_memory
 from sseg_nase.stages import pretrain
@@ -57,6 +57,13 @@ def test_pictures_are_those_of_a_cpu(level: str) -> None:
     there = render(level, indices, seed=1, image_size=32, device=CUDA).cpu()
     apart = (here.int() - there.int()).abs()
     assert (apart > 1).float().mean() < 0.002
+
+
+def test_the_kernels_of_views_work() -> None:
+    """Those of photographs: what the test below compares is then theirs."""
+    if not isinstance(torch.empty(1, device=CUDA), OnCuda):
+        assert gpu.kernels_work(CUDA, 32)
+        assert gpu.kernels_work(CUDA, 84)
 
 
 @pytest.mark.parametrize("views", ["simclr", "sketch"])
@@ -103,6 +110,28 @@ def test_batches_made_ahead_are_those_made_one_by_one() -> None:
     torch.cuda.synchronize()
     assert len(ahead) == 16
     assert all(map(torch.equal, ahead, singly))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_recorded_steps_give_the_same_bits(precision: str, parts: int) -> None:
+    """With mutations; under fake CUDA nothing can be recorded, and training goes on without."""
+    own = [
+        "ablation=A7", "pretrain.epochs=4", "pretrain.images_per_epoch=128",
+        f"hardware.batch_size={16 // parts}", f"hardware.gradient_accumulation_steps={parts}",
+        "hardware.accumulate=exact", f"hardware.precision={precision}",
+        "hardware.deterministic=true",
+    ]  # fmt: skip
+    digests = []
+    with deterministic(True):
+        for graphs in ("false", "true"):
+            one = trainer(*own, f"hardware.cuda_graphs={graphs}")
+            one.fit()
+            digests.append(one._digest())
+    fake = isinstance(torch.empty(1, device=CUDA), OnCuda)
+    assert one.graphs is not None
+    assert one.graphs.possible is not fake
+    assert digests[0] == digests[1]
 
 
 class NoWaits(Callback):

@@ -26,6 +26,7 @@ OPEN: dict[str, Any] = {
     "gradient_checkpointing": False,
     "channels_last": True,
     "compile": False,
+    "cuda_graphs": False,
     "deterministic": False,
     "threads": None,
 }
@@ -260,6 +261,13 @@ def test_compiling_for_a_cpu_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -
         resolve(HardwareConfig(**{**PROFILES["cpu"], "compile": True}), PROFILES, BARE)
     resolve(HardwareConfig(**PROFILES["cpu"]), PROFILES, BARE)
     resolve(HardwareConfig(**{**PROFILES["rtx3060"], "compile": True}), PROFILES, LARGE)
+
+
+def test_a_cpu_has_no_graphs_of_launches() -> None:
+    asked = {"cuda_graphs": True}
+    with pytest.raises(UserError, match=r"hardware\.cuda_graphs=true: a CPU has no launches"):
+        resolve(HardwareConfig(**{**PROFILES["cpu"], **asked}), PROFILES, BARE)
+    assert resolve(HardwareConfig(**{**PROFILES["rtx3060"], **asked}), PROFILES, LARGE)
 
 
 def test_compiling_for_a_cpu_takes_the_compiler_that_is_named(

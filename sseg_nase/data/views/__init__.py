@@ -9,8 +9,8 @@ black paper (`views.ink`): dark ink is dilated by the minimum of neighbours, lig
 maximum.
 
 `parameters` draws what is done to each view. On a CPU `native` does it in compiled code, one view
-after the other while it lies in the cache; elsewhere `batched` does it with few, large tensor
-operations.
+after the other while it lies in the cache; on a GPU `kernels` does it in three launches, and where
+they do not work, and for drawings, `batched` with few, large tensor operations.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 
 from sseg_nase.config.schema import ViewsConfig
-from sseg_nase.data.views import batched
+from sseg_nase.data.views import gpu
 from sseg_nase.data.views.parameters import Strokes, ViewParameters, draw_parameters
 
 __all__ = ["Strokes", "ViewParameters", "apply_views", "draw_parameters", "make_views", "normalize"]
@@ -43,7 +43,7 @@ def apply_views(images: torch.Tensor, p: ViewParameters, *, image_size: int) -> 
         from sseg_nase.data.views import native  # here, because it loads a compiler
 
         return native.apply_views(images, p, image_size)
-    return batched.apply_views(images, p, image_size)
+    return gpu.apply_views(images, p, image_size)
 
 
 def make_views(
