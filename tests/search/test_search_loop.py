@@ -62,7 +62,7 @@ def test_a_limit_must_be_above_zero_and_a_continuum_needs_one() -> None:
     with pytest.raises(UserError, match=r"budget.seconds=0 must be above 0"):
         Budget(seconds=0)
     endless = choices_space({"lr": "uniform(0, 1)"})
-    with pytest.raises(UserError, match="never ends. Give a budget"):
+    with pytest.raises(UserError, match=r"never ends\. Give a budget"):
         search(endless, RandomSearch(), Function(measure), new_log(), Budget())
 
 
