@@ -34,6 +34,7 @@ from sseg_nase.search.predictors import (
     Predictor,
     Ridge,
     correlate,
+    normal_scores,
 )
 from sseg_nase.search.strategies import (
     GP,
@@ -62,8 +63,8 @@ STRATEGIES: dict[str, tuple[Strategy, int, int]] = {  # how many at once, seeds
     "bananas": (Bananas(), 10, 100),
 }
 PREDICTORS: dict[str, tuple[Predictor, int]] = {
-    "ridge": (Ridge(), 20),
-    "gp": (GaussianProcess(), 20),
+    "ridge": (Ridge(), 100),
+    "gp": (GaussianProcess(), 50),
     "gp wl": (GaussianProcess("wl"), 3),
     "mlp": (Ensemble(), 10),
     "mlp paths": (Ensemble(encoding="paths"), 10),
@@ -144,7 +145,9 @@ class Bench:
                 order = np.random.default_rng(seed).permutation(len(points))
                 rest = order[size : size + 3000]
                 known = [points[at] for at in order[:size]]
-                predict = predictor.fit(self.space, known, values[order[:size]], seed)
+                predict = predictor.fit(
+                    self.space, known, normal_scores(values[order[:size]]), seed
+                )
                 each.append(correlate(predict([points[at] for at in rest])[0], values[rest]))
             spearman, kendall = np.mean(each, axis=0)
             found[str(size)] = {"spearman": float(spearman), "kendall": float(kendall)}

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from random import Random
 
 import pytest
-from synthetic import SMALL, SPACE, measure, new_log
+from synthetic import SPACE, measure, new_log
 
 from sseg_nase.errors import UserError
 from sseg_nase.search import (
@@ -154,12 +155,13 @@ def test_scores_that_are_known_are_not_measured_again() -> None:
 
 
 def test_no_strategy_gets_a_candidate_above_a_cap_evaluated() -> None:
-    big = dict.fromkeys(SPACE.sample(__import__("random").Random(0)), "nor_conv_3x3")
+    capped = SPACE.under({"params": 100_000})
+    big = dict.fromkeys(SPACE.sample(Random(0)), "nor_conv_3x3")
 
     def careless(space, log, count, seed):
         return [Candidate(len(log.candidates), big, space.key(big))]
 
     measured: list[Candidate] = []
     with pytest.raises(ValueError, match="above a cap"):
-        search(SMALL, careless, Function(measured.append), new_log(), Budget(candidates=1))
+        search(capped, careless, Function(measured.append), new_log(), Budget(candidates=1))
     assert measured == []

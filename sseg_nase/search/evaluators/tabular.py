@@ -91,6 +91,8 @@ class Tabular:
             for column in columns.values():
                 refuse_test(column, protocol)
             self._scores[name] = {at: table.column(column) for at, column in columns.items()}
+        if isinstance(seconds, str):
+            refuse_test(seconds, protocol)
         self._seconds = table.column(seconds) if isinstance(seconds, str) else seconds
         self._queue: deque[Candidate] = deque()
 

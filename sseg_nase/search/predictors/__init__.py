@@ -10,6 +10,7 @@ from sseg_nase.search.predictors.base import (
     RankCorrelation,
     correlate,
     features,
+    normal_scores,
     rank_correlation,
 )
 from sseg_nase.search.predictors.boosting import GradientBoosting
@@ -27,5 +28,6 @@ __all__ = [
     "Ridge",
     "correlate",
     "features",
+    "normal_scores",
     "rank_correlation",
 ]

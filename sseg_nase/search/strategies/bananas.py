@@ -8,9 +8,10 @@ import numpy as np
 
 from sseg_nase.errors import UserError
 from sseg_nase.search.log import Candidate, Log
+from sseg_nase.search.predictors.base import normal_scores
 from sseg_nase.search.predictors.mlp import Ensemble
 from sseg_nase.search.strategies.ask import Ask
-from sseg_nase.search.strategies.model import best_of, normal_scores, pool
+from sseg_nase.search.strategies.model import best_of, pool
 from sseg_nase.spaces.space import Space
 
 

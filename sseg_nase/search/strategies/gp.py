@@ -12,9 +12,10 @@ from scipy.special import ndtr
 
 from sseg_nase.errors import UserError
 from sseg_nase.search.log import Candidate, Log
+from sseg_nase.search.predictors.base import normal_scores
 from sseg_nase.search.predictors.gp import GaussianProcess
 from sseg_nase.search.strategies.ask import Ask
-from sseg_nase.search.strategies.model import best_of, normal_scores, pool
+from sseg_nase.search.strategies.model import best_of, pool
 from sseg_nase.spaces.space import Space
 
 

@@ -4,18 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from scipy.special import ndtri
-from scipy.stats import rankdata
-
 from sseg_nase.search.log import Log, Scored
 from sseg_nase.search.strategies.ask import Ask
 from sseg_nase.spaces.choice import Value
-
-
-def normal_scores(values: Sequence[float]) -> np.ndarray:
-    """Return the values as quantiles of a standard normal: their order stays, no tail does."""
-    return ndtri((rankdata(values) - 0.5) / len(values))
 
 
 def best_of(log: Log, scored: Sequence[Scored], count: int) -> list[Scored]:
