@@ -16,12 +16,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from sseg_nase.errors import UserError, shown
 from sseg_nase.files import append_line
 from sseg_nase.finite import finite
-from sseg_nase.search.objectives import Objectives
+from sseg_nase.search.objectives import Objectives, front
 from sseg_nase.spaces.choice import Value
 
 VERSION = 1
@@ -223,6 +224,12 @@ class Log:
     def best(self, fidelity: Fidelity | None = None) -> Scored | None:
         """Return the usable result with the best value, the earliest of equal ones."""
         return max(self.usable(fidelity), key=self.value, default=None)
+
+    def front(self, fidelity: Fidelity | None = None) -> list[Scored]:
+        """Return the usable results that no other dominates, by their first goal."""
+        usable = self.usable(fidelity)
+        losses = [self.objectives.losses(scored.scores) for scored in usable]
+        return [usable[at] for at in front(np.array(losses))] if usable else []
 
     def lines(self) -> list[dict[str, Any]]:
         """Return what happened, as on disk, in an order that does not depend on timing."""

@@ -75,7 +75,7 @@ def dominates(losses: np.ndarray, violations: np.ndarray | None = None) -> np.nd
     """
     losses = np.asarray(losses, dtype=float)
     one, other = losses[:, None, :], losses[None, :, :]
-    better: np.ndarray = (one <= other).all(-1) & (one < other).any(-1)
+    better = np.logical_and((one <= other).all(-1), (one < other).any(-1))
     if violations is None:
         return better
     excess = np.asarray(violations, dtype=float)

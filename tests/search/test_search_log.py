@@ -157,6 +157,18 @@ def test_results_are_read_by_number_whatever_the_order_they_came_in() -> None:
     assert best.candidate.number == 1  # the earliest of equal ones
 
 
+def test_the_front_is_what_no_other_dominates() -> None:
+    log = Log(Objectives({"accuracy": "max", "macs": "min"}, {"latency": 5}))
+    assert log.front() == []
+    log.ask([candidate(number) for number in range(5)])
+    for number, (accuracy, macs, latency) in enumerate(
+        [(80.0, 2.0, 1), (70.0, 3.0, 1), (90.0, 9.0, 1), (60.0, 1.0, 1), (99.0, 0.5, 6)]
+    ):
+        scores = {"accuracy": accuracy, "macs": macs, "latency": latency}
+        log.tell(Scored(log.candidates[number], scores))
+    assert [s.candidate.number for s in log.front()] == [2, 0, 3]  # 4 is above the cap
+
+
 def test_fidelities_are_not_mixed() -> None:
     log = Log(ACCURACY)
     log.ask([candidate(0, fidelity={"epochs": 1}), candidate(1, fidelity={"epochs": 9})])
