@@ -410,7 +410,7 @@ class Trainer:
 
         Not both: what is new is compared on the images that it was trained on. So a probation ends
         before its level does, however few epochs it had: the networks without the mutation may
-        never see the next one.
+        never see the next one. A level's end is put off once at most.
         """
         assert self.means is not None
         reason = self.feed.schedule.observe(self.means.loss, self.means.gap)
@@ -446,6 +446,8 @@ class Trainer:
             self._say_few_held()
             if self.probation is not None:
                 decision = Decision(None, {"reason": "the last mutation is on probation"})
+            elif self.feed.schedule.overdue:
+                decision = Decision(None, {"reason": "the next level was put off once already"})
             else:
                 decision = same_everywhere(intervention.decide(self))
             if decision.mutation is not None:

@@ -392,6 +392,19 @@ def test_a_level_is_left_where_nothing_is_mutated() -> None:
         assert [epoch for _, epoch in levels_of(told)] == expected
 
 
+def test_a_level_is_put_off_once_at_most() -> None:
+    told = Told()
+    one = trainer(*LEVELS, "pretrain.epochs=6", sink=told)
+    always = Wanted(grown)
+    always.decide = always.decision  # type: ignore[method-assign]
+    one.interventions = [always]
+    one.fit()
+    assert [epoch for _, epoch in levels_of(told)] == [3, 6]
+    put_off = [values["epoch"] for kind, values in told.events if kind == "decision"]
+    assert put_off == [2]  # and after the last epoch nothing is decided
+    assert [record.epoch for record in one.progress.history] == [0, 1, 3, 4]
+
+
 @pytest.mark.parametrize("control", [True, False])
 def test_a_probation_ends_before_its_level(control: bool) -> None:
     told = Told()

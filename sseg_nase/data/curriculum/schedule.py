@@ -99,6 +99,11 @@ class LevelSchedule:
             return "plateau"
         return "cap" if self._epochs >= self._max_epochs else None
 
+    @property
+    def overdue(self) -> bool:
+        """Whether the level has lasted longer than it may: its end was put off once already."""
+        return self._epochs > self._max_epochs
+
     def advance(self) -> None:
         """Go on to the next level."""
         assert self._index < len(self._levels) - 1
