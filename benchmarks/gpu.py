@@ -436,9 +436,10 @@ def memory() -> Iterator[Row]:
 EAGER = [
     "ablation=A7", "evolution.plateau_threshold=1000", "evolution.plateau_window_size=1",
     "evolution.distillation_gap_threshold=0", "evolution.burn_in_epochs=0",
-    "evolution.cooldown_epochs=0", "evolution.trial_steps=1", "evolution.rollback_tolerance=1",
-    "evolution.rollback_grace_epochs=0", "sparsity.rollback_tolerance=1",
-    "sparsity.rollback_grace_epochs=0", "sparsity.importance_batches=1",
+    "evolution.cooldown_epochs=0", "evolution.trial_steps=1", "evolution.trial_margin=null",
+    "evolution.rollback_tolerance=1", "evolution.rollback_grace_epochs=0",
+    "sparsity.rollback_tolerance=1", "sparsity.rollback_grace_epochs=0",
+    "sparsity.importance_batches=1",
     "sparsity.recalibration_batches=1", "sparsity.pruning_interval_epochs=3",
     "sparsity.start_epoch=3", "curriculum.max_epochs_per_level=3",
     "hardware.gradient_accumulation_steps=1",

@@ -36,7 +36,7 @@ def weights(state: dict[str, Any]) -> torch.Tensor:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["ablation=A7", "evolution.rollback_grace_epochs=1"],
+        ["ablation=A7", "evolution.operators=[grow]", "evolution.rollback_grace_epochs=1"],
         pytest.param(
             ["ablation=A6", "evolution.operators=[grow]", "hardware.gradient_accumulation_steps=3"],
             marks=pytest.mark.slow,

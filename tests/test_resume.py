@@ -28,6 +28,7 @@ TINY = [
     "tracking.interval_steps=1",
     "pretrain.epochs=8",
     "pretrain.images_per_epoch=128",
+    "evolution.operators=[grow]",
     "evolution.rollback_grace_epochs=1",
 ]
 SECONDS = 300.0

@@ -266,12 +266,15 @@ class EvolutionConfig:
     cooldown_epochs: Annotated[int, option(least=0)]
     fitness_alpha: Annotated[float, option(least=0)]
     trial_steps: Annotated[int, option(least=0)]
+    trial_margin: Annotated[Optional[float], option(least=0)]
+    trial_new_lr_ratio: Annotated[float, option(least=1)]
     max_repeats: Annotated[int, option(least=1)]
     grow_mode: Annotated[str, option(choices=("preserve", "fresh"))]
     grow_positions: Annotated[str, option(choices=("last", "stages", "all"))]
     widen_mode: Annotated[str, option(choices=("duplicate", "zero", "pairs"))]
     widen_noise: Annotated[float, option(least=0, most=1)]
-    rollback_tolerance: Annotated[float, option(least=0)]
+    probation: Annotated[str, option(choices=("control", "tolerance"))]
+    rollback_tolerance: Annotated[float, option(least=-1)]
     rollback_grace_epochs: Annotated[int, option(least=0)]
 
 
@@ -286,7 +289,8 @@ class SparsityConfig:
     min_channels: Annotated[int, option(least=1)]
     round_to: Annotated[int, option(least=1)]
     recalibration_batches: Annotated[int, option(least=0)]
-    rollback_tolerance: Annotated[float, option(least=0)]
+    probation: Annotated[str, option(choices=("control", "tolerance"))]
+    rollback_tolerance: Annotated[float, option(least=-1)]
     rollback_grace_epochs: Annotated[int, option(least=0)]
 
 

@@ -15,7 +15,7 @@ from sseg_nase.data.prefetch import one_ahead
 from sseg_nase.data.random import derive
 from sseg_nase.data.rendered import RenderedImages
 
-PROBE_IMAGES = 256
+HELD, HELD_IMAGES, HELD_BATCHES, FEWEST_BATCHES = "held", 256, 8, 4
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class CurriculumFeed:
         assert all(self.pools.values()), self.pools
         self.rendered = RenderedImages(
             {
-                level: self._first_held(level) + PROBE_IMAGES
+                level: self._first_held(level) + self._spare
                 for level in curriculum.levels
                 if level in SYNTHETIC_LEVELS
             },
@@ -109,22 +109,69 @@ class CurriculumFeed:
         """Batches like those of `epoch`, but other ones, as `epoch` gives them."""
         yield from self._batches(self._plan(epoch, purpose), *self._shares())
 
-    def held(self) -> list[Batch]:
-        """This process's parts of `probe`, as `epoch` gives those of a batch.
+    def held(self) -> Iterator[Batch]:
+        """Batches of the present levels' held images, as `epoch` gives them: always the same ones.
 
-        What cannot be divided evenly among processes and parts is left out.
+        Drawn images come from beyond the pools, so they are never trained on; NATURAL has no
+        images to spare and gives those that it has.
         """
-        indices = self._held()
-        parts = max(1, self._held_size() * self.micro // self.batch_size)
-        of = sum(map(len, indices.values()))
-        return list(self._batches([indices], *self._shares(of, parts)))
+        yield from self._batches(self._held(), *self._shares())
 
-    def _shares(self, of: int | None = None, parts: int | None = None) -> tuple[list[int], int]:
+    @property
+    def held_batches(self) -> int:
+        """How many `held` gives: 8, or as many as 256 images take.
+
+        Fewer where NATURAL has not so many images, but 4: in those they come again.
+        """
+        natural = self.batch_size * self.schedule.weights().get("NATURAL", 0)
+        most = int(self.pools["NATURAL"] // natural) if natural else self._most_held
+        return min(self._most_held, max(FEWEST_BATCHES, most))
+
+    @property
+    def few_held(self) -> str | None:
+        """Why decisions rest on fewer held batches than they should, or None."""
+        count = self.held_batches
+        if count == self._most_held:
+            return None
+        return (
+            f"decisions are made on {count} held batches instead of {self._most_held}: level "
+            f"NATURAL has {self.pools['NATURAL']:,} images, {self._named()} compares "
+            f"{self.batch_size} of them"
+        )
+
+    @property
+    def _most_held(self) -> int:
+        return max(HELD_BATCHES, -(-HELD_IMAGES // self.batch_size))
+
+    @property
+    def _spare(self) -> int:
+        """Images of a drawn level beyond its pool, an even number: it may have `held` to itself."""
+        images = self._most_held * self.batch_size
+        return images + images % 2
+
+    def _held(self) -> list[dict[str, Tensor]]:
+        """The images of every held batch by level."""
+        drawn = {level: self._spare for level in self.pools if level in SYNTHETIC_LEVELS}
+        plan = plan_epoch(
+            self.schedule.weights(),
+            self.held_batches * self.batch_size,
+            self.pools | drawn,
+            self.batch_size,
+            seed=derive(self.seed, HELD),
+            epoch=0,
+            named=self._named(),
+        )
+        first = {level: self._first_held(level) for level in drawn}
+        return [
+            {level: chosen + first.get(level, 0) for level, chosen in batch.items()}
+            for batch in plan
+        ]
+
+    def _shares(self) -> tuple[list[int], int]:
         """Where this process's parts of a batch begin, and how many images each has."""
         rank, ranks = self.part
-        parts = parts or self.micro
-        count = (of or self.batch_size) // (ranks * parts)
-        return [(part * ranks + rank) * count for part in range(parts)], count
+        count = self.batch_size // (ranks * self.micro)
+        return [(part * ranks + rank) * count for part in range(self.micro)], count
 
     def _plan(self, epoch: int, purpose: str) -> list[dict[str, Tensor]]:
         return plan_epoch(
@@ -144,31 +191,8 @@ class CurriculumFeed:
         return own + steps + (f", hardware.devices={self.part[1]}" if self.part[1] > 1 else "")
 
     def probe(self) -> Tensor:
-        """One batch of held images of the present levels, uint8 `[P, C, S, S]`, always the same.
-
-        Drawn images come from beyond the pools, so they are never trained on; NATURAL has no
-        images to spare and gives its first ones.
-        """
-        indices = self._held()
-        return next(self._batches([indices], [0], sum(map(len, indices.values())))).images
-
-    def _held_size(self) -> int:
-        """Images of `probe`, but for rounding: as many as a batch has, or parts of one, at most."""
-        part = self.batch_size // self.micro
-        whole = min(self.batch_size, PROBE_IMAGES)
-        return whole if self.micro == 1 else max(part, whole // part * part)
-
-    def _held(self) -> dict[str, Tensor]:
-        """Those of `probe` by level."""
-        size, indices = self._held_size(), {}
-        for level, share in self.schedule.weights().items():
-            if share > 0:
-                count = max(2, round(size * share / 2) * 2)
-                first = 0 if level == "NATURAL" else self._first_held(level)
-                indices[level] = torch.arange(first, first + count)
-        if "NATURAL" in indices:
-            indices["NATURAL"] %= self.pools["NATURAL"]
-        return indices
+        """The first batch of `held` in every process, uint8 `[B, C, S, S]`."""
+        return next(self._batches(self._held()[:1], [0], self.batch_size)).images
 
     def _first_held(self, level: str) -> int:
         """The first index beyond a level's pool; even, since twins stay together."""

@@ -11,8 +11,11 @@ from sseg_nase.nets.architecture import Architecture
 
 @dataclass(frozen=True)
 class MutationRecord:
-    """One line of `mutations.jsonl`. Losses on the held probe batch; `seconds` wall time.
+    """One line of `mutations.jsonl`. `seconds` wall time.
 
+    Losses: mean contrastive part on the held batches (in older logs the whole loss on one batch).
+    `fitness`: F(mutant) − F(unmutated network) after the trial (in older logs F(mutant)), with its
+    error and those of the other candidates in the trigger; None where there was no trial.
     `function_delta`: relative change ‖f' − f‖ / ‖f‖ of the projections of the probe in eval mode.
     """
 

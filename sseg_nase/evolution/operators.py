@@ -201,7 +201,10 @@ def named_moments(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[s
 def load_moments(
     optimizer: torch.optim.Optimizer, module: nn.Module, moments: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Put a copy of `moments` (by parameter name) into a new optimizer over `module`."""
+    """Put a copy of `moments` (by parameter name) into a new optimizer over `module`.
+
+    In memory they are laid out as their parameter is: a fused step takes both entry by entry.
+    """
     parameters = dict(module.named_parameters())
     unmatched = sorted(set(moments) - set(parameters))
     if unmatched:
@@ -209,6 +212,13 @@ def load_moments(
     for name, state in moments.items():
         parameter = parameters[name]
         optimizer.state[parameter] = {
-            key: value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
+            key: _laid_out_as(parameter, value) if isinstance(value, Tensor) else value
             for key, value in state.items()
         }
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """A copy of `value`: of a moment, on the parameter's device and in its memory format."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device, copy=True)
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

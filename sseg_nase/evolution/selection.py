@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
 
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.mutation import Mutation, grow, widen
+
+SMALLEST_LOSS = 1e-12  # that a fall is related to: a loss may be 0
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,34 @@ def penalty(architecture: Architecture, caps: Caps) -> float:
     return flops / caps.max_flops + architecture.params / caps.max_params
 
 
-def fitness(performance: float, architecture: Architecture, caps: Caps, alpha: float) -> float:
-    """F = performance − α · penalty."""
-    return performance - alpha * penalty(architecture, caps)
+class Difference(NamedTuple):
+    """A mean over pairs, and its standard error."""
+
+    mean: float
+    error: float
+
+
+def paired(first: Tensor, second: Tensor) -> Difference:
+    """`first` − `second` of two `[K]` that are pairs, K ≥ 2: losses on the same batches."""
+    assert first.shape == second.shape
+    apart = (first - second).double()
+    return Difference(apart.mean().item(), (apart.std() / len(apart) ** 0.5).item())
+
+
+def advantage(
+    before: Tensor, stay: Tensor, mutant: Tensor, dearer: float, alpha: float
+) -> Difference:
+    """F(mutant) − F(stay), with F = performance − α · penalty.
+
+    Performance is the relative fall of the held loss: `before` any step, after those of the
+    unmutated network and of the mutant, `[K]` on the same batches. `dearer`: the mutant's penalty
+    less that of the unmutated network. Not finite where a loss is not.
+    """
+    if not before.isfinite().all():
+        return Difference(float("nan"), float("nan"))
+    lead = paired(stay, mutant)
+    scale = max(abs(before.mean().item()), SMALLEST_LOSS)
+    return Difference(lead.mean / scale - alpha * dearer, lead.error / scale)
 
 
 def grow_candidates(

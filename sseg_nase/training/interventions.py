@@ -12,7 +12,15 @@ from sseg_nase.config.schema import EvolutionConfig, PretrainConfig, SparsityCon
 from sseg_nase.data.random import derive
 from sseg_nase.evolution.history import accepted_kinds, removed_channels
 from sseg_nase.evolution.plateau import PlateauDetector
-from sseg_nase.evolution.selection import Caps, Options, candidates, fitness
+from sseg_nase.evolution.selection import (
+    SMALLEST_LOSS,
+    Caps,
+    Options,
+    advantage,
+    candidates,
+    paired,
+    penalty,
+)
 from sseg_nase.finite import finite
 from sseg_nase.nets.evolvable import EvolvableCNN
 from sseg_nase.nets.mutation import prune
@@ -23,6 +31,7 @@ from sseg_nase.training.loop import Decision, Intervention, Trainer
 
 SENSITIVITY_BATCHES = 2
 SETTLING_SHARE = 0.2  # of all epochs
+CONTROL = "control"  # how a probation compares
 NO_IMPORTANCE = "the importance is not finite"
 
 
@@ -63,9 +72,11 @@ def _all_finite(scores: Iterable[Tensor]) -> bool:
 
 
 class Evolve(Intervention):
-    """SSEG: on a plateau with a teacher gap, the fittest of GROW and WIDEN.
+    """SSEG: on a plateau with a teacher gap, the fittest of GROW, WIDEN and no mutation.
 
-    Should evolve = plateau ∧ gap > τ; without a teacher the plateau alone decides.
+    Should evolve = plateau ∧ gap > τ; without a teacher the plateau alone decides. The gap is
+    `Probe.gap`, measured when all else allows a mutation. One is made if, beyond the error, it is
+    fitter than the unmutated network after the same steps.
     """
 
     name = "evolution"
@@ -94,6 +105,7 @@ class Evolve(Intervention):
             evolution.grow_positions,
         )
         self.regime: list[Any] = []
+        self.tried: int | None = None  # the epoch after which candidates were tried last
 
     def observe(self, trainer: Trainer) -> None:
         """Watch the loss; losses compare only within one level and one architecture."""
@@ -107,24 +119,28 @@ class Evolve(Intervention):
 
     def decide(self, trainer: Trainer) -> Decision:
         """The fittest candidate, or the reason why there is none."""
-        assert trainer.means is not None
-        gap = trainer.means.gap
+        least = self.evolution.distillation_gap_threshold
+        reason, gap = self._reason_not_to(trainer), None
+        if reason is None:
+            gap = trainer.probe.gap(trainer.networks)
+            if gap is not None and not gap > least:
+                reason = f"plateau, but the student–teacher gap of {gap:.4f} is not over {least:g}"
         trigger: dict[str, Any] = {
             "loss_change": self.detector.change,
             "plateau_threshold": self.evolution.plateau_threshold,
             "gap": gap,
-            "gap_threshold": self.evolution.distillation_gap_threshold,
+            "gap_threshold": least,
         }
-        reason = self._reason_not_to(trainer, gap)
         if reason is not None:
             return Decision(None, {"reason": reason, **trigger})
         return self._fittest(trainer, trigger)
 
-    def _reason_not_to(self, trainer: Trainer, gap: float | None) -> str | None:
+    def _reason_not_to(self, trainer: Trainer) -> str | None:
         evolution, epoch = self.evolution, trainer.progress.epoch
         left = trainer.config.pretrain.epochs - epoch - 1
-        # A mutation that was rolled back counts, too.
-        last = max((record.epoch for record in trainer.progress.history), default=None)
+        # A mutation that was rolled back counts, too, and so do trials that led to none.
+        ended = [record.epoch for record in trainer.progress.history]
+        last = max(ended if self.tried is None else [*ended, self.tried], default=None)
         needed = epochs_to_settle(evolution, trainer.config.pretrain.epochs)
         if left < needed:
             return (
@@ -134,11 +150,10 @@ class Evolve(Intervention):
         if epoch + 1 < evolution.burn_in_epochs:
             return f"burn-in of {evolution.burn_in_epochs} epochs"
         if last is not None and epoch - last <= evolution.cooldown_epochs:
-            return f"cooldown of {evolution.cooldown_epochs} epochs after the last mutation"
+            what = "mutation" if last in ended else "trial"
+            return f"cooldown of {evolution.cooldown_epochs} epochs after the last {what}"
         if not self.detector.plateau:
             return "no plateau"
-        if gap is not None and gap <= evolution.distillation_gap_threshold:
-            return "plateau, but the student–teacher gap is small"
         return None
 
     def _fittest(self, trainer: Trainer, trigger: dict[str, Any]) -> Decision:
@@ -162,45 +177,67 @@ class Evolve(Intervention):
         )
         if not found:
             return Decision(None, {"reason": "every candidate is over a hard cap", **trigger})
+        self.tried = epoch
+        before, stay, *mutants = trainer.probe.trials(
+            trainer.networks,
+            found,
+            epoch=epoch,
+            steps=evolution.trial_steps,
+            lr=trainer.learning_rate,
+            new_lr_ratio=evolution.trial_new_lr_ratio,
+        )
+        now = penalty(trainer.networks.evolving, self.caps)
         judged, unfit = [], []
-        for candidate in found:
-            gain = trainer.probe.trial(
-                trainer.networks,
-                candidate,
-                epoch=epoch,
-                steps=evolution.trial_steps,
-                lr=trainer.learning_rate,
-            )
-            score = fitness(gain, candidate.after, self.caps, evolution.fitness_alpha)
-            if finite(score):
-                judged.append((score, candidate))
+        for candidate, mutant in zip(found, mutants, strict=True):
+            dearer = penalty(candidate.after, self.caps) - now
+            lead = advantage(before, stay, mutant, dearer, evolution.fitness_alpha)
+            if finite(lead.mean) and finite(lead.error):
+                judged.append((lead, candidate))
             else:
                 unfit.append(candidate.label)
-        compared: dict[str, float | None] = {one.label: score for score, one in judged}
-        if unfit:  # null is no fitness: it says why
+        # Of every candidate: by how much it is fitter than the unmutated network; null is no
+        # fitness, `not_finite` says why.
+        compared: dict[str, float | None] = {one.label: lead.mean for lead, one in judged}
+        errors = {one.label: lead.error for lead, one in judged}
+        if unfit:
             trigger |= {"not_finite": f"the held loss in the trial of {', '.join(unfit)}"}
             compared |= dict.fromkeys(unfit)
+        fall = paired(before, stay).mean / max(abs(before.mean().item()), SMALLEST_LOSS)
+        trigger |= {"candidates": compared, "errors": errors}
+        trigger |= {"stay": fall if finite(fall) else None}
         if not judged:
-            reason = "no trial ended with a finite loss"
-            return Decision(None, {"reason": reason, **trigger, "candidates": compared})
-        best, chosen = max(judged, key=lambda pair: pair[0])
+            return Decision(None, {**trigger, "reason": "no trial ended with a finite loss"})
+        best, chosen = max(judged, key=lambda pair: pair[0].mean)
+        margin = evolution.trial_margin
+        if margin is not None and not best.mean > margin * best.error:
+            reason = (
+                f"the unmutated network stays: {chosen.label} is {best.mean:+.5f} ± "
+                f"{best.error:.5f} fitter, and more than {margin:g} × the error is asked for"
+            )
+            return Decision(None, {**trigger, "reason": reason})
         reason = "plateau" if trigger["gap"] is None else "plateau and student–teacher gap"
         return Decision(
             chosen,
-            {"reason": reason, **trigger, "candidates": compared},
-            fitness=best,
+            {**trigger, "reason": reason},
+            fitness=best.mean,
             tolerance=evolution.rollback_tolerance,
             grace=evolution.rollback_grace_epochs,
+            control=evolution.probation == CONTROL,
         )
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {"detector": self.detector.state_dict(), "regime": list(self.regime)}
+        return {
+            "detector": self.detector.state_dict(),
+            "regime": list(self.regime),
+            "tried": self.tried,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """From the checkpoint."""
         self.detector.load_state_dict(state["detector"])
         self.regime = list(state["regime"])
+        self.tried = state.get("tried")  # an older version did not keep it
 
 
 class Sparsify(Intervention):
@@ -255,6 +292,7 @@ class Sparsify(Intervention):
             {"reason": "sparsity schedule", **trigger},
             tolerance=sparsity.rollback_tolerance,
             grace=sparsity.rollback_grace_epochs,
+            control=sparsity.probation == CONTROL,
             recalibrate=sparsity.recalibration_batches,
         )
 

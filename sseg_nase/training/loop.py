@@ -19,6 +19,7 @@ from sseg_nase.data.curriculum.render import perturb
 from sseg_nase.data.feed import Batch, CurriculumFeed
 from sseg_nase.data.random import derive
 from sseg_nase.evolution.history import MutationRecord, counts
+from sseg_nase.evolution.selection import paired
 from sseg_nase.finite import finite, not_finite, shortened
 from sseg_nase.hardware.allocator import release_memory
 from sseg_nase.nets.evolvable import Learner
@@ -28,6 +29,7 @@ from sseg_nase.ssl.objectives import nt_xent
 from sseg_nase.ssl.teacher import ema_decay
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.accumulation import differentiate
+from sseg_nase.training.control import Control
 from sseg_nase.training.distributed import (
     gather_rows,
     same_everywhere,
@@ -43,6 +45,7 @@ from sseg_nase.training.optim import lr_ratio
 from sseg_nase.training.probe import Probe
 
 VIEWS = "views"
+PROBATION_ERRORS = 2  # standard errors by which a mutation on probation may look worse
 LARGEST_PRUNING_ERROR = 1e-5  # relative, between the pruned network and the masked one
 
 
@@ -51,8 +54,9 @@ class Decision:
     """What an intervention wants. `mutation` None: nothing, and `trigger['reason']` says why.
 
     `tolerance`: relative rise of the held loss, over that of the network without the mutation, up
-    to which it stays; judged `grace` epochs later (0: at once). `recalibrate`: batches from which
-    the new network's BN statistics are computed anew.
+    to which it stays, but for the error of that difference; judged `grace` epochs later (0: at
+    once). `control`: the network without the mutation is trained along until then. `recalibrate`:
+    batches from which the new network's BN statistics are computed anew.
     """
 
     mutation: Mutation | None
@@ -60,6 +64,7 @@ class Decision:
     fitness: float | None = None
     tolerance: float = float("inf")
     grace: int = 0
+    control: bool = False
     recalibrate: int = 0
 
 
@@ -117,12 +122,16 @@ class EpochMeans:
 
 @dataclass
 class Probation:
-    """A mutation that has yet to prove itself; `old` are the networks without it."""
+    """A mutation that has yet to prove itself; `old` are the networks without it.
+
+    `control`: they are trained along, on the same batches.
+    """
 
     old: Networks
     index: int
     until: int
     tolerance: float
+    control: bool = False
 
 
 class Trainer:
@@ -155,7 +164,9 @@ class Trainer:
         self.probe = Probe(config, feed, self.workshop, fabric)
         self.progress = Progress()
         self.probation: Probation | None = None
+        self.control: Control | None = None
         self.means: EpochMeans | None = None
+        self.told_few_held = False
         # With hardware.accumulate=exact the feed's batches are those of a whole step, in parts.
         self.accumulation = (config.hardware.gradient_accumulation_steps or 1) // feed.micro
         self.steps_per_epoch = -(-feed.batches_per_epoch // self.accumulation)
@@ -172,12 +183,11 @@ class Trainer:
             self._emit(Event.FIT_START)
             while self.progress.epoch < self.config.pretrain.epochs:
                 self._train_epoch()
-                self._advance_level()
                 self._emit(Event.EPOCH_END)
                 if self.graphs is not None:
                     self.graphs.forget()
                 release_memory()
-                self._intervene()
+                self._change()
                 release_memory()
                 self._next_epoch()
             if self.progress.step == 0:
@@ -282,6 +292,8 @@ class Trainer:
         seed = derive(self.config.seed, VIEWS, self.progress.epoch, index)
         perturbed = [replace(each, images=self._perturbed(each)) for each in parts]
         views = self.probe.views_of(perturbed, seed)
+        if self.control is not None:
+            self.control.differentiate(views, self.progress.epoch, of)
 
         def around(of_the_last: bool) -> AbstractContextManager[None]:
             return self.fabric.no_backward_sync(self.model, enabled=not (last and of_the_last))
@@ -348,16 +360,22 @@ class Trainer:
         Then nothing has changed but the scale and what the forward passes track, and no step is
         counted: neither by the schedules nor by the teacher.
         """
+        lr = self.learning_rate
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = lr
         taken = self.guard.took(self.optimizer.step)
         self.optimizer.zero_grad(set_to_none=True)
         if not taken:
             self.progress.skipped += 1
+            if self.control is not None:
+                self.control.skip()
             self.guard.check_skipped(f"at {self._place(self.progress.step + 1)}")
             return False
         steps = self.steps_per_epoch * self.config.pretrain.epochs
-        self.networks.follow(ema_decay(self.progress.step, steps, self.config.ssl))
+        decay = ema_decay(self.progress.step, steps, self.config.ssl)
+        self.networks.follow(decay)
+        if self.control is not None:
+            self.control.step(lr, decay)
         self.progress.step += 1
         return True
 
@@ -397,12 +415,22 @@ class Trainer:
             }
         return figures
 
-    def _advance_level(self) -> None:
+    def _change(self) -> None:
+        """One decision between two epochs: evolve or prune if there is reason to, else go on to the
+        next level if it is time to.
+
+        Not both: what is new is compared on the images that it was trained on. So a probation ends
+        before its level does, however few epochs it had: the networks without the mutation may
+        never see the next one. A level's end is put off once at most.
+        """
         assert self.means is not None
-        reason = self.feed.schedule.step(self.means.loss, self.means.gap)
-        if reason is not None:
-            level = {"level": self.feed.schedule.level, "epoch": self.progress.epoch + 1}
-            self.sink.event("level", {**level, "reason": reason})
+        reason = self.feed.schedule.observe(self.means.loss, self.means.gap)
+        changed = self._intervene(judge=reason is not None)
+        if reason is None or changed:
+            return  # of a level that is over `observe` says so again
+        self.feed.schedule.advance()
+        level = {"level": self.feed.schedule.level, "epoch": self.progress.epoch + 1}
+        self.sink.event("level", {**level, "reason": reason})
 
     def _next_epoch(self) -> None:
         self.progress.epoch += 1
@@ -410,18 +438,27 @@ class Trainer:
 
     # -- mutations ---------------------------------------------------------------------------
 
-    def _intervene(self) -> None:
-        """Ask every intervention in turn; each sees what the one before it left."""
+    def _intervene(self, *, judge: bool) -> bool:
+        """Ask every intervention in turn; each sees what the one before it left.
+
+        `judge`: end a probation at once. Returns whether there was a mutation.
+        """
         for intervention in self.interventions:
             intervention.observe(self)
         last = self.progress.epoch + 1 >= self.config.pretrain.epochs
-        if self.probation is not None and (last or self.progress.epoch >= self.probation.until):
+        if self.probation is not None and (
+            last or judge or self.progress.epoch >= self.probation.until
+        ):
             self._judge(self.probation)
         if last:
-            return  # what changes now would never be trained
+            return False  # what changes now would never be trained
+        known = len(self.progress.history)
         for intervention in self.interventions:
+            self._say_few_held()
             if self.probation is not None:
                 decision = Decision(None, {"reason": "the last mutation is on probation"})
+            elif self.feed.schedule.overdue:
+                decision = Decision(None, {"reason": "the next level was put off once already"})
             else:
                 decision = same_everywhere(intervention.decide(self))
             if decision.mutation is not None:
@@ -429,18 +466,24 @@ class Trainer:
             else:
                 about = {"intervention": intervention.name, "epoch": self.progress.epoch}
                 self.sink.event("decision", {**about, **decision.trigger})
+        return len(self.progress.history) > known
+
+    def _say_few_held(self) -> None:
+        note = self.feed.few_held
+        if note is not None and not self.told_few_held:
+            self.told_few_held = True
+            self.sink.event("message", {"text": note})
 
     def _mutate(self, mutation: Mutation, decision: Decision) -> None:
         """Apply to student, teacher and optimizer, verify, then accept or leave all as it was."""
         began, epoch = time.perf_counter(), self.progress.epoch
         old = self.networks
-        loss_before = self.probe.loss(old, epoch)
         new = self.workshop.mutated(old, mutation)
         self._verify(old, new, mutation)
         if decision.recalibrate:
             self.probe.recalibrate(new, epoch, decision.recalibrate)
-        loss_after = self.probe.loss(new, epoch)
-        highest = loss_before * (1 + decision.tolerance) if decision.grace == 0 else float("inf")
+        held = self.probe.held_losses([old, new], epoch)
+        loss_before, loss_after = held.mean(1).tolist()
         unfit = [
             f"the held loss {when} it is not finite"
             for when, loss in (("before", loss_before), ("after", loss_after))
@@ -448,7 +491,8 @@ class Trainer:
         ]
         if names := not_finite(new.state_dict()):
             unfit.append(f"not finite after it are {shortened(names)}")
-        accepted = same_everywhere(not unfit and loss_after <= highest)
+        fits = decision.grace > 0 or _within(held[1], held[0], decision.tolerance)
+        accepted = same_everywhere(not unfit and fits)
         trigger = {**decision.trigger, "refused": "; ".join(unfit)} if unfit else decision.trigger
         record = MutationRecord(
             index=len(self.progress.history),
@@ -470,7 +514,9 @@ class Trainer:
             self._install(new)
         if accepted and decision.grace:
             until = epoch + decision.grace
-            self.probation = Probation(old, record.index, until, decision.tolerance)
+            if decision.control:  # a copy: what was trained here before is not trained by hand
+                old = self.workshop.restored(old.state_dict())
+            self._watch(Probation(old, record.index, until, decision.tolerance, decision.control))
         self.progress.history.append(record)
         self.sink.event("mutation", record.to_dict())
         if accepted and mutation.kind == "PRUNE":
@@ -478,12 +524,10 @@ class Trainer:
         self._emit(Event.MUTATION)
 
     def _judge(self, probation: Probation) -> None:
-        """End a probation: the mutation stays, or the networks from before it come back."""
-        self.probation = None
-        loss, without = (
-            self.probe.loss(networks, self.progress.epoch)
-            for networks in (self.networks, probation.old)
-        )
+        """End a probation: the mutation stays, or the networks without it come back."""
+        self._watch(None)
+        held = self.probe.held_losses([self.networks, probation.old], self.progress.epoch)
+        loss, without = held.mean(1).tolist()
         if not finite(without):
             # The older network is no better: with neither there is nothing to train on from.
             if not same_everywhere(finite(loss)):
@@ -492,9 +536,12 @@ class Trainer:
                     "with the mutation on probation and without it."
                 )
             without = float("inf")
-        kept = same_everywhere(finite(loss) and loss <= without * (1 + probation.tolerance))
+        fits = without == float("inf") or _within(held[0], held[1], probation.tolerance)
+        kept = same_everywhere(finite(loss) and fits)
         figures: dict[str, Any] = {"epoch": self.progress.epoch, "loss": loss}
         figures["loss_without"] = without
+        figures["error"] = paired(held[0], held[1]).error
+        figures["control"] = probation.control
         if not (finite(loss) and finite(without)):
             which = "with" if finite(without) else "without"
             figures["reason"] = f"the held loss {which} the mutation is not finite"
@@ -507,6 +554,12 @@ class Trainer:
         self.progress.history[probation.index] = record
         self.sink.event("rollback", record.to_dict())
         self._emit(Event.MUTATION)
+
+    def _watch(self, probation: Probation | None) -> None:
+        """Put a mutation on probation, or none."""
+        self.probation, self.control = probation, None
+        if probation is not None and probation.control:
+            self.control = Control(probation.old, self.probe)
 
     def _verify(self, old: Networks, new: Networks, mutation: Mutation) -> None:
         """Our own invariants: counts as described, student and teacher alike, pruned as masked."""
@@ -582,11 +635,18 @@ class Trainer:
             intervention.load_state_dict(state["interventions"][intervention.name])
         for callback in self.callbacks:
             callback.load_state_dict(state["callbacks"][type(callback).__name__])
-        self.probation = None
+        self._watch(None)
         if state["probation"] is not None:
             old = self.workshop.restored(state["probation"]["old"])
-            self.probation = Probation(**{**state["probation"], "old": old})
+            self._watch(Probation(**{**state["probation"], "old": old}))
         restore_precision(self.fabric, state["precision"])
+
+
+def _within(new: Tensor, old: Tensor, tolerance: float) -> bool:
+    """Whether held losses `[K]` are no higher than `tolerance` allows, by what lies beyond the
+    error of their paired difference."""
+    rise = paired(new, old)
+    return rise.mean <= tolerance * abs(old.mean().item()) + PROBATION_ERRORS * rise.error
 
 
 def _figures_of(losses: Losses) -> tuple[Tensor, Tensor, Tensor]:

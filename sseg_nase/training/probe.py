@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sseg_nase.config.schema import Config
 from sseg_nase.data.feed import Batch, CurriculumFeed
@@ -19,7 +19,7 @@ from sseg_nase.hardware.latency import latency_ms
 from sseg_nase.nets.evolvable import Learner
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.sparsity.recalibration import recalibrate
-from sseg_nase.ssl.methods import METHODS, Crops
+from sseg_nase.ssl.methods import METHODS, Crops, Losses
 from sseg_nase.training.accumulation import Views, differentiate, evaluate
 from sseg_nase.training.distributed import average_over_ranks, gather_rows, synchronizing
 from sseg_nase.training.divergence import MOST_SKIPPED
@@ -29,7 +29,7 @@ from sseg_nase.training.networks import Networks, Workshop
 PROBE, TRIAL = "probe", "trial"  # separate random streams
 DELTA_IMAGES = 32
 TIMED_BATCH, TIMED_REPEATS = 64, 5
-SMALLEST_LOSS = 1e-12  # that a fall is related to: a loss may be 0
+SMALLEST_SIZE = 1e-12  # that a distance is related to
 WIDER = 4  # times as wide as float16: float64
 
 
@@ -40,8 +40,8 @@ class Probe:
     scale that is divided out where that is float16, batches of the same size compared with each
     other, divided into the same parts and among the same processes. So a mutation needs no more
     memory than a step. In bfloat16 the fall of a held loss is rounded by 2e-4 of the loss, in
-    float16 by 2e-5, where one batch of held images differs from another by 1e-2. Function deltas
-    are in float64. All numbers are the same in every process, and all must ask for them together.
+    float16 by 2e-5. Function deltas are in float64. All numbers are the same in every process, and
+    all must ask for them together.
     """
 
     def __init__(
@@ -55,22 +55,41 @@ class Probe:
         self.timed_batch = min(TIMED_BATCH, batch)
 
     @torch.no_grad()
-    def loss(self, networks: Networks, epoch: int) -> float:
-        """Loss as of `epoch` on held images: same images and views at every call within a level."""
-        learner = copy.deepcopy(networks.learner).train()
-        parts = self.views_of(self.feed.held(), derive(self.config.seed, PROBE))
-        with synchronizing():
-            losses = evaluate(
-                self.method.loss,
-                learner,
-                networks.teaching(epoch),
-                parts,
-                self.config.ssl,
-                autocast=self.fabric.autocast,
-                gather=gather_rows,
-            )
-        average_over_ranks([losses.total])
-        return losses.total.item()
+    def held_losses(self, networks: Sequence[Networks], epoch: int) -> Tensor:
+        """The contrastive part of the loss as of `epoch` of each of `networks` on the held batches.
+
+        `[networks, batches]` float64 on the CPU. Same images and views for all of them, and at
+        every call within a level: two rows are paired. The distance to a teacher is no part of it,
+        since channels that are silent in both networks make it smaller.
+        """
+        learners = [copy.deepcopy(each.learner).train() for each in networks]
+        columns = []
+        for parts in self.held():
+            with synchronizing():
+                losses = [
+                    evaluate(
+                        self.method.loss,
+                        learner,
+                        each.teaching(epoch),
+                        parts,
+                        self.config.ssl,
+                        autocast=self.fabric.autocast,
+                        gather=gather_rows,
+                    ).contrastive.double()
+                    for learner, each in zip(learners, networks, strict=True)
+                ]
+            average_over_ranks(losses)
+            columns.append(torch.stack(losses))
+        return torch.stack(columns, dim=1).cpu()
+
+    def held(self) -> Iterator[list[Views]]:
+        """`views` of the feed's held batches, in this process's parts: always the same ones."""
+        stream = self.feed.held()
+        for index in itertools.count():
+            parts = list(itertools.islice(stream, self.feed.micro))
+            if not parts:
+                return
+            yield self.views_of(parts, derive(self.config.seed, PROBE, index))
 
     def gradients(self, networks: Networks, epoch: int, batches: int) -> Iterator[None]:
         """Each time leave in `.grad` of the student that of the loss of another batch.
@@ -78,21 +97,30 @@ class Probe:
         The batches are like those of `epoch`, but not the ones trained on.
         """
         for parts in self.batches(epoch, batches):
-            self._differentiate(networks, epoch, parts)
+            self.differentiate(networks, epoch, parts)
             yield
 
-    def _differentiate(self, networks: Networks, epoch: int, parts: Sequence[Views]) -> None:
-        """Where gradients overflow float16 they are taken again with half the loss scale."""
+    def differentiate(
+        self, networks: Networks, epoch: int, parts: Sequence[Views], of: int = 1
+    ) -> Losses:
+        """Leave the gradient of a batch's loss, divided by `of`, in the student's `.grad`.
+
+        Returns the losses.
+
+        All that is computed for a gradient outside of the training is computed here: for trials,
+        the importance, and networks that are trained along. Where gradients overflow float16 they
+        are taken again with half the loss scale.
+        """
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         scale = 1.0 if scaler is None else scaler.get_scale()  # fits the networks that are trained
 
         def backward(total: Tensor) -> None:
-            (total * scale).backward()
+            (total / of * scale).backward()
 
         for _ in range(1 if scaler is None else MOST_SKIPPED):
             networks.learner.zero_grad(set_to_none=True)
             with synchronizing():
-                differentiate(
+                losses = differentiate(
                     self.method.loss,
                     networks.learner,
                     networks.teaching(epoch),
@@ -105,19 +133,21 @@ class Probe:
             found = [p.grad for p in networks.learner.parameters() if p.grad is not None]
             average_over_ranks(found)
             if scaler is None:
-                return
+                break
             torch._foreach_mul_(found, 1 / scale)
             if torch.stack(torch._foreach_norm(found)).isfinite().all():
-                return
+                break
             scale /= 2
+        return losses
 
     def batches(self, epoch: int, count: int) -> Iterator[list[Views]]:
         """`views` of batches like those of `epoch`, but other ones, in this process's parts."""
-        stream = self.feed.others(epoch, TRIAL)
+        stream = itertools.chain.from_iterable(
+            self.feed.others(epoch, TRIAL if again == 0 else f"{TRIAL} {again}")
+            for again in itertools.count()  # where more are asked for than an epoch has
+        )
         for index in range(count):
             parts = list(itertools.islice(stream, self.feed.micro))
-            if not parts:
-                return
             yield self.views_of(parts, derive(self.config.seed, TRIAL, epoch, index))
 
     def views_of(self, parts: Sequence[Batch], seed: int) -> list[Views]:
@@ -134,23 +164,65 @@ class Probe:
         with synchronizing():
             recalibrate(networks.learner, whole)
 
-    def trial(
-        self, networks: Networks, mutation: Mutation, *, epoch: int, steps: int, lr: float
-    ) -> float:
-        """Relative fall of the held loss after `steps` steps with `mutation`.
+    def trials(
+        self,
+        networks: Networks,
+        mutations: Sequence[Mutation],
+        *,
+        epoch: int,
+        steps: int,
+        lr: float,
+        new_lr_ratio: float = 1.0,
+    ) -> Tensor:
+        """`held_losses` of `networks`, of them after `steps` steps, and so after each mutation.
 
-        Not finite where the loss before or after is not. The networks of the trial are thrown
-        away; all trials of an epoch see the same images.
+        `[2 + mutations, batches]`. All are copies that see the same batches, and none is kept. What
+        a mutation adds takes `new_lr_ratio` times the learning rate `lr`: a branch that begins at 0
+        could not be seen after so few steps otherwise.
         """
-        tried = self.workshop.mutated(networks, mutation)
-        before = self.loss(networks, epoch)
-        for group in tried.optimizer.param_groups:
+        stay = self.workshop.restored(networks.state_dict())
+        tried = [stay, *(self.workshop.mutated(networks, each) for each in mutations)]
+        added = [[], *(_added(each, by) for each, by in zip(tried[1:], mutations, strict=True))]
+        for each in tried:
+            each.learner.train()
+        for parts in self.batches(epoch, steps):
+            for each, new in zip(tried, added, strict=True):
+                before = [parameter.detach().clone() for parameter in new]
+                self.step(each, epoch, parts, lr)
+                for parameter, old in zip(new, before, strict=True):
+                    parameter.data.lerp_(old, 1 - new_lr_ratio)
+        return self.held_losses([networks, *tried], epoch)
+
+    def step(self, networks: Networks, epoch: int, parts: Sequence[Views], lr: float) -> None:
+        """One step of the student of `networks` on one batch, outside of the training."""
+        losses = self.differentiate(networks, epoch, parts)
+        if losses.memory is not None:
+            networks.memory = losses.memory
+        for group in networks.optimizer.param_groups:
             group["lr"] = lr
-        tried.learner.train()
-        for _ in self.gradients(tried, epoch, steps):
-            tried.optimizer.step()
-            tried.optimizer.zero_grad(set_to_none=True)
-        return (before - self.loss(tried, epoch)) / max(abs(before), SMALLEST_LOSS)
+        networks.optimizer.step()
+        networks.optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def gap(self, networks: Networks) -> float | None:
+        """‖s − t‖² / ‖t‖² of student and teacher on the held batches; None without a teacher.
+
+        Of the embeddings of every image's first view. Both normalise with the batch and track
+        nothing, so that equal weights have no gap; channels that are silent in both do not count.
+        """
+        if networks.teacher is None:
+            return None
+        of = (networks.learner.backbone, networks.teacher)
+        pair = [copy.deepcopy(each).train() for each in of]
+        apart = torch.zeros(2, dtype=torch.float64, device=self.workshop.device)
+        for parts in self.held():
+            for views in parts:
+                with synchronizing(), self.fabric.autocast():
+                    student, teacher = (each(views[0][0]).double() for each in pair)
+                apart += torch.stack([(student - teacher).square().sum(), teacher.square().sum()])
+        average_over_ranks([apart])
+        distance, size = apart.tolist()
+        return distance / max(size, SMALLEST_SIZE)
 
     @torch.no_grad()
     def function_delta(self, old: Networks, new: Networks, mutation: Mutation) -> float:
@@ -234,6 +306,13 @@ class Probe:
         )
         flat = made.flatten(0, 1).contiguous(memory_format=self.workshop.memory_format)
         return flat.unflatten(0, made.shape[:2])
+
+
+def _added(networks: Networks, mutation: Mutation) -> list[nn.Parameter]:
+    """The student's parameters that continue none from before the mutation."""
+    named = dict(networks.learner.named_parameters())
+    maps = mutation.learner_maps(list(named))
+    return [parameter for name, parameter in named.items() if maps[name].source is None]
 
 
 def _seeds(seed: int) -> Iterator[int]:

@@ -168,7 +168,9 @@ def test_a_probe_goes_round_in_few_real_images() -> None:
     curriculum = replace(load(["curriculum=natural"]).curriculum, levels=["NATURAL"])
     one = feed(curriculum, batch_size=2 * REAL)
     images = torch.from_numpy(store().images).permute(0, 3, 1, 2)
-    assert torch.equal(one.probe(), torch.cat([images, images]))
+    found = one.probe()
+    assert len(found) == 2 * REAL
+    assert all((found == each).flatten(1).all(1).sum() == 2 for each in images)
 
 
 def test_levels_end_as_the_curriculum_says() -> None:
@@ -329,5 +331,52 @@ def test_what_is_held_is_in_no_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(held) == 12
     assert all(len(indices) == 6 for indices in read.values())
     assert not any(read[level] & trained[level] for level in read)
-    assert min(read["BASIC"]) == 16  # twins stay together: an even number
     assert torch.equal(held, one.probe())
+    batches = list(one.held())
+    assert torch.equal(batches[0].images, held)
+    assert not any(read[level] & trained[level] for level in read)
+    assert [len(read[level]) for level in read] == [len(batches) * 6] * 2  # each of them once
+    assert min(read["BASIC"]) >= 16  # twins stay together: from an even number on
+    again = list(one.held())
+    assert all(torch.equal(a.images, b.images) for a, b in zip(batches, again, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("batch", "real", "batches"),
+    [
+        (12, 10_000, 22),  # 256 images and more
+        (24, 10_000, 11),
+        (96, 10_000, 8),
+        (256, 10_000, 8),  # never fewer than eight of them
+        (256, 901, 4),  # 80 % of a batch are real ones
+        (24, 901, 11),
+        (256, 72, 4),  # they come again, in other views
+    ],
+)
+def test_what_is_held_is_some_batches_as_the_loss_compares_them(
+    batch: int, real: int, batches: int
+) -> None:
+    curriculum = replace(
+        load(["curriculum=progressive"]).curriculum,
+        levels=["BASIC", "NATURAL"],
+        images=dict.fromkeys(SYNTHETIC_LEVELS, 64),
+    )
+    one = feed(curriculum, batch_size=batch, images_per_epoch=batch)
+    one.pools["NATURAL"] = real
+    assert one.held_batches == max(8, -(-256 // batch))
+    assert one.few_held is None
+    one.schedule.advance()
+    assert one.held_batches == batches
+    few = batches < max(8, -(-256 // batch))
+    assert (one.few_held is None) != few
+    if few:
+        assert f"{batches} held batches instead of 8" in one.few_held  # type: ignore[operator]
+        assert f"NATURAL has {real}" in one.few_held  # type: ignore[operator]
+    plan = one._held()
+    assert [sum(map(len, each.values())) for each in plan] == [batch] * batches
+    shown = torch.cat([each["NATURAL"] for each in plan])
+    assert len(shown.unique()) == min(real, len(shown))
+    parts = feed(curriculum, batch_size=batch, images_per_epoch=batch, micro=2, part=(1, 2))
+    parts.schedule.advance()
+    found = [(each.first, each.of, len(each.images)) for each in parts.held()][:2]
+    assert found == [(batch // 4, batch, batch // 4), (3 * batch // 4, batch, batch // 4)]

@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
-from sseg_nase.evolution.selection import Caps, Options, candidates, fitness, penalty
+from sseg_nase.evolution.selection import Caps, Options, advantage, candidates, paired, penalty
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.mutation import Mutation, widen
 
@@ -110,10 +111,26 @@ def test_fitness_and_penalty_are_the_formula() -> None:
     caps = Caps(12, 256, 50_000, 40_000_000, 84)
     expected = 2 * SEED.macs(84) / 40_000_000 + SEED.params / 50_000
     assert penalty(SEED, caps) == pytest.approx(expected, rel=1e-12)
-    assert fitness(0.7, SEED, caps, 0.1) == pytest.approx(0.7 - 0.1 * expected, rel=1e-12)
-    assert fitness(0.7, SEED, caps, 0.0) == 0.7
+    before, stay, mutant = (torch.tensor(each) for each in ([3.0, 5.0], [2.5, 4.5], [2.0, 3.0]))
     grown = proposed()["GROW"].after
-    assert fitness(0.7, grown, caps, 0.1) < fitness(0.7, SEED, caps, 0.1)
+    dearer = penalty(grown, caps) - penalty(SEED, caps)
+    assert dearer > 0
+    found = advantage(before, stay, mutant, dearer, 0.1)
+    fitness = [
+        (before - after).mean().item() / 4 - 0.1 * penalty(network, caps)
+        for after, network in ((mutant, grown), (stay, SEED))
+    ]
+    assert found.mean == pytest.approx(fitness[0] - fitness[1], rel=1e-6)
+    assert found.error == pytest.approx(0.5 / 4)  # leads of 0.5 and 1.5: 0.5 is their error
+    assert advantage(before, mutant, stay, -dearer, 0.1).mean == pytest.approx(-found.mean)
+
+
+def test_a_difference_is_that_of_pairs() -> None:
+    """Batches differ by far more than networks do."""
+    first, second = torch.tensor([1.0, 9.0, 5.0]), torch.tensor([0.5, 8.4, 4.6])
+    assert paired(first, second).mean == pytest.approx(0.5)
+    assert paired(first, second).error == pytest.approx(0.1 / 3**0.5, rel=1e-5)
+    assert paired(first, first) == (0, 0)
 
 
 def test_candidates_expand_by_the_ratio() -> None:

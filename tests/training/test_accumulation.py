@@ -330,10 +330,12 @@ def test_parts_are_slices_of_one_batch() -> None:
             assert torch.equal(torch.cat([part.images for part in own]), batch.images)
             assert [(part.first, part.of) for part in own] == [(4 * n, 16) for n in range(4)]
             assert all(part.seen == batch.seen for part in own)
-    held, whole_held = (feed.held() for feed in feeds)
-    assert len(held) == 4
-    assert len(whole_held) == 1
-    assert torch.equal(torch.cat([part.images for part in held]), feeds[1].probe())
+    held, whole_held = (list(feed.held()) for feed in feeds)
+    assert len(held) == 4 * len(whole_held)
+    for number, batch in enumerate(whole_held):
+        own = held[4 * number : 4 * number + 4]
+        assert torch.equal(torch.cat([part.images for part in own]), batch.images)
+    assert torch.equal(whole_held[0].images, feeds[1].probe())
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from sseg_nase.training.loop import Trainer
 
 HALF = [
     "debug=tiny",
+    "evolution.operators=[grow]",
     "hardware=cpu",
     "hardware.precision=16-mixed",
     "tracking.interval_steps=1",

@@ -22,6 +22,7 @@ from sseg_nase.training.loop import Trainer
 
 TINY = [
     "debug=tiny",
+    "evolution.operators=[grow]",
     "hardware=cpu",
     "hardware.precision=32-true",
     "tracking.interval_steps=1",

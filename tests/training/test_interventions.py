@@ -16,6 +16,8 @@ from sseg_nase.training import interventions
 from sseg_nase.training.interventions import Evolve, Sparsify
 from sseg_nase.training.loop import Decision, EpochMeans
 
+NO_TEACHER = SimpleNamespace(gap=lambda networks: None)
+
 SETTINGS = dataclasses.replace(
     load([]).evolution,
     plateau_window_size=2,
@@ -41,6 +43,8 @@ def reasons(
         level = levels[epoch] if levels else "BASIC"
         widths = channels[epoch] if channels else (16, 32)
         trainer: Any = SimpleNamespace(
+            probe=NO_TEACHER,
+            networks=None,
             means=EpochMeans(level, widths, loss, loss, None, 1.0),
             progress=SimpleNamespace(epoch=epoch, history=[]),
             config=SimpleNamespace(pretrain=SimpleNamespace(epochs=100)),
@@ -74,17 +78,21 @@ def asked(
     epochs: int = 100,
     gap: float | None = None,
     last: int | None = None,
+    tried: int | None = None,
     **settings: Any,
 ) -> str:
     """The reason given after `epoch` where the loss is flat; `last` mutation after that epoch."""
     changed = dataclasses.replace(SETTINGS, **settings)
     evolve = Evolve(changed, seed=0)
+    evolve.tried = tried
     evolve._fittest = lambda trainer, trigger: Decision(None, {"reason": "evolve"})  # type: ignore
     for _ in range(9):
         evolve.detector.update(4.0)
     history = [] if last is None else [SimpleNamespace(epoch=0), SimpleNamespace(epoch=last)]
     trainer: Any = SimpleNamespace(
-        means=EpochMeans("BASIC", (16,), 4.0, 4.0, gap, 1.0),
+        probe=SimpleNamespace(gap=lambda networks: gap),
+        networks=None,
+        means=EpochMeans("BASIC", (16,), 4.0, 4.0, 1e9, 1.0),  # the distillation of the epoch
         progress=SimpleNamespace(epoch=epoch, history=history),
         config=SimpleNamespace(pretrain=SimpleNamespace(epochs=epochs)),
     )
@@ -101,10 +109,17 @@ def test_the_cooldown_counts_epochs_after_the_last_mutation() -> None:
     assert found == ["cooldown of 2 epochs after the last mutation"] * 2 + ["evolve"] * 2
 
 
+def test_trials_that_led_to_no_mutation_count_for_the_cooldown() -> None:
+    found = [asked(epoch, last=1, tried=4, cooldown_epochs=2) for epoch in range(5, 9)]
+    assert found == ["cooldown of 2 epochs after the last trial"] * 2 + ["evolve"] * 2
+    assert asked(5, last=4, tried=4, cooldown_epochs=2).endswith("after the last mutation")
+
+
 def test_the_gap_must_be_over_its_threshold() -> None:
-    small = "plateau, but the student–teacher gap is small"
-    found = [asked(9, gap=gap, distillation_gap_threshold=0.25) for gap in (0.2, 0.25, 0.3, None)]
-    assert found == [small, small, "evolve", "evolve"]
+    small = "plateau, but the student–teacher gap of {:.4f} is not over 0.25"
+    gaps = (0.2, 0.25, float("nan"), 0.3, None)
+    found = [asked(9, gap=gap, distillation_gap_threshold=0.25) for gap in gaps]
+    assert found == [*(small.format(gap) for gap in gaps[:3]), "evolve", "evolve"]
 
 
 @pytest.mark.parametrize(
@@ -130,22 +145,36 @@ def test_nothing_grows_that_could_not_be_trained(
 # -- which one -------------------------------------------------------------------------------------
 
 
-def tried(gains: dict[str, float], **settings: Any) -> Decision:
-    """What is decided where the trials of GROW and WIDEN gain this."""
+BATCHES = 4
+
+
+def tried(
+    gains: dict[str, float], *, stay: float = 0.0, apart: float = 0.0, **settings: Any
+) -> Decision:
+    """What is decided where the trials of GROW and WIDEN gain this share of a held loss of 2.
+
+    `stay`: what the unmutated network gains. `apart`: how far the leads of half of the held batches
+    lie above their mean, and those of the others below.
+    """
     config = load(["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "ablation=A3"])
     trainer = trainer_of(config, [], Sink(), None, lambda: False)
     trainer.means = EpochMeans("BASIC", (16, 32, 64), 4.0, 4.0, None, 1.0)
     trainer.progress.step = 2  # in the warm-up
+    given = {"trial_steps": 7, "trial_margin": 2.0, "fitness_alpha": 0.0, **settings}
+    evolution = dataclasses.replace(config.evolution, **given)
 
-    def trial(networks: Any, mutation: Any, *, epoch: int, steps: int, lr: float) -> float:
+    def trials(networks: Any, mutations: Any, *, epoch: int, steps: int, **rates: Any) -> Any:
         assert networks is trainer.networks
-        assert (epoch, steps) == (trainer.progress.epoch, config.evolution.trial_steps)
-        assert lr == trainer.learning_rate < config.optimizer.lr
-        return gains[mutation.kind]
+        assert (epoch, steps) == (trainer.progress.epoch, 7)
+        assert rates.pop("lr") == trainer.learning_rate < config.optimizer.lr
+        assert rates == {"new_lr_ratio": evolution.trial_new_lr_ratio}
+        before = torch.tensor([1.0, 1.5, 2.5, 3.0], dtype=torch.float64)
+        spread = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64) * apart
+        after = [before - 2 * (gains[each.kind] + spread) for each in mutations]
+        return torch.stack([before, before - 2 * stay, *after])
 
-    trainer.probe.trial = trial  # type: ignore[method-assign]
-    evolve = Evolve(dataclasses.replace(config.evolution, fitness_alpha=0.0, **settings), seed=0)
-    return evolve._fittest(trainer, {"gap": None})
+    trainer.probe.trials = trials  # type: ignore[method-assign]
+    return Evolve(evolution, seed=0)._fittest(trainer, {"gap": None})
 
 
 NAN, INF = float("nan"), float("inf")
@@ -156,11 +185,12 @@ NAN, INF = float("nan"), float("inf")
     [
         (0.3, 0.1, "GROW"),
         (0.1, 0.3, "WIDEN"),
-        (-0.3, -0.1, "WIDEN"),
-        (NAN, -0.5, "WIDEN"),
-        (-0.5, NAN, "GROW"),
-        (INF, -0.5, "WIDEN"),
-        (-0.5, -INF, "GROW"),
+        (-0.3, -0.1, None),  # the network without a mutation is fitter
+        (NAN, 0.5, "WIDEN"),
+        (0.5, NAN, "GROW"),
+        (INF, 0.5, "WIDEN"),
+        (0.5, -INF, "GROW"),
+        (NAN, -0.5, None),
         (NAN, NAN, None),
         (INF, -INF, None),
     ],
@@ -171,14 +201,15 @@ def test_the_fittest_is_taken_of_those_that_are_finite(
     decision = tried({"GROW": grow, "WIDEN": widen})
     assert (decision.mutation.kind if decision.mutation else None) == chosen
     finite = {kind: g for kind, g in (("GROW", grow), ("WIDEN", widen)) if abs(g) < INF}
-    assert decision.fitness == (max(finite.values()) if finite else None)
+    assert decision.fitness == (pytest.approx(max(finite.values())) if chosen else None)
     recorded = decision.trigger["candidates"]
-    assert recorded == {kind: finite.get(kind) for kind in ("GROW", "WIDEN")}
+    assert recorded == {kind: pytest.approx(finite.get(kind)) for kind in ("GROW", "WIDEN")}
+    assert decision.trigger["errors"] == dict.fromkeys(finite, pytest.approx(0, abs=1e-9))
     unfit = [kind for kind in ("GROW", "WIDEN") if kind not in finite]
     reason = decision.trigger.get("not_finite", "")
     assert all(kind in reason for kind in unfit)
     assert bool(reason) == bool(unfit)
-    if chosen is None:
+    if not finite:
         assert decision.trigger["reason"] == "no trial ended with a finite loss"
 
 
@@ -188,6 +219,50 @@ def test_what_is_tried_is_told_apart_by_its_place() -> None:
     assert list(decision.trigger["candidates"]) == [*inside, "GROW", "WIDEN"]
     assert decision.mutation is not None
     assert decision.mutation.label == inside[0]  # the first of those that are equally fit
+
+
+def test_a_mutation_must_beat_the_unmutated_network_beyond_the_error() -> None:
+    """By what it leads the network that took the same steps, not by what its loss has fallen."""
+    error = 0.01 / 3**0.5  # of four leads, ± 0.01 around their mean
+    gains = {"GROW": 0.5, "WIDEN": 0.1}
+    margin = 2 * error
+    for stay, chosen in (
+        (0.5 + 1e-3, None),
+        (0.5 - 0.99 * margin, None),
+        (0.5 - 1.01 * margin, "GROW"),
+    ):
+        decision = tried(gains, stay=stay, apart=0.01)
+        assert (decision.mutation.kind if decision.mutation else None) == chosen
+        assert decision.trigger["stay"] == pytest.approx(stay)
+        lead = {kind: pytest.approx(gain - stay) for kind, gain in gains.items()}
+        assert decision.trigger["candidates"] == lead
+        assert decision.trigger["errors"] == dict.fromkeys(gains, pytest.approx(error))
+        if chosen is None:
+            reason = decision.trigger["reason"]
+            figures = f"GROW is {0.5 - stay:+.5f} ± {error:.5f} fitter"
+            assert reason.startswith("the unmutated network stays: ")
+            assert figures in reason
+            assert "more than 2 × the error" in reason
+        else:
+            assert decision.fitness == pytest.approx(0.5 - stay)
+    wide = tried(gains, stay=0.5 - 1.01 * margin, apart=0.01, trial_margin=3.0)
+    assert wide.mutation is None
+    always = tried(gains, stay=0.9, apart=0.01, trial_margin=None)
+    assert always.mutation is not None
+    assert always.mutation.kind == "GROW"
+
+
+def test_what_a_mutation_costs_counts_against_staying_as_one_is() -> None:
+    free = tried({"GROW": 0.1, "WIDEN": 0.1})
+    dear = tried({"GROW": 0.1, "WIDEN": 0.1}, fitness_alpha=0.5)
+    costs = {
+        kind: free.trigger["candidates"][kind] - dear.trigger["candidates"][kind]
+        for kind in ("GROW", "WIDEN")
+    }
+    assert costs["GROW"] == pytest.approx(0.5 * 0.0669, rel=0.01)  # of the caps, not all there is
+    assert 0 < costs["WIDEN"] < costs["GROW"]
+    assert dear.mutation is not None
+    assert dear.mutation.kind == "WIDEN"
 
 
 def test_importance_that_is_not_finite_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,6 +331,7 @@ def test_a_pruning_is_asked_for_as_its_options_say(monkeypatch: pytest.MonkeyPat
         rollback_tolerance=0.07,
         rollback_grace_epochs=5,
         recalibration_batches=2,
+        probation="tolerance",
     )
     asked: list[dict[str, Any]] = []
 
@@ -269,6 +345,7 @@ def test_a_pruning_is_asked_for_as_its_options_say(monkeypatch: pytest.MonkeyPat
     decision = one.decide(trainer)
     assert decision.mutation is not None
     assert (decision.tolerance, decision.grace, decision.recalibrate) == (0.07, 5, 2)
+    assert not decision.control
     assert (asked[0]["kind"], asked[0]["batches"]) == ("magnitude", 3)
     assert "coupled" not in asked[0]  # with all that goes along
     assert one.decide(trainer).trigger == {"reason": "no pruning is due"}  # this one is over
@@ -276,7 +353,8 @@ def test_a_pruning_is_asked_for_as_its_options_say(monkeypatch: pytest.MonkeyPat
 
 def test_a_growth_is_judged_as_its_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
     decision = tried({"GROW": 1.0, "WIDEN": 2.0}, rollback_tolerance=0.07, rollback_grace_epochs=5)
-    assert (decision.tolerance, decision.grace) == (0.07, 5)
+    assert (decision.tolerance, decision.grace, decision.control) == (0.07, 5, True)
+    assert not tried({"GROW": 1.0, "WIDEN": 2.0}, probation="tolerance").control
     given: list[Any] = []
     plain = interventions.candidates
 
@@ -313,6 +391,8 @@ def test_what_was_seen_goes_on_after_a_resume() -> None:
         if epoch == 2:
             after.load_state_dict(before.state_dict())
         trainer: Any = SimpleNamespace(
+            probe=NO_TEACHER,
+            networks=None,
             means=EpochMeans("BASIC", (16, 32), 4.0, 4.0, None, 1.0),
             progress=SimpleNamespace(epoch=epoch, history=[]),
             config=SimpleNamespace(pretrain=SimpleNamespace(epochs=100)),
@@ -320,6 +400,9 @@ def test_what_was_seen_goes_on_after_a_resume() -> None:
         one.observe(trainer)
         given.append(one.decide(trainer).trigger["reason"])
     assert given == ["no plateau"] * 2 + ["plateau"] * 2
+    before.tried = 3
+    after.load_state_dict(before.state_dict())
+    assert after.tried == 3
     first, second = sparsify(10), sparsify(10)
     first.rounds = 2
     second.load_state_dict(first.state_dict())

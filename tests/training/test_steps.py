@@ -16,7 +16,7 @@ from sseg_nase.ssl.teacher import ema_decay
 from sseg_nase.stages.pretraining import trainer_of
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.events import Callback, Event
-from sseg_nase.training.loop import Decision, Trainer
+from sseg_nase.training.loop import Decision, Trainer, _within
 
 TINY = [
     "debug=tiny",
@@ -190,7 +190,12 @@ def mutated(losses: list[float], epochs: int = 3, **options: Any) -> tuple[Train
     one = trainer("ablation=A2", f"pretrain.epochs={epochs}", sink=told)
     one.interventions = [Wanted(lambda t: grown(t, **options))]
     turn = itertools.chain(losses, itertools.repeat(1.0))
-    one.probe.loss = lambda networks, epoch: next(turn)
+
+    def held(networks: Any, epoch: int) -> Tensor:
+        """Of two batches, which differ from each other by far more than networks do."""
+        return torch.tensor([[next(turn)] * 2 for _ in networks]) + torch.tensor([-0.9, 0.9])
+
+    one.probe.held_losses = held
     one.fit()
     return one, told
 
@@ -280,6 +285,147 @@ def test_a_probation_between_two_losses_that_are_none_ends_the_run() -> None:
         mutated([2.0, 2.0, NAN, NAN], tolerance=0.1, grace=1)
 
 
+@pytest.mark.parametrize(
+    ("rises", "tolerance", "fits"),
+    [
+        ([0.1, 0.1], 0.0, False),
+        ([-0.1, -0.1], 0.0, True),
+        ([0.0, 0.0], 0.0, True),
+        ([0.3, -0.1], 0.0, True),  # 0.1 ± 0.2
+        ([0.12, 0.08], 0.0, False),  # 0.1 ± 0.02
+        ([0.12, 0.08], 0.02, True),  # of a loss of 3: 0.06 and two errors
+        ([0.12, 0.08], 0.019, False),
+        ([-0.1, -0.1], -0.1, False),
+        ([-0.4, -0.4], -0.1, True),
+    ],
+)
+def test_what_is_on_probation_may_be_worse_by_tolerance_and_error(
+    rises: list[float], tolerance: float, fits: bool
+) -> None:
+    old = torch.tensor([1.0, 5.0], dtype=torch.float64)
+    assert _within(old + torch.tensor(rises), old, tolerance) == fits
+
+
+ALONG = ["ablation=A5", "hardware.gradient_accumulation_steps=3", "scheduler.rewarmup_steps=3"]
+
+
+def undone(told: Sink, *overrides: str, control: bool) -> Trainer:
+    """A run whose mutation after the first epoch has to go after the third."""
+    one = trainer(*ALONG, "pretrain.epochs=4", *overrides, sink=told)
+    one.interventions = [Wanted(lambda t: grown(t, tolerance=-9.0, grace=2, control=control))]
+    one.fit()
+    assert [record.accepted for record in one.progress.history] == [False]
+    return one
+
+
+@pytest.mark.parametrize("overrides", [[], ["optimizer=sgd"], ["ssl=dino", "ssl.prototypes=9"]])
+def test_the_unmutated_network_is_trained_along_and_comes_back_trained(
+    overrides: list[str],
+) -> None:
+    """As if there had never been a mutation: weights, teacher, moments and memory."""
+    told = Told()
+    still = [*overrides, "scheduler.rewarmup_steps=0"]
+    one = undone(told, *still, control=True)
+    never = trainer(*ALONG, "pretrain.epochs=4", *still)
+    never.interventions = []
+    never.fit()
+    ours, theirs = (each.networks.state_dict() for each in (one, never))
+    assert flattened(ours).keys() == flattened(theirs).keys()
+    for name, tensor in flattened(theirs).items():
+        assert torch.equal(flattened(ours)[name], tensor), name
+    (ended,) = [values for kind, values in told.events if kind == "probation"]
+    assert ended["control"]
+    assert ended["error"] > 0
+
+
+def flattened(state: Any, prefix: str = "") -> dict[str, Tensor]:
+    if isinstance(state, Tensor):
+        return {prefix: state}
+    if not isinstance(state, dict):
+        return {}
+    return {k: v for key, of in state.items() for k, v in flattened(of, f"{prefix}.{key}").items()}
+
+
+def test_without_a_control_the_networks_from_before_come_back() -> None:
+    told, kept = Told(), list[Any]()
+    one = trainer(*ALONG, "pretrain.epochs=4", sink=told)
+
+    def wanted(t: Trainer) -> Decision:
+        kept.append({k: v.clone() for k, v in t.networks.learner.state_dict().items()})
+        return grown(t, tolerance=-9.0, grace=3)
+
+    one.interventions = [Wanted(wanted)]
+    one.fit()
+    found = one.networks.learner.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in kept[0].items())
+    assert one.control is None
+
+
+LEVELS = ["ablation=A4", "evolution=none", "curriculum.max_epochs_per_level=2"]
+
+
+def levels_of(told: Told) -> list[tuple[str, int]]:
+    return [(values["level"], values["epoch"]) for kind, values in told.events if kind == "level"]
+
+
+class At2(Wanted):
+    """Wants a mutation after the second epoch, at which the level is over, too."""
+
+    def decide(self, trainer: Trainer) -> Decision:
+        if trainer.progress.epoch != 1:
+            return Decision(None, {"reason": "not now"})
+        return self.decision(trainer)
+
+
+def test_a_level_is_left_where_nothing_is_mutated() -> None:
+    """One decision between two epochs; what was put off is done at the next occasion."""
+    for wanted, expected in (
+        (lambda t: Decision(None, {"reason": "the unmutated network stays"}), [2, 4]),
+        (grown, [3, 5]),
+        # A mutation that was refused was tried all the same.
+        (lambda t: grown(t, tolerance=-9.0), [3, 5]),
+    ):
+        told = Told()
+        one = trainer(*LEVELS, "pretrain.epochs=5", sink=told)
+        one.interventions = [At2(wanted)]
+        one.fit()
+        assert [epoch for _, epoch in levels_of(told)] == expected
+
+
+def test_a_level_is_put_off_once_at_most() -> None:
+    told = Told()
+    one = trainer(*LEVELS, "pretrain.epochs=6", sink=told)
+    always = Wanted(grown)
+    always.decide = always.decision  # type: ignore[method-assign]
+    one.interventions = [always]
+    one.fit()
+    assert [epoch for _, epoch in levels_of(told)] == [3, 6]
+    put_off = [values["epoch"] for kind, values in told.events if kind == "decision"]
+    assert put_off == [2]  # and after the last epoch nothing is decided
+    assert [record.epoch for record in one.progress.history] == [0, 1, 3, 4]
+
+
+@pytest.mark.parametrize("control", [True, False])
+def test_a_probation_ends_before_its_level(control: bool) -> None:
+    told = Told()
+    one = trainer(*LEVELS, "pretrain.epochs=5", sink=told)
+    one.interventions = [Wanted(lambda t: grown(t, grace=4, control=control))]
+    levels: list[str] = []
+    held = one.probe.held_losses
+
+    def watched(networks: Any, epoch: int) -> Tensor:
+        levels.append(one.feed.schedule.level)
+        return held(networks, epoch)
+
+    one.probe.held_losses = watched
+    one.fit()
+    (ended,) = [values for kind, values in told.events if kind == "probation"]
+    assert (ended["epoch"], levels_of(told)[0]) == (1, ("TEXTURE", 2))
+    assert levels == ["BASIC", "BASIC"]  # when it was made, and when it ended
+    kinds = [kind for kind, _ in told.events if kind in ("probation", "level")]
+    assert kinds[:2] == ["probation", "level"]
+
+
 def test_while_one_mutation_is_on_probation_there_is_no_other() -> None:
     _, told = mutated([2.0, 2.0], epochs=5, tolerance=0.1, grace=2)
     reasons = [values["reason"] for kind, values in told.events if kind == "decision"]
@@ -303,13 +449,13 @@ def test_the_rate_warms_up_again_after_a_mutation_that_stayed() -> None:
 def test_levels_advance_by_the_whole_loss_and_the_gap() -> None:
     one = trainer("ablation=A5", "evolution=none")
     asked: list[tuple[float, float | None]] = []
-    step = one.feed.schedule.step
+    observe = one.feed.schedule.observe
 
     def watched(loss: float, gap: float | None) -> Any:
         asked.append((loss, gap))
-        return step(loss, gap)
+        return observe(loss, gap)
 
-    one.feed.schedule.step = watched
+    one.feed.schedule.observe = watched
     means: list[Any] = []
     one.callbacks.append(At(Event.EPOCH_END, lambda t: means.append(t.means)))
     one.fit()

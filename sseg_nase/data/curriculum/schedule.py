@@ -77,7 +77,14 @@ class LevelSchedule:
         return {**shares, self.level: 1 - self._mixing_ratio}
 
     def step(self, loss: float, gap: float | None) -> str | None:
-        """Close an epoch; return why the level is left, "plateau" or "cap", or None.
+        """Close an epoch, and the level if it is to be left: `observe`, then `advance`."""
+        reason = self.observe(loss, gap)
+        if reason is not None:
+            self.advance()
+        return reason
+
+    def observe(self, loss: float, gap: float | None) -> str | None:
+        """Close an epoch; return why the level is to be left, "plateau" or "cap", or None.
 
         `loss` is the epoch's mean, `gap` the teacher-student gap or None without a teacher.
         """
@@ -89,15 +96,20 @@ class LevelSchedule:
         flat = full and abs(self._losses[-1] - self._losses[0]) < self._threshold
         close = gap is None or gap <= self._gap_threshold
         if flat and close:
-            reason = "plateau"
-        elif self._epochs >= self._max_epochs:
-            reason = "cap"
-        else:
-            return None
+            return "plateau"
+        return "cap" if self._epochs >= self._max_epochs else None
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the level has lasted longer than it may: its end was put off once already."""
+        return self._epochs > self._max_epochs
+
+    def advance(self) -> None:
+        """Go on to the next level."""
+        assert self._index < len(self._levels) - 1
         self._index += 1
         self._epochs = 0
         self._losses = []
-        return reason
 
     def state_dict(self) -> dict[str, Any]:
         """Return what changes over time, as plain values."""
