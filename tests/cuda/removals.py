@@ -148,7 +148,7 @@ def _unmoved(call: ast.Call, receiver: ast.expr) -> ast.expr | None:
     text = ast.unparse(call.args[0]) if call.args else "dtype"
     if "device" in text:
         return receiver
-    if "dtype" in text or text.startswith("torch."):
+    if "dtype" in text or text.startswith(("torch.", "tl.")):  # a type of torch's or of Triton's
         return None
     typed = copy.copy(call)
     typed.args = [ast.Attribute(call.args[0], "dtype", ast.Load())]
