@@ -18,6 +18,7 @@ import builtins
 import compileall
 import copy
 import importlib
+import importlib.util
 import json
 import os
 import random
@@ -38,7 +39,9 @@ ROOT = HERE.parents[1]
 PACKAGE = "sseg_nase"
 SENDERS = ("sent", "sent_together")
 # What reads the CPU alone, whatever trains; and drawings.
-LEFT_OUT = ("reporting/", "tracking/", "sweeps/", "config/")
+LEFT_OUT: tuple[str, ...] = ("reporting/", "tracking/", "sweeps/", "config/")
+if importlib.util.find_spec("triton") is None:
+    LEFT_OUT += ("data/views/kernels.py",)
 TESTS = (
     "test_cuda_pretraining.py", "test_cuda_evaluation.py", "test_cuda_ranks.py",
 )  # fmt: skip
@@ -145,7 +148,7 @@ def _unmoved(call: ast.Call, receiver: ast.expr) -> ast.expr | None:
     text = ast.unparse(call.args[0]) if call.args else "dtype"
     if "device" in text:
         return receiver
-    if "dtype" in text or text.startswith("torch."):
+    if "dtype" in text or text.startswith(("torch.", "tl.")):  # a type of torch's or of Triton's
         return None
     typed = copy.copy(call)
     typed.args = [ast.Attribute(call.args[0], "dtype", ast.Load())]

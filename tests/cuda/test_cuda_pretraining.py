@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from operators import PARTS, operators_of_a_step
 from paths import InTurn, Waits, config_of, trainer
 from torch import Tensor
 
+from sseg_nase.data.views import batched, draw_parameters, gpu
+from sseg_nase.data.views.gpu import kernels_work  # not the one that fake CUDA has instead
 from sseg_nase.evolution import by_hand
 from sseg_nase.evolution.operators import perform
 from sseg_nase.nets.mutation import Mutation, grow, prune, widen
@@ -100,6 +103,52 @@ def test_what_views_need_goes_there_in_one_copy(fake: Fake) -> None:
     one.probe.views(images, seed=0)
     assert dict(fake.copies) == {"send data/prefetch.py:sent": 1}
     assert not fake.waits
+
+
+def test_all_that_the_kernels_of_views_take_is_there(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton looks at addresses, not at devices. What the kernels compute has a test of its own."""
+    pytest.importorskip("triton")
+    from sseg_nase.data.views import kernels
+
+    launched = []
+
+    class Launch:
+        def __getitem__(self, grid: Any) -> Callable[..., None]:
+            def launch(*given: Any, **options: Any) -> None:
+                tensors = [value for value in given if isinstance(value, Tensor)]
+                launched.append(len(tensors))
+                assert all(tensor.is_cuda for tensor in tensors)
+
+            return launch
+
+    for name in ("_views", "_blurred"):
+        monkeypatch.setattr(kernels, name, Launch())
+    monkeypatch.setattr(kernels, "_on", lambda device: nullcontext())
+    images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8, device=CUDA)
+    p = draw_parameters(8, config_of("views.blur=1").views, height=16, width=16, seed=1)
+    fake.copies.clear()
+    fake.waits.clear()
+    assert kernels.apply_views(images, p, 16).is_cuda
+    assert launched == [3, 4, 4]
+    assert dict(fake.copies) == {"send data/prefetch.py:sent": 1}
+    assert not fake.waits
+
+
+def test_the_kernels_of_views_are_tried_on_the_device(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "import_module", lambda name: batched)
+    assert kernels_work.__wrapped__(CUDA, 16)
+
+    class Elsewhere:
+        def apply_views(self, images: Tensor, p: Any, size: int) -> Tensor:
+            assert images.is_cuda
+            return batched.apply_views(images, p, size).cpu()
+
+    monkeypatch.setattr(gpu, "import_module", lambda name: Elsewhere())
+    assert not kernels_work.__wrapped__(CUDA, 16)
 
 
 def test_what_is_told_costs_one_look(fake: Fake) -> None:

@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).parent / "removals.py"
 SOURCE = """
 def f(x, y, device):
     α = torch.zeros(3, device=x.device); a = x.to(device).to(memory_format=last)
-    b = x.to(torch.float32) + x.to(y.dtype) + x.to(y)
+    b = x.to(torch.float32) + x.to(tl.int64) + x.to(y.dtype) + x.to(y)
     c = module.to(
         device=device, dtype=y.dtype
     ).train()
