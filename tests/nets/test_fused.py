@@ -532,10 +532,10 @@ def test_without_a_norm_it_is_torchs_bit_by_bit(dtype: torch.dtype) -> None:
         found, expected = (
             of(nn.Identity(), x, beside, activation, pool) for of in (quickly, fused_off_as_told)
         )
-        if dtype == torch.float32:
+        if dtype == torch.bfloat16 and beside is not None and activation not in (None, "relu"):
+            torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)  # is rounded twice
+        else:
             assert torch.equal(found, expected)
-        else:  # torch rounds after every operation
-            torch.testing.assert_close(found, expected, rtol=1e-2, atol=1e-2)
 
 
 def left_to_torch(norm: nn.BatchNorm2d, x: Tensor, **options: Any) -> bool:
