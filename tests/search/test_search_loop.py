@@ -165,3 +165,11 @@ def test_no_strategy_gets_a_candidate_above_a_cap_evaluated() -> None:
     with pytest.raises(ValueError, match="above a cap"):
         search(capped, careless, Function(measured.append), new_log(), Budget(candidates=1))
     assert measured == []
+
+
+def test_a_generation_larger_than_the_slots_waits_for_them() -> None:
+    """Durations 1, 2, 3, 1, asked for at once, on two workers: 0–1, 0–2, 1–4, 2–3."""
+    log = new_log()
+    clock = Clock(timed, log, slots=2)
+    search(SPACE, RandomSearch(), clock, log, Budget(candidates=4), at_once=4)
+    assert clock.now == 4.0
