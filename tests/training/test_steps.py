@@ -361,6 +361,15 @@ def test_without_a_control_the_networks_from_before_come_back() -> None:
     assert one.control is None
 
 
+def test_the_network_trained_along_goes_on_after_a_resume() -> None:
+    one = trainer(*ALONG)
+    one._mutate(grown(one).mutation, grown(one, grace=2, control=True))
+    again = trainer(*ALONG)
+    again.load_state_dict(one.state_dict())
+    assert again.control is not None
+    assert again.control.networks is again.probation.old
+
+
 LEVELS = ["ablation=A4", "evolution=none", "curriculum.max_epochs_per_level=2"]
 
 
