@@ -5,13 +5,15 @@ Exit codes: 0 done, 1 a failure of ours, 2 the user's mistake, 130 interrupted.
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import shlex
 import sys
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
 from string import Template
@@ -20,6 +22,7 @@ from typing import NoReturn, cast
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -143,6 +146,11 @@ def _main() -> int:
         return DONE
     if flags.shell_completion:
         return _complete(flags.overrides)
+    if flags.run and not flags.overrides:
+        raise UserError(
+            f"-r: what is to be run? An experiment=NAME (see --help); {override('resume', 'LAST')} "
+            "goes on with the run that was made last."
+        )
     _check_hydras(flags.overrides, multirun=flags.multirun)
     register()
     # Threads that wait spin for long by default: on a shared machine a step then takes five times
@@ -180,8 +188,11 @@ def _complete(overrides: Sequence[str]) -> int:
     if what == "query" and not os.environ.get("COMP_LINE"):
         raise UserError(f"--shell-completion {what}={shell}: it is the shell that asks this.")
     register()
-    with _of_hydra():
+    answer = io.StringIO()
+    with _of_hydra(), redirect_stdout(answer):
         _hydra(None, overrides)
+    # Hydra takes the types of its launchers, which `register` names so, for options.
+    print(re.sub(r"\S+_schema(\s|$)", "", answer.getvalue()), end="", flush=True)
     return DONE
 
 
@@ -298,10 +309,25 @@ def _check_hydras(overrides: Sequence[str], *, multirun: bool) -> None:
                 f"{text}: runs and sweeps make their own folders; name where with "
                 "paths.output_dir=DIR."
             )
+        if key == "hydra.verbose" and not _names_loggers(text):
+            raise UserError(
+                f"{text}: true, false, or the names of loggers are needed, such as "
+                "hydra.verbose=[hydra,sseg_nase]."
+            )
         if key == "hydra.mode":
             raise UserError(f"{text}: leave it out, and add -m for a sweep.")
         if key.startswith(("hydra.sweeper", "hydra/sweeper")) and not multirun:
             raise UserError(f"{text}: it has no effect on a single run; add -m for a sweep.")
+
+
+def _names_loggers(text: str) -> bool:
+    """Whether hydra.verbose is given what Hydra takes; what it cannot read, it says itself."""
+    try:
+        values = OverridesParser.create().parse_override(text).value()
+    except HydraException:
+        return True
+    names = values if isinstance(values, list) else [values]
+    return isinstance(values, bool) or all(isinstance(name, str) for name in names)
 
 
 def _where_to_look(error: Exception) -> str:

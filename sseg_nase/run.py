@@ -155,6 +155,7 @@ class Run:
         self.overlaps = [
             *identity.overlaps(seen, self.data),
             *identity.changed_base(now["trained_before"], self.data),
+            *identity.drawn_otherwise(self.data),
         ]
         write_json(self.directory / identity.NAME, self.data)
 

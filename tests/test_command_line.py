@@ -52,6 +52,10 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         (["--info", "config", "seed=-1"], "seed=-1"),
         (["--shell-completion", "install=nope"], "install=bash"),
         (["--shell-completion", "query=bash"], "it is the shell that asks"),
+        (["-r"], "resume=LAST"),
+        (["hydra.verbose=3", "seed=0"], "hydra.verbose=[hydra,sseg_nase]"),
+        (["-m", "hydra.verbose=[1]", "seed=0,1"], "true, false, or the names of loggers"),
+        (["optimizér.lr=1"], "Did you mean 'optimizer.lr'"),
         (["-m", "hydra.sweeper.params.seed=0,1"], "one value, or several to seed itself"),
         (["-m", "hydra.launcher.n_jobs=1,2", "seed=0,1"], "once for the whole sweep"),
         (["hydra.run.dir=/proc/x", "seed=0"], "paths.output_dir=DIR"),
@@ -230,6 +234,9 @@ def test_completion_is_installed_and_answers(cli: Cli, monkeypatch: pytest.Monke
     monkeypatch.setenv("COMP_LINE", "sseg-nase dataset=cif")
     code, shown, _ = cli("-sc", "query=bash")
     assert (code, shown.split()) == (0, ["dataset=cifar_fs"])
+    monkeypatch.setenv("COMP_LINE", "sseg-nase hydra/launcher=j")  # its type is no option
+    code, shown, _ = cli("-sc", "query=bash")
+    assert (code, shown.split()) == (0, ["hydra/launcher=joblib"])
 
 
 @pytest.mark.parametrize("arguments", [["seed=0"], ["-m", "seed=0,1"], ["task=status"]])

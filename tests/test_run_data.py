@@ -354,7 +354,8 @@ def test_python_resumes_a_run_as_the_command_line_does(one: Path) -> None:
 def test_a_run_that_lost_its_overrides_is_resumed_by_its_config(one: Path) -> None:
     place = only_run(one)
     interrupted(place)
-    for text in (None, "{a: 1}", "- a b=["):
+    # The last names what came from the `--config-dir` of its command.
+    for text in (None, "{a: 1}", "- a b=[", "- experiment=of_mine"):
         path = place / "overrides.yaml"
         path.unlink() if text is None else path.write_text(text)
         config = load([f"resume={place}"])

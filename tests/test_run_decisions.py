@@ -252,6 +252,7 @@ def test_a_run_is_tied_to_its_images(
     monkeypatch.setattr(identity, "trained_on", lambda data: [])
     monkeypatch.setattr(identity, "overlaps", lambda *arguments: ["they overlap"])
     monkeypatch.setattr(identity, "changed_base", lambda *arguments: ["the base is another"])
+    monkeypatch.setattr(identity, "drawn_otherwise", lambda data: ["drawn otherwise"])
     this = begun(Told())
     this.config = dataclasses.replace(this.config, resume_overrides=meant)
     (this.directory / "data.json").write_text(json.dumps(before))
@@ -266,7 +267,7 @@ def test_a_run_is_tied_to_its_images(
     then = {"until_epoch": 5, **kept, "changed": {"d/val": "others"}}
     assert stored == {**now, "earlier": ["one", *([then] if changed else [])]}
     assert this.data == stored
-    assert this.overlaps == ["they overlap", "the base is another"]
+    assert this.overlaps == ["they overlap", "the base is another", "drawn otherwise"]
     assert this.notes == (["resumed with other data: d/val: others"] if changed else [])
 
 

@@ -129,7 +129,9 @@ def test_a_request_to_stop_is_honoured_in_every_stage(
         assert json.loads((directory / "status.json").read_text())["status"] == "FINISHED"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGALRM]
+)
 def test_every_signal_lets_the_step_finish(
     number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,6 +172,31 @@ def test_an_evaluation_between_epochs_of_fine_tuning_need_not_be_waited_for(
         json.loads((d / "results.json").read_text())["fewshot"] for d in (directory, reference)
     ]
     assert found[0] == found[1]
+
+
+def test_fine_tuning_finishes_its_step_and_is_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sseg_nase.finetune.loop import FineTuner
+
+    update, steps = FineTuner._update, []
+
+    def stopped(self: FineTuner) -> bool:
+        steps.append(1)
+        if len(steps) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return update(self)
+
+    overrides = [*TINY, "ablation=A1", "finetune=prototypical", "tracking=jsonl"]
+    overrides += ["evaluation.untrained_reference=false", "report.at_end=false"]
+    overrides += ["finetune.epochs=1", "finetune.episodes_per_epoch=4", "finetune.tasks_per_step=1"]
+    monkeypatch.setattr(FineTuner, "_update", stopped)
+    directory = interrupted(overrides, capsys)
+    state = checkpoint.load(directory / "checkpoints" / "finetune_last.pt")
+    assert state["finetune"]["position"] == 2
+    ran(f"resume={directory}")
+    assert len(steps) == 4
+    assert json.loads((directory / "status.json").read_text())["status"] == "FINISHED"
 
 
 def test_a_report_that_is_interrupted_leaves_a_finished_run(
@@ -300,6 +327,26 @@ def test_a_hangup_that_is_ignored_stays_so() -> None:
             assert interruption.requested is None
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGALRM, signal.SIGXCPU])
+def test_a_limit_of_time_is_a_request_unless_the_program_has_a_use_for_it(number: int) -> None:
+    heard = list[int]()
+
+    def own(got: int, frame: object) -> None:
+        heard.append(got)
+
+    before = signal.signal(number, own)
+    try:
+        with Interruption() as interruption:
+            signal.raise_signal(number)
+            assert (heard, interruption.requested) == ([number], None)
+        for usual in (signal.SIG_DFL, end_at_once):
+            signal.signal(number, usual)
+            with Interruption() as interruption, pytest.raises(Interrupted):
+                signal.raise_signal(number)
+    finally:
+        signal.signal(number, before)
 
 
 def test_the_handlers_of_the_process_are_not_called_after_those_of_a_run() -> None:

@@ -6,10 +6,12 @@ dataclasses. The composed tree is checked and converted exactly once.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import math
 import os
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -18,6 +20,7 @@ from typing import Any, TypeVar, cast
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -29,7 +32,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from sseg_nase.config.commands import literal, override, quoted
-from sseg_nase.config.explain import explaining, one_line, unknown_key, wrong_type
+from sseg_nase.config.explain import explaining, fits, one_line, unknown_key, wrong_type
 from sseg_nase.config.layout import (
     WRITTEN_AS,
     conf_dir,
@@ -37,6 +40,7 @@ from sseg_nase.config.layout import (
     group_option,
     groups,
     is_section,
+    key_types,
     path_keys,
 )
 from sseg_nase.config.places import still_there
@@ -92,18 +96,52 @@ def register() -> None:
     OmegaConf.register_new_resolver("fitted", _fitted, replace=True)
 
 
-def load(overrides: Sequence[str] = (), *further: Path) -> Config:
+# The overrides that choose options of groups, and what Hydra composes with them alone.
+Compositions = dict[tuple[str, ...], DictConfig]
+
+
+def load(
+    overrides: Sequence[str] = (), *further: Path, known: Compositions | None = None
+) -> Config:
     """Compose `conf/` with `overrides`, exactly as the command line does, and check the result.
 
     With `resume=RUN_DIR` the run's own overrides come with it. `further` are config folders that
-    are searched too. Raises `UserError`.
+    are searched too. `known` is filled, and used, where many are composed one after the other,
+    while no file of the configuration changes. Raises `UserError`.
     """
     register()
     GlobalHydra.instance().clear()
     overrides = spelled_out(overrides)
     overrides = [*overrides, *continued(overrides)]
     with explaining(overrides, *further):
-        return to_config(_composed([*overrides, *searched(*further)]))
+        lines = [*overrides, *searched(*further)]
+        composed = None if known is None else _composed_before(lines, known, groups(*further))
+        return to_config(composed or _composed(lines))
+
+
+def _composed_before(
+    overrides: Sequence[str], known: Compositions, options: Mapping[str, Sequence[str]]
+) -> DictConfig | None:
+    """As `_composed`, with the options of groups from `known`; None where Hydra does not take it.
+
+    Hydra itself puts the values of keys into what it has composed of the options, which takes most
+    of the time and is the same for many jobs of a sweep.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        values = [
+            one
+            for one in parsed
+            if one.key_or_group in key_types() and one.key_or_group not in options
+        ]
+        chosen = tuple(str(one.input_line) for one in parsed if one not in values)
+        if chosen not in known:
+            known[chosen] = _composed(chosen)
+        composed = copy.deepcopy(known[chosen])
+        ConfigLoaderImpl._apply_overrides_to_config(values, composed)
+    except (HydraException, OmegaConfBaseException, ValueError, OverflowError):
+        return None  # what is wrong is said where it is composed as a whole
+    return composed
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:
@@ -279,7 +317,8 @@ def continued(overrides: Sequence[str]) -> list[str]:
     """Return what `resume=RUN_DIR` among `overrides` stands for: the overrides of that run.
 
     Those whose key is given again are left out, and folders for data that are there no more.
-    Where its overrides.yaml cannot be read, they are what its config.yaml differs in from `conf/`.
+    Where its overrides.yaml cannot be read, or names an option that is not in `conf/` (it came from
+    `--config-dir`), they are what its config.yaml differs in from `conf/`.
     Without `resume`, or where the folder has neither, there are none. Raises `UserError` for an
     override that is no override.
     """
@@ -305,8 +344,10 @@ def _overrides_in(run: Path) -> list[str]:
     try:
         lines = yaml.safe_load((run / "overrides.yaml").read_text(encoding="utf-8"))
         if isinstance(lines, list):
-            OverridesParser.create().parse_overrides([str(line) for line in lines])
-            return [str(line) for line in lines]
+            parsed = OverridesParser.create().parse_overrides([str(line) for line in lines])
+            options = groups()
+            if all(one.value() in options.get(one.key_or_group, [one.value()]) for one in parsed):
+                return [str(line) for line in lines]
     except (OSError, ValueError, yaml.YAMLError, HydraException):
         pass
     try:
@@ -349,11 +390,21 @@ def _checked(kind: type[T], tree: Mapping[str, Any]) -> T:
         merged = OmegaConf.merge(OmegaConf.structured(_twin(cast(Any, kind))), tree)
         values = OmegaConf.to_container(merged, throw_on_missing=True)
         values = OmegaConf.to_container(merged, resolve=True)
-    except OmegaConfBaseException as error:
-        key = error.full_key or ""
-        value = OmegaConf.select(OmegaConf.create(dict(tree)), key, throw_on_missing=False)
-        raise UserError(wrong_type(key, value)) from error
+    except (OmegaConfBaseException, OverflowError) as error:
+        for key, value in _unfit(kind, tree, ""):
+            raise UserError(wrong_type(key, value)) from error
+        raise UserError(one_line(error)) from error
     return _freeze(kind, values)
+
+
+def _unfit(kind: Any, tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """The values in `tree` that their keys do not take; OmegaConf does not always name the key."""
+    for name, inner, _ in fields_of(kind):
+        value, key = tree.get(name, "???"), f"{prefix}{name}"
+        if is_section(inner):
+            yield from _unfit(inner, value if isinstance(value, Mapping) else {}, f"{key}.")
+        elif value == "???" or not fits(inner, value):
+            yield key, value
 
 
 def _refuse_unknown(kind: Any, tree: Mapping[str, Any], prefix: str) -> None:
@@ -365,6 +416,11 @@ def _refuse_unknown(kind: Any, tree: Mapping[str, Any], prefix: str) -> None:
             if not isinstance(value, Mapping):
                 raise UserError(wrong_type(f"{prefix}{name}", value))
             _refuse_unknown(known[name], value, f"{prefix}{name}.")
+        elif isinstance(value, Mapping) and typing.get_origin(known[name]) is dict:
+            # OmegaConf lets a list in the place of a number pass.
+            for entry, item in value.items():
+                if not fits(typing.get_args(known[name])[1], item):
+                    raise UserError(wrong_type(f"{prefix}{name}.{entry}", item))
 
 
 @cache

@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, Union
 
@@ -30,6 +31,7 @@ _NAMES = {
 }
 # Options with a second place in the config, beside that of their group.
 PLACED = ("views@finetune.views",)
+LONGEST_VALUE = 80  # characters of a value that is no text, in a message
 _HYDRAS_ADVICE = re.compile(r" To append to your (?:config|default list) use \S+")
 _PLURALS = {int: "whole numbers", float: "numbers", str: "words"}
 
@@ -45,7 +47,7 @@ def explaining(overrides: Sequence[str], *further: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, OverflowError) as error:
         options = groups(*further)
         mistakes = [said for text in overrides if (said := mistake(text, options))]
         if not mistakes and not isinstance(error, (HydraException, OmegaConfBaseException)):
@@ -135,7 +137,7 @@ def wrong_type(key: str, value: Any) -> str:
     if name not in types_by_key:
         inner = _children(name)
         return f"{name}={value}: this is a section; it has {', '.join(inner)}."
-    return f"{name}={_shown(value)}: {described(types_by_key[name])} is needed."
+    return f"{name}={shown(value)}: {described(types_by_key[name])} is needed."
 
 
 def described(kind: Any) -> str:
@@ -171,6 +173,8 @@ def _grammar(text: str) -> str:
     if value.startswith(("[", "{", '"', "'")):
         return f"{text}: the value of {key} cannot be read; check its brackets and quotes."
     name = key.lstrip("+~")
+    if not name.isascii():  # Hydra's keys are
+        return unknown_key(name, tuple(groups()))
     options = groups().get(name, ())
     if options or "str" not in str(key_types().get(name, str)):  # no text is meant
         example = ",".join(options[:2]) or "0,1"
@@ -190,7 +194,7 @@ def _wrong_option(override: Override, options: tuple[str, ...]) -> str | None:
     for value in _values(override):
         for name in value if isinstance(value, list) else [value]:
             if name not in options:
-                return unknown_option(group, _shown(name), options)
+                return unknown_option(group, shown(name), options)
     return None
 
 
@@ -208,13 +212,22 @@ def _wrong_value(override: Override, options: dict[str, tuple[str, ...]]) -> str
     if override.is_delete():  # of an entry of a dictionary: Hydra says what is wrong with it
         return None
     for value in _values(override):
-        try:
-            OmegaConf.structured(_holder(known[key])).value = value
-        except OmegaConfBaseException:
+        if not fits(known[key], value):
             return wrong_type(key, value)
     return None
 
 
+def fits(kind: Any, value: Any) -> bool:
+    """Whether a type of the schema takes a value; of a dictionary, each value in it, too."""
+    try:
+        OmegaConf.structured(_holder(kind)).value = value
+    except (OmegaConfBaseException, OverflowError):  # a float has no room for any whole number
+        return False
+    inner = typing.get_args(kind)[1] if typing.get_origin(kind) is dict else None
+    return inner is None or all(fits(inner, item) for item in value.values())
+
+
+@cache
 def _holder(kind: Any) -> type:
     """Return a dataclass with one field of this type: OmegaConf converts as in the real one."""
     return dataclasses.make_dataclass("Holder", [("value", kind, dataclasses.field(default="???"))])
@@ -267,5 +280,7 @@ def _roots() -> list[str]:
     return list(dict.fromkeys(key.split(".")[0] for key in key_types()))
 
 
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value)
+def shown(value: Any) -> str:
+    """Return a value for a message: what is very long is cut."""
+    text = "null" if value is None else str(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"

@@ -95,6 +95,38 @@ def key_types() -> Mapping[str, Any]:
     return dict(_leaves(Config, ""))
 
 
+def holds(kind: Any, value: Any) -> bool:
+    """Whether a stored value is of a type of the schema; null is, as older versions had it."""
+    origin, inside = typing.get_origin(kind), typing.get_args(kind)
+    if value is None:
+        return True
+    if origin is list:
+        return isinstance(value, list) and all(holds(inside[0], each) for each in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(holds(inside[1], each) for each in value.values())
+    if inside:  # Optional
+        return holds(inside[0], value)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return type(value) is kind
+
+
+def misfits(values: Mapping[str, Any], kind: Any = Config, prefix: str = "") -> Iterator[str]:
+    """Yield the keys of a stored config whose values are of another type than the schema's.
+
+    Keys that another version has, or lacks, are none.
+    """
+    for name, inner, _ in fields_of(kind):
+        value = values.get(name)
+        if not is_section(inner):
+            if not holds(inner, value):
+                yield prefix + name
+        elif isinstance(value, dict):
+            yield from misfits(value, inner, f"{prefix}{name}.")
+        elif value is not None:
+            yield prefix + name
+
+
 @cache
 def path_keys() -> frozenset[str]:
     """Return the dotted keys whose text names a file or a folder, such as `paths.output_dir`."""

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from typing import Any, NamedTuple, cast
 
 from sseg_nase import counting
-from sseg_nase.config.explain import listed
+from sseg_nase.config.explain import listed, shown
 from sseg_nase.config.layout import WRITTEN_AS, fields_of, group_option, is_section
 from sseg_nase.config.schema import (
     DATASETS,
@@ -32,6 +32,8 @@ from sseg_nase.config.schema import (
 )
 from sseg_nase.errors import UserError, did_you_mean
 
+# Beyond it whole numbers have no room in what computes with them, and float32 has infinities.
+LARGEST = 10**18
 LONGEST_NAME = 200  # in bytes; file systems take 255
 
 
@@ -283,6 +285,9 @@ def _refused(key: str, value: Any, accepted: Mapping[str, Any]) -> Iterator[str]
     if isinstance(value, float) and not math.isfinite(value):
         yield f"{key}={value}: a finite number is needed."
         return
+    if isinstance(value, (int, float)) and abs(value) > LARGEST:
+        yield f"{key}={shown(value)}: a number beyond {LARGEST:.0e} is no number for it."
+        return
     limits = {
         "at least": ("least", lambda bound: value >= bound),
         "more than": ("above", lambda bound: value > bound),
@@ -295,9 +300,9 @@ def _refused(key: str, value: Any, accepted: Mapping[str, Any]) -> Iterator[str]
 
 def _not_one_of(key: str, value: Any, choices: Sequence[Any]) -> str:
     word = key.rpartition(".")[2] if value is None else str(value)
-    shown = key if value is None else f"{key}={value}"
+    given = key if value is None else f"{key}={value}"
     names = [str(choice) for choice in choices]
-    return f"{shown}: choose one of {', '.join(names)}.{did_you_mean(word, names)}"
+    return f"{given}: choose one of {', '.join(names)}.{did_you_mean(word, names)}"
 
 
 def _task(config: Config) -> Iterator[str]:

@@ -13,10 +13,11 @@ from typing import Any
 
 import yaml
 
-from sseg_nase.config.layout import group_option
+from sseg_nase.config.layout import group_option, misfits
 from sseg_nase.config.validation import ABLATIONS, OWN_METHODS, Switches
 from sseg_nase.errors import UserError
 from sseg_nase.files import read_json
+from sseg_nase.finite import finite
 from sseg_nase.reporting.aggregate import read_config
 
 NOTHING, SYNTHETIC, UNLABELED, LABELS, OUTSIDE, UNKNOWN = (
@@ -149,12 +150,15 @@ def lineage(run: Path) -> tuple[list[Tree], str | None]:
 
 
 def config_of(run: Path) -> Tree | None:
-    """What config.yaml of a run's folder holds; None where there is none that can be read."""
+    """What config.yaml of a run's folder holds; None where there is none that can be read.
+
+    A key whose value is of another type than any run's is damage, too.
+    """
     try:
         found = read_config(run / "config.yaml")
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and not any(misfits(found)) else None
 
 
 def _origin(config: Tree) -> Path | None:
@@ -228,7 +232,8 @@ def _backbone(
     run: Path, configs: Sequence[Tree], results: Tree
 ) -> tuple[str, str, tuple[int, ...]]:
     """The backbone's name in conf/, how it is shown, and the channels of its blocks."""
-    channels = tuple(section(results, "architecture").get("channels") or ())
+    told = section(results, "architecture").get("channels")
+    channels = tuple(told) if isinstance(told, list) and all(map(finite, told)) else ()
     oldest = configs[0] if configs and _origin(configs[0]) is None else {}
     name = _at(oldest, "backbone.name")
     if name is None:

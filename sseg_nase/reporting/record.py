@@ -106,6 +106,8 @@ def read_run(folder: Path | str) -> RunRecord:
         notes.append(f"The run is {ended}{because}: what it has written is shown.")
     if results is None:
         notes.append(_unread(folder / "results.json", "there are no results"))
+    else:
+        results = _of_known_types(results, notes)
     doubts = section(results or {}, "data").get("doubts")
     notes += [f"Doubt: {text}." for text in doubts] if isinstance(doubts, list) else []
     events = _events(folder / "events.jsonl", notes)
@@ -119,6 +121,75 @@ def read_run(folder: Path | str) -> RunRecord:
 def _unread(path: Path, so: str) -> str:
     what = "cannot be read" if path.exists() else "is missing"
     return f"{path.name} {what}: {so}."
+
+
+def _of_known_types(results: Values, notes: list[str]) -> dict[str, Any]:
+    """`results` without the sections that hold something else than a run writes there."""
+    kept = {}
+    for key, value in results.items():
+        if key in _JUDGED and isinstance(value, dict):
+            # of each list of episodes by itself
+            kept[key] = {name: one for name, one in value.items() if _is_judgement(one)}
+            if lost := [name for name in value if name not in kept[key]]:
+                notes.append(
+                    f"{', '.join(lost)} of {key} in results.json cannot be read: left out."
+                )
+        elif value is None or (key not in _JUDGED and _HOLDS.get(key, _anything)(value)):
+            kept[key] = value
+        else:
+            notes.append(f"{key} in results.json cannot be read: left out.")
+    return kept
+
+
+def _anything(value: Any) -> bool:
+    return True
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_figures(value: Any) -> bool:
+    """Numbers by name; None where one was not measured."""
+    return isinstance(value, dict) and all(
+        one is None or isinstance(one, (int, float)) or (key == "device" and _is_text(one))
+        for key, one in value.items()
+    )
+
+
+def _is_network(value: Any) -> bool:
+    """Counts of a network, as far as they are told."""
+    if not isinstance(value, dict):
+        return False
+    counts = [value.get(key) for key in ("blocks", "params", "macs")]
+    channels = value.get("channels") or []
+    return isinstance(channels, list) and all(
+        one is None or finite(one) for one in [*counts, *channels]
+    )
+
+
+def _is_best(value: Any) -> bool:
+    differences = value.get("minus_last") or {} if _is_network(value) else None
+    return (
+        isinstance(differences, dict)
+        and isinstance(value.get("epoch"), int)
+        and all(
+            isinstance(one, dict) and finite(one.get("mean")) and finite(one.get("ci95"))
+            for one in differences.values()
+        )
+    )
+
+
+def _is_judgement(one: Any) -> bool:
+    return (
+        isinstance(one, dict)
+        and all(
+            one.get(key) is None or finite(one[key]) for key in ("accuracy", "ci95", "episodes")
+        )
+        and isinstance(one.get("method") or "", str)
+        and _are_figures(one.get("top_k") or {})
+        and isinstance(one.get("doubts") or [], list)
+    )
 
 
 def _events(path: Path, notes: list[str]) -> dict[str, list[Values]]:
@@ -222,3 +293,17 @@ def _are_counts(value: Any) -> bool:
         and isinstance(value.get("channels"), list)
         and all(finite(channels) for channels in value["channels"])
     )
+
+
+_JUDGED = ("fewshot", "fewshot_untrained", "fewshot_pretrained", "fewshot_best")
+_HOLDS: Mapping[str, Callable[[Any], bool]] = {
+    "fingerprint": _is_text,
+    "status": _is_text,
+    "seconds": _are_figures,
+    "architecture": _is_network,
+    "best": _is_best,
+    "efficiency": _are_figures,
+    "images_seen": _are_figures,
+    "skipped_steps": _are_figures,
+    "data": lambda value: isinstance(value, dict),
+}

@@ -40,7 +40,8 @@ def data_of(config: Config, tasks: Sequence[FewShotTask], *, pretrained: bool) -
 
     `images` by dataset and split, such as `digits/val`; `roles`: which of them serve for what;
     `drawn`: the levels whose images are drawn, by the version `drawing` of what draws them;
-    `files` that the weights start from; `trained_before`: the images that those weights have seen.
+    `files` that the weights start from; `trained_before`: the images that those weights have seen,
+    and `drawn_before` those that were drawn for them.
     """
     images: dict[str, Data] = {}
     roles: dict[str, list[str]] = {}
@@ -65,6 +66,7 @@ def data_of(config: Config, tasks: Sequence[FewShotTask], *, pretrained: bool) -
         use("finetune", f"{name}/train", partial(own, "train"))
         use("select", f"{name}/val", partial(own, "val"))
     drawn = [level for level in config.curriculum.levels if level != "NATURAL"]
+    start = _data_of_start(config)
     return {
         "schema": SCHEMA,
         "images": images,
@@ -72,7 +74,8 @@ def data_of(config: Config, tasks: Sequence[FewShotTask], *, pretrained: bool) -
         "drawn": drawn if pretrained else [],
         "drawing": DRAWING,
         "files": {key: found for key in FILES if (found := _file(config, key)) is not None},
-        "trained_before": list(_seen_by_start(config)),
+        "trained_before": trained_on(start),
+        "drawn_before": drawings(start),
     }
 
 
@@ -185,6 +188,24 @@ def changed_base(seen: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> 
             yield f"{key} is not what the weights were trained on: {_difference(then[-1], now)}"
 
 
+def drawings(data: Mapping[str, Any]) -> list[Data]:
+    """What weights made with `data` have seen of drawn images: levels, and the version of each."""
+    parts = [data, *(data.get("earlier") or ())]
+    own = [{key: one.get(key) for key in ("drawn", "drawing")} for one in parts if one.get("drawn")]
+    found = [*own, *(data.get("drawn_before") or ())]
+    return [one for number, one in enumerate(found) if one not in found[:number]]
+
+
+def drawn_otherwise(data: Mapping[str, Any]) -> Iterator[str]:
+    """Yield in words which drawn images the weights that `data` begins with saw of old versions."""
+    for one in data.get("drawn_before") or ():
+        if one["drawing"] not in (None, DRAWING):
+            yield (
+                f"the weights were trained on images of {', '.join(one['drawn'])} that version "
+                f"{one['drawing']} of the curriculum drew, and this sseg-nase has version {DRAWING}"
+            )
+
+
 def in_results(data: Mapping[str, Any]) -> Data:
     """What results.json has of `data`: by dataset and split, without the names of the classes."""
 
@@ -241,13 +262,12 @@ def _file(config: Config, key: str) -> Data | None:
     return {"path": str(path), "sha256": _sha256(path)} if path.is_file() else None
 
 
-def _seen_by_start(config: Config) -> Iterator[Data]:
-    """The images that the checkpoint was trained on with which this run begins."""
+def _data_of_start(config: Config) -> Mapping[str, Any]:
+    """What the checkpoint was made with that this run begins with; nothing where there is none."""
     start = config.checkpoint if config.task == "evaluate" else config.finetune.start
     if start is None or (config.task == "pipeline" and config.finetune.name == "none"):
-        return
-    path = checkpoint.file_of(Path(start).expanduser())
-    yield from trained_on(checkpoint.load(path).get("data") or {})
+        return {}
+    return checkpoint.load(checkpoint.file_of(Path(start).expanduser())).get("data") or {}
 
 
 def _sha256(path: Path) -> str:

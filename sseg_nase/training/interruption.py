@@ -10,7 +10,10 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
+# Limits of time, set by a shell (`ulimit -t`), a queue or `timeout -s ALRM`, end a process as well;
+# a program that has a use of its own for them keeps it.
+LIMITS = ("SIGALRM", "SIGXCPU")
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", *LIMITS)
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 SHOW_CURSOR = b"\x1b[?25h"
 STOPPED = 130  # the exit code, as in `sseg_nase.errors`; nothing else is imported here
@@ -63,7 +66,7 @@ class Interruption:
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
             # nohup ignores SIGHUP, and so do we then.
-            heard = [s for s in SIGNALS if s == signal.SIGINT or not _ignored(s)]
+            heard = [s for s in SIGNALS if s == signal.SIGINT or not _kept(s)]
             self._previous = {s: signal.signal(s, self._receive) for s in heard}
         return self
 
@@ -131,5 +134,8 @@ class Interruption:
             raise self._interrupted()
 
 
-def _ignored(number: int) -> bool:
-    return signal.getsignal(number) is signal.SIG_IGN
+def _kept(number: int) -> bool:
+    """Whether what the process does at a signal stays as it is."""
+    now = signal.getsignal(number)
+    limit = signal.Signals(number).name in LIMITS
+    return now is signal.SIG_IGN or (limit and now not in (signal.SIG_DFL, end_at_once))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Optional, cast
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,10 +14,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sseg_nase.config.compose import load, to_config
-from sseg_nase.config.explain import explaining, mistake, one_line
+from sseg_nase.config.explain import explaining, fits, mistake, one_line
 from sseg_nase.config.layout import fields_of, group_option, groups, is_section, key_types
 from sseg_nase.config.schema import Config
-from sseg_nase.config.validation import cautions, validate
+from sseg_nase.config.validation import LARGEST, cautions, validate
 from sseg_nase.errors import UserError
 from sseg_nase.nets.architecture import Architecture
 
@@ -593,3 +594,76 @@ def test_the_values_of_a_group_are_each_caller_s_own() -> None:
         group_option("hardware", "gpu")
     assert "hydra" not in groups()
     assert "curriculum.images.BASIC" in key_types()
+
+
+# -- absurd values -------------------------------------------------------------------------------
+
+ABSURD = ["-1", "0", "1e-300", "1e300", "nan", "inf", "-inf", '""', "null", "[1]", "[]", "1.5"]
+ABSURD += [str(2**63), str(10**400), "true", "{a:1}", "abc"]
+
+
+def numeric_keys(kind: Any = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key that holds a number, or several, with its type."""
+    for name, inner, _ in fields_of(kind):
+        if is_section(inner):
+            yield from numeric_keys(inner, f"{prefix}{name}.")
+        elif re.search(r"\b(int|float)\b", str(inner)):
+            yield prefix + name, inner
+
+
+@pytest.mark.parametrize("text", ABSURD, ids=lambda text: text[:24])
+def test_an_absurd_number_is_refused_by_its_key_or_accepted(text: str) -> None:
+    value = OverridesParser.create().parse_override(f"x={text}").value()
+    for key, kind in numeric_keys():
+        several = [[value]] if "list[" in str(kind) else []
+        if "dict[" in str(kind):
+            several = [{"BASIC": value}]
+        for each in (value, *several):
+            if not fits(kind, each):
+                continue
+            refused = ""
+            try:
+                validate(with_value(PLAIN, key, each))
+            except UserError as error:
+                refused = str(error)
+            assert key in refused or (not refused and _sensible(each)), (key, text, refused)
+
+
+@pytest.mark.parametrize("text", ["[1]", "{a:1}", str(10**400)], ids=lambda text: text[:24])
+def test_a_number_of_the_wrong_type_is_refused_by_its_key(text: str) -> None:
+    value = OverridesParser.create().parse_override(f"x={text}").value()
+    for key, kind in numeric_keys():
+        said = mistake(f"{key}={text}", {})
+        assert "dict" in str(kind) or (said is None) == fits(kind, value), (key, text)
+        assert said is None or said.startswith(f"{key}=")
+
+
+def _sensible(value: Any) -> bool:
+    """What is accepted can be computed with."""
+    several = value.values() if isinstance(value, dict) else value
+    numbers = several if isinstance(value, (list, dict)) else [value]
+    return all(n is None or isinstance(n, (bool, str)) or abs(n) <= LARGEST for n in numbers)
+
+
+@pytest.mark.parametrize(
+    ("yaml", "said"),
+    [
+        ("views: {crop_scale: {a: 1}}", r"views\.crop_scale=.*: a list of numbers"),
+        ("curriculum: {images: [1]}", r"curriculum\.images=\[1\]: \{name: value\}"),
+        ("curriculum: {images: {BASIC: [1]}}", r"curriculum\.images\.BASIC=\[1\]: a whole number"),
+        (f"optimizer: {{lr: {10**400}}}", r"optimizer\.lr=10{79}…: a number"),
+    ],
+)
+def test_a_value_that_omegaconf_does_not_refuse_by_its_key(yaml: str, said: str) -> None:
+    section = yaml.partition(":")[0]
+    tree = dataclasses.asdict(PLAIN)
+    tree[section] |= cast(Any, OmegaConf.to_container(OmegaConf.create(yaml)))[section]
+    with pytest.raises(UserError) as refused:
+        to_config(OmegaConf.create(tree))
+    assert re.match(said, str(refused.value))
+    assert len(str(refused.value)) < 200
+
+
+def test_a_number_too_large_for_a_float_is_refused_on_the_command_line() -> None:
+    with pytest.raises(UserError, match=r"^optimizer\.lr=10{79}…: a number \(float\) is needed"):
+        load([f"optimizer.lr={10**400}"])

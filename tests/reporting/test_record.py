@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sseg_nase.reporting import export
+from sseg_nase.reporting import export, run_report
 from sseg_nase.reporting.record import RunRecord, Series, read_run
 from sseg_nase.tracking.jsonl import MUTATION_KEYS, JsonlSink
 from sseg_nase.tracking.sink import Resumed, RunInfo
@@ -47,7 +47,7 @@ def a_run(folder: Path) -> Path:
     sink.close("FINISHED")
     (folder / "config.yaml").write_text(yaml.safe_dump({"seed": 3, "ssl": {"name": "simclr"}}))
     (folder / "status.json").write_text(json.dumps({"status": "FINISHED", "error": None}))
-    (folder / "results.json").write_text(json.dumps({"fewshot": {"d/val/5w1s": {}}, "best": 3}))
+    (folder / "results.json").write_text(json.dumps({"fewshot": {"d/val/5w1s": {}}}))
     return folder
 
 
@@ -271,6 +271,63 @@ def test_a_figure_that_was_not_finite_is_left_out(run: Path) -> None:
     sink.metrics({"pretrain/loss": float("nan")}, 20)
     sink.metrics({"pretrain/loss": float("inf")}, 50)
     assert read_run(run).series("pretrain/loss").steps == [10, 30, 40]
+
+
+ODD: Sequence[Any] = ("x", [["x"]], -1, {"x": "x"}, {"x": [1]})
+RESULTS: dict[str, Any] = {
+    "architecture": {"params": 5, "channels": [1, 2], "macs": 3, "blocks": 2},
+    "fewshot": {"d/val/5w1s": {"accuracy": 50.0, "ci95": None, "episodes": 2, "method": "a/b/c"}},
+    "best": {"epoch": 1, "params": 5, "minus_last": {"d/val/5w1s": {"mean": 1.0, "ci95": 2.0}}},
+    "efficiency": {"params": 5, "latency_ms_b1": None, "device": "cpu"},
+    "images_seen": {"synthetic": 3},
+    "seconds": {"pretrain": 1.5},
+}
+
+
+@pytest.mark.parametrize("key", RESULTS)
+@pytest.mark.parametrize("odd", ODD)
+def test_a_section_of_the_results_that_is_damaged_is_left_out(
+    run: Path, key: str, odd: Any
+) -> None:
+    inner = dict.fromkeys(RESULTS[key], odd)
+    (run / "results.json").write_text(json.dumps(RESULTS))
+    assert (read_run(run).results, read_run(run).notes) == (RESULTS, ())
+    for damaged in (odd, inner):
+        if damaged is odd and key in ("architecture", "fewshot") and isinstance(odd, dict):
+            continue  # keys of another version, or lists of episodes
+        if damaged is inner and (
+            key == "fewshot" or (odd == -1 and key in ("efficiency", "images_seen", "seconds"))
+        ):
+            continue  # lists of episodes, or a number, at least
+        (run / "results.json").write_text(json.dumps(RESULTS | {key: damaged}))
+        record = read_run(run)
+        assert record.results == {name: RESULTS[name] for name in RESULTS if name != key}
+        assert record.notes == (f"{key} in results.json cannot be read: left out.",)
+        run_report.document(record, [])
+
+
+@pytest.mark.parametrize("odd", ["x", [1], {"accuracy": "x"}, {"top_k": [1]}, {"doubts": 3}])
+def test_a_list_of_episodes_that_is_damaged_is_left_out_alone(run: Path, odd: Any) -> None:
+    judged = {**RESULTS["fewshot"], "d/val/5w5s": odd}
+    (run / "results.json").write_text(json.dumps(RESULTS | {"fewshot": judged}))
+    record = read_run(run)
+    assert record.results == RESULTS
+    assert record.notes == ("d/val/5w5s of fewshot in results.json cannot be read: left out.",)
+
+
+@pytest.mark.parametrize(
+    "yaml_",
+    ["seed: x", "experiment_name: 3", "ssl: 3", "ssl: {name: [x]}", "pretrain: {epochs: '3'}"],
+)
+def test_a_config_with_values_of_another_type_is_damaged(run: Path, yaml_: str) -> None:
+    (run / "config.yaml").write_text(yaml_)
+    record = read_run(run)
+    assert record.config is None
+    assert record.notes == ("config.yaml cannot be read: the run's settings are not known.",)
+    run_report.document(record, [])
+    for fine in ("seed: null", "of_another_version: x", "ssl: {temperature: 1}"):
+        (run / "config.yaml").write_text(fine)
+        assert read_run(run).config == yaml.safe_load(fine)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import torch
 
 from sseg_nase import load_config
 from sseg_nase.config.schema import Config, DatasetConfig
+from sseg_nase.data.curriculum.render import DRAWING
 from sseg_nase.data.store import ImageStore
 from sseg_nase.files import write_json
 from sseg_nase.stages import identity as module
@@ -23,6 +24,8 @@ from sseg_nase.stages.identity import (
     changed_since,
     data_of,
     differences,
+    drawings,
+    drawn_otherwise,
     identity,
     in_results,
     overlaps,
@@ -338,6 +341,24 @@ def test_what_the_weights_start_from_is_recorded_with_what_they_have_seen(
     assert list(plain["files"]) == ["backbone.weights"]
     evaluated = of(config_of(DIGITS, "task=evaluate", "checkpoint=x.pt"))
     assert [one["identity"] for one in evaluated["trained_before"]] == [known(seed=4)["identity"]]
+
+
+def test_weights_that_saw_drawings_of_another_version_are_told_so(
+    tmp_path: Path, asked: list[Any]
+) -> None:
+    drawn = {"drawn": ["BASIC", "OBJECT"], "drawing": DRAWING + 1}
+    earlier = {"drawn": ["BASIC"], "drawing": DRAWING}
+    before = run_of({}, **drawn, earlier=[earlier, {"drawn": [], "drawing": 9}])
+    path = tmp_path / "judged.pt"
+    checkpoint.save(path, {"data": before})
+    config = config_of(DIGITS, "task=evaluate", "checkpoint=x.pt")
+    config = dataclasses.replace(config, checkpoint=str(path))
+    data = data_of(config, [task("digits/val/5w1s")], pretrained=False)
+    assert data["drawn_before"] == [drawn, earlier]
+    (said,) = drawn_otherwise(data)
+    assert f"BASIC, OBJECT that version {DRAWING + 1} of" in said
+    assert f"this sseg-nase has version {DRAWING}" in said
+    assert drawings({**data, **earlier}) == [earlier, drawn]  # what is then trained has seen all
 
 
 def test_a_file_is_known_by_all_of_its_content(

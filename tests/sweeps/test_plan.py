@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sseg_nase.config import compose
 from sseg_nase.config.compose import load, stored
 from sseg_nase.config.fingerprint import fingerprint
 from sseg_nase.config.multirun import expand, launcher, split, swept
@@ -380,3 +381,23 @@ def test_jobs_that_differ_behind_a_long_name_are_two_configurations() -> None:
     assert len({job.configuration for job in jobs}) == 2
     assert len({job.label for job in jobs}) == 4
     assert all(len(job.label) <= 120 for job in jobs)
+
+
+def test_a_plan_composes_the_options_of_its_groups_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And every job has the config that it would have alone."""
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\nexperiment_name: mine\npretrain: {epochs: 7}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    lines = ["debug=tiny", "experiment=mine", "ablation=A2,A3", "seed=0,1,2", "optimizer.lr=0.1"]
+    lines += ["~curriculum.images.OBJECT", "curriculum.levels=[BASIC]", "++evaluation.shots=[1]"]
+    alone = [load(job, tmp_path) for job in expand(lines, tmp_path)]
+    calls, composed = list[object](), compose._composed
+    monkeypatch.setattr(compose, "_composed", lambda given: calls.append(given) or composed(given))
+    _, jobs = plan(lines, tmp_path)
+    assert [job.fingerprint for job in jobs] == [fingerprint(config) for config in alone]
+    assert [job.config.pretrain for job in jobs] == [config.pretrain for config in alone]
+    assert len(calls) == 2
+    with pytest.raises(UserError, match=r"job 0 .*pretrain\.epoch: .*'pretrain\.epochs'"):
+        plan(["pretrain.epoch=1,2"])
