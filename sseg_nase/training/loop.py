@@ -38,7 +38,7 @@ from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.fabric import Fabric, restore_precision
 from sseg_nase.training.interruption import Interrupted
 from sseg_nase.training.networks import Networks, Workshop
-from sseg_nase.training.optim import lr_ratio
+from sseg_nase.training.optim import lr_ratio, set_learning_rate
 from sseg_nase.training.probe import Probe
 
 VIEWS = "views"
@@ -337,8 +337,7 @@ class Trainer:
         Then nothing has changed but the scale and what the forward passes track, and no step is
         counted: neither by the schedules nor by the teacher.
         """
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate
+        set_learning_rate(self.optimizer, self.learning_rate)
         taken = self.guard.took(self.optimizer.step)
         self.optimizer.zero_grad(set_to_none=True)
         if not taken:

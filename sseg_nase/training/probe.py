@@ -25,6 +25,7 @@ from sseg_nase.training.distributed import average_over_ranks, gather_rows, sync
 from sseg_nase.training.divergence import MOST_SKIPPED
 from sseg_nase.training.fabric import Fabric
 from sseg_nase.training.networks import Networks, Workshop
+from sseg_nase.training.optim import set_learning_rate
 
 PROBE, TRIAL = "probe", "trial"  # separate random streams
 DELTA_IMAGES = 32
@@ -144,8 +145,7 @@ class Probe:
         """
         tried = self.workshop.mutated(networks, mutation)
         before = self.loss(networks, epoch)
-        for group in tried.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(tried.optimizer, lr)
         tried.learner.train()
         for _ in self.gradients(tried, epoch, steps):
             tried.optimizer.step()
