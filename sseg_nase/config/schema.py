@@ -371,6 +371,7 @@ class OptimizerConfig:
 
     name: Annotated[str, option(choices=("adamw", "adam", "sgd"))]
     lr: Annotated[float, option(above=0)]
+    gamma_lr_ratio: Annotated[float, option(above=0)]
     weight_decay: Annotated[float, option(least=0)]
     betas: Annotated[Optional[list[float]], option(least=0, most=0.99999)]
     momentum: Annotated[Optional[float], option(least=0, most=0.999)]  # at 1 no step is forgotten

@@ -41,7 +41,7 @@ from sseg_nase.training.fabric import Fabric, restore_precision
 from sseg_nase.training.graphs import CudaGraph, Replayed, Views, why_not
 from sseg_nase.training.interruption import Interrupted
 from sseg_nase.training.networks import Networks, Workshop
-from sseg_nase.training.optim import lr_ratio
+from sseg_nase.training.optim import lr_ratio, set_learning_rate
 from sseg_nase.training.probe import Probe
 
 VIEWS = "views"
@@ -360,9 +360,7 @@ class Trainer:
         Then nothing has changed but the scale and what the forward passes track, and no step is
         counted: neither by the schedules nor by the teacher.
         """
-        lr = self.learning_rate
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, self.learning_rate)
         taken = self.guard.took(self.optimizer.step)
         self.optimizer.zero_grad(set_to_none=True)
         if not taken:

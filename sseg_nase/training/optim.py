@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sseg_nase.config.schema import OptimizerConfig, SchedulerConfig
+from sseg_nase.nets.evolvable import ConvBlock
 
 
 def _adamw(parameters: Iterable[dict[str, Any]], o: OptimizerConfig) -> torch.optim.Optimizer:
@@ -43,15 +44,37 @@ OPTIMIZERS: Mapping[
 ] = {"adamw": _adamw, "adam": _adam, "sgd": _sgd}
 
 
+LR_RATIO = "lr_ratio"  # of a group of parameters: times the learning rate of the others
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Of every group, before a step."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get(LR_RATIO, 1)
+
+
 def build_optimizer(module: nn.Module, optimizer: OptimizerConfig) -> torch.optim.Optimizer:
-    """The configured optimizer over all parameters of `module`, in two groups.
+    """The configured optimizer over all parameters of `module`, in groups.
 
     Only weights decay: what has one axis, norms and biases, does not. The γ of a block that has
-    just grown starts at 0 and is to leave it.
+    just grown starts at 0 and is to leave it: that of residual blocks has `gamma_lr_ratio` times
+    the learning rate.
     """
+    gammas = {
+        parameter
+        for part in module.modules()
+        if isinstance(part, ConvBlock) and part.residual
+        for name, parameter in part.norm.named_parameters()
+        if name == "weight"
+    }
     decaying = [p for p in module.parameters() if p.dim() > 1]
-    others = [p for p in module.parameters() if p.dim() <= 1]
-    groups: list[dict[str, Any]] = [{"params": decaying}, {"params": others, "weight_decay": 0.0}]
+    others = [p for p in module.parameters() if p.dim() <= 1 and p not in gammas]
+    scaled = [p for p in module.parameters() if p in gammas]
+    groups: list[dict[str, Any]] = [
+        {"params": decaying},
+        {"params": others, "weight_decay": 0.0},
+        {"params": scaled, "weight_decay": 0.0, LR_RATIO: optimizer.gamma_lr_ratio},
+    ]
     return OPTIMIZERS[optimizer.name]([g for g in groups if g["params"]], optimizer)
 
 

@@ -25,6 +25,7 @@ from sseg_nase.training.distributed import average_over_ranks, gather_rows, sync
 from sseg_nase.training.divergence import MOST_SKIPPED
 from sseg_nase.training.fabric import Fabric
 from sseg_nase.training.networks import Networks, Workshop
+from sseg_nase.training.optim import set_learning_rate
 
 PROBE, TRIAL = "probe", "trial"  # separate random streams
 DELTA_IMAGES = 32
@@ -198,8 +199,7 @@ class Probe:
         losses = self.differentiate(networks, epoch, parts)
         if losses.memory is not None:
             networks.memory = losses.memory
-        for group in networks.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(networks.optimizer, lr)
         networks.optimizer.step()
         networks.optimizer.zero_grad(set_to_none=True)
 

@@ -10,7 +10,10 @@ from torch import nn
 
 from sseg_nase.config.compose import load
 from sseg_nase.config.schema import SchedulerConfig
-from sseg_nase.training.optim import build_optimizer, lr_ratio
+from sseg_nase.nets.architecture import Architecture
+from sseg_nase.nets.evolvable import EvolvableCNN
+from sseg_nase.nets.mutation import grow_stages
+from sseg_nase.training.optim import build_optimizer, lr_ratio, set_learning_rate
 
 STEPS, EPOCHS = 5, 10  # steps per epoch
 
@@ -90,6 +93,19 @@ def test_norms_and_biases_do_not_decay(name: str) -> None:
     shrunk = {n: bool((p < 1).all()) for n, p in module.named_parameters()}
     assert [n for n, less in shrunk.items() if less] == ["0.weight", "2.weight"]
     assert (module[1].weight == 1).all()
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_the_gamma_of_residual_blocks_may_learn_faster(norm: bool) -> None:
+    plain = Architecture.seed([4, 5], resolution=16, batch_norm=norm)
+    network = EvolvableCNN(grow_stages(plain).after)
+    optimizer = build_optimizer(network, load(["optimizer.gamma_lr_ratio=5"]).optimizer)
+    set_learning_rate(optimizer, 0.25)
+    rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == len(list(network.parameters()))
+    faster = {name for name, p in network.named_parameters() if rates[p] != 0.25}
+    assert faster == ({"blocks.1.norm.weight", "blocks.3.norm.weight"} if norm else set())
+    assert {rates[p] for n, p in network.named_parameters() if n in faster} <= {1.25}
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
