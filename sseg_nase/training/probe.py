@@ -8,7 +8,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sseg_nase.config.schema import Config
 from sseg_nase.data.feed import Batch, CurriculumFeed
@@ -125,14 +126,20 @@ class Probe:
         return [self.views(each.images, seed, first=each.first, of=each.of) for each in parts]
 
     def recalibrate(self, networks: Networks, epoch: int, batches: int) -> None:
-        """Compute the student's BN statistics anew, from `batches` that are like those of `epoch`.
+        """Compute all BN statistics anew, from `batches` that are like those of `epoch`.
 
-        On views of the whole size: embeddings are of such images.
+        On views of the whole size: embeddings are of such images. The teacher has statistics of its
+        own, and they are those of a network that is gone, too.
         """
-        found = self.batches(epoch, batches)
-        whole = (views[0].flatten(0, 1) for parts in found for views in parts)
-        with synchronizing():
-            recalibrate(networks.learner, whole)
+        parts = (networks.teacher, networks.teacher_head)
+        teacher = nn.Sequential(*(part for part in parts if part is not None))
+        for network in (networks.learner, teacher):
+            if not any(isinstance(part, _BatchNorm) for part in network.modules()):
+                continue
+            found = self.batches(epoch, batches)
+            whole = (views[0].flatten(0, 1) for parts in found for views in parts)
+            with synchronizing():
+                recalibrate(network, whole)
 
     def trial(
         self, networks: Networks, mutation: Mutation, *, epoch: int, steps: int, lr: float
