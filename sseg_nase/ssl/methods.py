@@ -164,7 +164,7 @@ class Compared:
         if teaching.backbone is None:
             return None
         with batch_statistics(teaching.backbone, track=teaching.tracks):
-            return teaching.backbone(views[0][0])  # type: ignore[no-any-return]
+            return teaching.backbone(views[0][0])
 
     def compare(
         self,
