@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sseg_nase.sparsity.masks import ComplementaryMasks, complementary_masks
     from sseg_nase.sparsity.recalibration import recalibrate
     from sseg_nase.ssl.objectives import nt_xent
-    from sseg_nase.ssl.teacher import ema_update, make_teacher
+    from sseg_nase.ssl.teacher import batch_statistics, ema_update, make_teacher
     from sseg_nase.stages.by_hand import judge, open_dataset, open_image
     from sseg_nase.training.checkpoint import load_network
 
@@ -55,6 +55,7 @@ __all__ = [  # noqa: RUF022  # in the order of the README
     "nt_xent",
     "make_teacher",
     "ema_update",
+    "batch_statistics",
     "load_config",
     "stored_config",
     "run_config",
@@ -96,6 +97,7 @@ _HOMES = {
     "nt_xent": "ssl.objectives",
     "make_teacher": "ssl.teacher",
     "ema_update": "ssl.teacher",
+    "batch_statistics": "ssl.teacher",
     "load_config": "config.compose:load",
     "stored_config": "config.compose:stored",
     "run_config": "run:run",

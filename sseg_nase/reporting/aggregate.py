@@ -471,7 +471,10 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def _comparison_rows(runs: Sequence[Found], notes: list[str]) -> list[dict[str, Any]]:
-    """All pairs of every key and network, adjusted for their number."""
+    """All pairs of every key and network, adjusted for the number of all of them together.
+
+    Shots, datasets and networks stand in one table, in which a reader looks for what differs.
+    """
     families: dict[tuple[str, str, bool], dict[Side, dict[int, Judged]]] = {}
     for run in runs:
         for (key, network), judged in run.judged.items():
@@ -483,17 +486,27 @@ def _comparison_rows(runs: Sequence[Found], notes: list[str]) -> list[dict[str, 
     rows: list[dict[str, Any]] = []
     for (key, network, transductive), family in families.items():
         about = {"key": key, "network": network, "transductive": transductive}
-        rows += _family_rows(about, family, notes)
+        rows += _pairs(about, family, notes)
+    for test in ("episodes", "seeds_episodes"):
+        adjusted = holm(np.array([row[f"p_{test}"] for row in rows], dtype=np.float64))
+        for row, p in zip(rows, adjusted.tolist(), strict=True):
+            row[f"p_{test}_holm"] = p
+    for row in rows:
+        both = row["seeds"] >= 2
+        row["over"] = OVER_BOTH if both else OVER_EPISODES
+        decisive = row["p_seeds_episodes_holm" if both else "p_episodes_holm"]
+        row["significant"] = decisive < SIGNIFICANCE
     return rows
 
 
-def _family_rows(
+def _pairs(
     about: Mapping[str, Any], family: Mapping[Side, Mapping[int, Judged]], notes: list[str]
 ) -> list[dict[str, Any]]:
     lists = _lists(family)
     if len(lists) > 1:
         notes.append(_of_different_lists(str(about["key"]), lists))
-    rows, apart = [], []
+    rows: list[dict[str, Any]] = []
+    apart = []
     for a, b in combinations(family, 2):
         seeds = _comparable(family[a], family[b])
         if seeds:
@@ -513,15 +526,6 @@ def _family_rows(
             f"{about['key']}: without a common seed on the same episodes, so not compared: "
             f"{named}{more}."
         )
-    for test in ("episodes", "seeds_episodes"):
-        adjusted = holm(np.array([row[f"p_{test}"] for row in rows], dtype=np.float64))
-        for row, p in zip(rows, adjusted.tolist(), strict=True):
-            row[f"p_{test}_holm"] = p
-    for row in rows:
-        both = row["seeds"] >= 2
-        row["over"] = OVER_BOTH if both else OVER_EPISODES
-        decisive = row["p_seeds_episodes_holm" if both else "p_episodes_holm"]
-        row["significant"] = decisive < SIGNIFICANCE
     return rows
 
 

@@ -306,7 +306,7 @@ def _latex(judged: Judged) -> Iterator[LatexTable]:
                 for side in judged.ranked[network]
                 if side in pairs
             ],
-            ["p: adjusted by Holm for all pairs of the episode list."],
+            ["p: adjusted by Holm for all pairs of the report."],
         )
 
 
@@ -473,9 +473,9 @@ def _legend(
         )
     )
     yield (
-        "All p are adjusted by Holm for all pairs of the same episode list and network; CIs are "
-        "not adjusted. Significant: adjusted p < 0.05, over seeds and episodes where there are at "
-        "least 2 common seeds, else over episodes alone."
+        "All p are adjusted by Holm for all pairs of this report, of every dataset, number of "
+        "shots and network together; CIs are not adjusted. Significant: adjusted p < 0.05, over "
+        "seeds and episodes where there are at least 2 common seeds, else over episodes alone."
     )
     if parts:
         yield (

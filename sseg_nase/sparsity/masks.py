@@ -27,6 +27,14 @@ class ComplementaryMasks:
             assert (keep | drop).all(), "masks must cover every channel"
 
     @property
+    def complement(self) -> tuple[Tensor, ...]:
+        """The negative path: what is left out, and all of a block that loses nothing.
+
+        With no channel of such a block the path would be cut off, and all images equal.
+        """
+        return tuple(mask if mask.any() else torch.ones_like(mask) for mask in self.negative)
+
+    @property
     def kept(self) -> list[list[int]]:
         """Indices of the kept channels per block."""
         return [mask.nonzero().flatten().tolist() for mask in self.positive]

@@ -66,9 +66,12 @@ class SparseRouter:
     def apply_sparse_forward(
         self, model: EvolvableCNN, x: Tensor, use_negative_path: bool = False
     ) -> Tensor:
-        """Embed `[B, 3, H, W]` with the kept channels only, or with the left-out ones only."""
+        """Embed `[B, 3, H, W]` with the kept channels only, or with the left-out ones only.
+
+        Of a block that loses nothing, the negative path uses all channels.
+        """
         masks = self._masks(model)
-        chosen = masks.negative if use_negative_path else masks.positive
+        chosen = masks.complement if use_negative_path else masks.positive
         return model(x, masks=[mask.to(x.device) for mask in chosen])
 
     def prune_permanently(self, model: EvolvableCNN) -> Mutation:

@@ -47,12 +47,14 @@ class Teaching(NamedTuple):
 
     `backbone`: the teacher's, None without one. `head`: its head, where it is a method's target.
     `memory`: what the method keeps beside its networks. `epoch`: the one that is trained, from 0.
+    `tracks`: the teacher's BN statistics follow the batch, as in a training step; else they stay.
     """
 
     backbone: nn.Module | None = None
     head: nn.Module | None = None
     memory: Mapping[str, Tensor] = {}
     epoch: int = 0
+    tracks: bool = False
 
 
 class Losses(NamedTuple):
@@ -155,8 +157,14 @@ class Compared:
 
     @torch.no_grad()
     def taught(self, teaching: Teaching, views: Sequence[Tensor]) -> Tensor | None:
-        """The teacher's embeddings of every image's first view, `[B, features]`."""
-        return None if teaching.backbone is None else teaching.backbone(views[0][0])
+        """The teacher's embeddings of every image's first view, `[B, features]`.
+
+        BN uses the statistics of the batch, as in the student.
+        """
+        if teaching.backbone is None:
+            return None
+        with batch_statistics(teaching.backbone, track=teaching.tracks):
+            return teaching.backbone(views[0][0])
 
     def compare(
         self,
@@ -196,7 +204,12 @@ def _aims(teaching: Teaching, images: Tensor) -> tuple[Tensor, Tensor]:
     backbone, head = teaching.backbone, teaching.head
     assert backbone is not None
     assert head is not None
-    with torch.no_grad(), batch_statistics(backbone), batch_statistics(head):
+    track = teaching.tracks
+    with (
+        torch.no_grad(),
+        batch_statistics(backbone, track=track),
+        batch_statistics(head, track=track),
+    ):
         features = backbone(images.flatten(0, 1))
         projections = head(features)
     return features[: images.shape[1]], projections.unflatten(0, images.shape[:2])

@@ -20,23 +20,24 @@ Network = TypeVar("Network", bound=nn.Module)
 def make_teacher(student: Network) -> Network:
     """Return a frozen copy of `student` in eval mode.
 
-    The teacher stays in eval mode: its targets then depend on one image alone, not on what else
-    is in the batch. Its BN statistics are the student's latest (see `ema_update`). A method whose
-    target sees the batch asks for `batch_statistics`.
+    In eval mode it embeds an image by its own running statistics. Those move where it gives
+    targets of a batch, within `batch_statistics(teacher, track=True)`, and nowhere else: the
+    student's belong to other weights (see `ema_update`).
     """
     return copy.deepcopy(student).requires_grad_(False).eval()
 
 
 @contextmanager
-def batch_statistics(network: nn.Module) -> Iterator[None]:
-    """Inside, every BN of `network` normalises with its batch; what it has tracked stays as it is.
+def batch_statistics(network: nn.Module, *, track: bool = False) -> Iterator[None]:
+    """Inside, every BN of `network` normalises with its batch, as in train mode.
 
-    All else stays in the mode it is in.
+    `track`: its running statistics follow; else what it has tracked stays as it is. All else stays
+    in the mode it is in.
     """
     norms = [part for part in network.modules() if isinstance(part, _BatchNorm)]
     before = [(norm.training, norm.track_running_stats) for norm in norms]
     for norm in norms:
-        norm.training, norm.track_running_stats = True, False
+        norm.training, norm.track_running_stats = True, track
     try:
         yield
     finally:
@@ -85,18 +86,29 @@ def ema_decay(step: int, steps: int, ssl: SSLConfig) -> float:
 def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
     """Move `teacher` towards `student` in place: θ_t ← decay·θ_t + (1 − decay)·θ_s, by name.
 
-    Parameters are averaged, buffers copied: BN statistics are a moving average already, and a
-    second one on top would lag behind the weights it belongs to. Raises ValueError naming the
-    tensors that only one of the two has, or whose shapes differ.
+    Parameters are averaged and buffers copied, but for BN's statistics: the teacher's stay its own
+    (see `batch_statistics`), because the student's are those of other weights. Raises ValueError
+    naming the tensors that only one of the two has, or whose shapes differ.
     """
     assert 0 <= decay <= 1
     averaged = _pair(dict(teacher.named_parameters()), dict(student.named_parameters()))
-    copied = _pair(dict(teacher.named_buffers()), dict(student.named_buffers()))
+    _pair(dict(teacher.named_buffers()), dict(student.named_buffers()))
+    copied = _pair(_shared_buffers(teacher), _shared_buffers(student))
     # The foreach functions refuse empty lists.
     if averaged[0]:
         torch._foreach_lerp_(averaged[0], averaged[1], 1 - decay)
     if copied[0]:
         torch._foreach_copy_(copied[0], copied[1])
+
+
+def _shared_buffers(network: nn.Module) -> dict[str, Tensor]:
+    """All buffers but BN's statistics, by name."""
+    return {
+        f"{path}.{name}" if path else name: buffer
+        for path, part in network.named_modules()
+        if not isinstance(part, _BatchNorm)
+        for name, buffer in part.named_buffers(recurse=False)
+    }
 
 
 def _pair(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sseg_nase.training.accumulation import Views
 from sseg_nase.training.networks import Networks
+from sseg_nase.training.optim import set_learning_rate
 from sseg_nase.training.probe import Probe
 
 
@@ -25,7 +26,7 @@ class Control:
 
     def differentiate(self, views: Sequence[Views], epoch: int, of: int) -> None:
         """Add the gradient of a batch's loss, one `of` so many that make a step."""
-        losses = self.probe.differentiate(self.networks, epoch, views, of)
+        losses = self.probe.differentiate(self.networks, epoch, views, of, tracks=True)
         if losses.memory is not None:
             self.networks.memory = losses.memory
         found = [p.grad for p in self.networks.learner.parameters() if p.grad is not None]
@@ -42,8 +43,7 @@ class Control:
             self.networks.learner.parameters(), self._gradients, strict=True
         ):
             parameter.grad = gradient
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(optimizer, lr)
         optimizer.step()
         self.skip()
         self.networks.follow(decay)

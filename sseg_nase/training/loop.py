@@ -303,7 +303,7 @@ class Trainer:
                 return differentiate(
                     self.method.loss,
                     self.model,
-                    self.networks.teaching(self.progress.epoch),
+                    self.networks.teaching(self.progress.epoch, tracks=True),
                     given,
                     self.config.ssl,
                     backward=lambda total: self.fabric.backward(total / of),

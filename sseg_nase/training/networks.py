@@ -56,9 +56,9 @@ class Networks:
         assert isinstance(architecture, Architecture), architecture
         return architecture
 
-    def teaching(self, epoch: int) -> Teaching:
-        """What the loss of `epoch` is given beside the student."""
-        return Teaching(self.teacher, self.teacher_head, self.memory, epoch)
+    def teaching(self, epoch: int, *, tracks: bool = False) -> Teaching:
+        """What the loss of `epoch` is given beside the student; `tracks` in a step of training."""
+        return Teaching(self.teacher, self.teacher_head, self.memory, epoch, tracks)
 
     def follow(self, decay: float) -> None:
         """Move the teacher towards the student."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sseg_nase.config.schema import Config
 from sseg_nase.data.feed import Batch, CurriculumFeed
@@ -102,11 +103,17 @@ class Probe:
             yield
 
     def differentiate(
-        self, networks: Networks, epoch: int, parts: Sequence[Views], of: int = 1
+        self,
+        networks: Networks,
+        epoch: int,
+        parts: Sequence[Views],
+        of: int = 1,
+        *,
+        tracks: bool = False,
     ) -> Losses:
         """Leave the gradient of a batch's loss, divided by `of`, in the student's `.grad`.
 
-        Returns the losses.
+        Returns the losses. `tracks`: the teacher tracks its statistics, as in a step of training.
 
         All that is computed for a gradient outside of the training is computed here: for trials,
         the importance, and networks that are trained along. Where gradients overflow float16 they
@@ -124,7 +131,7 @@ class Probe:
                 losses = differentiate(
                     self.method.loss,
                     networks.learner,
-                    networks.teaching(epoch),
+                    networks.teaching(epoch, tracks=tracks),
                     parts,
                     self.config.ssl,
                     backward=backward,
@@ -156,14 +163,20 @@ class Probe:
         return [self.views(each.images, seed, first=each.first, of=each.of) for each in parts]
 
     def recalibrate(self, networks: Networks, epoch: int, batches: int) -> None:
-        """Compute the student's BN statistics anew, from `batches` that are like those of `epoch`.
+        """Compute all BN statistics anew, from `batches` that are like those of `epoch`.
 
-        On views of the whole size: embeddings are of such images.
+        On views of the whole size: embeddings are of such images. The teacher has statistics of its
+        own, and they are those of a network that is gone, too.
         """
-        found = self.batches(epoch, batches)
-        whole = (views[0].flatten(0, 1) for parts in found for views in parts)
-        with synchronizing():
-            recalibrate(networks.learner, whole)
+        parts = (networks.teacher, networks.teacher_head)
+        teacher = nn.Sequential(*(part for part in parts if part is not None))
+        for network in (networks.learner, teacher):
+            if not any(isinstance(part, _BatchNorm) for part in network.modules()):
+                continue
+            found = self.batches(epoch, batches)
+            whole = (views[0].flatten(0, 1) for parts in found for views in parts)
+            with synchronizing():
+                recalibrate(network, whole)
 
     def trials(
         self,

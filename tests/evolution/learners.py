@@ -115,7 +115,10 @@ def check_counts(learner: Learner, architecture: Architecture) -> None:
 
 
 def check_moments(mutation: Mutation, state: TrainingState, new: TrainingState) -> None:
-    """Bit by bit: survivors as they were, copies a share, new entries 0, steps kept."""
+    """Bit by bit: survivors as they were, copies a share, steps kept.
+
+    New entries are 0, but second moments the mean of the survivors beside them.
+    """
     maps = mutation.learner_maps(list(new.student))
     assert {maps[name].source for name in new.moments} == set(state.moments)
     for name, moments in new.moments.items():
@@ -135,7 +138,14 @@ def check_moments(mutation: Mutation, state: TrainingState, new: TrainingState) 
             else:
                 columns, column_from, _ = _sources(maps[name].into, value.shape[1])
                 expected[np.ix_(rows, columns)] = source[:, column_from]
-            assert np.array_equal(value.numpy(), expected), (name, key)
+            kept = np.zeros(value.shape, dtype=bool)
+            if maps[name].into is None:
+                kept[rows] = True
+            else:
+                kept[np.ix_(rows, columns)] = True
+            assert np.array_equal(value.numpy()[kept], expected[kept]), (name, key)
+            mean = expected[kept].mean() if key.endswith("_sq") else 0
+            assert np.allclose(value.numpy()[~kept], mean, rtol=1e-6, atol=0), (name, key)
 
 
 @lru_cache(maxsize=64)

@@ -311,6 +311,44 @@ def test_every_optimizer_goes_on_with_its_state(name: str, mutation: Mutation) -
         assert all(count == (1 if n in grown else 3) for n, count in steps.items())
 
 
+@pytest.mark.parametrize(
+    "mutation", [grow(PLAIN, out_channels=9), widen(PLAIN, 1, channels=9, mode="zero")]
+)
+def test_new_entries_of_old_tensors_take_steps_as_long_as_the_others(mutation: Mutation) -> None:
+    """Long after Adam's first steps, with gradients of one size: at 0 they were 3 times as long."""
+    learner, lr, size = make_learner(PLAIN, 3), 1e-3, 0.02
+    moments = {
+        name: {
+            "step": torch.tensor(1500.0),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.full_like(parameter, size**2),
+        }
+        for name, parameter in learner.named_parameters()
+    }
+    after = apply(mutation, TrainingState(learner.state_dict(), None, moments))
+    new = build_learner(mutation, after, like=learner)
+    optimizer = torch.optim.Adam(new.parameters(), lr=lr)
+    load_moments(optimizer, new, after.moments)
+    maps = mutation.learner_maps(list(new.state_dict()))
+    zeros = {name: torch.zeros_like(p) for name, p in new.named_parameters() if name in moments}
+    ones = {name: torch.ones_like(p) for name, p in learner.named_parameters()}
+    added = {name: t == 0 for name, t in carry(maps, ones, zeros, like=GRADIENT).items()}
+    assert any(one.any() for one in added.values())
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        before = {name: p.detach().clone() for name, p in new.named_parameters()}
+        for p in new.parameters():
+            p.grad = size * torch.randn(p.shape, generator=generator, dtype=p.dtype)
+        optimizer.step()
+        moved = {name: (p.detach() - before[name]).abs() / lr for name, p in new.named_parameters()}
+        fresh, old = (
+            torch.cat([moved[name][one if which else ~one] for name, one in added.items()]).mean()
+            for which in (True, False)
+        )
+        assert fresh < 1
+        assert fresh == pytest.approx(old.item(), rel=0.3)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_training_on_does_not_reach_into_what_was_carried(name: str) -> None:
     learner, optimizer = stepped(name)

@@ -105,6 +105,7 @@ def test_every_pair_is_compared_on_the_same_episodes(entries: list[Entry]) -> No
     found = aggregate(entries)
     assert tuple(found.comparisons.columns) == COMPARISON_COLUMNS
     assert len(found.comparisons) == 3 * len(KEYS) * 2
+    p_episodes, p_both = [], []
     for key, network in itertools.product(KEYS, ("last", "best")):
         family = rows(found.comparisons, key=key, network=network)
         assert [(row["a"], row["b"]) for row in family] == [
@@ -112,7 +113,6 @@ def test_every_pair_is_compared_on_the_same_episodes(entries: list[Entry]) -> No
             ("A1", "A7"),
             ("A2", "A7"),
         ]
-        p_episodes, p_both = [], []
         for row in family:
             a, b = (
                 np.stack(
@@ -135,12 +135,16 @@ def test_every_pair_is_compared_on_the_same_episodes(entries: list[Entry]) -> No
             assert row["over"] == "seeds and episodes"
             p_episodes.append(plain.p_value)
             p_both.append(both.p_value)
-        adjusted = holm(np.array(p_both))
-        assert [row["p_seeds_episodes_holm"] for row in family] == pytest.approx(adjusted)
-        assert [row["p_episodes_holm"] for row in family] == pytest.approx(
-            holm(np.array(p_episodes))
-        )
-        assert [row["significant"] for row in family] == (adjusted < 0.05).tolist()
+    # One family: shots and networks stand in one table.
+    every = [
+        row
+        for key, network in itertools.product(KEYS, ("last", "best"))
+        for row in rows(found.comparisons, key=key, network=network)
+    ]
+    adjusted = holm(np.array(p_both))
+    assert [row["p_seeds_episodes_holm"] for row in every] == pytest.approx(adjusted)
+    assert [row["p_episodes_holm"] for row in every] == pytest.approx(holm(np.array(p_episodes)))
+    assert [row["significant"] for row in every] == (adjusted < 0.05).tolist()
     decided = [row["significant"] for row in rows(found.comparisons)]
     assert any(decided)
     assert not all(decided)  # A2 and A7 are one percent and a seed's luck apart
@@ -166,7 +170,7 @@ def test_only_common_seeds_are_compared(entries: list[Entry]) -> None:
     found = aggregate(kept)
     seeds = {(r["a"], r["b"]): r["seeds"] for r in rows(found.comparisons)}
     assert seeds == {("A1", "A2"): 2, ("A1", "A7"): 2, ("A2", "A7"): 1}
-    two = rows(found.comparisons, key=KEY, network="last", over="seeds and episodes")
+    two = rows(found.comparisons, over="seeds and episodes")
     p = np.array([row["p_seeds_episodes"] for row in two])
     assert [row["p_seeds_episodes_holm"] for row in two] == pytest.approx(holm(p))
     without = aggregate([e for e in entries if (e.configuration == "A1") == (e.seed == 0)])
@@ -305,9 +309,10 @@ def test_runs_that_were_judged_on_other_episodes_are_not_compared(
     assert len(rows(found.summary, configuration="A7")) == len(KEYS) * 2 + 2
     (note,) = (n for n in found.notes if n.startswith(f"{KEY}: not all runs"))
     assert f"A7 (seed 2) with {section}.{key}={json.dumps(value)}" in note
-    (p,) = (row["p_episodes"] for row in rows(found.comparisons, key=KEY, network="last"))
-    (row,) = rows(found.comparisons, key=KEY, network="last")
-    assert row["p_episodes_holm"] == p  # one pair: nothing to adjust for
+    every = rows(found.comparisons)  # what is not compared is not adjusted for
+    assert len(every) == len(KEYS) * 2
+    p = np.array([row["p_episodes"] for row in every])
+    assert [row["p_episodes_holm"] for row in every] == holm(p).tolist()
 
 
 def test_another_number_of_episodes_is_not_compared(tmp_path: Path) -> None:

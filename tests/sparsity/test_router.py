@@ -72,11 +72,24 @@ def test_both_paths_are_the_network_with_the_other_channels_at_zero(
     assert not ((positive != 0) & (negative != 0)).any()
 
 
-def test_an_empty_negative_path_is_silent() -> None:
+def test_where_nothing_is_left_out_the_negative_path_uses_all_channels() -> None:
     net = network()
     router = routed(net, ratio=0.0)
-    assert torch.equal(router.apply_sparse_forward(net, images()), net(images()))
-    assert not router.apply_sparse_forward(net, images(), use_negative_path=True).any()
+    for negative in (False, True):
+        found = router.apply_sparse_forward(net, images(), use_negative_path=negative)
+        assert torch.equal(found, net(images()))
+
+
+def test_the_negative_path_tells_images_apart_though_one_block_alone_loses_channels() -> None:
+    net = network()
+    router = SparseRouter(0.1, min_channels=4, round_to=4)
+    masks = router.update_masks(net, losses(net))
+    assert sorted(bool(mask.any()) for mask in masks.negative) == [False, False, True]
+    found = router.apply_sparse_forward(net, images(), use_negative_path=True)
+    assert torch.equal(found, slowly(net, images(), masks.complement))
+    assert (found[0] - found[1]).abs().max() > 1e-6
+    block = next(b for b, mask in enumerate(masks.negative) if mask.any())
+    assert torch.equal(masks.complement[block], masks.negative[block])
 
 
 @pytest.mark.parametrize("residual", [True, False])

@@ -50,8 +50,10 @@ def test_the_update_equals_a_slow_loop(decay: float) -> None:
                 dtype=torch.float64,
             ).view_as(after)
             assert torch.allclose(after, expected, rtol=0, atol=1e-14)
+        elif name.startswith("norm."):  # the teacher's own statistics
+            assert torch.equal(after, before[name])
         else:
-            assert torch.equal(after, source[name])
+            raise AssertionError(name)
     assert all(torch.equal(student.state_dict()[name], value) for name, value in source.items())
 
 
@@ -59,8 +61,9 @@ def test_tensors_are_matched_by_name_not_by_place() -> None:
     student = network(2)
     turned = nn.Sequential(OrderedDict(reversed(list(network(1).named_children()))))
     ema_update(turned, student, 0.0)
-    for name, value in student.state_dict().items():
-        assert torch.equal(turned.state_dict()[name], value)
+    turned_parameters = dict(turned.named_parameters())
+    for name, value in student.named_parameters():
+        assert torch.equal(turned_parameters[name], value)
 
 
 def test_names_that_differ_are_named() -> None:
@@ -93,6 +96,15 @@ def test_a_mismatch_leaves_the_teacher_alone() -> None:
     assert all(torch.equal(teacher.state_dict()[name], value) for name, value in before.items())
 
 
+def test_buffers_that_are_no_statistics_are_the_students() -> None:
+    teacher, student = network(1), network(2)
+    for number, part in enumerate((teacher, teacher.stem, student, student.stem)):
+        part.register_buffer("routing", torch.full((2,), float(number)))
+    ema_update(teacher, student, 0.5)
+    assert (teacher.routing == 2).all()
+    assert (teacher.stem.routing == 3).all()
+
+
 def test_a_network_without_buffers_is_fine() -> None:
     teacher, student = nn.Linear(2, 2), nn.Linear(2, 2)
     ema_update(teacher, student, 0.0)
@@ -119,20 +131,25 @@ def test_updating_does_not_enter_the_graph() -> None:
     assert all(weight.grad_fn is None and weight.is_leaf for weight in teacher.parameters())
 
 
+@pytest.mark.parametrize("track", [False, True])
 @pytest.mark.parametrize("training", [False, True])
-def test_batch_statistics_normalise_and_track_nothing(training: bool) -> None:
+def test_batch_statistics_normalise_and_are_tracked_where_asked(
+    training: bool, track: bool
+) -> None:
     target = make_teacher(network(1)).train(training)
     # A negative variance, which the drawn buffers have, would hide a use of the running ones.
     before = copy.deepcopy(target.state_dict())
     modes = [part.training for part in target.modules()]
     x = torch.randn(5, 3, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    with batch_statistics(target):
+    expected = copy.deepcopy(target).train()
+    with batch_statistics(target, track=track):
         found = target.norm(target.stem(x))
     assert [part.training for part in target.modules()] == modes
-    assert all(torch.equal(target.state_dict()[name], value) for name, value in before.items())
-    expected = copy.deepcopy(target).train()
+    assert target.norm.track_running_stats
     assert torch.equal(found, expected.norm(expected.stem(x)))
-    assert not torch.equal(expected.norm.running_mean, target.norm.running_mean)
+    assert not torch.equal(expected.norm.running_mean, before["norm.running_mean"])
+    tracked = expected.state_dict() if track else before
+    assert all(torch.equal(target.state_dict()[name], value) for name, value in tracked.items())
 
 
 def test_the_decay_is_constant_or_rises_to_1_as_the_paper_says() -> None:

@@ -50,7 +50,7 @@ COMPARING = ("simclr", "prototype_pairs", "barlow_twins")
 @contextmanager
 def tracked_statistics(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
-        patch.setattr(methods, "batch_statistics", lambda network: nullcontext())
+        patch.setattr(methods, "batch_statistics", lambda network, track: nullcontext())
         yield
 
 
@@ -148,6 +148,34 @@ def test_a_mean_over_parts_would_be_another_gradient(method: str) -> None:
         if p.grad is not None and expected[name].norm() > 1e-9
     )
     assert apart > 1e-2
+
+
+@pytest.mark.parametrize("method", SSL_METHODS)
+def test_the_teacher_tracks_every_part_once_where_it_is_to(method: str) -> None:
+    case = Case(method)
+    still = copy.deepcopy(case.teaching)
+    case.gradients(4)
+    evaluate(case.method.loss, case.learner, case.teaching, case.parts(4), case.ssl)
+    for kept, network in (
+        (still.backbone, case.teaching.backbone),
+        (still.head, case.teaching.head),
+    ):
+        if kept is not None and network is not None:
+            for before, now in zip(
+                kept.state_dict().values(), network.state_dict().values(), strict=True
+            ):
+                assert torch.equal(before, now)
+    case.teaching = case.teaching._replace(tracks=True)
+    case.gradients(4)
+    norms = [
+        part
+        for network in (case.teaching.backbone, case.teaching.head)
+        if network is not None
+        for part in network.modules()
+        if isinstance(part, _BatchNorm)
+    ]
+    assert norms
+    assert all(norm.num_batches_tracked == 1 + 4 for norm in norms)  # 1 before it was a teacher
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -280,14 +308,18 @@ def trained(*overrides: str, eval_statistics: bool = True) -> tuple[Trainer, Tol
         ("barlow_twins", ["ablation=A5", "optimizer=sgd", "optimizer.lr=0.003"]),
     ],
 )
-def test_twenty_steps_of_24_times_4_are_those_of_96(method: str, overrides: list[str]) -> None:
+def test_twenty_steps_of_24_times_4_are_those_of_96(
+    method: str, overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same images, views, losses and parameters: float32, BN in eval statistics."""
     given = [f"ssl={method}", *OPTIONS[method], *overrides]
     given += ["evolution=none", "pretrain.epochs=2", "pretrain.images_per_epoch=960"]
     given += ["curriculum.images={BASIC:960,TEXTURE:960,OBJECT:960,ADVERSARIAL:960}"]
     batch, steps = "hardware.batch_size", "hardware.gradient_accumulation_steps"
-    one, told = trained(*given, f"{batch}=96", f"{steps}=1")
-    parts, told_of_parts = trained(*given, f"{batch}=24", f"{steps}=4", "hardware.accumulate=exact")
+    with tracked_statistics(monkeypatch):
+        one, told = trained(*given, f"{batch}=96", f"{steps}=1")
+        exact = (f"{batch}=24", f"{steps}=4", "hardware.accumulate=exact")
+        parts, told_of_parts = trained(*given, *exact)
     assert one.progress.step == parts.progress.step == 20
     assert one.progress.images_seen == parts.progress.images_seen
     for (name, theirs), ours in zip(

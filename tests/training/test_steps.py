@@ -16,6 +16,7 @@ from sseg_nase.ssl.teacher import ema_decay
 from sseg_nase.stages.pretraining import trainer_of
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.events import Callback, Event
+from sseg_nase.training.interventions import importance
 from sseg_nase.training.loop import Decision, Trainer, _within
 
 TINY = [
@@ -470,6 +471,48 @@ def test_levels_advance_by_the_whole_loss_and_the_gap() -> None:
     one.fit()
     assert asked == [(mean.loss, mean.gap) for mean in means]
     assert all(mean.gap is not None and mean.loss > mean.contrastive for mean in means)
+
+
+@pytest.mark.parametrize("method", ["simclr", "byol"])
+def test_the_teacher_tracks_statistics_of_its_own_in_steps_and_nowhere_else(method: str) -> None:
+    one = trainer("ablation=A5", "evolution=none", f"ssl={method}", "pretrain.epochs=1")
+
+    def statistics() -> dict[str, Tensor]:
+        parts = {"backbone": one.networks.teacher, "head": one.networks.teacher_head}
+        return {
+            f"{part}.{name}": tensor.clone()
+            for part, network in parts.items()
+            if network is not None
+            for name, tensor in network.named_buffers()
+        }
+
+    one._train_epoch()
+    tracked = statistics()
+    counts = [value for name, value in tracked.items() if name.endswith("num_batches_tracked")]
+    assert len(counts) == (4 if method == "byol" else 3)
+    assert all(count == 4 for count in counts)  # once per batch
+    students = dict(one.networks.learner.named_buffers())
+    means = [name for name in tracked if name.endswith("running_mean")]
+    assert all(not torch.equal(tracked[name], students[name]) for name in means)
+
+    one.probe.loss(one.networks, 0)
+    mutation = grown(one).mutation
+    assert mutation is not None
+    one.probe.trial(one.networks, mutation, epoch=0, steps=2, lr=0.01)
+    importance(one, kind="taylor", batches=2, seed=0)
+    assert all(torch.equal(now, tracked[name]) for name, now in statistics().items())
+
+    # A mutation takes them along as the student's; after PRUNE they are those of what is left.
+    new = one.workshop.mutated(one.networks, mutation)
+    assert new.teacher is not None
+    carried = dict(new.teacher.named_buffers())
+    for name in means:
+        kept = carried.get(name.removeprefix("backbone."))
+        if name.startswith("backbone.") and kept is not None:
+            assert torch.equal(kept, tracked[name])
+    before = {name: tensor.clone() for name, tensor in carried.items()}
+    one.probe.recalibrate(new, 0, 2)
+    assert all(not torch.equal(before[n], t) for n, t in carried.items() if n.endswith("_mean"))
 
 
 def test_a_target_head_follows_the_students() -> None:
