@@ -28,7 +28,7 @@ from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra_plugins.hydra_joblib_launcher.config import JobLibLauncherConf
 from hydra_plugins.hydra_submitit_launcher.config import LocalQueueConf, SlurmQueueConf
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from sseg_nase.config.commands import literal, override, quoted
@@ -391,19 +391,21 @@ def _checked(kind: type[T], tree: Mapping[str, Any]) -> T:
         values = OmegaConf.to_container(merged, throw_on_missing=True)
         values = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, OverflowError) as error:
-        for key, value in _unfit(kind, tree, ""):
-            raise UserError(wrong_type(key, value)) from error
-        raise UserError(one_line(error)) from error
+        found = list(_unfit(kind, tree, ""))
+        found.sort(key=lambda one: one[1] is None)  # what is wrong before what is missing
+        raise UserError(wrong_type(*found[0]) if found else one_line(error)) from error
     return _freeze(kind, values)
 
 
 def _unfit(kind: Any, tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     """The values in `tree` that their keys do not take; OmegaConf does not always name the key."""
     for name, inner, _ in fields_of(kind):
-        value, key = tree.get(name, "???"), f"{prefix}{name}"
+        value, key = tree.get(name, MISSING), f"{prefix}{name}"
         if is_section(inner):
             yield from _unfit(inner, value if isinstance(value, Mapping) else {}, f"{key}.")
-        elif value == "???" or not fits(inner, value):
+        elif value == MISSING:
+            yield key, None
+        elif not fits(inner, value):
             yield key, value
 
 
