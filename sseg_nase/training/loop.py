@@ -373,7 +373,7 @@ class Trainer:
         decay = ema_decay(self.progress.step, steps, self.config.ssl)
         self.networks.follow(decay)
         if self.control is not None:
-            self.control.step(lr, decay)
+            self.control.step(self.learning_rate, decay)
         self.progress.step += 1
         return True
 
