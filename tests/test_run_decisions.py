@@ -202,6 +202,39 @@ def test_where_a_run_goes_on_is_said(
     assert [(v["key"], v["old"], v["new"]) for v in changed] == (
         [("optimizer.lr", 0.1, 0.2)] if resumed else []
     )
+    said = ["resumed with optimizer.lr: 0.1 -> 0.2"]
+    assert texts(sink, "warning") == (said if resumed else [])
+    this.place.release()
+
+
+@pytest.mark.parametrize(
+    ("state", "tuning", "step", "mutations"),
+    [
+        (None, None, 0, 0),
+        (state_of(history=[{}, {}]), None, 40, 2),
+        (state_of(history=[{}]), state_of(step=60, history=[{}, {}, {}]), 60, 3),
+    ],
+)
+def test_what_was_told_up_to_the_checkpoint_stays(
+    state: Any, tuning: Any, step: int, mutations: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OpenedError(Exception):
+        pass
+
+    def opens(this: Run, total_epochs: int, resumed: Resumed | None = None) -> None:
+        told.append(resumed)
+        raise OpenedError
+
+    told: list[Resumed | None] = []
+    found = {"last": state, "finetune_last": tuning}
+    monkeypatch.setattr(running, "_state_to_go_on_from", lambda this, name: found[name])
+    monkeypatch.setattr(Run, "tie", lambda *given, **more: None)
+    monkeypatch.setattr(Run, "open", opens)
+    this = begun(Told())
+    this.place.resumed, this.place.run_id = True, "abc"
+    with pytest.raises(OpenedError):
+        running.pipeline(this)
+    assert told == [Resumed("abc", step, mutations)]
     this.place.release()
 
 

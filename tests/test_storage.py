@@ -194,11 +194,13 @@ def test_status_is_written_into_its_own_blocks_where_no_new_file_fits() -> None:
 
     with patched() as monkeypatch:
         monkeypatch.setattr(tempfile, "mkstemp", full)
-        place.write_status("FAILED", "the disk is full", "a long traceback" * 1000)
-        with pytest.raises(StorageError):
-            place.write_status("FINISHED")  # that must not be said in this way
-    said = json.loads((directory / "status.json").read_text())
-    assert (said["status"], said["error"]) == ("FAILED", "the disk is full")
+        for status in ("INTERRUPTED", "FAILED"):
+            place.write_status(status, "the disk is full", "a long traceback" * 1000)
+            for good in ("FINISHED", "RUNNING"):
+                with pytest.raises(StorageError):
+                    place.write_status(good)  # that must not be said in this way
+            said = json.loads((directory / "status.json").read_text())
+            assert (said["status"], said["error"]) == (status, "the disk is full")
 
 
 def test_room_for_two_checkpoints_is_wanted_before_the_first_epoch(

@@ -223,6 +223,7 @@ MISTAKES = [
     ("+views@nope=none", ["+views@nope=none", "views=... or views@finetune.views=..."]),
     ("experiment_name=..", ["experiment_name=..", "names a folder"]),
     ("experiment_name=" + 201 * "x", ["experiment_name=xxx", "200 bytes"]),
+    (f'experiment_name="{101 * "é"}"', ["experiment_name=ééé", "200 bytes"]),
     ('experiment_name="a\x07b"', [r"'a\x07b'", "control characters"]),
     ("~dataset", ["~dataset: every run has dataset.*", "; choose one of cifar_fs"]),
 ]

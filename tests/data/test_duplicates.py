@@ -136,12 +136,15 @@ def test_an_image_under_two_labels_is_used_under_none(own: Path) -> None:
     assert "All 2 are kept" in " ".join(kept.manifest["notices"])
 
 
-def test_no_class_is_left_without_images(own: Path) -> None:
+@pytest.mark.parametrize("emptied", [1, 2])
+def test_no_class_is_left_without_images(emptied: int, own: Path) -> None:
+    if emptied == 1:
+        put(own / "train" / "train-1" / "own.png", picture(0, 1, 3))
     for i in range(3):
         put(own / "train" / "train-1" / f"{i}.png", picture(0, 0, i))
     put(own / "train" / "train-1" / "copy.png", picture(0, 0, 2))
     store = read(own)
-    assert store.counts().tolist() == [3, 3]
+    assert store.counts().tolist() == [3, 5 - emptied]
     assert store.manifest["left_out"] == 1
     said = " ".join(store.manifest["notices"])
     assert "3 images are in several classes" in said

@@ -379,6 +379,14 @@ def test_the_sizes_of_an_icon_are_one_picture(tmp_path: Path) -> None:
     assert open_image(tmp_path / "x.ico", "RGB").facts.frames == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "frames"), [("MPO", 1), ("PSD", 1), ("GIF", 3), ("TIFF", 3), ("PNG", 3), ("WEBP", 3)]
+)
+def test_layers_and_stereo_pairs_are_one_picture(kind: str, frames: int) -> None:
+    image: Any = types.SimpleNamespace(format=kind, n_frames=3)
+    assert opening._frames(image) == frames
+
+
 def test_a_damaged_further_page_says_nothing_of_the_first(tmp_path: Path) -> None:
     """Its black is 65535; what was found of the second page before it breaks off says otherwise."""
     first = tiff("<", np.array([0, 257, 65535]), black=0)

@@ -492,3 +492,4 @@ def test_equal_settings_on_other_images_are_not_the_same_episodes() -> None:
     one = Judged(50.0, 1.0, 2, "ncm", False, 1.0, 1.0, 1.0, None, frozenset(), "checksum")
     assert same_episodes(one, one)
     assert not same_episodes(one, one._replace(images="another"))
+    assert not same_episodes(one, one._replace(episodes=3))  # of the same list, but fewer of them

@@ -65,6 +65,8 @@ def test_runs_that_have_not_finished_are_left_out_of_a_comparison(tmp_path: Path
     warned: list[str] = []
     fine = a_run(tmp_path / "a" / "1", 1000)
     running = a_run(tmp_path / "a" / "2", 1000, "RUNNING")
-    assert comparable([fine, running], warned.append) == [fine]
+    of_before = a_run(tmp_path / "a" / "3", 1000)
+    (of_before / "status.json").unlink()  # nothing says that it has not finished
+    assert comparable([fine, running, of_before], warned.append) == [fine, of_before]
     (text,) = warned
     assert "is RUNNING" in text
