@@ -9,10 +9,10 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow lint ui bench gpu clean
+.PHONY: help setup run test test-slow lint ui bench bench-search gpu clean
 
 help: ## print these targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 setup: $(READY) ## create .venv and install everything, once
 
@@ -49,6 +49,9 @@ ui: $(READY) ## the MLflow UI on the default store
 
 bench: $(PEERS) ## our speed beside the alternatives; ARGS="--only views", --list, --profile
 	$(BIN)/python -m tests.bench $(ARGS)
+
+bench-search: $(READY) ## search strategies on NAS-Bench-201, in TABLE or SSEG_NASE_DATA; ARGS="--only gp"
+	$(BIN)/python benchmarks/search.py $(or $(TABLE),$(SSEG_NASE_DATA),data) $(ARGS)
 
 gpu: $(READY) ## what only a GPU can show, in 8 minutes: a table in OUT, by default gpu-results
 	PYTHON=$(BIN)/python bash benchmarks/gpu.sh $(or $(OUT),gpu-results) $(ARGS)

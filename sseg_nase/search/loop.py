@@ -1,0 +1,97 @@
+"""The search itself: ask a strategy, evaluate, record, until the budget or the space ends."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Protocol
+
+from sseg_nase.errors import UserError
+from sseg_nase.search.budget import Budget
+from sseg_nase.search.log import Candidate, Log, Scored
+from sseg_nase.spaces.space import Space
+
+# Space, log, how many, seed -> the next candidates. None of them while others are pending: wait for
+# a result. None of them while nothing is: the search is over.
+Strategy = Callable[[Space, Log, int, int], list[Candidate]]
+
+
+class Evaluator(Protocol):
+    """What measures candidates, `slots` of them at a time. It never gives a test score."""
+
+    @property
+    def slots(self) -> int:
+        """How many candidates may be in work at once."""
+
+    def start(self, candidate: Candidate) -> None:
+        """Begin with a candidate, or put it in the queue."""
+
+    def result(self) -> Scored:
+        """Wait for a candidate that was started, and return what came out, failed ones too."""
+
+
+def search(
+    space: Space,
+    strategy: Strategy,
+    evaluator: Evaluator,
+    log: Log,
+    budget: Budget,
+    *,
+    seed: int = 0,
+    at_once: int = 1,
+    cache: Mapping[tuple[str, str], Scored] | None = None,
+) -> Log:
+    """Go on with the search in `log` until the budget is spent or the strategy has no more to ask.
+
+    With `at_once` 1 a slot that becomes free gets a new candidate at once; with more, that many are
+    asked for together, after all before them are done. What is pending in the log is evaluated
+    first, so that a search that was killed goes on as if it had not been. `cache` holds scores that
+    are known already: see `known_scores`.
+    """
+    if budget.endless and space.size is None:
+        raise UserError(f"Space {space.name} never ends. Give a budget, such as candidates=100.")
+    waiting, running = deque(log.pending), 0
+    while True:
+        while running < evaluator.slots:
+            if not waiting and (at_once == 1 or not running):
+                waiting.extend(_ask(space, strategy, log, min(at_once, budget.left(log)), seed))
+            if not waiting:
+                break
+            candidate = waiting.popleft()
+            if cache and candidate.asks in cache:
+                log.tell(replace(cache[candidate.asks], candidate=candidate, cached=True))
+            else:
+                evaluator.start(candidate)
+                running += 1
+        if not running:
+            return log
+        log.tell(evaluator.result())
+        running -= 1
+
+
+def known_scores(logs: Iterable[Log], recipe: str) -> dict[tuple[str, str], Scored]:
+    """Return what earlier searches have measured, for `search(cache=…)`.
+
+    Only of logs whose `about["recipe"]` is the same: data, split, training, seed and version of the
+    code belong to it. Failed evaluations are tried again.
+    """
+    return {
+        scored.candidate.asks: scored
+        for log in logs
+        if log.about.get("recipe") == recipe
+        for scored in log.told
+        if scored.error is None
+    }
+
+
+def _ask(space: Space, strategy: Strategy, log: Log, count: int, seed: int) -> list[Candidate]:
+    """Record and return the next candidates; whoever made the strategy, none is above a cap."""
+    if count < 1:
+        return []
+    asked = strategy(space, log, count, seed)
+    for candidate in asked:
+        if not space.allows(candidate.point):
+            raise ValueError(f"Candidate {candidate.number} is above a cap: {candidate.key}.")
+    log.ask(asked)
+    return asked
