@@ -134,7 +134,7 @@ class Bench:
         }
 
     def predictor(self, name: str) -> dict[str, Any]:
-        """Return the rank correlations from n random cells to all others."""
+        """Return the rank correlations from n random cells to 3,000 others."""
         predictor, draws = PREDICTORS[name]
         points = list(self.space.points())
         values = np.array([self.half[self.space.to_json(point)] for point in points])
@@ -212,7 +212,7 @@ def table_of(results: dict[str, Any]) -> str:
             lines.append(f"| {name} | {text} | {cells[0]['runs']} |")
     rows = {n.split("/")[1]: r for n, r in results.items() if n.startswith("predictor/")}
     if rows:
-        lines += ["", "## Predictors: Spearman (Kendall) from n random cells to the others", ""]
+        lines += ["", "## Predictors: Spearman (Kendall) from n random cells to 3,000 others", ""]
         lines += [f"| n | {' | '.join(map(str, SIZES))} | draws |", "|---" * (len(SIZES) + 2) + "|"]
         for name, row in rows.items():
             cells = [row[str(size)] for size in SIZES]

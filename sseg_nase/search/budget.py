@@ -16,7 +16,7 @@ class Budget:
 
     `candidates` counts what was asked for, at any fidelity. `images` (seen in training),
     `training_macs` and `seconds` are those of the evaluations, as the log has them, so that a
-    search that is resumed goes on with what is left.
+    resumed search has what is left of them.
     """
 
     candidates: int | None = None

@@ -109,7 +109,7 @@ class Log:
     def open(
         cls, path: Path, objectives: Objectives, about: Mapping[str, Any] | None = None
     ) -> Log:
-        """Return the log in a file, new or to be gone on with, as its only writer until `close`.
+        """Return the log in a file, new or resumed, as its only writer until `close`.
 
         Raises `UserError` where another process writes it, where it is of another search, and where
         a line of it is damaged.
@@ -286,7 +286,7 @@ class Log:
                 if old != new:
                     raise UserError(
                         f"{shown(path)} is of another search: {name} is {old!r} there and {new!r} "
-                        "here. Go on with the same, or start in another folder."
+                        "here. Resume with the same, or start in another folder."
                     )
         self._replay(path, lines[1:])
 

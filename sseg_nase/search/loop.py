@@ -42,11 +42,11 @@ def search(
     at_once: int = 1,
     cache: Mapping[tuple[str, str], Scored] | None = None,
 ) -> Log:
-    """Go on with the search in `log` until the budget is spent or the strategy has no more to ask.
+    """Run or resume the search in `log` until the budget or the candidates of the strategy end.
 
     With `at_once` 1 a slot that becomes free gets a new candidate at once; with more, that many are
     asked for together, after all before them are done. What is pending in the log is evaluated
-    first, so that a search that was killed goes on as if it had not been. `cache` holds scores that
+    first, so a killed search resumes as if it had not been killed. `cache` holds scores that
     are known already: see `known_scores`.
     """
     if budget.endless and space.size is None:

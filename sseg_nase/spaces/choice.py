@@ -126,8 +126,22 @@ class Options:
         return self.values[max(range(len(code)), key=code.__getitem__)]
 
 
+class _Range:
+    """What ranges have in common: their encoding."""
+
+    @property
+    def width(self) -> int:
+        """One number."""
+        return 1
+
+    @property
+    def unit(self) -> float:
+        """The encoding is between 0 and 1 already."""
+        return 1.0
+
+
 @dataclass(frozen=True)
-class Integers:
+class Integers(_Range):
     """Whole numbers from `low` to `high`, both included."""
 
     name: str
@@ -141,16 +155,6 @@ class Integers:
     def size(self) -> int:
         """How many values there are."""
         return self.high - self.low + 1
-
-    @property
-    def width(self) -> int:
-        """One number."""
-        return 1
-
-    @property
-    def unit(self) -> float:
-        """The encoding is between 0 and 1 already."""
-        return 1.0
 
     def check(self, value: object) -> int:
         """Return the value; raise `UserError` with the bounds."""
@@ -196,7 +200,7 @@ class Integers:
 
 
 @dataclass(frozen=True)
-class Reals:
+class Reals(_Range):
     """Real numbers from `low` to `high`; with `log`, evenly spread over orders of magnitude."""
 
     name: str
@@ -211,16 +215,6 @@ class Reals:
     def size(self) -> int | None:
         """A continuum, but for a single number."""
         return 1 if self.low == self.high else None
-
-    @property
-    def width(self) -> int:
-        """One number."""
-        return 1
-
-    @property
-    def unit(self) -> float:
-        """The encoding is between 0 and 1 already."""
-        return 1.0
 
     def check(self, value: object) -> float:
         """Return the value; raise `UserError` with the bounds."""

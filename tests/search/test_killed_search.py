@@ -1,4 +1,4 @@
-"""A search is killed at any moment, and gone on with: nothing tells it from one that was not."""
+"""A search killed at any moment resumes to the log of one that was not."""
 
 from __future__ import annotations
 

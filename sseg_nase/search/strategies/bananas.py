@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sseg_nase.errors import UserError
 from sseg_nase.search.log import Candidate, Log
 from sseg_nase.search.predictors.base import normal_scores
 from sseg_nase.search.predictors.mlp import Ensemble
 from sseg_nase.search.strategies.ask import Ask
 from sseg_nase.search.strategies.model import best_of, pool
+from sseg_nase.search.strategies.settings import at_least
 from sseg_nase.spaces.space import Space
 
 
@@ -31,9 +31,7 @@ class Bananas:
     members: int = 5
 
     def __post_init__(self) -> None:
-        for name in ("starts", "pool", "incumbents", "members"):
-            if getattr(self, name) < 2:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 2.")
+        at_least(2, self, "starts", "pool", "incumbents", "members")
 
     def __call__(self, space: Space, log: Log, count: int, seed: int) -> list[Candidate]:
         """Return the next candidates."""

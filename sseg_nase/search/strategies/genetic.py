@@ -11,6 +11,7 @@ from typing import Any
 from sseg_nase.errors import UserError
 from sseg_nase.search.log import Candidate, Log, Scored
 from sseg_nase.search.strategies.ask import Ask
+from sseg_nase.search.strategies.settings import at_least
 from sseg_nase.spaces.choice import Value
 from sseg_nase.spaces.space import TRIES, Space
 
@@ -36,8 +37,7 @@ class Genetic:
             raise UserError(
                 f"elites={self.elites} must be from 0 to less than population={self.population}."
             )
-        if self.tournament < 1:
-            raise UserError(f"tournament={self.tournament} must be at least 1.")
+        at_least(1, self, "tournament")
         for name in ("crossover", "mutation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name}={getattr(self, name)} must be from 0 to 1.")

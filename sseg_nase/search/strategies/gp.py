@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr
 
-from sseg_nase.errors import UserError
 from sseg_nase.search.log import Candidate, Log
 from sseg_nase.search.predictors.base import normal_scores
 from sseg_nase.search.predictors.gp import GaussianProcess
 from sseg_nase.search.strategies.ask import Ask
 from sseg_nase.search.strategies.model import best_of, pool
+from sseg_nase.search.strategies.settings import at_least
 from sseg_nase.spaces.space import Space
 
 
@@ -34,9 +34,7 @@ class GP:
 
     def __post_init__(self) -> None:
         GaussianProcess(self.kernel)
-        for name in ("starts", "pool", "incumbents"):
-            if getattr(self, name) < 2:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 2.")
+        at_least(2, self, "starts", "pool", "incumbents")
 
     def __call__(self, space: Space, log: Log, count: int, seed: int) -> list[Candidate]:
         """Return the next candidates."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from sseg_nase.errors import UserError
 from sseg_nase.search.log import Candidate, Log
 from sseg_nase.search.strategies.ask import Ask
+from sseg_nase.search.strategies.settings import at_least
 from sseg_nase.spaces.space import Space
 
 
@@ -21,8 +21,7 @@ class Grid:
     steps: int = 4
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"steps={self.steps} must be at least 1.")
+        at_least(1, self, "steps")
 
     def __call__(self, space: Space, log: Log, count: int, seed: int) -> list[Candidate]:
         """Return the next candidates; fewer at the end."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from sseg_nase.errors import UserError
 from sseg_nase.search.log import Candidate, Log
 from sseg_nase.search.strategies.ask import Ask
+from sseg_nase.search.strategies.settings import at_least
 from sseg_nase.spaces.space import Space
 
 
@@ -23,8 +24,7 @@ class Rungs:
     def __post_init__(self) -> None:
         if not 0 < self.least <= self.most:
             raise UserError(f"least={self.least} must be above 0 and at most most={self.most}.")
-        if self.eta < 2:
-            raise UserError(f"eta={self.eta} must be at least 2.")
+        at_least(2, self, "eta")
 
     @property
     def values(self) -> list[float]:
@@ -52,8 +52,7 @@ class SuccessiveHalving:
     candidates: int = 27
 
     def __post_init__(self) -> None:
-        if self.candidates < 1:
-            raise UserError(f"candidates={self.candidates} must be at least 1.")
+        at_least(1, self, "candidates")
 
     def __call__(self, space: Space, log: Log, count: int, seed: int) -> list[Candidate]:
         """Return the next candidates; none while a rung waits for its results."""

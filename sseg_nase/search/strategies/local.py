@@ -1,4 +1,4 @@
-"""Local search: move to the first better neighbour, start anew at a local optimum.
+"""Local search: move to the first better neighbour, start again at a local optimum.
 
 White, Nolen and Savani, Exploring the loss landscape in neural architecture search (UAI 2021).
 Taking the first better neighbour instead of the best of all is better for small budgets.
@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from sseg_nase.errors import UserError
 from sseg_nase.search.log import Candidate, Log, Scored
 from sseg_nase.search.strategies.ask import Ask
+from sseg_nase.search.strategies.settings import at_least
 from sseg_nase.spaces.choice import Value
 from sseg_nase.spaces.space import Space
 
@@ -29,9 +29,7 @@ class LocalSearch:
     restarts: int = 5
 
     def __post_init__(self) -> None:
-        for name in ("starts", "restarts"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
+        at_least(1, self, "starts", "restarts")
 
     def __call__(self, space: Space, log: Log, count: int, seed: int) -> list[Candidate]:
         """Return unseen neighbours of where the walk stands, or new starts at an optimum."""

@@ -10,6 +10,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.search.log import Candidate, Log, Scored
 from sseg_nase.search.objectives import crowding, non_dominated_sort
 from sseg_nase.search.strategies.ask import Ask
+from sseg_nase.search.strategies.settings import at_least
 from sseg_nase.spaces.space import TRIES, Space
 
 
@@ -27,8 +28,7 @@ class NSGA2:
     mutation: float | None = None
 
     def __post_init__(self) -> None:
-        if self.population < 2:
-            raise UserError(f"population={self.population} must be at least 2.")
+        at_least(2, self, "population")
         for name, value in (("crossover", self.crossover), ("mutation", self.mutation)):
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"{name}={value} must be from 0 to 1.")

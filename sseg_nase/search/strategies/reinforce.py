@@ -19,7 +19,7 @@ STEPS = 10  # of a continuum
 class Reinforce:
     """∇θ = Σ ∇ log π(value) · (reward − b), b ← decay · b + (1 − decay) · reward; Adam ascends.
 
-    The policy is learned anew at each ask, from the log in the order of numbers.
+    Each ask learns the policy from the whole log, in the order of numbers.
     """
 
     learning_rate: float = 0.1
