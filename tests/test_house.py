@@ -1,8 +1,9 @@
-"""The dependency rule of the README: imports go downward only."""
+"""The dependency rule of the README (imports go downward only), and the names of test files."""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,14 @@ def test_imports_go_downward(path: Path) -> None:
 
 def test_every_room_has_a_floor() -> None:
     assert {room_of(path) for path in FILES} == set(FLOOR)
+
+
+def test_no_two_files_of_tests_share_a_name() -> None:
+    # pytest imports them by their names alone: of two, the second is an error of a whole run only.
+    names = Counter(
+        path.name
+        for path in Path(__file__).parent.rglob("*.py")
+        if path.name not in ("__init__.py", "conftest.py")
+        and not (path.parent / "__init__.py").exists()
+    )
+    assert [name for name, files in names.items() if files > 1] == []
