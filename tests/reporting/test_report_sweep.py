@@ -26,7 +26,10 @@ MEANS = {"A1": 40, "A2": 50, "A3": 52, "A4": 54, "A5": 53, "A6": 54, "A7": 58}
 def config_of(ablation: str) -> dict[str, Any]:
     on = ABLATIONS[ablation]
     return {
-        "ssl": {"name": "simclr" if on.ssl else "none", "distillation_weight": on.distillation},
+        "ssl": {
+            "name": "simclr" if on.ssl else "none",
+            "distillation_weight": float(on.distillation),
+        },
         "evolution": {"enabled": on.evolution},
         "sparsity": {"enabled": on.sparsity},
         "curriculum": {"progression": on.progression},
