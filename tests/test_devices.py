@@ -52,7 +52,8 @@ def test_two_processes_train_as_one(overrides: list[str]) -> None:
     for name in ("loss", "gap"):
         ours, theirs = ([epoch[name] for epoch in each] for each in (epochs2, epochs))
         if theirs[0] is not None:
-            assert ours == pytest.approx(theirs, rel=EQUAL)
+            # A gap is a small difference of large vectors.
+            assert ours == pytest.approx(theirs, rel=EQUAL if name == "loss" else 10 * EQUAL)
     results = [json.loads((d / "results.json").read_text()) for d in (one, two)]
     assert results[0]["architecture"] == results[1]["architecture"]
     assert results[0]["images_seen"] == results[1]["images_seen"]

@@ -25,7 +25,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 def mutated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was finished, with mutations."""
     place = f"paths.output_dir={tmp_path_factory.mktemp('mutated')}"
-    taking_turns = ["evolution.operators=[grow,widen_all]", "evolution.max_repeats=1"]
+    taking_turns = [
+        "evolution.operators=[grow,widen_all]", "evolution.max_repeats=1",
+        "evolution.trial_margin=null", "curriculum.progression=false",
+    ]  # fmt: skip
     return run(load([*TINY, "ablation=A7", "pretrain.epochs=8", *taking_turns, place]))
 
 

@@ -254,28 +254,38 @@ def _never_reached(config: Config) -> str | None:
     curriculum, epochs = config.curriculum, config.pretrain.epochs
     if config.ssl.name == "none" or epochs == 0 or config.finetune.start:
         return None
-    begins = _natural_begins(curriculum, epochs)
+    begins = _natural_begins(config)
     if begins < epochs:
         return None
-    before = curriculum.levels.index("NATURAL")
+    before, late = curriculum.levels.index("NATURAL"), _late(config)
+    longest = (epochs - 1) // before - late
     remedy = (
-        f"curriculum.max_epochs_per_level={(epochs - 1) // before}"
-        if epochs > before
-        else f"pretrain.epochs={before + 1} curriculum.max_epochs_per_level=1"
+        f"curriculum.max_epochs_per_level={longest}"
+        if longest > 0
+        else f"pretrain.epochs={before * (1 + late) + 1} curriculum.max_epochs_per_level=1"
+    )
+    unless = "if no level ends sooner" + (
+        " and a mutation puts off the end of each" if late else ""
     )
     return (
-        f"the level NATURAL begins after epoch {begins}, if no level ends sooner, and training "
+        f"the level NATURAL begins after epoch {begins}, {unless}, and training "
         f"ends after epoch {epochs}. Set {remedy}, or curriculum=natural"
     )
 
 
-def _natural_begins(curriculum: CurriculumConfig, epochs: int) -> int:
+def _natural_begins(config: Config) -> int:
     """The epoch before which NATURAL begins at the latest; 0 where it is there at once."""
+    curriculum = config.curriculum
     if "NATURAL" not in curriculum.levels or not curriculum.progression:
         return 0
     before = curriculum.levels.index("NATURAL")
-    evenly = -(-epochs // len(curriculum.levels))
-    return before * (curriculum.max_epochs_per_level or evenly)
+    evenly = -(-config.pretrain.epochs // len(curriculum.levels))
+    return before * ((curriculum.max_epochs_per_level or evenly) + _late(config))
+
+
+def _late(config: Config) -> int:
+    """By how many epochs the end of a level may be put off: a mutation comes before it, once."""
+    return int(config.evolution.enabled or config.sparsity.enabled)
 
 
 def _reaching_natural(config: Config) -> tuple[Config, list[str]]:
@@ -289,9 +299,10 @@ def _reaching_natural(config: Config) -> tuple[Config, list[str]]:
         return config, []
     if curriculum.max_epochs_per_level is not None:
         return config, []
-    if _natural_begins(curriculum, epochs) < epochs or epochs < len(curriculum.levels):
+    if _natural_begins(config) < epochs or epochs < len(curriculum.levels):
         return config, []
-    length = epochs // len(curriculum.levels)
+    before = curriculum.levels.index("NATURAL")
+    length = max(1, min(epochs // len(curriculum.levels), (epochs - 1) // before - _late(config)))
     curriculum = dataclasses.replace(curriculum, max_epochs_per_level=length)
     note = (
         f"curriculum.max_epochs_per_level={length}: so that the level NATURAL, your images, begins "

@@ -161,10 +161,11 @@ def test_what_is_told_costs_one_look(fake: Fake) -> None:
 @pytest.mark.parametrize(
     ("overrides", "most"),
     [
-        (PLAIN, {"optimizer": 2, "teacher": 2, "telling": 0}),
+        # Of the optimizer two for what decays, and two for norms and biases, which do not.
+        (PLAIN, {"optimizer": 4, "teacher": 2, "telling": 0}),
         # Besides: whether there was a step, and what the scaler does with its scale.
-        ([*PLAIN, "hardware.precision=16-mixed"], {"optimizer": 16, "teacher": 2, "telling": 0}),
-        ([*PLAIN, "ssl=byol"], {"optimizer": 2, "teacher": 4, "telling": 0}),
+        ([*PLAIN, "hardware.precision=16-mixed"], {"optimizer": 19, "teacher": 2, "telling": 0}),
+        ([*PLAIN, "ssl=byol"], {"optimizer": 4, "teacher": 4, "telling": 0}),
         (["evolution=none", "sparsity=none", "tracking.interval_steps=2"], {"telling": 3}),
     ],
 )
@@ -175,7 +176,7 @@ def test_a_step_asks_for_few_operators(
     epochs = ["pretrain.epochs=1", "pretrain.images_per_epoch=64"]
     found = operators_of_a_step(trainer(*overrides, *epochs))
     # Of 3 blocks, BN and all; views by torch's operators, as there is no Triton here.
-    most = {"feed": 2, "views": 190, "forward": 100, "backward": 80, "rest": 3} | most
+    most = {"feed": 2, "views": 190, "forward": 105, "backward": 80, "rest": 3} | most
     assert found.keys() <= set(PARTS)
     assert found["views"] > 50
     over = {part: count for part, count in found.items() if count > most.get(part, 4)}
@@ -220,7 +221,7 @@ EVERY = (
     ],
 )
 def test_every_mutation(fake: Fake, overrides: list[str]) -> None:
-    one = trainer(*overrides, f"pretrain.epochs={len(EVERY) + 1}", interventions=[InTurn(*EVERY)])
+    one = trainer(*overrides, f"pretrain.epochs={len(EVERY) + 3}", interventions=[InTurn(*EVERY)])
     one.fit()
     assert [record.kind for record in one.progress.history] == [
         "GROW", "WIDEN", "GROW", "WIDEN", "WIDEN", "PRUNE",
@@ -247,12 +248,13 @@ def test_rollback(fake: Fake, grace: int) -> None:
 @pytest.mark.parametrize("importance", ["taylor", "magnitude", "random"])
 def test_the_whole_method(fake: Fake, importance: str) -> None:
     """Plateaus, trials of what could be done, and pruning by importance, with shortcuts."""
-    more = [] if importance == "taylor" else ["evolution=none"]
+    evolving = importance == "taylor"
+    more = ["evolution.operators=[grow]" if evolving else "evolution=none"]
     chosen = [f"sparsity.importance={importance}", "backbone.residual=true"]
     one = trainer("ablation=A7", "pretrain.epochs=5", *chosen, *more)
     one.fit()
     kinds = {record.kind for record in one.progress.history}
-    assert kinds >= ({"PRUNE"} if more else {"PRUNE", "GROW"})
+    assert kinds >= ({"PRUNE", "GROW"} if evolving else {"PRUNE"})
     assert on_cuda(one)
 
 

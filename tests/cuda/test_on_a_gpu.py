@@ -33,7 +33,9 @@ GPU = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
 # Mutations of every kind, and all that is random.
-RUN = ["ablation=A7", "pretrain.epochs=5", "hardware.deterministic=true"]
+RUN = [
+    "ablation=A7", "pretrain.epochs=5", "hardware.deterministic=true", "evolution.operators=[grow]",
+]  # fmt: skip
 PLAIN = ["evolution=none", "sparsity=none"]
 
 

@@ -297,6 +297,9 @@ def test_a_resumed_run_may_be_given_other_values(
 # -- the level NATURAL -----------------------------------------------------------------------------
 
 
+STILL = ["evolution=none", "sparsity=none"]  # what could put off the end of a level
+
+
 def levels_of(config: Config, epochs: int, **changed: Any) -> Config:
     curriculum = dataclasses.replace(
         config.curriculum, levels=["BASIC", "TEXTURE", "NATURAL"], progression=True, **changed
@@ -306,19 +309,26 @@ def levels_of(config: Config, epochs: int, **changed: Any) -> Config:
 
 
 @pytest.mark.parametrize(
-    ("epochs", "given", "length"),
+    ("mutations", "epochs", "given", "length"),
     [
-        (4, None, 1),  # evenly it would be two epochs a level, and NATURAL never begins
-        (6, None, None),  # two epochs a level leave two
-        (2, None, None),  # fewer epochs than levels
-        (4, 2, 2),  # what is given is never changed
+        (False, 4, None, 1),  # evenly it would be two epochs a level, and NATURAL never begins
+        (False, 6, None, None),  # two epochs a level leave two
+        (False, 2, None, None),  # fewer epochs than levels
+        (False, 4, 2, 2),  # what is given is never changed
+        (True, 4, None, 1),  # perhaps too long: what can be done
+        (True, 6, None, 1),  # a mutation may come before the end of each of two levels
+        (True, 9, None, None),  # three epochs and one more, twice, leave one
     ],
 )
 def test_levels_are_short_enough_for_natural_to_begin(
-    splits: dict[str, list[int]], epochs: int, given: int | None, length: int | None
+    splits: dict[str, list[int]],
+    mutations: bool,
+    epochs: int,
+    given: int | None,
+    length: int | None,
 ) -> None:
     splits |= {"train": [50] * 9, "val": [50] * 9}
-    config = levels_of(config_of(), epochs, max_epochs_per_level=given)
+    config = levels_of(config_of(*([] if mutations else STILL)), epochs, max_epochs_per_level=given)
     fit, notes = fitted(config)
     assert fit.curriculum.max_epochs_per_level == length
     said = [note for note in notes if note.startswith("curriculum.max_epochs_per_level=1")]
@@ -358,25 +368,40 @@ def test_levels_stay_as_they_are_where_own_images_are_not_pretrained_on(
     [
         (levels_of(config_of(), 0, max_epochs_per_level=1), "pretrain.epochs=0 trains nothing"),
         (
-            levels_of(config_of(), 2, max_epochs_per_level=1),
+            levels_of(config_of(*STILL), 2, max_epochs_per_level=1),
             "begins after epoch 2, if no level ends sooner, and training ends after epoch 2. "
             "Set pretrain.epochs=3 curriculum.max_epochs_per_level=1",
         ),
-        (levels_of(config_of(), 3, max_epochs_per_level=1), None),
+        (levels_of(config_of(*STILL), 3, max_epochs_per_level=1), None),
         (
-            levels_of(config_of(), 7, max_epochs_per_level=4),
+            levels_of(config_of(*STILL), 7, max_epochs_per_level=4),
             "begins after epoch 8, if no level ends sooner, and training ends after epoch 7. "
             "Set curriculum.max_epochs_per_level=3",
         ),
-        (levels_of(config_of(), 7, max_epochs_per_level=3), None),
-        (levels_of(config_of(), 7, max_epochs_per_level=None), None),
+        (levels_of(config_of(*STILL), 7, max_epochs_per_level=3), None),
+        (levels_of(config_of(*STILL), 7, max_epochs_per_level=None), None),
+        *(
+            (
+                levels_of(config_of(still), 4, max_epochs_per_level=1),
+                "begins after epoch 4, if no level ends sooner and a mutation puts off the end of "
+                "each, and training ends after epoch 4. "
+                "Set pretrain.epochs=5 curriculum.max_epochs_per_level=1",
+            )
+            for still in STILL
+        ),
+        (levels_of(config_of(), 5, max_epochs_per_level=1), None),
+        (
+            levels_of(config_of(), 7, max_epochs_per_level=3),
+            "Set curriculum.max_epochs_per_level=2",
+        ),
+        (levels_of(config_of(), 7, max_epochs_per_level=2), None),
         (
             levels_of(config_of("finetune=prototypical"), 0, max_epochs_per_level=1),
             None,  # they are fine-tuned on
         ),
         # Of a benchmark only where the config means to train on them.
         (levels_of(config_of(dataset="digits"), 0, max_epochs_per_level=1), None),
-        (levels_of(config_of(dataset="digits"), 2, max_epochs_per_level=1), "begins after epoch 2"),
+        (levels_of(config_of(dataset="digits"), 2, max_epochs_per_level=1), "begins after epoch 4"),
     ],
 )
 def test_images_that_are_not_trained_on_are_counted(

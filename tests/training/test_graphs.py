@@ -43,13 +43,20 @@ class Rehearsed:
         self.one, self.log = one, log
 
     def record(self, work: Callable[[], Losses]) -> Losses:
-        learner = self.one.networks.learner
-        before = {name: buffer.clone() for name, buffer in learner.named_buffers()}
+        networks = self.one.networks
+        learner = networks.learner
+        buffers = [
+            buffer
+            for network in (learner, networks.teacher, networks.teacher_head)
+            if network is not None
+            for buffer in network.buffers()
+        ]
+        before = [buffer.clone() for buffer in buffers]
         self.work, self.losses = work, work()
         self.parameters = [each for each in learner.parameters() if each.grad is not None]
         self.gradients = [each.grad for each in self.parameters if each.grad is not None]
-        for name, buffer in learner.named_buffers():
-            buffer.copy_(before[name])
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
         for gradient in self.gradients:
             gradient.fill_(torch.nan)
         self.log.append("record")

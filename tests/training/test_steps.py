@@ -495,10 +495,10 @@ def test_the_teacher_tracks_statistics_of_its_own_in_steps_and_nowhere_else(meth
     means = [name for name in tracked if name.endswith("running_mean")]
     assert all(not torch.equal(tracked[name], students[name]) for name in means)
 
-    one.probe.loss(one.networks, 0)
+    one.probe.held_losses([one.networks], 0)
     mutation = grown(one).mutation
     assert mutation is not None
-    one.probe.trial(one.networks, mutation, epoch=0, steps=2, lr=0.01)
+    one.probe.trials(one.networks, [mutation], epoch=0, steps=2, lr=0.01)
     importance(one, kind="taylor", batches=2, seed=0)
     assert all(torch.equal(now, tracked[name]) for name, now in statistics().items())
 
