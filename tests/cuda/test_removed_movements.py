@@ -75,6 +75,7 @@ def outcome(*arguments: str) -> tuple[int, int, str]:
     return int(said[1]), int(said[2]), done.stdout
 
 
+@pytest.mark.slow
 def test_some_are_seen_and_one_that_no_test_comes_by_is_missed() -> None:
     tests = "test_cuda_ranks.py::test_a_loss_over_all_ranks"
     seen, of, said = outcome("--only", "ssl/objectives.py", "--tests", tests)

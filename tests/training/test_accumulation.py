@@ -453,6 +453,7 @@ def test_a_loss_is_told_once_per_step() -> None:
         ]
 
 
+@pytest.mark.slow
 def test_two_processes_in_parts_train_as_one(tmp_path: Path) -> None:
     given = [*TINY, "seed=1", *SMALL, "ablation=A7", "pretrain.epochs=4", "optimizer=sgd"]
     parts = ["hardware.gradient_accumulation_steps=2", "hardware.accumulate=exact"]

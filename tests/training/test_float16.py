@@ -190,6 +190,7 @@ def test_skipped_steps_are_none(
     assert [epoch.get("skipped") for epoch in told.of("epoch")][-1] == progress.skipped
 
 
+@pytest.mark.slow
 def test_a_run_that_skips_steps_resumes_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
