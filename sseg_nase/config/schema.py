@@ -246,7 +246,7 @@ class EvolutionConfig:
     """`None` marks what the chosen order does not have."""
 
     enabled: bool
-    order: Annotated[str, option(choices=("trials", "balanced"))]
+    order: Annotated[str, option(choices=("trials", "balanced", "random"))]
     expand_at: Annotated[Optional[list[float]], option(above=0, most=LATEST_EXPANSION)]
     blocks_per_stage: Annotated[Optional[int], option(least=2)]
     operators: Annotated[list[str], option(choices=("grow", "widen", "widen_all"))]

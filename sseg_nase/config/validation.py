@@ -477,7 +477,7 @@ def _architecture(config: Config) -> Iterator[str]:
     refused = list(_caps_below(config, blocks, f"{seed} {{}} already; raise it, start smaller, or"))
     yield from refused
     most = evolution.blocks_per_stage
-    if evolution.order == "balanced" and most and not refused:
+    if evolution.order != "trials" and most and not refused:
         grown = _grown(blocks, config.dataset.image_size, most)
         last = f"with evolution.blocks_per_stage={most} the network grows"
         if len(grown) > evolution.max_blocks:
@@ -492,12 +492,12 @@ def _architecture(config: Config) -> Iterator[str]:
 
 def _order(evolution: EvolutionConfig) -> Iterator[str]:
     """Every option of an order is given where it has effect, and expansions follow in time."""
-    shares, balanced = evolution.expand_at, evolution.order == "balanced"
+    shares, balanced = evolution.expand_at, evolution.order != "trials"
     for key in ("expand_at", "blocks_per_stage"):
         value = getattr(evolution, key)
         if balanced and (value is None or value == []):
             given = "null" if value is None else "[]"
-            yield f"evolution.{key}={given}: evolution.order=balanced needs a value."
+            yield f"evolution.{key}={given}: evolution.order={evolution.order} needs a value."
         if not balanced and value is not None:
             yield (
                 f"evolution.{key}={value}: it has no effect with evolution.order=trials; choose "

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from sseg_nase.config.schema import EvolutionConfig
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.mutation import Mutation, grow, widen
 
@@ -23,6 +24,12 @@ class Caps:
     max_params: int
     max_flops: int
     resolution: int
+
+    @classmethod
+    def of(cls, evolution: EvolutionConfig) -> Caps:
+        """Those that the config sets."""
+        e = evolution
+        return cls(e.max_blocks, e.max_channels, e.max_params, e.max_flops, e.cap_resolution)
 
     def violation(self, architecture: Architecture) -> str | None:
         """What `architecture` exceeds, in words, or None. Limits on params and flops are strict."""

@@ -364,13 +364,24 @@ def grow(
     return _grow(before, [_Place(position, out_channels, before_pool)], mode=mode, seed=seed)
 
 
-def grow_stages(before: Architecture, *, most: int | None = None, seed: int = 0) -> Mutation:
+def grow_stages(
+    before: Architecture, *, most: int | None = None, drawn: bool = False, seed: int = 0
+) -> Mutation:
     """GROW in every stage at once: one more block at its end, before its pooling.
 
     The blocks are those of `grow` with mode `preserve`, as wide as their stage. A stage that has
-    `most` blocks stays. Raises `UserError` where all of them do.
+    `most` blocks stays. `drawn`: as many blocks, but the stage of each is drawn, and `most` holds
+    for the mean of all stages. Raises `UserError` where there are as many as that already.
     """
-    ends = [stage[-1] for stage in before.stages if most is None or len(stage) < most]
+    stages = before.stages
+    if drawn:
+        room = len(stages) if most is None else most * len(stages) - len(before.blocks)
+        count = max(0, min(room, len(stages)))
+        generator = torch.Generator().manual_seed(seed)
+        numbers = torch.randint(len(stages), (count,), generator=generator)
+        ends = [stages[number][-1] for number in sorted(numbers.tolist())]
+    else:
+        ends = [stage[-1] for stage in stages if most is None or len(stage) < most]
     if not ends:
         raise UserError(f"GROW in every stage: all of them have {most} blocks or more")
     places = [_Place(end + 1, before.channels[end], before.blocks[end].pool) for end in ends]
@@ -409,8 +420,8 @@ def _grow(
     if mode not in modes:
         raise UserError(f"GROW mode '{mode}': accepted {', '.join(modes)}")
     order = [place.position for place in places]
-    if order != sorted(set(order)):
-        raise UserError(f"GROW positions {order}: name each once, from the first to the last")
+    if order != sorted(order):
+        raise UserError(f"GROW positions {order}: name them from the first to the last")
     blocks, spaces = list(before.blocks), [ChannelMap.same(w) for w in before.widths]
     origins: list[int | None] = list(range(len(before.blocks)))
     zeroed: tuple[str, ...] = ()

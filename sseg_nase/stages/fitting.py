@@ -18,7 +18,6 @@ from sseg_nase.config.compose import dataset_choice, defaults
 from sseg_nase.config.schema import (
     ROOTED,
     Config,
-    CurriculumConfig,
     DatasetConfig,
     EvaluationConfig,
     FinetuneConfig,

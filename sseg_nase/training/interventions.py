@@ -90,13 +90,7 @@ class Evolve(Intervention):
             detector=evolution.detector,
             patience=evolution.patience_epochs,
         )
-        self.caps = Caps(
-            evolution.max_blocks,
-            evolution.max_channels,
-            evolution.max_params,
-            evolution.max_flops,
-            evolution.cap_resolution,
-        )
+        self.caps = Caps.of(evolution)
         self.options = Options(
             evolution.channel_expansion_ratio,
             evolution.grow_mode,

@@ -11,6 +11,7 @@ from typing import Any
 
 from sseg_nase.config.schema import LATEST_EXPANSION, EvolutionConfig
 from sseg_nase.data.random import derive
+from sseg_nase.errors import UserError
 from sseg_nase.evolution.selection import Caps
 from sseg_nase.nets.mutation import grow_stages
 from sseg_nase.training.interventions import Evolve
@@ -19,6 +20,8 @@ from sseg_nase.training.loop import Decision, Intervention, Trainer
 
 class Expand(Intervention):
     """`grow_stages` whenever an expansion is due, until every stage has its blocks.
+
+    With order=random the stage of every block is drawn, which balanced growth is to be better than.
 
     One that could not be done when it was due, because another mutation was on probation, is made
     up for at the next occasion, but never after `LATEST_EXPANSION` of the epochs. The function
@@ -31,13 +34,8 @@ class Expand(Intervention):
         assert evolution.expand_at is not None
         assert evolution.blocks_per_stage is not None
         self.shares, self.most, self.seed = evolution.expand_at, evolution.blocks_per_stage, seed
-        self.caps = Caps(
-            evolution.max_blocks,
-            evolution.max_channels,
-            evolution.max_params,
-            evolution.max_flops,
-            evolution.cap_resolution,
-        )
+        self.caps = Caps.of(evolution)
+        self.drawn = evolution.order == "random"
         self.rounds = 0  # of the expansions that are over
 
     def observe(self, trainer: Trainer) -> None:
@@ -55,11 +53,14 @@ class Expand(Intervention):
             reason = f"an expansion is due, but over {LATEST_EXPANSION:.0%} of the epochs are done"
             return Decision(None, {"reason": reason, **trigger})
         architecture = trainer.networks.evolving
-        if all(len(stage) >= self.most for stage in architecture.stages):
-            reason = f"every stage has {self.most} blocks or more"
-            return Decision(None, {"reason": reason, **trigger})
         seed = derive(self.seed, self.name, trainer.progress.epoch)
-        expansion = grow_stages(architecture, most=self.most, seed=seed)
+        try:
+            expansion = grow_stages(architecture, most=self.most, drawn=self.drawn, seed=seed)
+        except UserError:  # nothing is left to grow
+            whole = "the stages have" if self.drawn else "every stage has"
+            mean = " on average" if self.drawn else ""
+            reason = f"{whole} {self.most} blocks or more{mean}"
+            return Decision(None, {"reason": reason, **trigger})
         violated = self.caps.violation(expansion.after)
         if violated is not None:
             return Decision(None, {"reason": f"the expansion is over a cap: {violated}", **trigger})
@@ -77,4 +78,5 @@ class Expand(Intervention):
 ORDERS: Mapping[str, Callable[[EvolutionConfig, int], Intervention]] = {
     "trials": Evolve,
     "balanced": Expand,
+    "random": Expand,
 }

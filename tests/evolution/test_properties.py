@@ -73,7 +73,8 @@ def drawn_growth(rng: random.Random, before: Architecture) -> Mutation:
 def drawn_growth_of_stages(rng: random.Random, before: Architecture) -> Mutation:
     least = min(len(stage) for stage in before.stages)
     most = rng.choice((None, least + 1))
-    return grow_stages(before, most=most, seed=rng.randrange(10_000))
+    seed, drawn = rng.randrange(10_000), rng.random() < 0.5
+    return grow_stages(before, most=None if drawn else most, drawn=drawn, seed=seed)
 
 
 def drawn_widening(rng: random.Random, before: Architecture) -> Mutation:

@@ -350,6 +350,8 @@ def drawn(rng: random.Random, before: Architecture) -> Mutation:
 
     def deepened() -> Mutation:
         least = min(len(stage) for stage in before.stages)
+        if rng.random() < 0.5:
+            return grow_stages(before, drawn=True, seed=seed)
         return grow_stages(before, most=rng.choice([None, least + 1]), seed=seed)
 
     def widened(block: int | None) -> Mutation:
@@ -407,7 +409,7 @@ PRUNED, ALL = prune(SEED, [[0], [1], [2]]).target, widen(SEED, None).target
         ("GROW", {**GROWN, "block": None}, "'blocks' is missing"),
         ("GROW", {**GROWN, "before_pool": 7}, "before_pool not as the rest"),
         ("GROW", {**DEEPER, "before_pool": [True]}, "GROW target: zip"),
-        ("GROW", {**DEEPER, "blocks": [1, 3, 3]}, "each once, from the first to the last"),
+        ("GROW", {**DEEPER, "blocks": [1, 3, 3]}, "name them from the first to the last"),
         ("GROW", {**DEEPER, "blocks": [1, 3, 6]}, "position 4: accepted 1 to 3"),
         ("GROW", {**DEEPER, "block": 1}, "GROW target: '<' not supported"),
         ("GROW", {**GROWN, "out_channels": "8"}, "GROW target: '<' not supported"),

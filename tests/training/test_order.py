@@ -22,6 +22,8 @@ from sseg_nase.training.loop import Decision
 from sseg_nase.training.order import ORDERS, Expand
 
 SEED = Architecture.seed([4, 5, 6], resolution=16)
+WIDE = Architecture.seed([4] * 5, resolution=32)
+UNEVEN = Architecture.seed([4, 4, 6], resolution=16, pooled_blocks=1)
 EVOLUTION = load(["evolution=balanced"]).evolution
 
 
@@ -71,9 +73,8 @@ def test_every_stage_gets_one_block_more_at_each_share_of_the_epochs() -> None:
     assert (first.grace, first.fitness) == (0, None)  # there is nothing to prove
     assert grown(decided(40, blocks_per_stage=2)) == {12: [2, 2, 2]}
     assert grown(decided(40, expand_at=[0.6])) == {24: [2, 2, 2]}
-    uneven = Architecture.seed([4, 4, 6], resolution=16, pooled_blocks=1)
-    assert uneven.stages == ((0,), (1, 2))
-    assert grown(decided(40, start=uneven)) == {12: [2, 3], 16: [3, 3]}
+    assert UNEVEN.stages == ((0,), (1, 2))
+    assert grown(decided(40, start=UNEVEN)) == {12: [2, 3], 16: [3, 3]}
 
 
 def test_an_expansion_that_was_missed_is_made_up_for_but_not_late() -> None:
@@ -98,7 +99,22 @@ def test_an_expansion_over_a_cap_is_refused_in_words() -> None:
 
 
 def test_an_order_by_its_name() -> None:
-    assert dict(ORDERS) == {"trials": Evolve, "balanced": Expand}
+    assert dict(ORDERS) == {"trials": Evolve, "balanced": Expand, "random": Expand}
+
+
+def test_stages_are_drawn() -> None:
+    """As many blocks at the same time as in the balanced order."""
+    drawn = grown(decided(40, order="random", start=WIDE, max_blocks=15))
+    assert {epoch: sum(stages) for epoch, stages in drawn.items()} == {12: 10, 16: 15}
+    assert all(stages != [number] * 5 for number, stages in enumerate(drawn.values(), 2))
+    *_, (_, last) = (
+        (epoch, decision)
+        for epoch, decision in decided(40, order="random")
+        if decision.trigger["reason"] != "no expansion is due"
+    )
+    assert last.trigger["reason"] == "the stages have 3 blocks or more on average"
+    fewer = grown(decided(40, order="random", blocks_per_stage=2, start=UNEVEN))
+    assert [sum(stages) for stages in fewer.values()] == [4]  # 2 stages, of 3 blocks before
 
 
 def test_a_stopped_run_grows_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
