@@ -74,7 +74,7 @@ def projections_of(
 
 
 def relative(changed: Tensor, reference: Tensor) -> float:
-    return ((changed - reference).norm() / reference.norm().clamp_min(1e-2)).item()
+    return ((changed - reference).norm() / reference.norm().clamp_min(1e-12)).item()
 
 
 def snapshot(state: TrainingState) -> TrainingState:
