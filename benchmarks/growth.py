@@ -1,0 +1,225 @@
+"""Growth at equal compute: `python benchmarks/growth.py DATA OUT`, with CIFAR-FS in DATA.
+
+Every arm trains without labels until it has spent the same multiply-accumulates (students' forward
+and backward passes, three times a forward pass, at the architecture of each moment), with the same
+schedule: constant, then decayed to 0. Its learning rate is the best of three by the 5-shot accuracy
+on val with the first seed. All networks are judged on the same episodes of val. What is finished in
+OUT is not trained again, so a run that was stopped is resumed by the same command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sseg_nase.config.compose import load
+from sseg_nase.config.schema import Config
+from sseg_nase.fewshot.statistics import crossed_difference, holm, mean_t95
+from sseg_nase.reporting.episodes import read_episodes
+from sseg_nase.stages.pretraining import seed_learner
+from sseg_nase.training.order import Expand
+
+COMMON = (
+    "dataset=cifar_fs", "dataset.image_size=32", "curriculum=natural", "sparsity=none",
+    "ssl.distillation_weight=0", "ssl.temperature=0.2", "scheduler=constant_decay",
+    "tracking=jsonl", "evaluation.split=val", "evaluation.untrained_reference=false",
+    "evaluation.method=prototype",
+)  # fmt: skip
+FIXED, WIDE = "evolution=none", "backbone=seed_wide"
+GROWN = (WIDE, "evolution=balanced")
+ARMS: Mapping[str, tuple[str, ...]] = {
+    "grown": GROWN,
+    "its final network": (WIDE, FIXED, "backbone.blocks_per_stage=3"),
+    "grown at random": (*GROWN, "evolution.order=random"),
+    "its seed network": (WIDE, FIXED),
+    "ResNet-12, 10-25-50-100": (
+        "backbone=resnet12_quarter", "backbone.channels=[10,25,50,100]", FIXED,
+    ),
+    "ResNet-12, 16-40-80-160": ("backbone=resnet12_quarter", FIXED),
+    "Conv4-64": ("backbone=conv4", FIXED),
+}  # fmt: skip
+RATES = (0.001, 0.002, 0.004)
+VIEWS, PASSES = 2, 3
+KEYS = ("cifar_fs/val/5w1s", "cifar_fs/val/5w5s")
+
+
+class Job(NamedTuple):
+    """A training."""
+
+    arm: str
+    rate: float
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        """Where it is."""
+        return out / self.arm.replace(", ", "-").replace(" ", "_") / f"{self.rate:g}-{self.seed}"
+
+
+class Settings(NamedTuple):
+    """Of all arms."""
+
+    data: Path
+    out: Path
+    macs: float
+    epochs: int
+    episodes: int
+    overrides: tuple[str, ...]
+
+
+def config_of(job: Job, settings: Settings, *more: str) -> tuple[list[str], Config]:
+    """What is written on the command line, and what it means."""
+    lines = [
+        *COMMON, *ARMS[job.arm], f"optimizer.lr={job.rate}", f"seed={job.seed}",
+        f"pretrain.epochs={settings.epochs}", f"evaluation.episodes={settings.episodes}",
+        f"paths.data_dir='{settings.data}'", f"paths.output_dir='{job.folder(settings.out)}'",
+        *settings.overrides, *more,
+    ]  # fmt: skip
+    return lines, load(lines)
+
+
+def macs_by_epoch(config: Config) -> list[int]:
+    """A forward pass of one view in every epoch, as the network grows."""
+    network = seed_learner(config).backbone
+    epochs, side = config.pretrain.epochs, config.dataset.image_size
+    if not config.evolution.enabled:
+        return [network.architecture.macs(side)] * epochs
+    expand, found = Expand(config.evolution, config.seed), list[int]()
+    trainer: Any = SimpleNamespace(
+        progress=SimpleNamespace(epoch=0),
+        config=config,
+        networks=SimpleNamespace(evolving=network.architecture),
+    )
+    for epoch in range(epochs):
+        found.append(trainer.networks.evolving.macs(side))
+        trainer.progress.epoch = epoch
+        if epoch + 1 < epochs and (grown := expand.decide(trainer).mutation) is not None:
+            trainer.networks.evolving = grown.after
+    return found
+
+
+def train(job: Job, settings: Settings) -> None:
+    """In a process of its own, until its share of the macs is spent."""
+    _, config = config_of(job, settings)
+    images = round(settings.macs / (PASSES * VIEWS * sum(macs_by_epoch(config))))
+    lines, _ = config_of(job, settings, f"pretrain.images_per_epoch={images}")
+    if results(job, settings) is not None:
+        return
+    folder = job.folder(settings.out)
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = sorted(path.parent for path in folder.glob("*/*/status.json"))
+    command = [sys.executable, "-m", "sseg_nase", *([f"resume='{runs[-1]}'"] if runs else lines)]
+    with (folder / "output.txt").open("a") as output:
+        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
+    ended = "done" if done.returncode == 0 else f"failed, see {folder / 'output.txt'}"
+    print(f"{job.arm}, learning rate {job.rate:g}, seed {job.seed}: {ended}", flush=True)
+
+
+def train_all(jobs: Sequence[Job], settings: Settings, parallel: int) -> bool:
+    """Whether all of them have finished in the end."""
+    with ThreadPoolExecutor(parallel) as pool:
+        list(pool.map(lambda job: train(job, settings), jobs))
+    return all(results(job, settings) is not None for job in jobs)
+
+
+def results(job: Job, settings: Settings) -> tuple[Path, dict[str, Any]] | None:
+    """The run's folder and its results.json; None where it has not finished."""
+    for path in job.folder(settings.out).glob("*/*/results.json"):
+        found = json.loads(path.read_text())
+        if found.get("status") == "FINISHED":
+            return path.parent, found
+    return None
+
+
+def accuracies(job: Job, settings: Settings, key: str) -> np.ndarray:
+    """Of every episode, by the last network."""
+    found = results(job, settings)
+    assert found is not None, job
+    return read_episodes(found[0])["last"][key]
+
+
+def best_rate(arm: str, settings: Settings, rates: Sequence[float], seed: int) -> float:
+    """By the 5-shot accuracy."""
+    return max(rates, key=lambda rate: accuracies(Job(arm, rate, seed), settings, KEYS[1]).mean())
+
+
+def table(
+    arms: Sequence[str], chosen: Mapping[str, float], seeds: Sequence[int], settings: Settings
+) -> Iterable[str]:
+    """Markdown: accuracies, and the differences of the first arm from each of the others."""
+    yield (
+        "| arm | learning rate | params | macs, M | images | 5-way 1-shot | 5-way 5-shot | "
+        f"{arms[0]} minus it, 1-shot | 5-shot |"
+    )
+    yield "|---" * 9 + "|"
+    values = {
+        (arm, key): np.stack([accuracies(Job(arm, chosen[arm], s), settings, key) for s in seeds])
+        for arm in arms
+        for key in KEYS
+    }
+    others = [(arm, key) for arm in arms[1:] for key in KEYS]
+    found = {
+        (arm, key): crossed_difference(values[arms[0], key] - values[arm, key])
+        for arm, key in others
+    }
+    adjusted = dict(zip(others, holm(np.array([found[o].p_value for o in others])), strict=True))
+    for arm in arms:
+        _, one = results(Job(arm, chosen[arm], seeds[0]), settings) or (None, {})
+        network = one["architecture"]
+        cells = [
+            arm, f"{chosen[arm]:g}", f"{network['params']:,}", f"{network['macs'] / 1e6:.1f}",
+            f"{sum(one['images_seen'].values()):,}",
+        ]  # fmt: skip
+        for key in KEYS:
+            mean, spread = mean_t95(values[arm, key].mean(axis=1))
+            cells.append(f"{mean:.2f} ± {spread:.2f}")
+        for key in KEYS:
+            if arm == arms[0]:
+                cells.append("")
+                continue
+            difference = found[arm, key]
+            cells.append(
+                f"{difference.mean:+.2f} ± {difference.ci95:.2f} (p {adjusted[arm, key]:.3f})"
+            )
+        yield f"| {' | '.join(cells)} |"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train what is not trained, and write OUT/growth.md."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", type=Path, help="the folder that has cifar_fs")
+    parser.add_argument("out", type=Path, help="the folder of the runs")
+    parser.add_argument("--macs", type=float, default=3e13, help="that every arm spends (3e13)")
+    parser.add_argument("--epochs", type=int, default=20, help="that they are divided into (20)")
+    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="two or more")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM")
+    parser.add_argument("--episodes", type=int, default=10_000, help="per number of shots (10000)")
+    parser.add_argument("--parallel", type=int, default=1, help="trainings at a time (1)")
+    parser.add_argument("--also", nargs="*", default=(), help="overrides of every arm")
+    given = parser.parse_args(arguments)
+    data, out = given.data.resolve(), given.out.resolve()
+    settings = Settings(data, out, given.macs, given.epochs, given.episodes, tuple(given.also))
+    first = [Job(arm, rate, given.seeds[0]) for arm in given.arms for rate in given.rates]
+    if not train_all(first, settings, given.parallel):
+        return 1
+    chosen = {arm: best_rate(arm, settings, given.rates, given.seeds[0]) for arm in given.arms}
+    rest = [Job(arm, chosen[arm], seed) for seed in given.seeds[1:] for arm in given.arms]
+    if not train_all(rest, settings, given.parallel):
+        return 1
+    lines = list(table(given.arms, chosen, given.seeds, settings))
+    (out / "growth.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
