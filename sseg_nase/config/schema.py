@@ -191,6 +191,7 @@ class SSLConfig:
     distillation_weight: Annotated[float, option(least=0)]
     ema_decay: Annotated[float, option(least=0, most=1)]
     ema_schedule: Annotated[str, option(choices=("constant", "cosine"))]
+    teacher_statistics: Annotated[Optional[str], option(choices=("own", "student"))]
     projection_hidden: Annotated[Optional[int], option(least=1)]
     projection_dim: Annotated[Optional[int], option(least=1)]
     projection_layers: Annotated[Optional[int], option(choices=(2, 3))]

@@ -80,10 +80,13 @@ BACKBONE_OPTIONS: Mapping[str, set[str]] = {
 OWN_METHODS = {"matching": "matching", "relation": "relation", "r2d2": "ridge", "maml": "maml"}
 _HEAD = {"projection_hidden", "projection_dim"}
 _PROJECTOR = {*_HEAD, "projection_layers"}
+_DISTILS = "teacher_statistics"
+_SIMCLR = {*_PROJECTOR, _DISTILS}
 SSL_OPTIONS: Mapping[str, set[str]] = {
-    **dict.fromkeys(("simclr", "byol", "none"), _PROJECTOR),
-    "barlow_twins": {*_PROJECTOR, "redundancy_weight"},
-    "prototype_pairs": {"views", "distance_temperature"},
+    **dict.fromkeys(("simclr", "none"), _SIMCLR),
+    "byol": _PROJECTOR,
+    "barlow_twins": {*_SIMCLR, "redundancy_weight"},
+    "prototype_pairs": {_DISTILS, "views", "distance_temperature"},
     "dino": {
         *_HEAD,
         "prototypes",

@@ -48,6 +48,7 @@ class Teaching(NamedTuple):
     `backbone`: the teacher's, None without one. `head`: its head, where it is a method's target.
     `memory`: what the method keeps beside its networks. `epoch`: the one that is trained, from 0.
     `tracks`: the teacher's BN statistics follow the batch, as in a training step; else they stay.
+    `own`: it distils in the statistics of the batch; else in those that it has.
     """
 
     backbone: nn.Module | None = None
@@ -55,6 +56,7 @@ class Teaching(NamedTuple):
     memory: Mapping[str, Tensor] = {}
     epoch: int = 0
     tracks: bool = False
+    own: bool = True
 
 
 class Losses(NamedTuple):
@@ -159,10 +161,13 @@ class Compared:
     def taught(self, teaching: Teaching, views: Sequence[Tensor]) -> Tensor | None:
         """The teacher's embeddings of every image's first view, `[B, features]`.
 
-        BN uses the statistics of the batch, as in the student.
+        BN uses the statistics of the batch, as in the student; with ssl.teacher_statistics=student
+        the running ones that it was given.
         """
         if teaching.backbone is None:
             return None
+        if not teaching.own:
+            return teaching.backbone(views[0][0])
         with batch_statistics(teaching.backbone, track=teaching.tracks):
             return teaching.backbone(views[0][0])
 

@@ -83,17 +83,20 @@ def ema_decay(step: int, steps: int, ssl: SSLConfig) -> float:
 
 
 @torch.no_grad()
-def ema_update(teacher: nn.Module, student: nn.Module, decay: float) -> None:
+def ema_update(
+    teacher: nn.Module, student: nn.Module, decay: float, *, own_statistics: bool = True
+) -> None:
     """Move `teacher` towards `student` in place: θ_t ← decay·θ_t + (1 − decay)·θ_s, by name.
 
-    Parameters are averaged and buffers copied, but for BN's statistics: the teacher's stay its own
-    (see `batch_statistics`), because the student's are those of other weights. Raises ValueError
-    naming the tensors that only one of the two has, or whose shapes differ.
+    Parameters are averaged and buffers copied. With `own_statistics` BN's are not: the student's
+    are those of other weights, and the teacher has its own (see `batch_statistics`). Raises
+    ValueError naming the tensors that only one of the two has, or whose shapes differ.
     """
     assert 0 <= decay <= 1
     averaged = _pair(dict(teacher.named_parameters()), dict(student.named_parameters()))
-    _pair(dict(teacher.named_buffers()), dict(student.named_buffers()))
-    copied = _pair(_shared_buffers(teacher), _shared_buffers(student))
+    copied = _pair(dict(teacher.named_buffers()), dict(student.named_buffers()))
+    if own_statistics:
+        copied = _pair(_shared_buffers(teacher), _shared_buffers(student))
     # The foreach functions refuse empty lists.
     if averaged[0]:
         torch._foreach_lerp_(averaged[0], averaged[1], 1 - decay)

@@ -35,7 +35,7 @@ class Networks:
     """Student (with what stands upon its backbone), teacher if there is one, and the optimizer.
 
     `teacher_head`: where the teacher is the method's target. `memory`: what the method keeps beside
-    its networks.
+    its networks. `own_statistics`: of the teacher; see ssl.teacher_statistics.
     """
 
     learner: Learner
@@ -43,6 +43,7 @@ class Networks:
     optimizer: torch.optim.Optimizer
     teacher_head: nn.Module | None
     memory: Mapping[str, Tensor]
+    own_statistics: bool = True
 
     @property
     def architecture(self) -> Description:
@@ -58,12 +59,15 @@ class Networks:
 
     def teaching(self, epoch: int, *, tracks: bool = False) -> Teaching:
         """What the loss of `epoch` is given beside the student; `tracks` in a step of training."""
-        return Teaching(self.teacher, self.teacher_head, self.memory, epoch, tracks)
+        own = self.own_statistics
+        return Teaching(self.teacher, self.teacher_head, self.memory, epoch, tracks, own)
 
     def follow(self, decay: float) -> None:
         """Move the teacher towards the student."""
         if self.teacher is not None:
-            ema_update(self.teacher, self.learner.backbone, decay)
+            ema_update(
+                self.teacher, self.learner.backbone, decay, own_statistics=self.own_statistics
+            )
         if self.teacher_head is not None:
             ema_update(self.teacher_head, self.learner.head, decay)
 
@@ -124,6 +128,7 @@ class Workshop:
             build_optimizer(learner, self.config.optimizer),
             make_teacher(learner.head) if method.has_target else None,
             {name: tensor.to(self.device) for name, tensor in method.memory(ssl).items()},
+            own_statistics=ssl.teacher_statistics != "student",
         )
 
     def mutated(self, networks: Networks, mutation: Mutation) -> Networks:

@@ -226,7 +226,10 @@ def test_parts_are_drawn_from_the_generator_alone(method: str) -> None:
 
 @pytest.mark.parametrize("method", ["simclr", "barlow_twins", "prototype_pairs"])
 def test_the_gap_is_that_of_the_first_view_to_the_teacher_of_it(method: str) -> None:
-    """By hand: the teacher sees the view that the student saw, and no other, as one batch."""
+    """By hand: the teacher sees the view that the student saw, and no other, as one batch.
+
+    Where it has the student's statistics, in eval mode.
+    """
     ssl = options(method, "ssl.distillation_weight=0.7")
     learner, teaching = learner_for(ssl), teaching_for(ssl)
     (images,) = views_for(ssl)
@@ -241,3 +244,8 @@ def test_the_gap_is_that_of_the_first_view_to_the_teacher_of_it(method: str) -> 
     torch.testing.assert_close(losses.distillation, expected)
     assert (expected - other).abs() > 1e-3
     torch.testing.assert_close(losses.total, losses.contrastive + 0.7 * expected)
+    losses = loss_of(ssl, copy.deepcopy(learner), teaching._replace(own=False))
+    apart = (own - copy.deepcopy(teaching.backbone).eval()(images[0])).square().mean()
+    assert losses.distillation is not None
+    torch.testing.assert_close(losses.distillation, apart)
+    assert (expected - apart).abs() > 1e-3

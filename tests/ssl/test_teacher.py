@@ -30,11 +30,12 @@ def network(seed: int, width: int = 6) -> nn.Sequential:
     return net
 
 
+@pytest.mark.parametrize("own", [True, False])
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.999, 1.0])
-def test_the_update_equals_a_slow_loop(decay: float) -> None:
+def test_the_update_equals_a_slow_loop(decay: float, own: bool) -> None:
     teacher, student = make_teacher(network(1)), network(2)
     before, source = copy.deepcopy(teacher.state_dict()), copy.deepcopy(student.state_dict())
-    ema_update(teacher, student, decay)
+    ema_update(teacher, student, decay, own_statistics=own)
     weights = dict(student.named_parameters())
     for name, after in teacher.state_dict().items():
         if name in weights:
@@ -50,8 +51,8 @@ def test_the_update_equals_a_slow_loop(decay: float) -> None:
                 dtype=torch.float64,
             ).view_as(after)
             assert torch.allclose(after, expected, rtol=0, atol=1e-14)
-        elif name.startswith("norm."):  # the teacher's own statistics
-            assert torch.equal(after, before[name])
+        elif name.startswith("norm."):  # the teacher's own statistics, or the student's
+            assert torch.equal(after, (before if own else source)[name])
         else:
             raise AssertionError(name)
     assert all(torch.equal(student.state_dict()[name], value) for name, value in source.items())

@@ -515,6 +515,19 @@ def test_the_teacher_tracks_statistics_of_its_own_in_steps_and_nowhere_else(meth
     assert all(not torch.equal(before[n], t) for n, t in carried.items() if n.endswith("_mean"))
 
 
+def test_a_teacher_may_have_the_students_statistics() -> None:
+    asked = ["ablation=A5", "evolution=none", "ssl.teacher_statistics=student", "pretrain.epochs=1"]
+    one = trainer(*asked)
+    one._train_epoch()
+    assert one.networks.teacher is not None
+    students = dict(one.networks.learner.backbone.named_buffers())
+    buffers = dict(one.networks.teacher.named_buffers())
+    assert all(torch.equal(buffers[name], value) for name, value in students.items())
+    again = one.workshop.restored(one.networks.state_dict())
+    assert not again.own_statistics
+    assert not again.teaching(0).own
+
+
 def test_a_target_head_follows_the_students() -> None:
     one = trainer("ablation=A2", "ssl=byol", "ssl.ema_schedule=constant", "ssl.ema_decay=0.5")
     before: list[Tensor] = []
