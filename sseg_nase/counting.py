@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+BACKWARD = 2  # forward passes that a backward pass costs: a gradient of maps and one of weights
 SMALLEST_MAP = 2  # a block pools only while the pooled map keeps at least this side
 
 

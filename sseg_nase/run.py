@@ -338,6 +338,7 @@ def pipeline(this: Run) -> None:
             history,
             name,
             {"pretraining": progress.skipped},
+            trainer.ledger.state(),
         )
     results = _references(this, tasks, reached, trained)
     if config.finetune.name != "none":
@@ -509,6 +510,9 @@ def _judge(
         this.sink.event("warning", {"text": text})
     with this.stage("efficiency"):
         costs = stages.efficiency(backbone, this.config.dataset.image_size, this.device)
+    spent = None  # where a checkpoint of an older version does not say
+    if reached.macs is not None:
+        spent = {"total": sum(reached.macs.values()), **_positive(reached.macs)}
     results = {
         "schema": 1,
         "fingerprint": fingerprint(this.config),
@@ -520,6 +524,7 @@ def _judge(
         "efficiency": costs,
         "mutations": sum(record["accepted"] for record in mutations),
         "images_seen": dict(reached.images_seen),
+        "training_macs": spent,
         **({"skipped_steps": skipped} if (skipped := _positive(reached.skipped)) else {}),
         "data": identity.in_results(this.data) | {"doubts": this.overlaps},
     }
@@ -537,6 +542,7 @@ def _judge(
     this.sink.metrics({**figures, "headline/params": float(size)}, at)
     logged = ("params", "macs", "latency_ms_b1", "latency_ms_b64", "peak_memory_mb")
     measured = {key: value for key in logged if (value := figure(costs[key])) is not None}
+    measured |= {} if spent is None else {"training_macs": float(spent["total"])}
     this.sink.metrics({f"efficiency/{key}": value for key, value in measured.items()}, at)
     write_json(this.directory / "architecture.json", backbone.architecture.to_dict())
     write_episodes(this.directory, {name: each.accuracies for name, each in judged.items()})

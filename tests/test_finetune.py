@@ -91,6 +91,13 @@ def test_pretraining_and_fine_tuning_in_one_run_and_in_two() -> None:
     assert second["images_seen"] == results["images_seen"]
     assert second["architecture"] == results["architecture"]
     assert second["mutations"] == results["mutations"]
+    assert second["training_macs"] == results["training_macs"]
+    per_image = results["architecture"]["macs"]
+    assert results["training_macs"]["finetune"] == (
+        3 * results["images_seen"]["real_labeled"] * per_image
+    )
+    parts = results["training_macs"].values()
+    assert 2 * results["training_macs"]["total"] == sum(parts)
     for key in ("fewshot", "fewshot_pretrained"):
         assert second[key] == results[key]
     assert (apart / "checkpoints" / "last.pt").exists() is False
@@ -120,6 +127,7 @@ def test_going_on_is_bit_for_bit_the_same(method: str, ema: float, tmp_path: Pat
         state = checkpoint.load(folder / "checkpoints" / "finetune_last.pt")
     parts = tuner_of(config, folder, state=state)
     assert parts.images_seen == whole.images_seen
+    assert parts.macs == whole.macs
     assert parts.step == whole.step
     for name, tensor in whole.network.state_dict().items():
         assert torch.equal(parts.network.state_dict()[name], tensor), name

@@ -66,7 +66,7 @@ def test_every_ablation_runs_end_to_end(ablation: str) -> None:
     trained = set() if ablation == "A1" else {"fewshot_best", "best"}
     assert set(results) == trained | {
         "schema", "fingerprint", "status", "seconds", "architecture", "fewshot",
-        "fewshot_untrained", "efficiency", "mutations", "images_seen", "data",
+        "fewshot_untrained", "efficiency", "mutations", "images_seen", "training_macs", "data",
     }  # fmt: skip
     assert set(results["fewshot"]) == {"digits/val/5w1s", "digits/val/5w5s"}
     for result in results["fewshot"].values():

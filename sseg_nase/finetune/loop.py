@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sseg_nase.config.schema import Config
+from sseg_nase.counting import BACKWARD
 from sseg_nase.data.episodes import EpisodeList, sample_episodes
 from sseg_nase.data.placement import Images, fetch
 from sseg_nase.data.prefetch import sent
@@ -101,6 +102,7 @@ class Progress:
     skipped: int = 0
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
     images_seen: int = 0
+    macs: int | None = 0  # of the encoder, see `training.ledger`; None: begun by an older version
     best_accuracy: float | None = None
     best_epoch: int | None = None
 
@@ -182,6 +184,8 @@ class FineTuner:
                 self.guard.check_losses(sums.tolist(), f"at {self._place(progress.step + 1)}")
             taken = self._update()
             progress.images_seen += len(step.indices)
+            if progress.macs is not None:
+                progress.macs += self._macs(step, images)
             progress.position = index + 1
             if taken and progress.step % self.config.tracking.interval_steps == 0:
                 self._report(outcome, sums)
@@ -196,6 +200,18 @@ class FineTuner:
         doubt = self.guard.check_epoch(loss, self._parts(), f"in {self._place()}")
         if doubt is not None:
             self.sink.event("warning", {"text": doubt})
+
+    def _macs(self, step: Step, images: Tensor) -> int:
+        """Of one step. To differentiate a pass and its gradient takes twice as much as the two."""
+        encoder, options = self.learner.backbone, self.options
+        learns = any(parameter.requires_grad for parameter in encoder.parameters())
+        passes = 1 + BACKWARD if learns else 1
+        count = passes * len(images)
+        if options.inner_steps is not None:
+            support = step.tasks * step.ways * step.shots
+            inner = passes if options.first_order else passes * (1 + BACKWARD)
+            count += support * (options.inner_steps * inner - passes)
+        return count * encoder.architecture.macs(images.shape[-1])
 
     def _check(self, sums: Sequence[float]) -> None:
         """Raise `DivergenceError` unless what is to be saved is finite."""
@@ -384,7 +400,7 @@ class FineTuner:
         self.learner.load_state_dict(dict(state["student"]))
         self.judged.load_state_dict(dict(state.get("average", state["student"])))
         self.optimizer.load_state_dict(state["optimizer"])
-        self.progress = Progress(**state["finetune"])
+        self.progress = Progress(**{"macs": None, **state["finetune"]})
         restore_precision(self.fabric, state.get("precision"))
 
 

@@ -304,6 +304,7 @@ _HOLDS: Mapping[str, Callable[[Any], bool]] = {
     "best": _is_best,
     "efficiency": _are_figures,
     "images_seen": _are_figures,
+    "training_macs": _are_figures,
     "skipped_steps": _are_figures,
     "data": lambda value: isinstance(value, dict),
 }

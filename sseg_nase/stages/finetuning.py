@@ -26,6 +26,7 @@ from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint, distributed
 from sseg_nase.training.callbacks import size_of
 from sseg_nase.training.divergence import DivergenceError, explained
+from sseg_nase.training.ledger import FINETUNE
 
 TUNED = "the network that is fine-tuned"
 
@@ -75,8 +76,11 @@ def fine_tune(
     def reached(progress: Mapping[str, Any]) -> dict[str, Any]:
         seen = dict(before.images_seen)
         seen["real_labeled"] += progress["images_seen"]
-        step = before.step + progress["step"]
-        return {"step": step, "images_seen": seen, "history": list(before.history)}
+        step, macs = before.step + progress["step"], before.macs
+        own = progress["macs"]
+        if macs is not None:
+            macs = None if own is None else {**macs, FINETUNE: macs.get(FINETUNE, 0) + own}
+        return {"step": step, "images_seen": seen, "history": list(before.history), "macs": macs}
 
     def save(name: str, saved: dict[str, Any]) -> None:
         about = {"options": dataclasses.asdict(config.finetune), "classes": len(store.class_names)}

@@ -77,7 +77,8 @@ class Reached:
 
     `step`: optimizer steps; `images_seen` by source; `history`: the mutations, as their records;
     `name`: what messages call the network; `skipped`: steps of each training here that were none,
-    because gradients overflowed float16.
+    because gradients overflowed float16; `macs` spent on training, by the parts of the ledger, None
+    where a checkpoint of an older version does not say.
     """
 
     network: Backbone | EpisodeLearner
@@ -86,6 +87,7 @@ class Reached:
     history: Sequence[dict[str, Any]] = ()
     name: str = "the untrained seed network"
     skipped: Mapping[str, int] = field(default_factory=dict)
+    macs: Mapping[str, int] | None = field(default_factory=dict)
 
     @property
     def backbone(self) -> Backbone:
@@ -120,4 +122,11 @@ def stored(path: Path, config: Config) -> Reached:
             f"{shortened(names)}, so its training diverged. Give a checkpoint from before that, "
             "such as RUN/checkpoints/best.pt, or train again with a lower learning rate."
         )
-    return Reached(network, state["step"], state["images_seen"], state["history"], name)
+    return Reached(
+        network,
+        state["step"],
+        state["images_seen"],
+        state["history"],
+        name,
+        macs=state.get("macs"),
+    )

@@ -274,6 +274,8 @@ def summary_table(
     seen = results.get("images_seen") or {}
     counts = [f"{_count(n)} {name.replace('_', ' ')}" for name, n in seen.items() if n]
     lines.append(f"images seen: {', '.join(counts) or '0'}")
+    if spent := results.get("training_macs"):
+        lines.append(f"training: {_spent(spent)}")
     if seconds := results.get("seconds"):
         took = ", ".join(f"{stage} {duration(took)}" for stage, took in seconds.items())
         lines.append(f"time: {took}")
@@ -282,6 +284,13 @@ def summary_table(
         # A line of its own is copied whole, and at 80 columns mostly not broken.
         lines += ["compare runs:", ui_command]
     return Group(*shown, *(Text(line) for line in lines))
+
+
+def _spent(macs: Mapping[str, int]) -> str:
+    """Multiply-accumulates of a training in all, and the shares of what they were spent on."""
+    parts = {part: count for part, count in macs.items() if part != "total"}
+    shares = ", ".join(f"{part} {count / macs['total']:.1%}" for part, count in parts.items())
+    return f"{macs['total'] / 1e12:,.3g} T multiply-accumulates{f': {shares}' if shares else ''}"
 
 
 def networks_of(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sseg_nase.training.accumulation import Views
+from sseg_nase.training.ledger import CONTROL
 from sseg_nase.training.networks import Networks
 from sseg_nase.training.optim import set_learning_rate
 from sseg_nase.training.probe import Probe
@@ -26,7 +27,9 @@ class Control:
 
     def differentiate(self, views: Sequence[Views], epoch: int, of: int) -> None:
         """Add the gradient of a batch's loss, one `of` so many that make a step."""
-        losses = self.probe.differentiate(self.networks, epoch, views, of, tracks=True)
+        losses = self.probe.differentiate(
+            self.networks, epoch, views, of, part=CONTROL, tracks=True
+        )
         if losses.memory is not None:
             self.networks.memory = losses.memory
         found = [p.grad for p in self.networks.learner.parameters() if p.grad is not None]

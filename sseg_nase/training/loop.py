@@ -40,6 +40,7 @@ from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.fabric import Fabric, restore_precision
 from sseg_nase.training.graphs import CudaGraph, Replayed, Views, why_not
 from sseg_nase.training.interruption import Interrupted
+from sseg_nase.training.ledger import STUDENT, TEACHER, Ledger
 from sseg_nase.training.networks import Networks, Workshop
 from sseg_nase.training.optim import lr_ratio, set_learning_rate
 from sseg_nase.training.probe import Probe
@@ -161,7 +162,8 @@ class Trainer:
         self.sink = sink or Sink()
         self.method = METHODS[config.ssl.name]
         self.workshop = Workshop(config, fabric.device)
-        self.probe = Probe(config, feed, self.workshop, fabric)
+        self.ledger = Ledger()
+        self.probe = Probe(config, feed, self.workshop, fabric, self.ledger)
         self.progress = Progress()
         self.probation: Probation | None = None
         self.control: Control | None = None
@@ -292,6 +294,7 @@ class Trainer:
         seed = derive(self.config.seed, VIEWS, self.progress.epoch, index)
         perturbed = [replace(each, images=self._perturbed(each)) for each in parts]
         views = self.probe.views_of(perturbed, seed)
+        self.ledger.add_loss(STUDENT, self.networks, self.method, views, teacher=TEACHER)
         if self.control is not None:
             self.control.differentiate(views, self.progress.epoch, of)
 
@@ -331,6 +334,8 @@ class Trainer:
         rows = slice(chosen[0], chosen[-1] + 1)  # a list would be sent to the device as indices
         assert len(batch.images[rows]) == len(chosen), chosen
         plain = batch.images[rows].float() / 255
+        # Forward for the anchors; forward and back for the loss's gradient in the images alone.
+        self.ledger.add(STUDENT, self.networks.architecture, [plain], 3)
         with torch.no_grad():
             anchors = learner(2 * plain - 1)[1]
 
@@ -610,6 +615,7 @@ class Trainer:
         return {
             **self.networks.state_dict(),
             **asdict(self.progress),
+            "macs": self.ledger.state(),
             "levels": self.feed.schedule.state_dict(),
             "interventions": {i.name: i.state_dict() for i in self.interventions},
             "probation": None
@@ -628,6 +634,7 @@ class Trainer:
         self.progress = Progress(
             **{key: state[key] for key in kept}, skipped=skipped, history=history
         )
+        self.ledger.load(state.get("macs"))
         self.feed.schedule.load_state_dict(state["levels"])
         for intervention in self.interventions:
             intervention.load_state_dict(state["interventions"][intervention.name])

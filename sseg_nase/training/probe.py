@@ -25,6 +25,7 @@ from sseg_nase.training.accumulation import Views, differentiate, evaluate
 from sseg_nase.training.distributed import average_over_ranks, gather_rows, synchronizing
 from sseg_nase.training.divergence import MOST_SKIPPED
 from sseg_nase.training.fabric import Fabric
+from sseg_nase.training.ledger import CHECKS, IMPORTANCE, TRIALS, Ledger
 from sseg_nase.training.networks import Networks, Workshop
 from sseg_nase.training.optim import set_learning_rate
 
@@ -47,9 +48,15 @@ class Probe:
     """
 
     def __init__(
-        self, config: Config, feed: CurriculumFeed, workshop: Workshop, fabric: Fabric
+        self,
+        config: Config,
+        feed: CurriculumFeed,
+        workshop: Workshop,
+        fabric: Fabric,
+        ledger: Ledger,
     ) -> None:
         self.config, self.feed, self.workshop, self.fabric = config, feed, workshop, fabric
+        self.ledger = ledger
         self.method = METHODS[config.ssl.name]
         batch = config.hardware.batch_size
         assert batch is not None
@@ -57,7 +64,7 @@ class Probe:
         self.timed_batch = min(TIMED_BATCH, batch)
 
     @torch.no_grad()
-    def held_losses(self, networks: Sequence[Networks], epoch: int) -> Tensor:
+    def held_losses(self, networks: Sequence[Networks], epoch: int, part: str = CHECKS) -> Tensor:
         """The contrastive part of the loss as of `epoch` of each of `networks` on the held batches.
 
         `[networks, batches]` float64 on the CPU. Same images and views for all of them, and at
@@ -67,6 +74,8 @@ class Probe:
         learners = [copy.deepcopy(each.learner).train() for each in networks]
         columns = []
         for parts in self.held():
+            for each in networks:
+                self.ledger.add_loss(part, each, self.method, parts, backward=False)
             with synchronizing():
                 losses = [
                     evaluate(
@@ -99,7 +108,7 @@ class Probe:
         The batches are like those of `epoch`, but not the ones trained on.
         """
         for parts in self.batches(epoch, batches):
-            self.differentiate(networks, epoch, parts)
+            self.differentiate(networks, epoch, parts, part=IMPORTANCE)
             yield
 
     def differentiate(
@@ -109,11 +118,13 @@ class Probe:
         parts: Sequence[Views],
         of: int = 1,
         *,
+        part: str,
         tracks: bool = False,
     ) -> Losses:
         """Leave the gradient of a batch's loss, divided by `of`, in the student's `.grad`.
 
         Returns the losses. `tracks`: the teacher tracks its statistics, as in a step of training.
+        `part`: of the ledger.
 
         All that is computed for a gradient outside of the training is computed here: for trials,
         the importance, and networks that are trained along. Where gradients overflow float16 they
@@ -127,6 +138,7 @@ class Probe:
 
         for _ in range(1 if scaler is None else MOST_SKIPPED):
             networks.learner.zero_grad(set_to_none=True)
+            self.ledger.add_loss(part, networks, self.method, parts)
             with synchronizing():
                 losses = differentiate(
                     self.method.loss,
@@ -173,10 +185,15 @@ class Probe:
         for network in (networks.learner, teacher):
             if not any(isinstance(part, _BatchNorm) for part in network.modules()):
                 continue
-            found = self.batches(epoch, batches)
-            whole = (views[0].flatten(0, 1) for parts in found for views in parts)
+            whole = self._whole_views(networks, epoch, batches)
             with synchronizing():
                 recalibrate(network, whole)
+
+    def _whole_views(self, networks: Networks, epoch: int, batches: int) -> Iterator[Tensor]:
+        for parts in self.batches(epoch, batches):
+            for views in parts:
+                self.ledger.add(CHECKS, networks.architecture, views[:1])
+                yield views[0].flatten(0, 1)
 
     def trials(
         self,
@@ -205,11 +222,11 @@ class Probe:
                 self.step(each, epoch, parts, lr)
                 for parameter, old in zip(new, before, strict=True):
                     parameter.data.lerp_(old, 1 - new_lr_ratio)
-        return self.held_losses([networks, *tried], epoch)
+        return self.held_losses([networks, *tried], epoch, TRIALS)
 
     def step(self, networks: Networks, epoch: int, parts: Sequence[Views], lr: float) -> None:
         """One step of the student of `networks` on one batch, outside of the training."""
-        losses = self.differentiate(networks, epoch, parts)
+        losses = self.differentiate(networks, epoch, parts, part=TRIALS)
         if losses.memory is not None:
             networks.memory = losses.memory
         set_learning_rate(networks.optimizer, lr)
@@ -230,6 +247,7 @@ class Probe:
         apart = torch.zeros(2, dtype=torch.float64, device=self.workshop.device)
         for parts in self.held():
             for views in parts:
+                self.ledger.add(CHECKS, networks.architecture, [views[0][0]], len(pair))
                 with synchronizing(), self.fabric.autocast():
                     student, teacher = (each(views[0][0]).double() for each in pair)
                 apart += torch.stack([(student - teacher).square().sum(), teacher.square().sum()])

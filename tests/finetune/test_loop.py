@@ -331,3 +331,22 @@ def test_the_average_that_is_judged_follows_the_weights() -> None:
     for name, found in one.judged.state_dict().items():
         if found.is_floating_point():
             torch.testing.assert_close(found, average[name])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "of_support", "of_query"),
+    [
+        (["prototypical"], 3, 3),
+        (["relation", "finetune.freeze=encoder"], 1, 1),
+        (["maml", "finetune.inner_steps=2"], 2 * 9, 3),
+        (["maml", "finetune.inner_steps=2", "finetune.first_order=true"], 2 * 3, 3),
+    ],
+)
+def test_forward_passes_that_a_step_takes(
+    overrides: list[str], of_support: int, of_query: int
+) -> None:
+    one = tuner(*overrides, "finetune.ways=5", "finetune.shots=2")
+    step = next(one._steps(0))
+    passes = of_support * 2 * 5 * 2 + of_query * 2 * 5 * 3  # of 2 tasks, 2 shots and 3 queries
+    macs = one.learner.backbone.architecture.macs()
+    assert one._macs(step, one._views(step, 0)) == passes * macs
