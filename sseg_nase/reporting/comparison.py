@@ -81,7 +81,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Difference:
-    """`run` minus `reference` on the same episodes; `p_holm`: adjusted for those of the list."""
+    """`run` minus `reference` on the same episodes; `p_holm`: adjusted for those of the table."""
 
     run: int
     reference: int
@@ -170,7 +170,7 @@ def compare(runs: Sequence[Path], *, with_published: bool = True) -> Comparison:
     order = {name: index for index, name in enumerate(REGIMES)}
     datasets = list(dict.fromkeys(place.dataset for place in places))
     tables = [
-        Table(place, _rows(place, places[place], with_published), tuple(differences[place]))
+        Table(place, _rows(place, places[place], with_published), tuple(differences.get(place, ())))
         for place in sorted(
             places, key=lambda p: (datasets.index(p.dataset), *p[1:4], order[p.regime])
         )
@@ -210,7 +210,7 @@ def _seed(run: Path) -> int | None:
 
 
 def _rows(place: Place, group: Sequence[_Judgement], with_published: bool) -> tuple[Row, ...]:
-    winners = {(key, best) for key, those in _by_key(group).items() if (best := _best(those))}
+    winners = _winners(_by_key(group))
     rows: dict[tuple[int, str], dict[int, Cell]] = defaultdict(dict)
     reads = {one.read.number: one.read for one in group}
     for one in group:
@@ -269,26 +269,23 @@ def _by_key(group: Sequence[_Judgement]) -> dict[str, list[_Judgement]]:
     return found
 
 
-def _best(group: Sequence[_Judgement]) -> int | None:
-    """The run with the highest accuracy of an episode list, if it is significantly the best.
+def _winners(lists: Mapping[str, Sequence[_Judgement]]) -> set[tuple[str, int]]:
+    """The (episode list, run) of a table where a run is significantly better than every other.
 
-    All pairs are tested, and adjusted for their number; it must be better than every other.
+    The pairs of all its lists are one family: each p-value is adjusted for their number.
     """
-    if len(group) < 2:
-        return None
-    first = max(group, key=lambda one: one.judged.accuracy)
     pairs = [
-        (a, b, found)
+        (key, a, b, found.p_value)
+        for key, group in lists.items()
         for a, b in combinations(group, 2)
         if (found := _paired(a.judged, b.judged)) is not None
     ]
-    adjusted = holm(np.array([found.p_value for *_, found in pairs], dtype=np.float64))
-    beaten = {
-        (b if a is first else a).read.number
-        for (a, b, _), p in zip(pairs, adjusted.tolist(), strict=True)
-        if first in (a, b) and p < SIGNIFICANCE
-    }
-    return first.read.number if len(beaten) == len(group) - 1 else None
+    adjusted = holm(np.array([p for *_, p in pairs], dtype=np.float64))
+    beaten: dict[tuple[str, int], int] = defaultdict(int)
+    for (key, a, b, _), p in zip(pairs, adjusted.tolist(), strict=True):
+        if p < SIGNIFICANCE:
+            beaten[key, max(a, b, key=lambda one: one.judged.accuracy).read.number] += 1
+    return {(key, run) for (key, run), count in beaten.items() if count == len(lists[key]) - 1}
 
 
 def _paired(a: Judged, b: Judged) -> PairedDifference | None:
@@ -301,7 +298,7 @@ def _paired(a: Judged, b: Judged) -> PairedDifference | None:
 def _differences(
     places: Mapping[Place, Sequence[_Judgement]], notes: list[str]
 ) -> dict[Place, list[Difference]]:
-    """Of every run to the first one on the same list, adjusted for the runs on that list.
+    """Of every run to the first one on the same list, adjusted for all that stand in one table.
 
     Regimes are told apart by where the difference stands; what is transductive is not compared
     with what is not.
@@ -310,7 +307,7 @@ def _differences(
     for place, group in places.items():
         for one in group:
             lists[one.key, place.transductive].append((place, one))
-    found: dict[Place, list[Difference]] = defaultdict(list)
+    known: dict[Place, list[tuple[_Judgement, _Judgement, PairedDifference]]] = defaultdict(list)
     for (key, _), members in lists.items():
         (_, first), *others = sorted(members, key=lambda item: item[1].read.number)
         tested = [(*other, _paired(other[1].judged, first.judged)) for other in others]
@@ -323,24 +320,31 @@ def _differences(
             for _, one, difference in tested
             if difference is None
         ]
-        known = [(place, one, diff) for place, one, diff in tested if diff is not None]
-        adjusted = holm(np.array([diff.p_value for *_, diff in known], dtype=np.float64))
-        for (place, one, diff), p in zip(known, adjusted.tolist(), strict=True):
-            found[place].append(
-                Difference(
-                    run=one.read.number,
-                    reference=first.read.number,
-                    shots=one.shots,
-                    mean=diff.mean,
-                    ci95=diff.ci95,
-                    p=diff.p_value,
-                    p_holm=p,
-                    episodes=one.judged.episodes,
-                )
-            )
-    for place in found:
-        found[place].sort(key=lambda one: (one.run, one.shots))
-    return found
+        for place, one, diff in tested:
+            if diff is not None:
+                known[place].append((one, first, diff))
+    return {place: _adjusted(family) for place, family in known.items()}
+
+
+def _adjusted(
+    family: Sequence[tuple[_Judgement, _Judgement, PairedDifference]],
+) -> list[Difference]:
+    """The differences of one table, by run and shots, adjusted for their number."""
+    p_holm = holm(np.array([diff.p_value for *_, diff in family], dtype=np.float64)).tolist()
+    found = [
+        Difference(
+            run=one.read.number,
+            reference=first.read.number,
+            shots=one.shots,
+            mean=diff.mean,
+            ci95=diff.ci95,
+            p=diff.p_value,
+            p_holm=p,
+            episodes=one.judged.episodes,
+        )
+        for (one, first, diff), p in zip(family, p_holm, strict=True)
+    ]
+    return sorted(found, key=lambda one: (one.run, one.shots))
 
 
 def finite(value: float | None) -> float | None:

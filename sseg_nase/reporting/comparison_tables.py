@@ -262,13 +262,14 @@ def _legend(comparison: Comparison) -> Iterator[Text]:
     )
     yield (
         Bold("Bold"),
-        ": better than every other run of its table on the same episodes, paired, "
-        "p < 0.05 after Holm for all pairs of the column. Nothing is bold where that is not so.",
+        ": the best of these networks, not of their methods: better than every other of its table "
+        "on the same episodes, paired, p < 0.05 after Holm for all pairs of the table. Nothing is "
+        "bold where that is not so.",
     )
     if any(one.differences for one in comparison.tables):
         yield (
-            "Differences: paired t-tests on the same episodes; Holm for all runs that are "
-            "compared on an episode list. CIs are not adjusted."
+            "Differences: paired t-tests on the same episodes, of these networks; Holm for all "
+            "that stand in one table. CIs are not adjusted."
         )
     yield (
         "Params and FLOPs are the backbone's, without heads; FLOPs are 2 × multiply-accumulates "
@@ -332,7 +333,7 @@ def _latex(one: Table, comparison: Comparison) -> Iterator[LatexTable]:
         header,
         _aligned(header),
         lines,
-        ["Bold: significantly better than every other run."]
+        ["Bold: significantly better than every other of these networks."]
         if any(cell.best for row in one.rows for cell in row.cells.values())
         else [],
     )
