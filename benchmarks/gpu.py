@@ -530,6 +530,7 @@ def training() -> Iterator[Row]:
         *EAGER, f"dataset.image_size={size}", f"hardware.batch_size={16 if FAKE else 144}",
         f"pretrain.images_per_epoch={images}", f"pretrain.epochs={6 if FAKE else 200}",
         "evolution.cooldown_epochs=1", "ssl.ema_decay=0.99",
+        *(["evolution.operators=[grow]"] if FAKE else []),  # in six epochs trials choose once
     )  # fmt: skip
 
     class Kept(Sink):

@@ -161,6 +161,24 @@ def test_kernels_are_compiled_once_also_where_numba_finds_no_folder(
     assert "NUMBA_CACHE_DIR" in said
 
 
+def test_an_asked_for_folder_that_cannot_be_written_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = tmp_path / "file" / "cache"
+    asked.parent.write_text("")
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(asked))
+    # What numba takes next would be kept beside this file.
+    monkeypatch.setattr(numba.core.caching.InTreeCacheLocator, "from_function", lambda *_: None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(native, "_said", set())
+    one = native.compiled(lambda x: x + 1)
+    two = native.compiled(lambda x: x + 2)
+    assert (one(1), two(1)) == (2, 3)
+    (said,) = caplog.messages
+    assert f"NUMBA_CACHE_DIR={asked} cannot be written" in said
+    assert str(next((tmp_path / "home").rglob("*.nbi")).parent) in said
+
+
 def test_kernels_run_where_their_folder_is_lost_or_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -59,10 +60,13 @@ class _Cache(FunctionCache):
 
 def _kept(dispatcher: Any) -> Any:
     dispatcher._cache = _Cache(dispatcher.py_func)
+    asked, place = numba.config.CACHE_DIR, dispatcher._cache.cache_path  # type: ignore[attr-defined]
+    if asked and Path(place).parent != Path(asked):
+        _say_kept_elsewhere(asked, place)
     return dispatcher
 
 
-_said: set[str] = set()  # kinds of errors: once for all kernels
+_said: set[str] = set()  # kinds of errors and folders: once for all kernels
 
 
 def _say_not_kept(folder: str, error: str) -> None:
@@ -77,13 +81,28 @@ def _say_not_kept(folder: str, error: str) -> None:
     )
 
 
+def _say_kept_elsewhere(asked: str, place: str) -> None:
+    """Numba passes over a folder that it cannot write without a word."""
+    if asked in _said:
+        return
+    _said.add(asked)
+    logger.warning(
+        "NUMBA_CACHE_DIR=%s cannot be written: compiled kernels are kept in places like %s. Name a "
+        "folder that can be written, or leave it out.",
+        asked,
+        place,
+    )
+
+
 @lru_cache(maxsize=1)
 def _cache_elsewhere() -> None:
     folder = temporary_folder() / "numba"
+    asked = numba.config.CACHE_DIR  # type: ignore[attr-defined]
     logger.warning(
-        "Compiled kernels are kept in %s: neither the installation nor the home folder can be "
+        "Compiled kernels are kept in %s: neither %sthe installation nor the home folder can be "
         "written. Set NUMBA_CACHE_DIR to a folder that stays.",
         folder,
+        f"NUMBA_CACHE_DIR={asked} nor " if asked else "",
     )
     numba.config.CACHE_DIR = str(folder)  # type: ignore[attr-defined]  # set from the environment
 

@@ -18,7 +18,7 @@ from sseg_nase.data.views import batched, draw_parameters, gpu
 from sseg_nase.data.views.gpu import kernels_work  # not the one that fake CUDA has instead
 from sseg_nase.evolution import by_hand
 from sseg_nase.evolution.operators import perform
-from sseg_nase.nets.mutation import Mutation, grow, prune, widen
+from sseg_nase.nets.mutation import Mutation, grow, grow_stages, prune, widen
 from sseg_nase.sparsity.router import SparseRouter
 from sseg_nase.ssl.methods import METHODS
 from sseg_nase.stages import pretrain
@@ -199,7 +199,7 @@ def mutation(change: Callable[..., Mutation], **options: Any) -> Callable[[Train
     return decide
 
 
-DECIDED = ("tolerance", "grace", "recalibrate")
+DECIDED = ("tolerance", "grace", "control", "recalibrate")
 GROW, WIDEN = mutation(grow, seed=1), mutation(widen, block=1, seed=2)
 EVERY = (
     GROW,
@@ -231,14 +231,43 @@ def test_every_mutation(fake: Fake, overrides: list[str]) -> None:
     assert len(one.networks.state().moments) > 0
 
 
-@pytest.mark.parametrize("grace", [0, 1])
-def test_rollback(fake: Fake, grace: int) -> None:
-    """At once, and when the probation ends: no loss is below -1 times what it was."""
-    refused = mutation(grow, seed=1, tolerance=-2.0, grace=grace)
+def test_every_stage_grows_and_channels_come_in_pairs(fake: Fake) -> None:
+    """From the seed network that `evolution=balanced` begins with."""
+    steps = (
+        mutation(grow_stages, most=2, seed=1),
+        mutation(widen, block=1, mode="pairs", seed=2),
+        mutation(grow, position=2, before_pool=True, seed=3),
+    )
+    small = ["backbone=seed_wide", "backbone.channels=[4,8]"]
+    one = trainer(*small, f"pretrain.epochs={len(steps) + 3}", interventions=[InTurn(*steps)])
+    one.fit()
+    history = one.progress.history
+    assert [record.kind for record in history] == ["GROW", "WIDEN", "GROW"]
+    assert all(record.accepted for record in history)
+    assert len(one.networks.evolving.blocks) == 5
+    assert on_cuda(one)
+
+
+def test_growth_at_fixed_epochs(fake: Fake) -> None:
+    fixed = ["evolution=balanced", "ablation=A5", "scheduler=constant_decay"]
+    one = trainer("backbone=seed_wide", "backbone.channels=[4,8]", *fixed, "pretrain.epochs=5")
+    one.fit()
+    assert [record.kind for record in one.progress.history] == ["GROW", "GROW"]
+    assert on_cuda(one)
+
+
+@pytest.mark.parametrize(("grace", "control"), [(0, False), (1, False), (1, True)])
+def test_rollback(fake: Fake, grace: int, control: bool) -> None:
+    """At once, and when the probation ends: no loss is below -1 times what it was.
+
+    The network that comes back was left as it is, or trained along.
+    """
+    refused = mutation(grow, seed=1, tolerance=-2.0, grace=grace, control=control)
     one = trainer("pretrain.epochs=4", interventions=[InTurn(refused)])
     before = one.networks.architecture
     one.fit()
     (record,) = one.progress.history
+    assert record.trigger.get("rollback", {}).get("control", False) == control
     assert not record.accepted
     assert ("rollback" in record.trigger) == (grace > 0)
     assert one.networks.architecture == before

@@ -371,6 +371,23 @@ def test_extreme_maps_are_no_worse_than_torchs() -> None:
             assert (ours.double() - exact_one).norm() <= 1.5 * worst + 1e-6 * exact_one.norm()
 
 
+@pytest.mark.parametrize("pool", [False, True])
+def test_far_from_zero_gradients_are_exact_still(pool: bool) -> None:
+    """What float32 cannot hold of a mean is taken into account; gradients do not cancel out."""
+    x, norm = 1e4 + numbers(8, 16, 12, 12, seed=1), norm_of(16)
+    inputs = [x.requires_grad_(), norm.weight, norm.bias]
+    out = quickly(norm, x, None, None, pool)
+    upstream = numbers(*out.shape, seed=2).abs()
+    found = torch.autograd.grad(out, inputs, upstream)
+    exactly = copy.deepcopy(norm).double()
+    doubles = [x.detach().double().requires_grad_(), exactly.weight, exactly.bias]
+    exact = torch.autograd.grad(
+        slowly(exactly, doubles[0], None, None, pool), doubles, upstream.double()
+    )
+    for one, other in zip(found, exact, strict=True):
+        assert (one.double() - other).norm() <= 2e-6 * other.norm(), (one, other)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
 def test_no_number_and_infinity_go_where_torch_takes_them(
