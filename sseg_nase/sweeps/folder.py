@@ -37,6 +37,8 @@ from sseg_nase.files import make_own, read_json, write_json, write_text
 
 # Whoever asks whether a lock is held takes it for an instant: a real taker is patient.
 SECONDS_FOR_LOCK = 2.0
+# What job.json says of a job that its own process has not begun; taken out where it has ended.
+NOT_YET: Mapping[str, Any] = {"waiting": None, "starting": None}
 
 
 @dataclass(frozen=True)
