@@ -31,9 +31,9 @@ from filelock import FileLock, Timeout
 from sseg_nase.config.commands import command
 from sseg_nase.config.compose import stored
 from sseg_nase.config.schema import Config, SweepConfig, TrackingConfig
-from sseg_nase.directory import locked, status_of
+from sseg_nase.directory import status_of
 from sseg_nase.errors import UserError
-from sseg_nase.files import make_own, read_json, write_json, write_text
+from sseg_nase.files import locked, make_own, read_json, write_json, write_text
 
 # Whoever asks whether a lock is held takes it for an instant: a real taker is patient.
 SECONDS_FOR_LOCK = 2.0

@@ -20,8 +20,9 @@ from sseg_nase.config.fingerprint import flat
 from sseg_nase.config.multirun import launcher, once, shared, split, superseded
 from sseg_nase.config.schema import SweepConfig
 from sseg_nase.config.validation import cautions
-from sseg_nase.directory import end_dead, locked, status_of
+from sseg_nase.directory import end_dead, status_of
 from sseg_nase.errors import DONE, STOPPED, UserError
+from sseg_nase.files import locked
 from sseg_nase.redaction import overrides_without
 from sseg_nase.sweeps import code
 from sseg_nase.sweeps.finish import begin_parent, finish

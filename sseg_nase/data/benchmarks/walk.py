@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -375,8 +376,11 @@ def same_files(images: Iterable[Seen]) -> Iterator[tuple[Seen, Seen]]:
         for seen in several:
             by_path.setdefault(os.path.realpath(seen.path), []).append(seen)
         for place, same in by_path.items():
-            # By the end of the path: the folder around all of them may be a link, too.
-            backwards = Path(place).parts[::-1]
-            ends = [os.path.commonprefix([backwards, Path(s.path).parts[::-1]]) for s in same]
-            first = same[max(range(len(same)), key=lambda n: len(ends[n]))]
+            first = max(same, key=partial(_common_end, place))
             yield from ((first, seen) for seen in same if seen is not first)
+
+
+def _common_end(place: str, seen: Seen) -> int:
+    """In how many of its last parts a path is the real one: all of its start may be a link."""
+    parts = zip(Path(place).parts[::-1], Path(seen.path).parts[::-1], strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], parts)))
