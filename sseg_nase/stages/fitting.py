@@ -258,10 +258,13 @@ def _never_reached(config: Config) -> str | None:
     if begins < epochs:
         return None
     before = curriculum.levels.index("NATURAL")
+    # A mutation at the end of a level puts that off, once.
+    more = int(config.evolution.enabled or config.sparsity.enabled)
+    longest = (epochs - 1) // before - more
     remedy = (
-        f"curriculum.max_epochs_per_level={(epochs - 1) // before}"
-        if epochs > before
-        else f"pretrain.epochs={before + 1} curriculum.max_epochs_per_level=1"
+        f"curriculum.max_epochs_per_level={longest}"
+        if longest > 0
+        else f"pretrain.epochs={before * (1 + more) + 1} curriculum.max_epochs_per_level=1"
     )
     return (
         f"the level NATURAL begins after epoch {begins}, if no level ends sooner, and training "

@@ -360,12 +360,20 @@ def test_levels_stay_as_they_are_where_own_images_are_not_pretrained_on(
         (
             levels_of(config_of(), 2, max_epochs_per_level=1),
             "begins after epoch 2, if no level ends sooner, and training ends after epoch 2. "
+            "Set pretrain.epochs=5 curriculum.max_epochs_per_level=1",  # mutations put ends off
+        ),
+        (
+            levels_of(config_of("evolution=none", "sparsity=none"), 2, max_epochs_per_level=1),
             "Set pretrain.epochs=3 curriculum.max_epochs_per_level=1",
         ),
         (levels_of(config_of(), 3, max_epochs_per_level=1), None),
         (
             levels_of(config_of(), 7, max_epochs_per_level=4),
             "begins after epoch 8, if no level ends sooner, and training ends after epoch 7. "
+            "Set curriculum.max_epochs_per_level=2",
+        ),
+        (
+            levels_of(config_of("evolution=none", "sparsity=none"), 7, max_epochs_per_level=4),
             "Set curriculum.max_epochs_per_level=3",
         ),
         (levels_of(config_of(), 7, max_epochs_per_level=3), None),
