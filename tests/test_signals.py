@@ -318,6 +318,44 @@ def test_an_echo_does_not_disturb_the_ending_but_ctrl_c_does() -> None:
                 signal.raise_signal(signal.SIGINT)
 
 
+class Breaking:
+    """Does something in its destructor, where nothing can be raised."""
+
+    def __init__(self, does: Callable[[], Any]) -> None:
+        self.does = does
+
+    def __del__(self) -> None:
+        self.does()
+
+
+def test_a_request_that_is_lost_in_a_destructor_is_made_again() -> None:
+    def stopped() -> None:
+        with Interruption():
+            Breaking(lambda: signal.raise_signal(signal.SIGINT))  # gone at once
+            for _ in range(200):
+                time.sleep(0.02)
+            raise AssertionError("not reached")
+
+    with pytest.raises(Interrupted, match="SIGINT"):
+        stopped()
+
+
+def test_what_breaks_in_a_destructor_is_told_until_a_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    hook = sys.unraisablehook
+    with Interruption():
+        Breaking(lambda: 1 // 0)
+        assert len(told) == 1
+        with contextlib.suppress(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+        Breaking(lambda: 1 // 0)
+    assert len(told) == 1
+    assert sys.unraisablehook is hook
+
+
 def test_a_hangup_that_is_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
