@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ import pytest
 from sseg_nase import run as running
 from sseg_nase import stages
 from sseg_nase.config.compose import continued, load
+from sseg_nase.data import store
 from sseg_nase.directory import RunDirectory
 from sseg_nase.run import run
 from sseg_nase.tracking import mlflow_sink
@@ -316,6 +318,16 @@ def test_an_echo_does_not_disturb_the_ending_but_ctrl_c_does() -> None:
                     pytest.fail(f"{signal.Signals(echo).name} has disturbed the ending")
             with pytest.raises(Interrupted):
                 signal.raise_signal(signal.SIGINT)
+
+
+def test_who_waits_for_another_process_is_not_kept_waiting(tmp_path: Path) -> None:
+    with (tmp_path / ".s.lock").open("w") as lock, Interruption():
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as another process that builds the store
+        began = time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(Interrupted), store.locked(tmp_path / "s"):
+            raise AssertionError("not reached")
+    assert 0.2 <= time.monotonic() - began < 4
 
 
 class Breaking:
