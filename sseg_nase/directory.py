@@ -146,10 +146,13 @@ class RunDirectory:
         if note:
             this.notes.append(note)
         process = status.get("process", {})
-        if status.get("status") == RUNNING and process.get("host") != socket.gethostname():
+        if status.get("status") == RUNNING:
+            here = process.get("host") == socket.gethostname()
+            dead = "its process was killed, or the machine went down"
+            elsewhere = "that process is taken for dead. If it is not, stop one of the two now"
             this.notes.append(
-                f"status.json says RUNNING, on {process.get('host')}: nothing holds the folder, so "
-                "that process is taken for dead. If it is not, stop one of the two now."
+                f"status.json said RUNNING, on {process.get('host')}, and nothing held the folder: "
+                f"{dead if here else elsewhere}."
             )
         if not this.finished:
             for name in DESCRIBED:
@@ -340,38 +343,6 @@ def _same_folder(a: Path, b: Path) -> bool:
         return a.samefile(b)
     except OSError:
         return False
-
-
-def locked(path: Path) -> bool:
-    """Tell whether a living process holds the directory, also one that may only be read."""
-    if not (path / ".lock").exists():
-        return False
-    lock = FileLock(path / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    except OSError:
-        return _held_by_another(path / ".lock")
-    lock.release()
-    return False
-
-
-def _held_by_another(lock: Path) -> bool:
-    """As `locked`, of a lock file that can only be read."""
-    try:
-        import fcntl
-
-        handle = os.open(lock, os.O_RDONLY)
-    except (ImportError, OSError):
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-    return False
 
 
 @contextmanager

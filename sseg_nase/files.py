@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from sseg_nase.errors import UserError
 from sseg_nase.finite import plain
 from sseg_nase.redaction import redacted
@@ -212,6 +214,38 @@ def make_own(*folders: Path) -> None:
             if not any(folder.iterdir()):
                 (folder / OWN).touch()
                 return
+
+
+def locked(path: Path) -> bool:
+    """Tell whether a living process holds the directory, also one that may only be read."""
+    if not (path / ".lock").exists():
+        return False
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:
+        return _held_by_another(path / ".lock")
+    lock.release()
+    return False
+
+
+def _held_by_another(lock: Path) -> bool:
+    """As `locked`, of a lock file that can only be read."""
+    try:
+        import fcntl
+
+        handle = os.open(lock, os.O_RDONLY)
+    except (ImportError, OSError):
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def check_room(folder: Path, needed: int) -> None:

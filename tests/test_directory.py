@@ -19,12 +19,11 @@ from sseg_nase.directory import (
     RUNNING,
     RunDirectory,
     end_dead,
-    locked,
     own_run_id,
     status_of,
 )
 from sseg_nase.errors import UserError
-from sseg_nase.files import read_json, write_json
+from sseg_nase.files import locked, read_json, write_json
 from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 
 
@@ -163,7 +162,7 @@ def test_where_data_was_and_who_was_running_is_said(place: RunDirectory) -> None
     found = reopened(place, "paths.data_dir=/old/data")
     found.release()
     (note,) = found.notes
-    assert "says RUNNING, on another" in note
+    assert "said RUNNING, on another, and nothing held the folder: that process is taken" in note
 
 
 DATA = {"images": {}, "roles": {}, "files": {}}
@@ -189,6 +188,7 @@ def test_images_in_another_place_may_be_the_same(
     config = load(["hardware=cpu", "tracking=jsonl", *given])
     (place.path / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
     change_config(place, lambda values: values["dataset"].update(root=was))
+    place.write_status(FAILED)
     config = dataclasses.replace(config, resume=str(place.path))
     if moved:
         found = RunDirectory.reopen(config, given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from PIL import Image
 from sseg_nase.config.commands import override
 from sseg_nase.config.compose import continued, load
 from sseg_nase.data.curriculum.render import DRAWING
-from sseg_nase.directory import RunDirectory, locked, own_run_id, with_former_values
+from sseg_nase.directory import RunDirectory, own_run_id, with_former_values
 from sseg_nase.errors import UserError
+from sseg_nase.files import locked
 from sseg_nase.reporting.aggregate import Entry, aggregate
 from sseg_nase.reporting.comparison import compare
 from sseg_nase.reporting.figures import curriculum
@@ -542,13 +544,17 @@ def test_a_copy_does_not_write_into_the_run_of_the_original(tmp_path: Path) -> N
     assert own_run_id(copy, elsewhere)[0] is None  # nobody can tell whether the original is there
 
 
-def test_a_run_that_another_host_left_running_is_resumed_with_a_word(one: Path) -> None:
+def test_a_run_that_was_left_running_is_resumed_with_a_word(one: Path) -> None:
     place = only_run(one)
     said = json.loads((place / "status.json").read_text())
-    said |= {"status": "RUNNING", "process": {"host": "another", "pid": 1}}
-    (place / "status.json").write_text(json.dumps(said))
-    ran(f"resume={place}", "pretrain.epochs=2", "resume_overrides=true")
-    assert "says RUNNING, on another" in (place / "events.jsonl").read_text()
+    words = {"another": "taken for dead. If it is not", socket.gethostname(): "process was killed"}
+    for epochs, (host, why) in enumerate(words.items(), start=2):
+        said |= {"status": "RUNNING", "process": {"host": host, "pid": 1}}
+        (place / "status.json").write_text(json.dumps(said))
+        ran(f"resume={place}", f"pretrain.epochs={epochs}", "resume_overrides=true")
+        told = (place / "events.jsonl").read_text()
+        assert f"said RUNNING, on {host}, and nothing held the folder: " in told
+        assert why in told
 
 
 def test_the_lock_of_an_archived_run_can_be_read(

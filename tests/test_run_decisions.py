@@ -16,9 +16,9 @@ import torch
 
 from sseg_nase import run as running
 from sseg_nase.config.compose import load
-from sseg_nase.directory import RUNNING, RunDirectory, locked, status_of
+from sseg_nase.directory import RUNNING, RunDirectory, status_of
 from sseg_nase.errors import UserError
-from sseg_nase.files import StorageError
+from sseg_nase.files import StorageError, locked
 from sseg_nase.reporting import run_report
 from sseg_nase.run import Membership, Run, run_name
 from sseg_nase.stages import identity

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ import pytest
 from sseg_nase import run as running
 from sseg_nase import stages
 from sseg_nase.config.compose import continued, load
+from sseg_nase.data import store
 from sseg_nase.directory import RunDirectory
 from sseg_nase.run import run
 from sseg_nase.tracking import mlflow_sink
@@ -316,6 +318,54 @@ def test_an_echo_does_not_disturb_the_ending_but_ctrl_c_does() -> None:
                     pytest.fail(f"{signal.Signals(echo).name} has disturbed the ending")
             with pytest.raises(Interrupted):
                 signal.raise_signal(signal.SIGINT)
+
+
+def test_who_waits_for_another_process_is_not_kept_waiting(tmp_path: Path) -> None:
+    with (tmp_path / ".s.lock").open("w") as lock, Interruption():
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as another process that builds the store
+        began = time.monotonic()
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+        with pytest.raises(Interrupted), store.locked(tmp_path / "s"):
+            raise AssertionError("not reached")
+    assert 0.2 <= time.monotonic() - began < 4
+
+
+class Breaking:
+    """Does something in its destructor, where nothing can be raised."""
+
+    def __init__(self, does: Callable[[], Any]) -> None:
+        self.does = does
+
+    def __del__(self) -> None:
+        self.does()
+
+
+def test_a_request_that_is_lost_in_a_destructor_is_made_again() -> None:
+    def stopped() -> None:
+        with Interruption():
+            Breaking(lambda: signal.raise_signal(signal.SIGINT))  # gone at once
+            for _ in range(200):
+                time.sleep(0.02)
+            raise AssertionError("not reached")
+
+    with pytest.raises(Interrupted, match="SIGINT"):
+        stopped()
+
+
+def test_what_breaks_in_a_destructor_is_told_until_a_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    hook = sys.unraisablehook
+    with Interruption():
+        Breaking(lambda: 1 // 0)
+        assert len(told) == 1
+        with contextlib.suppress(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+        Breaking(lambda: 1 // 0)
+    assert len(told) == 1
+    assert sys.unraisablehook is hook
 
 
 def test_a_hangup_that_is_ignored_stays_so() -> None:

@@ -114,17 +114,19 @@ def patched() -> Iterator[pytest.MonkeyPatch]:
         yield monkeypatch
 
 
-def writes_of(*overrides: str) -> int:
-    disk = Disk(Path.cwd() / "counted", FULL, None, once=False)
+def writes_of(*overrides: str, where: str = "counted") -> int:
+    disk = Disk(Path.cwd() / where, FULL, None, once=False)
     with patched() as monkeypatch:
         disk.installed(monkeypatch)
-        ran(*overrides, "paths.output_dir=counted")
+        ran(*overrides, f"paths.output_dir={where}")
     return disk.calls
 
 
-def at_every_write(overrides: list[str], number: int, step: int, *, once: bool) -> Iterator[int]:
-    """Run with the n-th write failing; check how it ends; yield n."""
-    for n in range(1, writes_of(*overrides) + 1, step):
+def at_every_write(
+    overrides: list[str], number: int, step: int, *, once: bool, first: int = 1
+) -> Iterator[int]:
+    """Run with the n-th write failing, from the `first` on; check how it ends; yield n."""
+    for n in range(first, writes_of(*overrides) + 1, step):
         folder = Path(f"n{n}").absolute()
         disk = Disk(folder, number, n, once=once)
         with patched() as monkeypatch:
@@ -177,9 +179,17 @@ def test_a_run_in_training_keeps_its_checkpoint_and_is_resumed_with_room() -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("once", [False, True])
 def test_every_single_write_of_a_training(once: bool) -> None:
-    for report in ("true", "false"):
-        overrides = [*TINY, "tracking=jsonl", f"report.at_end={report}"]
-        assert len(list(at_every_write(overrides, FULL, 1, once=once))) > 50
+    overrides = [*TINY, "tracking=jsonl", "report.at_end=false"]
+    assert len(list(at_every_write(overrides, FULL, 1, once=once))) > 50
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("once", [False, True])
+def test_every_third_write_of_a_report(once: bool) -> None:
+    overrides = [*TINY, "ablation=A1", "tracking=jsonl"]
+    first = writes_of(*overrides, "report.at_end=false", where="without") - 2
+    with_report = [*overrides, "report.at_end=true"]
+    assert len(list(at_every_write(with_report, FULL, 3, once=once, first=first))) > 6
 
 
 def test_status_is_written_into_its_own_blocks_where_no_new_file_fits() -> None:

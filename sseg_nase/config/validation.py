@@ -340,7 +340,7 @@ def _resume(config: Config) -> Iterator[str]:
 
 def _sweep(config: Config) -> Iterator[str]:
     sweep, looking = config.sweep, config.task in LOOKS
-    if sweep.dir and not looking and sweep.job is None:
+    if sweep.dir and not looking:
         yield (
             f"sweep={sweep.dir}: it has no effect with task={config.task}; add task=status, "
             "task=report or task=deliver, or -m to go on with that sweep."

@@ -7,17 +7,19 @@ that a reader of the report can understand.
 from __future__ import annotations
 
 import json
+import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sseg_nase.files import read_json
+from sseg_nase.config.commands import command
+from sseg_nase.files import locked, read_json
 from sseg_nase.finite import finite
 from sseg_nase.reporting.provenance import config_of, section
 
-FINISHED = "FINISHED"
+FINISHED, RUNNING = "FINISHED", "RUNNING"
 # After a resume, lines since the checkpoint stand there twice. What they are told apart by:
 IDENTITY: Mapping[str, tuple[str, ...]] = {
     "epoch": ("epoch",),
@@ -100,10 +102,12 @@ def read_run(folder: Path | str) -> RunRecord:
     status, results = (read_json(folder / name) for name in ("status.json", "results.json"))
     if status is None:
         notes.append(_unread(folder / "status.json", "how the run ended is not known"))
-    elif (ended := status.get("status")) != FINISHED:
+    elif status.get("status") != FINISHED:
         reason = str(status.get("error") or "").strip().split("\n")[0]
         because = f" ({reason})" if reason else ""
-        notes.append(f"The run is {ended}{because}: what it has written is shown.")
+        notes.append(
+            f"The run is {standing(folder, status)}{because}: what it has written is shown."
+        )
     if results is None:
         notes.append(_unread(folder / "results.json", "there are no results"))
     else:
@@ -113,6 +117,20 @@ def read_run(folder: Path | str) -> RunRecord:
     events = _events(folder / "events.jsonl", notes)
     mutations = _mutations(folder / "mutations.jsonl", events, notes)
     return RunRecord(folder, config, status or {}, results or {}, events, mutations, tuple(notes))
+
+
+def standing(folder: Path, status: Mapping[str, Any]) -> str:
+    """How a run stands by its status.json, and whether one that says RUNNING has a process."""
+    said = str(status.get("status", "UNKNOWN"))
+    if said != RUNNING or locked(folder):
+        return said
+    process = status.get("process")
+    host = process.get("host") if isinstance(process, Mapping) else None
+    if host in (None, socket.gethostname()):
+        dead = f"its process was killed; {command(resume=folder.absolute())} goes on with it"
+    else:
+        dead = f"its process, on {host}, is dead or cannot be seen from here"
+    return f"{said} by its status.json, but nothing holds it ({dead})"
 
 
 # -- parts -------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ from sseg_nase.reporting.latex import LatexTable, as_latex, preview
 from sseg_nase.reporting.markdown import as_markdown
 from sseg_nase.reporting.pictures import drawn, files_of
 from sseg_nase.reporting.provenance import provenance
-from sseg_nase.reporting.record import FINISHED, RunRecord, read_run
+from sseg_nase.reporting.record import FINISHED, RunRecord, read_run, standing
 from sseg_nase.reporting.times import span
 from sseg_nase.tracking.console import better, duration
 from sseg_nase.tracking.mlflow_sink import shown
@@ -199,7 +199,8 @@ def _headline(record: RunRecord) -> Iterator[Block]:
     if record.ended != FINISHED:
         reason = str(record.status.get("error") or "").strip().split("\n")[0]
         because = f": {reason}" if reason else ""
-        yield Notice((f"This run is {record.ended}{because}. What it has written is shown.",))
+        stands = standing(record.folder, record.status)
+        yield Notice((f"This run is {stands}{because}. What it has written is shown.",))
     yield Facts(list(_facts(record)))
     if said := better(record.results):
         yield Items([f"{line[0].upper()}{line[1:]}." for line in said])

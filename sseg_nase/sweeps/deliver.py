@@ -12,9 +12,9 @@ from filelock import Timeout
 
 from sseg_nase.config.commands import command
 from sseg_nase.config.schema import Config, TrackingConfig
-from sseg_nase.directory import RUNNING, end_dead, held, locked, own_run_id, status_of
+from sseg_nase.directory import RUNNING, end_dead, held, own_run_id, status_of
 from sseg_nase.errors import DONE, FAILURE, UserError
-from sseg_nase.files import write_json
+from sseg_nase.files import locked, write_json
 from sseg_nase.sweeps.folder import SweepFolder, looked_at
 from sseg_nase.sweeps.seen import GONE
 from sseg_nase.tracking.late import Delivery, Undelivered, send_missing

@@ -31,12 +31,45 @@ from filelock import FileLock, Timeout
 from sseg_nase.config.commands import command
 from sseg_nase.config.compose import stored
 from sseg_nase.config.schema import Config, SweepConfig, TrackingConfig
-from sseg_nase.directory import locked, status_of
+from sseg_nase.directory import status_of
 from sseg_nase.errors import UserError
-from sseg_nase.files import make_own, read_json, write_json, write_text
+from sseg_nase.files import locked, make_own, read_json, write_json, write_text
 
 # Whoever asks whether a lock is held takes it for an instant: a real taker is patient.
 SECONDS_FOR_LOCK = 2.0
+# What job.json says of a job that its own process has not begun; taken out where it has ended.
+NOT_YET: Mapping[str, Any] = {"waiting": None, "starting": None}
+# What sweep.json says at least, of itself and of each job, and what job.json says, if it does.
+PLANNED: Mapping[str, Any] = {
+    "title": str,
+    "identity": str,
+    "shared": list,
+    "settings": dict,
+    "tracking": dict,
+    "code": dict,
+    "threads": int,
+    "jobs": list,
+}
+PLANNED_JOB: Mapping[str, Any] = {
+    "number": int,
+    "label": str,
+    "configuration": str,
+    "seed": int,
+    "fingerprint": str,
+    "overrides": list,
+}
+NOTED: Mapping[str, Any] = {
+    "host": str,
+    "pid": int,
+    "slurm_job": str,
+    "attempts": int,
+    "started": int | float,
+    "ended": int | float,
+    "status": str,
+    "reason": str,
+    "exitcode": int,
+    "run": str,
+}
 
 
 @dataclass(frozen=True)
@@ -74,8 +107,10 @@ class JobFolder:
         return self.path / "console.log"
 
     def state(self) -> dict[str, Any]:
-        """What job.json says; nothing before the job has begun."""
-        return read_json(self.path / "job.json") or {}
+        """What job.json says; nothing before the job has begun, or where it is damaged."""
+        said = read_json(self.path / "job.json") or {}
+        whole = all(isinstance(said[key], NOTED.get(key, object)) for key in said)
+        return said if whole else {}
 
     def note(self, **fields: Any) -> None:
         """Write `fields` into job.json; None takes one out."""
@@ -161,6 +196,11 @@ class SweepFolder:
             raise UserError(
                 f"sweep={path}: not the directory of a sweep (no readable sweep.json there). "
                 "Name one like runs/sweeps/<time>_<id>."
+            )
+        if (wrong := _damage(self.plan)) is not None:
+            raise UserError(
+                f"sweep={path}: sweep.json there is damaged ({wrong}). Bring it back from a copy; "
+                "without its folder the same command starts the sweep anew."
             )
         self.jobs = [
             JobFolder(self.path / "jobs" / str(job["number"]), job) for job in self.plan["jobs"]
@@ -331,6 +371,18 @@ def create(
             f"{error.filename}). Set paths.output_dir to a folder of yours."
         ) from error
     return SweepFolder(path)
+
+
+def _damage(plan: Mapping[str, Any]) -> str | None:
+    """What is wrong with what sweep.json says, in words; None where nothing is."""
+    for key, kind in PLANNED.items():
+        if not isinstance(plan.get(key), kind):
+            return f"it has no {key}"
+    for job in plan["jobs"]:
+        for key, kind in PLANNED_JOB.items():
+            if not isinstance(job, Mapping) or not isinstance(job.get(key), kind):
+                return f"a job has no {key}"
+    return None
 
 
 def sweeps_in(output_dir: Path) -> list[SweepFolder]:

@@ -22,7 +22,7 @@ from sseg_nase.errors import DONE, FAILURE, MISTAKE, STOPPED, UserError
 from sseg_nase.hardware.slots import gpu_slot, slot_of
 from sseg_nase.sweeps.code import changed_since
 from sseg_nase.sweeps.finish import finish_if_last
-from sseg_nase.sweeps.folder import JobFolder, SweepFolder, this_process
+from sseg_nase.sweeps.folder import NOT_YET, JobFolder, SweepFolder, this_process
 from sseg_nase.sweeps.isolation import Ending, isolated
 from sseg_nase.sweeps.seen import died, reap
 from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
@@ -67,7 +67,7 @@ def _apart(sweep: SweepFolder, job: JobFolder, launcher: str) -> None:
     """In a process of its own."""
     minutes = sweep.settings.timeout_min
     job.unqueue()
-    _begin(job)
+    _begin(job, starting=True)
     try:
         with _place(sweep, job, launcher), _devices(sweep, job) as environment:
             ending = isolated(
@@ -98,7 +98,7 @@ def run_job(sweep_path: str, number: int) -> int:
     """Run the job's frozen config, or go on with its run; return the exit code."""
     sweep = SweepFolder(Path(sweep_path))
     job = sweep.jobs[number]
-    job.note(**this_process())
+    job.note(**this_process(), starting=None)
     prefix = f"sseg-nase: job {number} ({job.label}):"
     try:
         for note in _code_notes(sweep):
@@ -157,11 +157,13 @@ def _code_notes(sweep: SweepFolder) -> Iterator[str]:
         )
 
 
-def _begin(job: JobFolder) -> None:
+def _begin(job: JobFolder, *, starting: bool | None = None) -> None:
+    """Note that the job begins. `starting`: this is not its own process, which comes later."""
     job.note(
         **this_process(),
         attempts=job.state().get("attempts", 0) + 1,
         started=time.time(),
+        starting=starting,
         ended=None,
         status=None,
         reason=None,
@@ -170,7 +172,7 @@ def _begin(job: JobFolder) -> None:
 
 
 def _end(job: JobFolder, status: str, reason: str | None, exitcode: int) -> None:
-    job.note(ended=time.time(), status=status, reason=reason, exitcode=exitcode, waiting=None)
+    job.note(ended=time.time(), status=status, reason=reason, exitcode=exitcode, **NOT_YET)
 
 
 def _conclude(sweep: SweepFolder, job: JobFolder, ending: Ending, why: str | None) -> None:

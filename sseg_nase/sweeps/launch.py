@@ -20,12 +20,14 @@ from sseg_nase.config.fingerprint import flat
 from sseg_nase.config.multirun import launcher, once, shared, split, superseded
 from sseg_nase.config.schema import SweepConfig
 from sseg_nase.config.validation import cautions
-from sseg_nase.directory import end_dead, locked, status_of
+from sseg_nase.directory import end_dead, status_of
 from sseg_nase.errors import DONE, STOPPED, UserError
+from sseg_nase.files import locked
 from sseg_nase.redaction import overrides_without
 from sseg_nase.sweeps import code
 from sseg_nase.sweeps.finish import begin_parent, finish
 from sseg_nase.sweeps.folder import (
+    NOT_YET,
     JobFolder,
     Planned,
     SweepFolder,
@@ -424,8 +426,12 @@ def _interruptible(sweep: SweepFolder, say: Say, *, stop: bool) -> Iterator[None
 
 
 def _stop_jobs(sweep: SweepFolder, say: Say) -> None:
-    """Ask the jobs on this machine to stop with a checkpoint; kill those that do not."""
-    pids = list[int]()
+    """Ask the jobs on this machine to stop with a checkpoint; kill those that do not.
+
+    Of a job that is starting only the launcher's process is known, which does not hand a signal on:
+    killed, it would leave the job's own behind, and nobody to say how that ends.
+    """
+    ours, asked = list[JobFolder](), set[int]()
     for job in sweep.jobs:
         state = job.state()
         if not job.alive() or state.get("pid") == os.getpid():
@@ -433,18 +439,26 @@ def _stop_jobs(sweep: SweepFolder, say: Say) -> None:
         if job.slurm_job is not None:
             say(f"job {job.number} ({job.label}) stays in Slurm as job {job.slurm_job}")
         elif state.get("host") == socket.gethostname():
-            pids.append(state["pid"])
+            ours.append(job)
             if state.get("waiting"):  # it has nothing to save, and submitit would ignore SIGTERM
+                asked.add(state["pid"])
                 _signal(state["pid"], signal.SIGKILL)
                 why = "the sweep was interrupted while it waited"
-                job.note(ended=time.time(), status=INTERRUPTED, reason=why, waiting=None)
-            else:
-                _signal(state["pid"], signal.SIGTERM)
-    if pids:
-        say(f"{len(pids)} jobs finish their step and write a checkpoint; again to kill them")
+                job.note(ended=time.time(), status=INTERRUPTED, reason=why, **NOT_YET)
+    if ours:
+        say(f"{len(ours)} jobs finish their step and write a checkpoint; again to kill them")
     deadline = time.monotonic() + SECONDS_TO_STOP
+    pids = set[int]()
     try:
-        while any(_signal(pid, 0) for pid in pids) and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            states = [state for job in ours if "ended" not in (state := job.state())]
+            for state in states:
+                if not state.get("starting") and state["pid"] not in asked:
+                    asked.add(state["pid"])
+                    _signal(state["pid"], signal.SIGTERM)
+            pids = asked | {state["pid"] for state in states if state.get("starting")}
+            if not any(_signal(pid, 0) for pid in pids):
+                break
             time.sleep(0.2)
     finally:
         for pid in pids:

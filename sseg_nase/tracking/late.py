@@ -23,7 +23,7 @@ from sseg_nase.tracking.mlflow_sink import (
     stored_steps,
     terminate,
 )
-from sseg_nase.tracking.rows import Rows, recorded_rows, told
+from sseg_nase.tracking.rows import Rows, damaged, recorded_rows, told
 from sseg_nase.tracking.sink import RunInfo
 
 File = tuple[Path, str | None]
@@ -157,6 +157,15 @@ def _missing_files(client: Any, run_id: str, files: Iterable[File]) -> Iterator[
 
 
 def _read(directory: Path, parent_run_id: str | None) -> _Record:
+    try:
+        return _read_whole(directory, parent_run_id)
+    except (KeyError, TypeError) as error:
+        raise damaged(
+            directory / "events.jsonl", f"of the run's begin or its files: {error!r}"
+        ) from error
+
+
+def _read_whole(directory: Path, parent_run_id: str | None) -> _Record:
     opened: dict[str, Any] = {}
     files = dict.fromkeys((directory / name, None) for name in RUN_FILES)
     files = {file: None for file in files if file[0].is_file()}
@@ -169,7 +178,8 @@ def _read(directory: Path, parent_run_id: str | None) -> _Record:
         elif kind == "artifact":
             folder = values["folder"]
             files[(directory / values["path"], folder)] = None
-    assert opened, "events.jsonl begins with an open line"
+    if not opened:
+        raise damaged(directory / "events.jsonl", "it does not say what run it is of")
     run = RunInfo(
         directory=directory,
         name=opened["name"],

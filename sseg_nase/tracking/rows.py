@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from sseg_nase.errors import UserError
 from sseg_nase.files import read_json
 from sseg_nase.tracking.sink import Resumed
 
@@ -84,11 +85,39 @@ class Rows:
 
 
 def told(events: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of events.jsonl, but for a last one that a killed process left torn."""
-    with events.open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.endswith("\n"):
-                yield json.loads(line)
+    """Yield the lines of events.jsonl, but for a last one that a killed process left torn.
+
+    Raises `UserError` for a line that no sink has written.
+    """
+    try:
+        with events.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.endswith("\n"):
+                    yield _line(line, number)
+    except ValueError as error:  # UTF-8, too
+        raise damaged(events, str(error)) from error
+
+
+def damaged(events: Path, why: str) -> UserError:
+    """Return the error for an events.jsonl that is not as it was written."""
+    return UserError(
+        f"{events} is damaged ({why}): what the run has told cannot be sent from it. Bring it back "
+        "from a copy."
+    )
+
+
+def _line(text: str, number: int) -> dict[str, Any]:
+    types: dict[str, Any] = {"kind": str, "time": int | float, "values": dict}
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"line {number} is no JSON") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"line {number} is no object")
+    for key, kind in types.items():
+        if not isinstance(found.get(key), kind):
+            raise ValueError(f"line {number} has no {key}")
+    return found
 
 
 def recorded_rows(events: Path, rows: Rows, until: Resumed | None = None) -> Iterator[list[Row]]:
@@ -100,12 +129,18 @@ def recorded_rows(events: Path, rows: Rows, until: Resumed | None = None) -> Ite
     mutations, end = 0, math.inf if until is None else until.mutations
     for line in told(events):
         kind, values, milliseconds = line["kind"], line["values"], round(1000 * line["time"])
-        if kind == "metrics" and (until is None or line["step"] <= until.step):
-            figures = {key: math.nan if v is None else v for key, v in values.items()}
-            yield rows.metrics(figures, line["step"], milliseconds)
-        elif kind == "mutation" and mutations <= values["index"] < end:
-            mutations = values["index"] + 1
-            yield rows.mutation(values, milliseconds)
+        new: list[Row] = []
+        try:
+            if kind == "metrics" and (until is None or line["step"] <= until.step):
+                figures = {key: math.nan if v is None else v for key, v in values.items()}
+                new = rows.metrics(figures, line["step"], milliseconds)
+            elif kind == "mutation" and mutations <= values["index"] < end:
+                mutations = values["index"] + 1
+                new = rows.mutation(values, milliseconds)
+        except (KeyError, TypeError) as error:
+            raise damaged(events, f"a line of kind {kind}: {error!r}") from error
+        if new:
+            yield new
 
 
 def result_tags(directory: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ def end_at_once(number: int, frame: FrameType | None) -> None:
     os._exit(STOPPED)
 
 
+SECONDS_TO_ASK_AGAIN = 0.05
 AT_ONCE, ARMED, DEFERRING, ENDING = "at once", "armed", "deferring", "ending"
 
 
@@ -62,12 +64,14 @@ class Interruption:
         self._signal: int | None = None
         self._mode = AT_ONCE
         self._previous: dict[int, Any] = {}
+        self._unraisable = sys.unraisablehook
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
             # nohup ignores SIGHUP, and so do we then.
             heard = [s for s in SIGNALS if s == signal.SIGINT or not _kept(s)]
             self._previous = {s: signal.signal(s, self._receive) for s in heard}
+            self._unraisable, sys.unraisablehook = sys.unraisablehook, self._not_raised
         return self
 
     def __exit__(
@@ -78,6 +82,8 @@ class Interruption:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._previous:
+            sys.unraisablehook = self._unraisable
         before = self._previous.get(self._signal) if self._signal is not None else None
         if callable(before) and before not in (signal.default_int_handler, end_at_once):
             before(self._signal, None)
@@ -132,6 +138,20 @@ class Interruption:
         waits = self._mode == DEFERRING or (self._mode == ENDING and again)
         if not waits or (again and number == signal.SIGINT):
             raise self._interrupted()
+
+    def _not_raised(self, lost: sys.UnraisableHookArgs) -> None:
+        """Hear of what was raised where nothing can be, in a destructor or a callback from C.
+
+        A request that was lost so is made again. What breaks behind a request is what it left
+        half done, such as an object that was being made, and is nothing to tell anyone.
+        """
+        if isinstance(lost.exc_value, Interrupted):
+            number = signal.SIGTERM if signal.SIGTERM in self._previous else self._signal
+            again = threading.Timer(SECONDS_TO_ASK_AGAIN, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+        elif self.requested is None:
+            self._unraisable(lost)
 
 
 def _kept(number: int) -> bool:

@@ -196,7 +196,7 @@ def test_an_image_in_two_splits_is_refused_whichever_is_read_first(own: Path, fi
     read(own, first)
     said = (
         r"also in (train|val): 1, such as .*(train-0/1\.png \(train\)|leak\.bmp \(val\)) = .*"
-        r"remove them.*dataset\.overlap=keep"
+        r"remove them from one of the splits, or set dataset\.overlap=keep"
     )
     for split in (second, first):
         with pytest.raises(UserError, match=said):
@@ -227,7 +227,8 @@ def test_classes_dealt_into_splits_are_compared_too(tmp_path: Path) -> None:
     dealt = {"split_by": "classes", "split_fractions": [0.1, 0.1, 0.8]}
     root = tmp_path / "own"
     assert len(read(root, "train", **dealt)) == 4
-    with pytest.raises(UserError, match=r"of val that are also in train: 1, .*same\.png"):
+    said = r"of val that are also in train: 1, .*same\.png.* dealt .*remove one image of each such"
+    with pytest.raises(UserError, match=said):
         read(root, "val", **dealt)
     test = read(root, "test", **dealt)  # where it stood under four labels, it is left out
     reconciled(test, 16)

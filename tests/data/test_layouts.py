@@ -210,6 +210,20 @@ def test_one_file_twice_is_taken_where_it_is_no_link() -> None:
     assert "own/b/1.bmp and own/a/link.bmp are the same file" in str(refused.value)
 
 
+def test_one_file_twice_is_taken_where_no_folder_above_it_is_a_link(tmp_path: Path) -> None:
+    tree("disk/own", ["b"], count=1)
+    os.symlink("disk", "linked")  # the one around all of them is no reason to prefer any
+    os.symlink("b", "disk/own/a")
+    os.symlink("b/0.bmp", "disk/own/0.bmp")
+    (tmp_path / "linked/own/c").mkdir()
+    os.symlink("../a/0.bmp", "disk/own/c/0.bmp")
+    paths = [f"linked/own/{name}0.bmp" for name in ("", "a/", "b/", "c/")]
+    pairs = list(walk.same_files([walk.of_file(path) for path in paths]))
+    assert [(str(one), str(again)) for one, again in pairs] == [
+        (paths[2], path) for path in paths if path != paths[2]
+    ]
+
+
 def test_hidden_files_and_what_systems_leave_are_neither_images_nor_classes() -> None:
     tree("own", ["a"], count=1)
     for name in (".git", "__MACOSX", "@eaDir"):

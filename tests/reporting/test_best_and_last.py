@@ -61,8 +61,8 @@ def assert_accuracies_belong(directory: Path, results: dict[str, Any], best: boo
 
 
 def test_the_best_network_is_judged_beside_the_last(judgements: list[Any]) -> None:
-    # The last epoch has a higher loss than the one before it at the same level.
-    directory, results = ran("pretrain.epochs=7", "evaluation.untrained_reference=false")
+    # The last epoch of its level has a higher loss than the one before, with any threads.
+    directory, results = ran("pretrain.epochs=4", "evaluation.untrained_reference=false")
     state = checkpoint.load(directory / "checkpoints" / "best.pt")
     last = checkpoint.load(directory / "checkpoints" / "last.pt")
     assert state["step"] < last["step"]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from sseg_nase.reporting import export, run_report
-from sseg_nase.reporting.record import RunRecord, Series, read_run
+from sseg_nase.reporting.record import RunRecord, Series, read_run, standing
 from sseg_nase.tracking.jsonl import MUTATION_KEYS, JsonlSink
 from sseg_nase.tracking.sink import Resumed, RunInfo
 
@@ -335,7 +337,7 @@ def test_a_config_with_values_of_another_type_is_damaged(run: Path, yaml_: str) 
     [
         ({"status": "INTERRUPTED", "error": "interrupted (SIGINT)"}, "INTERRUPTED (interrupted"),
         ({"status": "FAILED", "error": "first\nsecond"}, "FAILED (first):"),
-        ({"status": "RUNNING", "error": None}, "RUNNING:"),
+        ({"status": "RUNNING", "error": None}, "RUNNING by its status.json, but nothing holds it"),
     ],
 )
 def test_a_run_that_did_not_finish(run: Path, status: dict[str, Any], note: str) -> None:
@@ -344,6 +346,18 @@ def test_a_run_that_did_not_finish(run: Path, status: dict[str, Any], note: str)
     assert len(record.notes) == 1
     assert f"The run is {note}" in record.notes[0]
     assert record.ended == status["status"]
+
+
+def test_whether_a_run_is_going_on_is_said_by_its_lock(tmp_path: Path) -> None:
+    said: dict[str, Any] = {"status": "RUNNING", "process": {"host": socket.gethostname()}}
+    dead = f"its process was killed; sseg-nase resume={tmp_path} goes on with it"
+    assert dead in standing(tmp_path, said)
+    assert dead in standing(tmp_path, {"status": "RUNNING", "process": "damaged"})
+    elsewhere = standing(tmp_path, {**said, "process": {"host": "another"}})
+    assert "its process, on another, is dead or cannot be seen from here" in elsewhere
+    assert standing(tmp_path, {"status": "FAILED"}) == "FAILED"
+    with FileLock(tmp_path / ".lock"):
+        assert standing(tmp_path, said) == "RUNNING"
 
 
 def test_a_run_without_mutations(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ def test_one_run_is_reported_in_its_own_folder(cli: Cli) -> None:  # noqa: F811
     status(run, status="RUNNING")
     code, _, said = cli("task=report", f"runs={run}", "report.output=else/where", "tracking=jsonl")
     assert code == 0
-    assert "This run is RUNNING" in Path("else/where/report.md").read_text()
+    page = Path("else/where/report.md").read_text()
+    assert "This run is RUNNING by its status.json, but nothing holds it" in page
     assert "MLflow: not used (tracking=jsonl)" in said
 
 

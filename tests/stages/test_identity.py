@@ -80,6 +80,15 @@ def test_images_are_known_by_pixels_labels_and_class_names_not_by_their_place() 
     assert first["classes"] == ["a", "b"]
 
 
+def test_drawn_images_are_compared_where_both_have_some() -> None:
+    now: Data = {"images": {}, "files": {}, "drawn": ["BASIC"], "drawing": 2}
+    assert list(differences({"drawn": ["BASIC"], "drawing": 1}, now)) == ["drawn images"]
+    assert not differences({"drawn": ["BASIC"], "drawing": 1}, {**now, "drawn": []})
+    unknown: list[Data] = [{"drawn": [], "drawing": 1}, {"drawing": 1}, {"drawn": ["BASIC"]}]
+    for before in unknown:
+        assert not differences(before, now)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [

@@ -17,6 +17,7 @@ from test_plan import made, planned
 from sseg_nase.config.compose import load
 from sseg_nase.directory import RUNNING, RunDirectory, status_of
 from sseg_nase.errors import UserError
+from sseg_nase.files import write_json
 from sseg_nase.sweeps import finish, folder, job, launch, seen
 from sseg_nase.sweeps.folder import SweepFolder, create, identity
 from sseg_nase.sweeps.isolation import Ending
@@ -53,6 +54,36 @@ def test_a_launch_takes_back_an_earlier_stop_and_the_order_of_jobs_is_no_other_s
 @pytest.fixture
 def sweep(tmp_path: Path) -> SweepFolder:
     return made(tmp_path / "runs", "seed=0,1", "tracking=jsonl")
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ({"jobs": 5}, "it has no jobs"),
+        ({"jobs": [3]}, "a job has no number"),
+        ({"jobs": [{"number": 0, "label": 4}]}, "a job has no label"),
+        ({"title": None}, "it has no title"),
+        ({"settings": []}, "it has no settings"),
+    ],
+)
+def test_a_plan_that_is_damaged_is_named(
+    change: dict[str, Any], wrong: str, sweep: SweepFolder
+) -> None:
+    sweep.note(**change)
+    with pytest.raises(UserError, match=rf"sweep\.json there is damaged \({wrong}\)"):
+        SweepFolder(sweep.path)
+
+
+@pytest.mark.parametrize("wrong", [{"started": "x"}, {"pid": "7"}, {"host": 3}, {"run": 1}])
+def test_notes_of_a_job_that_are_damaged_say_nothing(
+    wrong: dict[str, Any], sweep: SweepFolder
+) -> None:
+    job = sweep.jobs[0]
+    job.note(host="here", pid=7, started=1.0, ended=2.0, status=FAILED)
+    assert job.begun
+    write_json(job.path / "job.json", {**job.state(), **wrong})
+    assert job.state() == {}
+    assert look(sweep)[0].state == "WAITING"
 
 
 def test_another_experiment_is_another_sweep() -> None:

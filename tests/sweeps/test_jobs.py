@@ -195,7 +195,7 @@ def test_what_a_process_gets(
     given: list[dict[str, Any]] = []
 
     def run(target: Any, arguments: Any, **more: Any) -> Ending:
-        given.append({"arguments": arguments, **more})
+        given.append({"arguments": arguments, **more, "state": job.state()})
         return Ending(FAILURE, timed_out=False)
 
     monkeypatch.setattr(jobs, "isolated", run)
@@ -207,6 +207,9 @@ def test_what_a_process_gets(
     assert one["arguments"] == (str(sweep.path), 1)
     assert one["console"] == (None if launcher == "basic" else job.console)
     assert one["seconds"] is None
+    # Until the process itself says who it is, this one must not be taken for it.
+    assert (one["state"]["starting"], one["state"]["pid"]) == (True, os.getpid())
+    assert "starting" not in job.state()
     assert job.slurm_job is None  # it is no more in a queue of Slurm's
 
 
@@ -285,8 +288,10 @@ def test_what_a_job_returns_and_notes(
 
     monkeypatch.setattr(running, "run", fake)
     sweep.note(parent_run_id="the parent")
+    sweep.jobs[1].note(starting=True, pid=1)
     assert jobs.run_job(str(sweep.path), 1) == code
     job, (membership,) = sweep.jobs[1], given
+    assert "starting" not in job.state()
     assert job.state().get("reason") == reason
     assert job.run == tmp_path / "its run"
     assert job.state()["pid"] == os.getpid()

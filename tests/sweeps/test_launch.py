@@ -179,6 +179,31 @@ def test_a_job_that_does_not_stop_is_killed(
     assert time.monotonic() - began >= 0.3
 
 
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_job_that_is_starting_is_asked_when_its_own_process_is_known(
+    begins: bool, sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of the launcher would die of it, and the job's own go on with nobody to watch it."""
+    monkeypatch.setattr(module, "SECONDS_TO_STOP", 20.0 if begins else 0.3)
+    job, sent = sweep.jobs[0], list[tuple[int, int]]()
+    job.note(host=socket.gethostname(), pid=100, started=1.0, starting=True)
+
+    def take(pid: int, number: int) -> bool:
+        sent.append((pid, number))
+        if (pid, number) == (200, signal.SIGTERM):
+            job.note(ended=2.0, status=INTERRUPTED)
+        elif begins and pid == 100:
+            job.note(pid=200, starting=None)
+        return pid == 100
+
+    monkeypatch.setattr(module, "_signal", take)
+    with FileLock(job.path / ".lock"):
+        module._stop_jobs(sweep, lambda text: None)
+    asked = [(pid, number) for pid, number in sent if number]
+    last = (100, signal.SIGKILL)  # it never began, and nothing of it is to stay behind
+    assert asked == ([(200, signal.SIGTERM), (200, signal.SIGKILL)] if begins else [last])
+
+
 @pytest.mark.parametrize("code", [0, 3, None])
 def test_a_sweep_in_the_background_is_told_what_was_given_but_what_is_done(
     code: int | None, sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -151,6 +151,7 @@ def test_of_many_mistakes_a_handful_is_told_and_the_rest_counted() -> None:
         (["task=status", "seed=0,1"], r"task=status: .*no -m"),
         (["task=deliver,status", "run=a"], r"no job was started|no -m"),
         (["resume=runs/x", "seed=0,1"], r"resume: .*leave"),
+        (["resume=null,runs/x"], r"resume: .*leave"),
     ],
 )
 def test_what_is_no_job_of_a_sweep_is_refused(overrides: list[str], said: str) -> None:

@@ -304,6 +304,23 @@ def test_an_interruption_leaves_checkpoints(launcher: str, start: Started) -> No
 
 
 @pytest.mark.slow
+def test_jobs_that_were_starting_when_the_sweep_was_stopped_have_stopped(start: Started) -> None:
+    process = start(*LONG, "hydra/launcher=joblib", "sweep.parallel=2")
+    wait_until(
+        lambda: any("starting" in job.state() for s in sweeps_in(Path("runs")) for job in s.jobs)
+    )
+    process.terminate()
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 130, said
+    sweep = the_sweep()
+    assert not any(job.alive() for job in sweep.jobs)
+    assert set(states(sweep)) <= {"INTERRUPTED", "WAITING"}
+    assert "left no word" not in said
+    for job in sweep.jobs:
+        assert job.run is None or status_of(job.run)["status"] == "INTERRUPTED"
+
+
+@pytest.mark.slow
 def test_a_killed_launcher_loses_nothing(
     start: Started, ran: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:

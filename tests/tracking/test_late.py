@@ -5,12 +5,14 @@ import json
 import math
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from stores import client_of, mutation, only_run, refuse, run_info
 
+from sseg_nase.errors import UserError
 from sseg_nase.tracking import Resumed, RunInfo, Tracker
 from sseg_nase.tracking import late as module
 from sseg_nase.tracking.jsonl import JsonlSink
@@ -231,6 +233,31 @@ def test_files_are_kept_with_a_run_that_the_store_has(tmp_path: Path, uri: str) 
     assert [file.path for file in client.list_artifacts(run_id, "report")] == ["report/report.html"]
     with pytest.raises(Undelivered, match="does not take it"):
         attach(uri, "0" * 32, [(report, "report")])
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda lines: [], "does not say what run it is of"),
+        (lambda lines: lines[1:], "does not say what run it is of"),
+        (lambda lines: ["{", *lines], "line 1 is no JSON"),
+        (lambda lines: ["[1]", *lines], "line 1 is no object"),
+        (lambda lines: [*lines, '{"kind": "metrics", "time": 1}'], "has no values"),
+        (lambda lines: [*lines, '{"kind": "metrics", "time": 1, "values": {"a": 1}}'], "'step'"),
+        (lambda lines: [*lines, '{"kind": "artifact", "time": 1, "values": {}}'], "'folder'"),
+        (lambda lines: [*lines, '{"kind": "mutation", "time": 1, "values": {}}'], "'index'"),
+    ],
+)
+def test_damaged_events_are_named(
+    change: Callable[[list[str]], list[str]], why: str, tmp_path: Path, uri: str
+) -> None:
+    run = run_info(tmp_path)
+    tell(Tracker([JsonlSink()]), run, range(1))
+    path = run.directory / "events.jsonl"
+    path.write_text("".join(f"{line}\n" for line in change(path.read_text().splitlines())))
+    with pytest.raises(UserError, match=r"events\.jsonl is damaged \(.*Bring it back") as error:
+        deliver(run.directory, uri)
+    assert why in str(error.value)
 
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:

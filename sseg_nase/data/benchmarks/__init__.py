@@ -223,8 +223,8 @@ def _overlaps(
             elif dataset.overlap == "refuse":
                 raise UserError(
                     f"dataset={dataset.name} in {found.path.absolute()}: {said}. An accuracy on "
-                    "images that were trained on is too high: remove them from one of the splits, "
-                    "or set dataset.overlap=keep where this is on purpose."
+                    f"images that were trained on is too high: {_which_to_remove(found)}, or set "
+                    "dataset.overlap=keep where this is on purpose."
                 )
             else:
                 notices.append(f"{said} (dataset.overlap=keep).")
@@ -304,8 +304,18 @@ def _check_disjoint(dataset: DatasetConfig, found: Found, split: str, listing: L
         for one, again in same_files([*files, *_files(source)]):
             raise UserError(
                 f"The splits {split} and {other} {where} share an image: {one} and {again} are "
-                "the same file. Remove it from one."
+                f"the same file: {_which_to_remove(found)}."
             )
+
+
+def _which_to_remove(found: Found) -> str:
+    """What to do about images in two splits: nobody can look for them in splits that are dealt."""
+    if dealing.is_dealt(found):
+        return (
+            "these splits are not on disk but dealt from all images, so remove one image of each "
+            "such pair"
+        )
+    return "remove them from one of the splits"
 
 
 def _or_deal(dataset: DatasetConfig, found: Found, split: str) -> str:

@@ -12,7 +12,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -362,19 +363,24 @@ def _package(left_out: LeftOut) -> str:
 def same_files(images: Iterable[Seen]) -> Iterator[tuple[Seen, Seen]]:
     """Pairs of one file under two paths or names: the first one, and each other one.
 
-    The first one is no symbolic link where there is such a one. Two hard links are two files with
-    equal pixels.
+    The first one stands where the file is, if it is among them: it is the one by no symbolic link,
+    of itself or of a folder. Two hard links are two files with equal pixels.
     """
-    images = list(images)
-    if links := [seen for seen in images if seen.link]:
-        images = [*(seen for seen in images if not seen.link), *links]
-    first: dict[tuple[int, int], Seen] = {}
-    by_path: dict[str, Seen] = {}
+    by_inode: dict[tuple[int, int], list[Seen]] = {}
     for seen in images:
-        other = first.setdefault((seen.device, seen.inode), seen)
-        if other is seen:
+        by_inode.setdefault((seen.device, seen.inode), []).append(seen)
+    for several in by_inode.values():
+        if len(several) == 1:
             continue
-        by_path.setdefault(os.path.realpath(other.path), other)
-        known = by_path.setdefault(os.path.realpath(seen.path), seen)
-        if known is not seen:
-            yield known, seen
+        by_path: dict[str, list[Seen]] = {}
+        for seen in several:
+            by_path.setdefault(os.path.realpath(seen.path), []).append(seen)
+        for place, same in by_path.items():
+            first = max(same, key=partial(_common_end, place))
+            yield from ((first, seen) for seen in same if seen is not first)
+
+
+def _common_end(place: str, seen: Seen) -> int:
+    """In how many of its last parts a path is the real one: all of its start may be a link."""
+    parts = zip(Path(place).parts[::-1], Path(seen.path).parts[::-1], strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], parts)))
