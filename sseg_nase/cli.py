@@ -46,11 +46,10 @@ from sseg_nase.config.validation import cautions
 from sseg_nase.errors import DONE, FAILURE, MISTAKE, STOPPED, UserError
 from sseg_nase.redaction import guarded_output, redacted
 from sseg_nase.reporting.selection import last_made
+from sseg_nase.searches.look import report, status
 from sseg_nase.sweeps.deliver import deliver
-from sseg_nase.sweeps.finish import status
 from sseg_nase.sweeps.job import perform
 from sseg_nase.sweeps.launch import NOTHING, launch
-from sseg_nase.sweeps.report import report
 from sseg_nase.tracking.console import unbroken_output
 
 LOOKS: Mapping[str, Callable[[Config, Callable[[str], None]], int]] = {
@@ -120,7 +119,16 @@ def _one(config: Config) -> int:
         return LOOKS[config.task](config, _say)
     from sseg_nase.run import run  # here, because it imports torch
 
-    run(config, cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task)))
+    hydras = HydraConfig.get()
+    overrides = cast(list[str], OmegaConf.to_container(hydras.overrides.task))
+    task = None
+    if config.task == "search":
+        from sseg_nase.searches.task import perform_search
+
+        sources = hydras.runtime.config_sources
+        further = [Path(source.path) for source in sources if source.provider == "command-line"]
+        task = partial(perform_search, overrides=overrides, further=further)
+    run(config, overrides, task=task)
     return DONE
 
 
