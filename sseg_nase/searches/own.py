@@ -11,13 +11,6 @@ from types import ModuleType
 from typing import Any
 
 from sseg_nase.errors import UserError, did_you_mean
-from sseg_nase.home import expanded
-
-
-def settled_target(key: str, target: str) -> str:
-    """Return `FILE.py:NAME` with the file's absolute path; `MODULE:NAME` as it is."""
-    where, name = _parts(key, target)
-    return f"{expanded(key, where).absolute()}:{name}" if where.endswith(".py") else target
 
 
 def imported(key: str, target: str) -> Any:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from sseg_nase.config.commands import command
-from sseg_nase.config.fingerprint import flat
 from sseg_nase.config.schema import OWN, Config
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, write_json
@@ -16,7 +15,9 @@ from sseg_nase.reporting.selection import SEARCH
 from sseg_nase.run import Run
 from sseg_nase.search import Function, Log, Scored, search
 from sseg_nase.search.loop import Evaluator
-from sseg_nase.searches.folder import CANDIDATES
+from sseg_nase.searches.analysis import fullest
+from sseg_nase.searches.choices import described
+from sseg_nase.searches.folder import CANDIDATES, SearchFolder
 from sseg_nase.searches.jobs import Jobs
 from sseg_nase.searches.own import called, imported
 from sseg_nase.searches.parts import Parts, parts_of, tabular
@@ -118,16 +119,14 @@ def _describe(this: Run, parts: Parts) -> None:
         "created": time.time(),
         "title": f"space={config.space.name} strategy={config.strategy.name} "
         f"evaluator={config.evaluator.name} seed={config.seed}",
-        "objectives": dict(parts.objectives.goals),
-        "settings": {k: v for k, v in flat(config).items() if k.startswith(("search.", "space."))},
-        "about": dict(parts.about),
+        "choices": {choice.name: described(choice) for choice in parts.space.choices},
     }
     write_json(before, plan)
 
 
 def _conclude(this: Run, log: Log, say: Callable[[str], None]) -> None:
     """Say what came out, and draw the report, which never costs the search anything but time."""
-    best = log.best(_fullest(log))
+    best = log.best(fullest(log))
     if best is None:
         failed = [result for result in log.told if result.error is not None]
         why = f"; the first failed: {failed[0].error}" if failed else ""
@@ -135,8 +134,7 @@ def _conclude(this: Run, log: Log, say: Callable[[str], None]) -> None:
     say(f"best: {said_of(best, log.objectives, best)}")
     if not this.config.report.at_end:
         return
-    from sseg_nase.searches.folder import SearchFolder
-    from sseg_nase.searches.report import write_report
+    from sseg_nase.searches.report import write_report  # here, because of Matplotlib
 
     try:
         with this.stage("report"):
@@ -152,9 +150,3 @@ def _conclude(this: Run, log: Log, say: Callable[[str], None]) -> None:
         folder = path.parent.relative_to(this.directory).as_posix()
         this.sink.artifact(path, folder)
     say(f"report: {this.directory / 'report' / 'report.html'}")
-
-
-def _fullest(log: Log) -> dict[str, float]:
-    """The fidelity at which the answer is looked for: the largest that was evaluated."""
-    found = [dict(result.candidate.fidelity) for result in log.told if log.is_usable(result)]
-    return max(found, key=lambda each: sum(each.values()), default={})
