@@ -190,8 +190,6 @@ def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return found
 
 
-
-
 def searched(*further: Path) -> list[str]:
     """Return the overrides that let Hydra search `further` config folders, too."""
     return [override("hydra.searchpath", further)] if further else []

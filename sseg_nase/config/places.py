@@ -53,7 +53,7 @@ def settled_overrides(overrides: Sequence[str], config: Config) -> list[str]:
 
 
 def _settled_target(key: str, target: str) -> str:
-    where, colon, name = target.rpartition(":")
+    where, _colon, name = target.rpartition(":")
     return f"{expanded(key, where).absolute()}:{name}" if where.endswith(".py") else target
 
 

@@ -147,9 +147,11 @@ def coordinates(log: Log, choices: Sequence[Choice], results: Sequence[Scored]) 
             )  # fmt: skip
         for side in ("left", "bottom"):
             axes.spines[side].set_visible(False)
-    more = f" Of {len(choices)} choices the first {len(shown)}." if len(choices) > len(shown) else ""
+    more = (
+        f" Of {len(choices)} choices the first {len(shown)}." if len(choices) > len(shown) else ""
+    )
     caption = (
-        f"A line per result through its values; the better, the darker; the best in another colour, "
+        "A line per result through its values; the better, the darker; the best in another colour, "
         f"with marks.{more}"
     )
     return Drawing("coordinates", COORDINATES, caption, figure)
@@ -164,7 +166,10 @@ def importances(found: Sequence[Importance]) -> Drawing:
         figure = style.page(0.6 + 0.2 * len(told))
         axes: Axes = figure.subplots()
         axes.barh(
-            range(len(told)), [100 * (one.share or 0.0) for one in told], color=style.BLUE, height=0.6
+            range(len(told)),
+            [100 * (one.share or 0.0) for one in told],
+            color=style.BLUE,
+            height=0.6,
         )
         axes.set_yticks(range(len(told)), [style.shortened(one.name, 40) for one in told])
         axes.invert_yaxis()
@@ -187,7 +192,9 @@ def shares_of(found: Sequence[Share]) -> Drawing:
         figure = style.page(0.7 + 0.22 * len(told))
         axes: Axes = figure.subplots()
         rows = np.arange(len(told))
-        axes.barh(rows - 0.2, [100 * one.best for one in told], 0.36, color=style.BLUE, label="best")
+        axes.barh(
+            rows - 0.2, [100 * one.best for one in told], 0.36, color=style.BLUE, label="best"
+        )
         axes.barh(
             rows + 0.2, [100 * one.all for one in told], 0.36, color=style.PALE,
             edgecolor=style.GREY, hatch="///", label="all",
@@ -197,8 +204,8 @@ def shares_of(found: Sequence[Share]) -> Drawing:
         axes.set_xlabel("share of the places (%)")
         axes.legend(loc="best")
     caption = (
-        "How often an option stands in the best quarter of the results, and in all of them. Options "
-        "that several choices share, such as the operations of a cell, are counted together."
+        "How often an option stands in the best quarter of the results, and in all of them. "
+        "Options that several choices share, as the edges of a cell do, are counted together."
     )
     return Drawing("shares", SHARES, caption, figure)
 

@@ -1,10 +1,10 @@
 """A search on disk.
 
-    <output_dir>/searches/<time>-<id>/
-      search.json  candidates.jsonl          what it is, and its log
-      config.yaml  overrides.yaml  status.json  events.jsonl   as of every run
-      sweep.json  jobs/<n>/config.yaml  job.json  console.log  with evaluator=run
-      report/
+<output_dir>/searches/<time>-<id>/
+  search.json  candidates.jsonl          what it is, and its log
+  config.yaml  overrides.yaml  status.json  events.jsonl   as of every run
+  sweep.json  jobs/<n>/config.yaml  job.json  console.log  with evaluator=run
+  report/
 """
 
 from __future__ import annotations

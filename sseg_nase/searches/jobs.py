@@ -217,5 +217,3 @@ def cost_of(results: Mapping[str, Any]) -> Cost:
     images = float(sum(results["images_seen"].values()))
     macs = float(results["architecture"]["macs"])
     return Cost(float(sum(results["seconds"].values())), images, PASSES * macs * images)
-
-

@@ -95,7 +95,9 @@ def table(folder: SearchFolder) -> Table:
         cells += [point, (result.error or "") if result else ""]
         bold = " bold" if best is not None and result is best else ""
         style = STYLES.get(state, "")
-        shown.add_row(*(Text(c, style=style if n == 1 else bold.strip()) for n, c in enumerate(cells)))
+        shown.add_row(
+            *(Text(c, style=style if n == 1 else bold.strip()) for n, c in enumerate(cells))
+        )
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
     shown.caption = f"{folder.status}: {counts or 'nothing asked for yet'}"
     return shown

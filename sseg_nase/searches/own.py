@@ -57,7 +57,8 @@ def _of_file(where: str) -> ModuleType:
     path = Path(os.path.abspath(where))
     name = f"sseg_nase_own_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)

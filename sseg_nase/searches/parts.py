@@ -39,7 +39,7 @@ RUNGS = {"fidelity": "name", "least": "least", "most": "most", "eta": "eta"}
 
 @dataclass(frozen=True)
 class Parts:
-    """What a search is made of, but for its evaluator. `about`: what is the same when it resumes."""
+    """What a search is made of but for its evaluator; `about`: what is the same when it resumes."""
 
     space: Space
     strategy: Strategy
@@ -116,7 +116,10 @@ def strategy_of(config: StrategyConfig) -> Strategy:
 def tabular(config: Config, space: Space) -> Tabular:
     """Return the evaluator that looks into a table. Raises `UserError`."""
     asked = config.evaluator
-    assert asked.table and asked.id_column and asked.form and asked.protocol
+    assert asked.table
+    assert asked.id_column
+    assert asked.form
+    assert asked.protocol
     if not asked.scores:
         raise UserError(
             "evaluator.scores={}: which columns? Such as evaluator.scores='{accuracy: COLUMN}'."

@@ -14,10 +14,12 @@ SPACES: Mapping[str, Callable[..., Space]] = {"nb201": NB201, "overrides": overr
 
 
 def named(name: str, **settings: Any) -> Space:
-    """Return the space of that name. Raises `UserError` for a name or a setting it does not have."""
+    """Return the space of that name. Raises `UserError` for an unknown name or setting."""
     if name not in SPACES:
         near = did_you_mean(name, SPACES)
-        raise UserError(f"space={name}: there is no such space.{near} There are {', '.join(SPACES)}.")
+        raise UserError(
+            f"space={name}: there is no such space.{near} There are {', '.join(SPACES)}."
+        )
     try:
         return SPACES[name](**settings)
     except TypeError as error:

@@ -81,6 +81,8 @@ def _options(given: Any) -> Any:
     if isinstance(given, str) or not isinstance(given, Sequence):
         return given
     return [
-        override("", value)[1:] if isinstance(value, bool | list | tuple) or value is None else value
+        override("", value)[1:]
+        if isinstance(value, bool | list | tuple) or value is None
+        else value
         for value in given
     ]

@@ -15,7 +15,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sseg_nase.config.compose import load, to_config
 from sseg_nase.config.explain import explaining, fits, mistake, one_line
-from sseg_nase.config.layout import WRITTEN_AS, fields_of, group_option, groups, is_section, key_types
+from sseg_nase.config.layout import (
+    WRITTEN_AS,
+    fields_of,
+    group_option,
+    groups,
+    is_section,
+    key_types,
+)
 from sseg_nase.config.schema import Config
 from sseg_nase.config.validation import LARGEST, cautions, validate
 from sseg_nase.errors import UserError

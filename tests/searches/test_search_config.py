@@ -135,7 +135,7 @@ def test_a_point_is_what_a_run_is_started_with() -> None:
 def test_an_unknown_space_or_setting_is_named() -> None:
     with pytest.raises(UserError, match="Did you mean 'nb201'"):
         named("nb202")
-    with pytest.raises(UserError, match="space=nb201 space.settings"):
+    with pytest.raises(UserError, match=r"space=nb201 space\.settings"):
         named("nb201", cells=3)
 
 
