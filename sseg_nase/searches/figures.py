@@ -212,7 +212,7 @@ def shares_of(found: Sequence[Share]) -> Drawing:
 
 def _height(choice: Choice, value: object) -> float:
     if isinstance(choice, Options):
-        place = choice.values.index(value)  # type: ignore[arg-type]
+        place = choice.values.index(value)
         return place / (len(choice.values) - 1) if len(choice.values) > 1 else 0.5
     return choice.encode(value)[0]  # type: ignore[arg-type]
 

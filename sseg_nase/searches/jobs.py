@@ -139,7 +139,7 @@ class Jobs:
 
     def _add(self, candidate: Candidate) -> None:
         sweep = SweepFolder(self._path)
-        point = self._space.overrides(candidate.point)  # type: ignore[attr-defined]
+        point = self._space.overrides(candidate.point)
         given = [*point, *fidelity_overrides(candidate)]
         overrides = [*self._overrides, *given, "task=pipeline"]
         with beside_hydra():

@@ -104,7 +104,7 @@ def strategy_of(config: StrategyConfig) -> Strategy:
             )
         if not callable(found):
             raise UserError(f"strategy.target={target}: it is no function (space, log, n, seed).")
-        return found  # type: ignore[no-any-return]
+        return found
     kind = STRATEGIES[config.name]
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     given = {name: getattr(config, name) for name in names - {"rungs"}}

@@ -87,7 +87,7 @@ def _head(search: SearchFolder, log: Log, results: Sequence[Scored]) -> list[Blo
     if caps:
         facts.append(("caps", ", ".join(f"{k} ≤ {short(v)}" for k, v in caps.items())))
     if volume is not None:
-        facts.append(("hypervolume", f"{volume:.3f} of the box of the first ten results"))
+        facts.append(("hypervolume", f"{volume:.3f}, where 1 is the box of the first ten results"))
     blocks: list[Block] = [Facts(facts)]
     if search.status != FINISHED:
         go_on = Code(command(resume=search.path))

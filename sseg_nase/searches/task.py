@@ -23,6 +23,7 @@ from sseg_nase.searches.own import called, imported
 from sseg_nase.searches.parts import Parts, parts_of, tabular
 from sseg_nase.searches.progress import Progress, said_of
 from sseg_nase.tracking import Resumed
+from sseg_nase.tracking.sink import FINISHED
 
 
 def perform_search(this: Run, overrides: Sequence[str], further: Sequence[Path] = ()) -> None:
@@ -136,6 +137,8 @@ def _conclude(this: Run, log: Log, say: Callable[[str], None]) -> None:
         return
     from sseg_nase.searches.report import write_report  # here, because of Matplotlib
 
+    # From here on the search is finished, whatever comes: the report says so, too.
+    this.place.write_status(FINISHED, undelivered=not this.sink.delivered)
     try:
         with this.stage("report"):
             files = write_report(SearchFolder(this.directory), this.directory / "report")
