@@ -125,6 +125,11 @@ def _one(config: Config) -> int:
     if config.task == "search":
         from sseg_nase.searches.task import perform_search
 
+        if _launcher() != "basic":
+            raise UserError(
+                f"hydra/launcher={_launcher()}: it has no effect with task=search, whose jobs run "
+                "on this machine; leave it out, and give search.slots=2 for two at once."
+            )
         sources = hydras.runtime.config_sources
         further = [Path(source.path) for source in sources if source.provider == "command-line"]
         task = partial(perform_search, overrides=overrides, further=further)

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from sseg_nase import spaces
+from sseg_nase.config.compose import Compositions, beside_hydra, load
 from sseg_nase.config.schema import OWN, Config, StrategyConfig
 from sseg_nase.errors import UserError
 from sseg_nase.search import Budget, Objectives, Table, Tabular
 from sseg_nase.search import strategies as known
 from sseg_nase.search.loop import Strategy
 from sseg_nase.search.strategies.halving import Rungs
+from sseg_nase.searches.jobs import of_jobs
 from sseg_nase.searches.own import called, imported
+from sseg_nase.spaces.choice import Point
+from sseg_nase.spaces.overrides import Overrides, written
 from sseg_nase.spaces.space import Space
 
 STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
@@ -34,6 +40,8 @@ STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
     "asha": known.ASHA,
 }
 GOALS = {"accuracy": "max"}
+COSTS = ("params", "macs")
+SHAPING = ("backbone", "dataset")  # sections that a network's shape follows from
 RUNGS = {"fidelity": "name", "least": "least", "most": "most", "eta": "eta"}
 
 
@@ -48,13 +56,21 @@ class Parts:
     about: Mapping[str, Any]
 
 
-def parts_of(config: Config) -> Parts:
-    """Return what the config asks for. Raises `UserError`, also for caps that nothing meets."""
-    space = space_of(config)
-    counted = space.costs(space.sample(Random(0)))
-    capped = {name: cap for name, cap in config.search.caps.items() if name in counted}
+def parts_of(config: Config, overrides: Sequence[str] = (), further: Sequence[Path] = ()) -> Parts:
+    """Return what the config asks for. Raises `UserError`, also for caps that nothing meets.
+
+    `overrides` are those of the search, `further` its config folders, with which `space=overrides`
+    counts its networks.
+    """
+    space, caps = space_of(config), config.search.caps
+    if caps and isinstance(space, Overrides):
+        space = counted(space, overrides, further)
+    known = space.costs(space.sample(Random(0))) if caps else {}
+    capped = {name: cap for name, cap in caps.items() if name in known}
     space = space.under(capped) if capped else space
-    measured = {name: cap for name, cap in config.search.caps.items() if name not in counted}
+    # A run tells what its network has become; another evaluator gives what it gives.
+    runs = config.evaluator.name == "run"
+    measured = {name: cap for name, cap in caps.items() if runs or name not in known}
     objectives = Objectives(config.search.objectives or GOALS, measured)
     chosen = {k: v for k, v in dataclasses.asdict(config.strategy).items() if v not in (None, {})}
     about = {
@@ -87,6 +103,37 @@ def space_of(config: Config) -> Space:
     if not isinstance(space, Space):
         raise UserError(f"space.target={target}: it gave {type(space).__name__} and no Space.")
     return space
+
+
+@dataclass(frozen=True)
+class Counted(Overrides):
+    """Keys of the configuration, with what the network of a point costs before it has weights."""
+
+    count: Callable[[tuple[str, ...]], Mapping[str, float]] = lambda shape: {}
+
+    def costs(self, point: Point) -> Mapping[str, float]:
+        """Return params and macs of the network that a run begins with."""
+        shaped = (c.name for c in self.choices if c.name.split(".")[0] in SHAPING)
+        return self.count(tuple(written(name, point[name]) for name in shaped))
+
+
+def counted(space: Overrides, overrides: Sequence[str], further: Sequence[Path]) -> Counted:
+    """Return the space with the costs of its networks, which follow from its overrides."""
+    from sseg_nase.nets.building import configured  # here, because it imports torch
+
+    known: Compositions = {}
+
+    @cache
+    def count(shape: tuple[str, ...]) -> Mapping[str, float]:
+        try:
+            with beside_hydra():
+                run = load([*of_jobs(overrides), *shape, "task=pipeline"], *further, known=known)
+        except UserError:  # no run has these values together
+            return dict.fromkeys(COSTS, math.inf)
+        summary = configured(run.backbone, run.dataset.image_size).summary()
+        return {name: float(summary[name]) for name in COSTS}
+
+    return Counted(space.name, space.choices, space.caps, count)
 
 
 def strategy_of(config: StrategyConfig) -> Strategy:

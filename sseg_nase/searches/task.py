@@ -33,7 +33,7 @@ def perform_search(this: Run, overrides: Sequence[str], further: Sequence[Path] 
     folders beside `conf/`.
     """
     config = this.config
-    parts = parts_of(config)
+    parts = parts_of(config, overrides, further)
     if parts.budget.endless and parts.space.size is None:
         raise UserError(
             f"search.budget: space={config.space.name} never ends; set one limit, such as "

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from small_search import CHOICES, own
 
-from sseg_nase.config.compose import load, overrides_of
+from sseg_nase.config.compose import load, overrides_of, spelled_out
 from sseg_nase.config.fingerprint import fingerprint
 from sseg_nase.config.layout import group_option, groups
 from sseg_nase.config.schema import EVALUATORS, OWN, STRATEGIES
@@ -54,8 +54,8 @@ def test_ranges_are_written_without_quotes_and_composed_again() -> None:
     assert rate == "loguniform(1e-4,1e-2)"
     assert config.search.caps == {"params": 1e5}
     assert load(overrides_of(config)) == config
-    quoted = load(["task=search", 'search.choices={optimizer.lr: "loguniform(1e-4,1e-2)"}'])
-    assert quoted.search.choices["optimizer.lr"] == rate
+    (quoted,) = spelled_out(['search.choices={optimizer.lr: "loguniform(1e-4,1e-2)"}'])
+    assert quoted == '++search.choices={optimizer.lr: "loguniform(1e-4,1e-2)"}'
 
 
 def test_what_is_searched_does_not_change_what_a_run_is() -> None:

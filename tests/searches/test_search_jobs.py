@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -19,6 +20,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.search import Candidate, Log, Scored
 from sseg_nase.searches import jobs
 from sseg_nase.searches.jobs import FIDELITY_KEYS, fidelity_overrides, of_jobs, scores_of
+from sseg_nase.searches.parts import parts_of
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder
 
 RESULTS = {
@@ -228,3 +230,20 @@ def test_the_experiment_of_make_search_makes_jobs_of_the_pipeline() -> None:
     )
     assert job.task == "pipeline"
     assert job.backbone.channels == [8, 16]
+
+
+def test_no_network_above_a_cap_is_asked_for_or_built() -> None:
+    """What a run's network has become is looked at, too: it may have grown above the cap."""
+    widths = "search.choices={backbone.channels: [[8,16],[16,32],[64,128]], seed: int(0,3)}"
+    given = ["task=search", widths]
+    config = load([*given, "search.caps={params: 6000, latency_ms_b1: 2}"])
+    parts = parts_of(config, given)
+    allowed = {str(point["backbone.channels"]) for point in parts.space.points()}
+    assert allowed == {"[8,16]", "[16,32]"}
+    assert parts.space.caps == {"params": 6000}
+    assert parts.objectives.caps == {"params": 6000, "latency_ms_b1": 2}
+    config = dataclasses.replace(
+        config, search=dataclasses.replace(config.search, caps={"params": 1000})
+    )
+    with pytest.raises(UserError, match=r'the smallest has params = 1,416 .*"\[8,16\]"'):
+        parts_of(config, given)

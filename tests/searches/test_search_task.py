@@ -107,10 +107,10 @@ def test_a_search_without_any_score_has_failed(
 
 
 def test_caps_that_are_measured_keep_a_candidate_from_being_the_answer(tmp_path: Path) -> None:
-    path = begin(tmp_path, "search.caps={params: 150}", candidates=6)
+    path = begin(tmp_path, "search.caps={size: 150}", candidates=6)
     log = log_of(path)
-    assert {log.result(n).scores["params"] for n in range(6)} == {100, 200, 300}  # type: ignore[union-attr]
-    assert {one.scores["params"] for one in log.usable()} == {100}
+    assert {log.result(n).scores["size"] for n in range(6)} == {100, 200, 300}  # type: ignore[union-attr]
+    assert {one.scores["size"] for one in log.usable()} == {100}
 
 
 def test_caps_that_are_counted_hold_before_anything_is_measured(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_table_is_searched_and_test_columns_are_refused(tmp_path: Path) -> Non
 
 
 def test_the_report_has_figures_and_the_best(tmp_path: Path) -> None:
-    path = begin(tmp_path, "search.objectives={accuracy: max, params: min}", candidates=16)
+    path = begin(tmp_path, "search.objectives={accuracy: max, size: min}", candidates=16)
     said: list[str] = []
     assert look.report(load(["task=report", f"search={path}"]), said.append) == DONE
     html = (path / "report" / "report.html").read_text(encoding="utf-8")
