@@ -123,7 +123,7 @@ def _one(config: Config) -> int:
     overrides = cast(list[str], OmegaConf.to_container(hydras.overrides.task))
     task = None
     if config.task == "search":
-        from sseg_nase.searches.task import perform_search
+        from sseg_nase.searches.task import check_search, perform_search
 
         if _launcher() != "basic":
             raise UserError(
@@ -132,6 +132,7 @@ def _one(config: Config) -> int:
             )
         sources = hydras.runtime.config_sources
         further = [Path(source.path) for source in sources if source.provider == "command-line"]
+        check_search(config, overrides, further)
         task = partial(perform_search, overrides=overrides, further=further)
     run(config, overrides, task=task)
     return DONE

@@ -55,11 +55,19 @@ def of_jobs(overrides: Sequence[str]) -> list[str]:
     return [o for o in overrides if key_of(o).replace("/", ".").split(".")[0] not in NOT_OF_JOBS]
 
 
+def check_space(config: Config, space: Space) -> None:
+    """Raise `UserError` for a space whose points say nothing to a run."""
+    if not hasattr(space, "overrides"):
+        raise UserError(
+            f"evaluator=run: the points of space={config.space.name} are no settings of a run; "
+            "choose space=overrides, or evaluator=tabular with evaluator.table=FILE."
+        )
+
+
 class Jobs:
     """An evaluator with `slots` jobs at once on this machine.
 
     `overrides` are those that all jobs have; `parent_run_id`: the search's own run in the tracker.
-    Raises `UserError` for a space whose points say nothing to a run.
     """
 
     def __init__(
@@ -72,11 +80,6 @@ class Jobs:
         parent_run_id: str | None,
         say: Say,
     ) -> None:
-        if not hasattr(space, "overrides"):
-            raise UserError(
-                f"evaluator=run: the points of space={config.space.name} are no settings of a run; "
-                "choose space=overrides, or evaluator=tabular with evaluator.table=FILE."
-            )
         self.slots = config.search.slots
         self._path, self._space, self._say = path, space, say
         self._overrides = [*SPARED, *of_jobs(overrides)]

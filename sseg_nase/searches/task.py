@@ -18,12 +18,25 @@ from sseg_nase.search.loop import Evaluator
 from sseg_nase.searches.analysis import fullest
 from sseg_nase.searches.choices import described
 from sseg_nase.searches.folder import CANDIDATES, SearchFolder
-from sseg_nase.searches.jobs import Jobs
+from sseg_nase.searches.jobs import Jobs, check_space
 from sseg_nase.searches.own import called, imported
 from sseg_nase.searches.parts import Parts, parts_of, tabular
 from sseg_nase.searches.progress import Progress, said_of
 from sseg_nase.tracking import Resumed
 from sseg_nase.tracking.sink import FINISHED
+
+
+def check_search(config: Config, overrides: Sequence[str], further: Sequence[Path] = ()) -> Parts:
+    """Return what a search is made of; raise `UserError` for what cannot be searched."""
+    parts = parts_of(config, overrides, further)
+    if parts.budget.endless and parts.space.size is None:
+        raise UserError(
+            f"search.budget: space={config.space.name} never ends; set one limit, such as "
+            "search.budget.candidates=20."
+        )
+    if config.evaluator.name == "run":
+        check_space(config, parts.space)
+    return parts
 
 
 def perform_search(this: Run, overrides: Sequence[str], further: Sequence[Path] = ()) -> None:
@@ -33,12 +46,7 @@ def perform_search(this: Run, overrides: Sequence[str], further: Sequence[Path] 
     folders beside `conf/`.
     """
     config = this.config
-    parts = parts_of(config, overrides, further)
-    if parts.budget.endless and parts.space.size is None:
-        raise UserError(
-            f"search.budget: space={config.space.name} never ends; set one limit, such as "
-            "search.budget.candidates=20."
-        )
+    parts = check_search(config, overrides, further)
     evaluator: Evaluator
     if config.evaluator.name != "run":
         evaluator = evaluator_of(config, parts)
