@@ -121,20 +121,20 @@ def _one(config: Config) -> int:
 
     hydras = HydraConfig.get()
     overrides = cast(list[str], OmegaConf.to_container(hydras.overrides.task))
-    task = None
-    if config.task == "search":
-        from sseg_nase.searches.task import check_search, perform_search
+    if config.task != "search":
+        run(config, overrides)
+        return DONE
+    from sseg_nase.searches.task import check_search, perform_search
 
-        if _launcher() != "basic":
-            raise UserError(
-                f"hydra/launcher={_launcher()}: it has no effect with task=search, whose jobs run "
-                "on this machine; leave it out, and give search.slots=2 for two at once."
-            )
-        sources = hydras.runtime.config_sources
-        further = [Path(source.path) for source in sources if source.provider == "command-line"]
-        check_search(config, overrides, further)
-        task = partial(perform_search, overrides=overrides, further=further)
-    run(config, overrides, task=task)
+    if _launcher() != "basic":
+        raise UserError(
+            f"hydra/launcher={_launcher()}: it has no effect with task=search, whose jobs run "
+            "on this machine; leave it out, and give search.slots=2 for two at once."
+        )
+    sources = hydras.runtime.config_sources
+    further = [Path(source.path) for source in sources if source.provider == "command-line"]
+    check_search(config, overrides, further)
+    run(config, overrides, task=partial(perform_search, overrides=overrides, further=further))
     return DONE
 
 

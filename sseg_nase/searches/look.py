@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -13,10 +14,12 @@ from sseg_nase.config.schema import Config
 from sseg_nase.errors import DONE, FAILURE, UserError
 from sseg_nase.files import StorageError, make_own
 from sseg_nase.home import expanded
-from sseg_nase.searches.folder import SearchFolder, looked_at
 from sseg_nase.sweeps import finish
 from sseg_nase.sweeps import report as of_sweeps
 from sseg_nase.tracking.sink import FAILED
+
+if TYPE_CHECKING:
+    from sseg_nase.searches.folder import SearchFolder
 
 WIDTH = 160
 STYLES = {"scored": "green", "failed": "bold red", "pending": "cyan", "above a cap": "yellow"}
@@ -31,6 +34,8 @@ def status(config: Config, say: Say) -> int:
     """
     if config.search.dir is None:
         return finish.status(config, say)
+    from sseg_nase.searches.folder import looked_at  # here, because it imports NumPy
+
     folder = looked_at(config.search.dir, Path(config.paths.output_dir))
     console = Console(highlight=False)
     console = console if console.is_terminal else Console(highlight=False, width=WIDTH)
@@ -42,7 +47,8 @@ def report(config: Config, say: Say) -> int:
     """`task=report`: of a search, or of runs and sweeps; return the exit code."""
     if config.search.dir is None:
         return of_sweeps.report(config, say)
-    from sseg_nase.searches.report import write_report  # here, because of Matplotlib
+    from sseg_nase.searches.folder import looked_at
+    from sseg_nase.searches.report import write_report
 
     folder, output = looked_at(config.search.dir, Path(config.paths.output_dir)), folder_of(config)
     try:

@@ -68,8 +68,8 @@ def own(folder: Path) -> Path:
 
 
 def measured(folder: Path) -> list[str]:
-    """The overrides of an evaluator that trains nothing."""
-    return ["evaluator.name=own", f"evaluator.target={own(folder)}:measure"]
+    """The overrides of an evaluator that trains nothing, in the folder of the process."""
+    return ["evaluator.name=own", f"evaluator.target={own(folder).name}:measure"]
 
 
 def searched(*given: str, further: Sequence[Path] = ()) -> Path:
