@@ -187,8 +187,7 @@ def run(
     With `config.resume` the run in that directory goes on. Raises `UserError` for the user's
     mistakes, `Interrupted` when it was asked to stop; anything else that is raised is ours.
     """
-    task = task or TASKS.get(config.task)
-    if task is None:
+    if task is None and config.task not in TASKS:
         raise UserError(
             f"task={config.task} looks at what is on disk and is no run: on the command line, "
             f"sseg-nase task={config.task}."
@@ -205,7 +204,7 @@ def _held(
     overrides: Sequence[str],
     sweep: Membership | None,
     interruption: Interruption,
-    task: Callable[[Run], None],
+    task: Callable[[Run], None] | None,
 ) -> Path:
     """`run` in its directory, which is given back whatever happens."""
     config = settled(config)
@@ -252,13 +251,13 @@ def _tracked_where_it_was(config: Config, place: RunDirectory) -> Config:
     return dataclasses.replace(config, tracking=tracking)
 
 
-def _run(this: Run, task: Callable[[Run], None]) -> None:
-    """Do the task, and record how it ended."""
+def _run(this: Run, task: Callable[[Run], None] | None = None) -> None:
+    """Do the task, the config's own unless one is given, and record how it ended."""
     try:
         with deterministic(this.config.hardware.deterministic):
             _prepare(this.config.hardware)
             write_environment(this.directory)
-            task(this)
+            (task or TASKS[this.config.task])(this)
             if this.ended is None:
                 _end(this, FINISHED)
     except KeyboardInterrupt as error:
