@@ -142,7 +142,7 @@ class Jobs:
 
     def _add(self, candidate: Candidate) -> None:
         sweep = SweepFolder(self._path)
-        point = self._space.overrides(candidate.point)
+        point = self._space.overrides(candidate.point)  # type: ignore[attr-defined]
         given = [*point, *fidelity_overrides(candidate)]
         overrides = [*self._overrides, *given, "task=pipeline"]
         with beside_hydra():
