@@ -67,6 +67,7 @@ def told(path: Path) -> list:
     return [[dict(c.point) for c in log.candidates], accuracy]
 
 
+@pytest.mark.slow  # two processes that import torch; quick ones are in test_search_jobs.py
 def test_a_killed_search_is_gone_on_with(tmp_path: Path) -> None:
     slow = measured(tmp_path)
     mine = tmp_path / "mine.py"
