@@ -9,7 +9,7 @@ ARGS ?=
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-slow lint ui bench bench-search gpu clean
+.PHONY: help setup run search test test-slow lint ui bench bench-search gpu clean
 
 help: ## print these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -25,6 +25,9 @@ $(READY): pyproject.toml constraints.txt
 
 run: $(READY) ## the whole pipeline on embedded real images (minutes); ARGS="seed=1 ..." overrides
 	$(BIN)/sseg-nase experiment=quickstart $(ARGS)
+
+search: $(READY) ## a search for small networks on embedded real images (minutes); ARGS="seed=1 ..." overrides
+	$(BIN)/sseg-nase experiment=search_digits $(ARGS)
 
 test: $(READY) ## the fast tests and the linters
 	$(BIN)/ruff check .

@@ -46,11 +46,10 @@ from sseg_nase.config.validation import cautions
 from sseg_nase.errors import DONE, FAILURE, MISTAKE, STOPPED, UserError
 from sseg_nase.redaction import guarded_output, redacted
 from sseg_nase.reporting.selection import last_made
+from sseg_nase.searches.look import report, status
 from sseg_nase.sweeps.deliver import deliver
-from sseg_nase.sweeps.finish import status
 from sseg_nase.sweeps.job import perform
 from sseg_nase.sweeps.launch import NOTHING, launch
-from sseg_nase.sweeps.report import report
 from sseg_nase.tracking.console import unbroken_output
 
 LOOKS: Mapping[str, Callable[[Config, Callable[[str], None]], int]] = {
@@ -120,7 +119,22 @@ def _one(config: Config) -> int:
         return LOOKS[config.task](config, _say)
     from sseg_nase.run import run  # here, because it imports torch
 
-    run(config, cast(list[str], OmegaConf.to_container(HydraConfig.get().overrides.task)))
+    hydras = HydraConfig.get()
+    overrides = cast(list[str], OmegaConf.to_container(hydras.overrides.task))
+    if config.task != "search":
+        run(config, overrides)
+        return DONE
+    from sseg_nase.searches.task import check_search, perform_search
+
+    if _launcher() != "basic":
+        raise UserError(
+            f"hydra/launcher={_launcher()}: it has no effect with task=search, whose jobs run "
+            "on this machine; leave it out, and give search.slots=2 for two at once."
+        )
+    sources = hydras.runtime.config_sources
+    further = [Path(source.path) for source in sources if source.provider == "command-line"]
+    check_search(config, overrides, further)
+    run(config, overrides, task=partial(perform_search, overrides=overrides, further=further))
     return DONE
 
 

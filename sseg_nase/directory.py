@@ -32,6 +32,7 @@ from sseg_nase.redaction import overrides_without
 from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 
 RUNNING = "RUNNING"
+SEARCHES = "searches"  # the folder of all searches
 DATA = "data.json"
 OF_DATA: Mapping[str, type] = {"images": dict, "roles": dict, "files": dict}
 DESCRIBED = ("config.yaml", "overrides.yaml", "status.json")
@@ -73,7 +74,7 @@ class RunDirectory:
     def create(cls, config: Config, overrides: Sequence[str]) -> RunDirectory:
         """A new directory under `paths.output_dir`. Raises `UserError` where none can be made."""
         output_dir = Path(config.paths.output_dir).expanduser().absolute()
-        base = output_dir / config.experiment_name
+        base = output_dir / (SEARCHES if config.task == "search" else config.experiment_name)
         make_own(output_dir, base)
         this = cls(base / f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}")
         try:

@@ -19,7 +19,7 @@ from sseg_nase.config.commands import command
 from sseg_nase.config.compose import hardware_profiles, overrides_of
 from sseg_nase.config.fingerprint import fingerprint, flat
 from sseg_nase.config.places import settled
-from sseg_nase.config.schema import Config, HardwareConfig
+from sseg_nase.config.schema import RESUMED, Config, HardwareConfig
 from sseg_nase.directory import RUNNING, RunDirectory, with_former_values
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, storage_error, write_json
@@ -45,7 +45,8 @@ NAME_LENGTH = 120
 KEPT = ("images", "roles", "files", "drawn", "drawing")  # of the data of earlier epochs
 # No params of the method; those of `hardware` are recorded as they took effect.
 UNRECORDED = ("paths.", "tracking.", "hardware.", "data.", "sweep.", "report.")
-UNNAMED = ("paths.", "tracking", "hydra", "sweep", "experiment_name=")
+OF_SEARCH = ("search.", "space.", "strategy.", "evaluator.")  # no params of a run that is none
+UNNAMED = ("paths.", "tracking", "hydra", "sweep", "experiment_name=", "task=search")
 
 
 @dataclass(frozen=True)
@@ -96,10 +97,11 @@ class Run:
     def open(self, total_epochs: int = 0, resumed: Resumed | None = None) -> None:
         """Tell the tracker about the run. Done after the inputs are known to be good."""
         effective = {f"effective/{k}": v for k, v in flat_scalars(self.config.hardware).items()}
+        idle = UNRECORDED if self.config.task == "search" else (*UNRECORDED, *OF_SEARCH)
         params = {
             key: value
             for key, value in flat(self.config).items()
-            if value is not None and not key.startswith(UNRECORDED)
+            if value is not None and not key.startswith(idle)
         }
         tags = {
             "fingerprint": fingerprint(self.config),
@@ -169,9 +171,15 @@ class Run:
 
 
 def run(
-    config: Config, overrides: Sequence[str] | None = None, sweep: Membership | None = None
+    config: Config,
+    overrides: Sequence[str] | None = None,
+    sweep: Membership | None = None,
+    *,
+    task: Callable[[Run], None] | None = None,
 ) -> Path:
     """Run one config and return its directory.
+
+    `task` is done where the config's own is none of `TASKS`: one of a room above this one.
 
     `overrides` are those that it was composed with: they name the run, and it is resumed with them.
     Without them it is called after its experiment, and resumed with all that differs from `conf/`.
@@ -179,7 +187,7 @@ def run(
     With `config.resume` the run in that directory goes on. Raises `UserError` for the user's
     mistakes, `Interrupted` when it was asked to stop; anything else that is raised is ours.
     """
-    if config.task not in TASKS:
+    if task is None and config.task not in TASKS:
         raise UserError(
             f"task={config.task} looks at what is on disk and is no run: on the command line, "
             f"sseg-nase task={config.task}."
@@ -187,7 +195,7 @@ def run(
     with unbroken_output(), Interruption() as interruption:
         named = overrides_without(overrides or ())
         begun_with = overrides_without(overrides_of(config)) if overrides is None else named
-        return _held(config, named, begun_with, sweep, interruption)
+        return _held(config, named, begun_with, sweep, interruption, task)
 
 
 def _held(
@@ -196,6 +204,7 @@ def _held(
     overrides: Sequence[str],
     sweep: Membership | None,
     interruption: Interruption,
+    task: Callable[[Run], None] | None,
 ) -> Path:
     """`run` in its directory, which is given back whatever happens."""
     config = settled(config)
@@ -225,7 +234,7 @@ def _held(
         if (unused := unused_address(config.tracking)) is not None:
             notes.append(unused)
         name = run_name(config, named) if sweep is None else sweep.name
-        _run(Run(config, place, sink, name, asked, notes, interruption, sweep))
+        _run(Run(config, place, sink, name, asked, notes, interruption, sweep), task)
     finally:
         place.release()
     return place.path
@@ -242,18 +251,20 @@ def _tracked_where_it_was(config: Config, place: RunDirectory) -> Config:
     return dataclasses.replace(config, tracking=tracking)
 
 
-def _run(this: Run) -> None:
-    """Do the task, and record how it ended."""
+def _run(this: Run, task: Callable[[Run], None] | None = None) -> None:
+    """Do the task, the config's own unless one is given, and record how it ended."""
     try:
         with deterministic(this.config.hardware.deterministic):
             _prepare(this.config.hardware)
             write_environment(this.directory)
-            TASKS[this.config.task](this)
+            (task or TASKS[this.config.task])(this)
+            if this.ended is None:
+                _end(this, FINISHED)
     except KeyboardInterrupt as error:
         if this.ended == FINISHED:  # the results are there, and all that is left was said
             return
         _end(this, INTERRUPTED, f"interrupted ({this.interruption.requested or 'SIGINT'})")
-        if this.config.task == "pipeline":  # another task is started again instead
+        if this.config.task in RESUMED:  # another task is started again instead
             error.run_dir = this.directory  # type: ignore[attr-defined]  # what can be resumed
         raise
     except UserError as error:
@@ -282,7 +293,7 @@ def _failed(this: Run, error: UserError) -> UserError:
     still = f"still says {said}" if said else "does not say how the run ended"
     untold = "" if said == FAILED else f" status.json could not be changed and {still}."
     resume = f" Then resume it: {command(resume=this.directory)}"
-    resumable = this.config.task == "pipeline"
+    resumable = this.config.task in RESUMED
     return UserError(f"{error}{untold}{resume if resumable else ''}")
 
 

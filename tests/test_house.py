@@ -15,6 +15,7 @@ FLOORS = [
     {"__init__"},  # the names that are importable from `sseg_nase` itself, from all rooms
     {"__main__"},
     {"cli"},
+    {"searches"},
     {"sweeps", "search"},
     {"run", "stages", "directory"},
     {"finetune"},

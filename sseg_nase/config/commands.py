@@ -37,11 +37,17 @@ def argument(key: str, value: Value | Sequence[Value]) -> str:
     return shlex.quote(override(key, value))
 
 
-def override(key: str, value: Value | Sequence[Value]) -> str:
+def override(key: str, value: Value | Sequence[Value] | Mapping[str, Any]) -> str:
     """Return `key=value` as Hydra and OmegaConf read it back, not yet quoted for the shell."""
+    return f"{key}={_written(value)}"
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_written(each)}" for key, each in value.items()) + "}"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return f"{key}=[{','.join(map(_element, value))}]"
-    return f"{key}={_element(value)}"
+        return f"[{','.join(map(_written, value))}]"
+    return _element(value)
 
 
 def quoted(text: str) -> str:

@@ -11,6 +11,7 @@ import dataclasses
 import logging
 import math
 import os
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -41,6 +42,7 @@ from sseg_nase.config.layout import (
     groups,
     is_section,
     key_types,
+    open_keys,
     path_keys,
 )
 from sseg_nase.config.places import still_there
@@ -56,6 +58,8 @@ LAUNCHERS = {
     "submitit_slurm": SlurmQueueConf,
 }
 
+# A range of a search, which Hydra would take for a call of one of its functions; not in quotes.
+_RANGE = re.compile(r"""(?<!["'\w])((?:uniform|loguniform|int)\([^()"']*\))(?!["'])""")
 _KEYS_OF = {written: key for key, written in WRITTEN_AS.items()}
 
 T = TypeVar("T")
@@ -156,12 +160,12 @@ def overrides_of(config: Config) -> list[str]:
     """
     wanted, found = _leaves(dataclasses.asdict(config)), dict[str, str]()
     # A key that has the value of `conf/` may have another one beside those that are named.
-    with _beside_hydra():
+    with beside_hydra():
         while True:
             tree = OmegaConf.to_container(_composed(list(found.values())), resolve=True)
             composed = _leaves(cast(dict[str, Any], tree))
             differing = {
-                key: override(key, value)
+                key: ("++" if key in open_keys() else "") + override(key, value)
                 for key, value in wanted.items()
                 if value != composed.get(key) and key not in found
             }
@@ -172,11 +176,18 @@ def overrides_of(config: Config) -> list[str]:
 
 def _leaves(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values by their dotted keys, without those that say where a process begins."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = _leaves(value) if isinstance(value, dict) else {"": value}
-        found |= {f"{key}.{name}".rstrip("."): leaf for name, leaf in inner.items()}
+    found = _flat(values, "")
     return {k: v for k, v in found.items() if not k.startswith(("resume", "sweep."))}
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The values by their dotted keys; a dictionary whose keys anybody may choose is one value."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{prefix}{name}"
+        opened = isinstance(value, dict) and key not in open_keys()
+        found |= _flat(value, f"{key}.") if opened else {key: value}
+    return found
 
 
 def searched(*further: Path) -> list[str]:
@@ -186,12 +197,12 @@ def searched(*further: Path) -> list[str]:
 
 def defaults() -> Config:
     """Return `conf/` without any override."""
-    with _beside_hydra():
+    with beside_hydra():
         return load()
 
 
 @contextmanager
-def _beside_hydra() -> Iterator[None]:
+def beside_hydra() -> Iterator[None]:
     """Compose within; what Hydra is doing meanwhile is left as it was."""
     register()
     at_work = GlobalHydra.instance().hydra
@@ -238,6 +249,9 @@ def _spelled_out(text: str, multirun: bool) -> str:
     plus, key = name[: len(name) - len(key)], _KEYS_OF.get(key, key)
     if key == "runs":
         value = _listed_runs(value)
+    elif key in open_keys() or key.rpartition(".")[0] in open_keys():
+        value = _RANGE.sub(lambda found: quoted(found[1]), value)
+        plus = "++"  # Hydra takes new entries of a dictionary with it alone
     elif key in path_keys():
         value = _as_it_is(key, value, multirun)
     return f"{plus}{key}{equals}{value}"

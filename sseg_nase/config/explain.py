@@ -149,7 +149,7 @@ def described(kind: Any) -> str:
         example = "[a,b]" if arguments[0] is str else "[1,2]"
         return f"a list of {_PLURALS[arguments[0]]} such as {example}"
     if origin is dict:
-        return f"{{name: value}} with {_PLURALS[arguments[1]]}"
+        return f"{{name: value}} with {_PLURALS.get(arguments[1], 'values')}"
     return f"{_NAMES[kind]} ({kind.__name__})"
 
 

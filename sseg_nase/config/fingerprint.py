@@ -31,6 +31,11 @@ _WITHOUT_EFFECT = (
 )
 
 
+# What a search is, which a run is not; of a search, what only changes how fast it goes.
+_OF_SEARCH = ("search.", "space.", "strategy.", "evaluator.")
+_OF_SPEED = ("search.dir", "search.slots")
+
+
 def flat(config: Config) -> dict[str, bool | int | float | str | None]:
     """Return every value by its dotted key, such as `pretrain.epochs`; a list as JSON text."""
     return flatten(dataclasses.asdict(config))
@@ -45,7 +50,9 @@ def flatten(values: Mapping[str, Any]) -> dict[str, bool | int | float | str | N
 
 def decisive(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of the flat `values` that change the result, not only its name or its speed."""
-    return {key: value for key, value in values.items() if not key.startswith(_WITHOUT_EFFECT)}
+    idle = _OF_SPEED if values.get("task") == "search" else _OF_SEARCH
+    without = (*_WITHOUT_EFFECT, *idle)
+    return {key: value for key, value in values.items() if not key.startswith(without)}
 
 
 def fingerprint(config: Config) -> str:

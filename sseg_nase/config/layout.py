@@ -15,7 +15,11 @@ from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError, did_you_mean
 
 # Keys that are written otherwise on the command line: `from` can be no field in Python.
-WRITTEN_AS = {"sweep.dir": "sweep", "finetune.start": "finetune.from"}
+WRITTEN_AS = {
+    "sweep.dir": "sweep",
+    "search.dir": "search",
+    "finetune.start": "finetune.from",
+}
 
 LAUNCHER = "hydra/launcher"
 
@@ -98,7 +102,7 @@ def key_types() -> Mapping[str, Any]:
 def holds(kind: Any, value: Any) -> bool:
     """Whether a stored value is of a type of the schema; null is, as older versions had it."""
     origin, inside = typing.get_origin(kind), typing.get_args(kind)
-    if value is None:
+    if value is None or kind is Any:
         return True
     if origin is list:
         return isinstance(value, list) and all(holds(inside[0], each) for each in value)
@@ -125,6 +129,14 @@ def misfits(values: Mapping[str, Any], kind: Any = Config, prefix: str = "") -> 
             yield from misfits(value, inner, f"{prefix}{name}.")
         elif value is not None:
             yield prefix + name
+
+
+@cache
+def open_keys() -> frozenset[str]:
+    """Return the dotted keys that hold a dictionary to which anybody may add, as `search.caps`."""
+    kinds = key_types()
+    mappings = {key for key, kind in kinds.items() if typing.get_origin(kind) is dict}
+    return frozenset(mappings - {key.rpartition(".")[0] for key in kinds})
 
 
 @cache

@@ -14,8 +14,10 @@ from sseg_nase.home import expanded
 
 # `imagenet` as backbone.weights names no file. Paths decide no result: what lies there does, and
 # is compared by its checksum.
-PLACES = tuple(sorted(path_keys() - {"resume", "runs", "sweep.dir"}))
+PLACES = tuple(sorted(path_keys() - {"resume", "runs", "sweep.dir", "search.dir"}))
 NAMES: Mapping[str, tuple[str, ...]] = {"backbone.weights": ("imagenet",)}
+# FILE.py:NAME or MODULE:NAME, what a search takes from a file of the user's own.
+TARGETS = ("space.target", "strategy.target", "evaluator.target")
 # Without it a run would look somewhere else for its images when it is resumed.
 ALWAYS = ("paths.data_dir",)
 
@@ -26,6 +28,9 @@ def settled(config: Config) -> Config:
         value = place_of(config, key)
         if value is not None:
             config = _with(config, key, str(expanded(key, value).absolute()))
+    for key in TARGETS:
+        if (target := place_of(config, key)) is not None:
+            config = _with(config, key, _settled_target(key, target))
     if config.runs is not None:
         runs = [name if name == "LAST" else str(Path(name).absolute()) for name in config.runs]
         config = dataclasses.replace(config, runs=runs)
@@ -38,12 +43,18 @@ def settled_overrides(overrides: Sequence[str], config: Config) -> list[str]:
     What was not overridden is added where its default depends on the folder or the environment.
     """
     given = {key_of(text) for text in overrides}
-    kept = [text for text in overrides if key_of(text) not in (*PLACES, "runs")]
-    for key in PLACES:
+    places = (*PLACES, *TARGETS)
+    kept = [text for text in overrides if key_of(text) not in (*places, "runs")]
+    for key in places:
         value = place_of(config, key)
         if value is not None and (key in given or key in ALWAYS):
             kept.append(override(key, value))
     return kept
+
+
+def _settled_target(key: str, target: str) -> str:
+    where, _colon, name = target.rpartition(":")
+    return f"{expanded(key, where).absolute()}:{name}" if where.endswith(".py") else target
 
 
 def still_there(text: str, value: object) -> bool:

@@ -60,7 +60,25 @@ METHODS = ("prototype", "matching", "ridge", "logistic", "linear", "sinkhorn", "
 HEADED = ("relation", "maml")  # methods that need what finetune of that name trains
 FINETUNING = ("none", "prototypical", "matching", "relation", "r2d2", "maml", "linear")
 LOOKS = ("status", "report", "deliver")  # at what is on disk: no run of their own
-TASKS = ("pipeline", "evaluate", "curriculum", "replay", *LOOKS)
+TASKS = ("pipeline", "evaluate", "curriculum", "replay", "search", *LOOKS)
+RESUMED = ("pipeline", "search")  # tasks that can be gone on with
+STRATEGIES = (
+    "random",
+    "grid",
+    "local",
+    "evolution",
+    "genetic",
+    "reinforce",
+    "bananas",
+    "gp",
+    "nsga2",
+    "halving",
+    "hyperband",
+    "asha",
+)
+EVALUATORS = ("run", "tabular")
+FIDELITIES = ("epochs", "images", "resolution", "episodes")  # how much an evaluation is given
+OWN = "own"  # a strategy, a space, an evaluator of the user's, from a file of theirs
 
 
 @dataclass(frozen=True)
@@ -430,6 +448,86 @@ class SweepConfig:
 
 
 @dataclass(frozen=True)
+class BudgetConfig:
+    """Limits of a search; `None` is no limit. The first that is reached ends it."""
+
+    candidates: Annotated[Optional[int], option(least=1)]
+    images: Annotated[Optional[float], option(above=0)]
+    training_macs: Annotated[Optional[float], option(above=0)]
+    seconds: Annotated[Optional[float], option(above=0)]
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What `task=search` looks for; `dir`: the search that `task=status|report` look at."""
+
+    dir: Annotated[Optional[str], option(path="the folder of a search")]
+    objectives: Annotated[dict[str, str], option(choices=("max", "min"))]
+    caps: Annotated[dict[str, float], option(least=0)]
+    budget: BudgetConfig
+    at_once: Annotated[int, option(least=1)]
+    slots: Annotated[int, option(least=1)]
+    choices: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SpaceConfig:
+    """`settings`: what the space of that name takes; `target` only for `space=own`."""
+
+    name: Annotated[str, option(text="the name of a space")]
+    target: Annotated[Optional[str], option(text="FILE.py:NAME or MODULE:NAME")]
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StrategyConfig:
+    """`None` marks what the chosen strategy does not have; `settings` and `target`: of one's own.
+
+    The values of the options are the defaults of the classes in `sseg_nase.search.strategies`.
+    """
+
+    name: Annotated[str, option(choices=(*STRATEGIES, OWN))]
+    population: Annotated[Optional[int], option(least=1)]
+    sample: Annotated[Optional[int], option(least=1)]
+    elites: Annotated[Optional[int], option(least=0)]
+    tournament: Annotated[Optional[int], option(least=1)]
+    crossover: Annotated[Optional[float], option(least=0, most=1)]
+    mutation: Annotated[Optional[float], option(least=0, most=1)]
+    starts: Annotated[Optional[int], option(least=1)]
+    restarts: Annotated[Optional[int], option(least=1)]
+    pool: Annotated[Optional[int], option(least=1)]
+    incumbents: Annotated[Optional[int], option(least=1)]
+    encoding: Annotated[Optional[str], option(text="an encoding of the space")]
+    kernel: Annotated[Optional[str], option(choices=("hamming", "wl"))]
+    members: Annotated[Optional[int], option(least=1)]
+    steps: Annotated[Optional[int], option(least=1)]
+    learning_rate: Annotated[Optional[float], option(above=0)]
+    baseline_decay: Annotated[Optional[float], option(least=0, most=0.99999)]
+    candidates: Annotated[Optional[int], option(least=1)]
+    fidelity: Annotated[Optional[str], option(choices=FIDELITIES)]
+    least: Annotated[Optional[int], option(least=1)]
+    most: Annotated[Optional[int], option(least=1)]
+    eta: Annotated[Optional[int], option(least=2)]
+    target: Annotated[Optional[str], option(text="FILE.py:NAME or MODULE:NAME")]
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EvaluatorConfig:
+    """`None` marks what the chosen evaluator does not have."""
+
+    name: Annotated[str, option(choices=(*EVALUATORS, OWN))]
+    table: Annotated[Optional[str], option(path="the csv file of a table, plain or .xz")]
+    id_column: Annotated[Optional[str], option(text="the column that names the point")]
+    form: Annotated[Optional[str], option(text="the encoding in which id_column names it")]
+    scores: dict[str, str]
+    seconds: Annotated[Optional[str], option(text="the column with the seconds of a training")]
+    protocol: Annotated[Optional[str], option(choices=("validation", "compare_strategies"))]
+    target: Annotated[Optional[str], option(text="FILE.py:NAME or MODULE:NAME")]
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class ReportConfig:
     """What reports hold, and where they go. None of it changes a result."""
 
@@ -468,4 +566,8 @@ class Config:
     scheduler: SchedulerConfig
     tracking: TrackingConfig
     sweep: SweepConfig
+    search: SearchConfig
+    space: SpaceConfig
+    strategy: StrategyConfig
+    evaluator: EvaluatorConfig
     report: ReportConfig

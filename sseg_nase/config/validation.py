@@ -19,9 +19,11 @@ from sseg_nase.config.schema import (
     HEADED,
     LOOKS,
     METHODS,
+    OWN,
     PRETRAINED,
     RESNET12,
     RESNETS,
+    RESUMED,
     ROOTED,
     SYNTHETIC_LEVELS,
     BackboneConfig,
@@ -111,6 +113,29 @@ SPLIT_BY: Mapping[str, tuple[str, ...]] = {
 }
 
 _EPISODES = {"queries", "episodes_per_epoch", "tasks_per_step"}
+_RUNGS = {"fidelity", "least", "most", "eta"}
+_POOL = {"starts", "pool", "incumbents"}
+STRATEGY_OPTIONS: Mapping[str, set[str]] = {
+    "random": set(),
+    "grid": {"steps"},
+    "local": {"starts", "restarts"},
+    "evolution": {"population", "sample"},
+    "genetic": {"population", "elites", "tournament", "crossover", "mutation"},
+    "reinforce": {"learning_rate", "baseline_decay"},
+    "bananas": {*_POOL, "encoding", "members"},
+    "gp": {*_POOL, "kernel"},
+    "nsga2": {"population", "crossover", "mutation"},
+    "halving": {*_RUNGS, "candidates"},
+    "hyperband": _RUNGS,
+    "asha": _RUNGS,
+    OWN: set(),
+}
+EVALUATOR_OPTIONS: Mapping[str, set[str]] = {
+    "run": set(),
+    "tabular": {"table", "id_column", "form", "protocol"},
+    OWN: set(),
+}
+
 FINETUNE_OPTIONS: Mapping[str, set[str]] = {
     "prototypical": {*_EPISODES, "metric", "scale"},
     "matching": {*_EPISODES, "scale"},
@@ -271,7 +296,7 @@ def _out_of_range(section: Any, prefix: str) -> Iterator[str]:
                 yield from _refused(key, item, accepted)
         elif isinstance(value, dict):
             for name_in_value, item in value.items():
-                if name_in_value not in accepted["keys"]:
+                if name_in_value not in accepted.get("keys", [name_in_value]):
                     yield _not_one_of(f"{key}.{name_in_value}", None, accepted["keys"])
                 yield from _refused(f"{key}.{name_in_value}", item, accepted)
         elif value is not None:
@@ -332,8 +357,9 @@ def _task(config: Config) -> Iterator[str]:
 
 
 def _resume(config: Config) -> Iterator[str]:
-    if config.resume and config.task != "pipeline":
-        yield f"resume={config.resume}: only task=pipeline can be gone on with."
+    if config.resume and config.task not in RESUMED:
+        tasks = " and ".join(f"task={task}" for task in RESUMED)
+        yield f"resume={config.resume}: only {tasks} can be gone on with."
     if config.resume_overrides and not config.resume:
         yield "resume_overrides=true: it has no effect without resume=RUN_DIR."
 
@@ -349,6 +375,71 @@ def _sweep(config: Config) -> Iterator[str]:
         yield f"run={config.run}: not together with sweep={sweep.dir}; leave one of them out."
     if sweep.watch and config.task != "status":
         yield f"sweep.watch=true: it has no effect with task={config.task}; add task=status."
+
+
+def _search(config: Config) -> Iterator[str]:
+    """A search that is looked at, and one that is made. Where nothing is searched, nothing."""
+    search = config.search
+    if search.dir and config.task not in ("status", "report"):
+        yield (
+            f"search={search.dir}: it has no effect with task={config.task}; add task=status or "
+            "task=report, or go on with that search by resume=DIR."
+        )
+    others = {"sweep": config.sweep.dir, "runs": config.runs and ",".join(config.runs)}
+    for key, value in others.items():
+        if search.dir and value:
+            yield f"{key}={value}: not together with search={search.dir}; leave one of them out."
+    if config.task != "search":
+        return
+    yield from _searched(config)
+    for key in ("space", "strategy", "evaluator"):
+        section = getattr(config, key)
+        if section.name == OWN and section.target is None:
+            yield f"{key}=own: where is it? Add {key}.target=FILE.py:NAME."
+        if section.name != OWN and section.target is not None:
+            yield (
+                f"{key}.target={section.target}: it has no effect with {key}={section.name}; "
+                f"choose {key}=own or leave it out."
+            )
+        if section.name != OWN and section.settings and key != "space":
+            yield (
+                f"{key}.settings={section.settings}: it has no effect with {key}={section.name}; "
+                f"choose {key}=own or leave it out."
+            )
+
+
+def _searched(config: Config) -> Iterator[str]:
+    search, strategy, evaluator = config.search, config.strategy, config.evaluator
+    own = dict(STRATEGY_OPTIONS)
+    if strategy.mutation is None:  # as many choices as there are
+        own["nsga2"] = own["nsga2"] - {"mutation"}
+    yield from _own_options(strategy, "strategy", own)
+    yield from _own_options(evaluator, "evaluator", EVALUATOR_OPTIONS)
+    for name in ("seconds", "scores"):
+        if evaluator.name != "tabular" and (value := getattr(evaluator, name)):
+            yield (
+                f"evaluator.{name}={value}: it has no effect with evaluator={evaluator.name}; "
+                "choose evaluator=tabular or leave it out."
+            )
+    if strategy.least is not None and strategy.most is not None and strategy.least > strategy.most:
+        yield (
+            f"strategy.least={strategy.least}: it must be at most strategy.most={strategy.most}."
+        )
+    if config.space.name == "overrides" and not search.choices:
+        yield (
+            "space=overrides: which keys? Add search.choices='{optimizer.lr: "
+            "loguniform(1e-4,1e-2)}', or choose another space."
+        )
+    if config.space.name != "overrides" and search.choices:
+        yield (
+            f"search.choices={search.choices}: it has no effect with space={config.space.name}; "
+            "choose space=overrides or leave it out."
+        )
+    if evaluator.name == "run" and config.evaluation.split == "test":
+        yield (
+            "evaluation.split=test: a search must not see test classes; leave it out, and judge "
+            "the answer afterwards with task=evaluate evaluation.split=test."
+        )
 
 
 def _report(config: Config) -> Iterator[str]:
@@ -824,6 +915,7 @@ _RULES = cast(
         _task,
         _resume,
         _sweep,
+        _search,
         _report,
         _names,
         _dataset,

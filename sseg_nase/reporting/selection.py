@@ -13,6 +13,7 @@ from sseg_nase.home import expanded
 from sseg_nase.reporting.times import created, ended
 
 LAST = "LAST"
+SEARCH = "search.json"  # what tells the folder of a search
 FINISHED = "FINISHED"
 AN_EXAMPLE = "Name one like runs/<experiment>/<time>-<id>"
 
@@ -61,6 +62,9 @@ def _named(name: str, output_dir: Path) -> list[Path]:
     if name == LAST:
         return [_last(output_dir)]
     path = expanded("runs", name)
+    if (path / SEARCH).exists():
+        instead = argument("search", str(path))
+        raise UserError(f"runs={path}: this is the directory of a search; write {instead} instead.")
     if _is_run(path):
         return [path]
     if path.exists() or not glob.has_magic(name):
@@ -97,10 +101,14 @@ def _pretrained(run: Path) -> bool:
 def last_made(key: str, output_dir: Path) -> Path:
     """Return the run under `output_dir` that was made last, however it ended, for `key`=LAST.
 
+    A search is one for `resume` alone.
+
     Raises `UserError` where there is none.
     """
     folders = (path.parent for path in output_dir.expanduser().absolute().glob("*/*/config.yaml"))
     runs = [folder for folder in folders if _is_run(folder)]
+    if key == "run":
+        runs = [folder for folder in runs if not (folder / SEARCH).exists()]
     if not runs:
         raise UserError(f"{key}=LAST: there is no run in {output_dir} yet.")
     return max(runs, key=lambda run: (created(run), run.name))

@@ -41,13 +41,14 @@ def search(
     seed: int = 0,
     at_once: int = 1,
     cache: Mapping[tuple[str, str], Scored] | None = None,
+    told: Callable[[Scored], None] = lambda scored: None,
 ) -> Log:
     """Run or resume the search in `log` until the budget or the candidates of the strategy end.
 
     With `at_once` 1 a slot that becomes free gets a new candidate at once; with more, that many are
     asked for together, after all before them are done. What is pending in the log is evaluated
     first, so a killed search resumes as if it had not been killed. `cache` holds scores that
-    are known already: see `known_scores`.
+    are known already: see `known_scores`. `told` hears of each result once it is in the log.
     """
     if budget.endless and space.size is None:
         raise UserError(f"Space {space.name} never ends. Give a budget, such as candidates=100.")
@@ -60,13 +61,13 @@ def search(
                 break
             candidate = waiting.popleft()
             if cache and candidate.asks in cache:
-                log.tell(replace(cache[candidate.asks], candidate=candidate, cached=True))
+                told(log.tell(replace(cache[candidate.asks], candidate=candidate, cached=True)))
             else:
                 evaluator.start(candidate)
                 running += 1
         if not running:
             return log
-        log.tell(evaluator.result())
+        told(log.tell(evaluator.result()))
         running -= 1
 
 

@@ -8,7 +8,9 @@ points are the same function (`key`) and what a point costs before any weight ex
 from sseg_nase.spaces.choice import Choice, Integers, Options, Point, Reals, Value
 from sseg_nase.spaces.choices import choices_space
 from sseg_nase.spaces.graph import Graph
+from sseg_nase.spaces.named import named
 from sseg_nase.spaces.nb201 import NB201
+from sseg_nase.spaces.overrides import Overrides, overrides_space
 from sseg_nase.spaces.space import Encoding, Space
 
 __all__ = [
@@ -18,9 +20,12 @@ __all__ = [
     "Graph",
     "Integers",
     "Options",
+    "Overrides",
     "Point",
     "Reals",
     "Space",
     "Value",
     "choices_space",
+    "named",
+    "overrides_space",
 ]

@@ -334,10 +334,7 @@ def create(
     path = output_dir / "sweeps" / f"{now:%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(3)}"
     try:
         for job in jobs:
-            folder = path / "jobs" / str(job.number)
-            folder.mkdir(parents=True)
-            frozen = yaml.safe_dump(dataclasses.asdict(job.config), sort_keys=False)
-            write_text(folder / "config.yaml", frozen)
+            freeze(path, job)
         if diff:
             write_text(path / "code.diff", diff)
         plan = {
@@ -351,18 +348,8 @@ def create(
             "created": now.timestamp(),
             "folder": str(Path.cwd()),
             "code": dict(code),
-            "threads": max(1, (os.cpu_count() or 1) // settings.parallel),
-            "jobs": [
-                {
-                    "number": job.number,
-                    "label": job.label,
-                    "configuration": job.configuration,
-                    "seed": job.config.seed,
-                    "fingerprint": job.fingerprint,
-                    "overrides": list(job.overrides),
-                }
-                for job in jobs
-            ],
+            "threads": threads_of(settings),
+            "jobs": [described(job) for job in jobs],
         }
         write_json(path / "sweep.json", plan)  # last: with it the directory is a sweep
     except OSError as error:
@@ -383,6 +370,31 @@ def _damage(plan: Mapping[str, Any]) -> str | None:
             if not isinstance(job, Mapping) or not isinstance(job.get(key), kind):
                 return f"a job has no {key}"
     return None
+
+
+def freeze(path: Path, job: Planned) -> None:
+    """Write what a job of the sweep in `path` will run."""
+    folder = path / "jobs" / str(job.number)
+    folder.mkdir(parents=True, exist_ok=True)
+    frozen = yaml.safe_dump(dataclasses.asdict(job.config), sort_keys=False)
+    write_text(folder / "config.yaml", frozen)
+
+
+def described(job: Planned) -> dict[str, Any]:
+    """Return a job as sweep.json has it."""
+    return {
+        "number": job.number,
+        "label": job.label,
+        "configuration": job.configuration,
+        "seed": job.config.seed,
+        "fingerprint": job.fingerprint,
+        "overrides": list(job.overrides),
+    }
+
+
+def threads_of(settings: SweepConfig) -> int:
+    """Return how many threads a job on a CPU has beside those that run at once."""
+    return max(1, (os.cpu_count() or 1) // settings.parallel)
 
 
 def sweeps_in(output_dir: Path) -> list[SweepFolder]:

@@ -412,7 +412,7 @@ def _interruptible(sweep: SweepFolder, say: Say, *, stop: bool) -> Iterator[None
             asked = True
             if stop:  # what waits in Slurm is as little ours to stop as what runs there
                 sweep.stop("the sweep was interrupted")
-            _stop_jobs(sweep, say)
+            stop_jobs(sweep, say)
         raise KeyboardInterrupt
 
     # What is ignored stays so: a shell's background job does not hear Ctrl-C, nohup's no SIGHUP.
@@ -425,7 +425,7 @@ def _interruptible(sweep: SweepFolder, say: Say, *, stop: bool) -> Iterator[None
             signal.signal(number, handler)
 
 
-def _stop_jobs(sweep: SweepFolder, say: Say) -> None:
+def stop_jobs(sweep: SweepFolder, say: Say) -> None:
     """Ask the jobs on this machine to stop with a checkpoint; kill those that do not.
 
     Of a job that is starting only the launcher's process is known, which does not hand a signal on:

@@ -44,14 +44,20 @@ def plan(
         if number == JOBS_TIMED and left > LONG:
             say(f"{len(jobs)} jobs are composed and checked first, in {duration(left)} or less")
         try:
-            configs.append(_settled(load(job, *further, known=composed)))
+            configs.append(placed(load(job, *further, known=composed)))
         except UserError as error:
             mistakes.append(f"job {number} ({label(job, differing)}): {error}")
     if mistakes:
         raise UserError(f"no job was started; {listed(list(_grouped(mistakes)))}")
-    if tasks := {config.task for config in configs} & set(LOOKS):
+    tasks = {config.task for config in configs}
+    if looks := tasks & set(LOOKS):
         raise UserError(
-            f"task={tasks.pop()}: it looks at what is on disk and is no job of a sweep; no -m."
+            f"task={looks.pop()}: it looks at what is on disk and is no job of a sweep; no -m."
+        )
+    if "search" in tasks:
+        raise UserError(
+            "task=search: it starts jobs of its own and is no job of a sweep; leave out -m, and "
+            "give search.slots=2 for two jobs at once."
         )
     if any(config.resume for config in configs):
         raise UserError(
@@ -127,7 +133,7 @@ def _grouped(mistakes: Sequence[str]) -> Sequence[str]:
     return [*shown, f"and {more} jobs more"] if more else shown
 
 
-def _settled(config: Config) -> Config:
+def placed(config: Config) -> Config:
     """With absolute paths, and no password in an address: a job runs from another folder.
 
     Its process has the user and the password from the environment.

@@ -11,7 +11,7 @@ import pytest
 
 from sseg_nase.config.compose import load
 from sseg_nase.config.fingerprint import fingerprint, flat
-from sseg_nase.config.layout import key_types
+from sseg_nase.config.layout import key_types, open_keys
 
 PLAIN = load()
 
@@ -80,7 +80,9 @@ NAMES_PLACES_AND_SPEED = {
     "evaluation.memory_mb",
     "pretrain.checkpoint_interval_epochs",
 }
-THEIR_SECTIONS = ("report.", "paths.", "tracking.", "sweep.", "data.")
+OF_SEARCH = ("search.", "space.", "strategy.", "evaluator.")
+THEIR_SECTIONS = ("report.", "paths.", "tracking.", "sweep.", "data.", *OF_SEARCH)
+DICTIONARIES = {"curriculum.images", *open_keys()}
 
 
 def another(value: Any) -> Any:
@@ -103,10 +105,18 @@ def changed(section: Any, key: str) -> Any:
     return dataclasses.replace(section, **{name: new})
 
 
-@pytest.mark.parametrize("key", sorted(set(key_types()) - {"curriculum.images"}))
+@pytest.mark.parametrize("key", sorted(set(key_types()) - DICTIONARIES))
 def test_every_key_of_the_schema_changes_it_but_names_places_and_speed(key: str) -> None:
     same = key in NAMES_PLACES_AND_SPEED or key.startswith(THEIR_SECTIONS)
     assert (fingerprint(changed(PLAIN, key)) == fingerprint(PLAIN)) == same
+
+
+@pytest.mark.parametrize(
+    ("key", "same"), [("strategy.name", False), ("search.at_once", False), ("search.slots", True)]
+)
+def test_of_a_search_it_changes_with_what_is_searched(key: str, same: bool) -> None:
+    search = dataclasses.replace(PLAIN, task="search")
+    assert (fingerprint(changed(search, key)) == fingerprint(search)) == same
 
 
 @pytest.mark.parametrize(("task", "key"), [("evaluate", "checkpoint"), ("replay", "run")])
@@ -122,7 +132,7 @@ def test_it_does_not_depend_on_how_a_number_is_written() -> None:
 
 def test_the_flat_view_holds_every_key_with_a_scalar() -> None:
     values = flat(PLAIN)
-    assert set(values) == set(key_types()) - {"curriculum.images"}
+    assert set(values) == set(key_types()) - DICTIONARIES
     assert values["pretrain.epochs"] == PLAIN.pretrain.epochs
     assert values["curriculum.images.BASIC"] == 5000
     assert json.loads(str(values["backbone.channels"])) == [16, 32, 64]

@@ -15,7 +15,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sseg_nase.config.compose import load, to_config
 from sseg_nase.config.explain import explaining, fits, mistake, one_line
-from sseg_nase.config.layout import fields_of, group_option, groups, is_section, key_types
+from sseg_nase.config.layout import (
+    WRITTEN_AS,
+    fields_of,
+    group_option,
+    groups,
+    is_section,
+    key_types,
+)
 from sseg_nase.config.schema import Config
 from sseg_nase.config.validation import LARGEST, cautions, validate
 from sseg_nase.errors import UserError
@@ -354,7 +361,7 @@ def with_value(section: Any, key: str, value: Any) -> Any:
 @pytest.mark.parametrize("blank", ["", " ", "\t\n"])
 def test_no_text_is_empty(key: str, several: bool, blank: str) -> None:
     """An unset variable of a script is not a wish for the default."""
-    said = {"sweep.dir": "sweep", "finetune.start": "finetune.from"}.get(key, key)
+    said = WRITTEN_AS.get(key, key)
     for value in [[blank], ["runs/x", blank]] if several else [blank]:
         with pytest.raises(UserError, match=f"^{re.escape(said)}= is empty: .* is needed\\.$"):
             validate(with_value(PLAIN, key, value))

@@ -152,7 +152,7 @@ def test_only_living_jobs_of_this_machine_are_asked_to_stop(
     for lock in alive:
         lock.acquire()
     said: list[str] = []
-    module._stop_jobs(sweep, said.append)
+    module.stop_jobs(sweep, said.append)
     for lock in alive:
         lock.release()
     assert {pid for pid, _ in sent} == {100, 101}
@@ -174,7 +174,7 @@ def test_a_job_that_does_not_stop_is_killed(
     monkeypatch.setattr(module, "_signal", lambda pid, number: (sent.append(number), True)[1])
     began = time.monotonic()
     with FileLock(sweep.jobs[0].path / ".lock"):
-        module._stop_jobs(sweep, lambda text: None)
+        module.stop_jobs(sweep, lambda text: None)
     assert (sent[0], sent[-1]) == (signal.SIGTERM, signal.SIGKILL)
     assert time.monotonic() - began >= 0.3
 

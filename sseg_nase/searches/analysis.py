@@ -1,0 +1,113 @@
+"""What a log tells: which results compare, what choices matter, what the best have in common."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sseg_nase.search import Log, Scored
+from sseg_nase.spaces.choice import Choice, Options
+
+FEWEST = 10  # results from which a share is told
+PARTS = 4  # of a range
+
+
+class Importance(NamedTuple):
+    """The share of the variance of ranks that a choice explains by itself; None: not known."""
+
+    name: str
+    share: float | None
+
+
+class Share(NamedTuple):
+    """How often an option stands in the best quarter, and in all results, from 0 to 1."""
+
+    name: str
+    best: float
+    all: float
+
+
+def leading(log: Log) -> str:
+    """The goal that comes first."""
+    return next(iter(log.objectives.goals))
+
+
+def direction(log: Log) -> str:
+    """`max` or `min`, of the leading goal."""
+    return log.objectives.goals[leading(log)]
+
+
+def compared(log: Log) -> list[Scored]:
+    """The usable results of the fullest fidelity, by number; all, where there is one fidelity."""
+    return log.usable(fullest(log))
+
+
+def fullest(log: Log) -> dict[str, float]:
+    """The largest fidelity that has a usable result; an empty one where there is none."""
+    found = [dict(one.candidate.fidelity) for one in log.told if log.is_usable(one)]
+    return max(found, key=lambda each: sum(each.values()), default={})
+
+
+def importance(log: Log, choices: Sequence[Choice], results: Sequence[Scored]) -> list[Importance]:
+    """Return the choices, the most important first.
+
+    The share of the variance of the ranks between the values of a choice (η²), less what as many
+    groups explain by chance (ω²), 0 at least. None below `FEWEST` results, and where all have the
+    same value.
+    """
+    values = np.array([log.value(one) for one in results])
+    ranks = values.argsort(kind="stable").argsort(kind="stable").astype(float)
+    found = [Importance(c.name, _explained(ranks, _groups(c, results))) for c in choices]
+    return sorted(found, key=lambda one: -1.0 if one.share is None else one.share, reverse=True)
+
+
+def shares(log: Log, choices: Sequence[Choice], results: Sequence[Scored]) -> list[Share]:
+    """Return the options by how much more often they stand in the best quarter than in all."""
+    options = [choice for choice in choices if isinstance(choice, Options)]
+    if not options or not results:
+        return []
+    ordered = sorted(results, key=log.value, reverse=True)
+    best = ordered[: max(1, len(ordered) // 4)]
+    # Choices with the same options are places of one kind, as the edges of a cell.
+    kinds: dict[tuple[object, ...], list[Options]] = {}
+    for choice in options:
+        kinds.setdefault(choice.values, []).append(choice)
+    found = []
+    for values, places in kinds.items():
+        counts = [
+            Counter(str(one.candidate.point[c.name]) for one in group for c in places)
+            for group in (best, ordered)
+        ]
+        totals = [len(places) * len(group) for group in (best, ordered)]
+        named = f"{places[0].name}=" if len(places) == 1 else ""
+        for value in values:
+            found.append(
+                Share(
+                    f"{named}{value}",
+                    counts[0][str(value)] / totals[0],
+                    counts[1][str(value)] / totals[1],
+                )
+            )
+    return found
+
+
+def _groups(choice: Choice, results: Sequence[Scored]) -> np.ndarray:
+    points = [one.candidate.point[choice.name] for one in results]
+    if isinstance(choice, Options):
+        return np.array([choice.values.index(value) for value in points])
+    return np.array([min(PARTS - 1, int(PARTS * choice.encode(value)[0])) for value in points])
+
+
+def _explained(ranks: np.ndarray, groups: np.ndarray) -> float | None:
+    there, count = np.unique(groups), len(ranks)
+    if count < FEWEST or len(there) < 2 or len(there) >= count:
+        return None
+    mean = ranks.mean()
+    total = ((ranks - mean) ** 2).sum()
+    inside = sum(((ranks[groups == g] - ranks[groups == g].mean()) ** 2).sum() for g in there)
+    error = inside / (count - len(there))
+    between = total - inside
+    return float(max(0.0, (between - (len(there) - 1) * error) / (total + error)))

@@ -1,0 +1,222 @@
+"""The evaluator `run`: each candidate is a job, a run of the program judged on val classes.
+
+A job stands in the search's folder as the jobs of a sweep stand in theirs, and is performed by the
+same code: a process of its own, its config frozen, its end on disk. So a search that was killed
+finds what its jobs have done: a finished one is read, one still at work is waited for, one that was
+interrupted goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import queue
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from sseg_nase.config.compose import Compositions, beside_hydra, load
+from sseg_nase.config.fingerprint import fingerprint
+from sseg_nase.config.places import key_of
+from sseg_nase.config.schema import Config
+from sseg_nase.errors import UserError
+from sseg_nase.files import read_json, write_json
+from sseg_nase.finite import finite
+from sseg_nase.search.log import Candidate, Cost, Scored
+from sseg_nase.spaces.overrides import NOT_SEARCHED
+from sseg_nase.spaces.space import Space
+from sseg_nase.sweeps import code
+from sseg_nase.sweeps.folder import JobFolder, Planned, SweepFolder, described, freeze, threads_of
+from sseg_nase.sweeps.job import perform
+from sseg_nase.sweeps.launch import stop_jobs
+from sseg_nase.sweeps.plan import placed
+from sseg_nase.tracking.sink import FAILED
+
+FIDELITY_KEYS = {
+    "epochs": "pretrain.epochs",
+    "images": "pretrain.images_per_epoch",
+    "resolution": "dataset.image_size",
+    "episodes": "evaluation.episodes",
+}
+# What a candidate does without unless the user asks for it: each has taken longer than a small run.
+SPARED = ("report.at_end=false", "evaluation.untrained_reference=false")
+NOT_OF_JOBS = {*NOT_SEARCHED} - {"experiment_name", "paths", "report", "tracking"}
+SECONDS_BETWEEN_LOOKS = 0.2
+# A training step costs about three forward passes: one forward, and two in the backward pass.
+PASSES = 3
+
+Say = Callable[[str], None]
+
+
+def of_jobs(overrides: Sequence[str]) -> list[str]:
+    """Return those of a search's overrides that its jobs have, too."""
+    return [o for o in overrides if key_of(o).replace("/", ".").split(".")[0] not in NOT_OF_JOBS]
+
+
+def check_space(config: Config, space: Space) -> None:
+    """Raise `UserError` for a space whose points say nothing to a run."""
+    if not hasattr(space, "overrides"):
+        raise UserError(
+            f"evaluator=run: the points of space={config.space.name} are no settings of a run; "
+            "choose space=overrides, or evaluator=tabular with evaluator.table=FILE."
+        )
+
+
+class Jobs:
+    """An evaluator with `slots` jobs at once on this machine.
+
+    `overrides` are those that all jobs have; `parent_run_id`: the search's own run in the tracker.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        config: Config,
+        space: Space,
+        overrides: Sequence[str],
+        further: Sequence[Path],
+        parent_run_id: str | None,
+        say: Say,
+    ) -> None:
+        self.slots = config.search.slots
+        self._path, self._space, self._say = path, space, say
+        self._overrides = [*SPARED, *of_jobs(overrides)]
+        self._further = list(further)
+        self._known: Compositions = {}
+        self._results: queue.Queue[Scored] = queue.Queue()
+        self._pool = ThreadPoolExecutor(self.slots, thread_name_prefix="candidate")
+        self._running: list[Future[None]] = []
+        plan = read_json(path / "sweep.json") or self._plan(config)
+        plan |= {"parent_run_id": parent_run_id}
+        write_json(path / "sweep.json", plan)
+        settings = dataclasses.replace(config.sweep, parallel=self.slots)
+        SweepFolder(path).begin_launch(settings, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        self._numbers = {job["candidate"]: job["number"] for job in plan["jobs"]}
+
+    def start(self, candidate: Candidate) -> None:
+        """Freeze the candidate's job, unless an earlier process has, and let a slot perform it."""
+        if candidate.number not in self._numbers:
+            try:
+                self._add(candidate)
+            except UserError as error:
+                self._results.put(Scored(candidate, error=str(error)))
+                return
+        self._running.append(self._pool.submit(self._perform, candidate))
+
+    def result(self) -> Scored:
+        """Wait for the job that ends first."""
+        return self._results.get()
+
+    def stop(self) -> None:
+        """Let no further job begin, ask those at work to stop, and wait until they have."""
+        sweep = SweepFolder(self._path)
+        sweep.stop("the search was interrupted")
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        while any(not future.done() for future in self._running):
+            stop_jobs(sweep, self._say)  # also those that had only just begun
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+    def close(self) -> None:
+        """All is done."""
+        self._pool.shutdown()
+
+    def _plan(self, config: Config) -> dict[str, Any]:
+        settings = dataclasses.replace(config.sweep, parallel=self.slots, dir=None, job=None)
+        return {
+            "schema": 1,
+            "title": f"space={config.space.name} strategy={config.strategy.name}",
+            "identity": None,
+            "shared": [],
+            "settings": dataclasses.asdict(settings),
+            "tracking": dataclasses.asdict(placed(config).tracking),
+            "parent_run_id": None,
+            "created": time.time(),
+            "folder": str(Path.cwd()),
+            "code": code.describe(),
+            "threads": threads_of(settings),
+            "visible_devices": None,
+            "jobs": [],
+        }
+
+    def _add(self, candidate: Candidate) -> None:
+        sweep = SweepFolder(self._path)
+        point = self._space.overrides(candidate.point)  # type: ignore[attr-defined]
+        given = [*point, *fidelity_overrides(candidate)]
+        overrides = [*self._overrides, *given, "task=pipeline"]
+        with beside_hydra():
+            config = placed(load(overrides, *self._further, known=self._known))
+        if config.task != "pipeline" or config.evaluation.split == "test":
+            raise UserError(
+                f"candidate {candidate.number}: task={config.task} "
+                f"evaluation.split={config.evaluation.split}: a candidate is a run of "
+                "task=pipeline, judged on val. An experiment chooses its task by "
+                "`override /task: search` in its defaults."
+            )
+        number = len(sweep.plan["jobs"])
+        label = " ".join(given)
+        job = Planned(number, label, label, fingerprint(config), tuple(overrides), config)
+        freeze(self._path, job)
+        sweep.note(jobs=[*sweep.plan["jobs"], {**described(job), "candidate": candidate.number}])
+        self._numbers[candidate.number] = number
+
+    def _perform(self, candidate: Candidate) -> None:
+        """In a thread: until the job has ended, whoever has begun it."""
+        try:
+            number = self._numbers[candidate.number]
+            sweep = SweepFolder(self._path)
+            job = sweep.jobs[number]
+            while job.alive():  # of a search that was killed, and has left it behind
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+            if not job.finished and job.state().get("status") != FAILED:
+                perform(self._path, number, "joblib")
+            if sweep.stopped is None or job.finished:
+                self._results.put(scored(candidate, job))
+        except Exception as error:
+            self._results.put(Scored(candidate, error=f"{type(error).__name__}: {error}"))
+
+
+def fidelity_overrides(candidate: Candidate) -> list[str]:
+    """Return the fidelity as overrides. Raises `UserError` for one that a run does not have."""
+    found = []
+    for name, value in candidate.fidelity.items():
+        if name not in FIDELITY_KEYS:
+            raise UserError(f"fidelity {name}: a run has {', '.join(FIDELITY_KEYS)}.")
+        found.append(f"{FIDELITY_KEYS[name]}={round(value)}")
+    return found
+
+
+def scored(candidate: Candidate, job: JobFolder) -> Scored:
+    """Return what came out of a job that has ended."""
+    run = job.run
+    if not job.finished or run is None:
+        state = job.state()
+        reason = state.get("reason") or f"its job is {state.get('status', 'not begun')}"
+        return Scored(candidate, run=None if run is None else str(run), error=str(reason))
+    results = read_json(run / "results.json") or {}
+    try:
+        return Scored(candidate, scores_of(results), cost_of(results), run=str(run))
+    except (KeyError, TypeError, ValueError) as error:
+        return Scored(candidate, run=str(run), error=f"{run}/results.json cannot be read: {error}")
+
+
+def scores_of(results: Mapping[str, Any]) -> dict[str, float]:
+    """Return the scores of a run: `accuracy`, and that of each setting; what the network costs.
+
+    `accuracy` is the mean over the settings (such as 5w1s and 5w5s), in percent. All are of the
+    network at the end of the run, on classes of val.
+    """
+    fewshot = {f"accuracy/{key}": one["accuracy"] for key, one in results["fewshot"].items()}
+    found = {"accuracy": sum(fewshot.values()) / len(fewshot), **fewshot}
+    for name, value in results["efficiency"].items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and finite(value):
+            found[name] = value
+    return found
+
+
+def cost_of(results: Mapping[str, Any]) -> Cost:
+    """Return the seconds of all stages, images seen, and macs: three forward passes an image."""
+    images = float(sum(results["images_seen"].values()))
+    macs = float(results["architecture"]["macs"])
+    return Cost(float(sum(results["seconds"].values())), images, PASSES * macs * images)

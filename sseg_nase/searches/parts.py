@@ -1,0 +1,182 @@
+"""What a search is made of, from its configuration: space, strategy, objectives, budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from sseg_nase import spaces
+from sseg_nase.config.compose import Compositions, beside_hydra, load
+from sseg_nase.config.schema import OWN, Config, StrategyConfig
+from sseg_nase.errors import UserError
+from sseg_nase.search import Budget, Objectives, Table, Tabular
+from sseg_nase.search import strategies as known
+from sseg_nase.search.loop import Strategy
+from sseg_nase.search.strategies.halving import Rungs
+from sseg_nase.searches.jobs import of_jobs
+from sseg_nase.searches.own import called, imported
+from sseg_nase.spaces.choice import Point
+from sseg_nase.spaces.overrides import Overrides, written
+from sseg_nase.spaces.space import Space
+
+STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
+    "random": known.RandomSearch,
+    "grid": known.Grid,
+    "local": known.LocalSearch,
+    "evolution": known.Evolution,
+    "genetic": known.Genetic,
+    "reinforce": known.Reinforce,
+    "bananas": known.Bananas,
+    "gp": known.GP,
+    "nsga2": known.NSGA2,
+    "halving": known.SuccessiveHalving,
+    "hyperband": known.Hyperband,
+    "asha": known.ASHA,
+}
+GOALS = {"accuracy": "max"}
+COSTS = ("params", "macs")
+SHAPING = ("backbone", "dataset")  # sections that a network's shape follows from
+RUNGS = {"fidelity": "name", "least": "least", "most": "most", "eta": "eta"}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a search is made of but for its evaluator; `about`: what is the same when it resumes."""
+
+    space: Space
+    strategy: Strategy
+    objectives: Objectives
+    budget: Budget
+    about: Mapping[str, Any]
+
+
+def parts_of(config: Config, overrides: Sequence[str] = (), further: Sequence[Path] = ()) -> Parts:
+    """Return what the config asks for. Raises `UserError`, also for caps that nothing meets.
+
+    `overrides` are those of the search, `further` its config folders, with which `space=overrides`
+    counts its networks.
+    """
+    space, caps = space_of(config), config.search.caps
+    if caps and isinstance(space, Overrides):
+        space = counted(space, overrides, further)
+    known = space.costs(space.sample(Random(0))) if caps else {}
+    capped = {name: cap for name, cap in caps.items() if name in known}
+    space = space.under(capped) if capped else space
+    # A run tells what its network has become; another evaluator gives what it gives.
+    runs = config.evaluator.name == "run"
+    measured = {name: cap for name, cap in caps.items() if runs or name not in known}
+    objectives = Objectives(config.search.objectives or GOALS, measured)
+    chosen = {k: v for k, v in dataclasses.asdict(config.strategy).items() if v not in (None, {})}
+    about = {
+        "space": {"name": config.space.name, **config.space.settings},
+        "choices": {choice.name: str(choice) for choice in space.choices},
+        "caps": capped,
+        "strategy": chosen,
+        "evaluator": config.evaluator.name,
+        "at_once": config.search.at_once,
+        "seed": config.seed,
+    }
+    return Parts(
+        space,
+        strategy_of(config.strategy),
+        objectives,
+        Budget(**dataclasses.asdict(config.search.budget)),
+        about,
+    )
+
+
+def space_of(config: Config) -> Space:
+    """Return the space. Raises `UserError`."""
+    name, target, settings = config.space.name, config.space.target, config.space.settings
+    if name == "overrides":
+        return spaces.named(name, choices=config.search.choices)
+    if name != OWN:
+        return spaces.named(name, **settings)
+    assert target is not None
+    space = called("space", target, imported("space.target", target), **settings)
+    if not isinstance(space, Space):
+        raise UserError(f"space.target={target}: it gave {type(space).__name__} and no Space.")
+    return space
+
+
+@dataclass(frozen=True)
+class Counted(Overrides):
+    """Keys of the configuration, with what the network of a point costs before it has weights."""
+
+    count: Callable[[tuple[str, ...]], Mapping[str, float]] = lambda shape: {}
+
+    def costs(self, point: Point) -> Mapping[str, float]:
+        """Return params and macs of the network that a run begins with."""
+        shaped = (c.name for c in self.choices if c.name.split(".")[0] in SHAPING)
+        return self.count(tuple(written(name, point[name]) for name in shaped))
+
+
+def counted(space: Overrides, overrides: Sequence[str], further: Sequence[Path]) -> Counted:
+    """Return the space with the costs of its networks, which follow from its overrides."""
+    from sseg_nase.nets.building import configured  # here, because it imports torch
+
+    known: Compositions = {}
+
+    @cache
+    def count(shape: tuple[str, ...]) -> Mapping[str, float]:
+        try:
+            with beside_hydra():
+                run = load([*of_jobs(overrides), *shape, "task=pipeline"], *further, known=known)
+        except UserError:  # no run has these values together
+            return dict.fromkeys(COSTS, math.inf)
+        summary = configured(run.backbone, run.dataset.image_size).summary()
+        return {name: float(summary[name]) for name in COSTS}
+
+    return Counted(space.name, space.choices, space.caps, count)
+
+
+def strategy_of(config: StrategyConfig) -> Strategy:
+    """Return the strategy with its settings. Raises `UserError`."""
+    if config.name == OWN:
+        target = config.target
+        assert target is not None
+        found = imported("strategy.target", target)
+        if isinstance(found, type):
+            found = called("strategy", target, found, **config.settings)
+        elif config.settings:
+            raise UserError(
+                f"strategy.settings={config.settings}: {target} is a function and takes none; make "
+                "it a class with these fields and __call__(space, log, how_many, seed)."
+            )
+        if not callable(found):
+            raise UserError(f"strategy.target={target}: it is no function (space, log, n, seed).")
+        return found
+    kind = STRATEGIES[config.name]
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    given = {name: getattr(config, name) for name in names - {"rungs"}}
+    if "rungs" in names:
+        given["rungs"] = Rungs(**{to: getattr(config, name) for name, to in RUNGS.items()})
+    return kind(**{name: value for name, value in given.items() if value is not None})
+
+
+def tabular(config: Config, space: Space) -> Tabular:
+    """Return the evaluator that looks into a table. Raises `UserError`."""
+    asked = config.evaluator
+    assert asked.table
+    assert asked.id_column
+    assert asked.form
+    assert asked.protocol
+    if not asked.scores:
+        raise UserError(
+            "evaluator.scores={}: which columns? Such as evaluator.scores='{accuracy: COLUMN}'."
+        )
+    decode = space.encoding(asked.form).decode
+    table = Table(Path(asked.table), space, asked.id_column, decode)
+    return Tabular(
+        table,
+        asked.scores,
+        seconds=asked.seconds,
+        protocol=asked.protocol,
+        slots=config.search.slots,
+    )

@@ -1,0 +1,171 @@
+"""The report of a search: the answer, the front, what mattered, and the figures, in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sseg_nase.config.commands import command
+from sseg_nase.files import write_json, write_text
+from sseg_nase.reporting.document import (
+    LEFT,
+    RIGHT,
+    Block,
+    Code,
+    Document,
+    Facts,
+    Heading,
+    Listing,
+    Notice,
+    Paragraph,
+    Table,
+    Text,
+)
+from sseg_nase.reporting.html import as_html
+from sseg_nase.reporting.markdown import as_markdown
+from sseg_nase.reporting.pictures import drawn, files_of
+from sseg_nase.search import Log, Scored
+from sseg_nase.searches.analysis import compared, importance, leading, shares
+from sseg_nase.searches.choices import choices_of
+from sseg_nase.searches.folder import SearchFolder
+from sseg_nase.searches.progress import Progress, short
+from sseg_nase.tracking.console import duration
+from sseg_nase.tracking.sink import FINISHED
+
+BEST = 10  # rows of the table of the best
+
+
+def write_report(search: SearchFolder, folder: Path) -> list[Path]:
+    """Write report.html, report.md, report.json and figures/ to `folder`, and return the files.
+
+    Raises `OSError` where it cannot be written, `UserError` for a log that cannot be read.
+    """
+    from sseg_nase.searches.figures import figures_of_search
+
+    folder.mkdir(parents=True, exist_ok=True)
+    log = search.log()
+    results = compared(log)
+    choices = choices_of(search.plan.get("choices", {}))
+    weights = importance(log, choices, results)
+    counts = shares(log, choices, results)
+    pictures = drawn(figures_of_search(log, choices, results, weights, counts), folder)
+    by_name = {picture.title: picture for picture in pictures}
+    blocks: list[Block] = [*_head(search, log, results), *_answer(log, results)]
+    blocks += [Heading(2, "Course of the search"), *by_name.values()]
+    blocks += _failures(log)
+    document = Document(f"Search {search.path.name}", blocks)
+    written = {
+        "report.html": as_html(document),
+        "report.md": as_markdown(document, folder),
+    }
+    for name, text in written.items():
+        write_text(folder / name, text)
+    write_json(folder / "report.json", _as_data(search, log, results, weights))
+    return [*(folder / name for name in (*written, "report.json")), *files_of(pictures)]
+
+
+def _head(search: SearchFolder, log: Log, results: Sequence[Scored]) -> list[Block]:
+    failed = sum(one.error is not None for one in log.told)
+    spent = log.spent
+    progress = Progress(log.objectives)
+    for one in log.told:
+        progress.add(one)
+    volume = progress.hypervolume()
+    wanted = ", ".join(f"{name} ({way})" for name, way in log.objectives.goals.items())
+    facts: list[tuple[str, Text]] = [
+        ("status", search.status),
+        ("what", str(search.plan["title"])),
+        ("goals", wanted),
+        ("candidates", f"{len(log.candidates)} asked for, {len(log.told)} evaluated"),
+        ("failed", str(failed)),
+        ("evaluations took", duration(spent.seconds)),
+        ("images seen", f"{spent.images:,.0f}"),
+        ("training MACs", f"{spent.training_macs:.3g}"),
+    ]
+    caps = {**log.about.get("caps", {}), **log.objectives.caps}
+    if caps:
+        facts.append(("caps", ", ".join(f"{k} ≤ {short(v)}" for k, v in caps.items())))
+    if volume is not None:
+        facts.append(("hypervolume", f"{volume:.3f}, where 1 is the box of the first ten results"))
+    blocks: list[Block] = [Facts(facts)]
+    if search.status != FINISHED:
+        go_on = Code(command(resume=search.path))
+        blocks.append(Notice(("This search is ", search.status, ". It goes on by ", go_on, ".")))
+    return blocks
+
+
+def _answer(log: Log, results: Sequence[Scored]) -> list[Block]:
+    blocks: list[Block] = [Heading(2, "The best")]
+    if not results:
+        return [*blocks, Notice("No candidate has a score within the caps yet.")]
+    ordered = sorted(results, key=log.value, reverse=True)
+    best = ordered[0]
+    blocks.append(
+        Paragraph(
+            f"Candidate {best.candidate.number} has the best {leading(log)} of {len(results)} "
+            "results. It is the best of many noisy measurements, so its score is somewhat too "
+            "good: train it anew with other seeds before it is compared with anything."
+        )
+    )
+    point = "\n".join(f"{name}={value}" for name, value in best.candidate.point.items())
+    blocks.append(Listing(point))
+    blocks.append(_table(log, ordered[:BEST]))
+    if len(log.objectives.goals) > 1:
+        ahead = log.front(best.candidate.fidelity)
+        blocks += [Heading(2, "Pareto front"), _table(log, ahead)]
+    return blocks
+
+
+def _table(log: Log, rows: Sequence[Scored]) -> Table:
+    goals = list(log.objectives.goals)
+    names = list(rows[0].candidate.point)
+    header = ["candidate", *goals, *names, "how", "run"]
+    align = [RIGHT, *(RIGHT for _ in goals), *(RIGHT for _ in names), LEFT, LEFT]
+    lines: list[list[Text]] = [
+        [
+            str(one.candidate.number),
+            *(short(one.scores[name]) for name in goals),
+            *(short(one.candidate.point[name]) for name in names),
+            one.candidate.how,
+            Path(one.run).name if one.run else "",
+        ]
+        for one in rows
+    ]
+    return Table(header, align, lines)
+
+
+def _failures(log: Log) -> list[Block]:
+    failed = [one for one in log.told if one.error is not None]
+    if not failed:
+        return []
+    lines: list[list[Text]] = [[str(one.candidate.number), str(one.error)] for one in failed]
+    return [Heading(2, "Failed candidates"), Table(["candidate", "why"], [RIGHT, LEFT], lines)]
+
+
+def _as_data(
+    search: SearchFolder, log: Log, results: Sequence[Scored], weights: Sequence[Any]
+) -> dict[str, Any]:
+    ordered = sorted(results, key=log.value, reverse=True)
+
+    def row(one: Scored) -> dict[str, Any]:
+        candidate = one.candidate
+        return {
+            "candidate": candidate.number,
+            "point": dict(candidate.point),
+            "fidelity": dict(candidate.fidelity),
+            "scores": dict(one.scores),
+            "run": one.run,
+        }
+
+    return {
+        "schema": 1,
+        "search": str(search.path),
+        "status": search.status,
+        "objectives": log.objectives.to_json(),
+        "best": [row(one) for one in ordered[:BEST]],
+        "front": [row(one) for one in log.front(ordered[0].candidate.fidelity)] if ordered else [],
+        "importance": {one.name: one.share for one in weights},
+        "spent": vars(log.spent),
+        "failed": {s.candidate.number: s.error for s in log.told if s.error is not None},
+    }

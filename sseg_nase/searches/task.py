@@ -1,0 +1,163 @@
+"""`task=search`: ask, measure, record, until the budget or the space ends; then the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from sseg_nase.config.commands import command
+from sseg_nase.config.schema import OWN, Config
+from sseg_nase.errors import UserError
+from sseg_nase.files import StorageError, write_json
+from sseg_nase.reporting.selection import SEARCH
+from sseg_nase.run import Run
+from sseg_nase.search import Function, Log, Scored, search
+from sseg_nase.search.loop import Evaluator
+from sseg_nase.searches.analysis import fullest
+from sseg_nase.searches.choices import described
+from sseg_nase.searches.folder import CANDIDATES, SearchFolder
+from sseg_nase.searches.jobs import Jobs, check_space
+from sseg_nase.searches.own import called, imported
+from sseg_nase.searches.parts import Parts, parts_of, tabular
+from sseg_nase.searches.progress import Progress, said_of
+from sseg_nase.tracking import Resumed
+from sseg_nase.tracking.sink import FINISHED
+
+
+def check_search(config: Config, overrides: Sequence[str], further: Sequence[Path] = ()) -> Parts:
+    """Return what a search is made of; raise `UserError` for what cannot be searched."""
+    parts = parts_of(config, overrides, further)
+    if parts.budget.endless and parts.space.size is None:
+        raise UserError(
+            f"search.budget: space={config.space.name} never ends; set one limit, such as "
+            "search.budget.candidates=20."
+        )
+    if config.evaluator.name == "run":
+        check_space(config, parts.space)
+    return parts
+
+
+def perform_search(this: Run, overrides: Sequence[str], further: Sequence[Path] = ()) -> None:
+    """Do the search of a run's config in the run's directory.
+
+    `overrides`: those that the config was composed with, which its jobs get, too; `further`: config
+    folders beside `conf/`.
+    """
+    config = this.config
+    parts = check_search(config, overrides, further)
+    evaluator: Evaluator
+    if config.evaluator.name != "run":
+        evaluator = evaluator_of(config, parts)
+    _describe(this, parts)
+    with Log.open(this.directory / CANDIDATES, parts.objectives, parts.about) as log:
+        resumed = Resumed(this.place.run_id, len(log.told), 0) if this.place.resumed else None
+        this.open(resumed=resumed)
+        say: Callable[[str], None] = lambda text: this.sink.event("message", {"text": text})  # noqa: E731
+        progress = Progress(parts.objectives)
+        for known in log.told:
+            this.sink.metrics(progress.add(known), len(progress.told))
+        if log.candidates:
+            pending = len(log.pending)
+            say(f"goes on behind {len(log.told)} results, {pending} of its candidates are pending")
+
+        def told(result: Scored) -> None:
+            this.sink.metrics(progress.add(result), len(progress.told))
+            this.sink.event("candidate", {"number": result.candidate.number})
+            say(said_of(result, parts.objectives, progress.best))
+
+        if config.evaluator.name == "run":
+            jobs = Jobs(
+                this.directory, config, parts.space, overrides, further, this.sink.run_id, say
+            )
+            evaluator = jobs
+        with this.stage("search"):
+            try:
+                search(
+                    parts.space,
+                    parts.strategy,
+                    evaluator,
+                    log,
+                    parts.budget,
+                    seed=config.seed,
+                    at_once=config.search.at_once,
+                    told=told,
+                )
+            except BaseException:
+                if config.evaluator.name == "run":
+                    jobs.stop()
+                raise
+        if config.evaluator.name == "run":
+            jobs.close()
+        _conclude(this, log, say)
+
+
+def evaluator_of(config: Config, parts: Parts) -> Evaluator:
+    """Return an evaluator that starts no runs: a table, or one of the user's own.
+
+    Raises `UserError`.
+    """
+    if config.evaluator.name != OWN:
+        return tabular(config, parts.space)
+    target, settings = config.evaluator.target, config.evaluator.settings
+    assert target is not None
+    found = imported("evaluator.target", target)
+    if isinstance(found, type):
+        found = called("evaluator", target, found, **settings)
+        if all(hasattr(found, name) for name in ("slots", "start", "result")):
+            return cast(Evaluator, found)
+    elif settings:
+        raise UserError(
+            f"evaluator.settings={settings}: {target} is a function and takes none; make it a "
+            "class with these fields and __call__(candidate)."
+        )
+    if not callable(found):
+        raise UserError(f"evaluator.target={target}: it is no function of a candidate.")
+    return Function(found)
+
+
+def _describe(this: Run, parts: Parts) -> None:
+    """Write search.json, with which the folder is a search's."""
+    config = this.config
+    before = this.directory / SEARCH
+    if before.exists() and not this.place.changes:
+        return
+    plan: dict[str, Any] = {
+        "schema": 1,
+        "created": time.time(),
+        "title": f"space={config.space.name} strategy={config.strategy.name} "
+        f"evaluator={config.evaluator.name} seed={config.seed}",
+        "choices": {choice.name: described(choice) for choice in parts.space.choices},
+    }
+    write_json(before, plan)
+
+
+def _conclude(this: Run, log: Log, say: Callable[[str], None]) -> None:
+    """Say what came out, and draw the report, which never costs the search anything but time."""
+    best = log.best(fullest(log))
+    if best is None:
+        failed = [result for result in log.told if result.error is not None]
+        why = f"; the first failed: {failed[0].error}" if failed else ""
+        raise UserError(f"none of {len(log.told)} candidates has a score within the caps{why}")
+    say(f"best: {said_of(best, log.objectives, best)}")
+    if not this.config.report.at_end:
+        return
+    from sseg_nase.searches.report import write_report  # here, because of Matplotlib
+
+    # From here on the search is finished, whatever comes: the report says so, too.
+    this.place.write_status(FINISHED, undelivered=not this.sink.delivered)
+    try:
+        with this.stage("report"):
+            files = write_report(SearchFolder(this.directory), this.directory / "report")
+    except (KeyboardInterrupt, StorageError):
+        raise
+    except Exception as error:
+        again = command(task="report", search=this.directory)
+        text = f"the report is not drawn: {type(error).__name__}: {error}; {again} draws it"
+        this.sink.event("warning", {"text": text})
+        return
+    for path in files:
+        folder = path.parent.relative_to(this.directory).as_posix()
+        this.sink.artifact(path, folder)
+    say(f"report: {this.directory / 'report' / 'report.html'}")

@@ -1,0 +1,131 @@
+"""A search of the program, killed with SIGKILL, goes on as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from small_search import CHOICES, QUIET, measured
+
+import sseg_nase
+from sseg_nase.directory import status_of
+from sseg_nase.search import Log
+
+ROOT = Path(sseg_nase.__file__).parents[1]
+
+
+def begin(*overrides: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "sseg_nase", *overrides],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def results(path: Path) -> int:
+    log = path / "candidates.jsonl"
+    return log.read_bytes().count(b'"scored"') if log.exists() else 0
+
+
+def the_search() -> Path | None:
+    return next(Path("runs/searches").glob("*"), None) if Path("runs/searches").is_dir() else None
+
+
+def killed_after(process: subprocess.Popen, count: int, pause: float = 0.0) -> None:
+    """Kill it once the log has `count` results, and a while has passed."""
+    while process.poll() is None:
+        path = the_search()
+        if path is not None and results(path) >= count:
+            time.sleep(pause)
+            break
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+
+
+def of_its_jobs(path: Path) -> list[int]:
+    """The processes of the jobs that are at work."""
+    notes = [json.loads(note.read_text()) for note in path.glob("jobs/*/job.json")]
+    return [note["pid"] for note in notes if "ended" not in note]
+
+
+def told(path: Path) -> list:
+    """What was asked for, and the accuracy of each: latencies differ from one time to the next."""
+    log = Log.read(path / "candidates.jsonl")
+    accuracy = [r.scores["accuracy"] for c in log.candidates if (r := log.result(c.number))]
+    return [[dict(c.point) for c in log.candidates], accuracy]
+
+
+@pytest.mark.slow  # two processes that import torch; quick ones are in test_search_jobs.py
+def test_a_killed_search_is_gone_on_with(tmp_path: Path) -> None:
+    slow = measured(tmp_path)
+    mine = tmp_path / "mine.py"
+    waits = "def measure(candidate):\n    import time\n    time.sleep(0.05)\n"
+    mine.write_text(mine.read_text().replace("def measure(candidate):\n", waits), encoding="utf-8")
+    given = ["task=search", CHOICES, *QUIET, *slow, "search.budget.candidates=12"]
+    killed_after(begin(*given), 3)
+    path = the_search()
+    assert path is not None
+    assert status_of(path)["status"] == "RUNNING"  # it had no time to say anything else
+    before = (path / "candidates.jsonl").read_bytes()
+    again = begin(f"resume={path}")
+    _, said = again.communicate(timeout=120)
+    assert again.returncode == 0, said
+    assert status_of(path)["status"] == "FINISHED"
+    whole = (path / "candidates.jsonl").read_bytes()
+    assert whole.startswith(before[: before.rindex(b"\n") + 1])
+    assert results(path) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_with_two_jobs_at_work_nothing_is_trained_twice(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(seed)
+    tiny = ["debug=tiny", "pretrain.epochs=2", "evaluation.episodes=20", "search.slots=2"]
+    given = ["task=search", CHOICES, *QUIET, *tiny, "search.at_once=2", "strategy=evolution"]
+    given += ["strategy.population=2", "strategy.sample=2", "search.budget.candidates=6"]
+    folders = []
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        process = begin(*given)
+        if name == "killed":
+            for count in (0, 1, 3):
+                killed_after(process, count, rng.uniform(0.0, 2.0))
+                path = the_search()
+                if path is None:  # before it had a folder
+                    process = begin(*given)
+                    continue
+                if rng.random() < 0.5:  # its jobs die with it; else they are left at work
+                    for pid in of_its_jobs(path):
+                        with suppress(ProcessLookupError):  # only just begun, or ended
+                            os.kill(pid, signal.SIGKILL)
+                process = begin(f"resume={path.absolute()}")
+        _, said = process.communicate(timeout=600)
+        assert process.returncode == 0, said
+        path = the_search()
+        assert path is not None
+        folders.append(path.absolute())
+    whole, killed = folders
+    assert told(killed) == told(whole)
+    runs = [r.run for r in Log.read(killed / "candidates.jsonl").told]
+    assert len(set(runs)) == 6
+    for run in runs:
+        lines = (Path(str(run)) / "events.jsonl").read_text().splitlines()
+        epochs = [
+            json.loads(line)["values"]["epoch"] for line in lines if '"kind": "epoch"' in line
+        ]
+        assert sorted(set(epochs)) == [0, 1]

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from small_search import QUIET, searched
+
+from sseg_nase.search import Log
+
+PAGE = Path(__file__).parents[2] / "docs" / "search.md"
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="the documentation is not there")
+def test_the_files_of_the_documentation_are_a_search() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    for name, text in re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", page, re.DOTALL):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text, encoding="utf-8")
+    command = re.search(r"sseg-nase --config-dir (\S+) (task=search .*)\n", page)
+    assert command is not None
+    path = searched(*command[2].split(), *QUIET, further=[Path(command[1])])
+    log = Log.read(path / "candidates.jsonl")
+    best = log.best()
+    assert best is not None
+    assert best.scores["accuracy"] > 95
+    assert [c.how for c in log.candidates].count("hop") == 15
+    assert max(float(c.point["x"]) for c in log.candidates) > 1
