@@ -23,6 +23,7 @@ from sseg_nase.config.schema import (
     RESNET12,
     RESNETS,
     ROOTED,
+    SEARCHED,
     SYNTHETIC_LEVELS,
     BackboneConfig,
     Config,
@@ -74,6 +75,7 @@ BACKBONE_OPTIONS: Mapping[str, set[str]] = {
     **{name: {"channels"} for name in RESNET12},
     **{name: {"stem"} for name in RESNETS},
     "vit_small": {"patch_size"},
+    SEARCHED: {"space", "point"},
 }
 
 # The evaluation.method that judges as finetune=NAME trains, where that is not prototype.
