@@ -45,6 +45,11 @@ class Node:
         """The block that it belongs to."""
         return self.place.partition(".")[0]
 
+    @property
+    def module(self) -> str:
+        """The name of its module within the block: no points in it."""
+        return self.place.partition(".")[2].replace(".", "_") or "op"
+
 
 class Shape(NamedTuple):
     """Of a square map `[channels, side, side]`."""
@@ -197,6 +202,12 @@ class SearchedArchitecture(FixedArchitecture):
         for number, node in enumerate(self.nodes):
             found.setdefault(node.block, []).append(number)
         yield from found.items()
+
+    def operations(self) -> dict[tuple[str, str], tuple[Any, ...]]:
+        """Every operation with its options by block and module name, as the network has them."""
+        return {
+            (node.block, node.module): (node.op, node.stride, node.options) for node in self.nodes
+        }
 
     def last_reads(self) -> list[int]:
         """Per node, the number of the last node that reads it; its own where none does."""

@@ -23,7 +23,6 @@ class SearchedNetwork(Backbone):
         self.architecture = architecture
         shapes = [*architecture.shapes(), (architecture.in_channels, architecture.resolution)]
         self.blocks = nn.ModuleDict()
-        self._parts: list[tuple[str, str]] = []
         with drawing_from(generator):
             for block, numbers in architecture.blocks():
                 parts = nn.ModuleDict()
@@ -31,7 +30,7 @@ class SearchedNetwork(Backbone):
                     node = architecture.nodes[number]
                     read = [shapes[source][0] for source in node.inputs]
                     inside = sum(read) if node.join == "concat" else read[0]
-                    parts[_name(node.place)] = ops.build_operation(
+                    parts[node.module] = ops.build_operation(
                         node.op, inside, node.channels, node.stride, dict(node.options)
                     )
                 self.blocks[block] = parts
@@ -40,7 +39,7 @@ class SearchedNetwork(Backbone):
     def operation(self, number: int) -> nn.Module:
         """The module of a node."""
         node = self.architecture.nodes[number]
-        return self.blocks[node.block][_name(node.place)]  # type: ignore[index]
+        return self.blocks[node.block][node.module]  # type: ignore[index]
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed `[B, C, H, W]` as `[B, features]`."""
@@ -71,8 +70,3 @@ class SearchedNetwork(Backbone):
     def stages(self) -> list[nn.Module]:
         """The blocks in order."""
         return list(self.blocks.values())
-
-
-def _name(place: str) -> str:
-    """The name of a module: no points in it."""
-    return place.partition(".")[2].replace(".", "_") or "op"

@@ -92,9 +92,7 @@ class CellSpace(NetworkSpace):
         """Return the operations of all cells."""
         plan = Plan()
         halves = {self.cells // 3, 2 * self.cells // 3} if self.cells > 2 else {self.cells - 1}
-        last = plan.add(
-            "stem", "conv", IMAGE, self.stem * self.width, kernel=3, activation="none"
-        )
+        last = plan.add("stem", "conv", IMAGE, self.stem * self.width, kernel=3, activation="none")
         before: list[tuple[list[int], bool]] = [([last], False), ([last], False)]
         width = self.width
         for number in range(self.cells):

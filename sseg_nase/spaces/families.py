@@ -233,7 +233,11 @@ def _mlp(plan: Plan, own: Mapping[str, Value], side: int) -> None:
 
 
 DENSE_BLOCKS = {"2-2-2": (2, 2, 2), "3-3-3": (3, 3, 3), "4-4-4": (4, 4, 4), "6-6-6": (6, 6, 6)}
-SHUFFLE_WIDTHS = {"24-48-96": (24, 48, 96), "48-96-192": (48, 96, 192), "116-232-464": (116, 232, 464)}
+SHUFFLE_WIDTHS = {
+    "24-48-96": (24, 48, 96),
+    "48-96-192": (48, 96, 192),
+    "116-232-464": (116, 232, 464),
+}
 SHUFFLE_BLOCKS = {"2-4-2": (2, 4, 2), "3-5-3": (3, 5, 3), "4-8-4": (4, 8, 4)}
 EFFICIENT = ((16, 1, 1), (24, 2, 2), (40, 2, 2), (80, 3, 2))  # width, blocks, stride
 
@@ -258,9 +262,7 @@ def _densenet(plan: Plan, own: Mapping[str, Value], side: int) -> None:
             width += growth
             bottleneck = int(own["bottleneck"])
             where = f"block{number}.{layer}"
-            last = plan.add(
-                where, "dense_layer", last, width, bottleneck=bottleneck, norm=norm
-            )
+            last = plan.add(where, "dense_layer", last, width, bottleneck=bottleneck, norm=norm)
         if number < len(blocks) - 1:
             width = max(1, int(width * float(own["compression"])))
             stride = 2 if side // 2 >= SMALLEST else 1

@@ -177,9 +177,7 @@ def _flat(tree: Any, at: tuple[str, ...]) -> list[tuple[str, Any]]:
     if not isinstance(tree, Mapping):
         return [(".".join(at), tree)]
     return [
-        pair
-        for name, below in tree.items()
-        for pair in _flat(below, (*at, name) if name else at)
+        pair for name, below in tree.items() for pair in _flat(below, (*at, name) if name else at)
     ]
 
 
