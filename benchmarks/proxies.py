@@ -1,6 +1,6 @@
 """Zero-cost scores on real cells of NAS-Bench-201 beside their accuracy after 200 epochs.
 
-    python benchmarks/proxies.py TABLE.csv.xz IMAGES [--cells N] [--batch B] [--seeds N] [--out FOLDER]
+    python benchmarks/proxies.py TABLE.csv.xz IMAGES [--cells N] [--batch B] [--seeds N]
 
 `IMAGES` is a folder with a folder per class (CIFAR-10's), or an .npz with `images` [n, 32, 32, 3]
 and `labels`. The cells are drawn, seed 0, from those with a published `c10_zc_nwot`: none of their
@@ -46,6 +46,7 @@ PUBLISHED = {  # Spearman over 9,445 cells, NAS-Bench-Suite-Zero's scores
     "plain": -0.352,
 }
 DRAWS = 2000
+LEAST = 30  # cells; of fewer no correlation is told
 
 
 def batch_of(path: Path, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -129,33 +130,33 @@ def main() -> None:
 
 def report(rows: list[dict[str, str]], known: dict[str, Any], asked: argparse.Namespace) -> str:
     """Return the table as Markdown."""
-    accuracy = np.array([float(row["c10_test200"]) for row in rows])
     lines = [
         "# Zero-cost scores on cells of NAS-Bench-201",
         "",
-        f"{len(rows)} cells drawn with seed 0 from the 9,445 without unreachable operations; networks "
-        f"of 15 cells at 32×32 with random weights of {asked.seeds} seed(s); one batch of "
-        f"{asked.batch} CIFAR-10 training images, batch statistics. Spearman's rank correlation with "
-        "test accuracy after 200 epochs, 95 % interval by bootstrap over cells. *table*: the scores "
-        "that NAS-Bench-Suite-Zero published, on the same cells; *all*: on all 9,445. `params` is the "
-        "line to beat.",
+        f"{len(rows)} cells drawn with seed 0 from the 9,445 without unreachable operations; "
+        f"networks of 15 cells at 32×32 with random weights of {asked.seeds} seed(s); one batch of "
+        f"{asked.batch} CIFAR-10 training images, batch statistics. Spearman's rank correlation "
+        "with test accuracy after 200 epochs, 95 % interval by bootstrap over cells. *table*: the "
+        "scores that NAS-Bench-Suite-Zero published, on the same cells; *all*: on all 9,445. "
+        "`params` is the line to beat.",
         "",
-        "| score | Spearman | 95 % | table | all | with the table's own |",
-        "|---|---|---|---|---|---|",
+        "| score | cells | Spearman | 95 % | table | all | with the table's own |",
+        "|---|---|---|---|---|---|---|",
     ]
     found = []
     for name in SCORES:
-        ours = [known["cells"][row["arch"]].get(name) for row in rows]
-        if None in ours:
+        has = [row for row in rows if name in known["cells"].get(row["arch"], {})]
+        if len(has) < LEAST:
             continue
-        values = np.array(ours, dtype=float)
+        values = np.array([known["cells"][row["arch"]][name] for row in has])
+        accuracy = np.array([float(row["c10_test200"]) for row in has])
         column = name if name in ("params", "macs") else f"c10_zc_{name}"
-        theirs = np.array([float(row[column]) for row in rows])
+        theirs = np.array([float(row[column]) for row in has])
         low, high = interval(values, accuracy)
         found.append(
             (
                 spearman(values, accuracy),
-                f"| {name} | {spearman(values, accuracy):.3f} | {low:.3f} to {high:.3f} "
+                f"| {name} | {len(has)} | {spearman(values, accuracy):.3f} | {low:.3f} to {high:.3f} "
                 f"| {spearman(theirs, accuracy):.3f} | {PUBLISHED[name]:.3f} "
                 f"| {spearman(values, theirs):.3f} |",
             )
@@ -163,8 +164,8 @@ def report(rows: list[dict[str, str]], known: dict[str, Any], asked: argparse.Na
     lines += [line for _, line in sorted(found, reverse=True)]
     lines += [
         "",
-        "Made by `python benchmarks/proxies.py TABLE IMAGES` (docs/search.md). Within the best tenth "
-        "of all cells no score ranks well: they sort out what is bad, and do not pick winners.",
+        "Made by `python benchmarks/proxies.py TABLE IMAGES`. Within the best tenth of all cells "
+        "no score ranks well: they sort out what is bad, and do not pick winners.",
         "",
     ]
     return "\n".join(lines)

@@ -447,7 +447,8 @@ def dense_layer(
 ) -> nn.Module:
     """DenseNet-BC's layer: `outside − inside` channels are added (Huang et al. 2017)."""
     growth = outside - inside
-    assert growth > 0 and stride == 1, (inside, outside, stride)
+    assert growth > 0, (inside, outside)
+    assert stride == 1, stride
     wide = bottleneck * growth
     act = ACTIVATIONS[activation]
     first = [nn.BatchNorm2d(inside)] if norm else []
@@ -489,7 +490,8 @@ def dense_units(
 
 def norm_relu(inside: int, outside: int, stride: int) -> nn.Module:
     """BN, ReLU: what ends NAS-Bench-201's network."""
-    assert inside == outside and stride == 1
+    assert inside == outside, (inside, outside)
+    assert stride == 1, stride
     return nn.Sequential(nn.BatchNorm2d(inside), nn.ReLU())
 
 

@@ -127,7 +127,10 @@ class SearchedArchitecture(FixedArchitecture):
     @property
     def channels(self) -> tuple[int, ...]:
         """Output channels of every block."""
-        last = {node.block: shape.channels for node, shape in zip(self.nodes, self.shapes())}
+        last = {
+            node.block: shape.channels
+            for node, shape in zip(self.nodes, self.shapes(), strict=True)
+        }
         return tuple(last.values())
 
     @property

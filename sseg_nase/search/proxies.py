@@ -14,7 +14,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,10 +31,16 @@ Score = Callable[["Headed", Tensor, Tensor], float]
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 LAYERS = (nn.Conv2d, nn.Linear)
 TINY = 1e-5
+Found = TypeVar("Found")
 
 
 class Headed(nn.Module):
-    """A backbone and a linear classifier: what scores with a loss need."""
+    """A backbone and a linear classifier: what scores with a loss need.
+
+    `shared`: what several scores of it have in common, by name, while nobody changes its weights.
+    """
+
+    shared: dict[str, Any] | None = None
 
     def __init__(self, backbone: Backbone, classes: int) -> None:
         super().__init__()
@@ -79,6 +85,7 @@ def measure(
     found: dict[str, list[float]] = {name: [] for name in names}
     for seed in seeds:
         network = headed(description, int(labels.max()) + 1, seed).to(images.device)
+        network.shared = {}  # one batch, and weights that nothing below changes
         for name, function in functions.items():
             found[name].append(function(network, images, labels))
     return {name: sum(values) / len(values) for name, values in found.items()}
@@ -87,8 +94,8 @@ def measure(
 def named_score(name: str) -> Score:
     """Return a score by name. Raises `UserError` with what there is."""
     if name not in SCORES:
-        known = ", ".join(SCORES)
-        raise UserError(f"There is no score {name!r}.{did_you_mean(name, SCORES)} Known: {known}.")
+        near = did_you_mean(name, SCORES)
+        raise UserError(f"There is no score {name!r}.{near} Known: {', '.join(SCORES)}.")
     return SCORES[name]
 
 
@@ -96,8 +103,8 @@ def check_batch(images: Tensor, labels: Tensor) -> None:
     """Raise `UserError` for a batch that says nothing: too small, or with an image twice."""
     if len(images) != len(labels) or len(images) < 2:
         raise UserError(
-            f"A batch of {len(images)} images and {len(labels)} labels: as many of both are needed, "
-            "and two at least."
+            f"A batch of {len(images)} images and {len(labels)} labels: as many of both are "
+            "needed, and two at least."
         )
     if len(images.flatten(1).unique(dim=0)) < len(images):
         raise UserError("The batch holds an image twice; scores of correlation would be infinite.")
@@ -269,7 +276,21 @@ SCORES: dict[str, Score] = {
 def _copy(network: Headed) -> Iterator[Headed]:
     """A copy in train mode that is thrown away, with all of torch's settings as they were."""
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        yield copy.deepcopy(network).train().requires_grad_()
+        kept, network.shared = network.shared, None
+        try:
+            net = copy.deepcopy(network).train().requires_grad_()
+        finally:
+            network.shared = kept
+        yield net
+
+
+def _shared(network: Headed, name: str, make: Callable[[], Found]) -> Found:
+    if network.shared is None:
+        return make()
+    if name not in network.shared:
+        network.shared[name] = make()
+    found: Found = network.shared[name]
+    return found
 
 
 def _weights(network: nn.Module) -> list[Tensor]:
@@ -278,6 +299,10 @@ def _weights(network: nn.Module) -> list[Tensor]:
 
 def _gradients(network: Headed, images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Weights with the gradients of the loss; a layer that nothing is read from has none."""
+    return _shared(network, "gradients", lambda: _loss_gradients(network, images, labels))
+
+
+def _loss_gradients(network: Headed, images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
     with _copy(network) as net:
         weights = _weights(net)
         loss = F.cross_entropy(net(images), labels)
@@ -288,6 +313,10 @@ def _gradients(network: Headed, images: Tensor, labels: Tensor) -> list[tuple[Te
 
 def _jacobian(network: Headed, images: Tensor) -> Tensor:
     """Rows `[B, C · S · S]`: the gradient of the sum of an image's outputs by its pixels."""
+    return _shared(network, "jacobian", lambda: _input_gradients(network, images))
+
+
+def _input_gradients(network: Headed, images: Tensor) -> Tensor:
     with _copy(network) as net:
         x = images.clone().requires_grad_()
         (rows,) = torch.autograd.grad(net(x).sum(), x, allow_unused=True)

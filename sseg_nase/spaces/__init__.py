@@ -16,6 +16,9 @@ from sseg_nase.spaces.networks import SPACES, NetworkSpace, named_space, registe
 from sseg_nase.spaces.space import Encoding, Space
 
 __all__ = [
+    "NB201",
+    "PNAS",
+    "SPACES",
     "CellSpace",
     "Chain",
     "Choice",
@@ -28,13 +31,10 @@ __all__ = [
     "Graph",
     "Integers",
     "Mobile",
-    "NB201",
     "NetworkSpace",
     "Options",
-    "PNAS",
     "Point",
     "Reals",
-    "SPACES",
     "Space",
     "Tiny",
     "Value",

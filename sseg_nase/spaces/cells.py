@@ -20,7 +20,6 @@ from sseg_nase.spaces.networks import NetworkSpace, register_space
 Edge = tuple[int, str]
 Cell = tuple[tuple[Edge, Edge], ...]
 ZEROS = ("none", "zero")
-NOWHERE = -1  # the input of an edge that is nothing
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,8 @@ class CellSpace(NetworkSpace):
         for step, edges in enumerate(cell):
             summed = []
             for letter, (source, op) in zip("ab", edges, strict=True):
-                used.add(source)
                 if op not in ZEROS:
+                    used.add(source)
                     stride = 2 if halved and source < 2 else 1
                     where = f"{place}.{step}{letter}"
                     summed.append(plan.add(where, op, maps[source], width, stride))
@@ -168,7 +167,7 @@ def _orders(cell: Cell, done: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]
     if len(done) == len(cell):
         yield done
     for step in range(len(cell)):
-        reads = {source - 2 for source, _ in cell[step] if source > 1}
+        reads = {source - 2 for source, op in cell[step] if source > 1 and op not in ZEROS}
         if step not in done and reads <= set(done):
             yield from _orders(cell, (*done, step))
 

@@ -15,8 +15,6 @@ from sseg_nase.spaces.choice import Choice, Point, Value
 from sseg_nase.spaces.graph import Graph
 from sseg_nase.spaces.space import TRIES, Encoding, Space
 
-MOVES = 20  # before a mutation that changes no network is taken
-
 
 @dataclass(frozen=True)
 class NetworkSpace(Space):
@@ -87,13 +85,22 @@ class NetworkSpace(Space):
         return Graph(("input", *(node.op for node in nodes), "output"), tuple(edges))
 
     def mutate(self, point: Point, rng: Random, rate: float | None = None) -> dict[str, Value]:
-        """As in any space; changes that leave the network the same are tried again."""
-        key, other = self.key(point), dict(point)
-        for _ in range(MOVES):
-            other = super().mutate(point, rng, rate)
-            if self.key(other) != key:
-                break
-        return other
+        """As in any space, by choices that say something; what leaves the network is tried again.
+
+        Without `rate` the point itself comes back only where nothing else was found.
+        """
+        key, active = self.key(point), set(self.active(point))
+        speaking = [choice for choice in self.choices if choice.name in active]
+        for _ in range(TRIES):
+            other = dict(point)
+            if rate is None:
+                choice = speaking[int(rng.random() * len(speaking))]
+                other[choice.name] = choice.mutate(point[choice.name], rng)
+            else:
+                other = super().mutate(point, rng, rate)
+            if self.key(other) != key and self.allows(other):
+                return other
+        return dict(point)
 
     def neighbours(self, point: Point) -> list[dict[str, Value]]:
         """As in any space; every other network once."""

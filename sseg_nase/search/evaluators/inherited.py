@@ -117,8 +117,8 @@ class Inherited:
             return described(kept["architecture"]), kept["state"]
         except Exception as error:
             raise UserError(
-                f"{shown(path)} holds no weights of a candidate ({type(error).__name__}). Delete it: "
-                "children of that candidate then begin without it."
+                f"{shown(path)} holds no weights ({type(error).__name__}). Delete it: "
+                "its children then begin without it."
             ) from error
 
 

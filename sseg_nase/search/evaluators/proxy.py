@@ -6,8 +6,10 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+import numpy as np
 from torch import Tensor
 
+from sseg_nase.errors import UserError
 from sseg_nase.search.log import Candidate, Cost, Log, Scored
 from sseg_nase.search.predictors.base import Predictor
 from sseg_nase.search.proxies import check_batch, measure, named_score
@@ -72,7 +74,10 @@ class Predicted:
         self._space, self._name = space, next(iter(known.objectives.goals))
         self._sign = 1.0 if known.objectives.goals[self._name] == "max" else -1.0
         points = [scored.candidate.point for scored in usable]
-        self._predict = predictor.fit(space, points, [known.value(s) for s in usable], seed=seed)
+        if len(usable) < 2:
+            raise UserError("A predictor needs two results at least. Search for longer first.")
+        values = np.array([known.value(scored) for scored in usable])
+        self._predict = predictor.fit(space, points, values, seed=seed)
         self._queue: deque[Candidate] = deque()
 
     def start(self, candidate: Candidate) -> None:

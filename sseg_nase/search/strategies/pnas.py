@@ -21,7 +21,7 @@ from sseg_nase.spaces.space import TRIES, Space
 
 @dataclass(frozen=True)
 class PNAS:
-    """Evaluate `start` networks of the smallest size, then, size by size, the `beam` most promising.
+    """Evaluate `start` networks of the smallest size, then of every next one the `beam` best.
 
     A size is a value of a whole-number choice, by default the first that the space has (`steps` of
     pnas, `depth` of chain). Networks of the next size are those of this one's `beam` best with all
@@ -71,8 +71,9 @@ class PNAS:
         # What belongs to a size follows from the seed and from smaller sizes alone, so that asking
         # for it one by one gives the same as asking for all of it.
         rng = Random(f"{seed} pnas {size}")
+        points: Iterator[tuple[dict[str, Value], tuple[int, ...]]]
         if size == sizes.low:
-            points = ((p, ()) for p in self._smallest(space, sizes, rng))
+            points = ((point, ()) for point in self._smallest(space, sizes, rng))
         else:
             known = [
                 scored
