@@ -153,10 +153,11 @@ def report(rows: list[dict[str, str]], known: dict[str, Any], asked: argparse.Na
         column = name if name in ("params", "macs") else f"c10_zc_{name}"
         theirs = np.array([float(row[column]) for row in has])
         low, high = interval(values, accuracy)
+        rank = spearman(values, accuracy)
         found.append(
             (
-                spearman(values, accuracy),
-                f"| {name} | {len(has)} | {spearman(values, accuracy):.3f} | {low:.3f} to {high:.3f} "
+                rank,
+                f"| {name} | {len(has)} | {rank:.3f} | {low:.3f} to {high:.3f} "
                 f"| {spearman(theirs, accuracy):.3f} | {PUBLISHED[name]:.3f} "
                 f"| {spearman(values, theirs):.3f} |",
             )

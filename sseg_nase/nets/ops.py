@@ -60,11 +60,16 @@ def register(name: str, build: Build | None = None) -> Any:
     """Add an operation; without `build` it is a decorator. Raises `UserError` for a name in use."""
     if build is None:
         return partial(register, name)
-    known = OPERATIONS.get(name)
-    if known is not None and known.build is not build:
+    if name in OPERATIONS and not same_definition(OPERATIONS[name].build, build):
         raise UserError(f"Operation {name} is registered already. Choose another name.")
     OPERATIONS[name] = Operation(name, build)
     return build
+
+
+def same_definition(one: object, other: object) -> bool:
+    """Whether two functions or classes are one, or one that a notebook has defined once more."""
+    names = [(getattr(f, "__module__", f), getattr(f, "__qualname__", f)) for f in (one, other)]
+    return names[0] == names[1]
 
 
 def operation(name: str) -> Operation:

@@ -15,6 +15,7 @@ from math import ceil
 from typing import Any
 
 from sseg_nase.errors import UserError, did_you_mean
+from sseg_nase.nets.ops import same_definition
 from sseg_nase.nets.searched import IMAGE, Plan
 from sseg_nase.spaces.choice import Choice, Integers, Options, Point, Value
 from sseg_nase.spaces.networks import NetworkSpace, register_space
@@ -55,7 +56,7 @@ FAMILIES: dict[str, Family] = {}
 
 def register_family(family: Family) -> None:
     """Let a family take part. Raises `UserError` for a name in use."""
-    if FAMILIES.get(family.name, family) != family:
+    if not same_definition(FAMILIES.get(family.name, family).plan, family.plan):
         raise UserError(f"Family {family.name} is registered already. Choose another name.")
     FAMILIES[family.name] = family
 

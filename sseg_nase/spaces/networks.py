@@ -10,6 +10,7 @@ from typing import Any
 
 from sseg_nase.errors import UserError, did_you_mean
 from sseg_nase.nets.description import Description
+from sseg_nase.nets.ops import same_definition
 from sseg_nase.nets.searched import IMAGE, Plan, SearchedArchitecture
 from sseg_nase.spaces.choice import Choice, Point, Value
 from sseg_nase.spaces.graph import Graph
@@ -193,7 +194,7 @@ SPACES: dict[str, Callable[..., NetworkSpace]] = {}
 
 def register_space(name: str, make: Callable[..., NetworkSpace]) -> None:
     """Add a space of networks. Raises `UserError` for a name in use."""
-    if SPACES.get(name, make) is not make:
+    if not same_definition(SPACES.get(name, make), make):
         raise UserError(f"Space {name} is registered already. Choose another name.")
     SPACES[name] = make
 
