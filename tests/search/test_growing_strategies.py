@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from sseg_nase.errors import UserError
-from sseg_nase.search import Budget, Candidate, Function, Log, Objectives, search
+from sseg_nase.search import Budget, Candidate, Function, Log, Objectives, Scored, search
 from sseg_nase.search.strategies import PNAS, TPE, RandomSearch
 from sseg_nase.spaces import NB201, Chain, choices_space
 from sseg_nase.spaces.cells import PNAS as GROWING
@@ -54,7 +54,11 @@ def test_the_next_size_waits_for_all_of_this_one() -> None:
     strategy = PNAS(beam=4, start=4, expansions=8, members=2)
     log = Log(WANTED)
     log.ask(strategy(CELLS, log, 4, 0))
+    for candidate in log.candidates[:3]:
+        log.tell(Scored(candidate, measured(candidate)))
     assert strategy(CELLS, log, 4, 0) == []
+    log.tell(Scored(log.candidates[3], measured(log.candidates[3])))
+    assert len(strategy(CELLS, log, 4, 0)) == 4
 
 
 def test_the_first_size_ends_where_it_has_no_more_networks() -> None:
