@@ -55,9 +55,11 @@ SMALL: dict[str, NetworkSpace] = {  # each with how many networks it has, below
 
 @pytest.mark.parametrize("name", [*SPACES])
 def test_what_is_described_is_what_is_built(name: str) -> None:
-    settings = {"cells": 3} if name in ("darts", "enas_micro", "pnas", "nb201") else {}
+    settings: dict[str, int] = (
+        {"cells": 3} if name in ("darts", "enas_micro", "pnas", "nb201") else {}
+    )
     space, rng = named_space(name, resolution=16, in_channels=1, **settings), Random(1)
-    for _ in range(2 if name != "families" else 8):
+    for _ in range(1 if name != "families" else 4):
         point = space.sample(rng)
         description = space.describe(point)
         with torch.device("meta"):
@@ -78,7 +80,7 @@ def test_what_is_described_is_what_is_built(name: str) -> None:
 @pytest.mark.parametrize("name", [*SPACES])
 def test_canonical_points_and_all_encodings_are_exact(name: str) -> None:
     space, rng = named_space(name), Random(2)
-    for _ in range(6):
+    for _ in range(4):
         point = space.canonical(space.sample(rng))
         assert space.canonical(point) == point
         for encode, decode in space.encodings.values():
@@ -176,7 +178,7 @@ def test_the_mobile_space_follows_the_resolution() -> None:
         Mobile(widths=(8, 8), depths=(1,), strides=(1, 1))
 
 
-@pytest.mark.parametrize("cell", ["333333", "421211", "303101", "000000", "210423", "444444"])
+@pytest.mark.parametrize("cell", ["333333", "421211", "000000"])
 def test_the_network_of_nb201_is_the_benchmarks(cell: str) -> None:
     space = NB201()
     names = dict(
