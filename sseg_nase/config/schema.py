@@ -51,7 +51,8 @@ EVOLVABLE = (
 RESNET12 = ("resnet12", "resnet12_quarter")
 RESNETS = ("resnet18", "resnet34", "resnet50")  # torchvision's
 PRETRAINED = (*RESNETS, "vit_small")  # those that take backbone.weights
-BACKBONES = (*EVOLVABLE, *RESNET12, *PRETRAINED)
+SEARCHED = "searched"  # a point of a search space
+BACKBONES = (*EVOLVABLE, *RESNET12, *PRETRAINED, SEARCHED)
 SSL_METHODS = ("simclr", "byol", "prototype_pairs", "barlow_twins", "dino")
 SPLITS = ("train", "val", "test")
 SYNTHETIC_LEVELS = ("BASIC", "TEXTURE", "OBJECT", "ADVERSARIAL")
@@ -197,6 +198,8 @@ class BackboneConfig:
     embedding: Annotated[Optional[str], option(choices=("average", "flatten"))]
     stem: Annotated[Optional[str], option(choices=("auto", "imagenet", "small"))]
     patch_size: Annotated[Optional[int], option(least=1)]
+    space: Optional[str]
+    point: Optional[str]
     weights: Annotated[Optional[str], option(path="a file of weights, or imagenet,")]
 
 

@@ -25,6 +25,7 @@ from sseg_nase.config.schema import (
     RESNETS,
     RESUMED,
     ROOTED,
+    SEARCHED,
     SYNTHETIC_LEVELS,
     BackboneConfig,
     Config,
@@ -76,6 +77,7 @@ BACKBONE_OPTIONS: Mapping[str, set[str]] = {
     **{name: {"channels"} for name in RESNET12},
     **{name: {"stem"} for name in RESNETS},
     "vit_small": {"patch_size"},
+    SEARCHED: {"space", "point"},
 }
 
 # The evaluation.method that judges as finetune=NAME trains, where that is not prototype.

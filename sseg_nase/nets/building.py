@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sseg_nase.config.schema import EVOLVABLE, RESNET12, RESNETS, BackboneConfig
+from sseg_nase.config.schema import EVOLVABLE, RESNET12, RESNETS, SEARCHED, BackboneConfig
 from sseg_nase.errors import UserError, did_you_mean
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.backbone import Backbone
@@ -21,12 +21,16 @@ from sseg_nase.nets.fixed import (
     ResNetArchitecture,
     ViTArchitecture,
 )
+from sseg_nase.nets.searched import SearchedArchitecture
 
 # A run of before there were other backbones says nothing of them.
 _NOT_SAID_OF_OLD: Mapping[str, Any] = {
     "in_channels": 3,
     **dict.fromkeys(("blocks_per_stage", "pooled_blocks", "stem", "patch_size", "weights")),
+    **dict.fromkeys(("space", "point")),
 }
+# Networks that do not evolve, by the name in their description.
+KNOWN: Mapping[str, type[FixedArchitecture]] = {**FIXED, SEARCHED: SearchedArchitecture}
 
 
 def build(description: Description, *, generator: torch.Generator | None = None) -> Backbone:
@@ -46,12 +50,12 @@ def described(data: Mapping[str, Any]) -> Description:
     if "name" not in data:
         return Architecture.from_dict(dict(data))
     name = data["name"]
-    if name not in FIXED:
+    if name not in KNOWN:
         raise UserError(
-            f"a network '{name}' is not known; known: {', '.join(FIXED)}."
-            f"{did_you_mean(str(name), list(FIXED))}"
+            f"a network '{name}' is not known; known: {', '.join(KNOWN)}."
+            f"{did_you_mean(str(name), list(KNOWN))}"
         )
-    return FIXED[name].from_dict(data)
+    return KNOWN[name].from_dict(data)
 
 
 def configured(backbone: BackboneConfig, image_size: int) -> Description:
@@ -112,9 +116,25 @@ def _vit(backbone: BackboneConfig, image_size: int) -> ViTArchitecture:
     return ViTArchitecture(backbone.name, image_size, backbone.in_channels, patch, inputs)
 
 
+def _searched(backbone: BackboneConfig, image_size: int) -> Description:
+    """The network of a point of a search space; also a chain of ConvBlocks, from space=chain."""
+    # Spaces are made of networks, so they stand beside this room and import it.
+    from sseg_nase.spaces import named_space
+
+    assert backbone.space is not None
+    assert backbone.point is not None
+    try:
+        space = named_space(backbone.space, resolution=image_size, in_channels=backbone.in_channels)
+        return space.describe(space.read(backbone.point))
+    except UserError as error:
+        said = f"backbone.space={backbone.space} backbone.point={backbone.point}"
+        raise UserError(f"{said}: {error}") from None
+
+
 _CONFIGURED: Mapping[str, Callable[[BackboneConfig, int], Description]] = {
     **dict.fromkeys(EVOLVABLE, _evolvable),
     **dict.fromkeys(RESNET12, _resnet12),
     **dict.fromkeys(RESNETS, _resnet),
     "vit_small": _vit,
+    SEARCHED: _searched,
 }

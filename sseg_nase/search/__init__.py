@@ -8,6 +8,8 @@ one to the other. Resume, replay, caching, parallel evaluation and reports follo
 from sseg_nase.search.budget import Budget
 from sseg_nase.search.evaluators.clock import Clock
 from sseg_nase.search.evaluators.function import Function
+from sseg_nase.search.evaluators.inherited import Inherited
+from sseg_nase.search.evaluators.proxy import Predicted, Proxy
 from sseg_nase.search.evaluators.tabular import Table, Tabular
 from sseg_nase.search.log import Candidate, Cost, Log, Scored
 from sseg_nase.search.loop import known_scores, search
@@ -19,8 +21,11 @@ __all__ = [
     "Clock",
     "Cost",
     "Function",
+    "Inherited",
     "Log",
     "Objectives",
+    "Predicted",
+    "Proxy",
     "Scored",
     "Table",
     "Tabular",

@@ -97,7 +97,13 @@ def space_of(config: Config) -> Space:
     if name == "overrides":
         return spaces.named(name, choices=config.search.choices)
     if name != OWN:
-        return spaces.named(name, **settings)
+        images: dict[str, Any] = {
+            "resolution": config.dataset.image_size,
+            "in_channels": config.backbone.in_channels,
+        }
+        if name == "nb201" and config.evaluator.name == "run":
+            images["counts"] = "network"  # what is trained has no classifier of the benchmark's
+        return spaces.named(name, **{**images, **settings})
     assert target is not None
     space = called("space", target, imported("space.target", target), **settings)
     if not isinstance(space, Space):

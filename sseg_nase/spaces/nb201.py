@@ -3,19 +3,22 @@
 Four nodes, 0 the input and 3 the output, an edge with one of five operations from every earlier to
 every later node; a node is the sum of its incoming edges. 5⁶ = 15,625 cells as written, of which
 4,930 are different functions. `costs` counts as the benchmark does: the whole network of 15 cells
-at 32×32 with 10 classes, edges that lead nowhere included.
+at 32×32 with 10 classes, edges that lead nowhere included. `describe` gives the network itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import product
 from typing import Any
 
 from sseg_nase.errors import UserError
+from sseg_nase.nets.searched import IMAGE, Plan
 from sseg_nase.spaces.choice import Choice, Options, Point, Value
 from sseg_nase.spaces.graph import Graph
+from sseg_nase.spaces.networks import NetworkSpace, register_space
 from sseg_nase.spaces.space import Encoding, Space
 
 NONE, SKIP, CONV1, CONV3, POOL = OPERATIONS = (
@@ -35,25 +38,57 @@ COUNTS = {  # of the network without operations, and what one operation in a cel
     "macs": (7_943_872, {CONV3: 35_819_520, CONV1: 4_362_240, POOL: 1_290_240}),
 }
 DISTINCT = ("function", "written")
+COUNTED = ("benchmark", "network")
+CHOICES: tuple[Choice, ...] = tuple(Options(name, OPERATIONS) for name in NAMES)
 
 
 @dataclass(frozen=True)
-class NB201(Space):
+class NB201(NetworkSpace):
     """The space of NAS-Bench-201. A point is `{"0-1": "nor_conv_3x3", "0-2": …, "2-3": …}`.
 
     `distinct`: whether cells of the same function are one (`function`), or each cell as written is
-    its own (`written`).
+    its own (`written`). `counts`: whether costs are the table's (`benchmark`), or those of the
+    embedding network as it is built (`network`), with `cells` per stage and `width` channels in the
+    first: convolutions alone, no classifier, edges without operation left out.
     """
 
     name: str = "nb201"
-    choices: tuple[Choice, ...] = tuple(Options(name, OPERATIONS) for name in NAMES)
     caps: Any = field(default_factory=dict)
     distinct: str = "function"
+    counts: str = "benchmark"
+    cells: int = 5
+    width: int = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.distinct not in DISTINCT:
-            raise UserError(f"distinct={self.distinct!r} is none of {', '.join(DISTINCT)}.")
+        for name, known in (("distinct", DISTINCT), ("counts", COUNTED)):
+            if getattr(self, name) not in known:
+                value = getattr(self, name)
+                raise UserError(f"{name}={value!r} is none of {', '.join(known)}.")
+        if self.cells < 1 or self.width < 1:
+            raise UserError(f"cells={self.cells} and width={self.width} must be at least 1.")
+
+    def _choices(self) -> tuple[Choice, ...]:
+        return CHOICES
+
+    # These are made for millions of calls: nothing is built, and no move is looked at twice.
+    mutate = Space.mutate
+    neighbours = Space.neighbours
+
+    def plan(self, point: Point) -> Plan:
+        """Return the benchmark's network: three stages of cells, halved between them."""
+        plan, operations = Plan(), _operations(point)
+        last = plan.add("stem", "conv", IMAGE, self.width, kernel=3, activation="none")
+        number = 0
+        for stage in range(3):
+            width = self.width * 2**stage
+            if stage:
+                last = plan.add(f"reduction{stage}", "reduction_block", last, width, 2)
+            for _ in range(self.cells):
+                last = _add_cell(plan, f"cell{number}", operations, last, width)
+                number += 1
+        plan.add("head", "norm_relu", last, width)
+        return plan
 
     def key(self, point: Point) -> str:
         """Return the cell's function in writing, or its string form with `distinct="written"`."""
@@ -64,8 +99,10 @@ class NB201(Space):
         """Return the first cell, in the order of `points`, with the same function."""
         return dict(zip(NAMES, _representatives()[_function(_operations(point))], strict=True))
 
-    def costs(self, point: Point) -> dict[str, float]:
+    def costs(self, point: Point) -> Mapping[str, float]:
         """Return params and macs of the benchmark's network, whose formulas are exact."""
+        if self.counts == "network":
+            return super().costs(point)
         operations = _operations(point)
         return {
             name: base + sum(each.get(operation, 0) for operation in operations)
@@ -76,7 +113,8 @@ class NB201(Space):
     def encodings(self) -> dict[str, Encoding]:
         """JSON, one-hot, the benchmark's string, adjacency with operations, and paths."""
         return {
-            **super().encodings,
+            "json": Encoding(self.to_json, self.from_json),
+            "one_hot": Encoding(self.one_hot, self.from_one_hot),
             "string": Encoding(self.to_string, self.from_string),
             "adjacency": Encoding(self.adjacency, self.from_adjacency),
             "paths": Encoding(self.paths, self.from_paths),
@@ -156,6 +194,20 @@ class NB201(Space):
         return Graph(tuple(labels), tuple(edges))
 
 
+def _add_cell(plan: Plan, place: str, operations: tuple[str, ...], image: int, width: int) -> int:
+    """Add a cell that reads node `image` of the plan; return its output."""
+    maps = {0: image}
+    for node in (1, 2, 3):
+        summed = []
+        for at in INTO[node]:
+            if operations[at] != NONE:
+                where = f"{place}.{NAMES[at]}"
+                summed.append(plan.add(where, operations[at], maps[EDGES[at][0]], width))
+        op = SKIP if summed else NONE
+        maps[node] = plan.add(f"{place}.{node}", op, summed or [image], width)
+    return maps[3]
+
+
 def _operations(point: Point) -> tuple[str, ...]:
     return tuple([point[name] for name in NAMES])  # type: ignore[misc]
 
@@ -208,3 +260,6 @@ def _cells_by_paths() -> dict[tuple[float, ...], tuple[str, ...]]:
         code = tuple(space.paths(dict(zip(NAMES, operations, strict=True))))
         cells.setdefault(code, operations)
     return cells
+
+
+register_space("nb201", NB201)

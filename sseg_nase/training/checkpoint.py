@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sseg_nase.config.schema import EVOLVABLE, Config
+from sseg_nase.config.schema import EVOLVABLE, SEARCHED, Config
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_bytes
 from sseg_nase.finite import not_finite, shortened
@@ -184,6 +184,8 @@ def backbone_for(path: Path, config: Config) -> Backbone:
     # The default asks for nothing in particular; a chain of blocks may have been mutated since.
     kind = DEFAULT if asked in EVOLVABLE else asked
     same = asked == DEFAULT or architecture.name == kind
+    if asked == SEARCHED:  # whatever kind of network its space is made of
+        same = architecture == configured(config.backbone, trained_at)
     if same and asked in EVOLVABLE and asked != DEFAULT:
         mutated = any(record["accepted"] for record in load(path)["history"])
         same = mutated or architecture.channels == configured(config.backbone, size).channels

@@ -16,23 +16,39 @@ from sseg_nase.config.compose import load
 from sseg_nase.config.schema import BACKBONES, EVOLVABLE
 from sseg_nase.errors import UserError
 from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.building import build, configured, described
+from sseg_nase.nets.building import KNOWN, build, configured, described
 from sseg_nase.nets.description import Description
 from sseg_nase.nets.fixed import (
-    FIXED,
     FixedArchitecture,
     ResNet12Architecture,
     ResNetArchitecture,
     ViTArchitecture,
 )
 from sseg_nase.nets.mutation import grow
+from sseg_nase.nets.searched import SearchedArchitecture
+from sseg_nase.spaces import Tiny
 
 QUARTER = (16, 40, 80, 160)
 STILL = ["evolution=none", "sparsity=none"]
+
+
+def searched() -> SearchedArchitecture:
+    """Of AutoSSL-Tiny's operations, all but `zero`."""
+    space = Tiny(cells=2, resolution=16)
+    operations = iter([*space.operations[:-1], "ds_conv", "irb_e3"])
+    point = {
+        c.name: c.values[-1] if "inputs" in c.name else next(operations) for c in space.choices
+    }
+    description = space.describe(point)
+    assert isinstance(description, SearchedArchitecture)
+    return description
+
+
 SMALL: list[FixedArchitecture] = [
     ResNet12Architecture("resnet12_quarter", 16, 3, (4, 5, 6, 7)),
     ResNetArchitecture("resnet18", 16, 1, "small"),
     ViTArchitecture("vit_small", 16, 3, patch_size=8, hidden=12, layers=2, heads=3, mlp=16),
+    searched(),
 ]
 
 
@@ -112,7 +128,7 @@ def test_an_unknown_network_is_named() -> None:
 
 
 def test_every_fixed_network_has_a_description() -> None:
-    assert set(FIXED) | set(EVOLVABLE) == set(BACKBONES)
+    assert set(KNOWN) | set(EVOLVABLE) == set(BACKBONES)
 
 
 @pytest.mark.parametrize("description", SMALL, ids=lambda d: d.name)

@@ -198,7 +198,7 @@ def test_a_job_that_is_starting_is_asked_when_its_own_process_is_known(
 
     monkeypatch.setattr(module, "_signal", take)
     with FileLock(job.path / ".lock"):
-        module._stop_jobs(sweep, lambda text: None)
+        module.stop_jobs(sweep, lambda text: None)
     asked = [(pid, number) for pid, number in sent if number]
     last = (100, signal.SIGKILL)  # it never began, and nothing of it is to stay behind
     assert asked == ([(200, signal.SIGTERM), (200, signal.SIGKILL)] if begins else [last])

@@ -12,13 +12,18 @@ from sseg_nase.search.strategies.grid import Grid
 from sseg_nase.search.strategies.halving import Hyperband, SuccessiveHalving
 from sseg_nase.search.strategies.local import LocalSearch
 from sseg_nase.search.strategies.nsga2 import NSGA2
+from sseg_nase.search.strategies.pnas import PNAS
 from sseg_nase.search.strategies.random import RandomSearch
 from sseg_nase.search.strategies.reinforce import Reinforce
+from sseg_nase.search.strategies.screened import Screened
+from sseg_nase.search.strategies.tpe import TPE
 
 __all__ = [
     "ASHA",
     "GP",
     "NSGA2",
+    "PNAS",
+    "TPE",
     "Bananas",
     "Evolution",
     "Genetic",
@@ -27,6 +32,7 @@ __all__ = [
     "LocalSearch",
     "RandomSearch",
     "Reinforce",
+    "Screened",
     "SuccessiveHalving",
     "diversity",
 ]

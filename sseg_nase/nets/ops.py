@@ -1,0 +1,574 @@
+"""Operations that networks of a search are made of: one table, by name.
+
+An operation is a function `(in_channels, out_channels, stride, **options) -> nn.Module` that maps
+`[B, C, H, W]` to `[B, C', ⌈H / stride⌉, ⌈W / stride⌉]`. Its params and macs are counted on a copy
+without weights. One of your own is one entry, from any file that is imported before it is used:
+
+    @register("gated_3x3")
+    def gated(inside, outside, stride): ...
+
+Convolutions stand as ReLU, convolution, BN unless their docstring says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sseg_nase.errors import UserError, did_you_mean
+
+Build = Callable[..., nn.Module]
+ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": partial(nn.LeakyReLU, 0.1),
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+    "gelu": nn.GELU,
+    "none": nn.Identity,
+}
+LEAST_SQUEEZED = 4  # channels: a quarter of five would be one
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An entry of the table."""
+
+    name: str
+    build: Build
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an operation takes: trainable parameters, multiply-accumulates, its map `[C, S, S]`."""
+
+    params: int
+    macs: int
+    channels: int
+    side: int
+
+
+OPERATIONS: dict[str, Operation] = {}
+
+
+def register(name: str, build: Build | None = None) -> Any:
+    """Add an operation; without `build` it is a decorator. Raises `UserError` for a name in use."""
+    if build is None:
+        return partial(register, name)
+    if name in OPERATIONS and not same_definition(OPERATIONS[name].build, build):
+        raise UserError(f"Operation {name} is registered already. Choose another name.")
+    OPERATIONS[name] = Operation(name, build)
+    return build
+
+
+def same_definition(one: object, other: object) -> bool:
+    """Whether two functions or classes are one, or one that a notebook has defined once more."""
+    names = [(getattr(f, "__module__", f), getattr(f, "__qualname__", f)) for f in (one, other)]
+    return names[0] == names[1]
+
+
+def operation(name: str) -> Operation:
+    """Return an entry. Raises `UserError` with what there is."""
+    if name not in OPERATIONS:
+        raise UserError(
+            f"There is no operation {name!r}.{did_you_mean(name, OPERATIONS)} Known are "
+            f"{', '.join(OPERATIONS)}. One of your own is registered by importing its file."
+        )
+    return OPERATIONS[name]
+
+
+def check_operations(names: Iterable[str]) -> None:
+    """Raise `UserError` for the first name that is no operation."""
+    for name in names:
+        operation(name)
+
+
+def build_operation(
+    name: str, inside: int, outside: int, stride: int = 1, options: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """Return the module of an operation."""
+    return operation(name).build(inside, outside, stride, **(options or {}))
+
+
+def cost(
+    name: str,
+    inside: int,
+    outside: int,
+    stride: int,
+    side: int,
+    options: tuple[tuple[str, Any], ...] = (),
+) -> Cost:
+    """Return what an operation takes on a map `[inside, side, side]`, counted without weights."""
+    return _counted(operation(name).build, inside, outside, stride, side, options)
+
+
+@lru_cache(maxsize=16384)
+def _counted(
+    build: Build,
+    inside: int,
+    outside: int,
+    stride: int,
+    side: int,
+    options: tuple[tuple[str, Any], ...],
+) -> Cost:
+    from torch.utils.flop_counter import FlopCounterMode  # here, because it imports triton
+
+    counter = FlopCounterMode(display=False)
+    with torch.device("meta"), torch.no_grad():
+        module = build(inside, outside, stride, **dict(options)).eval()
+        with counter:
+            map_out = module(torch.empty(1, inside, side, side))
+    params = sum(weight.numel() for weight in module.parameters() if weight.requires_grad)
+    return Cost(params, counter.get_total_flops() // 2, map_out.shape[1], map_out.shape[2])
+
+
+# Parts.
+
+
+class Zero(nn.Module):
+    """Nothing: zeros of the output's shape, without a gradient to the input."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.outside, self.stride = outside, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` → zeros `[B, C', H', W']`."""
+        high, wide = (-(-side // self.stride) for side in x.shape[-2:])
+        return x.new_zeros(len(x), self.outside, high, wide)
+
+
+class FactorizedReduce(nn.Module):
+    """Half of the channels from even pixels, half from odd ones: ReLU, two 1×1, BN (DARTS)."""
+
+    def __init__(self, inside: int, outside: int) -> None:
+        super().__init__()
+        half = outside // 2
+        self.even = nn.Conv2d(inside, outside - half, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(inside, half, 1, stride=2, bias=False) if half else None
+        self.norm = nn.BatchNorm2d(outside)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` → `[B, C', ⌈H / 2⌉, ⌈W / 2⌉]`."""
+        x = F.relu(x)
+        parts = [self.even(x)]
+        if self.odd is not None:
+            more = (x.shape[-1] % 2, x.shape[-2] % 2)
+            parts.append(self.odd(F.pad(x, (0, 1 + more[0], 0, 1 + more[1]))[:, :, 1:, 1:]))
+            parts[1] = parts[1][:, :, : parts[0].shape[2], : parts[0].shape[3]]
+        return self.norm(torch.cat(parts, 1))
+
+
+class SqueezeExcite(nn.Module):
+    """Channels weighed by what their means say (Hu et al. 2018); at least 4 are squeezed to."""
+
+    def __init__(self, channels: int, ratio: float = 0.25) -> None:
+        super().__init__()
+        squeezed = max(LEAST_SQUEEZED, round(channels * ratio))
+        self.down = nn.Conv2d(channels, squeezed, 1)
+        self.up = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` → `[B, C, H, W]`."""
+        return x * torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))))
+
+
+class Residual(nn.Module):
+    """`act(body(x) + shortcut(x))`."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module, activation: str = "none") -> None:
+        super().__init__()
+        self.body, self.shortcut = body, shortcut
+        self.activation = ACTIVATIONS[activation]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` → `[B, C', H', W']`."""
+        return self.activation(self.body(x) + self.shortcut(x))
+
+
+class Dense(nn.Module):
+    """The input beside what the body makes of it (DenseNet)."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` → `[B, C + growth, H, W]`."""
+        return torch.cat([x, self.body(x)], 1)
+
+
+class Shuffle(nn.Module):
+    """ShuffleNetV2's unit: two branches, concatenated and shuffled (Ma et al. 2018)."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.splits = stride == 1 and inside == outside and inside % 2 == 0
+        left = inside // 2 if self.splits else outside // 2
+        start = inside // 2 if self.splits else inside
+        right = outside - left
+        self.left = (
+            nn.Identity()
+            if self.splits
+            else nn.Sequential(
+                *_conv_norm(inside, inside, 3, stride, groups=inside),
+                *_conv_norm(inside, left, 1),
+                nn.ReLU(),
+            )
+        )
+        self.right = nn.Sequential(
+            *_conv_norm(start, right, 1),
+            nn.ReLU(),
+            *_conv_norm(right, right, 3, stride, groups=right),
+            *_conv_norm(right, right, 1),
+            nn.ReLU(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` → `[B, C', H', W']`."""
+        one, other = x.chunk(2, 1) if self.splits else (x, x)
+        joined = torch.cat([self.left(one), self.right(other)], 1)
+        if joined.shape[1] % 2:
+            return joined
+        return joined.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+
+
+class ToVector(nn.Module):
+    """A map as one vector: `[B, C, H, W]` → `[B, C · H · W, 1, 1]`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Flatten."""
+        return x.flatten(1)[:, :, None, None]
+
+
+class ChannelNorm(nn.Module):
+    """Layer normalisation of the channels of a vector `[B, C, 1, 1]`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, 1, 1]` → `[B, C, 1, 1]`."""
+        return self.norm(x.flatten(1))[:, :, None, None]
+
+
+def _conv_norm(
+    inside: int,
+    outside: int,
+    kernel: int | tuple[int, int],
+    stride: int | tuple[int, int] = 1,
+    *,
+    groups: int = 1,
+    dilation: int = 1,
+    norm: bool = True,
+) -> list[nn.Module]:
+    sides = (kernel, kernel) if isinstance(kernel, int) else kernel
+    padding = (sides[0] // 2 * dilation, sides[1] // 2 * dilation)
+    conv = nn.Conv2d(
+        inside, outside, sides, stride, padding, dilation, groups=groups, bias=not norm
+    )
+    return [conv, nn.BatchNorm2d(outside)] if norm else [conv]
+
+
+# The table.
+
+
+def relu_conv(inside: int, outside: int, stride: int, *, kernel: int) -> nn.Module:
+    """ReLU, k × k convolution, BN: NAS-Bench-201's and ENAS's."""
+    return nn.Sequential(nn.ReLU(), *_conv_norm(inside, outside, kernel, stride))
+
+
+def skip(inside: int, outside: int, stride: int) -> nn.Module:
+    """The input itself where the shape stays; else a 1×1 convolution or a factorized reduce."""
+    if stride == 1:
+        return nn.Identity() if inside == outside else relu_conv(inside, outside, 1, kernel=1)
+    assert stride == 2, stride
+    return FactorizedReduce(inside, outside)
+
+
+def pooled(inside: int, outside: int, stride: int, *, kind: str) -> nn.Module:
+    """3×3 pooling of real pixels only; before it a 1×1 convolution where channels change."""
+    pool: nn.Module = (
+        nn.AvgPool2d(3, stride, 1, count_include_pad=False)
+        if kind == "avg"
+        else nn.MaxPool2d(3, stride, 1)
+    )
+    if inside == outside:
+        return pool
+    return nn.Sequential(relu_conv(inside, outside, 1, kernel=1), pool)
+
+
+def separable(inside: int, outside: int, stride: int, *, kernel: int) -> nn.Module:
+    """Twice ReLU, depthwise, pointwise, BN (DARTS)."""
+    return nn.Sequential(
+        nn.ReLU(),
+        *_conv_norm(inside, inside, kernel, stride, groups=inside)[:1],
+        *_conv_norm(inside, inside, 1),
+        nn.ReLU(),
+        *_conv_norm(inside, inside, kernel, groups=inside)[:1],
+        *_conv_norm(inside, outside, 1),
+    )
+
+
+def dilated(inside: int, outside: int, stride: int, *, kernel: int) -> nn.Module:
+    """ReLU, depthwise with dilation 2, pointwise, BN (DARTS)."""
+    return nn.Sequential(
+        nn.ReLU(),
+        *_conv_norm(inside, inside, kernel, stride, groups=inside, dilation=2)[:1],
+        *_conv_norm(inside, outside, 1),
+    )
+
+
+def factorized(inside: int, outside: int, stride: int, *, kernel: int) -> nn.Module:
+    """ReLU, 1 × k, k × 1, BN (PNAS)."""
+    return nn.Sequential(
+        nn.ReLU(),
+        *_conv_norm(inside, outside, (1, kernel), (1, stride))[:1],
+        *_conv_norm(outside, outside, (kernel, 1), (stride, 1)),
+    )
+
+
+def inverted_residual(
+    inside: int,
+    outside: int,
+    stride: int,
+    *,
+    expansion: float,
+    kernel: int = 3,
+    squeeze: float = 0.0,
+    activation: str = "relu",
+) -> nn.Module:
+    """1×1 wider, depthwise, 1×1 linear, each with BN; the input is added where the shape stays."""
+    wide = max(1, round(inside * expansion))
+    act = ACTIVATIONS[activation]
+    layers: list[nn.Module] = []
+    if wide != inside:
+        layers += [*_conv_norm(inside, wide, 1), act()]
+    layers += [*_conv_norm(wide, wide, kernel, stride, groups=wide), act()]
+    if squeeze:
+        layers.append(SqueezeExcite(wide, squeeze))
+    layers += _conv_norm(wide, outside, 1)
+    body = nn.Sequential(*layers)
+    return Residual(body, nn.Identity()) if stride == 1 and inside == outside else body
+
+
+def depthwise_separable(
+    inside: int,
+    outside: int,
+    stride: int,
+    *,
+    kernel: int = 3,
+    activation: str = "relu",
+    norm: bool = True,
+    squeeze: bool = False,
+    residual: bool = False,
+) -> nn.Module:
+    """Depthwise, BN, act, pointwise, BN, act (MobileNet); `squeeze` weighs its channels."""
+    act = ACTIVATIONS[activation]
+    layers = [
+        *_conv_norm(inside, inside, kernel, stride, groups=inside, norm=norm),
+        act(),
+        *_conv_norm(inside, outside, 1, norm=norm),
+        act(),
+    ]
+    if squeeze:
+        layers.append(SqueezeExcite(outside))
+    body = nn.Sequential(*layers)
+    if residual and stride == 1 and inside == outside:
+        return Residual(body, nn.Identity())
+    return body
+
+
+def squeeze_excite(inside: int, outside: int, stride: int) -> nn.Module:
+    """Squeeze and excitation alone, after what changes the shape where that is needed."""
+    return nn.Sequential(skip(inside, outside, stride), SqueezeExcite(outside))
+
+
+def conv(
+    inside: int,
+    outside: int,
+    stride: int,
+    *,
+    kernel: int = 3,
+    activation: str = "relu",
+    norm: bool = True,
+    residual: bool = False,
+) -> nn.Module:
+    """Convolution, BN, act; `residual` adds the input where the shape stays."""
+    body = nn.Sequential(
+        *_conv_norm(inside, outside, kernel, stride, norm=norm), ACTIVATIONS[activation]()
+    )
+    if residual and stride == 1 and inside == outside:
+        return Residual(body, nn.Identity())
+    return body
+
+
+def basic_block(
+    inside: int,
+    outside: int,
+    stride: int,
+    *,
+    kernel: int = 3,
+    activation: str = "relu",
+    norm: bool = True,
+) -> nn.Module:
+    """ResNet's block of two convolutions (He et al. 2016)."""
+    body = nn.Sequential(
+        *_conv_norm(inside, outside, kernel, stride, norm=norm),
+        ACTIVATIONS[activation](),
+        *_conv_norm(outside, outside, kernel, norm=norm),
+    )
+    same = stride == 1 and inside == outside
+    shortcut = (
+        nn.Identity() if same else nn.Sequential(*_conv_norm(inside, outside, 1, stride, norm=norm))
+    )
+    return Residual(body, shortcut, activation)
+
+
+def reduction_block(inside: int, outside: int, stride: int) -> nn.Module:
+    """NAS-Bench-201's block between stages: two ReLU-conv-BN beside average-pool and 1×1."""
+    body = nn.Sequential(
+        relu_conv(inside, outside, stride, kernel=3), relu_conv(outside, outside, 1, kernel=3)
+    )
+    pool = nn.AvgPool2d(stride, stride, ceil_mode=True)
+    pointwise = nn.Conv2d(inside, outside, 1, bias=False)
+    return Residual(body, nn.Sequential(pool, pointwise))
+
+
+def dense_layer(
+    inside: int,
+    outside: int,
+    stride: int,
+    *,
+    bottleneck: int = 4,
+    activation: str = "relu",
+    norm: bool = True,
+) -> nn.Module:
+    """DenseNet-BC's layer: `outside − inside` channels are added (Huang et al. 2017)."""
+    growth = outside - inside
+    assert growth > 0, (inside, outside)
+    assert stride == 1, stride
+    wide = bottleneck * growth
+    act = ACTIVATIONS[activation]
+    first = [nn.BatchNorm2d(inside)] if norm else []
+    return Dense(
+        nn.Sequential(
+            *first,
+            act(),
+            *_conv_norm(inside, wide, 1, norm=norm),
+            act(),
+            *_conv_norm(wide, growth, 3, norm=False),
+        )
+    )
+
+
+def transition(inside: int, outside: int, stride: int, *, norm: bool = True) -> nn.Module:
+    """DenseNet's step between blocks: BN, ReLU, 1×1, average-pool."""
+    first = [nn.BatchNorm2d(inside)] if norm else []
+    pool = nn.AvgPool2d(stride, stride, ceil_mode=True)
+    return nn.Sequential(*first, nn.ReLU(), nn.Conv2d(inside, outside, 1, bias=False), pool)
+
+
+def dense_units(
+    inside: int,
+    outside: int,
+    stride: int,
+    *,
+    activation: str = "relu",
+    norm: bool = True,
+    layer_norm: bool = False,
+    residual: bool = False,
+) -> nn.Module:
+    """A fully connected layer of vectors `[B, C, 1, 1]`: linear, norm, act."""
+    layers: list[nn.Module] = _conv_norm(inside, outside, 1, norm=norm and not layer_norm)
+    if layer_norm:
+        layers.append(ChannelNorm(outside))
+    body = nn.Sequential(*layers, ACTIVATIONS[activation]())
+    return Residual(body, nn.Identity()) if residual and inside == outside else body
+
+
+def norm_relu(inside: int, outside: int, stride: int) -> nn.Module:
+    """BN, ReLU: what ends NAS-Bench-201's network."""
+    assert inside == outside, (inside, outside)
+    assert stride == 1, stride
+    return nn.Sequential(nn.BatchNorm2d(inside), nn.ReLU())
+
+
+def _flatten(inside: int, outside: int, stride: int) -> nn.Module:
+    return ToVector()
+
+
+def _norm(inside: int, outside: int, stride: int) -> nn.Module:
+    return nn.BatchNorm2d(outside)
+
+
+register("none", Zero)
+register("skip_connect", skip)
+register("avg_pool_3x3", partial(pooled, kind="avg"))
+register("max_pool_3x3", partial(pooled, kind="max"))
+for _k in (1, 3, 5):
+    register(f"nor_conv_{_k}x{_k}", partial(relu_conv, kernel=_k))
+for _k in (3, 5, 7):
+    register(f"sep_conv_{_k}x{_k}", partial(separable, kernel=_k))
+    for _e in (3, 6):
+        register(f"mb{_e}_{_k}", partial(inverted_residual, expansion=_e, kernel=_k))
+for _k in (3, 5):
+    register(f"dil_conv_{_k}x{_k}", partial(dilated, kernel=_k))
+register("conv_1x7_7x1", partial(factorized, kernel=7))
+register("ds_conv", depthwise_separable)
+register("ds_conv_se", partial(depthwise_separable, squeeze=True))
+register("irb_e3", partial(inverted_residual, expansion=3))
+register("irb_e6", partial(inverted_residual, expansion=6))
+register("se", squeeze_excite)
+register("identity", skip)
+register("zero", Zero)
+# What stands between searched operations, and the blocks of known families.
+register("conv", conv)
+register("norm", _norm)
+register("norm_relu", norm_relu)
+register("reduction_block", reduction_block)
+register("basic_block", basic_block)
+register("inverted_residual", inverted_residual)
+register("dense_layer", dense_layer)
+register("transition", transition)
+register("shuffle_unit", Shuffle)
+register("flatten", _flatten)
+register("units", dense_units)
+
+NB201 = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+DARTS = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+ENAS_MACRO = (
+    "nor_conv_3x3",
+    "nor_conv_5x5",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "avg_pool_3x3",
+    "max_pool_3x3",
+)
+PNAS = (
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "sep_conv_7x7",
+    "conv_1x7_7x1",
+    "skip_connect",
+    "avg_pool_3x3",
+    "max_pool_3x3",
+    "dil_conv_3x3",
+)
+MOBILE = tuple(f"mb{e}_{k}" for e in (3, 6) for k in (3, 5, 7))
+TINY = ("ds_conv", "ds_conv_se", "irb_e3", "irb_e6", "se", "identity", "zero")

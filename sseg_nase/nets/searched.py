@@ -1,0 +1,256 @@
+"""A network of a search as data: operations in the order in which they run, and what each reads.
+
+Whatever a search space describes becomes this: one description, one count and one builder for
+cells, chains and families. It needs its space no more once it is written down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sseg_nase.errors import UserError
+from sseg_nase.nets import ops
+from sseg_nase.nets.fixed import FixedArchitecture
+
+if TYPE_CHECKING:
+    import torch
+
+    from sseg_nase.nets.backbone import Backbone
+
+JOINS = ("sum", "concat")
+IMAGE = -1  # as an input: the images
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation. `inputs` are the numbers of earlier nodes, `IMAGE` the images.
+
+    `place` names it, unlike any other: `cell3.0-2`. What stands before the first point is its
+    block, and nodes of one block follow each other. Several inputs are summed or concatenated
+    before the operation; their shapes must fit.
+    """
+
+    place: str
+    op: str
+    inputs: tuple[int, ...]
+    channels: int
+    stride: int = 1
+    join: str = "sum"
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def block(self) -> str:
+        """The block that it belongs to."""
+        return self.place.partition(".")[0]
+
+    @property
+    def module(self) -> str:
+        """The name of its module within the block: no points in it."""
+        return self.place.partition(".")[2].replace(".", "_") or "op"
+
+
+class Shape(NamedTuple):
+    """Of a square map `[channels, side, side]`."""
+
+    channels: int
+    side: int
+
+
+class Count(NamedTuple):
+    """Params, macs of one image, and bytes in float32: weights and the largest maps at one time."""
+
+    params: int
+    macs: int
+    memory: int
+
+
+class Plan:
+    """Nodes under construction; `add` returns the number by which later nodes read one."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+
+    def add(
+        self,
+        place: str,
+        op: str,
+        inputs: int | Sequence[int],
+        channels: int,
+        stride: int = 1,
+        *,
+        join: str = "sum",
+        **options: Any,
+    ) -> int:
+        """Append a node."""
+        read = (inputs,) if isinstance(inputs, int) else tuple(inputs)
+        given = tuple(sorted(options.items()))
+        self.nodes.append(Node(place, op, read, channels, stride, join, given))
+        return len(self.nodes) - 1
+
+
+@dataclass(frozen=True)
+class SearchedArchitecture(FixedArchitecture):
+    """A network out of a search space. Its embedding is the average over the last node's map.
+
+    `space` and `point` say where it comes from, as text; nothing but people reads them.
+    """
+
+    nodes: tuple[Node, ...] = ()
+    space: str = ""
+    point: str = ""
+    _cached: dict[str, Any] = field(default_factory=dict, compare=False, repr=False, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.nodes:
+            raise UserError(f"A network of space {self.space!r} has no operations.")
+        places = set()
+        for number, node in enumerate(self.nodes):
+            if node.place in places or not node.inputs or node.join not in JOINS:
+                raise UserError(
+                    f"Node {node.place!r} is named twice, reads nothing, or joins its inputs by "
+                    f"none of {', '.join(JOINS)}."
+                )
+            if not all(IMAGE <= source < number for source in node.inputs):
+                raise UserError(f"Node {node.place!r} reads {node.inputs}: none comes before it.")
+            places.add(node.place)
+        ops.check_operations(node.op for node in self.nodes)
+
+    def network(self, generator: torch.Generator | None) -> Backbone:
+        """The network itself, with weights that `generator` draws."""
+        from sseg_nase.nets.searched_network import SearchedNetwork
+
+        return SearchedNetwork(self, generator=generator)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Output channels of every block."""
+        last = {
+            node.block: shape.channels
+            for node, shape in zip(self.nodes, self.shapes(), strict=True)
+        }
+        return tuple(last.values())
+
+    @property
+    def features(self) -> int:
+        """Length of the embedding."""
+        return self.shapes()[-1].channels
+
+    @property
+    def any_resolution(self) -> bool:
+        """Whether the same weights take images of other sizes, too."""
+        return all(node.op != "flatten" for node in self.nodes)
+
+    @property
+    def params(self) -> int:
+        """Trainable parameters, operation by operation."""
+        return self.count().params
+
+    def macs(self, resolution: int | None = None) -> int:
+        """Multiply-accumulates of one forward at `resolution`, operation by operation."""
+        at = self if resolution in (None, self.resolution) else self.at(int(resolution or 0))
+        return at.count().macs
+
+    def shapes(self) -> list[Shape]:
+        """The map that each node gives."""
+        return [shape for shape, _ in self._walk]
+
+    def count(self) -> Count:
+        """Params, macs and memory, without weights."""
+        if "count" not in self._cached:
+            costs = [cost for _, cost in self._walk]
+            params = sum(cost.params for cost in costs)
+            macs = sum(cost.macs for cost in costs)
+            self._cached["count"] = Count(params, macs, 4 * (params + self._largest()))
+        return self._cached["count"]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; `building.described` reads it back."""
+        head = ("name", "resolution", "in_channels", "space", "point")
+        return {name: getattr(self, name) for name in head} | {
+            "nodes": [
+                {
+                    "place": node.place,
+                    "op": node.op,
+                    "inputs": list(node.inputs),
+                    "channels": node.channels,
+                    "stride": node.stride,
+                    "join": node.join,
+                    "options": dict(node.options),
+                }
+                for node in self.nodes
+            ]
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SearchedArchitecture:
+        """Rebuild what `to_dict` wrote."""
+        nodes = tuple(
+            Node(
+                **{
+                    **node,
+                    "inputs": tuple(node["inputs"]),
+                    "options": tuple(sorted(node["options"].items())),
+                }
+            )
+            for node in data["nodes"]
+        )
+        return cls(**{**data, "nodes": nodes})
+
+    def blocks(self) -> Iterator[tuple[str, list[int]]]:
+        """Every block with the numbers of its nodes."""
+        found: dict[str, list[int]] = {}
+        for number, node in enumerate(self.nodes):
+            found.setdefault(node.block, []).append(number)
+        yield from found.items()
+
+    def operations(self) -> dict[tuple[str, str], tuple[Any, ...]]:
+        """Every operation with its options by block and module name, as the network has them."""
+        return {
+            (node.block, node.module): (node.op, node.stride, node.options) for node in self.nodes
+        }
+
+    def last_reads(self) -> list[int]:
+        """Per node, the number of the last node that reads it; its own where none does."""
+        last = list(range(len(self.nodes)))
+        for number, node in enumerate(self.nodes):
+            for source in node.inputs:
+                if source != IMAGE:
+                    last[source] = number
+        return last
+
+    @property
+    def _walk(self) -> list[tuple[Shape, ops.Cost]]:
+        if "walk" not in self._cached:
+            self._cached["walk"] = self._walked()
+        return self._cached["walk"]
+
+    def _walked(self) -> list[tuple[Shape, ops.Cost]]:
+        shapes = [Shape(0, 0)] * len(self.nodes)
+        shapes.append(Shape(self.in_channels, self.resolution))  # IMAGE is the last
+        found = []
+        for number, node in enumerate(self.nodes):
+            read = [shapes[source] for source in node.inputs]
+            if len({shape.side for shape in read}) > 1 or (
+                node.join == "sum" and len({shape.channels for shape in read}) > 1
+            ):
+                raise UserError(f"Node {node.place!r} joins maps that do not fit: {read}.")
+            inside = sum(s.channels for s in read) if node.join == "concat" else read[0].channels
+            side = read[0].side
+            cost = ops.cost(node.op, inside, node.channels, node.stride, side, node.options)
+            shapes[number] = Shape(cost.channels, cost.side)
+            found.append((shapes[number], cost))
+        return found
+
+    def _largest(self) -> int:
+        """Numbers in all maps that are alive at once, at most."""
+        sizes = [shape.channels * shape.side**2 for shape in self.shapes()]
+        image = self.in_channels * self.resolution**2
+        image_until = max(n for n, node in enumerate(self.nodes) if IMAGE in node.inputs)
+        last, largest = self.last_reads(), 0
+        for now in range(len(self.nodes)):
+            alive = sum(sizes[n] for n in range(now + 1) if last[n] >= now)
+            largest = max(largest, alive + (image if now <= image_until else 0))
+        return largest

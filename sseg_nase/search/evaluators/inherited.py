@@ -1,0 +1,220 @@
+"""Candidates that begin with their parent's weights, and are trained for a few steps.
+
+A chain of ConvBlocks takes its weights across by the maps of its mutations: GROW and WIDEN leave
+the function unchanged, PRUNE is the masked network. Any other network takes over what stands at the
+same place: the same operation with tensors of the same shapes.
+
+A score depends on the parent, so it is a score of the candidate in this search alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sseg_nase.errors import UserError, shown
+from sseg_nase.nets.architecture import Architecture
+from sseg_nase.nets.backbone import Backbone
+from sseg_nase.nets.building import build, described
+from sseg_nase.nets.description import Description
+from sseg_nase.nets.evolvable import fresh_state
+from sseg_nase.nets.mutation import Mutation, carry, grow, prune, widen
+from sseg_nase.nets.searched import SearchedArchitecture
+from sseg_nase.search.log import Candidate, Cost, Scored
+from sseg_nase.spaces.chains import chain_costs
+from sseg_nase.spaces.networks import NetworkSpace
+
+State = Mapping[str, Tensor]
+# The network and a seed, which it trains in place -> scores and what the training took.
+Train = Callable[[Backbone, int], tuple[Mapping[str, float], Cost]]
+
+
+@dataclass(frozen=True)
+class Inheritance:
+    """A network, how many of its parameters are its parent's, and by which mutations.
+
+    Without `mutations` they stood at equal places. `network.architecture` may have routed shortcuts
+    where its description has plain ones: a channel then still meets the one that it met before.
+    """
+
+    network: Backbone
+    params: int
+    mutations: tuple[str, ...] = ()
+
+
+class Inherited:
+    """An evaluator that trains each candidate from the weights of its first parent that has any.
+
+    `train(network, seed)` trains in place and returns scores and cost. Weights are kept in
+    `folder`, a file per candidate, so that a resumed search finds them. The scores say what was
+    inherited: `inherited_params`, and `inherited_from`, the number of the parent, −1 for none.
+    """
+
+    slots = 1
+
+    def __init__(self, space: NetworkSpace, train: Train, folder: Path, seed: int = 0) -> None:
+        self._space, self._train, self._folder, self._seed = space, train, folder, seed
+        self._queue: deque[Candidate] = deque()
+
+    def start(self, candidate: Candidate) -> None:
+        """Put a candidate in the queue."""
+        self._queue.append(candidate)
+
+    def result(self) -> Scored:
+        """Train the candidate that has waited longest."""
+        candidate = self._queue.popleft()
+        started = time.perf_counter()
+        try:
+            parent, found = self.begin(candidate)
+            scores, cost = self._train(found.network, self._seed + candidate.number)
+            self._keep(candidate.number, found.network)
+        except UserError:
+            raise
+        except Exception as error:
+            return Scored(candidate, error=f"{type(error).__name__}: {error}")
+        told = {"inherited_params": float(found.params), "inherited_from": float(parent)}
+        cost = Cost(time.perf_counter() - started, cost.images, cost.training_macs)
+        costs = self._space.costs(candidate.point)
+        return Scored(
+            candidate, {**costs, **scores, **told}, cost, str(self._file(candidate.number))
+        )
+
+    def begin(self, candidate: Candidate) -> tuple[int, Inheritance]:
+        """Return the network before its training, with the number of the parent, −1 for none."""
+        description = self._space.describe(candidate.point)
+        seed = self._seed + candidate.number
+        for number in candidate.parents:
+            if self._file(number).exists():
+                before, state = self._load(number)
+                found = inherit(before, state, description, seed=seed, caps=self._space.caps)
+                return number, found
+        generator = torch.Generator().manual_seed(seed)
+        return -1, Inheritance(build(description, generator=generator), 0)
+
+    def _file(self, number: int) -> Path:
+        return self._folder / f"{number}.pt"
+
+    def _keep(self, number: int, network: Backbone) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()
+        }
+        half = self._folder / f".{number}.pt.half"
+        torch.save({"architecture": network.architecture.to_dict(), "state": state}, half)
+        half.replace(self._file(number))
+
+    def _load(self, number: int) -> tuple[Description, State]:
+        path = self._file(number)
+        try:
+            kept: Any = torch.load(path, map_location="cpu", weights_only=True)
+            return described(kept["architecture"]), kept["state"]
+        except Exception as error:
+            raise UserError(
+                f"{shown(path)} holds no weights ({type(error).__name__}). Delete it: "
+                "its children then begin without it."
+            ) from error
+
+
+def inherit(
+    before: Description,
+    state: State,
+    after: Description,
+    *,
+    seed: int = 0,
+    caps: Mapping[str, float] | None = None,
+) -> Inheritance:
+    """Return the network of `after` with what it can take from `before` and its `state`.
+
+    A chain is carried by mutations where these lead to it and cost no more than `caps`.
+    """
+    if isinstance(before, Architecture) and isinstance(after, Architecture):
+        changes = mutations(before, state, after, seed)
+        if changes is not None:
+            became = changes[-1].after if changes else before
+            costs = chain_costs(became)
+            if all(costs.get(name, 0) <= cap for name, cap in (caps or {}).items()):
+                return _carried(became, state, changes)
+    generator = torch.Generator().manual_seed(seed)
+    network = build(after, generator=generator)
+    own = network.state_dict()
+    same = _same_places(before, after)
+    taken = {
+        name: tensor
+        for name, tensor in state.items()
+        if name in own and own[name].shape == tensor.shape and same(name)
+    }
+    network.load_state_dict({**own, **taken})
+    count = sum(p.numel() for name, p in network.named_parameters() if name in taken)
+    return Inheritance(network, count)
+
+
+def mutations(
+    before: Architecture, state: State, after: Architecture, seed: int = 0
+) -> list[Mutation] | None:
+    """Return PRUNE, WIDEN and GROW that lead from one chain to another; None where they do not.
+
+    PRUNE keeps the channels whose convolutions are largest. Routed shortcuts do not count.
+    """
+    shared = len(before.blocks)
+    if len(after.blocks) < shared or any(
+        (a.pool, a.residual) != (b.pool, b.residual)
+        for a, b in zip(after.blocks, before.blocks, strict=False)
+    ):
+        return None
+    if any(block.pool or not block.residual for block in after.blocks[shared:]):
+        return None
+    if (before.resolution, before.in_channels) != (after.resolution, after.in_channels):
+        return None
+    found: list[Mutation] = []
+    now, wanted = before, after.channels
+    if any(want < have for want, have in zip(wanted, now.channels, strict=False)):
+        kept = [
+            _largest(state[f"blocks.{at}.conv.weight"], min(want, have))
+            for at, (want, have) in enumerate(zip(wanted, now.channels, strict=False))
+        ]
+        found.append(prune(now, kept))
+        now = found[-1].after
+    if any(want > have for want, have in zip(wanted, now.channels, strict=False)):
+        found.append(widen(now, None, channels=list(wanted[:shared]), seed=seed))
+        now = found[-1].after
+    for position in range(shared, len(wanted)):
+        found.append(grow(now, out_channels=wanted[position], position=position, seed=seed))
+        now = found[-1].after
+    return found
+
+
+def _largest(weight: Tensor, count: int) -> list[int]:
+    norms = weight.flatten(1).norm(dim=1)
+    return sorted(norms.argsort(descending=True, stable=True)[:count].tolist())
+
+
+def _carried(became: Architecture, state: State, changes: list[Mutation]) -> Inheritance:
+    ours = {name: torch.ones_like(t) if t.is_floating_point() else t for name, t in state.items()}
+    for change in changes:
+        fresh = fresh_state(change)
+        nothing = {name: torch.zeros_like(tensor) for name, tensor in fresh.items()}
+        state = carry(change.maps, state, fresh)
+        ours = carry(change.maps, ours, nothing)
+    network = build(became)
+    network.load_state_dict(dict(state))
+    count = sum(int((ours[name] != 0).sum()) for name, _ in network.named_parameters())
+    return Inheritance(network, count, tuple(change.label for change in changes))
+
+
+def _same_places(before: Description, after: Description) -> Callable[[str], bool]:
+    """Whether a tensor, by its name, belongs to the same operation in both networks."""
+    if type(before) is not type(after):
+        return lambda name: False
+    if not isinstance(before, SearchedArchitecture) or not isinstance(after, SearchedArchitecture):
+        return lambda name: True
+    first, second = before.operations(), after.operations()
+    same = {place for place, op in second.items() if first.get(place) == op}
+    # A tensor is called blocks.BLOCK.PLACE.REST, as the network names its modules.
+    return lambda name: tuple(name.split(".")[1:3]) in same

@@ -1,0 +1,175 @@
+"""Weights from the parent: exact for chains, equal places for cells, found again after a stop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from sseg_nase.errors import UserError
+from sseg_nase.nets.architecture import Architecture
+from sseg_nase.nets.backbone import Backbone
+from sseg_nase.nets.building import build
+from sseg_nase.search import Budget, Candidate, Cost, Inherited, Log, Objectives, search
+from sseg_nase.search.evaluators.inherited import inherit
+from sseg_nase.search.strategies import Evolution, Grid
+from sseg_nase.spaces import NB201, Chain
+
+CHAIN = Chain(most=4, widths=(4, 6, 8), resolution=8)
+IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def point(*widths: int, residual: tuple[int, ...] = (), pool: int = 1) -> dict:
+    found = {choice.name: choice.few(2)[0] for choice in CHAIN.choices} | {"depth": len(widths)}
+    for at, width in enumerate(widths):
+        found |= {f"{at}.width": width, f"{at}.pool": pool if at not in residual else 0}
+        if at:
+            found[f"{at}.residual"] = int(at in residual)
+    return CHAIN.canonical(CHAIN.check(found))
+
+
+def trained(description: Architecture) -> Backbone:
+    network = build(description, generator=torch.Generator().manual_seed(1)).train()
+    network(IMAGES).square().mean().backward()  # moves the running statistics, too
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight -= 0.1 * weight.grad
+    return network.eval()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "by"),
+    [
+        (point(4, 6), point(4, 6, 8, residual=(2,)), "GROW"),
+        (point(4, 6), point(8, 6), "WIDEN"),
+        (point(4, 6, 6, residual=(2,)), point(8, 8, 8, residual=(2,)), "WIDEN"),
+        (point(4, 4), point(6, 8, 8, 8, residual=(2, 3)), "WIDEN"),
+    ],
+)
+def test_a_larger_chain_begins_with_its_parents_function(
+    before: dict, after: dict, by: str
+) -> None:
+    parent = trained(CHAIN.describe(before))
+    found = inherit(parent.architecture, parent.state_dict(), CHAIN.describe(after), seed=3)
+    assert any(label.startswith(by) for label in found.mutations)
+    assert found.network.architecture.channels == CHAIN.describe(after).channels
+    mine, theirs = found.network.eval()(IMAGES), parent(IMAGES)
+    head = torch.randn(theirs.shape[1], 2, generator=torch.Generator().manual_seed(2))
+    if by == "GROW":
+        assert torch.allclose(mine[:, : theirs.shape[1]], theirs, atol=1e-5)
+    else:  # channels are repeated: each of the parent's is there
+        gaps = (mine[:, :, None] - theirs[:, None, :]).abs().amax(0).amin(0)
+        assert gaps.max() < 1e-5
+    assert head.shape[0] == theirs.shape[1]
+    assert 0 < found.params <= sum(w.numel() for w in found.network.parameters())
+    if by == "GROW":
+        assert found.params >= sum(w.numel() for w in parent.parameters()) - 1
+
+
+def test_a_pruned_chain_is_the_masked_one() -> None:
+    parent = trained(CHAIN.describe(point(8, 6)))
+    found = inherit(parent.architecture, parent.state_dict(), CHAIN.describe(point(4, 6)))
+    assert [label[:5] for label in found.mutations] == ["PRUNE"]
+    norms = parent.blocks[0].conv.weight.flatten(1).norm(dim=1)
+    mask = torch.zeros(8)
+    mask[norms.argsort(descending=True)[:4]] = 1  # the largest filters stay
+    masked = parent(IMAGES, masks=[mask, torch.ones(6)])
+    assert torch.allclose(found.network.eval()(IMAGES), masked, atol=1e-5)
+    assert found.params == sum(w.numel() for w in found.network.parameters())
+
+
+def test_a_chain_that_no_mutation_leads_to_takes_equal_places() -> None:
+    parent = trained(CHAIN.describe(point(4, 6)))
+    found = inherit(parent.architecture, parent.state_dict(), CHAIN.describe(point(4, pool=0)))
+    assert found.mutations == ()
+    assert torch.equal(found.network.blocks[0].conv.weight, parent.blocks[0].conv.weight)
+    assert found.params == 4 * 27 + 8
+
+
+def test_a_shortcut_that_would_break_a_cap_is_not_routed() -> None:
+    before, after = point(4, 4, 4, residual=(1, 2)), point(8, 8, 8, residual=(1, 2))
+    parent = trained(CHAIN.describe(before))
+    free = inherit(parent.architecture, parent.state_dict(), CHAIN.describe(after))
+    routed = free.network.architecture
+    assert isinstance(routed, Architecture)
+    exact = CHAIN.describe(after).macs()
+    assert routed.macs() >= exact
+    if routed.macs() == exact:
+        pytest.skip("nothing had to be routed")
+    capped = inherit(
+        parent.architecture, parent.state_dict(), CHAIN.describe(after), caps={"macs": exact}
+    )
+    assert capped.network.architecture == CHAIN.describe(after)
+
+
+def test_cells_take_over_what_stands_at_the_same_place() -> None:
+    space = NB201(cells=1, width=4, resolution=8)
+    start = dict.fromkeys((choice.name for choice in space.choices), "nor_conv_3x3")
+    parent = build(space.describe(start), generator=torch.Generator().manual_seed(1))
+    child = space.describe({**start, "0-1": "nor_conv_1x1"})
+    found = inherit(parent.architecture, parent.state_dict(), child, seed=5)
+    fresh = build(child, generator=torch.Generator().manual_seed(5))
+    theirs, new = parent.state_dict(), fresh.state_dict()
+    for name, tensor in found.network.state_dict().items():
+        place = name.split(".")[2]
+        assert torch.equal(tensor, new[name] if place == "0-1" else theirs[name]), name
+    other = sum(w.numel() for n, w in found.network.named_parameters() if ".0-1." not in n)
+    assert found.params == other
+    # The same shapes in another operation are not the same.
+    swapped = space.describe({**start, "0-1": "avg_pool_3x3", "0-2": "nor_conv_1x1"})
+    again = inherit(found.network.architecture, found.network.state_dict(), swapped, seed=6)
+    assert again.params < other
+
+
+def steps(network: Backbone, seed: int) -> tuple[dict[str, float], Cost]:
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.SGD(network.train().parameters(), lr=0.01)
+    for _ in range(2):
+        target = torch.randn(8, network.architecture.features, generator=generator)
+        loss = F.mse_loss(network(IMAGES), target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return {"loss": loss.item()}, Cost(images=16)
+
+
+def searched(folder: Path, log: Log, candidates: int) -> Log:
+    evaluator = Inherited(CHAIN, steps, folder)
+    return search(CHAIN, Evolution(2, 1), evaluator, log, Budget(candidates=candidates))
+
+
+def test_a_search_that_inherits_goes_on_as_if_never_stopped(tmp_path: Path) -> None:
+    wanted = Objectives({"loss": "min"})
+    whole = searched(tmp_path / "whole", Log(wanted), 8)
+    with Log.open(tmp_path / "candidates.jsonl", wanted) as log:
+        searched(tmp_path / "parts", log, 5)
+    with Log.open(tmp_path / "candidates.jsonl", wanted) as log:
+        resumed = searched(tmp_path / "parts", log, 8)
+    assert resumed.lines() == whole.lines()
+    assert [scored.error for scored in whole.told] == [None] * 8
+    for scored in whole.told:
+        parents = scored.candidate.parents
+        assert scored.scores["inherited_from"] == (parents[0] if parents else -1)
+        assert (scored.scores["inherited_params"] > 0) is bool(parents)
+        assert scored.cost.images == 16
+
+
+def test_weights_that_cannot_be_read_are_said(tmp_path: Path) -> None:
+    (tmp_path / "0.pt").write_bytes(b"no weights")
+    evaluator = Inherited(CHAIN, steps, tmp_path)
+    evaluator.start(Candidate(1, CHAIN.sample(Random(0)), "key", parents=(0,)))
+    with pytest.raises(UserError, match="Delete it"):
+        evaluator.result()
+
+
+def test_a_training_that_fails_is_a_failed_candidate(tmp_path: Path) -> None:
+    def broken(network: Backbone, seed: int) -> tuple[dict[str, float], Cost]:
+        raise ValueError("diverged")
+
+    log = Log(Objectives({"loss": "min"}))
+    search(CHAIN, Grid(), Inherited(CHAIN, broken, tmp_path), log, Budget(candidates=1))
+    assert log.told[0].error == "ValueError: diverged"
+    assert not list(tmp_path.iterdir())
