@@ -127,7 +127,7 @@ class Jobs:
         return {
             "schema": 1,
             "title": f"space={config.space.name} strategy={config.strategy.name}",
-            "identity": None,
+            "identity": "",  # no command of a sweep makes it again
             "shared": [],
             "settings": dataclasses.asdict(settings),
             "tracking": dataclasses.asdict(placed(config).tracking),

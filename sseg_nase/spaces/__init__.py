@@ -13,8 +13,8 @@ from sseg_nase.spaces.families import Families, Family, register_family
 from sseg_nase.spaces.graph import Graph
 from sseg_nase.spaces.named import named
 from sseg_nase.spaces.nb201 import NB201
-from sseg_nase.spaces.overrides import Overrides, overrides_space
 from sseg_nase.spaces.networks import SPACES, NetworkSpace, named_space, register_space
+from sseg_nase.spaces.overrides import Overrides, overrides_space
 from sseg_nase.spaces.space import Encoding, Space
 
 __all__ = [
@@ -43,8 +43,8 @@ __all__ = [
     "Value",
     "choices_space",
     "named",
-    "overrides_space",
     "named_space",
+    "overrides_space",
     "register_family",
     "register_space",
 ]
