@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from sseg_nase.config.commands import command
+from sseg_nase.config.compose import stored
 from sseg_nase.directory import SEARCHES, status_of
 from sseg_nase.errors import UserError
 from sseg_nase.files import read_json
 from sseg_nase.reporting.selection import SEARCH
 from sseg_nase.search.log import Log
+from sseg_nase.spaces.space import Space
 
+FEW = 12  # choices that are shown one and all
 CANDIDATES = "candidates.jsonl"
 
 
@@ -49,6 +52,20 @@ class SearchFolder:
     def report(self) -> Path:
         """Where its report goes."""
         return self.path / "report"
+
+    def space(self) -> Space | None:
+        """Return its space, for which of many choices say something; None where they are few.
+
+        And where it cannot be made any more: a file of one's own may be gone.
+        """
+        if len(self.plan.get("choices", ())) <= FEW:
+            return None
+        from sseg_nase.searches.parts import space_of  # here, because it imports torch
+
+        try:
+            return space_of(stored(self.path / "config.yaml"))
+        except UserError:
+            return None
 
     def log(self) -> Log:
         """Return its log, also while it is written. Raises `UserError`."""

@@ -44,8 +44,6 @@ FIDELITY_KEYS = {
 SPARED = ("report.at_end=false", "evaluation.untrained_reference=false")
 NOT_OF_JOBS = {*NOT_SEARCHED} - {"experiment_name", "paths", "report", "tracking"}
 SECONDS_BETWEEN_LOOKS = 0.2
-# A training step costs about three forward passes: one forward, and two in the backward pass.
-PASSES = 3
 
 Say = Callable[[str], None]
 
@@ -216,7 +214,7 @@ def scores_of(results: Mapping[str, Any]) -> dict[str, float]:
 
 
 def cost_of(results: Mapping[str, Any]) -> Cost:
-    """Return the seconds of all stages, images seen, and macs: three forward passes an image."""
+    """Return the seconds of all stages, the images seen, and the macs of the training."""
     images = float(sum(results["images_seen"].values()))
-    macs = float(results["architecture"]["macs"])
-    return Cost(float(sum(results["seconds"].values())), images, PASSES * macs * images)
+    macs = float(results["training_macs"]["total"])
+    return Cost(float(sum(results["seconds"].values())), images, macs)

@@ -73,9 +73,9 @@ def folder_of(config: Config) -> Path | None:
 
 def table(folder: SearchFolder) -> Table:
     """Return the candidates with their state, scores, point and reason."""
-    from sseg_nase.searches.progress import short
+    from sseg_nase.searches.progress import said_of_point, short
 
-    log = folder.log()
+    log, space = folder.log(), folder.space()
     states: dict[str, int] = {}
     shown = Table(title=Text(f"search {folder.path.name}: {folder.plan['title']}"), padding=(0, 1))
     goals = list(log.objectives.goals)
@@ -94,7 +94,7 @@ def table(folder: SearchFolder) -> Table:
                 scores = [short(result.scores[name]) for name in goals]
                 state = state if log.is_usable(result) else "above a cap"
         states[state] = states.get(state, 0) + 1
-        point = " ".join(f"{name}={short(value)}" for name, value in candidate.point.items())
+        point = " ".join(said_of_point(candidate.point, space))
         cells = [str(candidate.number), state, *scores]
         if fidelity:
             cells.append(" ".join(f"{k}={v:g}" for k, v in candidate.fidelity.items()))

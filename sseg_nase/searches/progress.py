@@ -10,6 +10,7 @@ import numpy as np
 from sseg_nase.search import Objectives, Scored
 from sseg_nase.search.objectives import hypervolume
 from sseg_nase.search.strategies import diversity
+from sseg_nase.spaces import NetworkSpace, Point, Space
 
 RECENT = 20  # candidates whose diversity is told
 FIRST = 10  # usable results, the worst of whose goals bound the hypervolume
@@ -58,10 +59,12 @@ class Progress:
         return hypervolume((losses - low) / scale, [1.0 + 1e-9] * goals)
 
 
-def said_of(result: Scored, objectives: Objectives, best: Scored | None) -> str:
+def said_of(
+    result: Scored, objectives: Objectives, best: Scored | None, space: Space | None = None
+) -> str:
     """Return one line on a result: its scores, or why it failed, its point, and the best so far."""
     candidate = result.candidate
-    point = " ".join(f"{name}={short(value)}" for name, value in candidate.point.items())
+    point = " ".join(said_of_point(candidate.point, space))
     fidelity = "".join(f" at {name}={value:g}" for name, value in candidate.fidelity.items())
     if result.error is not None:
         return f"candidate {candidate.number}{fidelity}  FAILED  {point}  {result.error}"
@@ -70,6 +73,12 @@ def said_of(result: Scored, objectives: Objectives, best: Scored | None) -> str:
     leading = next(iter(objectives.goals))
     so_far = "" if best is None else f"  (best {short(best.scores[leading])})"
     return f"candidate {candidate.number}{fidelity}  {scores}{over}{so_far}  {point}"
+
+
+def said_of_point(point: Point, space: Space | None = None) -> list[str]:
+    """Return `name=value` of every choice, with `space` of those that say anything about it."""
+    names = space.active(point) if isinstance(space, NetworkSpace) else list(point)
+    return [f"{name}={short(point[name])}" for name in names]
 
 
 def short(value: Any) -> str:

@@ -28,8 +28,9 @@ from sseg_nase.reporting.pictures import drawn, files_of
 from sseg_nase.search import Log, Scored
 from sseg_nase.searches.analysis import compared, importance, leading, shares
 from sseg_nase.searches.choices import choices_of
-from sseg_nase.searches.folder import SearchFolder
-from sseg_nase.searches.progress import Progress, short
+from sseg_nase.searches.folder import FEW, SearchFolder
+from sseg_nase.searches.progress import Progress, said_of_point, short
+from sseg_nase.spaces.space import Space
 from sseg_nase.tracking.console import duration
 from sseg_nase.tracking.sink import FINISHED
 
@@ -51,7 +52,7 @@ def write_report(search: SearchFolder, folder: Path) -> list[Path]:
     counts = shares(log, choices, results)
     pictures = drawn(figures_of_search(log, choices, results, weights, counts), folder)
     by_name = {picture.title: picture for picture in pictures}
-    blocks: list[Block] = [*_head(search, log, results), *_answer(log, results)]
+    blocks: list[Block] = [*_head(search, log, results), *_answer(log, results, search.space())]
     blocks += [Heading(2, "Course of the search"), *by_name.values()]
     blocks += _failures(log)
     document = Document(f"Search {search.path.name}", blocks)
@@ -95,7 +96,7 @@ def _head(search: SearchFolder, log: Log, results: Sequence[Scored]) -> list[Blo
     return blocks
 
 
-def _answer(log: Log, results: Sequence[Scored]) -> list[Block]:
+def _answer(log: Log, results: Sequence[Scored], space: Space | None) -> list[Block]:
     blocks: list[Block] = [Heading(2, "The best")]
     if not results:
         return [*blocks, Notice("No candidate has a score within the caps yet.")]
@@ -108,25 +109,32 @@ def _answer(log: Log, results: Sequence[Scored]) -> list[Block]:
             "good: train it anew with other seeds before it is compared with anything."
         )
     )
-    point = "\n".join(f"{name}={value}" for name, value in best.candidate.point.items())
-    blocks.append(Listing(point))
-    blocks.append(_table(log, ordered[:BEST]))
+    blocks.append(Listing("\n".join(said_of_point(best.candidate.point, space))))
+    blocks.append(_table(log, ordered[:BEST], space))
     if len(log.objectives.goals) > 1:
         ahead = log.front(best.candidate.fidelity)
-        blocks += [Heading(2, "Pareto front"), _table(log, ahead)]
+        blocks += [Heading(2, "Pareto front"), _table(log, ahead, space)]
     return blocks
 
 
-def _table(log: Log, rows: Sequence[Scored]) -> Table:
+def _table(log: Log, rows: Sequence[Scored], space: Space | None) -> Table:
     goals = list(log.objectives.goals)
     names = list(rows[0].candidate.point)
-    header = ["candidate", *goals, *names, "how", "run"]
-    align = [RIGHT, *(RIGHT for _ in goals), *(RIGHT for _ in names), LEFT, LEFT]
+    apart = len(names) <= FEW
+
+    def point(one: Scored) -> list[str]:
+        if apart:
+            return [short(one.candidate.point[name]) for name in names]
+        return [" ".join(said_of_point(one.candidate.point, space))]
+
+    header = ["candidate", *goals, *(names if apart else ["point"]), "how", "run"]
+    places = [RIGHT] * len(names) if apart else [LEFT]
+    align = [RIGHT, *(RIGHT for _ in goals), *places, LEFT, LEFT]
     lines: list[list[Text]] = [
         [
             str(one.candidate.number),
             *(short(one.scores[name]) for name in goals),
-            *(short(one.candidate.point[name]) for name in names),
+            *point(one),
             one.candidate.how,
             Path(one.run).name if one.run else "",
         ]

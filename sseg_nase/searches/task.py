@@ -22,6 +22,7 @@ from sseg_nase.searches.jobs import Jobs, check_space
 from sseg_nase.searches.own import called, imported
 from sseg_nase.searches.parts import Parts, parts_of, tabular
 from sseg_nase.searches.progress import Progress, said_of
+from sseg_nase.spaces.space import Space
 from sseg_nase.tracking import Resumed
 from sseg_nase.tracking.sink import FINISHED
 
@@ -65,7 +66,7 @@ def perform_search(this: Run, overrides: Sequence[str], further: Sequence[Path] 
         def told(result: Scored) -> None:
             this.sink.metrics(progress.add(result), len(progress.told))
             this.sink.event("candidate", {"number": result.candidate.number})
-            say(said_of(result, parts.objectives, progress.best))
+            say(said_of(result, parts.objectives, progress.best, parts.space))
 
         if config.evaluator.name == "run":
             jobs = Jobs(
@@ -90,7 +91,7 @@ def perform_search(this: Run, overrides: Sequence[str], further: Sequence[Path] 
                 raise
         if config.evaluator.name == "run":
             jobs.close()
-        _conclude(this, log, say)
+        _conclude(this, log, parts.space, say)
 
 
 def evaluator_of(config: Config, parts: Parts) -> Evaluator:
@@ -133,14 +134,14 @@ def _describe(this: Run, parts: Parts) -> None:
     write_json(before, plan)
 
 
-def _conclude(this: Run, log: Log, say: Callable[[str], None]) -> None:
+def _conclude(this: Run, log: Log, space: Space, say: Callable[[str], None]) -> None:
     """Say what came out, and draw the report, which never costs the search anything but time."""
     best = log.best(fullest(log))
     if best is None:
         failed = [result for result in log.told if result.error is not None]
         why = f"; the first failed: {failed[0].error}" if failed else ""
         raise UserError(f"none of {len(log.told)} candidates has a score within the caps{why}")
-    say(f"best: {said_of(best, log.objectives, best)}")
+    say(f"best: {said_of(best, log.objectives, best, space)}")
     if not this.config.report.at_end:
         return
     from sseg_nase.searches.report import write_report  # here, because of Matplotlib

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from small_search import CHOICES, QUIET, searched
+from small_search import CHOICES, QUIET, own, searched
 
 from sseg_nase.config.compose import continued, load
 from sseg_nase.directory import status_of
@@ -26,7 +26,7 @@ from sseg_nase.sweeps.folder import JobFolder, SweepFolder
 RESULTS = {
     "fewshot": {"digits/val/5w1s": {"accuracy": 50.0}, "digits/val/5w5s": {"accuracy": 70.0}},
     "efficiency": {"params": 1000, "macs": 2000, "latency_ms_b1": 0.5, "peak_memory_mb": None},
-    "architecture": {"macs": 2000},
+    "training_macs": {"total": 70_000, "student": 70_000},
     "seconds": {"pretrain": 2.0, "evaluate": 1.0},
     "images_seen": {"synthetic": 30, "real_unlabeled": 10},
 }
@@ -87,7 +87,7 @@ def test_every_candidate_is_a_job_with_its_overrides(performed: Performed) -> No
     log = log_of(path)
     assert {s.scores["accuracy"] for s in log.told} == {60.0}
     assert (log.spent.seconds, log.spent.images) == (6.0, 80.0)
-    assert log.spent.training_macs == 3 * 2000 * 80
+    assert log.spent.training_macs == 2 * 70_000
     for candidate, job in zip(log.candidates, SweepFolder(path).jobs, strict=True):
         config = job.config
         assert (config.task, config.pretrain.epochs, config.search.choices) == ("pipeline", 3, {})
@@ -191,9 +191,12 @@ def test_a_job_that_a_killed_search_has_left_at_work_is_waited_for(
     assert performed.numbers == []
 
 
-def test_a_space_that_says_nothing_to_a_run_is_refused(performed: Performed) -> None:
-    with pytest.raises(UserError, match="the points of space=nb201 are no settings of a run"):
-        searched("task=search", *QUIET, "space=nb201")
+def test_a_space_that_says_nothing_to_a_run_is_refused(
+    performed: Performed, tmp_path: Path
+) -> None:
+    target = f"space.target={own(tmp_path)}:line"
+    with pytest.raises(UserError, match="the points of space=own are no settings of a run"):
+        searched("task=search", *QUIET, "space.name=own", target)
 
 
 def test_jobs_get_what_is_not_the_searchs_own() -> None:

@@ -214,3 +214,19 @@ def test_the_latest_search_is_found_and_is_no_run(tmp_path: Path) -> None:
         named_runs([str(path)], Path("runs"))
     with pytest.raises(UserError, match="not the directory of a search"):
         looked_at(str(tmp_path), Path("runs"))
+
+
+def test_choices_that_say_nothing_of_a_network_are_not_shown(tmp_path: Path) -> None:
+    """A genome has the choices of every family."""
+    given = ["task=search", "space=families", "strategy=random", *QUIET, *measured(tmp_path)]
+    path = searched(*given, "search.budget.candidates=2", "report.at_end=true")
+    first = log_of(path).told[0].candidate.point
+    silent = next(name for name in first if not name.startswith(("type", first["type"])))
+    lines = [json.loads(line) for line in (path / "events.jsonl").read_text().splitlines()]
+    said = next(str(line) for line in lines if "candidate 0 " in str(line))
+    assert "type=" in said
+    assert silent not in said
+    text = (path / "report" / "report.md").read_text(encoding="utf-8")
+    assert "type=" in text
+    assert silent not in text.partition("## The best")[2].partition("## Course")[0]
+    assert silent not in str(list(look.table(looked_at(str(path), Path("runs"))).columns[3].cells))
