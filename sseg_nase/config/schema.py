@@ -76,6 +76,8 @@ STRATEGIES = (
     "halving",
     "hyperband",
     "asha",
+    "pnas",
+    "tpe",
 )
 EVALUATORS = ("run", "tabular")
 FIDELITIES = ("epochs", "images", "resolution", "episodes")  # how much an evaluation is given
@@ -507,6 +509,9 @@ class StrategyConfig:
     learning_rate: Annotated[Optional[float], option(above=0)]
     baseline_decay: Annotated[Optional[float], option(least=0, most=0.99999)]
     candidates: Annotated[Optional[int], option(least=1)]
+    beam: Annotated[Optional[int], option(least=2)]
+    expansions: Annotated[Optional[int], option(least=1)]
+    size: Annotated[Optional[str], option(text="a whole-number choice of the space")]
     fidelity: Annotated[Optional[str], option(choices=FIDELITIES)]
     least: Annotated[Optional[int], option(least=1)]
     most: Annotated[Optional[int], option(least=1)]

@@ -130,6 +130,8 @@ STRATEGY_OPTIONS: Mapping[str, set[str]] = {
     "halving": {*_RUNGS, "candidates"},
     "hyperband": _RUNGS,
     "asha": _RUNGS,
+    "pnas": {"beam", "starts", "expansions", "members", "size"},
+    "tpe": {"starts"},
     OWN: set(),
 }
 EVALUATOR_OPTIONS: Mapping[str, set[str]] = {
@@ -415,6 +417,8 @@ def _searched(config: Config) -> Iterator[str]:
     own = dict(STRATEGY_OPTIONS)
     if strategy.mutation is None:  # as many choices as there are
         own["nsga2"] = own["nsga2"] - {"mutation"}
+    if strategy.size is None:  # the first that the space has
+        own["pnas"] = own["pnas"] - {"size"}
     yield from _own_options(strategy, "strategy", own)
     yield from _own_options(evaluator, "evaluator", EVALUATOR_OPTIONS)
     for name in ("seconds", "scores"):

@@ -38,6 +38,8 @@ STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
     "halving": known.SuccessiveHalving,
     "hyperband": known.Hyperband,
     "asha": known.ASHA,
+    "pnas": known.PNAS,
+    "tpe": known.TPE,
 }
 GOALS = {"accuracy": "max"}
 COSTS = ("params", "macs")

@@ -24,7 +24,7 @@ def measured(candidate: Candidate) -> dict[str, float]:
 
 
 def test_progressive_search_grows_the_best_of_every_size() -> None:
-    strategy = PNAS(beam=6, start=12, expansions=16, members=2)
+    strategy = PNAS(beam=6, starts=12, expansions=16, members=2)
     log = search(CELLS, strategy, Function(measured), Log(WANTED), Budget(candidates=100))
     sizes = [int(candidate.point["steps"]) for candidate in log.candidates]
     assert sizes == [1] * 12 + [2] * 6 + [3] * 6  # and then it is over
@@ -41,7 +41,7 @@ def test_progressive_search_grows_the_best_of_every_size() -> None:
 
 
 def test_asking_one_by_one_is_asking_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    strategy = PNAS(beam=4, start=6, expansions=8, members=2)
+    strategy = PNAS(beam=4, starts=6, expansions=8, members=2)
     one = search(CELLS, strategy, Function(measured), Log(WANTED), Budget(candidates=10), at_once=1)
     all_ = search(
         CELLS, strategy, Function(measured), Log(WANTED), Budget(candidates=10), at_once=5
@@ -51,7 +51,7 @@ def test_asking_one_by_one_is_asking_for_all(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_next_size_waits_for_all_of_this_one() -> None:
-    strategy = PNAS(beam=4, start=4, expansions=8, members=2)
+    strategy = PNAS(beam=4, starts=4, expansions=8, members=2)
     log = Log(WANTED)
     log.ask(strategy(CELLS, log, 4, 0))
     for candidate in log.candidates[:3]:
@@ -63,7 +63,7 @@ def test_the_next_size_waits_for_all_of_this_one() -> None:
 
 def test_the_first_size_ends_where_it_has_no_more_networks() -> None:
     chain = Chain(most=2, widths=(4, 8), resolution=8)
-    strategy = PNAS(beam=4, start=50, expansions=8, members=2)
+    strategy = PNAS(beam=4, starts=50, expansions=8, members=2)
     scores = Function(lambda candidate: {"accuracy": float(candidate.number)})
     log = search(chain, strategy, scores, Log(WANTED), Budget(candidates=100))
     depths = [candidate.point["depth"] for candidate in log.candidates]

@@ -14,8 +14,7 @@ from sseg_nase.config.schema import EVALUATORS, OWN, STRATEGIES
 from sseg_nase.errors import UserError
 from sseg_nase.searches import parts
 from sseg_nase.searches.own import imported
-from sseg_nase.spaces import named
-from sseg_nase.spaces.named import SPACES
+from sseg_nase.spaces import SPACES, named
 from sseg_nase.spaces.overrides import overrides_space
 
 MISTAKES = [
@@ -67,7 +66,7 @@ def test_every_file_of_a_group_names_itself() -> None:
     named_in = groups()
     assert set(named_in["strategy"]) == set(STRATEGIES) == set(parts.STRATEGIES)
     assert set(named_in["evaluator"]) == set(EVALUATORS)
-    assert set(named_in["space"]) == set(SPACES)
+    assert set(named_in["space"]) == {"overrides", *SPACES}
     for group in ("strategy", "evaluator", "space"):
         assert all(group_option(group, name)["name"] == name for name in named_in[group])
 
@@ -81,7 +80,7 @@ def test_the_values_of_conf_are_those_of_the_classes(name: str) -> None:
     rungs = set(parts.RUNGS) if hasattr(made, "rungs") else set()
     known = {field.name for field in dataclasses.fields(kind)} - {"rungs"} | rungs
     assert values - {"name", "settings"} <= known
-    assert known - values <= {"mutation"}
+    assert known - values <= {"mutation", "size"}
 
 
 def test_a_changed_value_reaches_the_strategy() -> None:
@@ -135,8 +134,8 @@ def test_a_point_is_what_a_run_is_started_with() -> None:
 def test_an_unknown_space_or_setting_is_named() -> None:
     with pytest.raises(UserError, match="Did you mean 'nb201'"):
         named("nb202")
-    with pytest.raises(UserError, match=r"space=nb201 space\.settings"):
-        named("nb201", cells=3)
+    with pytest.raises(UserError, match=r"Space nb201 has no setting 'cell'. Did you mean 'cells'"):
+        named("nb201", cell=3)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from sseg_nase.spaces.space import TRIES, Space
 
 @dataclass(frozen=True)
 class PNAS:
-    """Evaluate `start` networks of the smallest size, then of every next one the `beam` best.
+    """Evaluate `starts` networks of the smallest size, then of every next one the `beam` best.
 
     A size is a value of a whole-number choice, by default the first that the space has (`steps` of
     pnas, `depth` of chain). Networks of the next size are those of this one's `beam` best with all
@@ -31,13 +31,13 @@ class PNAS:
     """
 
     beam: int = 16
-    start: int = 32
+    starts: int = 32
     expansions: int = 64
     members: int = 5
     size: str | None = None
 
     def __post_init__(self) -> None:
-        at_least(2, self, "beam", "start", "members")
+        at_least(2, self, "beam", "starts", "members")
         at_least(1, self, "expansions")
 
     def __call__(self, space: Space, log: Log, count: int, seed: int) -> list[Candidate]:
@@ -46,7 +46,7 @@ class PNAS:
         ask = Ask(space, log, seed)
         for size in range(sizes.low, sizes.high + 1):
             asked = [c for c in log.candidates if c.point[sizes.name] == size]
-            missing = (self.start if size == sizes.low else self.beam) - len(asked)
+            missing = (self.starts if size == sizes.low else self.beam) - len(asked)
             if missing > 0:
                 self._suggest(ask, space, sizes, size, min(count, missing), seed)
                 if ask.candidates:
@@ -90,7 +90,7 @@ class PNAS:
     def _smallest(
         self, space: NetworkSpace, sizes: Integers, rng: Random
     ) -> Iterator[dict[str, Value]]:
-        for _ in range(self.start * TRIES):
+        for _ in range(self.starts * TRIES):
             point = space.canonical({**space.sample(rng), sizes.name: sizes.low})
             if space.allows(point):
                 yield point
