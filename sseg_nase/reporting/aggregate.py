@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 
 RUN_COLUMNS = (
     "configuration", "seed", "key", "network", "accuracy", "ci95", "episodes", "method",
-    "transductive", "params", "macs", "latency_ms_b1", "loss_best", "loss_last", "run",
+    "transductive", "params", "macs", "latency_ms_b1", "training_macs", "loss_best", "loss_last",
+    "run",
 )  # fmt: skip
 SUMMARY_COLUMNS = (
     "configuration", "key", "network", "method", "transductive", "seeds", "mean", "ci95", "std",
-    "min", "max", "ci95_episodes", "params", "macs",
+    "min", "max", "ci95_episodes", "params", "macs", "training_macs",
 )  # fmt: skip
 COMPARISON_COLUMNS = (
     "key", "network", "transductive", "a", "method_a", "b", "method_b", "difference",
@@ -101,6 +102,7 @@ class Judged(NamedTuple):
     transductive: bool
     params: float
     macs: float
+    training_macs: float
     latency_ms: float
     accuracies: np.ndarray | None
     settings: frozenset[Setting] | None
@@ -284,6 +286,7 @@ def _judged(results: Mapping[str, Any], network: str, result: Any) -> Judged | N
         transductive=bool(result.get("transductive", False)),
         params=_number(costs.get("params")),
         macs=_number(costs.get("macs")),
+        training_macs=_number(_mapping(results.get("training_macs")).get("total")),
         latency_ms=_number(costs.get("latency_ms_b1")) or math.nan,  # 0 is no time
         accuracies=None,
         settings=None,
@@ -409,6 +412,7 @@ def _run_rows(runs: Sequence[Found]) -> Iterator[dict[str, Any]]:
                 "params": judged.params,
                 "macs": judged.macs,
                 "latency_ms_b1": judged.latency_ms,
+                "training_macs": judged.training_macs,
                 "loss_best": run.loss_best,
                 "loss_last": run.loss_last,
                 "run": str(run.entry.run),
@@ -436,6 +440,7 @@ def _summary_rows(runs: Sequence[Found]) -> Iterator[dict[str, Any]]:
             "ci95_episodes": _mean(judged.ci95 for judged in group),
             "params": _mean(judged.params for judged in group),
             "macs": _mean(judged.macs for judged in group),
+            "training_macs": _mean(judged.training_macs for judged in group),
         }
     for (name, network), values in losses.items():
         yield {

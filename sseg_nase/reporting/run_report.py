@@ -423,6 +423,16 @@ def _efficiency(record: RunRecord) -> Iterator[Block]:
     if seen := [(IMAGES[key], f"{images[key]:,}") for key in IMAGES if finite(images.get(key))]:
         yield Paragraph("Images seen in training:")
         yield Facts(seen)
+    spent = record.section("training_macs")
+    if shares := [(part, _spent(count, spent)) for part, count in spent.items() if finite(count)]:
+        yield Paragraph("Multiply-accumulates of the training:")
+        yield Facts(shares)
+
+
+def _spent(count: float, spent: Mapping[str, Any]) -> str:
+    total = spent.get("total")
+    share = f" ({count / total:.1%})" if finite(total) and 0 < total != count else ""
+    return f"{count:.3g}{share}"
 
 
 def _costs(record: RunRecord) -> Iterator[tuple[str, dict[str, str]]]:

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 FRAMES = ("runs", "summary", "comparisons")
 ONE_SEED, SIGNIFICANT = "†", "*"
 ABLATION = "ablation="
+SPENT = "training MACs"
+SPENT_MEANS = "Training MACs: of student, teacher, trials and all else, see results.json."
 SHORT_PARTS = ("self-sup.", "evolution", "sparsity", "curric.", "distill.")
 
 Row = Mapping[str, Any]
@@ -173,7 +175,7 @@ def _judgements(aggregate: Aggregate) -> Iterator[Judged]:
 def _section(judged: Judged) -> Iterator[Block]:
     yield Heading(2, f"{judged.key} ({judged.kind})")
     yield Paragraph(f"Accuracy in % with {', '.join(judged.methods)}.")
-    header = ["configuration", "last network (%)", "best network (%)", "params", "MACs"]
+    header = ["configuration", "last network (%)", "best network (%)", "params", "MACs", SPENT]
     lines = [
         [
             _label(side, judged.several),
@@ -182,7 +184,7 @@ def _section(judged: Judged) -> Iterator[Block]:
         ]
         for side in _sides(judged)
     ]
-    yield Table(header, [LEFT, RIGHT, RIGHT, RIGHT, RIGHT], lines)
+    yield Table(header, [LEFT, *[RIGHT] * (len(header) - 1)], lines)
     if max(map(len, judged.ranked.values())) == 1:
         yield Paragraph("One configuration: there is nothing to compare, so nothing is bold.")
     for network in NETWORKS:
@@ -210,7 +212,9 @@ def _emphasised(judged: Judged, network: str, side: Side, text: str) -> str:
 
 def _sizes(judged: Judged, side: Side) -> list[str]:
     row = judged.cells[LAST].get(side, {})
-    return [_count(row.get("params")), _count(row.get("macs"))]
+    spent = row.get("training_macs")
+    told = NOTHING if spent is None or math.isnan(spent) else f"{spent:.3g}"
+    return [_count(row.get("params")), _count(row.get("macs")), told]
 
 
 def _pairs(judged: Judged, network: str) -> dict[Side, Compared]:
@@ -280,15 +284,15 @@ def _latex(judged: Judged) -> Iterator[LatexTable]:
         ]
         seeds = max(row["seeds"] for row in rows if row is not None)
         lines.append([_label(side, judged.several), *shown, str(seeds), *_sizes(judged, side)])
-    notes = ["n: seeds. Params and MACs: of the last network."]
+    notes = [f"n: seeds. Params and MACs: of the last network. {SPENT_MEANS}"]
     if any(judged.winners.values()):
         notes.append("Bold: significantly better than every other.")
     if any(row["seeds"] == 1 for row in judged.cells[LAST].values()):
         notes.append(f"{ONE_SEED} one seed: 95 % CI over its episodes.")
     yield LatexTable(
         f"Accuracy in % ± 95 % CI over seeds: {about}.",
-        ["Configuration", "last", "best", "n", "params", "MACs"],
-        [LEFT, RIGHT, RIGHT, RIGHT, RIGHT, RIGHT],
+        ["Configuration", "last", "best", "n", "params", "MACs", SPENT],
+        [LEFT, *[RIGHT] * 6],
         lines,
         notes,
     )
@@ -444,7 +448,7 @@ def _legend(
         ": the network at the end of training. ",
         Bold("best"),
         ": that with the lowest training loss at the latest level, chosen without any labels. "
-        "Params and MACs: of the last network, mean over seeds.",
+        f"Params and MACs: of the last network, mean over seeds. {SPENT_MEANS}",
     )
     if any(row["seeds"] > 1 for row in summary):
         yield (

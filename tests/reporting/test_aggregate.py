@@ -67,6 +67,7 @@ def test_a_row_per_run_key_and_network(entries: list[Entry]) -> None:
                     "params": 1000,
                     "macs": 10_000,
                     "latency_ms_b1": 0.5,
+                    "training_macs": 3_000_000,
                     "loss_best": 3.0 - entry.seed,
                     "loss_last": 4.0,
                 }.items()
@@ -94,6 +95,7 @@ def test_a_summary_row_is_the_mean_over_seeds(entries: list[Entry]) -> None:
         assert row["ci95_episodes"] == pytest.approx(np.mean([run["ci95"] for run in runs]))
         assert row["params"] == runs[0]["params"]
         assert row["macs"] == runs[0]["macs"]
+        assert row["training_macs"] == runs[0]["training_macs"]
     (lowest,) = rows(found.summary, configuration="A1", key="pretrain/loss", network="best")
     assert (lowest["mean"], lowest["seeds"]) == (2.0, 3)
     assert lowest["ci95"] == pytest.approx(stats.t.ppf(0.975, 2) / math.sqrt(3))
@@ -494,7 +496,7 @@ def test_a_latency_of_0_is_none(entries: list[Entry]) -> None:
 
 
 def test_equal_settings_on_other_images_are_not_the_same_episodes() -> None:
-    one = Judged(50.0, 1.0, 2, "ncm", False, 1.0, 1.0, 1.0, None, frozenset(), "checksum")
+    one = Judged(50.0, 1.0, 2, "ncm", False, 1.0, 1.0, 1.0, 1.0, None, frozenset(), "checksum")
     assert same_episodes(one, one)
     assert not same_episodes(one, one._replace(images="another"))
     assert not same_episodes(one, one._replace(episodes=3))  # of the same list, but fewer of them

@@ -81,6 +81,7 @@ def a_run(folder: Path, **changes: Any) -> Path:
         "efficiency": {"params": 7000, "macs": 80000, "resolution": 32, "device": "cpu"},
         "mutations": 1,
         "images_seen": {"synthetic": 8192, "real_unlabeled": 0, "real_labeled": 0},
+        "training_macs": {"total": 8 * 10**9, "student": 6 * 10**9, "trials": 2 * 10**9},
     }
     write(folder / "results.json", json.dumps(results | changes))
     return folder
@@ -174,6 +175,8 @@ def test_a_whole_run(run: Path) -> None:
         "| digits val, 5-way 1-shot | last | 56.79 ± 0.65 | 600 | prototype/cosine/cl2n |",
         "| parameters | 5,000 | 7,000 |",
         "- **drawn**: 8,192",
+        "- **total**: 8e+09",
+        "- **student**: 6e+09 (75.0%)",
         "![First](<figures/first.png>)",
         "> Second: There was nothing to show.",
         "| 0 | 2 | WIDEN | block 2 has 24 channels | 16-16-32 → 16-24-32 | 5.00 k → 7.00 k |",

@@ -60,12 +60,19 @@ def test_a_clear_winner_is_bold(tmp_path: Path) -> None:
     assert text.startswith("# The sweep\n\nFinished runs: 9, of 3 configurations.\n")
     assert f"## {KEY} (inductive)" in text
     main, last, best, loss = tables(text)
-    assert main[0] == ["configuration", "last network (%)", "best network (%)", "params", "MACs"]
+    assert main[0] == [
+        "configuration",
+        "last network (%)",
+        "best network (%)",
+        "params",
+        "MACs",
+        "training MACs",
+    ]
     assert [line[0] for line in main[1:]] == ["A7", "A2", "A1"]
     row = summary(found, configuration="A7", key=KEY, network="last")
     assert main[1][1] == f"**{row['mean']:.2f} ± {row['ci95']:.2f} (n=3)**"
     assert main[1][2].startswith("**")
-    assert main[1][3:] == ["1,000", "10,000"]
+    assert main[1][3:] == ["1,000", "10,000", "3e+06"]
     assert "**" not in str(main[2:])
     assert "The last network of A7 is significantly better than every other." in text
     assert last[0][0] == best[0][0] == "A7 minus"
