@@ -511,7 +511,12 @@ def test_what_is_recorded_of_what_was_judged(
     )
     history = [{"accepted": True}, {"accepted": False}]
     reached: Any = SimpleNamespace(
-        backbone=backbone, history=history, step=33, images_seen={"synthetic": 5}, skipped={}
+        backbone=backbone,
+        history=history,
+        step=33,
+        images_seen={"synthetic": 5},
+        skipped={},
+        macs={},
     )
     monkeypatch.setattr(running.stages, "evaluate", lambda *given: judgement(50.0))
     monkeypatch.setattr(
@@ -539,6 +544,7 @@ def test_what_is_recorded_of_what_was_judged(
     assert results["fewshot_untrained"][KEY]["accuracy"] == 20.0
     assert ("fewshot_best" in results) == ("best" in results) == (best == "there")
     assert (results["mutations"], results["images_seen"]) == (1, {"synthetic": 5})
+    assert results["training_macs"] == {"total": 7, "student": 7}
     assert results["data"] == {"evaluated": {}, "doubts": ["an overlap"]}
     assert {step for _, step in figures} == {33 if again else 0}
     told = {key: value for values, _ in figures for key, value in values.items()}
@@ -548,7 +554,8 @@ def test_what_is_recorded_of_what_was_judged(
     assert told.get(f"fewshot_best/{KEY}/accuracy") == (60.0 if best == "there" else None)
     measured = {key: value for key, value in told.items() if key.startswith("efficiency/")}
     assert measured == {
-        "efficiency/params": 70, "efficiency/macs": 700, "efficiency/latency_ms_b64": 2.0
+        "efficiency/params": 70, "efficiency/macs": 700, "efficiency/latency_ms_b64": 2.0,
+        "efficiency/training_macs": 7,
     }  # fmt: skip
     expected = {"fewshot", "fewshot_untrained"}
     assert groups[0] >= expected | ({"fewshot_best"} if best == "there" else set())

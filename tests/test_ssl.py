@@ -103,7 +103,8 @@ def test_recomputed_activations_give_the_same_network(method: str) -> None:
         assert all(torch.equal(plain[part][name], t) for name, t in recomputed[part].items())
 
 
-@pytest.mark.parametrize("method", [pytest.param("byol", marks=pytest.mark.slow), "dino"])
+@pytest.mark.parametrize("method", ["byol", "dino"])
+@pytest.mark.slow
 def test_two_processes_train_a_method_as_one(method: str) -> None:
     calm = ["ablation=A7", "seed=1", "optimizer=sgd", "optimizer.lr=0.01", "pretrain.epochs=4"]
     one = ran(method, *calm, "hardware.batch_size=16")

@@ -39,7 +39,8 @@ class NetworkSpace(Space):
                 f"Space {self.name}: resolution={self.resolution} must be at least 1, and "
                 f"in_channels={self.in_channels} 1 or 3."
             )
-        object.__setattr__(self, "choices", self._choices())
+        if not self.choices:  # a part of them may be given: fewer operations, say
+            object.__setattr__(self, "choices", self._choices())
         super().__post_init__()
 
     # What a subclass says.

@@ -217,7 +217,7 @@ EVERY = (
         ["ssl.distillation_weight=0.5"],
         [*SMALL_DINO, "backbone.residual=true"],
         ["ssl=byol", "optimizer=sgd", "optimizer.lr=0.01", "backbone.embedding=flatten"],
-        ["ssl=prototype_pairs", "hardware.precision=32-true"],
+        pytest.param(["ssl=prototype_pairs", "hardware.precision=32-true"], marks=pytest.mark.slow),
     ],
 )
 def test_every_mutation(fake: Fake, overrides: list[str]) -> None:
@@ -361,6 +361,7 @@ def stopped_after(steps: int, folder: Path, *overrides: str) -> dict[str, Any]:
     return checkpoint.load(folder / "checkpoints" / "last.pt")
 
 
+@pytest.mark.slow
 def test_a_resumed_training_is_the_uninterrupted_one(fake: Fake, tmp_path: Path) -> None:
     given = [*RUN, HALF]
     whole = pretrain(config_of(*given), Sink(), tmp_path / "whole")

@@ -61,6 +61,7 @@ def tuned(candidate) -> dict[str, float]:
 def test_a_finite_space_is_exhausted_without_a_duplicate(strategy) -> None:
     """Every function of the 729 cells of three operations, once, ten or fewer at a time."""
     every = {SMALL.key(point) for point in SMALL.points()}
+    assert SMALL.size == 3**6
     log = search(SMALL, strategy, Function(measure), new_log(), Budget(), at_once=9)
     keys = [candidate.key for candidate in log.candidates]
     assert len(keys) == len(set(keys)) == len(every)

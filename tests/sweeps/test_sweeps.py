@@ -109,6 +109,7 @@ def comparable(run: Path) -> dict[str, Any]:
     return results
 
 
+@pytest.mark.slow
 def test_a_sweep_from_start_to_report(ran: Callable[..., tuple[int, str]]) -> None:
     code, said = ran("-m", "ablation=A1,A2", "seed=0,1", *QUICK)
     assert code == 0, said
@@ -353,6 +354,7 @@ def test_a_killed_launcher_loses_nothing(
     assert sweep.jobs[1].state()["attempts"] == 1
 
 
+@pytest.mark.slow
 def test_a_detached_sweep_outlives_its_shell(
     start: Started, ran: Callable[..., tuple[int, str]]
 ) -> None:

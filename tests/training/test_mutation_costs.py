@@ -99,7 +99,7 @@ def test_trials_and_importance_compute_as_training_does(
 @pytest.mark.parametrize(
     ("precision", "further"),
     [
-        ("16-mixed", []),
+        pytest.param("16-mixed", [], marks=pytest.mark.slow),
         ("bf16-mixed", []),
         ("bf16-mixed", EXACT),
         pytest.param("16-mixed", EXACT, marks=pytest.mark.slow),
