@@ -217,6 +217,7 @@ def test_weights_of_a_file_are_told_of_and_used(tmp_path: Path) -> None:
     assert results(directory)["fewshot"] != results(plain)["fewshot"]
 
 
+@pytest.mark.slow
 def test_mistakes_end_with_exit_code_2(trained: Path, tmp_path: Path) -> None:
     still = ["evolution=none", "sparsity=none", "backbone.weights=imagenet"]
     for overrides, said in (

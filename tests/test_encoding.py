@@ -54,6 +54,7 @@ def test_what_nobody_listens_to_ends_nothing(monkeypatch: pytest.MonkeyPatch) ->
         assert sys.stdout is pipe
 
 
+@pytest.mark.slow
 def test_a_run_outlives_who_reads_its_output(tmp_path: Path) -> None:
     given = ["debug=tiny", "hardware=cpu", "tracking=jsonl", "ablation=A1", "report.at_end=false"]
     given += ["evaluation.episodes=2", "evaluation.untrained_reference=false"]

@@ -200,6 +200,7 @@ def test_without_a_finished_run_the_first_notebook_says_what_to_run() -> None:
         latest_run("runs", pretrained=True)
 
 
+@pytest.mark.slow
 def test_without_a_sweep_the_comparison_says_what_to_run(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,6 +132,7 @@ def test_folders_with_splits_and_lists_run_too(tmp_path: Path) -> None:
     assert set(results["fewshot"]) == {"csv/val/2w1s", "csv/val/2w5s"}
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_fitted_to_train_and_to_val(tmp_path: Path) -> None:
     root = photos(tmp_path / "photos", [5] * 8)
     short = ["finetune.epochs=1", "finetune.episodes_per_epoch=2", "finetune.validation_episodes=2"]

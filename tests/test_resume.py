@@ -188,10 +188,11 @@ def test_ten_kills_at_random_moments(seed: int, tmp_path: Path, reference: Path)
     "number",
     [
         signal.SIGTERM,
-        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-        pytest.param(signal.SIGUSR1, marks=pytest.mark.slow),
+        signal.SIGINT,
+        signal.SIGUSR1,
     ],
 )
+@pytest.mark.slow
 def test_a_run_asked_to_stop_says_how_to_go_on(
     number: signal.Signals, tmp_path: Path, reference: Path
 ) -> None:

@@ -215,7 +215,7 @@ EVERY = (
     "overrides",
     [
         ["ssl.distillation_weight=0.5"],
-        [*SMALL_DINO, "backbone.residual=true"],
+        pytest.param([*SMALL_DINO, "backbone.residual=true"], marks=pytest.mark.slow),
         ["ssl=byol", "optimizer=sgd", "optimizer.lr=0.01", "backbone.embedding=flatten"],
         pytest.param(["ssl=prototype_pairs", "hardware.precision=32-true"], marks=pytest.mark.slow),
     ],
@@ -376,7 +376,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(fake: Fake, tmp_path: Path)
     assert len(whole.progress.history) == len(resumed.progress.history) > 1
 
 
-@pytest.mark.parametrize("there_first", [True, False])
+@pytest.mark.parametrize("there_first", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_training_goes_on_on_another_device(tmp_path: Path, there_first: bool) -> None:
     """With a probation under way: its networks go along, too."""
     with_memory = [*RUN[:-1], *SMALL_DINO]

@@ -70,5 +70,6 @@ def test_it_starts_once_more_and_no_more_with_the_same_arguments() -> None:
     assert first.endswith("['-c', 'a b', '--c=d']")
 
 
+@pytest.mark.slow
 def test_a_large_process_gives_back_what_it_does_not_use() -> None:
     assert said(KEEP + RELEASE) > 1800

@@ -60,6 +60,7 @@ def ends(status: str, exitcode: int = 1) -> Callable[[JobFolder], None]:
     return end
 
 
+@pytest.mark.slow
 def test_what_is_to_be_done_is_handed_over_once() -> None:
     hydra, said = Hydra(ends(FINISHED, 0)), list[str]()
     assert launch(GIVEN, hydra, said.append) == 0
@@ -97,7 +98,14 @@ def test_a_launcher_that_cannot_start_is_a_mistake_and_a_job_that_failed_is_none
     assert launch(GIVEN, Broken(ends(FAILED)), print) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
 def test_an_interrupted_launch_lets_no_further_job_begin(number: int) -> None:
     def interrupt(job: JobFolder) -> None:
         assert not the_sweep().stopped

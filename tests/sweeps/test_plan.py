@@ -222,6 +222,7 @@ def test_a_frozen_config_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         stored(path)
 
 
+@pytest.mark.slow
 def test_the_same_jobs_are_the_same_sweep(tmp_path: Path) -> None:
     first = made(tmp_path, "ablation=A1,A2", "seed=0,1")
     _, jobs = plan(["ablation=A1,A2", "seed=0,1", "sweep.parallel=7", "tracking=jsonl"])
@@ -366,6 +367,7 @@ def test_values_that_have_no_effect_are_said(tmp_path: Path) -> None:
         launch(["sweep.parallel=1"], lambda overrides: None, print)
 
 
+@pytest.mark.slow
 def test_a_plan_that_takes_long_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     said = list[str]()
     plan(["debug=tiny", "seed=range(0,7)"], say=said.append)
@@ -384,6 +386,7 @@ def test_jobs_that_differ_behind_a_long_name_are_two_configurations() -> None:
     assert all(len(job.label) <= 120 for job in jobs)
 
 
+@pytest.mark.slow
 def test_a_plan_composes_the_options_of_its_groups_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

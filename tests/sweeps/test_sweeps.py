@@ -284,9 +284,11 @@ LONG = ("-m", "ablation=A2", "seed=0,1", *QUICK, "pretrain.epochs=5000")
     "launcher",
     [
         "basic",
-        *(pytest.param(each, marks=pytest.mark.slow) for each in ("joblib", "submitit_local")),
+        "joblib",
+        "submitit_local",
     ],
 )
+@pytest.mark.slow
 def test_an_interruption_leaves_checkpoints(launcher: str, start: Started) -> None:
     process = start(*LONG, f"hydra/launcher={launcher}", "sweep.parallel=1")
     wait_until(trains)
@@ -412,6 +414,7 @@ def test_an_experiment_may_say_what_is_swept_and_where(
     assert len(list(Path("runs/debug").iterdir())) == 4
 
 
+@pytest.mark.slow
 def test_mistakes_in_jobs_alone_end_with_2(ran: Callable[..., tuple[int, str]]) -> None:
     code, said = ran(
         "-m", "seed=0,1", "dataset=cifar_fs", "paths.data_dir=nowhere", "debug=tiny",

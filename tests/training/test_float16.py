@@ -110,6 +110,7 @@ def same_tensors(first: Any, second: Any) -> bool:
 # -- pretraining -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_networks_train_mutate_and_resume_in_float16(tmp_path: Path) -> None:
     config = load([*HALF, "ablation=A7"])
     whole = stages.pretrain(config, Told(), tmp_path / "whole")

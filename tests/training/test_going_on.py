@@ -105,7 +105,15 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(
+            m, marks=[pytest.mark.slow] if m in ("barlow_twins", "prototype_pairs") else []
+        )
+        for m in METHODS
+    ],
+)
 def test_every_method_goes_on_as_if_it_had_not_been_stopped(method: str, tmp_path: Path) -> None:
     config = load([*TINY, "ablation=A7", f"ssl={method}", *METHODS[method]])
     reference, told = whole(config, tmp_path / "whole")
