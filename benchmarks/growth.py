@@ -23,6 +23,7 @@ import numpy as np
 
 from sseg_nase.config.compose import load
 from sseg_nase.config.schema import Config
+from sseg_nase.counting import BACKWARD
 from sseg_nase.fewshot.statistics import crossed_difference, holm, mean_t95
 from sseg_nase.reporting.episodes import read_episodes
 from sseg_nase.stages.pretraining import seed_learner
@@ -48,7 +49,7 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "Conv4-64": ("backbone=conv4", FIXED),
 }  # fmt: skip
 RATES = (0.001, 0.002, 0.004)
-VIEWS, PASSES = 2, 3
+VIEWS, PASSES = 2, 1 + BACKWARD
 KEYS = ("cifar_fs/val/5w1s", "cifar_fs/val/5w5s")
 
 

@@ -62,7 +62,7 @@ HEADED = ("relation", "maml")  # methods that need what finetune of that name tr
 FINETUNING = ("none", "prototypical", "matching", "relation", "r2d2", "maml", "linear")
 LOOKS = ("status", "report", "deliver")  # at what is on disk: no run of their own
 TASKS = ("pipeline", "evaluate", "curriculum", "replay", "search", *LOOKS)
-RESUMED = ("pipeline", "search")  # tasks that can be gone on with
+RESUMED = ("pipeline", "search")  # tasks that can be resumed
 STRATEGIES = (
     "random",
     "grid",

@@ -363,7 +363,7 @@ def _task(config: Config) -> Iterator[str]:
 def _resume(config: Config) -> Iterator[str]:
     if config.resume and config.task not in RESUMED:
         tasks = " and ".join(f"task={task}" for task in RESUMED)
-        yield f"resume={config.resume}: only {tasks} can be gone on with."
+        yield f"resume={config.resume}: only {tasks} can be resumed."
     if config.resume_overrides and not config.resume:
         yield "resume_overrides=true: it has no effect without resume=RUN_DIR."
 

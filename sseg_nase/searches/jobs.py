@@ -3,7 +3,7 @@
 A job stands in the search's folder as the jobs of a sweep stand in theirs, and is performed by the
 same code: a process of its own, its config frozen, its end on disk. So a search that was killed
 finds what its jobs have done: a finished one is read, one still at work is waited for, one that was
-interrupted goes on from its checkpoint.
+interrupted is resumed from its checkpoint.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def _head(search: SearchFolder, log: Log, results: Sequence[Scored]) -> list[Blo
     blocks: list[Block] = [Facts(facts)]
     if search.status != FINISHED:
         go_on = Code(command(resume=search.path))
-        blocks.append(Notice(("This search is ", search.status, ". It goes on by ", go_on, ".")))
+        blocks.append(Notice(("This search is ", search.status, ". Resume it by ", go_on, ".")))
     return blocks
 
 

@@ -61,7 +61,7 @@ def perform_search(this: Run, overrides: Sequence[str], further: Sequence[Path] 
             this.sink.metrics(progress.add(known), len(progress.told))
         if log.candidates:
             pending = len(log.pending)
-            say(f"goes on behind {len(log.told)} results, {pending} of its candidates are pending")
+            say(f"resumed after {len(log.told)} results, {pending} candidates are pending")
 
         def told(result: Scored) -> None:
             this.sink.metrics(progress.add(result), len(progress.told))
