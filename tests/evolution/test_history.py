@@ -13,6 +13,7 @@ SEED = Architecture.seed([4, 6], resolution=16)
 LINE = [  # of mutations.jsonl, whose names others rely on
     *("index", "epoch", "step", "kind", "target", "trigger", "before", "after"),
     *("function_delta", "loss_before", "loss_after", "fitness", "seconds", "accepted"),
+    "measured",
 ]
 
 
