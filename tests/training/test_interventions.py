@@ -46,7 +46,7 @@ def reasons(
         trainer: Any = SimpleNamespace(
             probe=NO_TEACHER,
             networks=None,
-            means=EpochMeans(level, widths, loss, loss, None, 1.0),
+            means=EpochMeans(level, widths, loss, 9.0 * epoch, None, 1.0),  # a part that goes on
             progress=SimpleNamespace(epoch=epoch, history=[]),
             config=SimpleNamespace(pretrain=SimpleNamespace(epochs=100)),
         )
@@ -336,6 +336,7 @@ def test_a_pruning_that_was_missed_is_made_up_for(monkeypatch: pytest.MonkeyPatc
         trainer.progress.epoch = epoch
         decision = one.decide(trainer)
         assert (decision.trigger["reason"] != "no pruning is due") == expected
+        assert one.decide(trainer).trigger == {"reason": "no pruning is due"}  # it is over
         targets.append(decision.trigger.get("target_sparsity"))
     ratio = config.sparsity.ratio
     assert targets[1] == pytest.approx(ratio * (1 - (2 / 3) ** 3))

@@ -196,7 +196,8 @@ def test_importance_that_no_scale_keeps_finite_is_said() -> None:
     one.probe.method = _with(one.method, steep)
     assert not all(each.isfinite().all() for each in taylor(one))
     one.progress.epoch = 1
-    sparsify = interventions.Sparsify(one.config.sparsity, one.config.pretrain, 0)
+    sparsity, evolution = one.config.sparsity, one.config.evolution
+    sparsify = interventions.Sparsify(sparsity, evolution, one.config.pretrain, 0)
     sparsify.due = [1]
     decision = sparsify.decide(one)
     assert decision.mutation is None
