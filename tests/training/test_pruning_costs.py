@@ -28,6 +28,11 @@ def test_views_that_agree_are_told_apart_and_others_by_chance() -> None:
     support = embedded(0, 64, 32) + 5  # a common part tells nothing
     assert instance_accuracies(support, 3 * support, 50, seed=0).tolist() == [100.0] * 50
     shifted = instance_accuracies(support, support + 40, 50, seed=0)
+    first = embedded(3, 64, 3)
+    second = first + 0.5 * embedded(4, 64, 3)
+    noisy = instance_accuracies(first, second, 50, seed=0)
+    assert 40 < noisy.mean() < 90
+    assert torch.equal(instance_accuracies(first + 20, second + 20, 50, seed=0), noisy)
     found = instance_accuracies(support, embedded(1, 64, 32), 4000, seed=0)
     assert found.mean().item() == pytest.approx(100 / WAYS, abs=2)
     assert shifted.mean() < 100  # the mean of both is taken away, not of each
