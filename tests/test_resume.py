@@ -93,8 +93,12 @@ def timeless(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def mutations(directory: Path) -> list[dict[str, Any]]:
-    lines = (directory / "mutations.jsonl").read_text().splitlines()
-    return [{**json.loads(line), "seconds": None} for line in lines]
+    lines = map(json.loads, (directory / "mutations.jsonl").read_text().splitlines())
+    return [{**line, "seconds": None, "measured": deterministic(line)} for line in lines]
+
+
+def deterministic(line: dict[str, Any]) -> Any:
+    return (line["measured"] or {}).get("accuracy")
 
 
 def metric_rows(folder: Path) -> dict[str, list[tuple[int, float]]]:

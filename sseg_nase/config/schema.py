@@ -313,6 +313,7 @@ class SparsityConfig:
     min_channels: Annotated[int, option(least=1)]
     round_to: Annotated[int, option(least=1)]
     recalibration_batches: Annotated[int, option(least=0)]
+    negative_path: bool
     probation: Annotated[str, option(choices=("control", "tolerance"))]
     rollback_tolerance: Annotated[float, option(least=-1)]
     rollback_grace_epochs: Annotated[int, option(least=0)]

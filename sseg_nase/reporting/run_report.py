@@ -63,7 +63,7 @@ from sseg_nase.reporting.html import as_html
 from sseg_nase.reporting.latex import LatexTable, as_latex, preview
 from sseg_nase.reporting.markdown import as_markdown
 from sseg_nase.reporting.pictures import drawn, files_of
-from sseg_nase.reporting.provenance import provenance
+from sseg_nase.reporting.provenance import provenance, section
 from sseg_nase.reporting.record import FINISHED, RunRecord, read_run, standing
 from sseg_nase.reporting.times import span
 from sseg_nase.tracking.console import better, duration
@@ -477,9 +477,60 @@ def _mutations(record: RunRecord) -> Iterator[Block]:
     align = [RIGHT, RIGHT, LEFT, LEFT, LEFT, RIGHT, RIGHT, RIGHT, RIGHT, LEFT, LEFT]
     yield Table(header, align, [_mutation(one) for one in record.mutations])
     yield Paragraph(
-        "Epochs and blocks count from 1. All of it is before → after; losses (nats) are of one and "
-        "the same batch. Function delta: how far the projections of that batch moved, "
+        "Epochs and blocks count from 1. All of it is before → after; losses (nats) are of the "
+        "same held batches. Function delta: how far the projections of one of them moved, "
         "‖f′ − f‖ / ‖f‖. More is in mutations.csv."
+    )
+    yield from _prunings(record)
+
+
+def _prunings(record: RunRecord) -> Iterator[Block]:
+    """What every PRUNE has cost and given."""
+    ended = {line["index"]: line for line in record.events.get("probation", ())}
+    rows = [
+        _pruning(one, ended.get(one["index"], {}))
+        for one in record.mutations
+        if isinstance(one.get("measured"), Mapping)
+    ]
+    if not rows:
+        return
+    header = [
+        "#", "held episodes (%)", "change (points)", "at the end of probation (points)",
+        "removed channels alone (%)", "undecided", "latency (ms)", "batch",
+    ]  # fmt: skip
+    yield Paragraph("What every PRUNE has cost and given:")
+    yield Table(header, [RIGHT] * len(header), rows)
+    yield Paragraph(
+        "Held episodes: 5-way 1-shot on held images without their labels, every image a class of "
+        "its own, one view its support and another its query; ± the standard error of the paired "
+        "difference. At the end of probation the pruned network is compared with the one that was "
+        "not pruned. Undecided: removed channels whose importance does not lie below that of the "
+        "least kept one of their block by two standard errors."
+    )
+
+
+def _pruning(one: Mapping[str, Any], ended: Mapping[str, Any]) -> list[Text]:
+    accuracy, latency = (section(one["measured"], key) for key in ("accuracy", "latency"))
+    trigger = one.get("trigger")
+    undecided = trigger.get("undecided") if isinstance(trigger, Mapping) else None
+    return [
+        str(one["index"]),
+        " → ".join(_figure(accuracy.get(key), ".2f") for key in ("before", "after")),
+        _with_error(accuracy, "change"),
+        _with_error(ended, "accuracy_change"),
+        _figure(accuracy.get("removed"), ".2f"),
+        _figure(undecided, ".0f"),
+        " → ".join(_figure(latency.get(key), ".2f") for key in ("before_ms", "after_ms")),
+        _figure(latency.get("batch"), ".0f"),
+    ]
+
+
+def _with_error(figures: Mapping[str, Any], key: str) -> str:
+    error = figures.get(f"{key}_error")
+    return (
+        f"{_figure(figures.get(key), '+.2f')} ± {_figure(error, '.2f')}"
+        if finite(error)
+        else NOTHING
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,16 @@ IMPORTANCE: Mapping[str, Callable[[Tensor, Tensor, torch.Generator], Tensor]] = 
 COUPLED = frozenset({"taylor", "magnitude"})  # kinds that say what a removal loses
 
 
+class Importance(NamedTuple):
+    """One `[C]` tensor per block: the mean over batches, and its standard error.
+
+    Errors are sd / √K over the K batches, and NaN where there was one batch only.
+    """
+
+    scores: list[Tensor]
+    errors: list[Tensor]
+
+
 def channel_importance(
     backbone: EvolvableCNN,
     losses: Iterable[Tensor],
@@ -49,7 +60,7 @@ def channel_importance(
     """
     parameters = makers(backbone)
     gradients = (torch.autograd.grad(loss, parameters) for loss in losses)
-    return importance_of(backbone, gradients, kind=kind, coupled=coupled, seed=seed)
+    return importance_of(backbone, gradients, kind=kind, coupled=coupled, seed=seed).scores
 
 
 def importance_of(
@@ -59,22 +70,37 @@ def importance_of(
     kind: str = "taylor",
     coupled: bool = True,
     seed: int = 0,
-) -> list[Tensor]:
-    """`channel_importance` by the gradients of the losses in `makers`, one sequence per loss."""
+) -> Importance:
+    """`channel_importance` by the gradients of the losses in `makers`, one sequence per loss.
+
+    With the standard errors of the scores, which are those of what is `coupled`, too.
+    """
     generator = torch.Generator().manual_seed(seed)
     score = IMPORTANCE[kind]
+    adds = coupled and kind in COUPLED
     totals = [torch.zeros(c) for c in backbone.architecture.channels]
-    batches = 0
+    batches: list[list[Tensor]] = []
     for found in gradients:
         each_of = iter(found)
-        for total, block in zip(totals, backbone.blocks, strict=True):
+        own = [torch.zeros_like(total) for total in totals]
+        for scores, block in zip(own, backbone.blocks, strict=True):
             for parameter in _makers(block):
                 each = score(parameter.detach().float(), next(each_of).float(), generator)
-                total += each.flatten(1).sum(1).cpu() if each.dim() > 1 else each.cpu()
-        batches += 1
+                scores += each.flatten(1).sum(1).cpu() if each.dim() > 1 else each.cpu()
+        for total, scores in zip(totals, own, strict=True):
+            total += scores
+        batches.append(couple(backbone, own) if adds else own)
     assert batches, "importance needs at least one batch"
-    own = [total / batches for total in totals]
-    return couple(backbone, own) if coupled and kind in COUPLED else own
+    mean = [total / len(batches) for total in totals]
+    errors = [standard_error(torch.stack(block)) for block in zip(*batches, strict=True)]
+    return Importance(couple(backbone, mean) if adds else mean, errors)
+
+
+def standard_error(values: Tensor) -> Tensor:
+    """Of the mean over the first axis of `[K, …]`: sd / √K; NaN for K = 1."""
+    if len(values) == 1:
+        return torch.full_like(values[0], float("nan"))
+    return values.std(dim=0) / len(values) ** 0.5
 
 
 def couple(backbone: EvolvableCNN, own: Sequence[Tensor]) -> list[Tensor]:

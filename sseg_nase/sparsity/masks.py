@@ -11,7 +11,9 @@ from torch import Tensor
 
 from sseg_nase.errors import UserError
 from sseg_nase.finite import not_finite
-from sseg_nase.sparsity.importance import normalized
+from sseg_nase.sparsity.importance import Importance, normalized
+
+UNDECIDED_ERRORS = 2  # standard errors by which channels must differ to be told apart
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,21 @@ class ComplementaryMasks:
     @property
     def kept(self) -> list[list[int]]:
         """Indices of the kept channels per block."""
-        return [mask.nonzero().flatten().tolist() for mask in self.positive]
+        return _indices(self.positive)
+
+    @property
+    def complement_kept(self) -> list[list[int]]:
+        """Indices of the channels of the negative path per block: what it alone would keep."""
+        return _indices(self.complement)
 
     @property
     def removed(self) -> int:
         """Number of channels left out."""
         return sum(int(mask.sum()) for mask in self.negative)
+
+
+def _indices(masks: Sequence[Tensor]) -> list[list[int]]:
+    return [mask.nonzero().flatten().tolist() for mask in masks]
 
 
 def complementary_masks(
@@ -76,6 +87,21 @@ def complementary_masks(
         mask[order[:count]] = True
         negative.append(mask)
     return ComplementaryMasks(tuple(~mask for mask in negative), tuple(negative))
+
+
+def undecided(importance: Importance, masks: ComplementaryMasks) -> int:
+    """How many channels are left out that might as well have been others of their block.
+
+    Those whose score does not lie below that of the block's least important kept channel by
+    `UNDECIDED_ERRORS` standard errors of the difference; none where the errors are not known.
+    """
+    count = 0
+    for scores, errors, keep in zip(*importance, masks.positive, strict=True):
+        least = scores.masked_fill(~keep, float("inf")).argmin()
+        error = (errors.square() + errors[least].square()).sqrt()
+        close = scores[least] - scores <= UNDECIDED_ERRORS * error
+        count += int((close & ~keep).sum())
+    return count
 
 
 def _removable(width: int, min_channels: int, round_to: int) -> list[int]:

@@ -110,7 +110,9 @@ def trainer_of(
     )
     interventions: list[Intervention] = []
     if config.sparsity.enabled:
-        interventions.append(Sparsify(config.sparsity, config.pretrain, config.seed))
+        interventions.append(
+            Sparsify(config.sparsity, config.evolution, config.pretrain, config.seed)
+        )
     if config.evolution.enabled:
         interventions.append(ORDERS[config.evolution.order](config.evolution, config.seed))
     trainer = Trainer(

@@ -22,6 +22,7 @@ from sseg_nase.tracking.sink import FINISHED, RunInfo, Sink
 SECONDS_BETWEEN_UPDATES = 0.2
 WIDE = 100  # characters, from which on there is room
 TIME_LEFT = "00:00:00 left"
+CHANGE = {"change": "+.2f", "change_error": ".2f"}  # of an accuracy, in points
 
 
 class Unbroken:
@@ -88,7 +89,6 @@ class ConsoleSink(Sink):
             "level": level_line,
             "mutation": mutation_line,
             "rollback": mutation_line,
-            "latency": latency_line,
             "finetune": finetune_line,
             "message": lambda values: str(values["text"]),
             "skipped": lambda values: str(values["text"]),
@@ -115,6 +115,8 @@ class ConsoleSink(Sink):
         if kind in self._lines:
             style = "bold yellow" if kind == "warning" else None
             self._print(self._lines[kind](values), style=style)
+        if kind == "mutation" and values.get("measured"):
+            self._print(measured_line(values["measured"]))
 
     def progress(self, epoch: int, step: int, steps: int, values: Mapping[str, Any]) -> None:
         """Move the bar, a few times a second at most."""
@@ -236,10 +238,18 @@ def finetune_line(values: Mapping[str, Any]) -> str:
     return f"{line}, the best so far" if values["best"] else line
 
 
-def latency_line(values: Mapping[str, Any]) -> str:
-    """Return the line of what a pruning has brought."""
-    times = " -> ".join(_milliseconds(values[key]) for key in ("before_ms", "after_ms"))
-    return f"latency at batch {values['batch']}: {times} ms"
+def measured_line(values: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the line of what a pruning has cost and given."""
+    accuracy, latency = values["accuracy"], values["latency"]
+    times = " -> ".join(_milliseconds(latency[key]) for key in ("before_ms", "after_ms"))
+    shares = " -> ".join(_number(accuracy[key], ".2f") for key in ("before", "after"))
+    change, error = (_number(accuracy[key], form) for key, form in CHANGE.items())
+    removed = accuracy.get("removed")
+    alone = "" if removed is None else f", removed channels alone {_number(removed, '.2f')} %"
+    return (
+        f"latency at batch {latency['batch']}: {times} ms; held episodes: {shares} % "
+        f"({change} ± {error}){alone}"
+    )
 
 
 def summary_table(

@@ -29,6 +29,7 @@ MUTATION_KEYS = (
     "fitness",
     "seconds",
     "accepted",
+    "measured",
 )
 
 

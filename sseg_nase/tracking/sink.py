@@ -7,9 +7,10 @@ what their `values` hold (whatever is missing is left out of the display):
 stage       stage: pretrain | evaluate | ...; any further detail
 epoch       epoch (from 0), level, loss, blocks, params, images_per_second; skipped (steps so far)
 level       level (the new one), epoch, reason
-mutation    one line of mutations.jsonl, whole, as the design's schema has it
+mutation    one line of mutations.jsonl, whole, as the design's schema has it; measured (of PRUNE):
+            latency (batch, before_ms, after_ms), accuracy (before, after, change, change_error in
+            points, and removed where it was asked for: on held episodes without labels)
 rollback    the line of a mutation that did not pass its probation, with `accepted` false
-latency     batch, before_ms, after_ms: of the network that was pruned
 finetune    epoch (from 0), epochs, loss, accuracy, val_accuracy, val_ci95 (percent), best,
             images_per_second
 skipped     what (pretraining | fine-tuning), skipped, steps, text: once, at the end of it

@@ -8,7 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sseg_nase.config.schema import EvolutionConfig, PretrainConfig, SparsityConfig
+from sseg_nase.config.schema import (
+    LATEST_EXPANSION,
+    EvolutionConfig,
+    PretrainConfig,
+    SparsityConfig,
+)
 from sseg_nase.data.random import derive
 from sseg_nase.evolution.history import accepted_kinds, removed_channels
 from sseg_nase.evolution.plateau import PlateauDetector
@@ -24,8 +29,13 @@ from sseg_nase.evolution.selection import (
 from sseg_nase.finite import finite
 from sseg_nase.nets.evolvable import EvolvableCNN
 from sseg_nase.nets.mutation import prune
-from sseg_nase.sparsity.importance import importance_of, makers, sensitivity
-from sseg_nase.sparsity.masks import channels_to_remove, complementary_masks, target_sparsity
+from sseg_nase.sparsity.importance import Importance, importance_of, makers, sensitivity
+from sseg_nase.sparsity.masks import (
+    channels_to_remove,
+    complementary_masks,
+    target_sparsity,
+    undecided,
+)
 from sseg_nase.training.distributed import same_everywhere
 from sseg_nase.training.loop import Decision, Intervention, Trainer
 
@@ -37,8 +47,8 @@ NO_IMPORTANCE = "the importance is not finite"
 
 def importance(
     trainer: Trainer, *, kind: str, batches: int, seed: int, coupled: bool = True
-) -> list[Tensor]:
-    """`channel_importance` of the present student on training losses, leaving it untouched.
+) -> Importance:
+    """`importance_of` the present student's channels on training losses, leaving it untouched.
 
     Not finite where no loss scale keeps the gradients within float16.
     """
@@ -67,8 +77,22 @@ def epochs_to_settle(evolution: EvolutionConfig, epochs: int) -> int:
     return max(concluded, int(SETTLING_SHARE * epochs))
 
 
+def growth_ends(evolution: EvolutionConfig, epochs: int) -> int:
+    """How many of `epochs` are done when nothing grows any more; 0 where nothing ever does."""
+    if not evolution.enabled:
+        return 0
+    if evolution.order != "trials":
+        return round(LATEST_EXPANSION * epochs) + 1
+    return max(0, epochs - epochs_to_settle(evolution, epochs) + 1)
+
+
 def _all_finite(scores: Iterable[Tensor]) -> bool:
     return all(bool(each.isfinite().all()) for each in scores)
+
+
+def _rounded(blocks: Iterable[Tensor]) -> list[list[float | None]]:
+    """To four digits, for a record; what is not finite is not known."""
+    return [[float(f"{x:.4g}") if finite(x) else None for x in one.tolist()] for one in blocks]
 
 
 class Evolve(Intervention):
@@ -154,7 +178,7 @@ class Evolve(Intervention):
         evolution, epoch = self.evolution, trainer.progress.epoch
         seed = derive(self.seed, self.name, epoch)
         # Uncoupled: what comes along a shortcut would make every later block look sensitive.
-        scores = importance(
+        scores, _ = importance(
             trainer, kind="taylor", batches=SENSITIVITY_BATCHES, seed=seed, coupled=False
         )
         if not _all_finite(scores):
@@ -237,16 +261,25 @@ class Evolve(Intervention):
 class Sparsify(Intervention):
     """NASE: every few epochs the least important channels go, on a cubic schedule to `ratio`.
 
-    What could not be done when it was due, because another mutation was on probation, is made up
-    for at the next occasion.
+    Unless `start_epoch` says when, it begins when growth has ended, and not before the middle of
+    the run: channels that are still to be compared with more of them are not to go. What could not
+    be done when it was due, because another mutation was on probation, is made up for at the next
+    occasion.
     """
 
     name = "sparsity"
 
-    def __init__(self, sparsity: SparsityConfig, pretrain: PretrainConfig, seed: int) -> None:
+    def __init__(
+        self,
+        sparsity: SparsityConfig,
+        evolution: EvolutionConfig,
+        pretrain: PretrainConfig,
+        seed: int,
+    ) -> None:
         self.sparsity, self.seed = sparsity, seed
         last = pretrain.epochs - 1  # after the last epoch nothing is changed any more
-        start = pretrain.epochs // 2 if sparsity.start_epoch is None else sparsity.start_epoch
+        ended = max(growth_ends(evolution, pretrain.epochs), pretrain.epochs // 2)
+        start = min(ended, last) if sparsity.start_epoch is None else sparsity.start_epoch
         self.due = list(range(max(start, 1), last + 1, sparsity.pruning_interval_epochs))
         self.rounds = 0  # of `due` that are over
 
@@ -263,17 +296,18 @@ class Sparsify(Intervention):
         removed = removed_channels(trainer.progress.history)
         width = sum(trainer.networks.architecture.channels)
         target = target_sparsity(sparsity.ratio, over / len(self.due))
-        trigger = {"target_sparsity": target, "channels": width, "removed_before": removed}
-        scores = importance(
+        trigger: dict[str, Any] = {"target_sparsity": target, "channels": width}
+        trigger["removed_before"] = removed
+        found = importance(
             trainer,
             kind=sparsity.importance,
             batches=sparsity.importance_batches,
             seed=derive(self.seed, self.name, epoch),
         )
-        if not _all_finite(scores):
+        if not _all_finite(found.scores):
             return Decision(None, {"reason": NO_IMPORTANCE, **trigger})
         masks = complementary_masks(
-            scores,
+            found.scores,
             channels_to_remove(width, removed, target),
             min_channels=sparsity.min_channels,
             round_to=sparsity.round_to,
@@ -281,9 +315,16 @@ class Sparsify(Intervention):
         if not masks.removed:
             reason = "nothing to remove within the minimum widths"
             return Decision(None, {"reason": reason, **trigger})
+        trigger |= {
+            "importance": _rounded(found.scores),
+            "importance_errors": _rounded(found.errors),
+            "undecided": undecided(found, masks),
+        }
+        network = trainer.networks.evolving
         return Decision(
-            prune(trainer.networks.evolving, masks.kept),
+            prune(network, masks.kept),
             {"reason": "sparsity schedule", **trigger},
+            negative=prune(network, masks.complement_kept) if sparsity.negative_path else None,
             tolerance=sparsity.rollback_tolerance,
             grace=sparsity.rollback_grace_epochs,
             control=sparsity.probation == CONTROL,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
@@ -19,7 +19,7 @@ from sseg_nase.data.curriculum.render import perturb
 from sseg_nase.data.feed import Batch, CurriculumFeed
 from sseg_nase.data.random import derive
 from sseg_nase.evolution.history import MutationRecord, counts
-from sseg_nase.evolution.selection import paired
+from sseg_nase.evolution.selection import Difference, paired
 from sseg_nase.finite import finite, not_finite, shortened
 from sseg_nase.hardware.allocator import release_memory
 from sseg_nase.nets.evolvable import Learner
@@ -57,7 +57,8 @@ class Decision:
     `tolerance`: relative rise of the held loss, over that of the network without the mutation, up
     to which it stays, but for the error of that difference; judged `grace` epochs later (0: at
     once). `control`: the network without the mutation is trained along until then. `recalibrate`:
-    batches from which the new network's BN statistics are computed anew.
+    batches from which the new network's BN statistics are computed anew. `negative`: of a PRUNE,
+    the one that keeps what it removes, to be judged beside it.
     """
 
     mutation: Mutation | None
@@ -67,6 +68,7 @@ class Decision:
     grace: int = 0
     control: bool = False
     recalibrate: int = 0
+    negative: Mutation | None = None
 
 
 class Intervention(Protocol):
@@ -497,6 +499,7 @@ class Trainer:
         fits = decision.grace > 0 or _within(held[1], held[0], decision.tolerance)
         accepted = same_everywhere(not unfit and fits)
         trigger = {**decision.trigger, "refused": "; ".join(unfit)} if unfit else decision.trigger
+        pruned = mutation.kind == "PRUNE" and not unfit
         record = MutationRecord(
             index=len(self.progress.history),
             epoch=epoch,
@@ -512,6 +515,7 @@ class Trainer:
             fitness=decision.fitness,
             seconds=time.perf_counter() - began,
             accepted=accepted,
+            measured=self._measured(old, new, decision) if pruned else None,
         )
         if accepted:
             self._install(new)
@@ -522,9 +526,43 @@ class Trainer:
             self._watch(Probation(old, record.index, until, decision.tolerance, decision.control))
         self.progress.history.append(record)
         self.sink.event("mutation", record.to_dict())
-        if accepted and mutation.kind == "PRUNE":
-            self.sink.event("latency", self.probe.latency(old, new))
+        if record.measured is not None:
+            self._doubt_removed(record.measured)
         self._emit(Event.MUTATION)
+
+    def _measured(self, old: Networks, new: Networks, decision: Decision) -> dict[str, Any]:
+        """What a PRUNE costs and gives, at once: `accuracy`, `latency`.
+
+        Accuracies in percent of `Probe.held_accuracies` with the standard errors of paired
+        differences: `before`, `after`, and of what was removed alone (`removed`, less that of what
+        is kept: `removed_lead`). Latencies as `Probe.latency` has them.
+        """
+        networks = [old, new]
+        if decision.negative is not None:
+            negative = self.workshop.mutated(old, decision.negative)
+            if decision.recalibrate:
+                self.probe.recalibrate(negative, self.progress.epoch, decision.recalibrate)
+            networks.append(negative)
+        before, after, *removed = self.probe.held_accuracies(networks)
+        accuracy: dict[str, Any] = {"episodes": len(before), "before": before.mean().item()}
+        accuracy |= {"after": after.mean().item(), **_named("change", paired(after, before))}
+        for one in removed:
+            accuracy |= {"removed": one.mean().item(), **_named("removed_lead", paired(one, after))}
+        return {"accuracy": accuracy, "latency": self.probe.latency(old, new)}
+
+    def _doubt_removed(self, measured: Mapping[str, Any]) -> None:
+        """Warn where what was removed does better than what was kept, beyond the error."""
+        accuracy = measured["accuracy"]
+        lead, error = accuracy.get("removed_lead"), accuracy.get("removed_lead_error")
+        if lead is None or not lead > PROBATION_ERRORS * error:
+            return
+        text = (
+            "what PRUNE removes does better than what it keeps: on held images its channels alone "
+            f"reach {accuracy['removed']:.1f} %, those that are kept {accuracy['after']:.1f} % "
+            f"(difference {lead:+.1f} ± {error:.1f}). Their importance may be noise: raise "
+            "sparsity.importance_batches, or lower sparsity.ratio."
+        )
+        self.sink.event("warning", {"text": text})
 
     def _judge(self, probation: Probation) -> None:
         """End a probation: the mutation stays, or the networks without it come back."""
@@ -545,6 +583,10 @@ class Trainer:
         figures["loss_without"] = without
         figures["error"] = paired(held[0], held[1]).error
         figures["control"] = probation.control
+        if self.progress.history[probation.index].measured is not None:
+            accuracy = self.probe.held_accuracies([self.networks, probation.old])
+            figures["accuracy"], figures["accuracy_without"] = accuracy.mean(1).tolist()
+            figures |= _named("accuracy_change", paired(*accuracy))
         if not (finite(loss) and finite(without)):
             which = "with" if finite(without) else "without"
             figures["reason"] = f"the held loss {which} the mutation is not finite"
@@ -645,6 +687,10 @@ class Trainer:
             old = self.workshop.restored(state["probation"]["old"])
             self._watch(Probation(**{**state["probation"], "old": old}))
         restore_precision(self.fabric, state["precision"])
+
+
+def _named(name: str, difference: Difference) -> dict[str, float]:
+    return {name: difference.mean, f"{name}_error": difference.error}
 
 
 def _within(new: Tensor, old: Tensor, tolerance: float) -> bool:

@@ -25,6 +25,7 @@ from sseg_nase.training.accumulation import Views, differentiate, evaluate
 from sseg_nase.training.distributed import average_over_ranks, gather_rows, synchronizing
 from sseg_nase.training.divergence import MOST_SKIPPED
 from sseg_nase.training.fabric import Fabric
+from sseg_nase.training.instances import EPISODES, instance_accuracies
 from sseg_nase.training.ledger import CHECKS, IMPORTANCE, TRIALS, Ledger
 from sseg_nase.training.networks import Networks, Workshop
 from sseg_nase.training.optim import set_learning_rate
@@ -92,6 +93,32 @@ class Probe:
             average_over_ranks(losses)
             columns.append(torch.stack(losses))
         return torch.stack(columns, dim=1).cpu()
+
+    @torch.no_grad()
+    def held_accuracies(self, networks: Sequence[Networks]) -> Tensor:
+        """`instance_accuracies` of the backbones of `networks`, in eval mode, on the held images.
+
+        `[networks, EPISODES]` float64 on the CPU. The same episodes for all of them and at every
+        call within a level, each of images of one batch, which are different ones.
+        """
+        backbones = [copy.deepcopy(each.learner.backbone).eval() for each in networks]
+        batches = self.feed.held_batches
+        columns = []
+        for index, parts in enumerate(self.held()):
+            count = (EPISODES - index - 1) // batches + 1
+            seed = derive(self.config.seed, PROBE, index)
+            column = []
+            for each, backbone in zip(networks, backbones, strict=True):
+                embedded = []
+                for views in parts:
+                    pair = views[0][:2]
+                    self.ledger.add(CHECKS, each.architecture, [pair])
+                    with self.fabric.autocast():
+                        embedded.append([gather_rows(backbone(view)).float() for view in pair])
+                support, query = (torch.cat(rows) for rows in zip(*embedded, strict=True))
+                column.append(instance_accuracies(support, query, count, seed=seed))
+            columns.append(torch.stack(column))
+        return torch.cat(columns, dim=1)
 
     def held(self) -> Iterator[list[Views]]:
         """`views` of the feed's held batches, in this process's parts: always the same ones."""

@@ -5,7 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from sseg_nase.evolution.history import MutationRecord, accepted_kinds, counts
+from sseg_nase.evolution.history import (
+    MutationRecord,
+    accepted_kinds,
+    counts,
+    removed_channels,
+)
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.mutation import Mutation, grow, prune, widen
 
@@ -13,6 +18,7 @@ SEED = Architecture.seed([4, 6], resolution=16)
 LINE = [  # of mutations.jsonl, whose names others rely on
     *("index", "epoch", "step", "kind", "target", "trigger", "before", "after"),
     *("function_delta", "loss_before", "loss_after", "fitness", "seconds", "accepted"),
+    "measured",
 ]
 
 
@@ -61,3 +67,14 @@ def test_accepted_kinds_are_the_growth_that_stayed() -> None:
     ]
     assert accepted_kinds(history) == ["GROW", "WIDEN", "GROW"]
     assert accepted_kinds([]) == []
+
+
+def test_removed_channels_are_those_of_prunings_that_stayed() -> None:
+    history = [
+        record(grow(SEED)),
+        record(prune(SEED, [[0], [1, 2, 3]])),  # 3 of 4 and 3 of 6 go
+        record(prune(SEED, [[0], [1]]), accepted=False),
+        record(prune(SEED, [[0, 1, 2, 3], [1, 2]])),
+    ]
+    assert removed_channels(history) == 3 + 3 + 4
+    assert removed_channels(history[:1]) == 0

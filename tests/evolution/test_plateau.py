@@ -94,6 +94,7 @@ def test_reset_forgets_everything() -> None:
     detector.update(1.0)
     assert detector.plateau
     detector.reset()
+    assert not detector.plateau
     detector.update(7.0)
     assert detector.losses == [7.0]
     assert not detector.plateau

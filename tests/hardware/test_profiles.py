@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from sseg_nase.config.compose import load
 from sseg_nase.config.schema import HardwareConfig
 from sseg_nase.errors import UserError
 from sseg_nase.hardware.profiles import Machine, cores, look_at_machine, native_bf16, resolve
@@ -289,3 +290,19 @@ def test_the_cores_are_those_that_this_process_may_use(monkeypatch: pytest.Monke
     assert cores() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
     assert cores() == 64
+
+
+@pytest.mark.parametrize("profile", ["rtx3050", "rtx3060"])
+@pytest.mark.parametrize("bf16", [True, False])
+def test_quickstart_trains_alike_on_every_profile(profile: str, bf16: bool) -> None:
+    """So it decides alike: a batch in parts, or another one, learns and grows otherwise."""
+    machine = Machine(None, 0.0, bf16, cores=4, cuda_devices=0)
+    found = {}
+    for name in ("cpu", profile):
+        asked = load(["experiment=quickstart", f"hardware={name}", "hardware.accelerator=cpu"])
+        found[name], _ = resolve(asked.hardware, PROFILES, machine)
+    ours, cpu = found[profile], found["cpu"]
+    assert ours.gradient_accumulation_steps == 1  # whole: accumulate=exact has no parts
+    own = {"name": ours.name, "accumulate": ours.accumulate}
+    own |= {"num_workers": ours.num_workers, "max_memory_gb": ours.max_memory_gb}
+    assert ours == replace(cpu, **own)

@@ -737,7 +737,9 @@ def several(tmp_path: Path, changes: Sequence[dict[str, Any]]) -> list[RunRecord
         one = a_run(tmp_path / f"run{number}", [])
         results = json.loads((one.folder / "results.json").read_text())
         results["efficiency"] |= {"params": 1000 * (number + 1), "device": "cpu"}
-        results["efficiency"] |= change.get("efficiency", {})
+        results["efficiency"] |= {"macs": 10**6 * (number + 1)} | change.get("efficiency", {})
+        results["training_macs"] = {"total": 10**12 * (3 - number), "student": 0}
+        results["training_macs"] |= change.get("training_macs", {})
         results["images_seen"] |= change.get("images_seen", {})
         for result in results["fewshot"].values():
             result |= change.get("result", {})
@@ -746,11 +748,14 @@ def several(tmp_path: Path, changes: Sequence[dict[str, Any]]) -> list[RunRecord
     return runs
 
 
+COSTS = ["accuracy_params", "accuracy_macs", "accuracy_latency", "accuracy_training_macs"]
+
+
 def test_accuracy_and_cost_of_runs(tmp_path: Path) -> None:
     better = {"result": {"accuracy": 70.0}}
     runs = several(tmp_path, [{}, better, {"result": {"accuracy": 60.0}}])
     drawings = {drawing.name: drawing for drawing in costs.of_runs(runs)}
-    assert list(drawings) == ["accuracy_params", "accuracy_latency"]
+    assert list(drawings) == COSTS
     figure = figure_of(drawings["accuracy_params"])
     one_shot = figure.axes[0]
     assert [axes.get_title() for axes in figure.axes] == ["5-way 1-shot", "5-way 5-shot"]
@@ -763,8 +768,20 @@ def test_accuracy_and_cost_of_runs(tmp_path: Path) -> None:
     assert front.get_xydata()[:2].tolist() == [[1000, first], [2000, 70]]
     assert legend_of(figure)[-1] == "Pareto front"
     assert len(legend_of(figure)) == 4
-    latency = figure_of(drawings["accuracy_latency"]).axes[0].get_xlabel()
-    assert latency == "latency of one image (ms, cpu, log scale)"
+    axes = {name: figure_of(drawings[name]).axes[0] for name in COSTS[1:]}
+    assert [one.get_xlabel() for one in axes.values()] == [
+        "multiply-accumulates of one image (log scale)",
+        "latency of one image (ms, cpu, log scale)",
+        "multiply-accumulates of the training (log scale)",
+    ]
+    macs, training = (
+        [bar[0].get_xydata()[0].tolist() for bar in axes[name].containers]
+        for name in ("accuracy_macs", "accuracy_training_macs")
+    )
+    assert macs == [[1e6, first], [2e6, 70], [3e6, 60]]
+    assert training == [[3e12, first], [2e12, 70], [1e12, 60]]
+    (front,) = by_gid(axes["accuracy_training_macs"], "front")
+    assert front.get_xydata()[:2].tolist() == [[1e12, 60], [2e12, 70]]
     for drawing in drawings.values():
         check_layout(figure_of(drawing))
         check_axes(figure_of(drawing))
@@ -793,6 +810,15 @@ def test_what_does_not_compare_stands_apart(
     assert "nothing to compare" in str(
         next(drawing for drawing in costs.of_runs(lonely) if of in drawing.name).missing
     )
+
+
+def test_what_tells_no_cost_is_named(tmp_path: Path) -> None:
+    runs = several(tmp_path, [{}, {}, {"training_macs": {"total": 0}}])  # the last is not trained
+    drawings = {drawing.name: drawing for drawing in costs.of_runs(runs)}
+    caption = drawings["accuracy_training_macs"].caption
+    assert f"none or 0 of this cost: {costs.run_label(3, runs[2])}." in caption
+    assert "of 2 runs ±" in caption
+    assert "none or 0" not in drawings["accuracy_macs"].caption
 
 
 # -- ablation ----------------------------------------------------------------------------------
@@ -893,12 +919,11 @@ def test_figures_of_a_sweep(entries: list[Entry]) -> None:
     drawings = {d.name: d for d in figures_of_sweep(aggregate(entries), records)}
     assert list(drawings) == [
         "ablation",
-        "accuracy_params",
-        "accuracy_latency",
+        *COSTS,
         "params_over_epochs",
     ]
     assert drawings["params_over_epochs"].missing == "None of the runs has trained an epoch."
-    for name in ("accuracy_params", "accuracy_latency"):
+    for name in COSTS:
         figure = figure_of(drawings[name])
         check_layout(figure)
         assert legend_of(figure)[:7] == [f"A{n}" for n in range(1, 8)]
@@ -907,4 +932,4 @@ def test_figures_of_a_sweep(entries: list[Entry]) -> None:
 
 def test_a_sweep_without_results() -> None:
     drawings = list(figures_of_sweep(aggregate([]), []))
-    assert [drawing.figure for drawing in drawings] == [None] * 4
+    assert [drawing.figure for drawing in drawings] == [None] * 6

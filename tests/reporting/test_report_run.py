@@ -309,6 +309,30 @@ def test_a_run_without_mutations(run: Path) -> None:
     assert "> There are none: neither evolution nor sparsity is switched on." in text_of(run)
 
 
+def test_what_prunings_have_cost_and_given(run: Path) -> None:
+    title = "What every PRUNE has cost and given"
+    assert title not in text_of(run)
+    measured = {
+        "accuracy": {"before": 81.5, "after": 80.25, "change": -1.25, "change_error": 0.5},
+        "latency": {"batch": 64, "before_ms": 3.5, "after_ms": None},
+    }
+    removed = {"accuracy": {"removed": 61.125}}
+    line = mutation(2) | {"kind": "PRUNE", "target": {}, "measured": measured}
+    with (run / "mutations.jsonl").open("a") as lines:
+        lines.write(json.dumps(line | {"trigger": {"undecided": 3}}) + "\n")
+        lines.write(json.dumps(line | {"index": 3, "measured": removed, "trigger": None}) + "\n")
+    ended = {"index": 2, "kept": True, "accuracy_change": 0.5, "accuracy_change_error": 0.25}
+    with (run / "events.jsonl").open("a") as events:
+        events.write(json.dumps({"time": 9e9, "kind": "probation", "values": ended}) + "\n")
+    text = text_of(run)
+    assert title in text
+    rows = [line for line in text.splitlines() if line.startswith(("| 2 | 81", "| 3 | –"))]
+    assert rows == [
+        "| 2 | 81.50 → 80.25 | -1.25 ± 0.50 | +0.50 ± 0.25 | – | 3 | 3.50 → – | 64 |",
+        "| 3 | – → – | – | – | 61.12 | – | – → – | – |",
+    ]
+
+
 def test_an_error_in_drawing_costs_only_figures(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(record: RunRecord) -> Iterator[Drawing]:
         yield from two_drawings(record)

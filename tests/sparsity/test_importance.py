@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from statistics import stdev
 from typing import Any
 
 import pytest
@@ -10,7 +12,13 @@ from torch import Tensor
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.evolvable import EvolvableCNN
 from sseg_nase.nets.mutation import grow, prune, widen
-from sseg_nase.sparsity.importance import channel_importance, normalized, sensitivity
+from sseg_nase.sparsity.importance import (
+    channel_importance,
+    importance_of,
+    makers,
+    normalized,
+    sensitivity,
+)
 
 CHANNELS = (3, 5, 4)
 
@@ -76,6 +84,24 @@ def test_scores_against_a_slow_loop(
     for block, expected in zip(scores, slowly(net, kind, batches, coupled), strict=True):
         assert block.tolist() == pytest.approx(expected, rel=1e-5)
         assert (block >= 0).all()
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_errors_are_those_of_the_means_over_batches(residual: bool) -> None:
+    """Of what is coupled, too: not the errors of the parts, which vary together."""
+    net = network(residual=residual)
+    found = [torch.autograd.grad(loss, makers(net)) for loss in losses(net, 4)]
+    scores, errors = importance_of(net, iter(found))
+    alone = [importance_of(net, [one]) for one in found]
+    for block in range(len(CHANNELS)):
+        for channel, error in enumerate(errors[block].tolist()):
+            values = [one.scores[block][channel].item() for one in alone]
+            assert scores[block][channel].item() == pytest.approx(math.fsum(values) / 4)
+            assert error == pytest.approx(stdev(values) / 2, rel=1e-4)
+        assert errors[block].any()
+    assert all(block.isnan().all() for one in alone for block in one.errors)
+    _, none = importance_of(net, iter(found), kind="magnitude")
+    assert all(not block.any() for block in none)
 
 
 @pytest.mark.parametrize("kind", ["taylor", "magnitude"])

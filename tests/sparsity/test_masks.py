@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from sseg_nase.errors import UserError
-from sseg_nase.sparsity.importance import normalized
+from sseg_nase.sparsity.importance import Importance, normalized
 from sseg_nase.sparsity.masks import (
     ComplementaryMasks,
     channels_to_remove,
     complementary_masks,
     target_sparsity,
+    undecided,
 )
 
 
@@ -186,3 +187,26 @@ def test_what_could_not_go_before_goes_later_and_nothing_comes_back() -> None:
     assert channels_to_remove(100, 0, 0.3) == 30
     assert channels_to_remove(90, 10, 0.3) == 20
     assert channels_to_remove(50, 50, 0.3) == 0
+
+
+def test_the_negative_path_of_a_block_that_loses_nothing_is_all_of_it() -> None:
+    masks = complementary_masks([torch.arange(4.0), torch.full((3,), 9.0)], 2, min_channels=2)
+    assert masks.kept == [[2, 3], [0, 1, 2]]
+    assert masks.complement_kept == [[0, 1], [0, 1, 2]]
+
+
+def test_undecided_is_what_the_error_does_not_tell_from_the_least_kept_channel() -> None:
+    scores = [torch.tensor([4.0, 0.0, 1.0, 2.0, 9.0]), torch.tensor([1.0, 1.0])]
+    masks = complementary_masks(scores, 3, min_channels=2)
+    assert masks.kept == [[0, 4], [0, 1]]
+
+    def count(*errors: float) -> int:
+        return undecided(Importance(scores, [torch.tensor(errors), torch.zeros(2)]), masks)
+
+    assert count(0, 0, 0, 0, 0) == 0
+    assert count(1, 0, 0, 0, 0) == 1  # 2 lies 2 below, which is two errors
+    assert count(0.99, 0, 0, 0, 0) == 0
+    assert count(0, 2, 1.5, 0, 0) == 2  # each by its own error: 4 and 3 below
+    assert count(0.6, 0, 0, 0.8, 0) == 1  # both errors together
+    assert count(0, 0, 0, 0, 99) == 0  # of a channel that is not the least one
+    assert count(*[float("nan")] * 5) == 0  # one batch: the errors are not known

@@ -49,6 +49,7 @@ def mutation(index: int = 0, step: int = 4, kind: str = "GROW") -> dict[str, Any
         "fitness": 0.1,
         "seconds": 0.5,
         "accepted": True,
+        "measured": None,
     }
 
 

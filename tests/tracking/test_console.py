@@ -15,7 +15,7 @@ from sseg_nase.tracking.console import (
     duration,
     figures,
     finetune_line,
-    latency_line,
+    measured_line,
     mutation_line,
     networks_of,
     print_summary,
@@ -195,11 +195,6 @@ def test_mutation_line(changes: dict[str, Any], expected: str) -> None:
     assert expected in mutation_line({**MUTATION, **changes})
 
 
-def test_latency_line() -> None:
-    line = latency_line({"batch": 64, "before_ms": 4.918, "after_ms": 3.8})
-    assert line == "latency at batch 64: 4.92 -> 3.80 ms"
-
-
 def test_figures_leaves_out_what_is_missing() -> None:
     assert figures({}) == ""
     assert figures({"loss": float("nan"), "blocks": 3}) == "loss -  3 blocks"
@@ -312,9 +307,12 @@ def test_the_command_stays_on_one_line(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_no_figure_is_shown_that_is_none() -> None:
     nothing = {"batch": 64, "before_ms": None, "after_ms": 0.0}
-    assert latency_line(nothing) == "latency at batch 64: - -> - ms"
+    unknown = {"before": None, "after": float("nan"), "change": None, "change_error": float("nan")}
+    line = measured_line({"accuracy": unknown, "latency": nothing})
+    assert line == "latency at batch 64: - -> - ms; held episodes: - -> - % (- ± -)"
     short = {"batch": 1, "before_ms": 0.00321, "after_ms": 0.5}
-    assert latency_line(short) == "latency at batch 1: 0.0032 -> 0.50 ms"
+    line = measured_line({"accuracy": unknown, "latency": short})
+    assert line.startswith("latency at batch 1: 0.0032 -> 0.50 ms; ")
     values = {
         "epoch": 0, "epochs": 2, "loss": float("nan"), "accuracy": None, "val_accuracy": 20.0,
         "val_ci95": float("inf"), "best": False, "images_per_second": 10.0,
@@ -388,13 +386,28 @@ def test_stages_and_levels_say_what_they_know(capsys: pytest.CaptureFixture[str]
     sink.event("stage", {"stage": "report", "seconds": 1.23456, "where": "x", "why": None})
     sink.event("level", {"level": "OBJECT"})
     sink.event("rollback", {**MUTATION, "accepted": False})
-    sink.event("latency", {"batch": 1, "before_ms": 2.0, "after_ms": 1.0})
+    accuracy = {"before": 81.25, "after": 80.0, "change": -1.25, "change_error": 0.5}
+    latency = {"batch": 1, "before_ms": 2.0, "after_ms": None}
+    measured = {"accuracy": accuracy, "latency": latency}
+    sink.event("mutation", {**MUTATION, "measured": measured})
+    measured = {"accuracy": accuracy | {"removed": 60.0}, "latency": latency | {"after_ms": 1.0}}
+    sink.event("mutation", {**MUTATION, "measured": measured})
+    sink.event("rollback", {**MUTATION, "measured": measured})
+    grown = (
+        "GROW block 4: 4 blocks, channels 16-32-64-96, params 23,584 -> 78,976, "
+        "loss 5.01 -> 5.01 (accepted)"
+    )
+    held = "held episodes: 81.25 -> 80.00 % (-1.25 ± 0.50)"
     assert capsys.readouterr().out.splitlines() == [
         "stage report: seconds 1.235, where x, why None",
         "LEVEL OBJECT",
         "GROW block 4: 4 blocks, channels 16-32-64-96, params 23,584 -> 78,976, "
         "loss 5.01 -> 5.01 (rolled back)",
-        "latency at batch 1: 2.00 -> 1.00 ms",
+        grown,
+        f"latency at batch 1: 2.00 -> - ms; {held}",
+        grown,
+        f"latency at batch 1: 2.00 -> 1.00 ms; {held}, removed channels alone 60.00 %",
+        grown,
     ]
 
 

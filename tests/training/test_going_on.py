@@ -50,7 +50,9 @@ def after(steps: int) -> Callable[[], bool]:
 
 
 def timeless(record: Any) -> dict[str, Any]:
-    return {**record.to_dict(), "seconds": None}
+    line = {**record.to_dict(), "seconds": None}
+    (line["measured"] or {}).pop("latency", None)
+    return line
 
 
 def same(first: Trainer, second: Trainer) -> None:

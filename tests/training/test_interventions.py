@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sseg_nase.config.compose import load
+from sseg_nase.sparsity.importance import Importance
 from sseg_nase.stages.pretraining import trainer_of
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import interventions
@@ -45,7 +46,7 @@ def reasons(
         trainer: Any = SimpleNamespace(
             probe=NO_TEACHER,
             networks=None,
-            means=EpochMeans(level, widths, loss, loss, None, 1.0),
+            means=EpochMeans(level, widths, loss, 9.0 * epoch, None, 1.0),  # a part that goes on
             progress=SimpleNamespace(epoch=epoch, history=[]),
             config=SimpleNamespace(pretrain=SimpleNamespace(epochs=100)),
         )
@@ -267,7 +268,8 @@ def test_what_a_mutation_costs_counts_against_staying_as_one_is() -> None:
 
 def test_importance_that_is_not_finite_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     bad = [torch.tensor([1.0, NAN]), torch.ones(2), torch.ones(2)]
-    monkeypatch.setattr(interventions, "importance", lambda *args, **more: bad)
+    given = Importance(bad, bad)
+    monkeypatch.setattr(interventions, "importance", lambda *args, **more: given)
     decision = tried({"GROW": 1.0, "WIDEN": 2.0})
     assert decision.mutation is None
     assert decision.trigger["reason"] == "the importance is not finite"
@@ -276,17 +278,52 @@ def test_importance_that_is_not_finite_decides_nothing(monkeypatch: pytest.Monke
 # -- pruning ---------------------------------------------------------------------------------------
 
 
-def sparsify(epochs: int, **settings: Any) -> Sparsify:
-    config = load(["pretrain.epochs=" + str(epochs)])
-    return Sparsify(dataclasses.replace(config.sparsity, **settings), config.pretrain, 0)
+PLAIN = load([])
+
+
+def sparsify(epochs: int, evolution: dict[str, Any] | None = None, **settings: Any) -> Sparsify:
+    return Sparsify(
+        dataclasses.replace(PLAIN.sparsity, **settings),
+        dataclasses.replace(PLAIN.evolution, **(evolution or {})),
+        dataclasses.replace(PLAIN.pretrain, epochs=epochs),
+        0,
+    )
 
 
 def test_prunings_are_due_from_the_start_epoch_on_and_never_at_the_end() -> None:
     assert sparsify(10, start_epoch=2, pruning_interval_epochs=3).due == [2, 5, 8]
     assert sparsify(9, start_epoch=2, pruning_interval_epochs=3).due == [2, 5, 8]
     assert sparsify(8, start_epoch=2, pruning_interval_epochs=3).due == [2, 5]
-    assert sparsify(10, start_epoch=None, pruning_interval_epochs=2).due == [5, 7, 9]
     assert sparsify(10, start_epoch=0, pruning_interval_epochs=4).due == [1, 5, 9]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "evolution", "due"),
+    [
+        (100, {}, [81, 83, 85, 87, 89, 91, 93, 95, 97, 99]),  # 20 epochs must be left to grow
+        (20, {"rollback_grace_epochs": 1}, [17, 19]),
+        (20, {"cooldown_epochs": 15}, [10, 12, 14, 16, 18]),  # never before the middle
+        (10, {"order": "balanced"}, [7, 9]),  # nothing grows after 0.6 of the epochs
+        (10, {"enabled": False}, [5, 7, 9]),
+        (6, {"cooldown_epochs": 0, "rollback_grace_epochs": 0}, [5]),
+        (2, {"cooldown_epochs": 0, "rollback_grace_epochs": 0}, [1]),
+    ],
+)
+def test_pruning_begins_when_growth_has_ended(
+    epochs: int, evolution: dict[str, Any], due: list[int]
+) -> None:
+    assert sparsify(epochs, evolution, start_epoch=None, pruning_interval_epochs=2).due == due
+    given = sparsify(epochs, evolution, start_epoch=1, pruning_interval_epochs=epochs)
+    assert given.due == [1]  # whoever says when is believed
+
+
+@pytest.mark.parametrize("epochs", [8, 20, 33])
+def test_growth_has_ended_where_no_trigger_allows_it_any_more(epochs: int) -> None:
+    settings = {"cooldown_epochs": 2, "rollback_grace_epochs": 1}
+    evolution = dataclasses.replace(SETTINGS, enabled=True, **settings)
+    grows = [asked(epoch, epochs=epochs, **settings) == "evolve" for epoch in range(epochs)]
+    ended = interventions.growth_ends(evolution, epochs)
+    assert grows == [done < ended for done in range(1, epochs + 1)]
 
 
 def test_a_pruning_that_was_missed_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,11 +331,12 @@ def test_a_pruning_that_was_missed_is_made_up_for(monkeypatch: pytest.MonkeyPatc
     trainer = trainer_of(config, [], Sink(), None, lambda: False)
     targets = []
     for epoch, expected in ((0, False), (1, True), (2, False), (6, True)):
-        one = Sparsify(config.sparsity, config.pretrain, 0)
+        one = Sparsify(config.sparsity, config.evolution, config.pretrain, 0)
         one.due, one.rounds = [2, 4, 6], {0: 0, 1: 0, 2: 1, 6: 1}[epoch]
         trainer.progress.epoch = epoch
         decision = one.decide(trainer)
         assert (decision.trigger["reason"] != "no pruning is due") == expected
+        assert one.decide(trainer).trigger == {"reason": "no pruning is due"}  # it is over
         targets.append(decision.trigger.get("target_sparsity"))
     ratio = config.sparsity.ratio
     assert targets[1] == pytest.approx(ratio * (1 - (2 / 3) ** 3))
@@ -337,10 +375,11 @@ def test_a_pruning_is_asked_for_as_its_options_say(monkeypatch: pytest.MonkeyPat
 
     def scores(trainer: Any, **options: Any) -> Any:
         asked.append(options)
-        return [torch.arange(float(n)) for n in trainer.networks.architecture.channels]
+        blocks = [torch.arange(float(n)) for n in trainer.networks.architecture.channels]
+        return Importance(blocks, [torch.full_like(block, 0.55559) for block in blocks])
 
     monkeypatch.setattr(interventions, "importance", scores)
-    one = Sparsify(settings, config.pretrain, 0)
+    one = Sparsify(settings, config.evolution, config.pretrain, 0)
     one.due = [1]
     decision = one.decide(trainer)
     assert decision.mutation is not None
@@ -348,6 +387,19 @@ def test_a_pruning_is_asked_for_as_its_options_say(monkeypatch: pytest.MonkeyPat
     assert not decision.control
     assert (asked[0]["kind"], asked[0]["batches"]) == ("magnitude", 3)
     assert "coupled" not in asked[0]  # with all that goes along
+    widths = trainer.networks.architecture.channels
+    assert decision.trigger["importance"] == [[float(c) for c in range(n)] for n in widths]
+    assert decision.trigger["importance_errors"] == [[0.5556] * n for n in widths]
+    removed = decision.mutation.target["removed"]
+    assert decision.trigger["undecided"] == len(removed)  # the last one of each block
+    assert decision.negative is not None
+    kept = [len(removed.get(str(block), range(n))) for block, n in enumerate(widths)]
+    assert list(decision.negative.after.channels) == kept
+    silent = Sparsify(
+        dataclasses.replace(settings, negative_path=False), config.evolution, config.pretrain, 0
+    )
+    silent.due = [1]
+    assert silent.decide(trainer).negative is None
     assert one.decide(trainer).trigger == {"reason": "no pruning is due"}  # this one is over
 
 

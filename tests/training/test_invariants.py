@@ -89,6 +89,7 @@ def drawn_config(seed: int) -> Config:
             TINY.sparsity,
             ratio=draw.uniform(0, 0.9),
             importance=draw.choice(["taylor", "magnitude", "random"]),
+            negative_path=seed % 2 == 0,
             start_epoch=draw.randrange(0, 8),
             pruning_interval_epochs=draw.randrange(1, 3),
             min_channels=draw.randrange(1, 4),
@@ -176,7 +177,7 @@ def train(config: Config) -> list[Any]:
         feed=images,
         fabric=build_fabric("cpu", 1, "32-true"),
         interventions=[
-            Sparsify(config.sparsity, config.pretrain, config.seed),
+            Sparsify(config.sparsity, config.evolution, config.pretrain, config.seed),
             Evolve(config.evolution, config.seed),
         ],
         callbacks=[Watcher(config)],

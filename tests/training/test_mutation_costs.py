@@ -149,7 +149,7 @@ def test_the_gradients_of_a_trial_are_those_of_training() -> None:
 
 
 def taylor(one: Trainer) -> list[Tensor]:
-    return importance(one, kind="taylor", batches=2, seed=0)
+    return importance(one, kind="taylor", batches=2, seed=0).scores
 
 
 def test_importance_in_float16_neither_over_nor_underflows(
@@ -196,7 +196,8 @@ def test_importance_that_no_scale_keeps_finite_is_said() -> None:
     one.probe.method = _with(one.method, steep)
     assert not all(each.isfinite().all() for each in taylor(one))
     one.progress.epoch = 1
-    sparsify = interventions.Sparsify(one.config.sparsity, one.config.pretrain, 0)
+    sparsity, evolution = one.config.sparsity, one.config.evolution
+    sparsify = interventions.Sparsify(sparsity, evolution, one.config.pretrain, 0)
     sparsify.due = [1]
     decision = sparsify.decide(one)
     assert decision.mutation is None

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -25,8 +25,27 @@ from sseg_nase.reporting.figures import Drawing, absent, style
 from sseg_nase.reporting.provenance import REGIMES, provenance, regime_of, section
 from sseg_nase.reporting.record import RunRecord
 
-PARAMS, LATENCY = "params", "latency"
-TITLES = {PARAMS: "Accuracy and parameters", LATENCY: "Accuracy and latency"}
+
+class Cost(NamedTuple):
+    """What accuracy is drawn against: the figure's title, what it is, its unit if it has one."""
+
+    title: str
+    what: str
+    unit: str = ""
+
+    def axis(self, device: str) -> str:
+        """The label of its axis."""
+        unit = ", ".join(part for part in (self.unit, self.unit and device, "log scale") if part)
+        return f"{self.what} ({unit})"
+
+
+PARAMS, MACS, LATENCY, TRAINING = "params", "macs", "latency", "training_macs"
+COSTS: Mapping[str, Cost] = {
+    PARAMS: Cost("Accuracy and parameters", "parameters"),
+    MACS: Cost("Accuracy and multiply-accumulates", "multiply-accumulates of one image"),
+    LATENCY: Cost("Accuracy and latency", "latency of one image", "ms"),
+    TRAINING: Cost("Accuracy and training", "multiply-accumulates of the training"),
+}
 PANELS_IN_ROW = 2
 
 
@@ -120,7 +139,7 @@ def _points_of_run(record: RunRecord, label: str) -> Iterator[Point]:
             label,
             result["accuracy"],
             result["ci95"] if finite(result.get("ci95")) else 0.0,
-            _costs([costs]),
+            _costs([record]),
             1,
         )  # fmt: skip
 
@@ -141,7 +160,7 @@ def _points_of_sweep(aggregate: Aggregate, records: Sequence[RunRecord]) -> Iter
         regimes = {provenance(one.folder, one.results).regime for one in its}
         regime = regimes.pop() if len(regimes) == 1 else regime_of({})
         devices = {str(one.section("efficiency").get("device", "")) for one in its}
-        costs = _costs([one.section("efficiency") for one in its])
+        costs = _costs(its)
         # Student's interval of two seeds is wider than the axis.
         half = {1: row["ci95_episodes"], 2: 0.0}.get(row["seeds"], row["ci95"])
         yield Point(
@@ -157,12 +176,18 @@ def _points_of_sweep(aggregate: Aggregate, records: Sequence[RunRecord]) -> Iter
         )  # fmt: skip
 
 
-def _costs(efficiencies: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, ...]]:
-    """Of every network that told a positive one, ascending."""
-    keys = {PARAMS: "params", LATENCY: "latency_ms_b1"}
+def _costs(records: Sequence[RunRecord]) -> dict[str, tuple[float, ...]]:
+    """Of every run that told a positive one, ascending."""
+    keys = {
+        PARAMS: ("efficiency", "params"),
+        MACS: ("efficiency", "macs"),
+        LATENCY: ("efficiency", "latency_ms_b1"),
+        TRAINING: ("training_macs", "total"),
+    }
     found = {}
-    for name, key in keys.items():
-        told = [one[key] for one in efficiencies if finite(one.get(key)) and one[key] > 0]
+    for name, (part, key) in keys.items():
+        values = [one.section(part).get(key) for one in records]
+        told = [value for value in values if finite(value) and value > 0]
         if told:
             found[name] = tuple(sorted(told))
     return found
@@ -172,7 +197,7 @@ def _costs(efficiencies: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, 
 
 
 def _drawings(points: Sequence[Point], over: str, what: str) -> Iterator[Drawing]:
-    for cost in (PARAMS, LATENCY):
+    for cost, (title, asked, _) in COSTS.items():
         groups: dict[Group, list[Point]] = defaultdict(list)
         for point in points:
             if cost in point.costs:
@@ -181,14 +206,16 @@ def _drawings(points: Sequence[Point], over: str, what: str) -> Iterator[Drawing
         stem, looks = f"accuracy_{cost}", _looks(points)
         shown = {group: those for group, those in groups.items() if _count(those) > 1}
         if not groups:
-            why = f"No {what} has results that tell accuracy and {TITLES[cost].split()[-1]}."
-            yield absent(stem, TITLES[cost], why)
+            why = f"No {what} has results that tell accuracy and {asked}."
+            yield absent(stem, title, why)
         elif not shown:
             alone = "; ".join(group.words() for group in groups)
             why = f"There is nothing to compare, for only one {what} each has: {alone}."
-            yield absent(stem, TITLES[cost], why)
+            yield absent(stem, title, why)
         alone = "; ".join(group.words() for group in groups if group not in shown)
         rest = f" Not shown, for only one {what} each has it: {alone}." if alone else ""
+        if free := list(dict.fromkeys(p.label for p in points if cost not in p.costs)):
+            rest += f" Not shown, for they tell none or 0 of this cost: {', '.join(free)}."
         for group, members in shown.items():
             name = stem if len(shown) == 1 else f"{stem}_{group.slug()}"
             of = f"of {style.number(_count(members), what)} ± {over}"
@@ -229,12 +256,7 @@ def _drawing(
             _draw_panel(axes, members, cost, looks)
             axes.set_title(f"{ways}-way {shots}-shot")
             axes.set_ylabel("accuracy (%)")
-            on = f", {group.device}" if group.device else ""
-            axes.set_xlabel(
-                "parameters (log scale)"
-                if cost == PARAMS
-                else f"latency of one image (ms{on}, log scale)"
-            )
+            axes.set_xlabel(COSTS[cost].axis(group.device))
         shown = {point.label for point in points}
         handles = [
             Line2D([], [], linestyle="none", marker=look.marker, color=look.colour,
@@ -245,14 +267,13 @@ def _drawing(
         front = Line2D([], [], color=style.GREY, linestyle=style.DASHES[1], label="Pareto front")
         style.legend_below(figure, [*handles, front])
     caption = (
-        f"{group.words()}: accuracy {of}, and {'parameters' if cost == PARAMS else 'latency'} of "
-        "the last network. On the dashed front lies what no other beats at the same or lower cost; "
-        "what lies behind it is pale. The front is of the means: it does not say that the "
-        "differences are significant."
+        f"{group.words()}: accuracy {of}, and {COSTS[cost].what}, of the last network. On the "
+        "dashed front lies what no other beats at the same or lower cost; what lies behind it is "
+        "pale. The front is of the means: it does not say that the differences are significant."
     )
     if any(len(point.costs[cost]) > 1 for point in points):
         caption += " Horizontal bars: from the least to the most of the seeds."
-    return Drawing(name, TITLES[cost], caption, figure)
+    return Drawing(name, COSTS[cost].title, caption, figure)
 
 
 def _draw_panel(
