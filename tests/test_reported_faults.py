@@ -1,4 +1,4 @@
-"""Each of the faults that users' bug reports led to, as a user met it: commands and public names.
+"""Each fault that bug reports and an audit had led to, as a user met it: commands, public names.
 
 The closer tests of every mechanism stand beside it; these would also have run before there was one.
 """
@@ -22,15 +22,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from fake_cuda import fake_cuda
 from PIL import Image
+from torch import Tensor, nn
 
-from sseg_nase import ImageStore, UserError, load_config, open_dataset
+from sseg_nase import (
+    ImageStore,
+    UserError,
+    load_config,
+    make_views,
+    open_dataset,
+    stages,
+)
 from sseg_nase import cli as entry
 from sseg_nase import run as runs
 from sseg_nase.config.schema import Config
 from sseg_nase.directory import RunDirectory
 from sseg_nase.sweeps.launch import launch
 from sseg_nase.tracking import mlflow_sink
+from sseg_nase.tracking.sink import Sink
 
 Cli = Callable[..., tuple[int, str]]
 
@@ -360,3 +371,67 @@ def test_hydras_own_flags_are_no_tracebacks(cli: Cli, given: list[str]) -> None:
     code, said = cli(*given, "debug=tiny")
     assert code == 2
     assert "Traceback" not in said
+
+
+# -- of the path on GPUs ---------------------------------------------------------------------------
+
+# Of stages: a run on a CPU would take bfloat16 instead.
+HALF = ["debug=tiny", "hardware=cpu", "hardware.threads=1", "hardware.precision=16-mixed"]
+HEADS = ["ssl.projection_hidden=16", "ssl.projection_dim=8"]
+
+
+@pytest.mark.slow
+def test_trials_compute_in_half_precision_as_training_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plain, found = nn.Conv2d.forward, set()
+
+    def watched(module: nn.Conv2d, images: Tensor) -> Tensor:
+        out = plain(module, images)
+        if torch.is_grad_enabled():
+            found.add(out.dtype)
+        return out
+
+    monkeypatch.setattr(nn.Conv2d, "forward", watched)
+    given = [*HALF, *HEADS, "ablation=A3", "pretrain.epochs=3", "pretrain.images_per_epoch=32"]
+    trainer = stages.pretrain(load_config(given), Sink(), tmp_path)
+    assert trainer.progress.history
+    assert len(found) == 1, found
+
+
+def test_what_views_need_is_sent_in_one_copy() -> None:
+    config = load_config(["views=simclr", "views.grey=0.5", "views.blur=1"])
+    with fake_cuda() as fake:
+        images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8, device="cuda")
+        fake.copies.clear()
+        fake.waits.clear()
+        make_views(images, config.views, image_size=16, seed=0)
+    assert (sum(fake.copies.values()), sum(fake.waits.values())) == (1, 0)
+
+
+def begin_with(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every scaler of gradients begin with `scale`."""
+    plain = torch.amp.GradScaler.__init__
+    monkeypatch.setattr(
+        torch.amp.GradScaler, "__init__", lambda scaler, device: plain(scaler, device, scale)
+    )
+
+
+def test_fine_tuning_keeps_the_scale_of_its_gradients(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begin_with(1024.0, monkeypatch)
+    few = ["finetune.epochs=1", "finetune.episodes_per_epoch=2", "finetune.validation_episodes=2"]
+    config = load_config([*HALF, "finetune=prototypical", *few, "finetune.queries=5"])
+    start = stages.Reached(stages.seed_backbone(config))
+    stages.fine_tune(config, start, Sink(), tmp_path)
+    kept = torch.load(tmp_path / "checkpoints" / "finetune_last.pt", weights_only=False)
+    assert kept.get("precision", {}).get("scale") == 1024.0
+
+
+def test_steps_that_the_scaler_skips_are_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begin_with(2.0**20, monkeypatch)
+    config = load_config([*HALF, *HEADS, "ablation=A2", "pretrain.epochs=3"])  # of 4 batches
+    assert 0 < stages.pretrain(config, Sink(), tmp_path).progress.step < 12
