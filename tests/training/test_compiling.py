@@ -175,7 +175,8 @@ def test_to_measure_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def generators() -> Any:
-    return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    _, key, place, *_ = np.random.get_state()
+    return random.getstate(), key.tolist(), place, torch.get_rng_state().tolist()
 
 
 def test_a_resumed_training_chooses_as_before_without_measuring(
