@@ -144,7 +144,8 @@ def described(kind: Any) -> str:
     """Return what a type of the schema takes, in words."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (Union, types.UnionType):
-        return f"{described(arguments[0])} or null"
+        words = ("null" if one is type(None) else described(one) for one in arguments)
+        return " or ".join(words)
     if origin is list:
         example = "[a,b]" if arguments[0] is str else "[1,2]"
         return f"a list of {_PLURALS[arguments[0]]} such as {example}"

@@ -8,7 +8,7 @@ torch, so that `--help` and `--cfg job` stay fast.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Optional, Union
 
 
 def option(
@@ -106,7 +106,7 @@ class HardwareConfig:
     max_memory_gb: Annotated[Optional[float], option(above=0)]
     gradient_checkpointing: bool
     channels_last: bool
-    compile: bool
+    compile: Annotated[Union[bool, str], option(choices=(True, False, "auto"))]
     cuda_graphs: bool
     deterministic: bool
     threads: Annotated[Optional[int], option(least=1)]

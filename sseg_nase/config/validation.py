@@ -333,7 +333,7 @@ def _refused(key: str, value: Any, accepted: Mapping[str, Any]) -> Iterator[str]
 def _not_one_of(key: str, value: Any, choices: Sequence[Any]) -> str:
     word = key.rpartition(".")[2] if value is None else str(value)
     given = key if value is None else f"{key}={value}"
-    names = [str(choice) for choice in choices]
+    names = [str(choice).lower() if isinstance(choice, bool) else str(choice) for choice in choices]
     return f"{given}: choose one of {', '.join(names)}.{did_you_mean(word, names)}"
 
 
@@ -851,7 +851,8 @@ def _finetune(config: Config) -> Iterator[str]:
             f"{evaluation.ways}."
         )
     if config.hardware.compile and config.ssl.name == "none":
-        yield "hardware.compile=true: it has no effect on fine-tuning; leave it out."
+        value = str(config.hardware.compile).lower()
+        yield f"hardware.compile={value}: it has no effect on fine-tuning; leave it out."
 
 
 def _optimizer(config: Config) -> Iterator[str]:

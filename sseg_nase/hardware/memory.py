@@ -7,6 +7,8 @@ import os
 import re
 import sys
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +23,7 @@ from sseg_nase.config.schema import Config
 from sseg_nase.hardware.probe import blank_images, device_of, eval_mode
 
 MEBIBYTE = 2**20
+_peaks: dict[torch.device, int] = {}  # from before what is not watched
 WARNING_SHARE, CRITICAL_SHARE = 0.85, 0.95
 REMEDIES = 3
 SMALLEST_BATCH, SMALLEST_IMAGE = 2, 8  # what the schema accepts
@@ -52,9 +55,23 @@ def memory_use(device: torch.device, max_memory_gb: float | None) -> MemoryUse:
     cap_mb = memory_cap_mb(device, max_memory_gb)
     if device.type != "cuda":
         return MemoryUse(resident_memory_mb(), cap_mb)
-    used = torch.cuda.max_memory_allocated(device)
+    used = max(torch.cuda.max_memory_allocated(device), _peaks.pop(device, 0))
     torch.cuda.reset_peak_memory_stats(device)
     return MemoryUse(used / MEBIBYTE, cap_mb)
+
+
+@contextmanager
+def unwatched(device: torch.device) -> Iterator[None]:
+    """What is taken inside is no part of what `memory_use` returns next."""
+    if device.type != "cuda":
+        yield
+        return
+    before = max(torch.cuda.max_memory_allocated(device), _peaks.get(device, 0))
+    try:
+        yield
+    finally:
+        torch.cuda.reset_peak_memory_stats(device)
+        _peaks[device] = before
 
 
 def level(used: float, cap: float) -> Level:

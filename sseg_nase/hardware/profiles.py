@@ -13,6 +13,7 @@ from sseg_nase.config.schema import HardwareConfig
 from sseg_nase.errors import UserError
 
 OPEN = (None, "auto")
+NOT_FILLED = ("name", "compile")  # compile=auto is decided by the training
 LARGE_GPU_GB = 11  # a 12 GB card reports a little less
 MOST_WORKERS = 4
 CPU_PROFILE, SMALL_GPU_PROFILE, LARGE_GPU_PROFILE = "cpu", "rtx3050", "rtx3060"
@@ -89,8 +90,13 @@ def resolve(
             f"devices. Use hardware.devices={machine.cuda_devices} or less."
         )
     if hardware.compile and hardware.accelerator == "cpu":
-        _check_compiler()
-        notes.append("hardware.compile=true: measured on CPUs, steps were slower than without it")
+        hardware = _with_a_compiler(hardware, notes)
+    if hardware.compile == "auto" and hardware.deterministic:
+        raise UserError(
+            "hardware.compile=auto: which way is faster is measured, and may come out otherwise in "
+            "the next run, so hardware.deterministic=true could not give the same numbers. Choose "
+            "hardware.compile=false or true."
+        )
     if hardware.deterministic and hardware.accelerator == "cpu":
         raise UserError(
             "hardware.deterministic=true: it has no effect on a CPU, which gives the same numbers "
@@ -135,7 +141,7 @@ def _fill_from_profile(
     filled = {
         key: profiles[name][key]
         for key, value in vars(hardware).items()
-        if value in OPEN and profiles[name].get(key) not in OPEN and key != "name"
+        if value in OPEN and profiles[name].get(key) not in OPEN and key not in NOT_FILLED
     }
     return replace(hardware, name=name, **filled)
 
@@ -190,14 +196,22 @@ def _cpu_precision(asked: str, machine: Machine, notes: list[str]) -> str:
     return precision
 
 
-def _check_compiler() -> None:
+def _with_a_compiler(hardware: HardwareConfig, notes: list[str]) -> HardwareConfig:
     """Torch compiles for a CPU with the C++ compiler that CXX names, else with one of these."""
     wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
-    if not any(map(shutil.which, wanted)):
-        raise UserError(
-            f"hardware.compile=true: on a CPU this needs a C++ compiler, and {' or '.join(wanted)} "
-            "was not found. Install one, or use hardware.compile=false."
-        )
+    lacking = f"on a CPU this needs a C++ compiler, and {' or '.join(wanted)} was not found"
+    if any(map(shutil.which, wanted)):
+        if hardware.compile != "auto":
+            notes.append(
+                "hardware.compile=true: measured on CPUs, steps were slower than without it"
+            )
+        return hardware
+    if hardware.compile == "auto":
+        notes.append(f"hardware.compile=false instead of auto: {lacking}")
+        return replace(hardware, compile=False)
+    raise UserError(
+        f"hardware.compile=true: {lacking}. Install one, or use hardware.compile=false."
+    )
 
 
 def cores() -> int:

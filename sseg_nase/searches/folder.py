@@ -21,6 +21,7 @@ from sseg_nase.files import read_json
 from sseg_nase.reporting.selection import SEARCH
 from sseg_nase.search.log import Log
 from sseg_nase.spaces.space import Space
+from sseg_nase.sweeps.folder import readable
 
 FEW = 12  # choices that are shown one and all
 CANDIDATES = "candidates.jsonl"
@@ -77,7 +78,7 @@ def looked_at(wanted: str, output_dir: Path) -> SearchFolder:
     if wanted != "LAST":
         return SearchFolder(Path(wanted))
     found = (output_dir.expanduser().absolute() / SEARCHES).glob(f"*/{SEARCH}")
-    searches = [SearchFolder(path.parent) for path in found]
+    searches = readable(SearchFolder, (path.parent for path in found))
     if not searches:
         raise UserError(
             f"search=LAST: there is no search in {output_dir}/{SEARCHES} yet; start one, such as "

@@ -44,6 +44,11 @@ FIDELITY_KEYS = {
 SPARED = ("report.at_end=false", "evaluation.untrained_reference=false")
 NOT_OF_JOBS = {*NOT_SEARCHED} - {"experiment_name", "paths", "report", "tracking"}
 SECONDS_BETWEEN_LOOKS = 0.2
+UNKNOWN_COST = (
+    "its training MACs are not known, and no budget could count them: its training began with a "
+    "checkpoint of an older version, which does not say what it took. Give finetune.from one that "
+    "this version has written; what an older version has begun, train anew."
+)
 
 Say = Callable[[str], None]
 
@@ -193,6 +198,8 @@ def scored(candidate: Candidate, job: JobFolder) -> Scored:
         reason = state.get("reason") or f"its job is {state.get('status', 'not begun')}"
         return Scored(candidate, run=None if run is None else str(run), error=str(reason))
     results = read_json(run / "results.json") or {}
+    if results.get("training_macs", ...) is None:
+        return Scored(candidate, run=str(run), error=UNKNOWN_COST)
     try:
         return Scored(candidate, scores_of(results), cost_of(results), run=str(run))
     except (KeyError, TypeError, ValueError) as error:

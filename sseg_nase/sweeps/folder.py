@@ -14,16 +14,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import secrets
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from filelock import FileLock, Timeout
@@ -35,6 +36,8 @@ from sseg_nase.directory import status_of
 from sseg_nase.errors import UserError
 from sseg_nase.files import locked, make_own, read_json, write_json, write_text
 
+logger = logging.getLogger("sseg_nase")
+Opened = TypeVar("Opened")
 # Whoever asks whether a lock is held takes it for an instant: a real taker is patient.
 SECONDS_FOR_LOCK = 2.0
 # What job.json says of a job that its own process has not begun; taken out where it has ended.
@@ -398,7 +401,10 @@ def threads_of(settings: SweepConfig) -> int:
 
 
 def sweeps_in(output_dir: Path) -> list[SweepFolder]:
-    """Return the sweeps under `output_dir`, the latest last, whatever their names say."""
+    """Return the sweeps under `output_dir`, the latest last, whatever their names say.
+
+    Raises `UserError` for one that is damaged: it may be the very one that is to be gone on with.
+    """
     found = (output_dir.expanduser().absolute() / "sweeps").glob("*/sweep.json")
     return sorted((SweepFolder(path.parent) for path in found), key=lambda s: (s.created, s.name))
 
@@ -417,7 +423,8 @@ def looked_at(wanted: str | None, output_dir: Path) -> SweepFolder:
     """
     if wanted not in (None, "LAST"):
         return SweepFolder(Path(str(wanted)))
-    known = sweeps_in(output_dir)
+    folders = (output_dir.expanduser().absolute() / "sweeps").glob("*/sweep.json")
+    known = readable(SweepFolder, (path.parent for path in folders))
     if not known:
         single = any(output_dir.expanduser().glob("*/*/status.json"))
         runs = (
@@ -427,7 +434,25 @@ def looked_at(wanted: str | None, output_dir: Path) -> SweepFolder:
             f"sweep=LAST: there is no sweep in {output_dir}/sweeps yet; start one with -m, or "
             f"name one with sweep=DIR.{runs}"
         )
-    return known[-1]
+    return max(known, key=lambda sweep: (sweep.created, sweep.name))
+
+
+def readable(opened: Callable[[Path], Opened], folders: Iterable[Path]) -> list[Opened]:
+    """Return those that can be read, to look at; each of the others is a warning that names it.
+
+    Raises the `UserError` of the last one where none can.
+    """
+    found, refusals = [], []
+    for folder in sorted(folders):
+        try:
+            found.append(opened(folder))
+        except UserError as error:
+            refusals.append(error)
+    if refusals and not found:
+        raise refusals[-1]
+    for refusal in refusals:
+        logger.warning("%s It is left out here.", refusal)
+    return found
 
 
 def identity(jobs: Sequence[Planned]) -> str:

@@ -58,7 +58,8 @@ def why_not(config: Config, *, batches: int) -> str | None:
     if batches > 1:
         return "hardware.accumulate=plain adds up the gradients of several batches"
     if config.hardware.compile:
-        return "with hardware.compile=true the networks change within their time"
+        value = str(config.hardware.compile).lower()
+        return f"with hardware.compile={value} the networks change within their time"
     if METHODS[config.ssl.name].memory(config.ssl):
         return f"ssl={config.ssl.name} changes more from step to step than its networks"
     return None

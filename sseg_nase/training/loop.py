@@ -29,6 +29,7 @@ from sseg_nase.ssl.objectives import nt_xent
 from sseg_nase.ssl.teacher import ema_decay
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.accumulation import differentiate
+from sseg_nase.training.compiling import Choice, choose
 from sseg_nase.training.control import Control
 from sseg_nase.training.distributed import (
     gather_rows,
@@ -171,6 +172,7 @@ class Trainer:
         self.control: Control | None = None
         self.means: EpochMeans | None = None
         self.told_few_held = False
+        self.compiling: Choice | None = None
         # With hardware.accumulate=exact the feed's batches are those of a whole step, in parts.
         self.accumulation = (config.hardware.gradient_accumulation_steps or 1) // feed.micro
         self.steps_per_epoch = -(-feed.batches_per_epoch // self.accumulation)
@@ -210,7 +212,7 @@ class Trainer:
         if progress.batch == 0:
             self._emit(Event.EPOCH_START)
         if self.config.hardware.compile and progress.epoch > 1 + self._epoch_of_last_change():
-            self.networks.compile()
+            self._compile()
         self.model.train()
         sums = torch.tensor(progress.sums, device=self.fabric.device)
         began, images = time.perf_counter(), 0
@@ -256,6 +258,25 @@ class Trainer:
         )
         skipped = {"skipped": progress.skipped} if progress.skipped else {}
         self.sink.event("epoch", {"epoch": progress.epoch, **self._figures(), **skipped})
+
+    def _compile(self) -> None:
+        """Let torch compile what has lasted; with hardware.compile=auto where it is faster so.
+
+        That is measured once for networks that stay as they are, also by a resumed run.
+        """
+        if self.config.hardware.compile == "auto":
+            since, epoch = self._epoch_of_last_change(), self.progress.epoch
+            if self.compiling is None or self.compiling.since != since:
+                self.compiling = choose(
+                    self.networks, self.probe, epoch=epoch, since=since, stop=self.stop
+                )
+                if self.compiling is None:
+                    return  # to be stopped after the next step
+                about = {"text": self.compiling.text(), "epoch": epoch, **asdict(self.compiling)}
+                self.sink.event("message", about)
+            if not self.compiling.compiled:
+                return
+        self.networks.compile()
 
     def _check(self, losses: Sequence[float]) -> None:
         """Raise `DivergenceError` unless what is to be kept, or saved, is finite."""
@@ -664,6 +685,7 @@ class Trainer:
             if on_probation is None
             else {**vars(on_probation), "old": on_probation.old.state_dict()},
             "precision": self.fabric.strategy.precision.state_dict(),
+            "compiling": None if self.compiling is None else asdict(self.compiling),
             "callbacks": {type(c).__name__: c.state_dict() for c in self.callbacks},
         }
 
@@ -686,6 +708,8 @@ class Trainer:
         if state["probation"] is not None:
             old = self.workshop.restored(state["probation"]["old"])
             self._watch(Probation(**{**state["probation"], "old": old}))
+        chosen = state.get("compiling")  # an older version did not choose
+        self.compiling = None if chosen is None else Choice(**chosen)
         restore_precision(self.fabric, state["precision"])
 
 

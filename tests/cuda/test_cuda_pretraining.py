@@ -27,6 +27,7 @@ from sseg_nase.training import checkpoint
 from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.interruption import Interrupted
 from sseg_nase.training.loop import Decision, Trainer
+from sseg_nase.training.networks import Networks
 
 PLAIN = ["evolution=none", "sparsity=none", "ssl.distillation_weight=0.5"]
 NATURAL = [*PLAIN, "curriculum=natural"]
@@ -93,6 +94,14 @@ def test_a_step_does_not_make_the_host_wait(fake: Fake, overrides: list[str]) ->
     # What may wait is the optimizer: it asks the scaler whether there was a step to take.
     places = {place for step in waits.steps for place in step}
     assert places <= {f"read training/{place}" for place in ASKING}, places
+
+
+def test_whether_to_compile_is_measured_there(fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Networks, "compile", lambda networks: None)
+    one = trainer(*PLAIN, "hardware.compile=auto", "pretrain.epochs=2")
+    one.fit()
+    assert one.compiling is not None
+    assert one.compiling.refused is None
 
 
 def test_what_views_need_goes_there_in_one_copy(fake: Fake) -> None:

@@ -206,6 +206,23 @@ def test_the_cap_on_cuda(fake_cuda: SimpleNamespace, asked: float | None, cap: f
     assert fake_cuda.resets == 1
 
 
+def test_what_is_not_watched_hides_no_peak_and_shows_none(
+    fake_cuda: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peak = [0]
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak[0] * MEBIBYTE)
+    monkeypatch.setattr(
+        torch.cuda, "reset_peak_memory_stats", lambda device: peak.__setitem__(0, 1)
+    )
+    for before, inside, after, seen in ((5, 9, 2, 5), (5, 9, 7, 7), (0, 9, 1, 1)):
+        peak[0] = before
+        with memory.unwatched(CUDA):
+            peak[0] = inside
+        peak[0] = after
+        assert memory_use(CUDA, None).used_mb == seen
+        assert memory_use(CUDA, None).used_mb == 1  # said once
+
+
 def test_on_cuda_a_peak_is_what_comes_on_top(
     fake_cuda: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -271,6 +271,29 @@ def test_a_cpu_has_no_graphs_of_launches() -> None:
     assert resolve(HardwareConfig(**{**PROFILES["rtx3060"], **asked}), PROFILES, LARGE)
 
 
+def test_whether_to_compile_is_left_to_the_training_where_it_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wanted = HardwareConfig(**{**PROFILES["cpu"], "compile": "auto"})
+    monkeypatch.setattr("sseg_nase.hardware.profiles.shutil.which", lambda name: name)
+    found, notes = resolve(wanted, PROFILES, BARE)
+    assert found.compile == "auto"
+    assert not any("hardware.compile" in note for note in notes)
+    monkeypatch.setattr("sseg_nase.hardware.profiles.shutil.which", lambda name: None)
+    found, notes = resolve(wanted, PROFILES, BARE)
+    assert found.compile is False
+    assert any("hardware.compile=false instead of auto" in note for note in notes)
+    on_a_gpu = {**PROFILES["rtx3060"], "compile": "auto"}
+    assert resolve(HardwareConfig(**on_a_gpu), PROFILES, LARGE)[0].compile == "auto"
+
+
+def test_a_measurement_and_equal_numbers_exclude_each_other() -> None:
+    wanted = {**PROFILES["rtx3060"], "compile": "auto", "deterministic": True}
+    with pytest.raises(UserError, match=r"hardware\.compile=auto.*hardware\.deterministic=true"):
+        resolve(HardwareConfig(**wanted), PROFILES, LARGE)
+    resolve(HardwareConfig(**{**wanted, "compile": True}), PROFILES, LARGE)
+
+
 def test_compiling_for_a_cpu_takes_the_compiler_that_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

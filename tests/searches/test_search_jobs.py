@@ -225,6 +225,14 @@ def test_scores_are_the_mean_accuracy_and_what_the_network_costs() -> None:
     }
 
 
+def test_a_training_whose_cost_is_not_known_is_refused_with_the_reason(
+    performed: Performed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RESULTS, "training_macs", None)  # as of a checkpoint of an older version
+    with pytest.raises(UserError, match=r"training MACs are not known.*finetune\.from"):
+        begin()
+
+
 def test_the_experiment_of_make_search_makes_jobs_of_the_pipeline() -> None:
     config = load(["experiment=search_digits"])
     assert (config.task, config.evaluator.name) == ("search", "run")

@@ -205,11 +205,18 @@ def test_the_report_has_figures_and_the_best(tmp_path: Path) -> None:
     assert re.search(r"optimizer\.lr=0\.00", html)
 
 
-def test_the_latest_search_is_found_and_is_no_run(tmp_path: Path) -> None:
+def test_the_latest_search_is_found_and_is_no_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(UserError, match="there is no search in"):
         looked_at("LAST", Path("runs"))
     path = begin(tmp_path, candidates=1)
     assert looked_at("LAST", Path("runs")).path == path
+    damaged = path.parent / "z"
+    damaged.mkdir()
+    (damaged / "search.json").write_text("{")
+    assert looked_at("LAST", Path("runs")).path == path
+    assert f"search={damaged.absolute()}" in caplog.text
     with pytest.raises(UserError, match="this is the directory of a search"):
         named_runs([str(path)], Path("runs"))
     with pytest.raises(UserError, match="not the directory of a search"):

@@ -19,7 +19,7 @@ from sseg_nase.directory import RUNNING, RunDirectory, status_of
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_json
 from sseg_nase.sweeps import finish, folder, job, launch, seen
-from sseg_nase.sweeps.folder import SweepFolder, create, identity
+from sseg_nase.sweeps.folder import SweepFolder, create, identity, looked_at, sweeps_in
 from sseg_nase.sweeps.isolation import Ending
 from sseg_nase.sweeps.plan import plan
 from sseg_nase.sweeps.seen import SECONDS_OF_SILENCE, look
@@ -72,6 +72,25 @@ def test_a_plan_that_is_damaged_is_named(
     sweep.note(**change)
     with pytest.raises(UserError, match=rf"sweep\.json there is damaged \({wrong}\)"):
         SweepFolder(sweep.path)
+
+
+def test_a_damaged_sweep_is_named_and_the_others_are_looked_at(
+    sweep: SweepFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = sweep.path.parent / "z"
+    damaged.mkdir()
+    for content in ("{", '{"title": "x"}'):
+        (damaged / "sweep.json").write_text(content)
+        caplog.clear()
+        assert looked_at("LAST", sweep.output_dir).path == sweep.path
+        (said,) = caplog.messages
+        assert f"sweep={damaged}" in said
+        assert "left out" in said
+        with pytest.raises(UserError, match=f"sweep={damaged}"):
+            sweeps_in(sweep.output_dir)  # what -m asks: it may be the very one
+    (sweep.path / "sweep.json").unlink()
+    with pytest.raises(UserError, match=f"sweep={damaged}"):
+        looked_at(None, sweep.output_dir)
 
 
 @pytest.mark.parametrize("wrong", [{"started": "x"}, {"pid": "7"}, {"host": 3}, {"run": 1}])
