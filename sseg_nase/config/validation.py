@@ -33,6 +33,7 @@ from sseg_nase.config.schema import (
     EvolutionConfig,
     ViewsConfig,
 )
+from sseg_nase.config.sequence import FINETUNE_OPTIONS, in_words, stages_of
 from sseg_nase.errors import UserError, did_you_mean
 
 # Beyond it whole numbers have no room in what computes with them, and float32 has infinities.
@@ -114,7 +115,6 @@ SPLIT_BY: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("folder", "sketch"), ("auto", "folder", "classes")),
 }
 
-_EPISODES = {"queries", "episodes_per_epoch", "tasks_per_step"}
 _RUNGS = {"fidelity", "least", "most", "eta"}
 _POOL = {"starts", "pool", "incumbents"}
 STRATEGY_OPTIONS: Mapping[str, set[str]] = {
@@ -140,21 +140,28 @@ EVALUATOR_OPTIONS: Mapping[str, set[str]] = {
     OWN: set(),
 }
 
-FINETUNE_OPTIONS: Mapping[str, set[str]] = {
-    "prototypical": {*_EPISODES, "metric", "scale"},
-    "matching": {*_EPISODES, "scale"},
-    "relation": _EPISODES,
-    "r2d2": {*_EPISODES, "scale"},
-    "maml": {*_EPISODES, "inner_lr", "inner_steps", "first_order"},
-    "linear": set(),
-}
-
 
 def validate(config: Config) -> None:
     """Raise one `UserError` that lists every value that is not accepted."""
-    found = list(_out_of_range(config, "")) or [said for rule in _RULES for said in rule(config)]
+    found = list(_out_of_range(config, ""))
+    if config.finetune.sequence:
+        found += _of_stages(config, lambda stage: _out_of_range(stage.finetune, "finetune."))
+    found = found or [said for rule in _RULES for said in rule(config)]
     if found:
         raise UserError(listed(found))
+
+
+def _of_stages(config: Config, rule: Callable[[Config], Iterator[str]]) -> Iterator[str]:
+    """What `rule` says of every stage of fine-tuning, with the keys as they are written there."""
+    for stage in stages_of(config):
+        begins = in_words(stage, config)
+        for said in rule(stage):
+            # Only keys: what chooses a method is written `finetune=`.
+            yield (
+                said
+                if said.startswith("finetune.from")
+                else said.replace("finetune.", f"{begins}.")
+            )
 
 
 def switches(config: Config) -> Switches:
@@ -205,12 +212,13 @@ def _far_out(config: Config) -> Iterator[str]:
         if ssl.name == "simclr":
             given["ssl.temperature"] = ssl.temperature, _SANE_TEMPERATURES
         given["ssl.student_temperature"] = ssl.student_temperature, _SANE_TEMPERATURES
-    if finetune.name != "none":
-        rates = _SANE_RATES[finetune.optimizer]
-        if finetune.freeze != "encoder":
-            given["finetune.lr_encoder"] = finetune.lr_encoder, rates
-        given["finetune.lr_head"] = finetune.lr_head, rates
-        given["finetune.inner_lr"] = finetune.inner_lr, _SANE_INNER_RATES
+    for stage in stages_of(config):
+        begins, tuning = in_words(stage, config), stage.finetune
+        rates = _SANE_RATES[tuning.optimizer]
+        if tuning.freeze != "encoder":
+            given[f"{begins}.lr_encoder"] = tuning.lr_encoder, rates
+        given[f"{begins}.lr_head"] = tuning.lr_head, rates
+        given[f"{begins}.inner_lr"] = tuning.inner_lr, _SANE_INNER_RATES
     for key, (value, (low, high)) in given.items():
         if value is not None and not low <= value <= high:
             far = "low" if value < low else "high"
@@ -824,6 +832,14 @@ def _finetune(config: Config) -> Iterator[str]:
                 f"to fine-tune: {', '.join(f'finetune={name}' for name in FINETUNING[1:])}."
             )
         return
+    yield from _of_stages(config, _stage)
+    if config.hardware.compile and config.ssl.name == "none":
+        yield "hardware.compile=true: it has no effect on fine-tuning; leave it out."
+
+
+def _stage(config: Config) -> Iterator[str]:
+    """One stage of fine-tuning."""
+    options, evaluation = config.finetune, config.evaluation
     fitted = set() if options.queries is not None else {"queries"}
     own = {name: having - fitted for name, having in FINETUNE_OPTIONS.items()}
     yield from _own_options(options, "finetune", own)
@@ -850,8 +866,6 @@ def _finetune(config: Config) -> Iterator[str]:
             f"episodes that judge it; set evaluation.ways={options.ways} or finetune.ways="
             f"{evaluation.ways}."
         )
-    if config.hardware.compile and config.ssl.name == "none":
-        yield "hardware.compile=true: it has no effect on fine-tuning; leave it out."
 
 
 def _optimizer(config: Config) -> Iterator[str]:

@@ -114,7 +114,8 @@ class FineTuner:
     `finetune.ema_decay`, the moving average `judged` of its weights; `save(name, state)` keeps the
     state: `best` where it is better than ever, `last` after every epoch and when `stop`, asked
     after every step, says so: then `Interrupted` is raised. `DivergenceError` is raised within the
-    epoch in which losses or weights stop being finite, or explode. What is drawn at random follows
+    epoch in which losses or weights stop being finite, or explode. `what` names the training in
+    messages, `about` its stage in events. What is drawn at random follows
     from the seed and the place in training, so `load_state_dict` goes on bit for bit on a CPU.
     """
 
@@ -131,7 +132,10 @@ class FineTuner:
         sink: Sink | None = None,
         first_step: int = 0,
         stop: Callable[[], bool] = lambda: False,
+        what: str = "fine-tuning",
+        about: Mapping[str, Any] | None = None,
     ) -> None:
+        self.about = dict(about or {})
         self.config, self.options, self.base, self.images = config, config.finetune, base, images
         self.fabric, self.validate, self.save, self.stop = fabric, validate, save, stop
         self.sink, self.first_step = sink or Sink(), first_step
@@ -148,7 +152,7 @@ class FineTuner:
             fabric,
             self._parts(),
             steps_per_epoch=sum(1 for _ in self._steps(0)),
-            what="fine-tuning",
+            what=what,
         )
 
     def fit(self) -> None:
@@ -163,7 +167,7 @@ class FineTuner:
         if self.progress.step == 0:
             self.guard.check_skipped(f"by {self._place()}", most=0)
         if self.progress.epoch > first:
-            tell_skipped(self.sink, "fine-tuning", self.progress.step, self.progress.skipped)
+            tell_skipped(self.sink, self.guard.what, self.progress.step, self.progress.skipped)
 
     # -- one epoch ---------------------------------------------------------------------------
 
@@ -240,6 +244,7 @@ class FineTuner:
         if better:
             progress.best_accuracy, progress.best_epoch = accuracy, progress.epoch
         figures = {
+            **self.about,
             "epoch": progress.epoch,
             "epochs": self.options.epochs,
             "loss": loss,
