@@ -310,6 +310,12 @@ def pipeline(this: Run) -> None:
     else:
         reached = stages.stored(Path(start), config)
         this.notes.append(f"fine-tuning begins with {start}: nothing is pretrained here")
+        if reached.history and any(each.finetune.evolve for each in stages_of(config)):
+            raise UserError(
+                f"finetune.evolve=true: the network of finetune.from={start} has evolved already, "
+                f"by {len(reached.history)} mutations that stand in the log of that run; evolve it "
+                "in one run, or begin with a network that has not."
+            )
     if config.finetune.name != "none":
         stages.labelled(config)
     done = 0 if state is None else int(state["epoch"])
@@ -352,6 +358,7 @@ def pipeline(this: Run) -> None:
             name,
             {"pretraining": progress.skipped},
             trainer.ledger.state(),
+            epochs=progress.epoch,
         )
     results = _references(this, tasks, reached, trained)
     if place is not None:

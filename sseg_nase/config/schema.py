@@ -253,8 +253,13 @@ class FinetuneConfig:
     lr_encoder: Annotated[float, option(above=0)]
     lr_head: Annotated[float, option(above=0)]
     weight_decay: Annotated[float, option(least=0)]
+    scheduler: Annotated[str, option(choices=("step", "cosine", "constant", "constant_decay"))]
+    warmup_epochs: Annotated[float, option(least=0)]
     step_size: Annotated[int, option(least=1)]
     gamma: Annotated[float, option(above=0, most=1)]
+    decay_share: Annotated[float, option(above=0, most=1)]
+    evolve: bool
+    gamma_lr_ratio: Annotated[float, option(above=0)]
     freeze: Annotated[str, option(choices=("none", "encoder"))]
     frozen_blocks: Annotated[int, option(least=0)]
     freeze_norms: bool

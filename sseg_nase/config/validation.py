@@ -774,9 +774,13 @@ def _ssl(config: Config) -> Iterator[str]:
 
 def _untrained(config: Config) -> Iterator[str]:
     parts = [part for part in ("evolution", "sparsity") if getattr(config, part).enabled]
-    if config.ssl.name == "none" and parts:
+    tuned = any(stage.finetune.evolve for stage in stages_of(config))
+    if config.ssl.name == "none" and parts and not tuned:
         missing = " ".join(f"{part}=none" for part in parts)
-        yield f"ssl=none: nothing is trained, so add {missing}, or choose ablation=A1."
+        yield (
+            f"ssl=none: nothing is trained, so add {missing}, or choose ablation=A1. Under labels "
+            "they work with finetune=linear finetune.evolve=true."
+        )
 
 
 def _evaluation(config: Config) -> Iterator[str]:
@@ -840,6 +844,8 @@ def _finetune(config: Config) -> Iterator[str]:
 def _stage(config: Config) -> Iterator[str]:
     """One stage of fine-tuning."""
     options, evaluation = config.finetune, config.evaluation
+    if options.evolve:
+        yield from _evolving(config)
     fitted = set() if options.queries is not None else {"queries"}
     own = {name: having - fitted for name, having in FINETUNE_OPTIONS.items()}
     yield from _own_options(options, "finetune", own)
@@ -865,6 +871,39 @@ def _stage(config: Config) -> Iterator[str]:
             f"finetune.ways={options.ways}: the head of finetune=maml has as many classes as the "
             f"episodes that judge it; set evaluation.ways={options.ways} or finetune.ways="
             f"{evaluation.ways}."
+        )
+
+
+def _evolving(config: Config) -> Iterator[str]:
+    """Evolution and pruning while fine-tuning."""
+    options, evolution, sparsity = config.finetune, config.evolution, config.sparsity
+    said = f"finetune.evolve=true: it is not possible with finetune={options.name}"
+    if options.name == "maml":
+        yield f"{said}, whose inner steps are those of one network; choose another method."
+    if not (evolution.enabled or sparsity.enabled):
+        yield "finetune.evolve=true: nothing changes the network; add evolution=balanced."
+    if evolution.enabled and evolution.order == "trials":
+        yield (
+            "finetune.evolve=true: evolution.order=trials compares networks on images that are not "
+            "trained on, and the base split has none of these with labels; add evolution=balanced, "
+            "or evolution=none."
+        )
+    if sparsity.enabled and sparsity.rollback_grace_epochs:
+        yield (
+            "finetune.evolve=true: sparsity.rollback_grace_epochs="
+            f"{sparsity.rollback_grace_epochs} is for pretraining, under labels a pruning is "
+            "judged at once: add sparsity.rollback_grace_epochs=0, or sparsity=none."
+        )
+    for key in ("frozen_blocks", "freeze_norms"):
+        if value := getattr(options, key):
+            yield (
+                f"finetune.{key}={str(value).lower()}: what is frozen does not grow; leave it out, "
+                "or finetune.evolve."
+            )
+    if options.freeze == "encoder":
+        yield (
+            "finetune.freeze=encoder: what is frozen does not grow; leave it out, or "
+            "finetune.evolve."
         )
 
 

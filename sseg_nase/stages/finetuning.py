@@ -20,8 +20,9 @@ from sseg_nase.fewshot.evaluation import NotFiniteError
 from sseg_nase.files import check_room
 from sseg_nase.finetune.learner import METHODS as FINETUNING_METHODS
 from sseg_nase.finetune.learner import EpisodeLearner, around
-from sseg_nase.finetune.loop import FineTuner
+from sseg_nase.finetune.loop import Before, FineTuner, learner_of
 from sseg_nase.stages.judging import FewShotTask, judge_named
+from sseg_nase.stages.pretraining import interventions_of
 from sseg_nase.stages.starting import Reached, images_of, stored
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint, distributed
@@ -91,7 +92,8 @@ def reached_by(place: Place, config: Config, folder: Path) -> Reached:
     path = folder / "checkpoints" / place.file
     reached = stored(path, config)
     state = checkpoint.load(path)
-    return dataclasses.replace(reached, skipped=state["skipped"], tuned=state["tuned"])
+    more = {key: state[key] for key in ("skipped", "tuned", "epochs")}
+    return dataclasses.replace(reached, **more)
 
 
 def fine_tune(
@@ -144,9 +146,13 @@ def fine_tune(
         seen["real_labeled"] += progress["images_seen"]
         step, macs = before.step + progress["step"], before.macs
         own = progress["macs"]
-        if macs is not None:
-            macs = None if own is None else {**macs, place.name: macs.get(place.name, 0) + own}
-        return {"step": step, "images_seen": seen, "history": list(before.history), "macs": macs}
+        if macs is not None and own is not None:
+            more = {**progress["beside"], place.name: own}
+            macs = {**macs, **{part: macs.get(part, 0) + n for part, n in more.items()}}
+        elif own is None:
+            macs = None
+        history = [*before.history, *progress["history"]]
+        return {"step": step, "images_seen": seen, "history": history, "macs": macs}
 
     def save(name: str, saved: dict[str, Any]) -> None:
         about = {"options": plain(config.finetune), "classes": len(store.class_names)}
@@ -155,8 +161,12 @@ def fine_tune(
         checkpoint.save(folder / "checkpoints" / f"finetune_{name}.pt", payload)
 
     generator = torch.Generator().manual_seed(derive(config.seed, "head"))
-    learner = around(before.backbone, config.finetune, len(store.class_names), generator)
+    classes = len(store.class_names)
+    learner = around(before.backbone, config.finetune, classes, generator)
     _check_frozen(learner, config)
+    tuned_as = dataclasses.replace(
+        config, pretrain=dataclasses.replace(config.pretrain, epochs=config.finetune.epochs)
+    )
     tuner = FineTuner(
         config,
         learner=learner,
@@ -170,6 +180,8 @@ def fine_tune(
         stop=stop,
         what=place.words,
         about={"method": place.method, "number": place.number, "of": place.of},
+        interventions=interventions_of(tuned_as) if config.finetune.evolve else [],
+        before=Before(before.epochs, len(before.history)),
     )
     if state is not None:
         with checkpoint.taken_up("finetune_last.pt"):
@@ -181,11 +193,13 @@ def fine_tune(
     except (DivergenceError, NotFiniteError) as error:
         raise explained(error, config, folder, "finetune_last", place.keys) from error
     best = checkpoint.load(folder / "checkpoints" / "finetune_best.pt")
+    learner = learner_of(best["architecture"], config.finetune, classes).to(fabric.device)
     learner.load_state_dict(best["student"])
     name = f"checkpoint={folder / 'checkpoints' / 'finetune_best.pt'}"
     skipped = {**before.skipped, place.words: tuner.progress.skipped}
     progress = dataclasses.asdict(tuner.progress)
     ended = {**reached(progress), "skipped": skipped, "tuned": [*before.tuned, _told(tuner)]}
+    ended["epochs"] = before.epochs + tuner.progress.epoch
     if place.number + 1 < place.of:
         checkpoint.save(folder / "checkpoints" / place.file, {**best, **ended})
     return Reached(learner.eval(), **ended, name=name)

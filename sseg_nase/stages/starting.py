@@ -78,7 +78,7 @@ class Reached:
     `name`: what messages call the network; `skipped`: steps of each training here that were none,
     because gradients overflowed float16; `macs` spent on training, by the parts of the ledger, None
     where a checkpoint of an older version does not say; `tuned`: what every stage of fine-tuning
-    here has come to.
+    here has come to; `epochs` of all trainings here.
     """
 
     network: Backbone | EpisodeLearner
@@ -89,6 +89,7 @@ class Reached:
     skipped: Mapping[str, int] = field(default_factory=dict)
     macs: Mapping[str, int] | None = field(default_factory=dict)
     tuned: Sequence[dict[str, Any]] = ()
+    epochs: int = 0
 
     @property
     def backbone(self) -> Backbone:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from sseg_nase.finite import finite
 from sseg_nase.reporting.figures import Drawing, absent, style
-from sseg_nase.reporting.figures.trajectory import levels_in_words
+from sseg_nase.reporting.figures.trajectory import levels_in_words, one_after_the_other
 from sseg_nase.reporting.record import RunRecord, Series
 
 LOSSES = "Training losses"
@@ -149,21 +149,9 @@ def _handles(curve: Curve) -> list[Line2D]:
     ]  # fmt: skip
 
 
-def _one_after_the_other(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Epochs of fine-tuning in order, those of a later stage counted on; `first`: of its stage."""
-    counted: list[dict[str, Any]] = []
-    before, number = 0, -1
-    for line in sorted(lines, key=lambda line: (line["number"], line["epoch"])):
-        first = line["number"] != number
-        if first:
-            before, number = (counted[-1]["epoch"] + 1 if counted else 0), line["number"]
-        counted.append({**line, "epoch": before + line["epoch"], "first": first})
-    return counted
-
-
 def fine_tuning(record: RunRecord) -> Drawing:
     """Training loss and, below, accuracy on val episodes with its interval, per epoch."""
-    lines = _one_after_the_other(record.events.get("finetune", ()))
+    lines = one_after_the_other(record.events.get("finetune", ()))
     judged = [line for line in lines if finite(line.get("val_accuracy"))]
     if not judged:
         return absent("finetuning", TUNING, "The run has fine-tuned no epoch.")
