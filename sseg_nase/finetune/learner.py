@@ -149,9 +149,31 @@ METHODS: Mapping[str, Method] = {
 def around(
     backbone: Backbone, options: FinetuneConfig, classes: int, generator: torch.Generator
 ) -> EpisodeLearner:
-    """`backbone` with an untrained head for `options.name`; `classes`: of the base split."""
+    """`backbone` with an untrained head for `options.name`; `classes`: of the base split.
+
+    What `options` freeze takes no gradient, all else does, whatever it was before.
+    """
     head = METHODS[options.name].head(options, backbone.architecture, classes, generator)
-    return EpisodeLearner(backbone, head)
+    learner = EpisodeLearner(backbone, head)
+    learner.requires_grad_(True)
+    for module in frozen_parts(learner, options):
+        module.requires_grad_(False)
+    if options.freeze_norms:
+        for norm in norms_of(backbone):
+            norm.requires_grad_(False)
+    return learner
+
+
+def frozen_parts(learner: EpisodeLearner, options: FinetuneConfig) -> list[nn.Module]:
+    """What is neither trained nor adapted, statistics included; norms alone are told apart."""
+    if options.freeze == "encoder":
+        return [learner.backbone]
+    return list(learner.backbone.stages())[: options.frozen_blocks]
+
+
+def norms_of(module: nn.Module) -> list[nn.Module]:
+    """The layers that normalise."""
+    return [part for part in module.modules() if isinstance(part, nn.BatchNorm2d | nn.LayerNorm)]
 
 
 def fits(head: nn.Module | None, method: str, ways: int) -> bool:

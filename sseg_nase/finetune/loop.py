@@ -24,7 +24,7 @@ from sseg_nase.data.views import make_views
 from sseg_nase.evolution.history import MutationRecord, counts, removed_channels
 from sseg_nase.evolution.operators import load_moments, named_moments
 from sseg_nase.finetune.evolving import LabelledProbe, Tuned, mutated
-from sseg_nase.finetune.learner import METHODS, EpisodeLearner, around
+from sseg_nase.finetune.learner import METHODS, EpisodeLearner, around, frozen_parts, norms_of
 from sseg_nase.finetune.maml import Classifier, adapt
 from sseg_nase.finite import finite, not_finite, shortened
 from sseg_nase.hardware.allocator import release_memory
@@ -387,7 +387,6 @@ class FineTuner:
     def _install(self, learner: EpisodeLearner, judged: EpisodeLearner) -> None:
         """Train `learner` from now on, with an optimizer without moments, and judge `judged`."""
         self.learner, self.judged = learner, judged
-        self._freeze()
         self._plain_optimizer = OPTIMIZERS[self.options.optimizer](
             self._groups(), weight_decay=self.options.weight_decay
         )
@@ -493,26 +492,13 @@ class FineTuner:
 
     # -- what is trained ---------------------------------------------------------------------
 
-    def _freeze(self) -> None:
-        for module in self._frozen():
-            module.requires_grad_(False)
-        if self.options.freeze_norms:
-            for norm in _norms(self.learner.backbone):
-                norm.requires_grad_(False)
-
-    def _frozen(self) -> list[nn.Module]:
-        backbone = self.learner.backbone
-        if self.options.freeze == "encoder":
-            return [backbone]
-        return list(backbone.stages())[: self.options.frozen_blocks]
-
     def _train_mode(self) -> None:
         """What is frozen stays as it is: BN statistics, too."""
         self.model.train()
-        for module in self._frozen():
+        for module in frozen_parts(self.learner, self.options):
             module.eval()
         if self.options.freeze_norms:
-            for norm in _norms(self.learner.backbone):
+            for norm in norms_of(self.learner.backbone):
                 norm.eval()
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -673,7 +659,3 @@ OUTCOMES: Mapping[str, Callable[[FineTuner, Step, Tensor, EpisodeLearner], Outco
     "linear": classification,
     "maml": meta_learned,
 }
-
-
-def _norms(module: nn.Module) -> list[nn.Module]:
-    return [part for part in module.modules() if isinstance(part, nn.BatchNorm2d | nn.LayerNorm)]

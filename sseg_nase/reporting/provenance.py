@@ -35,7 +35,7 @@ REGIMES: Mapping[str, str] = {
 PRETRAINED = {
     "simclr": "SimCLR",
     "byol": "BYOL",
-    "prototype_pairs": "CPN",
+    "prototype_pairs": "CPN without penalty",
     "barlow_twins": "Barlow Twins",
     "dino": "DINO",
 }
