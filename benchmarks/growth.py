@@ -5,11 +5,17 @@ and backward passes, three times a forward pass, at the architecture of each mom
 schedule: constant, then decayed to 0. Its learning rate is the best of three by the 5-shot accuracy
 on val with the first seed. All networks are judged on the same episodes of val. What is finished in
 OUT is not trained again, so a run that was stopped is resumed by the same command.
+
+With `--labels` every arm is a classifier of the base classes instead, from scratch, on one view of
+every image. An epoch is then all of them, so an arm has as many epochs as come nearest to the
+budget; its network is the one with the best accuracy on other val episodes, of those after the last
+mutation.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -21,19 +27,27 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sseg_nase.config.compose import load
+from sseg_nase.config.compose import hardware_profiles, load
 from sseg_nase.config.schema import Config
 from sseg_nase.counting import BACKWARD
 from sseg_nase.fewshot.statistics import crossed_difference, holm, mean_t95
+from sseg_nase.hardware.profiles import resolve
+from sseg_nase.nets.building import configured
 from sseg_nase.reporting.episodes import read_episodes
-from sseg_nase.stages.pretraining import seed_learner
+from sseg_nase.stages import labelled
 from sseg_nase.training.order import Expand
 
 COMMON = (
-    "dataset=cifar_fs", "dataset.image_size=32", "curriculum=natural", "sparsity=none",
-    "ssl.distillation_weight=0", "ssl.temperature=0.2", "scheduler=constant_decay",
-    "tracking=jsonl", "evaluation.split=val", "evaluation.untrained_reference=false",
-    "evaluation.method=prototype",
+    "dataset=cifar_fs", "dataset.image_size=32", "sparsity=none", "tracking=jsonl",
+    "evaluation.split=val", "evaluation.untrained_reference=false", "evaluation.method=prototype",
+)  # fmt: skip
+UNLABELED = (
+    "curriculum=natural", "ssl.distillation_weight=0", "ssl.temperature=0.2",
+    "scheduler=constant_decay",
+)  # fmt: skip
+LABELS = (
+    "ssl=none", "finetune=linear", "finetune.optimizer=sgd", "finetune.weight_decay=0.0005",
+    "finetune.scheduler=constant_decay", "finetune.warmup_epochs=1",
 )  # fmt: skip
 FIXED, WIDE = "evolution=none", "backbone=seed_wide"
 GROWN = (WIDE, "evolution=balanced")
@@ -49,7 +63,9 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "Conv4-64": ("backbone=conv4", FIXED),
 }  # fmt: skip
 RATES = (0.001, 0.002, 0.004)
+RATES_OF_LABELS = (0.05, 0.1, 0.2)
 VIEWS, PASSES = 2, 1 + BACKWARD
+LEAST_EPOCHS = 5  # with labels
 KEYS = ("cifar_fs/val/5w1s", "cifar_fs/val/5w5s")
 
 
@@ -74,13 +90,19 @@ class Settings(NamedTuple):
     epochs: int
     episodes: int
     overrides: tuple[str, ...]
+    labels: bool = False
 
 
 def config_of(job: Job, settings: Settings, *more: str) -> tuple[list[str], Config]:
     """What is written on the command line, and what it means."""
+    arm = ARMS[job.arm]
+    if settings.labels:
+        rates = [f"finetune.{name}={job.rate}" for name in ("lr_encoder", "lr_head")]
+        own = [*LABELS, *rates, *([] if FIXED in arm else ["finetune.evolve=true"])]
+    else:
+        own = [*UNLABELED, f"optimizer.lr={job.rate}", f"pretrain.epochs={settings.epochs}"]
     lines = [
-        *COMMON, *ARMS[job.arm], f"optimizer.lr={job.rate}", f"seed={job.seed}",
-        f"pretrain.epochs={settings.epochs}", f"evaluation.episodes={settings.episodes}",
+        *COMMON, *arm, *own, f"seed={job.seed}", f"evaluation.episodes={settings.episodes}",
         f"paths.data_dir='{settings.data}'", f"paths.output_dir='{job.folder(settings.out)}'",
         *settings.overrides, *more,
     ]  # fmt: skip
@@ -89,15 +111,15 @@ def config_of(job: Job, settings: Settings, *more: str) -> tuple[list[str], Conf
 
 def macs_by_epoch(config: Config) -> list[int]:
     """A forward pass of one view in every epoch, as the network grows."""
-    network = seed_learner(config).backbone
     epochs, side = config.pretrain.epochs, config.dataset.image_size
+    architecture = configured(config.backbone, side)
     if not config.evolution.enabled:
-        return [network.architecture.macs(side)] * epochs
+        return [architecture.macs(side)] * epochs
     expand, found = Expand(config.evolution, config.seed), list[int]()
     trainer: Any = SimpleNamespace(
         progress=SimpleNamespace(epoch=0),
         config=config,
-        networks=SimpleNamespace(evolving=network.architecture),
+        networks=SimpleNamespace(evolving=architecture),
     )
     for epoch in range(epochs):
         found.append(trainer.networks.evolving.macs(side))
@@ -107,11 +129,40 @@ def macs_by_epoch(config: Config) -> list[int]:
     return found
 
 
+def epochs_for(config: Config, macs: float) -> int:
+    """Epochs of all labelled images that come nearest to `macs`. Raises `SystemExit` for few."""
+    size, images = config.hardware.batch_size, len(labelled(config).labels)
+    assert size is not None
+    seen = images // min(size, images) * min(size, images)  # the last batch is left out
+
+    def off(epochs: int) -> float:
+        pretrain = dataclasses.replace(config.pretrain, epochs=epochs)
+        by_epoch = macs_by_epoch(dataclasses.replace(config, pretrain=pretrain))
+        return abs(PASSES * seen * sum(by_epoch) - macs)
+
+    # No more than of the network at the start; growth at random need not cost more with more.
+    start = configured(config.backbone, config.dataset.image_size).macs()
+    most = max(LEAST_EPOCHS, round(macs / (PASSES * seen * start)))
+    epochs = min(range(LEAST_EPOCHS, most + 1), key=off)
+    if epochs == LEAST_EPOCHS:
+        raise SystemExit(
+            f"--macs {macs:g}: that is {LEAST_EPOCHS} epochs or fewer of {images:,} images, too "
+            "few to grow in; give more."
+        )
+    return epochs
+
+
 def train(job: Job, settings: Settings) -> None:
     """In a process of its own, until its share of the macs is spent."""
     _, config = config_of(job, settings)
-    images = round(settings.macs / (PASSES * VIEWS * sum(macs_by_epoch(config))))
-    lines, _ = config_of(job, settings, f"pretrain.images_per_epoch={images}")
+    if settings.labels:
+        hardware, _ = resolve(config.hardware, hardware_profiles())
+        config = dataclasses.replace(config, hardware=hardware)
+        budget = f"finetune.epochs={epochs_for(config, settings.macs)}"
+    else:
+        images = round(settings.macs / (PASSES * VIEWS * sum(macs_by_epoch(config))))
+        budget = f"pretrain.images_per_epoch={images}"
+    lines, _ = config_of(job, settings, budget)
     if results(job, settings) is not None:
         return
     folder = job.folder(settings.out)
@@ -157,10 +208,10 @@ def table(
 ) -> Iterable[str]:
     """Markdown: accuracies, and the differences of the first arm from each of the others."""
     yield (
-        "| arm | learning rate | params | macs, M | images | 5-way 1-shot | 5-way 5-shot | "
-        f"{arms[0]} minus it, 1-shot | 5-shot |"
+        "| arm | learning rate | params | macs, M | images | training, T macs | 5-way 1-shot | "
+        f"5-way 5-shot | {arms[0]} minus it, 1-shot | 5-shot |"
     )
-    yield "|---" * 9 + "|"
+    yield "|---" * 10 + "|"
     values = {
         (arm, key): np.stack([accuracies(Job(arm, chosen[arm], s), settings, key) for s in seeds])
         for arm in arms
@@ -178,6 +229,7 @@ def table(
         cells = [
             arm, f"{chosen[arm]:g}", f"{network['params']:,}", f"{network['macs'] / 1e6:.1f}",
             f"{sum(one['images_seen'].values()):,}",
+            f"{one['training_macs']['total'] / 1e12:.2f}",
         ]  # fmt: skip
         for key in KEYS:
             mean, spread = mean_t95(values[arm, key].mean(axis=1))
@@ -199,8 +251,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("data", type=Path, help="the folder that has cifar_fs")
     parser.add_argument("out", type=Path, help="the folder of the runs")
     parser.add_argument("--macs", type=float, default=3e13, help="that every arm spends (3e13)")
-    parser.add_argument("--epochs", type=int, default=20, help="that they are divided into (20)")
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="learning rates")
+    parser.add_argument("--epochs", type=int, default=20, help="without labels (20)")
+    parser.add_argument("--labels", action="store_true", help="train a classifier of base classes")
+    parser.add_argument("--rates", type=float, nargs="+", help="learning rates")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="two or more")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM")
     parser.add_argument("--episodes", type=int, default=10_000, help="per number of shots (10000)")
@@ -208,11 +261,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--also", nargs="*", default=(), help="overrides of every arm")
     given = parser.parse_args(arguments)
     data, out = given.data.resolve(), given.out.resolve()
-    settings = Settings(data, out, given.macs, given.epochs, given.episodes, tuple(given.also))
-    first = [Job(arm, rate, given.seeds[0]) for arm in given.arms for rate in given.rates]
+    overrides = tuple(given.also)
+    settings = Settings(
+        data, out, given.macs, given.epochs, given.episodes, overrides, given.labels
+    )
+    rates = given.rates or (RATES_OF_LABELS if given.labels else RATES)
+    first = [Job(arm, rate, given.seeds[0]) for arm in given.arms for rate in rates]
     if not train_all(first, settings, given.parallel):
         return 1
-    chosen = {arm: best_rate(arm, settings, given.rates, given.seeds[0]) for arm in given.arms}
+    chosen = {arm: best_rate(arm, settings, rates, given.seeds[0]) for arm in given.arms}
     rest = [Job(arm, chosen[arm], seed) for seed in given.seeds[1:] for arm in given.arms]
     if not train_all(rest, settings, given.parallel):
         return 1

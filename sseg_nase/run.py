@@ -20,6 +20,7 @@ from sseg_nase.config.compose import hardware_profiles, overrides_of
 from sseg_nase.config.fingerprint import fingerprint, flat
 from sseg_nase.config.places import settled
 from sseg_nase.config.schema import RESUMED, Config, HardwareConfig
+from sseg_nase.config.sequence import stages_of
 from sseg_nase.directory import RUNNING, RunDirectory, with_former_values
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, storage_error, write_json
@@ -309,11 +310,18 @@ def pipeline(this: Run) -> None:
     else:
         reached = stages.stored(Path(start), config)
         this.notes.append(f"fine-tuning begins with {start}: nothing is pretrained here")
+        if reached.history and any(each.finetune.evolve for each in stages_of(config)):
+            raise UserError(
+                f"finetune.evolve=true: the network of finetune.from={start} has evolved already, "
+                f"by {len(reached.history)} mutations that stand in the log of that run; evolve it "
+                "in one run, or begin with a network that has not."
+            )
     if config.finetune.name != "none":
         stages.labelled(config)
     done = 0 if state is None else int(state["epoch"])
     if tuning is not None:
         done = int(tuning["finetune"]["epoch"])
+    place = stages.place_of(tuning, config)
     this.tie(tasks, pretrained=trained, epochs=done)
     this.notes += stages.unused_images(config)
     resumed = None
@@ -350,23 +358,42 @@ def pipeline(this: Run) -> None:
             name,
             {"pretraining": progress.skipped},
             trainer.ledger.state(),
+            epochs=progress.epoch,
         )
     results = _references(this, tasks, reached, trained)
-    if config.finetune.name != "none":
-        with this.stage("finetune"), this.interruption.deferred():
-            reached = stages.fine_tune(
-                config,
-                reached,
-                this.sink,
-                this.directory,
-                state=tuning,
-                extra=extra,
-                stop=stop,
-                at_once=this.interruption.at_once,
-            )
+    if place is not None:
+        reached = _tune(this, reached, place, tuning, extra)
         trained = False  # what counts is chosen: there is no other best
     best = this.directory / "checkpoints" / "best.pt" if trained else None
     _judge(this, reached, tasks, results, best)
+
+
+def _tune(
+    this: Run,
+    reached: stages.Reached,
+    place: stages.Place,
+    state: dict[str, Any] | None,
+    extra: dict[str, Any],
+) -> stages.Reached:
+    """Fine-tune stage by stage, from `place` on, where `state` left off."""
+    tunings, places = stages_of(this.config), stages.places_of(this.config)
+    if place.number:
+        ended = place.number - 1
+        reached = stages.reached_by(places[ended], tunings[ended], this.directory)
+    for now in places[place.number :]:
+        with this.stage(now.name), this.interruption.deferred():
+            reached = stages.fine_tune(
+                tunings[now.number],
+                reached,
+                this.sink,
+                this.directory,
+                place=now,
+                state=state if now == place else None,
+                extra=extra,
+                stop=this.interruption.is_requested,
+                at_once=this.interruption.at_once,
+            )
+    return reached
 
 
 def _references(
@@ -397,13 +424,17 @@ def _check_epochs(config: Config) -> None:
     if not config.resume or not config.resume_overrides:
         return
     folder = Path(config.resume).expanduser() / "checkpoints"
-    for file, key, asked in (
-        ("last", "pretrain.epochs", config.pretrain.epochs),
-        ("finetune_last", "finetune.epochs", config.finetune.epochs),
-    ):
+    for file in ("last", "finetune_last"):
         path = folder / f"{file}.pt"
         state = checkpoint.resumable(path) if path.exists() else {}
-        progress = state.get("finetune", {}) if key == "finetune.epochs" else state
+        progress, key, asked = state, "pretrain.epochs", config.pretrain.epochs
+        if file == "finetune_last":
+            progress = state.get("finetune", {})
+            place = stages.place_of(state or None, config)
+            if place is None:
+                continue
+            key = f"{place.keys}.epochs"
+            asked = stages_of(config)[place.number].finetune.epochs
         begun = int(progress.get("epoch", 0)) + bool(progress.get("batch"))
         if begun > asked:
             raise UserError(
@@ -425,7 +456,9 @@ def _tell_how_it_goes_on(
         return
     where = "the beginning: there is no checkpoint yet"
     if tuning is not None:
-        where = f"epoch {tuning['finetune']['epoch'] + 1} of fine-tuning, step {tuning['step']}"
+        place = stages.place_of(tuning, this.config)
+        training = "fine-tuning" if place is None else place.words
+        where = f"epoch {tuning['finetune']['epoch'] + 1} of {training}, step {tuning['step']}"
     elif state is not None:
         where = f"epoch {state['epoch'] + 1}, step {state['step']}"
     this.sink.event("message", {"text": f"resumed at {where}"})
@@ -536,6 +569,7 @@ def _judge(
         "mutations": sum(record["accepted"] for record in mutations),
         "images_seen": dict(reached.images_seen),
         "training_macs": spent,
+        **({"finetuning": list(reached.tuned)} if reached.tuned else {}),
         **({"skipped_steps": skipped} if (skipped := _positive(reached.skipped)) else {}),
         "data": identity.in_results(this.data) | {"doubts": this.overlaps},
     }

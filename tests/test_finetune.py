@@ -15,6 +15,7 @@ from sseg_nase import stages
 from sseg_nase.config.compose import load
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
+from sseg_nase.finetune.learner import around
 from sseg_nase.finetune.loop import FineTuner
 from sseg_nase.run import run
 from sseg_nase.tracking.sink import Sink
@@ -151,6 +152,21 @@ def test_what_is_frozen_stays_as_it_is(tmp_path: Path) -> None:
     assert not changed(freeze="encoder")
     assert changed(frozen_blocks=1) == {key for key in start if not key.startswith("blocks.0.")}
     assert not {key for key in changed(freeze_norms=True) if ".norm." in key}
+
+
+def test_what_was_frozen_is_told_by_the_checkpoint(tmp_path: Path) -> None:
+    config = composed("maml", *ALONE, "finetune.freeze=encoder", "finetune.epochs=1")
+    trained = tuner_of(config, tmp_path)
+    path = tmp_path / "checkpoints" / "finetune_best.pt"
+    again = stages.stored(path, composed("maml", *ALONE))
+    for reached in (trained, again):
+        learnt = {name for name, p in reached.network.named_parameters() if p.requires_grad}
+        assert learnt == {"head.weight", "head.bias"}
+    # What another stage does with it is for that stage to say.
+    free = around(again.backbone, config.finetune, 5, torch.Generator())
+    assert not any(p.requires_grad for p in free.backbone.parameters())
+    free = around(again.backbone, composed("linear", *ALONE).finetune, 5, torch.Generator())
+    assert all(p.requires_grad for p in free.parameters())
 
 
 def test_the_moving_average_of_the_weights_is_kept_and_changes_no_training(tmp_path: Path) -> None:

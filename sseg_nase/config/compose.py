@@ -15,7 +15,7 @@ import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -46,7 +46,8 @@ from sseg_nase.config.layout import (
     path_keys,
 )
 from sseg_nase.config.places import still_there
-from sseg_nase.config.schema import ROOTED, Config, DatasetConfig
+from sseg_nase.config.schema import FINETUNING, ROOTED, Config, DatasetConfig, FinetuneConfig
+from sseg_nase.config.sequence import OF_THE_RUN, abridged, completed
 from sseg_nase.config.validation import validate
 from sseg_nase.errors import UserError
 from sseg_nase.home import expanded, find_home
@@ -60,6 +61,10 @@ LAUNCHERS = {
 
 # A range of a search, which Hydra would take for a call of one of its functions; not in quotes.
 _RANGE = re.compile(r"""(?<!["'\w])((?:uniform|loguniform|int)\([^()"']*\))(?!["'])""")
+# Stages of fine-tuning, one after the other, and what is said of one of them.
+_STAGES = re.compile(r"""(["']?)\[\s*([^\[\]{}:]*?)\s*\]\1""")
+_OF_STAGE = re.compile(rf"finetune\.({'|'.join(FINETUNING[1:])})\.(.+)")
+OWN_KEYS = "finetune.own."
 _KEYS_OF = {written: key for key, written in WRITTEN_AS.items()}
 
 T = TypeVar("T")
@@ -158,6 +163,7 @@ def overrides_of(config: Config) -> list[str]:
 
     They name every key that differs from `conf/`, and no option of a group.
     """
+    config = abridged(config, partial(_usual_tuning, config.dataset.name), _checked_stage)
     wanted, found = _leaves(dataclasses.asdict(config)), dict[str, str]()
     # A key that has the value of `conf/` may have another one beside those that are named.
     with beside_hydra():
@@ -165,7 +171,8 @@ def overrides_of(config: Config) -> list[str]:
             tree = OmegaConf.to_container(_composed(list(found.values())), resolve=True)
             composed = _leaves(cast(dict[str, Any], tree))
             differing = {
-                key: ("++" if key in open_keys() else "") + override(key, value)
+                key: ("++" if key in open_keys() or key.startswith(OWN_KEYS) else "")
+                + override(key, value)
                 for key, value in wanted.items()
                 if value != composed.get(key) and key not in found
             }
@@ -181,11 +188,15 @@ def _leaves(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The values by their dotted keys; a dictionary whose keys anybody may choose is one value."""
+    """The values by their dotted keys; a dictionary whose keys anybody may choose is one value.
+
+    But for those of stages, of which one may be given again without the others.
+    """
     found: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{prefix}{name}"
-        opened = isinstance(value, dict) and key not in open_keys()
+        whole = key in open_keys() and not (f"{key}." == OWN_KEYS and value)
+        opened = isinstance(value, dict) and not whole
         found |= _flat(value, f"{key}.") if opened else {key: value}
     return found
 
@@ -236,18 +247,34 @@ def spelled_out(overrides: Sequence[str], *, multirun: bool = False) -> list[str
     """Return the overrides with those that are short for, or another word for, a key in its words.
 
     `sweep=DIR` is `sweep.dir=DIR`, `finetune.from=` is `finetune.start=`, and `runs=A,B` is a list.
+    `finetune=[A,B]` are the stages of a sequence, and `finetune.A.epochs=` is a key of one of them.
     The text of a key that names a file or a folder is taken as it is where that exists, or where
     Hydra cannot read it: folders have commas, brackets and blanks in their names. With `multirun`,
     commas outside of what exists mean a sweep.
     """
-    return [_spelled_out(text, multirun) for text in overrides]
+    return [_spelled_out(line, multirun) for text in overrides for line in _in_stages(text)]
+
+
+def _in_stages(text: str) -> list[str]:
+    """`finetune=[A,B]` as the method of the last stage and all of them in their order."""
+    name, _, value = text.partition("=")
+    listed = _STAGES.fullmatch(value) if name == "finetune" else None
+    if listed is None:
+        return [text]
+    names = [each.strip(" '\"") for each in listed[2].split(",")]
+    if len(names) == 1:
+        return [f"finetune={names[0]}"] if names[0] else [text]
+    return [f"finetune={names[-1]}", override("finetune.sequence", names)]
 
 
 def _spelled_out(text: str, multirun: bool) -> str:
     name, equals, value = text.partition("=")
     key = name.lstrip("+")
     plus, key = name[: len(name) - len(key)], _KEYS_OF.get(key, key)
-    if key == "runs":
+    stage = _OF_STAGE.fullmatch(key)
+    if stage is not None:
+        plus, key = "++", f"finetune.own.{stage[1]}.{stage[2]}"
+    elif key == "runs":
         value = _listed_runs(value)
     elif key in open_keys() or key.rpartition(".")[0] in open_keys():
         value = _RANGE.sub(lambda found: quoted(found[1]), value)
@@ -323,8 +350,23 @@ def to_config(composed: DictConfig) -> Config:
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
     config = _checked(Config, cast(dict[str, Any], tree))
+    config = completed(config, partial(_usual_tuning, config.dataset.name), _checked_stage)
     validate(config)
     return config
+
+
+def _usual_tuning(dataset: str, name: str) -> Mapping[str, Any]:
+    """What `conf/finetune` says of a method, for images of `dataset`."""
+    given = {"dataset": {"name": dataset}, "finetune": group_option("finetune", name)}
+    tree = OmegaConf.to_container(OmegaConf.create(given).finetune, resolve=True)
+    return cast(dict[str, Any], tree)
+
+
+def _checked_stage(name: str, values: Mapping[str, Any]) -> FinetuneConfig:
+    try:
+        return _checked(FinetuneConfig, {**literal(values), **OF_THE_RUN}, "finetune.")
+    except UserError as error:
+        raise UserError(str(error).replace("finetune.", f"finetune.{name}.")) from error
 
 
 def continued(overrides: Sequence[str]) -> list[str]:
@@ -397,18 +439,18 @@ def _minutes(given: float | None, otherwise: int) -> int:
     return otherwise if given is None else math.ceil(given)
 
 
-def _checked(kind: type[T], tree: Mapping[str, Any]) -> T:
+def _checked(kind: type[T], tree: Mapping[str, Any], prefix: str = "") -> T:
     """Refuse unknown keys and wrong types in `tree`, then build the frozen dataclass."""
-    _refuse_unknown(kind, tree, "")
+    _refuse_unknown(kind, tree, prefix)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(_twin(cast(Any, kind))), tree)
         values = OmegaConf.to_container(merged, throw_on_missing=True)
         values = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, OverflowError) as error:
-        found = list(_unfit(kind, tree, ""))
+        found = list(_unfit(kind, tree, prefix))
         found.sort(key=lambda one: one[1] is None)  # what is wrong before what is missing
         raise UserError(wrong_type(*found[0]) if found else one_line(error)) from error
-    return _freeze(kind, values)
+    return _freeze(kind, values, prefix)
 
 
 def _unfit(kind: Any, tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -70,7 +70,9 @@ def _refuse_what_composes(overrides: Sequence[str], *further: Path) -> None:
             raise UserError(
                 f"{text}: {key} has no such place; write {' or '.join(f'{p}=...' for p in places)}."
             )
-        if key in options and any(isinstance(value, list) for value in _values(override)):
+        staged = text.startswith("finetune=")  # in a sweep: a job with several stages
+        mixed = any(isinstance(value, list) for value in _values(override))
+        if key in options and mixed and not staged:
             raise UserError(
                 f"{text}: {key} is one option, and a list would mix several; choose one of "
                 f"{', '.join(options[key])}. Commas without brackets, and -m, run one after the "

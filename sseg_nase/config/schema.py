@@ -233,9 +233,15 @@ class SSLConfig:
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """`None` marks what the chosen method does not have; of ways, shots and queries: as fits."""
+    """`None` marks what the chosen method does not have; of ways, shots and queries: as fits.
+
+    `sequence`: the methods that train one after the other, the last one being `name`; empty where
+    it trains alone. `own`: the settings of each of them, by its name; see `config.sequence`.
+    """
 
     name: Annotated[str, option(choices=FINETUNING)]
+    sequence: Annotated[list[str], option(choices=FINETUNING[1:])]
+    own: dict[str, Any]
     start: Annotated[Optional[str], option(path="the folder of a run, or a checkpoint,")]
     ways: Annotated[Optional[int], option(least=2)]
     shots: Annotated[Optional[int], option(least=1)]
@@ -247,8 +253,13 @@ class FinetuneConfig:
     lr_encoder: Annotated[float, option(above=0)]
     lr_head: Annotated[float, option(above=0)]
     weight_decay: Annotated[float, option(least=0)]
+    scheduler: Annotated[str, option(choices=("step", "cosine", "constant", "constant_decay"))]
+    warmup_epochs: Annotated[float, option(least=0)]
     step_size: Annotated[int, option(least=1)]
     gamma: Annotated[float, option(above=0, most=1)]
+    decay_share: Annotated[float, option(above=0, most=1)]
+    evolve: bool
+    gamma_lr_ratio: Annotated[float, option(above=0)]
     freeze: Annotated[str, option(choices=("none", "encoder"))]
     frozen_blocks: Annotated[int, option(least=0)]
     freeze_norms: bool

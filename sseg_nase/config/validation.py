@@ -33,6 +33,7 @@ from sseg_nase.config.schema import (
     EvolutionConfig,
     ViewsConfig,
 )
+from sseg_nase.config.sequence import FINETUNE_OPTIONS, in_words, stages_of
 from sseg_nase.errors import UserError, did_you_mean
 
 # Beyond it whole numbers have no room in what computes with them, and float32 has infinities.
@@ -114,7 +115,6 @@ SPLIT_BY: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("folder", "sketch"), ("auto", "folder", "classes")),
 }
 
-_EPISODES = {"queries", "episodes_per_epoch", "tasks_per_step"}
 _RUNGS = {"fidelity", "least", "most", "eta"}
 _POOL = {"starts", "pool", "incumbents"}
 STRATEGY_OPTIONS: Mapping[str, set[str]] = {
@@ -140,21 +140,28 @@ EVALUATOR_OPTIONS: Mapping[str, set[str]] = {
     OWN: set(),
 }
 
-FINETUNE_OPTIONS: Mapping[str, set[str]] = {
-    "prototypical": {*_EPISODES, "metric", "scale"},
-    "matching": {*_EPISODES, "scale"},
-    "relation": _EPISODES,
-    "r2d2": {*_EPISODES, "scale"},
-    "maml": {*_EPISODES, "inner_lr", "inner_steps", "first_order"},
-    "linear": set(),
-}
-
 
 def validate(config: Config) -> None:
     """Raise one `UserError` that lists every value that is not accepted."""
-    found = list(_out_of_range(config, "")) or [said for rule in _RULES for said in rule(config)]
+    found = list(_out_of_range(config, ""))
+    if config.finetune.sequence:
+        found += _of_stages(config, lambda stage: _out_of_range(stage.finetune, "finetune."))
+    found = found or [said for rule in _RULES for said in rule(config)]
     if found:
         raise UserError(listed(found))
+
+
+def _of_stages(config: Config, rule: Callable[[Config], Iterator[str]]) -> Iterator[str]:
+    """What `rule` says of every stage of fine-tuning, with the keys as they are written there."""
+    for stage in stages_of(config):
+        begins = in_words(stage, config)
+        for said in rule(stage):
+            # Only keys: what chooses a method is written `finetune=`.
+            yield (
+                said
+                if said.startswith("finetune.from")
+                else said.replace("finetune.", f"{begins}.")
+            )
 
 
 def switches(config: Config) -> Switches:
@@ -205,12 +212,13 @@ def _far_out(config: Config) -> Iterator[str]:
         if ssl.name == "simclr":
             given["ssl.temperature"] = ssl.temperature, _SANE_TEMPERATURES
         given["ssl.student_temperature"] = ssl.student_temperature, _SANE_TEMPERATURES
-    if finetune.name != "none":
-        rates = _SANE_RATES[finetune.optimizer]
-        if finetune.freeze != "encoder":
-            given["finetune.lr_encoder"] = finetune.lr_encoder, rates
-        given["finetune.lr_head"] = finetune.lr_head, rates
-        given["finetune.inner_lr"] = finetune.inner_lr, _SANE_INNER_RATES
+    for stage in stages_of(config):
+        begins, tuning = in_words(stage, config), stage.finetune
+        rates = _SANE_RATES[tuning.optimizer]
+        if tuning.freeze != "encoder":
+            given[f"{begins}.lr_encoder"] = tuning.lr_encoder, rates
+        given[f"{begins}.lr_head"] = tuning.lr_head, rates
+        given[f"{begins}.inner_lr"] = tuning.inner_lr, _SANE_INNER_RATES
     for key, (value, (low, high)) in given.items():
         if value is not None and not low <= value <= high:
             far = "low" if value < low else "high"
@@ -766,9 +774,13 @@ def _ssl(config: Config) -> Iterator[str]:
 
 def _untrained(config: Config) -> Iterator[str]:
     parts = [part for part in ("evolution", "sparsity") if getattr(config, part).enabled]
-    if config.ssl.name == "none" and parts:
+    tuned = any(stage.finetune.evolve for stage in stages_of(config))
+    if config.ssl.name == "none" and parts and not tuned:
         missing = " ".join(f"{part}=none" for part in parts)
-        yield f"ssl=none: nothing is trained, so add {missing}, or choose ablation=A1."
+        yield (
+            f"ssl=none: nothing is trained, so add {missing}, or choose ablation=A1. Under labels "
+            "they work with finetune=linear finetune.evolve=true."
+        )
 
 
 def _evaluation(config: Config) -> Iterator[str]:
@@ -824,6 +836,16 @@ def _finetune(config: Config) -> Iterator[str]:
                 f"to fine-tune: {', '.join(f'finetune={name}' for name in FINETUNING[1:])}."
             )
         return
+    yield from _of_stages(config, _stage)
+    if config.hardware.compile and config.ssl.name == "none":
+        yield "hardware.compile=true: it has no effect on fine-tuning; leave it out."
+
+
+def _stage(config: Config) -> Iterator[str]:
+    """One stage of fine-tuning."""
+    options, evaluation = config.finetune, config.evaluation
+    if options.evolve:
+        yield from _evolving(config)
     fitted = set() if options.queries is not None else {"queries"}
     own = {name: having - fitted for name, having in FINETUNE_OPTIONS.items()}
     yield from _own_options(options, "finetune", own)
@@ -853,6 +875,39 @@ def _finetune(config: Config) -> Iterator[str]:
     if config.hardware.compile and config.ssl.name == "none":
         value = str(config.hardware.compile).lower()
         yield f"hardware.compile={value}: it has no effect on fine-tuning; leave it out."
+
+
+def _evolving(config: Config) -> Iterator[str]:
+    """Evolution and pruning while fine-tuning."""
+    options, evolution, sparsity = config.finetune, config.evolution, config.sparsity
+    said = f"finetune.evolve=true: it is not possible with finetune={options.name}"
+    if options.name == "maml":
+        yield f"{said}, whose inner steps are those of one network; choose another method."
+    if not (evolution.enabled or sparsity.enabled):
+        yield "finetune.evolve=true: nothing changes the network; add evolution=balanced."
+    if evolution.enabled and evolution.order == "trials":
+        yield (
+            "finetune.evolve=true: evolution.order=trials compares networks on images that are not "
+            "trained on, and the base split has none of these with labels; add evolution=balanced, "
+            "or evolution=none."
+        )
+    if sparsity.enabled and sparsity.rollback_grace_epochs:
+        yield (
+            "finetune.evolve=true: sparsity.rollback_grace_epochs="
+            f"{sparsity.rollback_grace_epochs} is for pretraining, under labels a pruning is "
+            "judged at once: add sparsity.rollback_grace_epochs=0, or sparsity=none."
+        )
+    for key in ("frozen_blocks", "freeze_norms"):
+        if value := getattr(options, key):
+            yield (
+                f"finetune.{key}={str(value).lower()}: what is frozen does not grow; leave it out, "
+                "or finetune.evolve."
+            )
+    if options.freeze == "encoder":
+        yield (
+            "finetune.freeze=encoder: what is frozen does not grow; leave it out, or "
+            "finetune.evolve."
+        )
 
 
 def _optimizer(config: Config) -> Iterator[str]:

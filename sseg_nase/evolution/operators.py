@@ -14,7 +14,15 @@ from sseg_nase.evolution.history import MutationRecord, counts
 from sseg_nase.nets.building import build
 from sseg_nase.nets.description import Description
 from sseg_nase.nets.evolvable import Learner, fresh_state, head_shaped
-from sseg_nase.nets.mutation import GRADIENT, NEW, SQUARED_GRADIENT, Mutation, TensorMap, carry
+from sseg_nase.nets.mutation import (
+    GRADIENT,
+    NEW,
+    SQUARED_GRADIENT,
+    ChannelMap,
+    Mutation,
+    TensorMap,
+    carry,
+)
 
 Named = TypeVar("Named")
 
@@ -43,8 +51,17 @@ class TrainingState:
     memory: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def apply(mutation: Mutation, state: TrainingState) -> TrainingState:
+def apply(
+    mutation: Mutation,
+    state: TrainingState,
+    *,
+    head: Mapping[str, Tensor] | None = None,
+    follows: Mapping[str, ChannelMap] | None = None,
+) -> TrainingState:
     """Return `state` after `mutation`; the given state is left as it was.
+
+    With a head that is no `Learner`'s, `head` is a new one's state dict, for `mutation.after`, and
+    `follows` is as in `Mutation.learner_maps`.
 
     Optimizer state is kept for entries that survive, and moved with them; the step count stays. New
     entries have a first moment of 0 and, as second one, the mean of the entries beside them that
@@ -52,8 +69,11 @@ def apply(mutation: Mutation, state: TrainingState) -> TrainingState:
     done, and those steps were 3 to 6 times too long. Parameters of a new block have no state yet.
     Raises `KeyError` when a tensor of the state is not one that the mutation knows.
     """
-    fresh = _fresh_learner(mutation, state.student)
-    maps = mutation.learner_maps(list(fresh))
+    if head is None:
+        fresh = _fresh_learner(mutation, state.student)
+    else:
+        fresh = _named({"backbone": fresh_state(mutation), "head": head})
+    maps = mutation.learner_maps(list(fresh), follows)
     _check_known(maps, state.student, "the student's")
     _check_known(maps, state.moments, "the optimizer state's")
     _check_known(mutation.maps, state.teacher or {}, "the teacher's")
@@ -175,6 +195,10 @@ def _fresh_learner(mutation: Mutation, student: Mapping[str, Tensor]) -> dict[st
         ).state_dict(),
         "predictor": _predictor_of(student).state_dict(),
     }
+    return _named(parts)
+
+
+def _named(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
 
 

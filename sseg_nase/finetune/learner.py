@@ -14,6 +14,7 @@ from sseg_nase.fewshot.linear import ridge_scores
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.description import Description
 from sseg_nase.nets.heads import RelationHead, RidgeHead
+from sseg_nase.nets.mutation import ChannelMap, Mutation
 
 
 class EpisodeLearner(nn.Module):
@@ -77,12 +78,14 @@ class Method:
     """A fine-tuning method.
 
     `head`: makes what is learned beside the backbone (classes: of the base split). `judged_by`: the
-    `evaluation.method` that judges as the method trains.
+    `evaluation.method` that judges as the method trains. `follows`: what of the head has an axis
+    that a mutation changes, see `Mutation.learner_maps`.
     """
 
     head: Callable[[FinetuneConfig, Description, int, torch.Generator], nn.Module]
     judged_by: str
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    follows: Callable[[Mutation], Mapping[str, ChannelMap]] = lambda mutation: {}
 
 
 def _prototypes(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:
@@ -123,22 +126,54 @@ def linear_head(features: int, classes: int, generator: torch.Generator) -> nn.L
     return head
 
 
+def _weights(mutation: Mutation) -> Mapping[str, ChannelMap]:
+    return {"head.weight": mutation.features}
+
+
+def _both_maps(mutation: Mutation) -> Mapping[str, ChannelMap]:
+    """A relation head convolves maps, whose channels are those of the last block."""
+    channels = mutation.spaces[-1]
+    return {f"head.{name}.weight": channels for name in ("of_class", "of_query")}
+
+
 METHODS: Mapping[str, Method] = {
     "prototypical": Method(_prototypes, "prototype"),
     "matching": Method(_matching, "matching"),
-    "relation": Method(_relation, "relation", squared_error),
+    "relation": Method(_relation, "relation", squared_error, _both_maps),
     "r2d2": Method(_ridge, "ridge"),
     "maml": Method(_maml, "maml"),
-    "linear": Method(_linear, "prototype"),
+    "linear": Method(_linear, "prototype", follows=_weights),
 }
 
 
 def around(
     backbone: Backbone, options: FinetuneConfig, classes: int, generator: torch.Generator
 ) -> EpisodeLearner:
-    """`backbone` with an untrained head for `options.name`; `classes`: of the base split."""
+    """`backbone` with an untrained head for `options.name`; `classes`: of the base split.
+
+    What `options` freeze takes no gradient, all else does, whatever it was before.
+    """
     head = METHODS[options.name].head(options, backbone.architecture, classes, generator)
-    return EpisodeLearner(backbone, head)
+    learner = EpisodeLearner(backbone, head)
+    learner.requires_grad_(True)
+    for module in frozen_parts(learner, options):
+        module.requires_grad_(False)
+    if options.freeze_norms:
+        for norm in norms_of(backbone):
+            norm.requires_grad_(False)
+    return learner
+
+
+def frozen_parts(learner: EpisodeLearner, options: FinetuneConfig) -> list[nn.Module]:
+    """What is neither trained nor adapted, statistics included; norms alone are told apart."""
+    if options.freeze == "encoder":
+        return [learner.backbone]
+    return list(learner.backbone.stages())[: options.frozen_blocks]
+
+
+def norms_of(module: nn.Module) -> list[nn.Module]:
+    """The layers that normalise."""
+    return [part for part in module.modules() if isinstance(part, nn.BatchNorm2d | nn.LayerNorm)]
 
 
 def fits(head: nn.Module | None, method: str, ways: int) -> bool:

@@ -5,29 +5,38 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sseg_nase.config.schema import Config
+from sseg_nase.config.schema import Config, FinetuneConfig, SchedulerConfig
 from sseg_nase.counting import BACKWARD
 from sseg_nase.data.episodes import EpisodeList, sample_episodes
 from sseg_nase.data.placement import Images, fetch
 from sseg_nase.data.prefetch import sent
 from sseg_nase.data.random import derive
 from sseg_nase.data.views import make_views
-from sseg_nase.finetune.learner import METHODS, EpisodeLearner
+from sseg_nase.evolution.history import MutationRecord, counts, removed_channels
+from sseg_nase.evolution.operators import load_moments, named_moments
+from sseg_nase.finetune.evolving import LabelledProbe, Tuned, mutated
+from sseg_nase.finetune.learner import METHODS, EpisodeLearner, around, frozen_parts, norms_of
 from sseg_nase.finetune.maml import Classifier, adapt
+from sseg_nase.finite import finite, not_finite, shortened
 from sseg_nase.hardware.allocator import release_memory
+from sseg_nase.nets.building import build, described
+from sseg_nase.nets.evolvable import ConvBlock
+from sseg_nase.nets.mutation import Mutation
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.divergence import Guard, tell_skipped
 from sseg_nase.training.fabric import Fabric, restore_precision
 from sseg_nase.training.interruption import Interrupted
+from sseg_nase.training.loop import LARGEST_PRUNING_ERROR, Decision, Intervention, Trainer, within
+from sseg_nase.training.optim import lr_ratio
 
 PURPOSE = "finetune"  # of what is drawn at random here
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
@@ -103,8 +112,17 @@ class Progress:
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
     images_seen: int = 0
     macs: int | None = 0  # of the encoder, see `training.ledger`; None: begun by an older version
+    beside: dict[str, int] = field(default_factory=dict)  # of the ledger's other parts
+    history: list[MutationRecord] = field(default_factory=list)
     best_accuracy: float | None = None
     best_epoch: int | None = None
+
+
+class Before(NamedTuple):
+    """What a run has done before a stage of fine-tuning: its records count on from here."""
+
+    epochs: int = 0
+    mutations: int = 0
 
 
 class FineTuner:
@@ -114,7 +132,9 @@ class FineTuner:
     `finetune.ema_decay`, the moving average `judged` of its weights; `save(name, state)` keeps the
     state: `best` where it is better than ever, `last` after every epoch and when `stop`, asked
     after every step, says so: then `Interrupted` is raised. `DivergenceError` is raised within the
-    epoch in which losses or weights stop being finite, or explode. What is drawn at random follows
+    epoch in which losses or weights stop being finite, or explode. `what` names the training in
+    messages, `about` its stage in events. `interventions` change the network between epochs, as
+    they do in pretraining; then the best one is chosen anew. What is drawn at random follows
     from the seed and the place in training, so `load_state_dict` goes on bit for bit on a CPU.
     """
 
@@ -131,25 +151,25 @@ class FineTuner:
         sink: Sink | None = None,
         first_step: int = 0,
         stop: Callable[[], bool] = lambda: False,
+        what: str = "fine-tuning",
+        about: Mapping[str, Any] | None = None,
+        interventions: Sequence[Intervention] = (),
+        before: Before | None = None,
     ) -> None:
+        self.about, self.before = dict(about or {}), before or Before()
+        self.interventions, self.probe = list(interventions), LabelledProbe(self)
+        # Interventions know of epochs by this key.
+        pretrain = replace(config.pretrain, epochs=config.finetune.epochs)
+        config = replace(config, pretrain=pretrain)
         self.config, self.options, self.base, self.images = config, config.finetune, base, images
         self.fabric, self.validate, self.save, self.stop = fabric, validate, save, stop
         self.sink, self.first_step = sink or Sink(), first_step
         self.method = METHODS[self.options.name]
         self.progress = Progress()
-        self.learner = learner.to(fabric.device).to(memory_format=torch.channels_last)
-        self.judged = copy.deepcopy(self.learner) if self.options.ema_decay else self.learner
-        self._freeze()
-        optimizer = OPTIMIZERS[self.options.optimizer](
-            self._groups(), weight_decay=self.options.weight_decay
-        )
-        self.model, self.optimizer = fabric.setup(self.learner, optimizer)
-        self.guard = Guard(
-            fabric,
-            self._parts(),
-            steps_per_epoch=sum(1 for _ in self._steps(0)),
-            what="fine-tuning",
-        )
+        learner.to(fabric.device).to(memory_format=torch.channels_last)
+        self._install(learner, copy.deepcopy(learner) if self.options.ema_decay else learner)
+        self.steps_per_epoch = sum(1 for _ in self._steps(0))
+        self.guard = Guard(fabric, self._parts(), steps_per_epoch=self.steps_per_epoch, what=what)
 
     def fit(self) -> None:
         """Train for all epochs that are left."""
@@ -163,7 +183,7 @@ class FineTuner:
         if self.progress.step == 0:
             self.guard.check_skipped(f"by {self._place()}", most=0)
         if self.progress.epoch > first:
-            tell_skipped(self.sink, "fine-tuning", self.progress.step, self.progress.skipped)
+            tell_skipped(self.sink, self.guard.what, self.progress.step, self.progress.skipped)
 
     # -- one epoch ---------------------------------------------------------------------------
 
@@ -175,7 +195,7 @@ class FineTuner:
         for index in range(progress.position, len(steps)):
             step = steps[index]
             images = self._views(step, index)
-            outcome = OUTCOMES.get(self.options.name, episodic)(self, step, images)
+            outcome = self.outcome(step, images, self.learner)
             if outcome.loss.requires_grad:
                 self.fabric.backward(outcome.loss)
             sums += torch.stack((outcome.loss.detach(), outcome.accuracy.detach()))
@@ -200,6 +220,10 @@ class FineTuner:
         doubt = self.guard.check_epoch(loss, self._parts(), f"in {self._place()}")
         if doubt is not None:
             self.sink.event("warning", {"text": doubt})
+
+    def outcome(self, step: Step, images: Tensor, learner: EpisodeLearner) -> Outcome:
+        """What `learner` makes of a step."""
+        return OUTCOMES.get(self.options.name, episodic)(self, step, images, learner)
 
     def _macs(self, step: Step, images: Tensor) -> int:
         """Of one step. To differentiate a pass and its gradient takes twice as much as the two."""
@@ -240,6 +264,7 @@ class FineTuner:
         if better:
             progress.best_accuracy, progress.best_epoch = accuracy, progress.epoch
         figures = {
+            **self.about,
             "epoch": progress.epoch,
             "epochs": self.options.epochs,
             "loss": loss,
@@ -249,20 +274,132 @@ class FineTuner:
             "best": better,
             "images_per_second": speed,
         }
+        if self.interventions:
+            architecture = self.networks.architecture
+            figures |= {"blocks": len(architecture.channels), "params": architecture.params}
+            self._tell_architecture()
         self.sink.event("finetune", figures)
         logged = ("val_accuracy", "images_per_second")
         self.sink.metrics(
             {f"finetune/{key}": figures[key] for key in logged}, self.first_step + progress.step
         )
-        progress.epoch += 1
         progress.position, progress.sums = 0, [0.0, 0.0]
+        progress.epoch += 1
         if better:
             self.save("best", {**self.state_dict(), "student": dict(self.judged.state_dict())})
+        progress.epoch -= 1
+        self._change()
+        progress.epoch += 1
         self.save("last", self.state_dict())
+
+    # -- mutations ---------------------------------------------------------------------------
+
+    @property
+    def networks(self) -> Tuned:
+        """What interventions see."""
+        return Tuned(self.learner)
+
+    def _change(self) -> None:
+        """Ask every intervention in turn; each sees what the one before it left.
+
+        What changes after the last epoch would never be trained.
+        """
+        if self.progress.epoch + 1 >= self.options.epochs:
+            return
+        for intervention in self.interventions:
+            decision = intervention.decide(cast(Trainer, self))
+            if decision.mutation is not None:
+                self._mutate(decision.mutation, decision)
+            else:
+                name = f"{intervention.name} in {self.guard.what}"
+                about = {"intervention": name, "epoch": self.progress.epoch}
+                self.sink.event("decision", {**about, **decision.trigger})
+
+    def _mutate(self, mutation: Mutation, decision: Decision) -> None:
+        """Apply to learner, average and optimizer, verify, then accept or leave all as it was.
+
+        A network that has changed is chosen anew: the best one so far had another architecture, and
+        is not what the mutations after this one follow from.
+        """
+        assert decision.grace == 0
+        began, progress = time.perf_counter(), self.progress
+        classes = len(self.base.class_names)
+        moments = named_moments(self._plain_optimizer, self.learner)
+        new, moved = mutated(mutation, self.learner, self.options, classes, moments)
+        average = new
+        if self.judged is not self.learner:
+            average, _ = mutated(mutation, self.judged, self.options, classes, {})
+        old = self.networks
+        self._verify(old, Tuned(new), mutation)
+        if decision.recalibrate:
+            both = [new] if average is new else [new, average]
+            self.probe.recalibrate(both, progress.epoch, decision.recalibrate)
+        held = self.probe.held_losses([self.learner, new])
+        before, after = held.mean(1).tolist()
+        trigger = {**decision.trigger, "training": self.guard.what}
+        unfit = not_finite({"new": new.state_dict(), "average": average.state_dict()})
+        if unfit:
+            trigger["refused"] = f"not finite after it are {shortened(unfit)}"
+        fits = finite(before) and finite(after) and within(held[1], held[0], decision.tolerance)
+        record = MutationRecord(
+            index=self.before.mutations + len(progress.history),
+            epoch=self.before.epochs + progress.epoch,
+            step=self.first_step + progress.step,
+            kind=mutation.kind,
+            target=mutation.target,
+            trigger=trigger,
+            before=counts(mutation.before),
+            after=counts(mutation.after),
+            function_delta=self.probe.function_delta(old, Tuned(new), mutation),
+            loss_before=before,
+            loss_after=after,
+            fitness=decision.fitness,
+            seconds=time.perf_counter() - began,
+            accepted=fits and not unfit,
+        )
+        if record.accepted:
+            self._install(new, average)
+            load_moments(self._plain_optimizer, self.learner, moved)
+            progress.best_accuracy = progress.best_epoch = None
+        progress.history.append(record)
+        self.sink.event("mutation", record.to_dict())
+
+    def _verify(self, old: Tuned, new: Tuned, mutation: Mutation) -> None:
+        """Our own invariants: counts as described, pruned as masked."""
+        params = sum(p.numel() for p in new.learner.backbone.parameters())
+        assert params == mutation.after.params, (params, mutation.after.params)
+        if mutation.kind == "PRUNE":
+            error = self.probe.pruning_error(old, new, mutation)
+            assert error <= LARGEST_PRUNING_ERROR, error
+
+    def _tell_architecture(self) -> None:
+        architecture = self.networks.architecture
+        removed = removed_channels(self.progress.history)
+        figures = {
+            "arch/params": architecture.params,
+            "arch/macs": architecture.macs(),
+            "arch/blocks": len(architecture.channels),
+            "arch/width": max(architecture.channels),
+            "arch/sparsity": removed / (sum(architecture.channels) + removed),
+        }
+        self.sink.metrics(figures, self.first_step + self.progress.step)
+
+    def _install(self, learner: EpisodeLearner, judged: EpisodeLearner) -> None:
+        """Train `learner` from now on, with an optimizer without moments, and judge `judged`."""
+        self.learner, self.judged = learner, judged
+        self._plain_optimizer = OPTIMIZERS[self.options.optimizer](
+            self._groups(), weight_decay=self.options.weight_decay
+        )
+        self.model, self.optimizer = self.fabric.setup(learner, self._plain_optimizer)
+
+    # -- steps -------------------------------------------------------------------------------
 
     def _steps(self, epoch: int) -> Iterator[Step]:
         """Every step of `epoch`: a function of the seed."""
-        seed = derive(self.config.seed, PURPOSE, epoch)
+        return self.steps_of(derive(self.config.seed, PURPOSE, epoch))
+
+    def steps_of(self, seed: int) -> Iterator[Step]:
+        """The steps of an epoch that is drawn from `seed`."""
         if self.options.name == "linear":
             yield from self._batches(seed)
             return
@@ -308,12 +445,16 @@ class FineTuner:
                 yield Step(indices, truth=labels[indices])
 
     def _views(self, step: Step, index: int) -> Tensor:
+        seed = derive(self.config.seed, PURPOSE, "views", self.progress.epoch, index)
+        return self.views_of(step, seed)
+
+    def views_of(self, step: Step, seed: int) -> Tensor:
+        """A random view of every image of a step, `[B, C, S, S]`."""
         size, channels = self.config.dataset.image_size, self.config.dataset.channels
         images = torch.empty(
             (len(step.indices), channels, size, size), dtype=torch.uint8, device=self.fabric.device
         )
         fetch(self.images, step.indices, images)
-        seed = derive(self.config.seed, PURPOSE, "views", self.progress.epoch, index)
         return make_views(images, self.options.views, image_size=size, seed=seed, count=1)[0]
 
     def _update(self) -> bool:
@@ -321,9 +462,12 @@ class FineTuner:
 
         Then nothing has changed but the scale and what the forward pass tracks.
         """
-        decay = self.options.gamma ** (self.progress.epoch // self.options.step_size)
+        progress = self.progress
+        at = progress.epoch * self.steps_per_epoch + progress.position
+        epochs, schedule = self.options.epochs, schedule_of(self.options)
+        ratio = lr_ratio(at, self.steps_per_epoch, epochs, schedule)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["first_lr"] * decay
+            group["lr"] = group["first_lr"] * ratio
         taken = self.guard.took(self.optimizer.step)
         self.optimizer.zero_grad(set_to_none=True)
         if not taken:
@@ -348,37 +492,38 @@ class FineTuner:
 
     # -- what is trained ---------------------------------------------------------------------
 
-    def _freeze(self) -> None:
-        for module in self._frozen():
-            module.requires_grad_(False)
-        if self.options.freeze_norms:
-            for norm in _norms(self.learner.backbone):
-                norm.requires_grad_(False)
-
-    def _frozen(self) -> list[nn.Module]:
-        backbone = self.learner.backbone
-        if self.options.freeze == "encoder":
-            return [backbone]
-        return list(backbone.stages())[: self.options.frozen_blocks]
-
     def _train_mode(self) -> None:
         """What is frozen stays as it is: BN statistics, too."""
         self.model.train()
-        for module in self._frozen():
+        for module in frozen_parts(self.learner, self.options):
             module.eval()
         if self.options.freeze_norms:
-            for norm in _norms(self.learner.backbone):
+            for norm in norms_of(self.learner.backbone):
                 norm.eval()
 
     def _groups(self) -> list[dict[str, Any]]:
         options = self.options
         parts = ((self.learner.backbone, options.lr_encoder), (self.learner.head, options.lr_head))
-        groups = []
+        groups: list[dict[str, Any]] = []
+        gammas = self._gammas() if options.evolve else []
         for module, lr in parts:
-            trained = [p for p in module.parameters() if p.requires_grad]
+            trained = [p for p in module.parameters() if p.requires_grad and _none_of(p, gammas)]
             if trained:
                 groups.append({"params": trained, "lr": lr, "first_lr": lr})
+        if gammas:  # at 0 where a block has just grown: weight decay would hold it there
+            lr = options.lr_encoder * options.gamma_lr_ratio
+            groups.append({"params": gammas, "lr": lr, "first_lr": lr, "weight_decay": 0.0})
         return groups
+
+    def _gammas(self) -> list[nn.Parameter]:
+        """γ of every residual block."""
+        return [
+            part.norm.weight
+            for part in self.learner.backbone.modules()
+            if isinstance(part, ConvBlock)
+            and part.residual
+            and isinstance(part.norm, nn.BatchNorm2d)
+        ]
 
     # -- state -------------------------------------------------------------------------------
 
@@ -392,16 +537,55 @@ class FineTuner:
             "average": dict(self.judged.state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "finetune": asdict(self.progress),
+            "interventions": {i.name: i.state_dict() for i in self.interventions},
             "precision": self.fabric.strategy.precision.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
+        if described(state["architecture"]) != self.networks.architecture:  # it has changed since
+            self._install(*(self._learner_of(state["architecture"]) for _ in range(2)))
+            if not self.options.ema_decay:
+                self.judged = self.learner
         self.learner.load_state_dict(dict(state["student"]))
         self.judged.load_state_dict(dict(state.get("average", state["student"])))
         self.optimizer.load_state_dict(state["optimizer"])
-        self.progress = Progress(**{"macs": None, **state["finetune"]})
+        progress = {"macs": None, **state["finetune"]}
+        history = [MutationRecord.from_dict(one) for one in progress.get("history", ())]
+        self.progress = Progress(**{**progress, "history": history})
+        for intervention in self.interventions:
+            intervention.load_state_dict(state["interventions"][intervention.name])
         restore_precision(self.fabric, state.get("precision"))
+
+    def _learner_of(self, architecture: Mapping[str, Any]) -> EpisodeLearner:
+        """A learner with that architecture; its weights are to be loaded."""
+        learner = learner_of(architecture, self.options, len(self.base.class_names))
+        return learner.to(self.fabric.device).to(memory_format=torch.channels_last)
+
+
+def learner_of(
+    architecture: Mapping[str, Any], options: FinetuneConfig, classes: int
+) -> EpisodeLearner:
+    """A learner with the architecture that a checkpoint describes; its weights are to be loaded."""
+    with torch.random.fork_rng(devices=[]):  # layers draw from the global generator
+        return around(build(described(architecture)), options, classes, torch.Generator())
+
+
+def schedule_of(options: FinetuneConfig) -> SchedulerConfig:
+    """The learning rates' course, as `training.optim` has it."""
+    return SchedulerConfig(
+        name=options.scheduler,
+        warmup_epochs=options.warmup_epochs,
+        rewarmup_steps=0,
+        final_ratio=0.0,
+        decay_share=options.decay_share,
+        step_size=options.step_size,
+        gamma=options.gamma,
+    )
+
+
+def _none_of(parameter: Tensor, others: Sequence[Tensor]) -> bool:
+    return all(parameter is not other for other in others)
 
 
 @torch.no_grad()
@@ -415,33 +599,35 @@ def average(towards: nn.Module, network: nn.Module, decay: float) -> None:
             tensor.copy_(theirs[name])
 
 
-def episodic(tuner: FineTuner, step: Step, images: Tensor) -> Outcome:
+def episodic(tuner: FineTuner, step: Step, images: Tensor, learner: EpisodeLearner) -> Outcome:
     """All images embedded as one batch; the head scores every episode by itself."""
     with tuner.fabric.autocast():
-        features = tuner.learner.backbone(images)
-    scores = tuner.learner.head(*step.parts(features.float()))
+        features = learner.backbone(images)
+    scores = learner.head(*step.parts(features.float()))
     truth = sent(step.query_truth(), scores.device)
     right = (scores.argmax(dim=-1) == truth).float().mean()
     return Outcome(tuner.method.loss(scores, truth), right)
 
 
-def classification(tuner: FineTuner, step: Step, images: Tensor) -> Outcome:
+def classification(
+    tuner: FineTuner, step: Step, images: Tensor, learner: EpisodeLearner
+) -> Outcome:
     """Cross-entropy of a plain classifier of all base classes."""
     assert step.truth is not None
     with tuner.fabric.autocast():
-        features = tuner.learner.backbone(images)
-    logits = tuner.learner.head(features.float())
+        features = learner.backbone(images)
+    logits = learner.head(features.float())
     truth = sent(step.truth, logits.device)
     right = (logits.argmax(dim=-1) == truth).float().mean()
     return Outcome(F.cross_entropy(logits, truth), right)
 
 
-def meta_learned(tuner: FineTuner, step: Step, images: Tensor) -> Outcome:
+def meta_learned(tuner: FineTuner, step: Step, images: Tensor, learner: EpisodeLearner) -> Outcome:
     """MAML: the loss on the queries after the inner steps, averaged over the episodes (eq. 4).
 
     Differentiated episode by episode: what one episode's gradient needs is large.
     """
-    options, classifier = tuner.options, Classifier(tuner.learner)
+    options, classifier = tuner.options, Classifier(learner)
     assert options.inner_lr is not None
     assert options.inner_steps is not None
     support, query = step.parts(images)
@@ -469,11 +655,7 @@ def meta_learned(tuner: FineTuner, step: Step, images: Tensor) -> Outcome:
     return Outcome(torch.stack(losses).mean(), torch.stack(accuracies).mean())
 
 
-OUTCOMES: Mapping[str, Callable[[FineTuner, Step, Tensor], Outcome]] = {
+OUTCOMES: Mapping[str, Callable[[FineTuner, Step, Tensor, EpisodeLearner], Outcome]] = {
     "linear": classification,
     "maml": meta_learned,
 }
-
-
-def _norms(module: nn.Module) -> list[nn.Module]:
-    return [part for part in module.modules() if isinstance(part, nn.BatchNorm2d | nn.LayerNorm)]

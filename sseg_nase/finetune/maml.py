@@ -1,6 +1,6 @@
 """Model-agnostic meta-learning (Finn et al. 2017): weights that a few gradient steps adapt.
 
-The inner steps go over all weights of backbone and head. BN uses the statistics of the batch, in
+The inner steps go over all weights of backbone and head, but for what is frozen. BN uses the statistics of the batch, in
 training and in tests, as in the paper's code: the queries of an episode are seen together there, so
 results of MAML are transductive in this respect.
 """
@@ -68,13 +68,25 @@ def adapt(
 def adapted_scores(
     learner: EpisodeLearner, support: Tensor, query: Tensor, *, steps: int, lr: float
 ) -> Tensor:
-    """Logits `[M, N]` of query images `[M, C, S, S]` after `steps` on support `[N, K, C, S, S]`."""
+    """Logits `[M, N]` of query images `[M, C, S, S]` after `steps` on support `[N, K, C, S, S]`.
+
+    What takes no gradient in `learner` was frozen in training: it is not adapted, and its BN keeps
+    its statistics.
+    """
     classifier = Classifier(learner)
     ways, shots = support.shape[:2]
     truth = torch.arange(ways, device=support.device).repeat_interleave(shots)
+    frozen = [
+        norm
+        for norm in classifier.modules()
+        if isinstance(norm, nn.BatchNorm2d) and not any(p.requires_grad for p in norm.parameters())
+    ]
     with batch_statistics(classifier), torch.enable_grad():
+        for norm in frozen:
+            norm.eval()
         weights: Weights = {
-            name: tensor.detach().requires_grad_() for name, tensor in classifier.named_parameters()
+            name: tensor.detach().requires_grad_(tensor.requires_grad)
+            for name, tensor in classifier.named_parameters()
         }
         weights = adapt(
             classifier,

@@ -65,7 +65,8 @@ def explain_refused(error: BaseException, config: Config) -> str | None:
         return None
     of = f"backbone={config.backbone.name}, ssl={config.ssl.name}"
     if config.finetune.name != "none":
-        of += f", finetune={config.finetune.name}"
+        methods = config.finetune.sequence or [config.finetune.name]
+        of += f", finetune={' and '.join(methods)}"
     return (
         f"{KEY}: torch has no deterministic '{refused[1]}' on {config.hardware.accelerator}, which "
         f"this run needs ({of}). Use hardware.deterministic=false, with which results of one card "

@@ -167,17 +167,20 @@ class Mutation:
                 )
         return maps
 
-    def learner_maps(self, names: Sequence[str]) -> dict[str, TensorMap]:
-        """Maps for a `Learner`'s state-dict or parameter names.
+    def learner_maps(
+        self, names: Sequence[str], follows: Mapping[str, ChannelMap] | None = None
+    ) -> dict[str, TensorMap]:
+        """Maps for the state-dict or parameter names of a backbone with a head.
 
-        Of what stands upon the backbone, the head's first layer follows the features; the rest
-        stays as it is.
+        Of what stands upon the backbone, axis 1 of the tensors in `follows` follows the map there;
+        the rest stays as it is. By default it is the first layer of a `Learner`'s head, which
+        follows the features.
         """
+        follows = {"head.fc1.weight": self.features} if follows is None else follows
         prefixed = {f"backbone.{name}": _prefix(m) for name, m in self.maps.items()}
         for name in names:
             if not name.startswith("backbone."):
-                into = self.features if name == "head.fc1.weight" else None
-                prefixed[name] = TensorMap(name, into=into)
+                prefixed[name] = TensorMap(name, into=follows.get(name))
         return prefixed
 
 

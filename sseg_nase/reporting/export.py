@@ -97,7 +97,8 @@ def epoch_lines(record: RunRecord) -> Iterator[dict[str, Any]]:
     for kind, stage in STAGES.items():
         for values in record.events.get(kind, ()):
             known = {key: values[key] for key in EPOCH_COLUMNS if key in values}
-            yield {**known, "stage": stage}
+            several = values.get("of", 1) > 1
+            yield {**known, "stage": f"{stage}_{values['method']}" if several else stage}
 
 
 def as_csv(columns: Sequence[str], lines: Iterator[dict[str, Any]]) -> str:

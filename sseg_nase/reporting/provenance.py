@@ -35,7 +35,7 @@ REGIMES: Mapping[str, str] = {
 PRETRAINED = {
     "simclr": "SimCLR",
     "byol": "BYOL",
-    "prototype_pairs": "CPN",
+    "prototype_pairs": "CPN without penalty",
     "barlow_twins": "Barlow Twins",
     "dino": "DINO",
 }
@@ -182,7 +182,9 @@ def _method(
             continue
         if _pretrains(config):
             steps.append(_pretraining(config))
-        if (name := _at(config, "finetune.name", "none")) != "none":
+        for name in _at(config, "finetune.sequence") or [_at(config, "finetune.name", "none")]:
+            if name == "none":
+                continue
             steps.append((FINETUNED.get(name, name), OWN_METHODS.get(name, PLAIN)))
     if not steps:
         tag = " (A1)" if configs and configs[0].get("ablation") == "A1" else ""

@@ -24,7 +24,7 @@ FINISHED, RUNNING = "FINISHED", "RUNNING"
 IDENTITY: Mapping[str, tuple[str, ...]] = {
     "epoch": ("epoch",),
     "level": ("epoch",),
-    "finetune": ("epoch",),
+    "finetune": ("number", "epoch"),
     "decision": ("intervention", "epoch"),
     "mutation": ("index",),
     "rollback": ("index",),
@@ -215,6 +215,8 @@ def _events(path: Path, notes: list[str]) -> dict[str, list[Values]]:
     found: dict[str, list[Values]] = defaultdict(list)
     for line in _lines(path, _is_event, "what happened in training is not known", notes):
         kind, values = line["kind"], line["values"]
+        if kind == "finetune":  # older versions had one stage
+            values = {"number": 0, **values}
         if kind == "open" and isinstance(values.get("resumed"), Mapping):
             _forget(found, values["resumed"])
         found[kind].append({**values, "step": line["step"]} if kind == "metrics" else values)
@@ -291,6 +293,7 @@ def _is_event(line: Values) -> bool:
         return isinstance(line.get("step"), int)
     if kind in ("mutation", "rollback"):
         return _is_mutation(values)
+    values = {"number": 0, **values}
     keys = {key: str if key == "intervention" else int for key in IDENTITY.get(kind, ())}
     return all(isinstance(values.get(key), type_) for key, type_ in keys.items())
 
@@ -313,6 +316,12 @@ def _are_counts(value: Any) -> bool:
     )
 
 
+def _are_stages(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(one, dict) and isinstance(one.get("method"), str) for one in value
+    )
+
+
 _JUDGED = ("fewshot", "fewshot_untrained", "fewshot_pretrained", "fewshot_best")
 _HOLDS: Mapping[str, Callable[[Any], bool]] = {
     "fingerprint": _is_text,
@@ -324,5 +333,6 @@ _HOLDS: Mapping[str, Callable[[Any], bool]] = {
     "images_seen": _are_figures,
     "training_macs": _are_figures,
     "skipped_steps": _are_figures,
+    "finetuning": _are_stages,
     "data": lambda value: isinstance(value, dict),
 }

@@ -232,6 +232,8 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, Text]]:
         yield "Networks", "; ".join(f"{name}: {size}" for name, size in sizes.items())
     elif sizes:
         yield "Network", next(iter(sizes.values()))
+    if tuned := "; ".join(map(_stage, record.results.get("finetuning", ()))):
+        yield "Fine-tuning", tuned
     began, ended = span(record.folder)
     if began is not None and ended is not None:
         yield "Began", _moment(began)
@@ -243,6 +245,15 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, Text]]:
         yield "Fingerprint", (Code(fingerprint), f": {SAME_SETTINGS}")
     yield "Folder", Code(record.folder.absolute())
     yield "MLflow", _tracked(record)
+
+
+def _stage(told: Mapping[str, Any]) -> str:
+    """A stage of fine-tuning: how long it trained, and which network it has chosen."""
+    epochs, best = told.get("epochs"), told.get("best_epoch")
+    words = f"{told['method']}, {_figure(epochs, ',.0f')} epochs"
+    if finite(best) and finite(told.get("val_accuracy")):
+        words += f" (chosen after {best + 1:,.0f}, {told['val_accuracy']:.2f} % on val episodes)"
+    return words
 
 
 def _first_and_beside(results: Sequence[Result]) -> Text:

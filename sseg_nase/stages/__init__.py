@@ -1,7 +1,7 @@
 """The steps of a run: pretrain, fine-tune, judge; and looks at a curriculum and at a run's past."""
 
 from sseg_nase.stages.drawing import draw_curriculum
-from sseg_nase.stages.finetuning import fine_tune, labelled
+from sseg_nase.stages.finetuning import Place, fine_tune, labelled, place_of, places_of, reached_by
 from sseg_nase.stages.fitting import fitted, unused_images
 from sseg_nase.stages.judging import (
     FewShotTask,
@@ -21,6 +21,7 @@ from sseg_nase.stages.starting import Reached, images_of, seed_backbone, seed_le
 __all__ = [
     "FewShotTask",
     "Judgement",
+    "Place",
     "Reached",
     "check_head",
     "doubted",
@@ -34,7 +35,10 @@ __all__ = [
     "images_of",
     "judge_before_tuning",
     "labelled",
+    "place_of",
+    "places_of",
     "pretrain",
+    "reached_by",
     "replayed",
     "seed_backbone",
     "seed_learner",

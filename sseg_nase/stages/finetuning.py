@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from sseg_nase.config.schema import Config
-from sseg_nase.data.placement import place
+from sseg_nase.config.sequence import plain, stages_of
+from sseg_nase.data.placement import place as laid
 from sseg_nase.data.random import derive
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
@@ -19,9 +20,10 @@ from sseg_nase.fewshot.evaluation import NotFiniteError
 from sseg_nase.files import check_room
 from sseg_nase.finetune.learner import METHODS as FINETUNING_METHODS
 from sseg_nase.finetune.learner import EpisodeLearner, around
-from sseg_nase.finetune.loop import FineTuner
+from sseg_nase.finetune.loop import Before, FineTuner, learner_of
 from sseg_nase.stages.judging import FewShotTask, judge_named
-from sseg_nase.stages.starting import Reached, images_of
+from sseg_nase.stages.pretraining import interventions_of
+from sseg_nase.stages.starting import Reached, images_of, stored
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint, distributed
 from sseg_nase.training.callbacks import size_of
@@ -31,12 +33,76 @@ from sseg_nase.training.ledger import FINETUNE
 TUNED = "the network that is fine-tuned"
 
 
+class Place(NamedTuple):
+    """A stage of fine-tuning: which of how many, counted from 0, and its method."""
+
+    number: int
+    of: int
+    method: str
+
+    @property
+    def name(self) -> str:
+        """What the stage is called in results, and its training in the ledger."""
+        return FINETUNE if self.of == 1 else f"{FINETUNE}_{self.method}"
+
+    @property
+    def words(self) -> str:
+        """What the stage is called in messages."""
+        return "fine-tuning" if self.of == 1 else f"fine-tuning with {self.method}"
+
+    @property
+    def keys(self) -> str:
+        """What its keys begin with."""
+        return FINETUNE if self.of == 1 else f"{FINETUNE}.{self.method}"
+
+    @property
+    def file(self) -> str:
+        """The checkpoint with what it has come to, where another stage follows."""
+        return f"finetune_{self.method}.pt"
+
+
+def places_of(config: Config) -> list[Place]:
+    """The stages of fine-tuning of a run, in their order."""
+    stages = stages_of(config)
+    return [Place(n, len(stages), each.finetune.name) for n, each in enumerate(stages)]
+
+
+def place_of(state: Mapping[str, Any] | None, config: Config) -> Place | None:
+    """The stage that a checkpoint of fine-tuning is of; None where nothing is fine-tuned.
+
+    Without one, the first. Raises `UserError` where it is none of `config`.
+    """
+    places = places_of(config)
+    number = 0 if state is None else int(state.get("number", 0))
+    if not places:
+        return None
+    if state is not None and (number >= len(places) or places[number].method != state["method"]):
+        now = ", ".join(place.method for place in places)
+        raise UserError(
+            f"resume={config.resume}: the run has come to fine-tuning with {state['method']} as "
+            f"stage {number + 1}, and now its stages are {now}. Leave finetune out, or start a run "
+            "of its own with finetune.from=RUN."
+        )
+    return places[number]
+
+
+def reached_by(place: Place, config: Config, folder: Path) -> Reached:
+    """What the stage at `place` of a resumed run has come to. Raises `UserError` where its
+    checkpoint is missing or damaged."""
+    path = folder / "checkpoints" / place.file
+    reached = stored(path, config)
+    state = checkpoint.load(path)
+    more = {key: state[key] for key in ("skipped", "tuned", "epochs")}
+    return dataclasses.replace(reached, **more)
+
+
 def fine_tune(
     config: Config,
     before: Reached,
     sink: Sink,
     folder: Path,
     *,
+    place: Place | None = None,
     state: dict[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -44,16 +110,18 @@ def fine_tune(
 ) -> Reached:
     """Train the backbone of `before` on the labelled base images; what did best on val episodes.
 
+    `config` is that of one stage, at `place` among those of the run (None: the only one).
     `state`: of the checkpoint to go on from. Checkpoints with `extra` go to `folder`. `stop` is
     asked after every step; when it says so, `Interrupted` is raised after a checkpoint. `at_once`:
     a block in which a request to stop need not wait, because nothing is changed in it. One device
     trains, however many there are. Raises `UserError` for images without labels, or too few of a
     class, and where training diverges.
     """
+    place = place or Place(0, 1, config.finetune.name)
     hardware, size = config.hardware, config.dataset.image_size
     fabric = distributed.build_fabric(hardware.accelerator, 1, hardware.precision)
     store = labelled(config)
-    images, _, notes = place(
+    images, _, notes = laid(
         store,
         0,
         image_size=size,
@@ -78,18 +146,27 @@ def fine_tune(
         seen["real_labeled"] += progress["images_seen"]
         step, macs = before.step + progress["step"], before.macs
         own = progress["macs"]
-        if macs is not None:
-            macs = None if own is None else {**macs, FINETUNE: macs.get(FINETUNE, 0) + own}
-        return {"step": step, "images_seen": seen, "history": list(before.history), "macs": macs}
+        if macs is not None and own is not None:
+            more = {**progress["beside"], place.name: own}
+            macs = {**macs, **{part: macs.get(part, 0) + n for part, n in more.items()}}
+        elif own is None:
+            macs = None
+        history = [*before.history, *progress["history"]]
+        return {"step": step, "images_seen": seen, "history": history, "macs": macs}
 
     def save(name: str, saved: dict[str, Any]) -> None:
-        about = {"options": dataclasses.asdict(config.finetune), "classes": len(store.class_names)}
+        about = {"options": plain(config.finetune), "classes": len(store.class_names)}
+        about |= {"number": place.number}
         payload = {**saved, **about, **reached(saved["finetune"]), **(extra or {})}
         checkpoint.save(folder / "checkpoints" / f"finetune_{name}.pt", payload)
 
     generator = torch.Generator().manual_seed(derive(config.seed, "head"))
-    learner = around(before.backbone, config.finetune, len(store.class_names), generator)
+    classes = len(store.class_names)
+    learner = around(before.backbone, config.finetune, classes, generator)
     _check_frozen(learner, config)
+    tuned_as = dataclasses.replace(
+        config, pretrain=dataclasses.replace(config.pretrain, epochs=config.finetune.epochs)
+    )
     tuner = FineTuner(
         config,
         learner=learner,
@@ -101,6 +178,10 @@ def fine_tune(
         sink=sink,
         first_step=before.step,
         stop=stop,
+        what=place.words,
+        about={"method": place.method, "number": place.number, "of": place.of},
+        interventions=interventions_of(tuned_as) if config.finetune.evolve else [],
+        before=Before(before.epochs, len(before.history)),
     )
     if state is not None:
         with checkpoint.taken_up("finetune_last.pt"):
@@ -110,13 +191,32 @@ def fine_tune(
     try:
         tuner.fit()
     except (DivergenceError, NotFiniteError) as error:
-        raise explained(error, config, folder, "finetune_last") from error
+        raise explained(error, config, folder, "finetune_last", place.keys) from error
     best = checkpoint.load(folder / "checkpoints" / "finetune_best.pt")
+    learner = learner_of(best["architecture"], config.finetune, classes).to(fabric.device)
     learner.load_state_dict(best["student"])
     name = f"checkpoint={folder / 'checkpoints' / 'finetune_best.pt'}"
-    skipped = {**before.skipped, "fine-tuning": tuner.progress.skipped}
+    skipped = {**before.skipped, place.words: tuner.progress.skipped}
     progress = dataclasses.asdict(tuner.progress)
-    return Reached(learner.eval(), **reached(progress), name=name, skipped=skipped)
+    ended = {**reached(progress), "skipped": skipped, "tuned": [*before.tuned, _told(tuner)]}
+    ended["epochs"] = before.epochs + tuner.progress.epoch
+    if place.number + 1 < place.of:
+        checkpoint.save(folder / "checkpoints" / place.file, {**best, **ended})
+    return Reached(learner.eval(), **ended, name=name)
+
+
+def _told(tuner: FineTuner) -> dict[str, Any]:
+    """What a stage has come to, as results tell it; epochs count from 0."""
+    progress = tuner.progress
+    return {
+        "method": tuner.options.name,
+        "epochs": progress.epoch,
+        "steps": progress.step,
+        "images_seen": progress.images_seen,
+        "macs": progress.macs,
+        "best_epoch": progress.best_epoch,
+        "val_accuracy": progress.best_accuracy,
+    }
 
 
 def _check_frozen(learner: EpisodeLearner, config: Config) -> None:

@@ -22,6 +22,7 @@ from sseg_nase.config.schema import (
     EvaluationConfig,
     FinetuneConfig,
 )
+from sseg_nase.config.sequence import stages_of, with_stages
 from sseg_nase.config.validation import validate
 from sseg_nase.data.benchmarks import available_splits, how_dealt
 from sseg_nase.data.benchmarks.layouts import NAMELESS
@@ -59,6 +60,23 @@ def fitted(config: Config) -> tuple[Config, list[str]]:
     `UserError` where the images allow no episode at all, or do not fit what was given.
     """
     config, notes = _reaching_natural(config)
+    tunings = stages_of(config)
+    if len(tunings) < 2:
+        config, said = _fitted(config)
+        return config, [*said, *notes]
+    # The episodes that judge fit every stage.
+    fits: list[Config] = []
+    for stage in tunings:
+        stage, said = _fitted(dataclasses.replace(stage, evaluation=config.evaluation))
+        config = dataclasses.replace(config, evaluation=stage.evaluation)
+        notes = [*said, *notes]
+        fits.append(stage)
+    return with_stages(config, fits), list(dict.fromkeys(notes))
+
+
+def _fitted(config: Config) -> tuple[Config, list[str]]:
+    """`fitted` for one stage of fine-tuning, or none."""
+    notes: list[str] = []
     if not any(
         getattr(getattr(config, section), key) is None
         for section in SECTIONS
@@ -352,6 +370,9 @@ def _as_begun(config: Config) -> Config:
 
     def begun_with(section: str) -> Mapping[str, Any]:
         values = stored.get(section) if isinstance(stored, Mapping) else None
+        if section == "finetune" and isinstance(values, Mapping):  # of this stage, if of several
+            own = values.get("own")
+            values = own.get(config.finetune.name, values) if isinstance(own, Mapping) else values
         return values if isinstance(values, Mapping) else {}
 
     return _filled(config, begun_with)

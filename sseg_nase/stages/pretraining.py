@@ -69,6 +69,18 @@ def _pretrain_along(rank: int, config: Config, state: dict[str, Any] | None) -> 
         trainer.fit()
 
 
+def interventions_of(config: Config) -> list[Intervention]:
+    """What changes the network between the epochs of a training, `pretrain.epochs` in all."""
+    interventions: list[Intervention] = []
+    if config.sparsity.enabled:
+        interventions.append(
+            Sparsify(config.sparsity, config.evolution, config.pretrain, config.seed)
+        )
+    if config.evolution.enabled:
+        interventions.append(ORDERS[config.evolution.order](config.evolution, config.seed))
+    return interventions
+
+
 def trainer_of(
     config: Config,
     callbacks: list[Callback],
@@ -108,19 +120,12 @@ def trainer_of(
         part=(fabric.global_rank, hardware.devices),
         micro=micro,
     )
-    interventions: list[Intervention] = []
-    if config.sparsity.enabled:
-        interventions.append(
-            Sparsify(config.sparsity, config.evolution, config.pretrain, config.seed)
-        )
-    if config.evolution.enabled:
-        interventions.append(ORDERS[config.evolution.order](config.evolution, config.seed))
     trainer = Trainer(
         config,
         learner=seed_learner(config),
         feed=feed,
         fabric=fabric,
-        interventions=interventions,
+        interventions=interventions_of(config),
         callbacks=callbacks,
         sink=sink,
         stop=stop,

@@ -13,9 +13,8 @@ import torch
 from sseg_nase.config.schema import (
     Config,
     DatasetConfig,
-    FinetuneConfig,
-    ViewsConfig,
 )
+from sseg_nase.config.sequence import finetune_of, plain
 from sseg_nase.data.benchmarks import load_split
 from sseg_nase.data.random import derive
 from sseg_nase.data.store import ImageStore
@@ -78,7 +77,8 @@ class Reached:
     `step`: optimizer steps; `images_seen` by source; `history`: the mutations, as their records;
     `name`: what messages call the network; `skipped`: steps of each training here that were none,
     because gradients overflowed float16; `macs` spent on training, by the parts of the ledger, None
-    where a checkpoint of an older version does not say.
+    where a checkpoint of an older version does not say; `tuned`: what every stage of fine-tuning
+    here has come to; `epochs` of all trainings here.
     """
 
     network: Backbone | EpisodeLearner
@@ -88,6 +88,8 @@ class Reached:
     name: str = "the untrained seed network"
     skipped: Mapping[str, int] = field(default_factory=dict)
     macs: Mapping[str, int] | None = field(default_factory=dict)
+    tuned: Sequence[dict[str, Any]] = ()
+    epochs: int = 0
 
     @property
     def backbone(self) -> Backbone:
@@ -108,8 +110,7 @@ def stored(path: Path, config: Config) -> Reached:
     if "finetune" in state:
         assert isinstance(network, Backbone)
         # What an older version did not know yet is as it is now.
-        known = {**dataclasses.asdict(config.finetune), **state["options"]}
-        options = FinetuneConfig(**{**known, "views": ViewsConfig(**known["views"])})
+        options = finetune_of({**plain(config.finetune), **state["options"]})
         network = around(network, options, state["classes"], torch.Generator())
         try:
             network.load_state_dict(state["student"])

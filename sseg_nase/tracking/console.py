@@ -229,8 +229,11 @@ def _where(target: Mapping[str, Any]) -> str:
 
 def finetune_line(values: Mapping[str, Any]) -> str:
     """Say how an epoch of fine-tuning went, and whether its network is the best so far."""
+    stage = ""
+    if values.get("of", 1) > 1:
+        stage = f"{values['number'] + 1} of {values['of']}, {values['method']}, "
     line = (
-        f"fine-tuning epoch {values['epoch'] + 1}/{values['epochs']}: "
+        f"fine-tuning {stage}epoch {values['epoch'] + 1}/{values['epochs']}: "
         f"loss {_number(values['loss'], '.4f')}, accuracy {_number(values['accuracy'], '.1f')} %, "
         f"val {_number(values['val_accuracy'], '.2f')} ± {_number(values['val_ci95'], '.2f')} %, "
         f"{_number(values['images_per_second'], ',.0f')} images/s"

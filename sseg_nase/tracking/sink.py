@@ -11,8 +11,8 @@ mutation    one line of mutations.jsonl, whole, as the design's schema has it; m
             latency (batch, before_ms, after_ms), accuracy (before, after, change, change_error in
             points, and removed where it was asked for: on held episodes without labels)
 rollback    the line of a mutation that did not pass its probation, with `accepted` false
-finetune    epoch (from 0), epochs, loss, accuracy, val_accuracy, val_ci95 (percent), best,
-            images_per_second
+finetune    method, number (of its stage, from 0), of (stages); epoch (from 0), epochs, loss,
+            accuracy, val_accuracy, val_ci95 (percent), best, images_per_second
 skipped     what (pretraining | fine-tuning), skipped, steps, text: once, at the end of it
 message     text
 warning     text: shown loudly

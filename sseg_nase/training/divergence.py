@@ -153,13 +153,16 @@ def check_saved(payload: Mapping[str, Any], name: str) -> None:
         raise DivergenceError(f"{name} is not written: not finite are {shortened(names)}.")
 
 
-def explained(error: UserError, config: Config, folder: Path, checkpoint: str) -> UserError:
+def explained(
+    error: UserError, config: Config, folder: Path, checkpoint: str, keys: str = "finetune"
+) -> UserError:
     """Return `error` with the keys to change, what is kept, and the command that resumes.
 
-    `folder` is the run's, `checkpoint` the name of the file that it resumes from.
+    `folder` is the run's, `checkpoint` the name of the file that it resumes from, `keys` what those
+    of fine-tuning begin with.
     """
     tuning = checkpoint.startswith("finetune")
-    remedies = list(_of_tuning(config.finetune) if tuning else _of_pretraining(config))
+    remedies = list(_of_tuning(config.finetune, keys) if tuning else _of_pretraining(config))
     precision = config.hardware.precision
     # Where the scaler gave up, float16 is to blame, and comes first: it stands in the command.
     first = 0 if "float16" in str(error) else len(remedies)
@@ -200,7 +203,7 @@ def _of_pretraining(config: Config) -> Iterator[tuple[str, Any, Any]]:
     yield "optimizer", optimizer.name, other
 
 
-def _of_tuning(finetune: FinetuneConfig) -> Iterator[tuple[str, Any, Any]]:
+def _of_tuning(finetune: FinetuneConfig, keys: str) -> Iterator[tuple[str, Any, Any]]:
     usual = group_option("finetune", "prototypical")
     if finetune.optimizer == "sgd":
         usual |= dict.fromkeys(("lr_encoder", "lr_head"), USUAL_SGD)
@@ -210,10 +213,10 @@ def _of_tuning(finetune: FinetuneConfig) -> Iterator[tuple[str, Any, Any]]:
         rates["inner_lr"] = finetune.inner_lr
     # The one furthest above its usual value comes first: it stands in the command.
     for name in sorted(rates, key=lambda name: -rates[name] / usual[name]):
-        yield f"finetune.{name}", rates[name], _lower(rates[name], usual[name])
-    yield from _of_decay("finetune", finetune.weight_decay)
+        yield f"{keys}.{name}", rates[name], _lower(rates[name], usual[name])
+    yield from _of_decay(keys, finetune.weight_decay)
     yield (
-        "finetune.optimizer",
+        f"{keys}.optimizer",
         finetune.optimizer,
         "adam" if finetune.optimizer != "adam" else "sgd",
     )

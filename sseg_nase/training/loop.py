@@ -517,7 +517,7 @@ class Trainer:
         ]
         if names := not_finite(new.state_dict()):
             unfit.append(f"not finite after it are {shortened(names)}")
-        fits = decision.grace > 0 or _within(held[1], held[0], decision.tolerance)
+        fits = decision.grace > 0 or within(held[1], held[0], decision.tolerance)
         accepted = same_everywhere(not unfit and fits)
         trigger = {**decision.trigger, "refused": "; ".join(unfit)} if unfit else decision.trigger
         pruned = mutation.kind == "PRUNE" and not unfit
@@ -598,7 +598,7 @@ class Trainer:
                     "with the mutation on probation and without it."
                 )
             without = float("inf")
-        fits = without == float("inf") or _within(held[0], held[1], probation.tolerance)
+        fits = without == float("inf") or within(held[0], held[1], probation.tolerance)
         kept = same_everywhere(finite(loss) and fits)
         figures: dict[str, Any] = {"epoch": self.progress.epoch, "loss": loss}
         figures["loss_without"] = without
@@ -717,7 +717,7 @@ def _named(name: str, difference: Difference) -> dict[str, float]:
     return {name: difference.mean, f"{name}_error": difference.error}
 
 
-def _within(new: Tensor, old: Tensor, tolerance: float) -> bool:
+def within(new: Tensor, old: Tensor, tolerance: float) -> bool:
     """Whether held losses `[K]` are no higher than `tolerance` allows, by what lies beyond the
     error of their paired difference."""
     rise = paired(new, old)

@@ -95,7 +95,7 @@ def test_the_loss_of_a_step_is_the_mean_over_its_episodes() -> None:
     with torch.no_grad():
         plain = normalize(one.images.images[step.indices])  # type: ignore[attr-defined]
         torch.testing.assert_close(images, plain, atol=2e-2, rtol=0)
-        outcome = episodic(one, step, images)
+        outcome = episodic(one, step, images, one.learner)
         features = one.learner.backbone(images)
         losses, right = [], []
         for task in range(step.tasks):
@@ -162,7 +162,7 @@ def test_the_gradient_of_maml_is_the_mean_over_its_tasks() -> None:
         )
         one.optimizer.zero_grad(set_to_none=True)
         rows = torch.cat((s.flatten(0, 2), q.flatten(0, 1)))
-        outcome = meta_learned(one, alone, rows)
+        outcome = meta_learned(one, alone, rows, one.learner)
         losses.append(outcome.loss.item())
         return [p.grad.clone() for p in one.learner.parameters() if p.grad is not None]
 

@@ -166,3 +166,20 @@ def test_episodes_side_by_side_are_judged_as_one_by_one(precision: str) -> None:
     )
     assert torch.equal(found[0], one) == (precision == "32-true")
     torch.testing.assert_close(found[0], one, rtol=0.1, atol=0.05)
+
+
+def test_what_training_has_frozen_is_not_adapted_in_a_test() -> None:
+    learner = tiny().double().eval()
+    for norm in (part for part in learner.modules() if isinstance(part, nn.BatchNorm2d)):
+        norm.running_mean += 0.3  # statistics that are not those of the batch
+    learner.backbone.requires_grad_(False)
+    support, query = images(6, 1).unflatten(0, (2, 3)), images(5, 2)
+    found = adapted_scores(learner, support, query, steps=STEPS, lr=LR)
+    # By hand: gradient descent of the head on features as they are.
+    seen, truth = learner.backbone(support.flatten(0, 1)), torch.arange(2).repeat_interleave(3)
+    weight, bias = (p.detach().clone() for p in learner.head.parameters())
+    for _ in range(STEPS):
+        error = (seen @ weight.T + bias).softmax(1) - F.one_hot(truth, 2)
+        weight, bias = weight - LR * error.T @ seen / 6, bias - LR * error.mean(0)
+    expected = learner.backbone(query) @ weight.T + bias
+    torch.testing.assert_close(found.double(), expected.detach(), rtol=1e-5, atol=1e-6)

@@ -141,7 +141,7 @@ NAMES: list[tuple[dict[str, Any], str, str]] = [
         "SimCLR with distillation + linear fine-tuning",
     ),
     ({"ssl": {"name": "dino"}}, "logistic/l2n", "DINO + logistic regression"),
-    ({"ssl": {"name": "prototype_pairs"}}, EUCLIDEAN, "CPN + nearest prototype"),
+    ({"ssl": {"name": "prototype_pairs"}}, EUCLIDEAN, "CPN without penalty + nearest prototype"),
     (A7, "prototype/cosine/cl2n", "SSEG-NASE (A7)"),
     (A7, "prototype/cosine/cl2n/8views", "SSEG-NASE (A7), augmented support"),
     (

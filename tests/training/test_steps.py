@@ -17,7 +17,7 @@ from sseg_nase.stages.pretraining import trainer_of
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.interventions import importance
-from sseg_nase.training.loop import Decision, Trainer, _within
+from sseg_nase.training.loop import Decision, Trainer, within
 
 TINY = [
     "debug=tiny",
@@ -304,7 +304,7 @@ def test_what_is_on_probation_may_be_worse_by_tolerance_and_error(
     rises: list[float], tolerance: float, fits: bool
 ) -> None:
     old = torch.tensor([1.0, 5.0], dtype=torch.float64)
-    assert _within(old + torch.tensor(rises), old, tolerance) == fits
+    assert within(old + torch.tensor(rises), old, tolerance) == fits
 
 
 ALONG = ["ablation=A5", "hardware.gradient_accumulation_steps=3", "scheduler.rewarmup_steps=3"]

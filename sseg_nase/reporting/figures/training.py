@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from sseg_nase.finite import finite
 from sseg_nase.reporting.figures import Drawing, absent, style
-from sseg_nase.reporting.figures.trajectory import levels_in_words
+from sseg_nase.reporting.figures.trajectory import levels_in_words, one_after_the_other
 from sseg_nase.reporting.record import RunRecord, Series
 
 LOSSES = "Training losses"
@@ -151,11 +151,14 @@ def _handles(curve: Curve) -> list[Line2D]:
 
 def fine_tuning(record: RunRecord) -> Drawing:
     """Training loss and, below, accuracy on val episodes with its interval, per epoch."""
-    lines = sorted(record.events.get("finetune", ()), key=lambda line: line["epoch"])
+    lines = one_after_the_other(record.events.get("finetune", ()))
     judged = [line for line in lines if finite(line.get("val_accuracy"))]
     if not judged:
         return absent("finetuning", TUNING, "The run has fine-tuned no epoch.")
-    name = record.setting("finetune.name", "")
+    methods = record.setting("finetune.sequence") or [record.setting("finetune.name", "")]
+    name = ", then ".join(methods)
+    last = max(line["number"] for line in judged)
+    chosen_of = [index for index, line in enumerate(judged) if line["number"] == last]
     with style.applied():
         figure = style.page(4.0)
         above, below = figure.subplots(2, 1, sharex=True)
@@ -164,7 +167,7 @@ def fine_tuning(record: RunRecord) -> Drawing:
             [line["epoch"] + 1 for line in known], [line["loss"] for line in known],
             color=style.BLACK, marker="o", markersize=3, label="training loss",
         )  # fmt: skip
-        above.set_ylabel("loss" if name == "relation" else "loss (nats)")
+        above.set_ylabel("loss" if "relation" in methods else "loss (nats)")
         trained = [line for line in lines if finite(line.get("accuracy"))]
         below.plot(
             [line["epoch"] + 1 for line in trained], [line["accuracy"] for line in trained],
@@ -180,7 +183,7 @@ def fine_tuning(record: RunRecord) -> Drawing:
             at, value, yerr=half, color=style.BLUE, marker="o", markersize=3.5, capsize=2,
             linewidth=1.3, elinewidth=0.8, label="val episodes ± 95 % CI",
         )  # fmt: skip
-        best = int(np.argmax(value))
+        best = max(chosen_of, key=lambda index: value[index])
         below.plot(
             [at[best]], [value[best]], marker="*", markersize=11, linestyle="none",
             markerfacecolor=style.YELLOW, markeredgecolor=style.BLACK, markeredgewidth=0.7,
@@ -190,9 +193,19 @@ def fine_tuning(record: RunRecord) -> Drawing:
         below.set_xlabel("epochs of fine-tuning")
         style.whole(below.xaxis)
         below.set_xlim(min(at) - 0.5, max(at) + 0.5)
+        shown = [*above.get_lines(), *below.get_legend_handles_labels()[0]]
         for axes in (above, below):
             axes.grid(axis="y")
-        style.legend_below(figure, [*above.get_lines(), *below.get_legend_handles_labels()[0]])
+            for line in lines:
+                if line["number"] and line["first"]:
+                    axes.axvline(line["epoch"] + 0.5, color=style.GREY, linewidth=0.8)
+        style.legend_below(figure, shown)
+    chosen = "The network of the epoch with the best val accuracy counts. "
+    if last:
+        chosen = (
+            "A line parts the stages, each of which begins with the network of the best val "
+            "accuracy of the one before it; that of the last one counts. "
+        )
     told = {
         "linear": "Training accuracy: of the classifier over all base classes, which is another "
         "task than the episodes of val classes."
@@ -200,7 +213,6 @@ def fine_tuning(record: RunRecord) -> Drawing:
     caption = (
         f"Fine-tuning{f' with {name}' if name else ''} over {len(lines)} epochs: mean training "
         "loss (top), accuracy in training and on val episodes with its 95 % CI over episodes "
-        "(bottom). The network of the epoch with the best val accuracy counts. "
-        + told.get(name, "")
+        f"(bottom). {chosen}" + told.get(methods[-1], "")
     ).strip()
     return Drawing("finetuning", TUNING, caption, figure)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ def states(record: RunRecord) -> list[State]:
     Of a run without mutations there is one, without channels where they are not known; none where
     nothing was trained. Two mutations after one epoch leave a state without any.
     """
-    epochs, mutations = record.events.get("epoch", ()), record.mutations
+    epochs, mutations = _epochs(record), record.mutations
     done = max([line["epoch"] + 1 for line in epochs], default=0)
     done = max([done, *(line["epoch"] + 1 for line in mutations)])
     if not done:
@@ -55,6 +55,41 @@ def states(record: RunRecord) -> list[State]:
         State(start, end, tuple(counts["channels"]), counts["params"])
         for (start, counts), end in zip(changes, [*starts[1:], done], strict=True)
     ]
+
+
+def _epochs(record: RunRecord) -> list[Mapping[str, Any]]:
+    """All epochs in which the network could change: those of fine-tuning are counted on."""
+    epochs = list(record.events.get("epoch", ()))
+    tuned = record.events.get("finetune", ())
+    if not any("params" in line for line in tuned):  # it did not evolve there
+        return epochs
+    done = max([line["epoch"] + 1 for line in epochs], default=0)
+    return [*epochs, *one_after_the_other(tuned, done)]
+
+
+def one_after_the_other(
+    lines: Iterable[Mapping[str, Any]], before: int = 0
+) -> list[dict[str, Any]]:
+    """Epochs of fine-tuning in order, counted on from `before` and from stage to stage.
+
+    `first`: of its stage.
+    """
+    counted: list[dict[str, Any]] = []
+    number = -1
+    for line in sorted(lines, key=lambda line: (line["number"], line["epoch"])):
+        first = line["number"] != number
+        if first:
+            before = counted[-1]["epoch"] + 1 if counted else before
+            number = line["number"]
+        counted.append({**line, "epoch": before + line["epoch"], "first": first})
+    return counted
+
+
+def _words(record: RunRecord) -> str:
+    """Of which trainings the epochs are."""
+    tuned = any("params" in line for line in record.events.get("finetune", ()))
+    parts = ["pretraining"] if record.events.get("epoch") or not tuned else []
+    return " and ".join([*parts, *(["fine-tuning"] if tuned else [])])
 
 
 def _rolled_back(line: Mapping[str, Any]) -> int | None:
@@ -92,7 +127,7 @@ def trajectory(record: RunRecord) -> Drawing:
         above.grid(axis="y")
         above.tick_params(labelbottom=False)
         _draw_widths(below, path, figure.get_figwidth())
-        below.set_xlabel("epochs of pretraining")
+        below.set_xlabel(f"epochs of {_words(record)}")
         style.whole(below.xaxis)
         spans = style.level_spans(record.events.get("epoch", ()))
         style.name_levels(figure, [above, below], spans)
@@ -101,8 +136,8 @@ def trajectory(record: RunRecord) -> Drawing:
     back = len(mutations) - kept
     first, last = path[0], path[-1]
     caption = (
-        f"Parameters (top) and channels of every block (bottom) over {done} epochs of pretraining, "
-        f"with {style.number(kept, 'mutation')} accepted"
+        f"Parameters (top) and channels of every block (bottom) over {done} epochs of "
+        f"{_words(record)}, with {style.number(kept, 'mutation')} accepted"
         f"{f' and {back} rolled back (empty marks)' if back else ''}. From "
         f"{len(first.channels)} blocks and {first.params:,} parameters to {len(last.channels)} "
         f"blocks and {last.params:,}. A mutation is made after the epoch at which it stands."

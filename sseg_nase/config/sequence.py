@@ -1,0 +1,185 @@
+"""Fine-tuning in stages: `finetune=[linear,prototypical]`, and the settings of each stage.
+
+A key with the name of a stage (`finetune.linear.epochs=90`) is for that stage alone, a key without
+one (`finetune.optimizer=sgd`) for every stage that has it. In a `Config` the settings of all
+stages are complete, in `finetune.own`; `finetune` itself has those of the last stage, after which
+the network is judged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sseg_nase.config.schema import FINETUNING, Config, FinetuneConfig, ViewsConfig
+from sseg_nase.errors import UserError, did_you_mean
+
+Tree = Mapping[str, Any]
+# Keys that only some methods have, and those that have them.
+EPISODES = {"queries", "episodes_per_epoch", "tasks_per_step"}
+FINETUNE_OPTIONS: Mapping[str, set[str]] = {
+    "prototypical": {*EPISODES, "metric", "scale"},
+    "matching": {*EPISODES, "scale"},
+    "relation": EPISODES,
+    "r2d2": {*EPISODES, "scale"},
+    "maml": {*EPISODES, "inner_lr", "inner_steps", "first_order"},
+    "linear": set(),
+}
+OF_THE_RUN: Tree = {"sequence": [], "own": {}, "start": None}  # said once, for all stages
+WRITTEN = "'finetune=[linear,prototypical]'"
+
+
+def stages_of(config: Config) -> list[Config]:
+    """A config per stage of fine-tuning, in their order; none where nothing is fine-tuned."""
+    if config.finetune.name == "none":
+        return []
+    if not config.finetune.sequence:
+        return [config]
+    return [
+        dataclasses.replace(config, finetune=finetune_of(config.finetune.own[name]))
+        for name in config.finetune.sequence
+    ]
+
+
+def in_words(stage: Config, whole: Config) -> str:
+    """What the keys of a stage begin with: `finetune`, or `finetune.linear` where it is one of
+    several."""
+    return f"finetune.{stage.finetune.name}" if whole.finetune.sequence else "finetune"
+
+
+def with_stages(config: Config, stages: list[Config]) -> Config:
+    """`config` with the settings of `stages`, which are those of `stages_of` in their order."""
+    if not config.finetune.sequence:
+        (alone,) = stages
+        return dataclasses.replace(config, finetune=alone.finetune)
+    own = {stage.finetune.name: plain(stage.finetune) for stage in stages}
+    of_all = {key: getattr(config.finetune, key) for key in OF_THE_RUN}
+    last = dataclasses.replace(stages[-1].finetune, **{**of_all, "own": own})
+    return dataclasses.replace(config, finetune=last)
+
+
+def plain(finetune: FinetuneConfig) -> dict[str, Any]:
+    """The settings of one stage as plain data."""
+    values = dataclasses.asdict(finetune)
+    return {key: value for key, value in values.items() if key not in OF_THE_RUN}
+
+
+def finetune_of(values: Tree) -> FinetuneConfig:
+    """The settings of one stage, of what `plain` gave."""
+    views = ViewsConfig(**values["views"])
+    return FinetuneConfig(**{**values, **OF_THE_RUN, "views": views})
+
+
+def completed(
+    config: Config, usual: Callable[[str], Tree], checked: Callable[[str, Tree], FinetuneConfig]
+) -> Config:
+    """`config` with complete settings of every stage.
+
+    `usual`: what `conf/finetune` says of a method. `checked`: the settings of a stage from plain
+    data. Raises `UserError` for a sequence, or for settings, that cannot be.
+    """
+    finetune = config.finetune
+    names, own = list(finetune.sequence), finetune.own
+    _check(finetune)
+    if not names:
+        return config
+    given, values_of = plain(finetune), {name: usual(name) for name in names}
+    last = values_of[names[-1]]
+    special = sorted(set().union(*FINETUNE_OPTIONS.values()))
+    stages = []
+    for name in names:
+        values = {**given, "name": name}
+        for key in special:
+            mine = key in FINETUNE_OPTIONS[name]
+            shared = given[key] != last[key] or name == names[-1]
+            anyones = any(key in FINETUNE_OPTIONS[each] for each in names)
+            if not (shared if mine else not anyones):
+                values[key] = values_of[name][key]
+        stage = checked(name, _merged(values, own.get(name, {})))
+        stages.append(dataclasses.replace(config, finetune=stage))
+    return with_stages(config, stages)
+
+
+def abridged(
+    config: Config, usual: Callable[[str], Tree], checked: Callable[[str, Tree], FinetuneConfig]
+) -> Config:
+    """`config` with only those settings of its stages that `completed` would not give them."""
+    if not config.finetune.sequence:
+        return config
+    bare = dataclasses.replace(config, finetune=dataclasses.replace(config.finetune, own={}))
+    given = completed(bare, usual, checked).finetune.own
+    own = {name: _beyond(values, given[name]) for name, values in config.finetune.own.items()}
+    own = {name: values for name, values in own.items() if values}
+    return dataclasses.replace(config, finetune=dataclasses.replace(config.finetune, own=own))
+
+
+def _beyond(values: Tree, given: Tree) -> dict[str, Any]:
+    """The entries of nested `values` that are not those of `given`."""
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            if inner := _beyond(value, given[key]):
+                found[key] = inner
+        elif value != given[key]:
+            found[key] = value
+    return found
+
+
+def _check(finetune: FinetuneConfig) -> None:
+    names, own = list(finetune.sequence), finetune.own
+    if not names:
+        if own:
+            stage = next(iter(own))
+            raise UserError(
+                f"finetune.{stage}: these are settings of one of several stages, which are written "
+                f"{WRITTEN}; with finetune={finetune.name} write finetune.epochs=90."
+            )
+        return
+    for name in names:
+        if name not in FINETUNING[1:]:
+            raise UserError(
+                f"finetune=[{','.join(names)}]: {name} is no method that trains; choose of "
+                f"{', '.join(FINETUNING[1:])}.{did_you_mean(name, FINETUNING[1:])}"
+            )
+    if len(set(names)) != len(names) or len(names) < 2:
+        raise UserError(
+            f"finetune=[{','.join(names)}]: two methods or more are needed, and none twice, "
+            "because settings are written with the name of their stage, such as "
+            f"finetune.{names[0]}.epochs."
+        )
+    if finetune.name != names[-1]:
+        raise UserError(
+            f"finetune={finetune.name}: finetune.sequence=[{','.join(names)}] ends with another "
+            f"method. For stages write {WRITTEN}; for finetune={finetune.name} alone add "
+            "finetune.sequence=[] finetune.own={}."
+        )
+    for stage, values in own.items():
+        if stage not in names:
+            raise UserError(
+                f"finetune.{stage}: it is none of the stages {', '.join(names)}; leave it out, or "
+                f"add it to finetune=[{','.join(names)}]."
+            )
+        if not isinstance(values, Mapping):
+            raise UserError(
+                f"finetune.{stage}={values}: a stage has settings of its own, such as "
+                f"finetune.{stage}.epochs=90."
+            )
+        if start := values.get("from", values.get("start")):
+            raise UserError(
+                f"finetune.{stage}.from={start}: a stage begins with what the one before it has "
+                "reached; write finetune.from, which is for the first one."
+            )
+        for key, meant in (("name", stage), ("sequence", []), ("own", {})):
+            if values.get(key, meant) != meant:
+                raise UserError(f"finetune.{stage}.{key}: a stage is one method, after its name.")
+
+
+def _merged(values: Tree, own: Tree) -> dict[str, Any]:
+    merged = dict(values)
+    for key, value in own.items():
+        inner = merged.get(key)
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            value = _merged(inner, value)
+        merged[key] = value
+    return merged

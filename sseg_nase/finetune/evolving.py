@@ -1,0 +1,182 @@
+"""Growth and pruning while a network is trained on labels.
+
+Nothing of labels is known to the interventions: they see a training with epochs, a network, and
+gradients of a loss. A mutation takes across what `carry` takes across in pretraining: weights of
+encoder and head, the optimizer's moments, and here the moving average of the weights, too.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sseg_nase.config.schema import FinetuneConfig
+from sseg_nase.counting import BACKWARD
+from sseg_nase.data.placement import fetch
+from sseg_nase.data.random import derive
+from sseg_nase.data.views import normalize
+from sseg_nase.evolution.operators import TrainingState, apply, output_change
+from sseg_nase.finetune.learner import METHODS, EpisodeLearner, around
+from sseg_nase.nets.architecture import Architecture
+from sseg_nase.nets.building import build
+from sseg_nase.nets.description import Description
+from sseg_nase.nets.evolvable import EvolvableCNN
+from sseg_nase.nets.mutation import Mutation
+from sseg_nase.sparsity.recalibration import recalibrate
+from sseg_nase.training.ledger import CHECKS, IMPORTANCE
+
+if TYPE_CHECKING:
+    from sseg_nase.finetune.loop import FineTuner, Step
+
+HELD_STEPS = 4  # on which a network is compared with the one before a mutation
+DELTA_IMAGES = 32
+
+
+@dataclass
+class Tuned:
+    """What an intervention sees of the networks: there is no teacher."""
+
+    learner: EpisodeLearner
+
+    @property
+    def architecture(self) -> Description:
+        """Of the backbone."""
+        return self.learner.backbone.architecture
+
+    @property
+    def evolving(self) -> Architecture:
+        """`architecture` of a backbone that mutations know; no other one is ever mutated."""
+        architecture = self.architecture
+        assert isinstance(architecture, Architecture), architecture
+        return architecture
+
+
+def mutated(
+    mutation: Mutation,
+    learner: EpisodeLearner,
+    options: FinetuneConfig,
+    classes: int,
+    moments: Mapping[str, Mapping[str, Any]],
+) -> tuple[EpisodeLearner, Mapping[str, Mapping[str, Any]]]:
+    """A new learner after `mutation`, on the device of the given one, and its `moments` by name.
+
+    `classes`: of the base split. What is new in the head is drawn from `mutation.seed`.
+    """
+    generator = torch.Generator().manual_seed(mutation.seed)
+    with torch.random.fork_rng(devices=[]):  # layers draw from the global generator, too
+        new = around(build(mutation.after), options, classes, generator)
+    state = apply(
+        mutation,
+        TrainingState(learner.state_dict(), moments=moments),
+        head=new.head.state_dict(),
+        follows=METHODS[options.name].follows(mutation),
+    )
+    new.load_state_dict(dict(state.student))
+    new.backbone.gradient_checkpointing = learner.backbone.gradient_checkpointing
+    device = next(learner.parameters()).device
+    return new.to(device).to(memory_format=torch.channels_last), state.moments
+
+
+class LabelledProbe:
+    """Losses and gradients on labelled images, beside those that the training sees.
+
+    They are images of the base split in other batches, episodes and views: the split has no images
+    that are not trained on.
+    """
+
+    def __init__(self, tuner: FineTuner) -> None:
+        self.tuner = tuner
+
+    def gradients(self, networks: Tuned, epoch: int, batches: int) -> Iterator[None]:
+        """Each time leave in `.grad` of the learner that of the loss of another batch.
+
+        With the loss scale of the training, which is divided out, where that is float16.
+        """
+        tuner, learner = self.tuner, networks.learner
+        scale = 1.0 if tuner.guard.scaler is None else tuner.guard.scaler.get_scale()
+        for step, images in self._batches(f"importance {epoch}", batches):
+            learner.zero_grad(set_to_none=True)
+            (tuner.outcome(step, images, learner).loss * scale).backward()
+            torch._foreach_mul_(
+                [p.grad for p in learner.parameters() if p.grad is not None], 1 / scale
+            )
+            self._count(IMPORTANCE, images, 1 + BACKWARD, learner)
+            yield
+
+    @torch.no_grad()
+    def held_losses(self, learners: Sequence[EpisodeLearner]) -> Tensor:
+        """`[learners, HELD_STEPS]` float64: on the same images and views, at every call."""
+        copies = [copy.deepcopy(each).train() for each in learners]
+        rows: list[list[float]] = [[] for _ in copies]
+        for step, images in self._batches("held", HELD_STEPS):
+            for row, learner in zip(rows, copies, strict=True):
+                row.append(self.tuner.outcome(step, images, learner).loss.item())
+                self._count(CHECKS, images, 1, learner)
+        return torch.tensor(rows, dtype=torch.float64)
+
+    def recalibrate(self, learners: Iterable[EpisodeLearner], epoch: int, batches: int) -> None:
+        """Compute all BN statistics of the backbones anew."""
+        for learner in learners:
+            backbone = learner.backbone
+            if any(isinstance(part, nn.BatchNorm2d) for part in backbone.modules()):
+                made = self._batches(f"statistics {epoch}", batches)
+                with torch.no_grad():
+                    recalibrate(backbone, (self._counted(images, learner) for _, images in made))
+
+    @torch.no_grad()
+    def function_delta(self, old: Tuned, new: Tuned, mutation: Mutation) -> float:
+        """`output_change` of the embeddings in eval mode, in float64."""
+        f, f_new = (self._exact(each)(self._plain()) for each in (old, new))
+        return output_change(mutation, f, f_new, embeddings=True)
+
+    @torch.no_grad()
+    def pruning_error(self, old: Tuned, new: Tuned, mutation: Mutation) -> float:
+        """Relative difference between the pruned network and the masked one, in float64."""
+        images = self._plain()
+        masks = [
+            torch.isin(torch.arange(space.old), torch.tensor(space.index)).to(images)
+            for space in mutation.spaces[1:]
+        ]
+        masked = self._exact(old)
+        assert isinstance(masked, EvolvableCNN)
+        expected, found = masked(images, masks=masks), self._exact(new)(images)
+        return output_change(mutation, expected, found, embeddings=True)
+
+    @staticmethod
+    def _exact(networks: Tuned) -> nn.Module:
+        return copy.deepcopy(networks.learner.backbone).double().eval()
+
+    def _plain(self) -> Tensor:
+        tuner = self.tuner
+        size, channels = tuner.config.dataset.image_size, tuner.config.dataset.channels
+        count = min(DELTA_IMAGES, len(tuner.base.labels))
+        raw = torch.empty((count, channels, size, size), dtype=torch.uint8)
+        raw = raw.to(tuner.fabric.device)
+        fetch(tuner.images, torch.arange(count), raw)
+        return normalize(raw).double()
+
+    def _batches(self, purpose: str, count: int) -> Iterator[tuple[Step, Tensor]]:
+        tuner, made = self.tuner, 0
+        again = 0
+        while made < count:  # where more are asked for than an epoch has
+            seed = derive(tuner.config.seed, "finetune", "probe", purpose, again)
+            for index, step in enumerate(tuner.steps_of(seed)):
+                if made == count:
+                    return
+                yield step, tuner.views_of(step, derive(seed, "views", index))
+                made += 1
+            again += 1
+
+    def _counted(self, images: Tensor, learner: EpisodeLearner) -> Tensor:
+        self._count(CHECKS, images, 1, learner)
+        return images
+
+    def _count(self, part: str, images: Tensor, passes: int, learner: EpisodeLearner) -> None:
+        spent = self.tuner.progress.beside
+        macs = learner.backbone.architecture.macs(images.shape[-1])
+        spent[part] = spent.get(part, 0) + passes * len(images) * macs
