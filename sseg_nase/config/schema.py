@@ -472,6 +472,7 @@ class SearchConfig:
     budget: BudgetConfig
     at_once: Annotated[int, option(least=1)]
     slots: Annotated[int, option(least=1)]
+    final_seeds: Annotated[Optional[int], option(least=0)]
     choices: dict[str, Any]
 
 

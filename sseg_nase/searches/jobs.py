@@ -8,6 +8,7 @@ interrupted is resumed from its checkpoint.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import queue
@@ -39,6 +40,7 @@ FIDELITY_KEYS = {
     "images": "pretrain.images_per_epoch",
     "resolution": "dataset.image_size",
     "episodes": "evaluation.episodes",
+    "seed": "seed",
 }
 # What a candidate does without unless the user asks for it: each has taken longer than a small run.
 SPARED = ("report.at_end=false", "evaluation.untrained_reference=false")
@@ -80,6 +82,7 @@ class Jobs:
     ) -> None:
         self.slots = config.search.slots
         self._path, self._space, self._say = path, space, say
+        self._arm, self._arms_overrides = "", list[str]()
         self._overrides = [*SPARED, *of_jobs(overrides)]
         self._further = list(further)
         self._known: Compositions = {}
@@ -91,17 +94,33 @@ class Jobs:
         write_json(path / "sweep.json", plan)
         settings = dataclasses.replace(config.sweep, parallel=self.slots)
         SweepFolder(path).begin_launch(settings, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        self._numbers = {job["candidate"]: job["number"] for job in plan["jobs"]}
+        self._numbers: dict[tuple[str, int], int] = {
+            (job.get("arm", ""), job["candidate"]): job["number"] for job in plan["jobs"]
+        }
+
+    def of(self, arm: str, overrides: Sequence[str] = ()) -> Jobs:
+        """Return an evaluator for the candidates of another log of this search, in the same slots.
+
+        `arm` names that log; its jobs have the `overrides`, too.
+        """
+        other = copy.copy(self)
+        other._arm, other._arms_overrides = arm, list(overrides)
+        other._results = queue.Queue()
+        return other
 
     def start(self, candidate: Candidate) -> None:
         """Freeze the candidate's job, unless an earlier process has, and let a slot perform it."""
-        if candidate.number not in self._numbers:
+        if (self._arm, candidate.number) not in self._numbers:
             try:
                 self._add(candidate)
             except UserError as error:
                 self._results.put(Scored(candidate, error=str(error)))
                 return
         self._running.append(self._pool.submit(self._perform, candidate))
+
+    def config_of(self, candidate: Candidate) -> Config:
+        """Return the config of a candidate's job. Raises `UserError` where it has none."""
+        return self._composed(candidate)[1]
 
     def result(self) -> Scored:
         """Wait for the job that ends first."""
@@ -140,11 +159,8 @@ class Jobs:
 
     def _add(self, candidate: Candidate) -> None:
         sweep = SweepFolder(self._path)
-        point = self._space.overrides(candidate.point)  # type: ignore[attr-defined]
-        given = [*point, *fidelity_overrides(candidate)]
-        overrides = [*self._overrides, *given, "task=pipeline"]
-        with beside_hydra():
-            config = placed(load(overrides, *self._further, known=self._known))
+        given = self._given(candidate)
+        overrides, config = self._composed(candidate)
         if config.task != "pipeline" or config.evaluation.split == "test":
             raise UserError(
                 f"candidate {candidate.number}: task={config.task} "
@@ -156,13 +172,25 @@ class Jobs:
         label = " ".join(given)
         job = Planned(number, label, label, fingerprint(config), tuple(overrides), config)
         freeze(self._path, job)
-        sweep.note(jobs=[*sweep.plan["jobs"], {**described(job), "candidate": candidate.number}])
-        self._numbers[candidate.number] = number
+        arm = {"arm": self._arm} if self._arm else {}
+        added = {**described(job), "candidate": candidate.number, **arm}
+        sweep.note(jobs=[*sweep.plan["jobs"], added])
+        self._numbers[self._arm, candidate.number] = number
+
+    def _given(self, candidate: Candidate) -> list[str]:
+        point = self._space.overrides(candidate.point)  # type: ignore[attr-defined]
+        return [*point, *fidelity_overrides(candidate)]
+
+    def _composed(self, candidate: Candidate) -> tuple[list[str], Config]:
+        overrides = [*self._overrides, *self._given(candidate), *self._arms_overrides]
+        overrides.append("task=pipeline")
+        with beside_hydra():
+            return overrides, placed(load(overrides, *self._further, known=self._known))
 
     def _perform(self, candidate: Candidate) -> None:
         """In a thread: until the job has ended, whoever has begun it."""
         try:
-            number = self._numbers[candidate.number]
+            number = self._numbers[self._arm, candidate.number]
             sweep = SweepFolder(self._path)
             job = sweep.jobs[number]
             while job.alive():  # of a search that was killed, and has left it behind

@@ -21,7 +21,7 @@ from sseg_nase.search.loop import Strategy
 from sseg_nase.search.strategies.halving import Rungs
 from sseg_nase.searches.jobs import of_jobs
 from sseg_nase.searches.own import called, imported
-from sseg_nase.spaces.choice import Point
+from sseg_nase.spaces.choice import Point, Value
 from sseg_nase.spaces.overrides import Overrides, written
 from sseg_nase.spaces.space import Space
 
@@ -42,6 +42,7 @@ STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
     "tpe": known.TPE,
 }
 GOALS = {"accuracy": "max"}
+SEEDS = 3  # of the trainings from scratch, where candidates are runs
 COSTS = ("params", "macs")
 SHAPING = ("backbone", "dataset")  # sections that a network's shape follows from
 RUNGS = {"fidelity": "name", "least": "least", "most": "most", "eta": "eta"}
@@ -65,7 +66,7 @@ def parts_of(config: Config, overrides: Sequence[str] = (), further: Sequence[Pa
     counts its networks.
     """
     space, caps = space_of(config), config.search.caps
-    if caps and isinstance(space, Overrides):
+    if (caps or final_seeds(config)) and isinstance(space, Overrides):
         space = counted(space, overrides, further)
     known = space.costs(space.sample(Random(0))) if caps else {}
     capped = {name: cap for name, cap in caps.items() if name in known}
@@ -91,6 +92,14 @@ def parts_of(config: Config, overrides: Sequence[str] = (), further: Sequence[Pa
         Budget(**dataclasses.asdict(config.search.budget)),
         about,
     )
+
+
+def final_seeds(config: Config) -> list[int]:
+    """Return the seeds of the trainings from scratch: none that a candidate has had."""
+    count = config.search.final_seeds
+    if count is None:
+        count = SEEDS if config.evaluator.name == "run" else 0
+    return [config.seed + 1 + number for number in range(count)]
 
 
 def space_of(config: Config) -> Space:
@@ -123,6 +132,26 @@ class Counted(Overrides):
         """Return params and macs of the network that a run begins with."""
         shaped = (c.name for c in self.choices if c.name.split(".")[0] in SHAPING)
         return self.count(tuple(written(name, point[name]) for name in shaped))
+
+    def largest(self, name: str, like: Point) -> dict[str, Value] | None:
+        """Return the point with the most of a cost within the caps, in all else as `like`.
+
+        None where no choice changes what a network costs. One choice at a time, from `like` on.
+        """
+        shaped = [c for c in self.choices if c.name.split(".")[0] in SHAPING]
+        point, changes = dict(like), False
+        cost = self.costs(point).get(name, 0.0)
+        while True:
+            most = cost
+            for choice in shaped:
+                for value in choice.few(9):
+                    other = {**point, choice.name: value}
+                    one = self.costs(other).get(name, 0.0)
+                    changes |= one not in (cost, math.inf)
+                    if cost < one < math.inf and self.allows(other):
+                        point, cost = other, one
+            if cost == most:
+                return point if changes else None
 
 
 def counted(space: Overrides, overrides: Sequence[str], further: Sequence[Path]) -> Counted:

@@ -16,11 +16,13 @@ from sseg_nase.run import Run
 from sseg_nase.search import Function, Log, Scored, search
 from sseg_nase.search.loop import Evaluator
 from sseg_nase.searches.analysis import fullest
+from sseg_nase.searches.answer import find_answer
 from sseg_nase.searches.choices import described
 from sseg_nase.searches.folder import CANDIDATES, SearchFolder
 from sseg_nase.searches.jobs import Jobs, check_space
+from sseg_nase.searches.outcome import outcome, outcome_lines
 from sseg_nase.searches.own import called, imported
-from sseg_nase.searches.parts import Parts, parts_of, tabular
+from sseg_nase.searches.parts import Parts, final_seeds, parts_of, tabular
 from sseg_nase.searches.progress import Progress, said_of
 from sseg_nase.spaces.space import Space
 from sseg_nase.tracking import Resumed
@@ -35,7 +37,7 @@ def check_search(config: Config, overrides: Sequence[str], further: Sequence[Pat
             f"search.budget: space={config.space.name} never ends; set one limit, such as "
             "search.budget.candidates=20."
         )
-    if config.evaluator.name == "run":
+    if config.evaluator.name == "run" or final_seeds(config):
         check_space(config, parts.space)
     return parts
 
@@ -68,13 +70,16 @@ def perform_search(this: Run, overrides: Sequence[str], further: Sequence[Path] 
             this.sink.event("candidate", {"number": result.candidate.number})
             say(said_of(result, parts.objectives, progress.best, parts.space))
 
-        if config.evaluator.name == "run":
+        jobs = None
+        if config.evaluator.name == "run" or final_seeds(config):
             jobs = Jobs(
                 this.directory, config, parts.space, overrides, further, this.sink.run_id, say
             )
+        if config.evaluator.name == "run":
+            assert jobs is not None
             evaluator = jobs
-        with this.stage("search"):
-            try:
+        try:
+            with this.stage("search"):
                 search(
                     parts.space,
                     parts.strategy,
@@ -85,11 +90,14 @@ def perform_search(this: Run, overrides: Sequence[str], further: Sequence[Path] 
                     at_once=config.search.at_once,
                     told=told,
                 )
-            except BaseException:
-                if config.evaluator.name == "run":
-                    jobs.stop()
-                raise
-        if config.evaluator.name == "run":
+            if jobs is not None and final_seeds(config):
+                with this.stage("answer"):
+                    find_answer(this.directory, config, parts, log, evaluator, jobs, say)
+        except BaseException:
+            if jobs is not None:
+                jobs.stop()
+            raise
+        if jobs is not None:
             jobs.close()
         _conclude(this, log, parts.space, say)
 
@@ -142,6 +150,8 @@ def _conclude(this: Run, log: Log, space: Space, say: Callable[[str], None]) -> 
         why = f"; the first failed: {failed[0].error}" if failed else ""
         raise UserError(f"none of {len(log.told)} candidates has a score within the caps{why}")
     say(f"best: {said_of(best, log.objectives, best, space)}")
+    for line in outcome_lines(outcome(this.directory)):
+        say(line)
     if not this.config.report.at_end:
         return
     from sseg_nase.searches.report import write_report  # here, because of Matplotlib
