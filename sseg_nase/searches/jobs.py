@@ -116,6 +116,9 @@ class Jobs:
             except UserError as error:
                 self._results.put(Scored(candidate, error=str(error)))
                 return
+        self._begin(candidate, self._numbers[self._arm, candidate.number])
+
+    def _begin(self, candidate: Candidate, number: int) -> None:
         self._running.append(self._pool.submit(self._perform, candidate))
 
     def config_of(self, candidate: Candidate) -> Config:

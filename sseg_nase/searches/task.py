@@ -19,7 +19,8 @@ from sseg_nase.searches.analysis import fullest
 from sseg_nase.searches.answer import find_answer
 from sseg_nase.searches.choices import described
 from sseg_nase.searches.folder import CANDIDATES, SearchFolder
-from sseg_nase.searches.jobs import Jobs, check_space
+from sseg_nase.searches.jobs import check_space
+from sseg_nase.searches.launched import Launcher, jobs_for
 from sseg_nase.searches.outcome import outcome, outcome_lines
 from sseg_nase.searches.own import called, imported
 from sseg_nase.searches.parts import Parts, final_seeds, parts_of, tabular
@@ -42,11 +43,16 @@ def check_search(config: Config, overrides: Sequence[str], further: Sequence[Pat
     return parts
 
 
-def perform_search(this: Run, overrides: Sequence[str], further: Sequence[Path] = ()) -> None:
+def perform_search(
+    this: Run,
+    overrides: Sequence[str],
+    further: Sequence[Path] = (),
+    launcher: Launcher | None = None,
+) -> None:
     """Do the search of a run's config in the run's directory.
 
     `overrides`: those that the config was composed with, which its jobs get, too; `further`: config
-    folders beside `conf/`.
+    folders beside `conf/`; `launcher`: runs the jobs, None where they are processes of this one.
     """
     config = this.config
     parts = check_search(config, overrides, further)
@@ -72,9 +78,10 @@ def perform_search(this: Run, overrides: Sequence[str], further: Sequence[Path] 
 
         jobs = None
         if config.evaluator.name == "run" or final_seeds(config):
-            jobs = Jobs(
-                this.directory, config, parts.space, overrides, further, this.sink.run_id, say
-            )
+            jobs = jobs_for(
+                launcher, this.directory, config, parts.space, overrides, further,
+                this.sink.run_id, say,
+            )  # fmt: skip
         if config.evaluator.name == "run":
             assert jobs is not None
             evaluator = jobs
