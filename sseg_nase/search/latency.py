@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -111,7 +111,8 @@ class LatencyTable:
 
         Raises `UserError` where the space has fewer than `NETWORKS` networks.
         """
-        rng, found = Random(seed), dict[str, Point]()
+        rng = Random(seed)
+        found: dict[str, Any] = {}
         for _ in range(50 * NETWORKS):
             point = space.sample(rng)
             found.setdefault(space.key(point), point)
@@ -133,7 +134,7 @@ class LatencyTable:
         """Raise `UserError` where the table is of another device, or of other images."""
         if self.setting == now:
             return
-        there, here = asdict(self.setting), asdict(now)
+        there, here = dict(vars(self.setting)), dict(vars(now))
         other = ", ".join(
             f"{name} {there[name]!r} and not {here[name]!r}"
             for name in there
@@ -185,7 +186,7 @@ class LatencyTable:
         torch.set_num_threads(self.setting.threads)
         try:
             found = latency_ms(
-                module.to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+                module.to(memory_format=torch.channels_last),
                 side,
                 self.setting.batch,
                 repeats=REPEATS,
@@ -305,3 +306,36 @@ def csv_latencies(
         return known[row]
 
     return latency
+
+
+class Timed(Space):
+    """What a space becomes that counts `latency_ms` among its costs: see `timed`."""
+
+    def latency_of(self, point: Point) -> float:
+        """Return the milliseconds that the table tells."""
+        raise NotImplementedError
+
+
+def timed(space: Space, latency: Callable[[Point], float]) -> Space:
+    """Return the space with `latency_ms` among its costs, so that it can be capped.
+
+    It is of the class of `space`, too, and has all its methods.
+    """
+    kind: Any = type(space)
+    told = latency
+
+    @dataclass(frozen=True)
+    class TimedSpace(kind, Timed):
+        latency: Callable[[Point], float] = field(default=told, compare=False)
+
+        def costs(self, point: Point) -> Mapping[str, float]:
+            """Return what the space counts, and the latency."""
+            return {**super().costs(point), LATENCY: self.latency_of(point)}
+
+        def latency_of(self, point: Point) -> float:
+            """Return the milliseconds that the table tells."""
+            return self.latency(point)
+
+    given = {each.name: getattr(space, each.name) for each in fields(kind) if each.init}
+    made: Space = TimedSpace(**given, latency=latency)
+    return made

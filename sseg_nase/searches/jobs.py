@@ -22,10 +22,12 @@ from sseg_nase.config.compose import Compositions, beside_hydra, load
 from sseg_nase.config.fingerprint import fingerprint
 from sseg_nase.config.places import key_of
 from sseg_nase.config.schema import Config
-from sseg_nase.errors import UserError
+from sseg_nase.errors import UserError, did_you_mean
 from sseg_nase.files import read_json, write_json
 from sseg_nase.finite import finite
+from sseg_nase.search.latency import LATENCY, Timed
 from sseg_nase.search.log import Candidate, Cost, Scored
+from sseg_nase.search.objectives import Objectives
 from sseg_nase.spaces.overrides import NOT_SEARCHED
 from sseg_nase.spaces.space import Space
 from sseg_nase.sweeps import code
@@ -44,6 +46,10 @@ FIDELITY_KEYS = {
 }
 # What a candidate does without unless the user asks for it: each has taken longer than a small run.
 SPARED = ("report.at_end=false", "evaluation.untrained_reference=false")
+# What a run tells of its network at least, beside the accuracy of each setting.
+TOLD = ("accuracy", "params", "macs", "flops", "resolution", "latency_ms_b1", "latency_ms_b64",
+        "peak_memory_mb")  # fmt: skip
+ENERGY = "energy_mj_b1"
 NOT_OF_JOBS = {*NOT_SEARCHED} - {"experiment_name", "paths", "report", "tracking"}
 SECONDS_BETWEEN_LOOKS = 0.2
 
@@ -61,6 +67,25 @@ def check_space(config: Config, space: Space) -> None:
         raise UserError(
             f"evaluator=run: the points of space={config.space.name} are no settings of a run; "
             "choose space=overrides, or evaluator=tabular with evaluator.table=FILE."
+        )
+
+
+def check_goals(config: Config, objectives: Objectives, meter: str | None) -> None:
+    """Raise `UserError` for a goal or a cap that no run tells: every candidate would fail.
+
+    `meter`: why this machine does not measure energy, None where it does.
+    """
+    told = [*TOLD, *([] if meter else [ENERGY]), *([LATENCY] if config.search.latency else [])]
+    for name in objectives.needed:
+        if name in told or name.startswith("accuracy/"):
+            continue
+        why = f" {ENERGY} is not measured here: {meter}." if meter and name == ENERGY else ""
+        if name == LATENCY:
+            why = f" {LATENCY} comes from a table: add search.latency=FILE.json."
+        near = "" if why else did_you_mean(name, told)
+        raise UserError(
+            f"search.objectives, search.caps: no run tells {name}.{why}{near} It tells "
+            f"{', '.join(told)} and accuracy/KEY of each setting, such as accuracy/digits/val/5w1s."
         )
 
 
@@ -201,9 +226,17 @@ class Jobs:
             if not job.finished and job.state().get("status") != FAILED:
                 perform(self._path, number, "joblib")
             if sweep.stopped is None or job.finished:
-                self._results.put(scored(candidate, job))
+                self._results.put(self._scored(candidate, job))
         except Exception as error:
             self._results.put(Scored(candidate, error=f"{type(error).__name__}: {error}"))
+
+    def _scored(self, candidate: Candidate, job: JobFolder) -> Scored:
+        """What came out, with the latency that a table tells, where the search has one."""
+        found = scored(candidate, job)
+        if not isinstance(self._space, Timed) or found.error is not None:
+            return found
+        told = {LATENCY: self._space.latency_of(candidate.point)}
+        return dataclasses.replace(found, scores={**found.scores, **told})
 
 
 def fidelity_overrides(candidate: Candidate) -> list[str]:

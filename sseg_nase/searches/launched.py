@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sseg_nase.search.log import Candidate, Scored
-from sseg_nase.searches.jobs import Jobs, scored
+from sseg_nase.searches.jobs import Jobs
 from sseg_nase.sweeps.folder import SweepFolder
 from sseg_nase.sweeps.launch import hand_over, stop_jobs
 from sseg_nase.sweeps.seen import WAITING, Seen, look
@@ -60,7 +60,7 @@ class Launched(Jobs):
         while self._results.empty():
             self._hand_over()
             if (ended := self._ended()) is not None:
-                return scored(self._at_work.pop(ended), SweepFolder(self._path).jobs[ended])
+                return self._scored(self._at_work.pop(ended), SweepFolder(self._path).jobs[ended])
             time.sleep(SECONDS_BETWEEN_LOOKS.get(self._launcher.name, 0.5))
         return self._results.get()
 

@@ -11,6 +11,7 @@ from sseg_nase.config.commands import command
 from sseg_nase.config.schema import OWN, Config
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, write_json
+from sseg_nase.hardware.energy import why_no_energy
 from sseg_nase.reporting.selection import SEARCH
 from sseg_nase.run import Run
 from sseg_nase.search import Function, Log, Scored, search
@@ -19,7 +20,7 @@ from sseg_nase.searches.analysis import fullest
 from sseg_nase.searches.answer import find_answer
 from sseg_nase.searches.choices import described
 from sseg_nase.searches.folder import CANDIDATES, SearchFolder
-from sseg_nase.searches.jobs import check_space
+from sseg_nase.searches.jobs import check_goals, check_space
 from sseg_nase.searches.launched import Launcher, jobs_for
 from sseg_nase.searches.outcome import outcome, outcome_lines
 from sseg_nase.searches.own import called, imported
@@ -40,6 +41,8 @@ def check_search(config: Config, overrides: Sequence[str], further: Sequence[Pat
         )
     if config.evaluator.name == "run" or final_seeds(config):
         check_space(config, parts.space)
+    if config.evaluator.name == "run":
+        check_goals(config, parts.objectives, why_no_energy(config.hardware.accelerator))
     return parts
 
 
