@@ -17,7 +17,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
 from string import Template
-from typing import NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import hydra
 from hydra._internal.utils import get_args_parser
@@ -51,6 +51,9 @@ from sseg_nase.sweeps.deliver import deliver
 from sseg_nase.sweeps.job import perform
 from sseg_nase.sweeps.launch import NOTHING, launch
 from sseg_nase.tracking.console import unbroken_output
+
+if TYPE_CHECKING:
+    from sseg_nase.searches.launched import Launcher
 
 LOOKS: Mapping[str, Callable[[Config, Callable[[str], None]], int]] = {
     "status": status,
@@ -126,16 +129,36 @@ def _one(config: Config) -> int:
         return DONE
     from sseg_nase.searches.task import check_search, perform_search
 
-    if _launcher() != "basic":
-        raise UserError(
-            f"hydra/launcher={_launcher()}: it has no effect with task=search, whose jobs run "
-            "on this machine; leave it out, and give search.slots=2 for two at once."
-        )
     sources = hydras.runtime.config_sources
     further = [Path(source.path) for source in sources if source.provider == "command-line"]
     check_search(config, overrides, further)
-    run(config, overrides, task=partial(perform_search, overrides=overrides, further=further))
+    launcher = _launcher_of_search(config, cast(list[str], list(hydras.overrides.hydra)))
+    task = partial(perform_search, overrides=overrides, further=further, launcher=launcher)
+    run(config, overrides, task=task)
     return DONE
+
+
+def _launcher_of_search(config: Config, given: Sequence[str]) -> Launcher | None:
+    """The launcher that a search's candidates go through; None: they are its own processes."""
+    from sseg_nase.searches.launched import LAUNCHERS, Launcher
+    from sseg_nase.searches.parts import final_seeds
+
+    name = _launcher()
+    if name == "basic":
+        return None
+    if name not in LAUNCHERS:
+        target = HydraConfig.get().launcher._target_
+        raise UserError(
+            f"hydra/launcher: {target} is none of {', '.join(LAUNCHERS)}; leave it out, and give "
+            "search.slots=2 for two candidates at once on this machine."
+        )
+    if config.evaluator.name != "run" and not final_seeds(config):
+        raise UserError(
+            f"hydra/launcher={name}: it has no effect with evaluator={config.evaluator.name}, "
+            "which starts no runs; leave it out."
+        )
+    own = [text for text in given if text.lstrip("+~").startswith("hydra.launcher.")]
+    return Launcher(name, [f"hydra/launcher={name}", *own])
 
 
 def help_text(*further: Path) -> str:

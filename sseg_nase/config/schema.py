@@ -484,6 +484,9 @@ class SearchConfig:
     budget: BudgetConfig
     at_once: Annotated[int, option(least=1)]
     slots: Annotated[int, option(least=1)]
+    final_seeds: Annotated[Optional[int], option(least=0)]
+    latency: Annotated[Optional[str], option(path="a table of latencies, .json or .csv")]
+    latency_column: Annotated[Optional[str], option(text="a column of that csv")]
     choices: dict[str, Any]
 
 

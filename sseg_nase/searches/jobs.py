@@ -8,6 +8,7 @@ interrupted is resumed from its checkpoint.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import queue
@@ -21,10 +22,12 @@ from sseg_nase.config.compose import Compositions, beside_hydra, load
 from sseg_nase.config.fingerprint import fingerprint
 from sseg_nase.config.places import key_of
 from sseg_nase.config.schema import Config
-from sseg_nase.errors import UserError
+from sseg_nase.errors import UserError, did_you_mean
 from sseg_nase.files import read_json, write_json
 from sseg_nase.finite import finite
+from sseg_nase.search.latency import LATENCY, Timed
 from sseg_nase.search.log import Candidate, Cost, Scored
+from sseg_nase.search.objectives import Objectives
 from sseg_nase.spaces.overrides import NOT_SEARCHED
 from sseg_nase.spaces.space import Space
 from sseg_nase.sweeps import code
@@ -39,9 +42,14 @@ FIDELITY_KEYS = {
     "images": "pretrain.images_per_epoch",
     "resolution": "dataset.image_size",
     "episodes": "evaluation.episodes",
+    "seed": "seed",
 }
 # What a candidate does without unless the user asks for it: each has taken longer than a small run.
 SPARED = ("report.at_end=false", "evaluation.untrained_reference=false")
+# What a run tells of its network at least, beside the accuracy of each setting.
+TOLD = ("accuracy", "params", "macs", "flops", "resolution", "latency_ms_b1", "latency_ms_b64",
+        "peak_memory_mb")  # fmt: skip
+ENERGY = "energy_mj_b1"
 NOT_OF_JOBS = {*NOT_SEARCHED} - {"experiment_name", "paths", "report", "tracking"}
 SECONDS_BETWEEN_LOOKS = 0.2
 UNKNOWN_COST = (
@@ -67,6 +75,25 @@ def check_space(config: Config, space: Space) -> None:
         )
 
 
+def check_goals(config: Config, objectives: Objectives, meter: str | None) -> None:
+    """Raise `UserError` for a goal or a cap that no run tells: every candidate would fail.
+
+    `meter`: why this machine does not measure energy, None where it does.
+    """
+    told = [*TOLD, *([] if meter else [ENERGY]), *([LATENCY] if config.search.latency else [])]
+    for name in objectives.needed:
+        if name in told or name.startswith("accuracy/"):
+            continue
+        why = f" {ENERGY} is not measured here: {meter}." if meter and name == ENERGY else ""
+        if name == LATENCY:
+            why = f" {LATENCY} comes from a table: add search.latency=FILE.json."
+        near = "" if why else did_you_mean(name, told)
+        raise UserError(
+            f"search.objectives, search.caps: no run tells {name}.{why}{near} It tells "
+            f"{', '.join(told)} and accuracy/KEY of each setting, such as accuracy/digits/val/5w1s."
+        )
+
+
 class Jobs:
     """An evaluator with `slots` jobs at once on this machine.
 
@@ -85,6 +112,7 @@ class Jobs:
     ) -> None:
         self.slots = config.search.slots
         self._path, self._space, self._say = path, space, say
+        self._arm, self._arms_overrides = "", list[str]()
         self._overrides = [*SPARED, *of_jobs(overrides)]
         self._further = list(further)
         self._known: Compositions = {}
@@ -96,17 +124,36 @@ class Jobs:
         write_json(path / "sweep.json", plan)
         settings = dataclasses.replace(config.sweep, parallel=self.slots)
         SweepFolder(path).begin_launch(settings, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        self._numbers = {job["candidate"]: job["number"] for job in plan["jobs"]}
+        self._numbers: dict[tuple[str, int], int] = {
+            (job.get("arm", ""), job["candidate"]): job["number"] for job in plan["jobs"]
+        }
+
+    def of(self, arm: str, overrides: Sequence[str] = ()) -> Jobs:
+        """Return an evaluator for the candidates of another log of this search, in the same slots.
+
+        `arm` names that log; its jobs have the `overrides`, too.
+        """
+        other = copy.copy(self)
+        other._arm, other._arms_overrides = arm, list(overrides)
+        other._results = queue.Queue()
+        return other
 
     def start(self, candidate: Candidate) -> None:
         """Freeze the candidate's job, unless an earlier process has, and let a slot perform it."""
-        if candidate.number not in self._numbers:
+        if (self._arm, candidate.number) not in self._numbers:
             try:
                 self._add(candidate)
             except UserError as error:
                 self._results.put(Scored(candidate, error=str(error)))
                 return
+        self._begin(candidate, self._numbers[self._arm, candidate.number])
+
+    def _begin(self, candidate: Candidate, number: int) -> None:
         self._running.append(self._pool.submit(self._perform, candidate))
+
+    def config_of(self, candidate: Candidate) -> Config:
+        """Return the config of a candidate's job. Raises `UserError` where it has none."""
+        return self._composed(candidate)[1]
 
     def result(self) -> Scored:
         """Wait for the job that ends first."""
@@ -145,11 +192,8 @@ class Jobs:
 
     def _add(self, candidate: Candidate) -> None:
         sweep = SweepFolder(self._path)
-        point = self._space.overrides(candidate.point)  # type: ignore[attr-defined]
-        given = [*point, *fidelity_overrides(candidate)]
-        overrides = [*self._overrides, *given, "task=pipeline"]
-        with beside_hydra():
-            config = placed(load(overrides, *self._further, known=self._known))
+        given = self._given(candidate)
+        overrides, config = self._composed(candidate)
         if config.task != "pipeline" or config.evaluation.split == "test":
             raise UserError(
                 f"candidate {candidate.number}: task={config.task} "
@@ -161,13 +205,25 @@ class Jobs:
         label = " ".join(given)
         job = Planned(number, label, label, fingerprint(config), tuple(overrides), config)
         freeze(self._path, job)
-        sweep.note(jobs=[*sweep.plan["jobs"], {**described(job), "candidate": candidate.number}])
-        self._numbers[candidate.number] = number
+        arm = {"arm": self._arm} if self._arm else {}
+        added = {**described(job), "candidate": candidate.number, **arm}
+        sweep.note(jobs=[*sweep.plan["jobs"], added])
+        self._numbers[self._arm, candidate.number] = number
+
+    def _given(self, candidate: Candidate) -> list[str]:
+        point = self._space.overrides(candidate.point)  # type: ignore[attr-defined]
+        return [*point, *fidelity_overrides(candidate)]
+
+    def _composed(self, candidate: Candidate) -> tuple[list[str], Config]:
+        overrides = [*self._overrides, *self._given(candidate), *self._arms_overrides]
+        overrides.append("task=pipeline")
+        with beside_hydra():
+            return overrides, placed(load(overrides, *self._further, known=self._known))
 
     def _perform(self, candidate: Candidate) -> None:
         """In a thread: until the job has ended, whoever has begun it."""
         try:
-            number = self._numbers[candidate.number]
+            number = self._numbers[self._arm, candidate.number]
             sweep = SweepFolder(self._path)
             job = sweep.jobs[number]
             while job.alive():  # of a search that was killed, and has left it behind
@@ -175,9 +231,17 @@ class Jobs:
             if not job.finished and job.state().get("status") != FAILED:
                 perform(self._path, number, "joblib")
             if sweep.stopped is None or job.finished:
-                self._results.put(scored(candidate, job))
+                self._results.put(self._scored(candidate, job))
         except Exception as error:
             self._results.put(Scored(candidate, error=f"{type(error).__name__}: {error}"))
+
+    def _scored(self, candidate: Candidate, job: JobFolder) -> Scored:
+        """What came out, with the latency that a table tells, where the search has one."""
+        found = scored(candidate, job)
+        if not isinstance(self._space, Timed) or found.error is not None:
+            return found
+        told = {LATENCY: self._space.latency_of(candidate.point)}
+        return dataclasses.replace(found, scores={**found.scores, **told})
 
 
 def fidelity_overrides(candidate: Candidate) -> list[str]:

@@ -105,5 +105,18 @@ def table(folder: SearchFolder) -> Table:
             *(Text(c, style=style if n == 1 else bold.strip()) for n, c in enumerate(cells))
         )
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
-    shown.caption = f"{folder.status}: {counts or 'nothing asked for yet'}"
+    shown.caption = f"{folder.status}: {counts or 'nothing asked for yet'}{_beside(folder)}"
     return shown
+
+
+def _beside(folder: SearchFolder) -> str:
+    """How random search and the trainings from scratch stand, where they have begun."""
+    from sseg_nase.search import Log
+    from sseg_nase.searches.answer import FINAL, RANDOM
+
+    said = ""
+    for name, what in ((RANDOM, "random search"), (FINAL, "trained from scratch")):
+        if (folder.path / name).exists():
+            log = Log.read(folder.path / name)
+            said += f"; {what}: {len(log.told)} of {len(log.candidates)} asked for"
+    return said

@@ -17,11 +17,13 @@ from sseg_nase.config.schema import OWN, Config, StrategyConfig
 from sseg_nase.errors import UserError
 from sseg_nase.search import Budget, Objectives, Table, Tabular
 from sseg_nase.search import strategies as known
+from sseg_nase.search.latency import csv_latencies, measured_table, this_machine, timed
 from sseg_nase.search.loop import Strategy
 from sseg_nase.search.strategies.halving import Rungs
 from sseg_nase.searches.jobs import of_jobs
 from sseg_nase.searches.own import called, imported
-from sseg_nase.spaces.choice import Point
+from sseg_nase.spaces.choice import Point, Value
+from sseg_nase.spaces.networks import NetworkSpace
 from sseg_nase.spaces.overrides import Overrides, written
 from sseg_nase.spaces.space import Space
 
@@ -42,6 +44,7 @@ STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
     "tpe": known.TPE,
 }
 GOALS = {"accuracy": "max"}
+SEEDS = 3  # of the trainings from scratch, where candidates are runs
 COSTS = ("params", "macs")
 SHAPING = ("backbone", "dataset")  # sections that a network's shape follows from
 RUNGS = {"fidelity": "name", "least": "least", "most": "most", "eta": "eta"}
@@ -58,15 +61,22 @@ class Parts:
     about: Mapping[str, Any]
 
 
-def parts_of(config: Config, overrides: Sequence[str] = (), further: Sequence[Path] = ()) -> Parts:
+def parts_of(
+    config: Config,
+    overrides: Sequence[str] = (),
+    further: Sequence[Path] = (),
+    say: Callable[[str], None] = print,
+) -> Parts:
     """Return what the config asks for. Raises `UserError`, also for caps that nothing meets.
 
     `overrides` are those of the search, `further` its config folders, with which `space=overrides`
-    counts its networks.
+    counts its networks. A table of latencies that is not there is measured, which `say` is told.
     """
     space, caps = space_of(config), config.search.caps
-    if caps and isinstance(space, Overrides):
+    if isinstance(space, Overrides) and (caps or final_seeds(config) or config.search.latency):
         space = counted(space, overrides, further)
+    if config.search.latency is not None:
+        space = timed(space, latency_of(config, space, say))
     known = space.costs(space.sample(Random(0))) if caps else {}
     capped = {name: cap for name, cap in caps.items() if name in known}
     space = space.under(capped) if capped else space
@@ -84,6 +94,8 @@ def parts_of(config: Config, overrides: Sequence[str] = (), further: Sequence[Pa
         "at_once": config.search.at_once,
         "seed": config.seed,
     }
+    if config.search.latency is not None:
+        about["latency"] = config.search.latency_column or "of this machine"
     return Parts(
         space,
         strategy_of(config.strategy),
@@ -91,6 +103,14 @@ def parts_of(config: Config, overrides: Sequence[str] = (), further: Sequence[Pa
         Budget(**dataclasses.asdict(config.search.budget)),
         about,
     )
+
+
+def final_seeds(config: Config) -> list[int]:
+    """Return the seeds of the trainings from scratch: none that a candidate has had."""
+    count = config.search.final_seeds
+    if count is None:
+        count = SEEDS if config.evaluator.name == "run" else 0
+    return [config.seed + 1 + number for number in range(count)]
 
 
 def space_of(config: Config) -> Space:
@@ -117,12 +137,46 @@ def space_of(config: Config) -> Space:
 class Counted(Overrides):
     """Keys of the configuration, with what the network of a point costs before it has weights."""
 
-    count: Callable[[tuple[str, ...]], Mapping[str, float]] = lambda shape: {}
+    described: Callable[[tuple[str, ...]], Any] = lambda shape: None
 
     def costs(self, point: Point) -> Mapping[str, float]:
-        """Return params and macs of the network that a run begins with."""
+        """Return params and macs of the network that a run begins with; ∞ where there is none."""
+        found = self._described(point)
+        if found is None:
+            return dict.fromkeys(COSTS, math.inf)
+        summary = found.summary()
+        return {name: float(summary[name]) for name in COSTS}
+
+    def describe(self, point: Point) -> Any:
+        """Return the network that a run begins with. Raises `UserError` where there is none."""
+        found = self._described(point)
+        if found is None:
+            raise UserError(f"No run has these values together: {self.to_json(point)}.")
+        return found
+
+    def _described(self, point: Point) -> Any:
         shaped = (c.name for c in self.choices if c.name.split(".")[0] in SHAPING)
-        return self.count(tuple(written(name, point[name]) for name in shaped))
+        return self.described(tuple(written(name, point[name]) for name in shaped))
+
+    def largest(self, name: str, like: Point) -> dict[str, Value] | None:
+        """Return the point with the most of a cost within the caps, in all else as `like`.
+
+        None where no choice changes what a network costs. One choice at a time, from `like` on.
+        """
+        shaped = [c for c in self.choices if c.name.split(".")[0] in SHAPING]
+        point, changes = dict(like), False
+        cost = self.costs(point).get(name, 0.0)
+        while True:
+            most = cost
+            for choice in shaped:
+                for value in choice.few(9):
+                    other = {**point, choice.name: value}
+                    one = self.costs(other).get(name, 0.0)
+                    changes |= one not in (cost, math.inf)
+                    if cost < one < math.inf and self.allows(other):
+                        point, cost = other, one
+            if cost == most:
+                return point if changes else None
 
 
 def counted(space: Overrides, overrides: Sequence[str], further: Sequence[Path]) -> Counted:
@@ -132,16 +186,45 @@ def counted(space: Overrides, overrides: Sequence[str], further: Sequence[Path])
     known: Compositions = {}
 
     @cache
-    def count(shape: tuple[str, ...]) -> Mapping[str, float]:
+    def describe(shape: tuple[str, ...]) -> Any:
         try:
             with beside_hydra():
                 run = load([*of_jobs(overrides), *shape, "task=pipeline"], *further, known=known)
         except UserError:  # no run has these values together
-            return dict.fromkeys(COSTS, math.inf)
-        summary = configured(run.backbone, run.dataset.image_size).summary()
-        return {name: float(summary[name]) for name in COSTS}
+            return None
+        return configured(run.backbone, run.dataset.image_size)
 
-    return Counted(space.name, space.choices, space.caps, count)
+    return Counted(space.name, space.choices, space.caps, describe)
+
+
+def latency_of(
+    config: Config, space: Space, say: Callable[[str], None]
+) -> Callable[[Point], float]:
+    """Return what `search.latency` tells of a point, in milliseconds. Raises `UserError`."""
+    from sseg_nase.hardware.profiles import cores
+
+    search, evaluator = config.search, config.evaluator
+    path = Path(str(search.latency)).expanduser()
+    if search.latency_column is not None:
+        form, column = evaluator.form or "string", evaluator.id_column or "arch"
+        return csv_latencies(path, space, search.latency_column, id_column=column, form=form)
+    if not isinstance(space, NetworkSpace | Counted):
+        raise UserError(
+            f"search.latency={path}: the points of space={config.space.name} are no networks."
+        )
+    resolution, channels = config.dataset.image_size, config.backbone.in_channels
+    threads = config.hardware.threads or cores()
+    now = this_machine(resolution, channels, threads=threads)
+    table = measured_table(path, space, space.describe, now, say)
+
+    def latency(point: Point) -> float:
+        try:
+            description = space.describe(point)
+        except UserError:  # no run has these values together
+            return math.inf
+        return table.predict(description)
+
+    return latency
 
 
 def strategy_of(config: StrategyConfig) -> Strategy:

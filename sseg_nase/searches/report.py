@@ -8,6 +8,7 @@ from typing import Any
 
 from sseg_nase.config.commands import command
 from sseg_nase.files import write_json, write_text
+from sseg_nase.finite import figure
 from sseg_nase.reporting.document import (
     LEFT,
     RIGHT,
@@ -27,8 +28,10 @@ from sseg_nase.reporting.markdown import as_markdown
 from sseg_nase.reporting.pictures import drawn, files_of
 from sseg_nase.search import Log, Scored
 from sseg_nase.searches.analysis import compared, importance, leading, shares
+from sseg_nase.searches.answer import LARGEST, OF_RANDOM, spent_of
 from sseg_nase.searches.choices import choices_of
 from sseg_nase.searches.folder import FEW, SearchFolder
+from sseg_nase.searches.outcome import NAMES, Outcome, outcome, with_error
 from sseg_nase.searches.progress import Progress, said_of_point, short
 from sseg_nase.spaces.space import Space
 from sseg_nase.tracking.console import duration
@@ -52,7 +55,11 @@ def write_report(search: SearchFolder, folder: Path) -> list[Path]:
     counts = shares(log, choices, results)
     pictures = drawn(figures_of_search(log, choices, results, weights, counts), folder)
     by_name = {picture.title: picture for picture in pictures}
-    blocks: list[Block] = [*_head(search, log, results), *_answer(log, results, search.space())]
+    found = outcome(search.path)
+    space = search.space()
+    blocks: list[Block] = [*_head(search, log, results), *_answer(log, results, space, found)]
+    if found is not None:
+        blocks += _from_scratch(found, space)
     blocks += [Heading(2, "Course of the search"), *by_name.values()]
     blocks += _failures(log)
     document = Document(f"Search {search.path.name}", blocks)
@@ -62,7 +69,8 @@ def write_report(search: SearchFolder, folder: Path) -> list[Path]:
     }
     for name, text in written.items():
         write_text(folder / name, text)
-    write_json(folder / "report.json", _as_data(search, log, results, weights))
+    told = _as_data(search, log, results, weights) | {"answer": _as_told(found)}
+    write_json(folder / "report.json", told)
     return [*(folder / name for name in (*written, "report.json")), *files_of(pictures)]
 
 
@@ -84,6 +92,10 @@ def _head(search: SearchFolder, log: Log, results: Sequence[Scored]) -> list[Blo
         ("images seen", f"{spent.images:,.0f}"),
         ("training MACs", f"{spent.training_macs:.3g}"),
     ]
+    beside = spent_of(search.path)
+    if beside.training_macs or beside.seconds:
+        more = f"{duration(beside.seconds)}, {beside.training_macs:.3g} training MACs"
+        facts.append(("random search and trainings from scratch took", more))
     caps = {**log.about.get("caps", {}), **log.objectives.caps}
     if caps:
         facts.append(("caps", ", ".join(f"{k} ≤ {short(v)}" for k, v in caps.items())))
@@ -96,7 +108,9 @@ def _head(search: SearchFolder, log: Log, results: Sequence[Scored]) -> list[Blo
     return blocks
 
 
-def _answer(log: Log, results: Sequence[Scored], space: Space | None) -> list[Block]:
+def _answer(
+    log: Log, results: Sequence[Scored], space: Space | None, found: Outcome | None
+) -> list[Block]:
     blocks: list[Block] = [Heading(2, "The best")]
     if not results:
         return [*blocks, Notice("No candidate has a score within the caps yet.")]
@@ -106,7 +120,13 @@ def _answer(log: Log, results: Sequence[Scored], space: Space | None) -> list[Bl
         Paragraph(
             f"Candidate {best.candidate.number} has the best {leading(log)} of {len(results)} "
             "results. It is the best of many noisy measurements, so its score is somewhat too "
-            "good: train it anew with other seeds before it is compared with anything."
+            "good: "
+            + (
+                "what it is when it is trained anew stands below."
+                if found is not None
+                else "train it anew with other seeds before it is compared with anything "
+                "(search.final_seeds=3 does)."
+            )
         )
     )
     blocks.append(Listing("\n".join(said_of_point(best.candidate.point, space))))
@@ -115,6 +135,80 @@ def _answer(log: Log, results: Sequence[Scored], space: Space | None) -> list[Bl
         ahead = log.front(best.candidate.fidelity)
         blocks += [Heading(2, "Pareto front"), _table(log, ahead, space)]
     return blocks
+
+
+def _from_scratch(found: Outcome, space: Space | None) -> list[Block]:
+    """The answer and its rivals, trained anew, and whether the search was worth it."""
+    several = f"{len(found.seeds)} seeds ({', '.join(map(str, found.seeds))})"
+    header = ["network", "candidate", found.goal, "params", "macs", "training MACs", "failed"]
+    rows: list[list[Text]] = [
+        [
+            NAMES[one.role],
+            "" if one.candidate is None else str(one.candidate),
+            with_error(one.mean, one.ci95),
+            short(one.average("params")),
+            short(one.average("macs")),
+            f"{one.training_macs:.3g}",
+            str(one.failed or ""),
+        ]
+        for one in found.standings
+    ]
+    sentence = f"{found.verdict[:1].upper()}{found.verdict[1:]}."
+    blocks: list[Block] = [
+        Heading(2, "Trained from scratch"),
+        Paragraph(sentence),
+        Paragraph(
+            f"Each with {several} that no candidate has had, on other episodes of val than the "
+            f"candidates. Random search evaluated {found.random_candidates} candidates at the "
+            "same fidelity and budget. Its answer and the largest network saw as many images as "
+            "cost the training MACs of the answer. ± is the 95 % interval over seeds."
+        ),
+        Table(header, [LEFT, *(RIGHT for _ in header[1:])], rows),
+    ]
+    if found.comparisons:
+        columns = ["the answer minus", "points", "over", "seeds", "episodes", "p (Holm)"]
+        lines: list[list[Text]] = [
+            [
+                NAMES[one.role],
+                f"{one.difference:+.2f} ± {one.ci95:.2f}",
+                one.over,
+                str(one.seeds),
+                str(one.episodes),
+                f"{one.p:.2g}",
+            ]
+            for one in found.comparisons
+        ]
+        align = [LEFT, RIGHT, LEFT, RIGHT, RIGHT, RIGHT]
+        blocks.append(Table(columns, align, lines))
+    blocks += [Paragraph(f"{note[:1].upper()}{note[1:]}.") for note in found.notes]
+    rivals = [one for one in found.standings if one.role in (OF_RANDOM, LARGEST)]
+    for one in rivals:
+        told = " ".join(said_of_point(one.point, space))
+        blocks.append(Paragraph(f"{NAMES[one.role]}: {told}"))
+    return blocks
+
+
+def _as_told(found: Outcome | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "verdict": found.verdict,
+        "seeds": list(found.seeds),
+        "networks": [
+            {
+                "role": one.role,
+                "candidate": one.candidate,
+                "point": dict(one.point),
+                "mean": one.mean,
+                "ci95": figure(one.ci95),
+                "training_macs": one.training_macs,
+                "runs": [each.run for each in one.scores.values()],
+            }
+            for one in found.standings
+        ],
+        "comparisons": [vars(one) for one in found.comparisons],
+        "notes": list(found.notes),
+    }
 
 
 def _table(log: Log, rows: Sequence[Scored], space: Space | None) -> Table:

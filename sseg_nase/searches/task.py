@@ -11,16 +11,20 @@ from sseg_nase.config.commands import command
 from sseg_nase.config.schema import OWN, Config
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, write_json
+from sseg_nase.hardware.energy import why_no_energy
 from sseg_nase.reporting.selection import SEARCH
 from sseg_nase.run import Run
 from sseg_nase.search import Function, Log, Scored, search
 from sseg_nase.search.loop import Evaluator
 from sseg_nase.searches.analysis import fullest
+from sseg_nase.searches.answer import find_answer
 from sseg_nase.searches.choices import described
 from sseg_nase.searches.folder import CANDIDATES, SearchFolder
-from sseg_nase.searches.jobs import Jobs, check_space
+from sseg_nase.searches.jobs import check_goals, check_space
+from sseg_nase.searches.launched import Launcher, jobs_for
+from sseg_nase.searches.outcome import outcome, outcome_lines
 from sseg_nase.searches.own import called, imported
-from sseg_nase.searches.parts import Parts, parts_of, tabular
+from sseg_nase.searches.parts import Parts, final_seeds, parts_of, tabular
 from sseg_nase.searches.progress import Progress, said_of
 from sseg_nase.spaces.space import Space
 from sseg_nase.tracking import Resumed
@@ -35,16 +39,23 @@ def check_search(config: Config, overrides: Sequence[str], further: Sequence[Pat
             f"search.budget: space={config.space.name} never ends; set one limit, such as "
             "search.budget.candidates=20."
         )
-    if config.evaluator.name == "run":
+    if config.evaluator.name == "run" or final_seeds(config):
         check_space(config, parts.space)
+    if config.evaluator.name == "run":
+        check_goals(config, parts.objectives, why_no_energy(config.hardware.accelerator))
     return parts
 
 
-def perform_search(this: Run, overrides: Sequence[str], further: Sequence[Path] = ()) -> None:
+def perform_search(
+    this: Run,
+    overrides: Sequence[str],
+    further: Sequence[Path] = (),
+    launcher: Launcher | None = None,
+) -> None:
     """Do the search of a run's config in the run's directory.
 
     `overrides`: those that the config was composed with, which its jobs get, too; `further`: config
-    folders beside `conf/`.
+    folders beside `conf/`; `launcher`: runs the jobs, None where they are processes of this one.
     """
     config = this.config
     parts = check_search(config, overrides, further)
@@ -68,13 +79,17 @@ def perform_search(this: Run, overrides: Sequence[str], further: Sequence[Path] 
             this.sink.event("candidate", {"number": result.candidate.number})
             say(said_of(result, parts.objectives, progress.best, parts.space))
 
+        jobs = None
+        if config.evaluator.name == "run" or final_seeds(config):
+            jobs = jobs_for(
+                launcher, this.directory, config, parts.space, overrides, further,
+                this.sink.run_id, say,
+            )  # fmt: skip
         if config.evaluator.name == "run":
-            jobs = Jobs(
-                this.directory, config, parts.space, overrides, further, this.sink.run_id, say
-            )
+            assert jobs is not None
             evaluator = jobs
-        with this.stage("search"):
-            try:
+        try:
+            with this.stage("search"):
                 search(
                     parts.space,
                     parts.strategy,
@@ -85,11 +100,14 @@ def perform_search(this: Run, overrides: Sequence[str], further: Sequence[Path] 
                     at_once=config.search.at_once,
                     told=told,
                 )
-            except BaseException:
-                if config.evaluator.name == "run":
-                    jobs.stop()
-                raise
-        if config.evaluator.name == "run":
+            if jobs is not None and final_seeds(config):
+                with this.stage("answer"):
+                    find_answer(this.directory, config, parts, log, evaluator, jobs, say)
+        except BaseException:
+            if jobs is not None:
+                jobs.stop()
+            raise
+        if jobs is not None:
             jobs.close()
         _conclude(this, log, parts.space, say)
 
@@ -142,6 +160,8 @@ def _conclude(this: Run, log: Log, space: Space, say: Callable[[str], None]) -> 
         why = f"; the first failed: {failed[0].error}" if failed else ""
         raise UserError(f"none of {len(log.told)} candidates has a score within the caps{why}")
     say(f"best: {said_of(best, log.objectives, best, space)}")
+    for line in outcome_lines(outcome(this.directory)):
+        say(line)
     if not this.config.report.at_end:
         return
     from sseg_nase.searches.report import write_report  # here, because of Matplotlib

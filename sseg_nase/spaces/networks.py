@@ -215,7 +215,7 @@ def _flat(tree: Any, at: tuple[str, ...]) -> list[tuple[str, Any]]:
 
 
 SPACES: dict[str, Callable[..., NetworkSpace]] = {}
-NO_SETTINGS = ("name", "choices", "caps")
+NO_SETTINGS = ("name", "choices", "caps", "latency")
 
 
 def register_space(name: str, make: Callable[..., NetworkSpace]) -> None:

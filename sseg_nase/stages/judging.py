@@ -35,6 +35,7 @@ from sseg_nase.fewshot.statistics import mean_ci95, paired_difference
 from sseg_nase.finetune.judging import method_of
 from sseg_nase.finetune.learner import EpisodeLearner, around, fits
 from sseg_nase.hardware.complexity import count_macs, count_params
+from sseg_nase.hardware.energy import energy
 from sseg_nase.hardware.latency import latency_ms
 from sseg_nase.hardware.memory import peak_memory_mb
 from sseg_nase.nets.backbone import Backbone
@@ -338,5 +339,6 @@ def efficiency(
         "resolution": resolution,
         **latencies,
         "peak_memory_mb": peak_memory_mb(backbone, resolution, 1, in_channels=channels),
+        **energy(backbone, resolution, device, in_channels=channels),
         "device": str(device.type),
     }

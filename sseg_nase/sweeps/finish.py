@@ -14,6 +14,7 @@ from rich.text import Text
 
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
+from sseg_nase.reporting.selection import SEARCH
 from sseg_nase.sweeps.folder import SweepFolder, looked_at
 from sseg_nase.sweeps.report import report_sweep
 from sseg_nase.sweeps.seen import QUEUED, RUNNING, WAITING, Seen, exit_code, look
@@ -36,6 +37,11 @@ def finish(sweep: SweepFolder, store: SweepStore, say: Say) -> int:
     console.print(table(sweep, seen, console.width))
     _close(sweep, seen, store, say)
     return exit_code(seen)
+
+
+def of_search(sweep: SweepFolder) -> bool:
+    """Whether these are the candidates of a search, which closes its folder itself."""
+    return (sweep.path / SEARCH).exists()
 
 
 def _close(sweep: SweepFolder, seen: Sequence[Seen], store: SweepStore, say: Say) -> None:
@@ -62,7 +68,11 @@ def begin_parent(sweep: SweepFolder, store: SweepStore) -> None:
 
 def finish_if_last(sweep: SweepFolder, say: Say) -> None:
     """Close a sweep that nobody waits for, when this was the last of its jobs to end."""
-    if sweep.launched() or any(one.state in (RUNNING, QUEUED, WAITING) for one in look(sweep)):
+    if (
+        of_search(sweep)
+        or sweep.launched()
+        or any(one.state in (RUNNING, QUEUED, WAITING) for one in look(sweep))
+    ):
         return
     with suppress(UserError), sweep.launching():  # another may have seen that it was the last
         finish(sweep, SweepStore(sweep.tracking, warn=say), say)
@@ -89,7 +99,7 @@ def _close_forgotten(sweep: SweepFolder, seen: Sequence[Seen], say: Say) -> None
     """Close a sweep whose launcher is gone and whose last job was killed before it could."""
     begun = any(job.begun for job in sweep.jobs)
     on_its_way = sweep.launched() or any(one.state in (RUNNING, QUEUED) for one in seen)
-    if sweep.ended or not begun or on_its_way:
+    if of_search(sweep) or sweep.ended or not begun or on_its_way:
         return
     with suppress(UserError), sweep.launching():
         _close(sweep, seen, SweepStore(sweep.tracking, warn=say), say)

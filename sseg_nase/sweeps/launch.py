@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,7 +25,7 @@ from sseg_nase.errors import DONE, STOPPED, UserError
 from sseg_nase.files import locked
 from sseg_nase.redaction import overrides_without
 from sseg_nase.sweeps import code
-from sseg_nase.sweeps.finish import begin_parent, finish
+from sseg_nase.sweeps.finish import begin_parent, finish, of_search
 from sseg_nase.sweeps.folder import (
     NOT_YET,
     JobFolder,
@@ -68,6 +68,8 @@ def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> 
     beside `conf/`. Raises `UserError`.
     """
     hydras, sweeps, jobs = split(spelled_out(overrides, multirun=True))
+    if (search := _search_of(sweeps)) is not None:
+        return _of_search(search, [*hydras, *sweeps], hydra)
     once(sweeps)
     settings = load(["task=status", *sweeps], *further).sweep
     if settings.watch or settings.job is not None:
@@ -118,6 +120,48 @@ def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> 
         if in_slurm or not settings.detach:
             return _run(sweep, numbers, [*chosen, *kept], hydra, store, say, in_slurm=in_slurm)
     return _in_background(sweep, hydras, kept, say, *further)
+
+
+def hand_over(
+    sweep: SweepFolder,
+    numbers: Sequence[int],
+    hydras: Sequence[str],
+    parallel: int,
+    further: Sequence[Path] = (),
+) -> subprocess.Popen[bytes]:
+    """Let a launcher run these jobs of a search's folder; return the process that does.
+
+    `hydras` choose the launcher. The process outlives this one, as a launcher's jobs do, and ends
+    with them, or with Slurm at once.
+    """
+    started = [sys.executable, "-m", "sseg_nase", "-m", *hydras]
+    started += [override("sweep.dir", sweep.path), f"sweep.parallel={parallel}"]
+    started += [f"sweep.job={','.join(map(str, numbers))}"]
+    if further:
+        started += ["--config-dir", str(further[0])]
+    with (sweep.path / "launcher.log").open("ab") as output:
+        return subprocess.Popen(
+            started, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
+
+
+def _search_of(sweeps: Sequence[str]) -> SweepFolder | None:
+    """The folder of a search, where this is a command of `hand_over`."""
+    given = dict(text.split("=", 1) for text in sweeps if "=" in text)
+    if not {"sweep.dir", "sweep.job"} <= given.keys():
+        return None
+    folder = load(["task=status", *(text for text in sweeps if "sweep.dir" in text)]).sweep.dir
+    sweep = SweepFolder(Path(str(folder)))
+    return sweep if of_search(sweep) else None
+
+
+def _of_search(sweep: SweepFolder, overrides: Sequence[str], hydra: Hydra) -> int:
+    """Hand jobs of a search to Hydra's launcher; the search itself sees how they end."""
+    (given,) = (text for text in overrides if text.startswith("sweep.job="))
+    numbers = [int(number) for number in given.partition("=")[2].split(",")]
+    with suppress(Queued), _submissions(sweep, numbers):
+        hydra([*overrides, "hydra.sweeper.params=null"])
+    return DONE
 
 
 def _named(directory: str, jobs: Sequence[str]) -> SweepFolder:

@@ -12,7 +12,7 @@ from sseg_nase.searches.task import perform_search
 
 CHOICES = "search.choices={optimizer.lr: loguniform(1e-4,1e-2), ssl.temperature: [0.1,0.2,0.5]}"
 KNOWN: Compositions = {}  # composing takes most of the time of a search that is this small
-QUIET = ("tracking=jsonl", "hardware=cpu", "report.at_end=false")
+QUIET = ("tracking=jsonl", "hardware=cpu", "report.at_end=false", "search.final_seeds=0")
 OWN = '''
 import os
 from dataclasses import dataclass

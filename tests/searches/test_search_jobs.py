@@ -176,7 +176,7 @@ def test_a_job_that_a_killed_search_has_left_at_work_is_waited_for(
     lock.acquire()
     performed.numbers.clear()
     evaluator = jobs.Jobs.__new__(jobs.Jobs)
-    evaluator._path, evaluator._numbers = path, {0: 0}
+    evaluator._path, evaluator._arm, evaluator._numbers = path, "", {("", 0): 0}
     evaluator._results = jobs.queue.Queue()
     candidate = log_of(path).candidates[0]
     thread = threading.Thread(target=evaluator._perform, args=(candidate,))

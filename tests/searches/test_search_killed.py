@@ -16,8 +16,10 @@ import pytest
 from small_search import CHOICES, QUIET, measured
 
 import sseg_nase
+from sseg_nase.config.compose import stored
 from sseg_nase.directory import status_of
 from sseg_nase.search import Log
+from sseg_nase.searches.parts import parts_of
 
 ROOT = Path(sseg_nase.__file__).parents[1]
 
@@ -88,32 +90,38 @@ def test_a_killed_search_is_gone_on_with(tmp_path: Path) -> None:
     assert results(path) == 12
 
 
+STRATEGY = ("strategy=evolution", "strategy.population=2", "strategy.sample=2")
+KILLS, CANDIDATES = 10, 8
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
-def test_killed_with_two_jobs_at_work_nothing_is_trained_twice(
-    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("slots", [1, 2])
+def test_killed_at_ten_moments_a_real_search_is_that_of_one_that_was_not(
+    slots: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rng = random.Random(seed)
-    tiny = ["debug=tiny", "pretrain.epochs=2", "evaluation.episodes=20", "search.slots=2"]
-    given = ["task=search", CHOICES, *QUIET, *tiny, "search.at_once=2", "strategy=evolution"]
-    given += ["strategy.population=2", "strategy.sample=2", "search.budget.candidates=6"]
+    """Same candidates and scores, same next ten suggestions, and nothing is trained twice."""
+    rng = random.Random(slots)
+    tiny = ["debug=tiny", "pretrain.epochs=2", "evaluation.episodes=20", *STRATEGY]
+    given = ["task=search", CHOICES, *QUIET, *tiny, f"search.slots={slots}"]
+    given += [f"search.at_once={slots}", f"search.budget.candidates={CANDIDATES}"]
     folders = []
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
         process = begin(*given)
-        if name == "killed":
-            for count in (0, 1, 3):
-                killed_after(process, count, rng.uniform(0.0, 2.0))
-                path = the_search()
-                if path is None:  # before it had a folder
-                    process = begin(*given)
-                    continue
-                if rng.random() < 0.5:  # its jobs die with it; else they are left at work
-                    for pid in of_its_jobs(path):
-                        with suppress(ProcessLookupError):  # only just begun, or ended
-                            os.kill(pid, signal.SIGKILL)
-                process = begin(f"resume={path.absolute()}")
+        # After so many results, and a while: also before it has a folder, and between two of them.
+        moments = [min(CANDIDATES - 1, number * CANDIDATES // KILLS) for number in range(KILLS)]
+        for count in moments if name == "killed" else ():
+            killed_after(process, count, rng.uniform(0.0, 3.0))
+            path = the_search()
+            if path is None:
+                process = begin(*given)
+                continue
+            if rng.random() < 0.5:  # its jobs die with it; else they are left at work
+                for pid in of_its_jobs(path):
+                    with suppress(ProcessLookupError):  # only just begun, or ended
+                        os.kill(pid, signal.SIGKILL)
+            process = begin(f"resume={path.absolute()}")
         _, said = process.communicate(timeout=600)
         assert process.returncode == 0, said
         path = the_search()
@@ -121,11 +129,23 @@ def test_killed_with_two_jobs_at_work_nothing_is_trained_twice(
         folders.append(path.absolute())
     whole, killed = folders
     assert told(killed) == told(whole)
+    assert suggested(killed, 10) == suggested(whole, 10)
     runs = [r.run for r in Log.read(killed / "candidates.jsonl").told]
-    assert len(set(runs)) == 6
+    assert len(set(runs)) == CANDIDATES
+    assert len(list((killed.parents[1]).glob("*/*/results.json"))) == CANDIDATES
     for run in runs:
         lines = (Path(str(run)) / "events.jsonl").read_text().splitlines()
         epochs = [
             json.loads(line)["values"]["epoch"] for line in lines if '"kind": "epoch"' in line
         ]
         assert sorted(set(epochs)) == [0, 1]
+
+
+def suggested(path: Path, count: int) -> list[dict]:
+    """What the strategy would ask for next."""
+    config = stored(path / "config.yaml")
+    parts = parts_of(config)
+    log = Log.read(path / "candidates.jsonl")
+    found = parts.strategy(parts.space, log, count, config.seed)
+    assert len(found) == count
+    return [dict(one.point) for one in found]

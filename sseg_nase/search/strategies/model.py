@@ -32,5 +32,5 @@ def pool(
     for _ in range(randoms):
         point = ask.space.sample(ask.rng)
         if ask.is_new(point):
-            found.setdefault(ask.space.key(point), (point, "random", []))
+            found.setdefault(ask.space.key(point), (point, "chosen of random ones", []))
     return list(found.values())

@@ -1,0 +1,357 @@
+"""The answer of a search, trained from scratch beside random search's and the largest network.
+
+A candidate's score is the best of many noisy ones. What the search answers is therefore trained
+anew, with seeds and on episodes of val that no candidate has had; so is what random search finds
+with the same budget, and the largest network under the caps. Both rivals get the training macs of
+the answer: a network of twice the macs sees half of the images.
+
+Everything is in logs beside that of the search, so it is resumed as the search is:
+
+    random.jsonl   the candidates of random search
+    final.jsonl    the trainings from scratch: a point at a fidelity with a seed
+    answer.json    which points these are, and why
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from sseg_nase.config.commands import override
+from sseg_nase.config.compose import stored
+from sseg_nase.config.schema import OWN, Config
+from sseg_nase.errors import UserError
+from sseg_nase.files import write_json
+from sseg_nase.search import Budget, Candidate, Cost, Log, Scored, search
+from sseg_nase.search.loop import Evaluator, Strategy
+from sseg_nase.search.strategies import Screened
+from sseg_nase.search.strategies.ask import Ask
+from sseg_nase.searches.analysis import fullest
+from sseg_nase.searches.jobs import Jobs
+from sseg_nase.searches.parts import Counted, Parts, final_seeds
+from sseg_nase.searches.progress import said_of
+from sseg_nase.spaces import NetworkSpace
+from sseg_nase.spaces.choice import Point
+from sseg_nase.spaces.space import Space
+
+RANDOM, FINAL, ANSWER = "random.jsonl", "final.jsonl", "answer.json"
+MOST_OF_FRONT = 5  # networks of the front that are trained, its ends among them
+BEST, FRONT, OF_RANDOM, LARGEST = "answer", "front", "random search", "largest"
+
+# Notes with which a search has gained nothing over what needs none.
+SAME = ("random search has found the same", "the answer is the largest network under the caps")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A point that is trained from scratch, and in which `role`.
+
+    `number`: of the candidate in the log it is from, None for the largest network.
+    """
+
+    role: str
+    point: Point
+    key: str
+    number: int | None
+    fidelity: Mapping[str, float]
+
+    def candidates(self, seeds: Sequence[int]) -> list[tuple[Contender, dict[str, float]]]:
+        """Return the fidelity of each of its trainings."""
+        return [(self, {**self.fidelity, "seed": seed}) for seed in seeds]
+
+
+def find_answer(
+    folder: Path, config: Config, parts: Parts, log: Log, evaluator: Evaluator, jobs: Jobs, say: Say
+) -> None:
+    """Train the answer and its rivals from scratch, or go on with that; see the module.
+
+    `evaluator` is that of the search, `jobs` performs the trainings.
+    """
+    seeds, best = final_seeds(config), log.best(fullest(log))
+    if best is None or not seeds:
+        return
+    notes: list[str] = []
+    arm = _random_arm(folder, config, parts, log, evaluator, say)
+    overrides = [override("evaluation.seed", config.evaluation.seed + 1)]
+    performed = jobs.of("final", overrides)
+    wanted = _ours(log, best)
+    with Log.open(folder / FINAL, log.objectives, {"of": "trainings from scratch"}) as final:
+        _train(final, wanted, seeds, parts.space, performed, say)
+        wanted += _rivals(best, log, arm, parts.space, final, seeds, performed, notes)
+        _train(final, wanted, seeds, parts.space, performed, say)
+        trainings = {
+            index: [
+                candidate.number
+                for _, fidelity in one.candidates(seeds)
+                if (candidate := final.find(one.key, fidelity)) is not None
+            ]
+            for index, one in enumerate(wanted)
+        }
+    write_json(
+        folder / ANSWER,
+        {
+            "schema": 1,
+            "seeds": seeds,
+            "evaluation_seed": config.evaluation.seed + 1,
+            "random_candidates": len(arm.told),
+            "contenders": [
+                {
+                    "role": one.role,
+                    "candidate": one.number,
+                    "point": dict(one.point),
+                    "key": one.key,
+                    "trainings": trainings[index],
+                }
+                for index, one in enumerate(wanted)
+            ],
+            "notes": notes,
+        },
+    )
+
+
+# -- random search -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RandomArm:
+    """Random search at one fidelity, which begins with `known` points, drawn at random before.
+
+    What it draws follows from the seed and the number of the candidate alone: with several slots
+    the order in which results come makes no difference.
+    """
+
+    known: tuple[Point, ...]
+    fidelity: Mapping[str, float]
+
+    def __call__(self, space: Space, log: Log, count: int, seed: int) -> list[Candidate]:
+        """Return the next candidates."""
+        ask = Ask(space, log, seed, self.fidelity)
+        ask.rng = Random(f"{seed} random arm {len(log.candidates)}")
+        for point in self.known:
+            if len(ask) == count:
+                break
+            ask.suggest(point, "random")
+        return ask.fill(count)
+
+
+def _random_arm(
+    folder: Path, config: Config, parts: Parts, log: Log, evaluator: Evaluator, say: Say
+) -> Log:
+    """Return the log of random search with the search's budget; the search's own where it is one.
+
+    What the search has measured at the same fidelity is not measured again: it counts with what it
+    has cost.
+    """
+    if config.strategy.name == "random" and not isinstance(parts.strategy, Screened):
+        return log
+    fidelity = fullest(log)
+    known: dict[tuple[str, str], Scored] = {
+        one.candidate.asks: one for one in log.told if dict(one.candidate.fidelity) == fidelity
+    }
+    drawn: list[Point] = []
+    if not isinstance(parts.strategy, Screened) and config.strategy.name != OWN:
+        # What a strategy has drawn at random is a sample; what it has chosen is none.
+        drawn = [s.candidate.point for s in known.values() if s.candidate.how == "random"]
+    about = {key: parts.about[key] for key in ("space", "choices", "caps", "seed")}
+    with Log.open(folder / RANDOM, log.objectives, about) as arm:
+        before = len(arm.told)
+        if before == 0:
+            say("random search with the same budget, for comparison")
+
+        def told(result: Scored) -> None:
+            if not result.cached:
+                best = arm.best(fidelity)
+                say(f"random search: {said_of(result, arm.objectives, best, parts.space)}")
+
+        search(
+            parts.space,
+            RandomArm(tuple(drawn), fidelity),
+            evaluator.of("random") if isinstance(evaluator, Jobs) else evaluator,
+            arm,
+            same_budget(log, parts.budget),
+            seed=config.seed,
+            at_once=config.search.at_once,
+            cache=known,
+            told=told,
+        )
+    return arm
+
+
+def same_budget(log: Log, budget: Budget) -> Budget:
+    """Return the budget of random search: that of the search.
+
+    Of a search over fidelities, whose candidates are not equally dear, it is what was spent.
+    """
+    if all(candidate.fidelity == log.candidates[0].fidelity for candidate in log.candidates):
+        return budget if not budget.endless else Budget(candidates=len(log.candidates))
+    spent = log.spent
+    for name in ("training_macs", "images", "seconds"):
+        if getattr(spent, name) > 0:
+            return Budget(**{name: getattr(spent, name)})
+    return Budget(candidates=len(log.candidates))
+
+
+# -- what is trained ---------------------------------------------------------------------------
+
+
+def _ours(log: Log, best: Scored) -> list[Contender]:
+    """The answer, and of several goals the front."""
+    found = [_contender(BEST, best)]
+    if len(log.objectives.goals) > 1:
+        others = log.front(best.candidate.fidelity)
+        found += [_contender(FRONT, one) for one in _thinned(others) if one is not best]
+    return found
+
+
+def _thinned(front: list[Scored]) -> list[Scored]:
+    if len(front) <= MOST_OF_FRONT:
+        return front
+    step = (len(front) - 1) / (MOST_OF_FRONT - 1)
+    return [front[round(at * step)] for at in range(MOST_OF_FRONT)]
+
+
+def _contender(role: str, one: Scored) -> Contender:
+    candidate = one.candidate
+    return Contender(role, candidate.point, candidate.key, candidate.number, candidate.fidelity)
+
+
+def _rivals(
+    best: Scored,
+    log: Log,
+    arm: Log,
+    space: Space,
+    final: Log,
+    seeds: Sequence[int],
+    jobs: Jobs,
+    notes: list[str],
+) -> list[Contender]:
+    """Random search's answer and the largest network, with the training macs of the answer."""
+    fidelity, found = best.candidate.fidelity, list[Contender]()
+    trained = [final.find(best.candidate.key, {**fidelity, "seed": seed}) for seed in seeds]
+    results = [final.result(one.number) for one in trained if one is not None]
+    ours = next((r for r in results if r is not None and r.error is None), None)
+    if ours is None:
+        notes.append("no training of the answer has ended well: there is nothing to compare with")
+        return []
+    rival = arm.best(fidelity)
+    if arm is log:
+        notes.append("the strategy is random search itself")
+    elif rival is None:
+        notes.append("no candidate of random search has a score within the caps")
+    elif rival.candidate.key == best.candidate.key:
+        notes.append(SAME[0])
+    else:
+        found.append(_at_equal_macs(_contender(OF_RANDOM, rival), rival, ours, space, jobs, notes))
+    largest = _largest(space, best.candidate.point)
+    if largest is None:
+        notes.append("what is searched does not change what a network costs: there is no largest")
+        return found
+    key = space.key(largest)
+    if key == best.candidate.key:
+        notes.append(SAME[1])
+        return found
+    contender = Contender(LARGEST, largest, key, None, fidelity)
+    known = (
+        each.result(candidate.number)
+        for each in (log, arm)
+        if (candidate := each.find(key, fidelity)) is not None
+    )
+    scored = next((one for one in known if one is not None), None)
+    found.append(_at_equal_macs(contender, scored, ours, space, jobs, notes))
+    return found
+
+
+def _largest(space: Space, like: Point) -> Point | None:
+    """The largest network under the caps, in all else like the answer; None where all are alike."""
+    name = "macs" if "macs" in space.caps and "params" not in space.caps else "params"
+    if isinstance(space, NetworkSpace):
+        return space.largest(name)
+    return space.largest(name, like) if isinstance(space, Counted) else None
+
+
+def _at_equal_macs(
+    rival: Contender,
+    measured: Scored | None,
+    ours: Scored,
+    space: Space,
+    jobs: Jobs,
+    notes: list[str],
+) -> Contender:
+    """Return the rival with as many images as cost the training macs of the answer's training.
+
+    What a training of the rival costs is known from a candidate with its point, else from the macs
+    of both networks.
+    """
+    asked = Candidate(0, rival.point, rival.key, rival.fidelity)
+    try:
+        config = jobs.config_of(asked)
+    except UserError:  # said where it is trained
+        return rival
+    if config.ssl.name == "none" or config.pretrain.epochs == 0 or config.finetune.name != "none":
+        text = "macs are made equal in pretraining alone: all see as many images"
+        notes.extend([text] if text not in notes else [])
+        return rival
+    share = _share(rival, measured, ours, space)
+    if share is None:
+        notes.append(f"{rival.role}: what its training costs is not known: it sees as many images")
+        return rival
+    hardware = stored(Path(str(ours.run)) / "config.yaml").hardware
+    batch = (hardware.batch_size or 1) * (hardware.gradient_accumulation_steps or 1)
+    images = max(1, round(config.pretrain.images_per_epoch * share / batch)) * batch
+    return replace(rival, fidelity={**rival.fidelity, "images": images})
+
+
+def _share(rival: Contender, measured: Scored | None, ours: Scored, space: Space) -> float | None:
+    """The training macs of the answer as a share of those of the rival on as many images."""
+    if measured is not None and measured.cost.training_macs > 0 < ours.cost.training_macs:
+        return ours.cost.training_macs / measured.cost.training_macs
+    costs = [space.costs(point).get("macs", 0) for point in (ours.candidate.point, rival.point)]
+    return costs[0] / costs[1] if min(costs) > 0 else None
+
+
+def _train(
+    final: Log,
+    contenders: Sequence[Contender],
+    seeds: Sequence[int],
+    space: Space,
+    jobs: Jobs,
+    say: Say,
+) -> None:
+    """Train what has not been trained yet."""
+    wanted = [each for one in contenders for each in one.candidates(seeds)]
+    roles = {one.key: one.role for one in reversed(contenders)}
+
+    def missing(space: Space, log: Log, count: int, seed: int) -> list[Candidate]:
+        ask = Ask(space, log, seed)
+        for one, fidelity in wanted:
+            ask.suggest(one.point, one.role, fidelity=fidelity)
+        return ask.candidates
+
+    strategy: Strategy = missing
+    search(
+        space,
+        strategy,
+        jobs,
+        final,
+        Budget(candidates=len(final.candidates) + len(wanted)),
+        at_once=len(wanted),
+        told=lambda result: say(
+            f"{roles.get(result.candidate.key, result.candidate.how)}, from scratch: "
+            f"{said_of(result, final.objectives, None, space)}"
+        ),
+    )
+
+
+def spent_of(folder: Path) -> Cost:
+    """Return what the trainings beside the search have cost, those that were known aside."""
+    total = Cost()
+    for name in (RANDOM, FINAL):
+        if (folder / name).exists():
+            told: Sequence[Any] = Log.read(folder / name).told
+            total = sum((one.cost for one in told if not one.cached), total)
+    return total
