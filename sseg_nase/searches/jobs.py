@@ -25,6 +25,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.files import read_json, write_json
 from sseg_nase.finite import finite
 from sseg_nase.search.log import Candidate, Cost, Scored
+from sseg_nase.searches.promotion import continued, goes_on, less, spent_before
 from sseg_nase.spaces.overrides import NOT_SEARCHED
 from sseg_nase.spaces.space import Space
 from sseg_nase.sweeps import code
@@ -156,8 +157,35 @@ class Jobs:
         label = " ".join(given)
         job = Planned(number, label, label, fingerprint(config), tuple(overrides), config)
         freeze(self._path, job)
-        sweep.note(jobs=[*sweep.plan["jobs"], {**described(job), "candidate": candidate.number}])
+        told = described(job) | {
+            "candidate": candidate.number,
+            "key": candidate.key,
+            "fidelity": dict(candidate.fidelity),
+        }
+        if (run := self._run_before(candidate, sweep)) is not None:
+            told["spent_before"] = spent_before(run)
+            again = dataclasses.replace(
+                job, config=dataclasses.replace(config, resume_overrides=True)
+            )
+            freeze(self._path, again)
+            JobFolder(self._path / "jobs" / str(number), told).note(run=str(continued(run)))
+        sweep.note(jobs=[*sweep.plan["jobs"], told])
         self._numbers[candidate.number] = number
+
+    def _run_before(self, candidate: Candidate, sweep: SweepFolder) -> Path | None:
+        """The run of the candidate that this one is promoted from; None where it begins anew."""
+        for parent in candidate.parents:
+            number = self._numbers.get(parent)
+            if number is None or not goes_on(sweep.plan["jobs"][number], candidate):
+                continue
+            run = sweep.jobs[number].run
+            if run is not None and (run / "checkpoints" / "last.pt").exists():
+                return run
+            self._say(
+                f"candidate {candidate.number}: the checkpoint of candidate {parent} is not there; "
+                "it is trained from the start"
+            )
+        return None
 
     def _perform(self, candidate: Candidate) -> None:
         """In a thread: until the job has ended, whoever has begun it."""
@@ -170,7 +198,7 @@ class Jobs:
             if not job.finished and job.state().get("status") != FAILED:
                 perform(self._path, number, "joblib")
             if sweep.stopped is None or job.finished:
-                self._results.put(scored(candidate, job))
+                self._results.put(scored(candidate, job, sweep.plan["jobs"][number]))
         except Exception as error:
             self._results.put(Scored(candidate, error=f"{type(error).__name__}: {error}"))
 
@@ -185,8 +213,8 @@ def fidelity_overrides(candidate: Candidate) -> list[str]:
     return found
 
 
-def scored(candidate: Candidate, job: JobFolder) -> Scored:
-    """Return what came out of a job that has ended."""
+def scored(candidate: Candidate, job: JobFolder, plan: Mapping[str, Any]) -> Scored:
+    """Return what came out of a job that has ended; `plan`: what sweep.json says of it."""
     run = job.run
     if not job.finished or run is None:
         state = job.state()
@@ -194,7 +222,8 @@ def scored(candidate: Candidate, job: JobFolder) -> Scored:
         return Scored(candidate, run=None if run is None else str(run), error=str(reason))
     results = read_json(run / "results.json") or {}
     try:
-        return Scored(candidate, scores_of(results), cost_of(results), run=str(run))
+        cost = less(cost_of(results), plan.get("spent_before"))
+        return Scored(candidate, scores_of(results), cost, run=str(run))
     except (KeyError, TypeError, ValueError) as error:
         return Scored(candidate, run=str(run), error=f"{run}/results.json cannot be read: {error}")
 
