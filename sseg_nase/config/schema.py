@@ -79,7 +79,8 @@ STRATEGIES = (
     "pnas",
     "tpe",
 )
-EVALUATORS = ("run", "tabular")
+EVALUATORS = ("run", "tabular", "proxy", "predicted", "inherited")
+PREDICTORS = ("ridge", "gp", "mlp", "boosting")
 FIDELITIES = ("epochs", "images", "resolution", "episodes")  # how much an evaluation is given
 OWN = "own"  # a strategy, a space, an evaluator of the user's, from a file of theirs
 
@@ -473,6 +474,8 @@ class SearchConfig:
     at_once: Annotated[int, option(least=1)]
     slots: Annotated[int, option(least=1)]
     choices: dict[str, Any]
+    screen: Annotated[Optional[str], option(text="a zero-cost score or a predictor")]
+    screen_factor: Annotated[int, option(least=2)]
 
 
 @dataclass(frozen=True)
@@ -531,6 +534,11 @@ class EvaluatorConfig:
     scores: dict[str, str]
     seconds: Annotated[Optional[str], option(text="the column with the seconds of a training")]
     protocol: Annotated[Optional[str], option(choices=("validation", "compare_strategies"))]
+    proxies: Annotated[Optional[list[str]], option(text="a zero-cost score")]
+    batch: Annotated[Optional[int], option(least=2)]
+    draws: Annotated[Optional[int], option(least=1)]
+    learnt_from: Annotated[Optional[str], option(path="the folder of a search")]
+    predictor: Annotated[Optional[str], option(choices=PREDICTORS)]
     target: Annotated[Optional[str], option(text="FILE.py:NAME or MODULE:NAME")]
     settings: dict[str, Any]
 

@@ -137,6 +137,9 @@ STRATEGY_OPTIONS: Mapping[str, set[str]] = {
 EVALUATOR_OPTIONS: Mapping[str, set[str]] = {
     "run": set(),
     "tabular": {"table", "id_column", "form", "protocol"},
+    "proxy": {"proxies", "batch", "draws"},
+    "predicted": {"learnt_from", "predictor"},
+    "inherited": set(),
     OWN: set(),
 }
 
@@ -441,10 +444,49 @@ def _searched(config: Config) -> Iterator[str]:
             f"search.choices={search.choices}: it has no effect with space={config.space.name}; "
             "choose space=overrides or leave it out."
         )
-    if evaluator.name == "run" and config.evaluation.split == "test":
+    if search.screen is not None and strategy.fidelity is not None:
+        yield (
+            f"search.screen={search.screen}: strategy={strategy.name} promotes, and what it "
+            "promotes must not be left out; leave it out, or choose another strategy."
+        )
+    yield from _in_this_process(config)
+    if evaluator.name in ("run", "inherited") and config.evaluation.split == "test":
         yield (
             "evaluation.split=test: a search must not see test classes; leave it out, and judge "
             "the answer afterwards with task=evaluate evaluation.split=test."
+        )
+
+
+def _in_this_process(config: Config) -> Iterator[str]:
+    """Evaluators that start no runs: one candidate at a time, and what they do not do."""
+    name = config.evaluator.name
+    if name in ("proxy", "predicted", "inherited") and config.search.slots > 1:
+        yield (
+            f"search.slots={config.search.slots}: it has no effect with evaluator={name}, which "
+            "measures one candidate after the other; leave it out."
+        )
+    if name == "proxy" and config.evaluator.proxies is not None:
+        yield from _a_set("evaluator.proxies", config.evaluator.proxies)
+    if name != "inherited":
+        return
+    parts = [part for part in ("evolution", "sparsity") if getattr(config, part).enabled]
+    if parts:
+        missing = " ".join(f"{part}=none" for part in parts)
+        yield f"evaluator=inherited: a candidate does not evolve, and is not pruned; add {missing}."
+    if config.finetune.name != "none":
+        yield (
+            f"finetune={config.finetune.name}: evaluator=inherited trains without labels; leave it "
+            "out, or choose evaluator=run."
+        )
+    if config.ssl.name == "none" or not config.pretrain.epochs:
+        yield (
+            f"ssl={config.ssl.name} pretrain.epochs={config.pretrain.epochs}: evaluator=inherited "
+            "trains each candidate; choose a method and at least one epoch."
+        )
+    if config.hardware.devices > 1:
+        yield (
+            f"hardware.devices={config.hardware.devices}: evaluator=inherited trains on one; leave "
+            "it out."
         )
 
 
