@@ -203,6 +203,7 @@ class BackboneConfig:
     patch_size: Annotated[Optional[int], option(least=1)]
     space: Optional[str]
     point: Optional[str]
+    imports: Annotated[Optional[str], option(path="a file that registers operations of your own")]
     weights: Annotated[Optional[str], option(path="a file of weights, or imagenet,")]
 
 
@@ -480,10 +481,14 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class SpaceConfig:
-    """`settings`: what the space of that name takes; `target` only for `space=own`."""
+    """`settings`: what the space of that name takes; `target` only for `space=own`.
+
+    `imports` is what a run gets as `backbone.imports`, which tells it of the same operations.
+    """
 
     name: Annotated[str, option(text="the name of a space")]
     target: Annotated[Optional[str], option(text="FILE.py:NAME or MODULE:NAME")]
+    imports: Annotated[Optional[str], option(path="a file that registers operations of your own")]
     settings: dict[str, Any]
 
 

@@ -399,6 +399,11 @@ def _search(config: Config) -> Iterator[str]:
     if config.task != "search":
         return
     yield from _searched(config)
+    if config.space.imports is not None and config.space.name == "overrides":
+        yield (
+            f"space.imports={config.space.imports}: it has no effect with space=overrides; set "
+            "backbone.imports, or choose a space of networks."
+        )
     for key in ("space", "strategy", "evaluator"):
         section = getattr(config, key)
         if section.name == OWN and section.target is None:
@@ -724,6 +729,11 @@ def _backbone(config: Config) -> Iterator[str]:
             f"{dataset.channels}; set one of them to the other, or leave backbone.in_channels out."
         )
     yield from _pretrained(config)
+    if backbone.imports is not None and backbone.name != SEARCHED and config.task != "search":
+        yield (
+            f"backbone.imports={backbone.imports}: it has no effect with backbone={backbone.name}; "
+            "choose backbone=searched or leave it out."
+        )
     parts = [part for part in ("evolution", "sparsity") if getattr(config, part).enabled]
     if backbone.name not in EVOLVABLE and parts and config.task == "pipeline":
         missing = " ".join(f"{part}=none" for part in parts)

@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from sseg_nase.config.commands import override
 from sseg_nase.config.compose import Compositions, beside_hydra, load
 from sseg_nase.config.fingerprint import fingerprint
 from sseg_nase.config.places import key_of
@@ -81,7 +82,9 @@ class Jobs:
     ) -> None:
         self.slots = config.search.slots
         self._path, self._space, self._say = path, space, say
-        self._overrides = [*SPARED, *of_jobs(overrides)]
+        own = config.space.imports
+        imports = [] if own is None else [override("backbone.imports", own)]
+        self._overrides = [*SPARED, *of_jobs(overrides), *imports]
         self._further = list(further)
         self._known: Compositions = {}
         self._results: queue.Queue[Scored] = queue.Queue()

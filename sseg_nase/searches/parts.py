@@ -15,6 +15,7 @@ from sseg_nase import spaces
 from sseg_nase.config.compose import Compositions, beside_hydra, load
 from sseg_nase.config.schema import OWN, Config, StrategyConfig
 from sseg_nase.errors import UserError
+from sseg_nase.nets.own import registered_by
 from sseg_nase.search import Budget, Log, Objectives, Table, Tabular
 from sseg_nase.search import strategies as known
 from sseg_nase.search.loop import Strategy
@@ -122,6 +123,7 @@ def usual_goals(config: Config, known: Log | None) -> Mapping[str, str]:
 
 def space_of(config: Config) -> Space:
     """Return the space. Raises `UserError`."""
+    registered_by("space.imports", config.space.imports)
     name, target, settings = config.space.name, config.space.target, config.space.settings
     if name == "overrides":
         return spaces.named(name, choices=config.search.choices)

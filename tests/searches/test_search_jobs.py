@@ -17,6 +17,10 @@ from small_search import CHOICES, QUIET, own, searched
 from sseg_nase.config.compose import continued, load
 from sseg_nase.directory import status_of
 from sseg_nase.errors import UserError
+from sseg_nase.nets import own as own_files
+from sseg_nase.nets.building import build, configured
+from sseg_nase.nets.ops import OPERATIONS
+from sseg_nase.run import run
 from sseg_nase.search import Candidate, Log, Scored
 from sseg_nase.searches import jobs
 from sseg_nase.searches.jobs import FIDELITY_KEYS, fidelity_overrides, of_jobs, scores_of
@@ -198,6 +202,54 @@ def test_a_space_that_says_nothing_to_a_run_is_refused(
     target = f"space.target={own(tmp_path)}:line"
     with pytest.raises(UserError, match="the points of space=own are no settings of a run"):
         searched("task=search", *QUIET, "space.name=own", target)
+
+
+OPERATION = """
+from torch import nn
+from sseg_nase.nets.ops import register
+
+@register("{name}")
+def one_by_one(in_channels, out_channels, stride):
+    return nn.Conv2d(in_channels, out_channels, 1, stride)
+"""
+
+
+def test_jobs_know_the_operations_of_ones_own(performed: Performed, tmp_path: Path) -> None:
+    (tmp_path / "my_ops.py").write_text(OPERATION.format(name="mine_1x1"), encoding="utf-8")
+    settings = "space.settings={cells: 1, width: 4, operations: [mine_1x1, skip_connect]}"
+    given = ["space=darts", settings, "space.imports=my_ops.py", "dataset.image_size=16"]
+    path = searched("task=search", *given, *QUIET, "search.budget.candidates=1")
+    backbone = SweepFolder(path).jobs[0].config.backbone
+    assert backbone.imports == str(tmp_path / "my_ops.py")
+    OPERATIONS.pop("mine_1x1")
+    own_files._once.cache_clear()  # as in the process of a job
+    network = build(configured(backbone, 16))
+    assert "mine_1x1" in str(network.architecture)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("none.py", "none.py: there is no such file"),
+        ("ops.txt", "give a file of Python code"),
+        ("bad.py", r"it cannot be imported \(ZeroDivisionError"),
+    ],
+)
+def test_a_file_of_operations_that_cannot_be_imported_is_said(file: str, said: str) -> None:
+    Path("bad.py").write_text("1 / 0", encoding="utf-8")
+    with pytest.raises(UserError, match=said) as refused:
+        load_and_describe(f"backbone.imports={file}")
+    assert str(refused.value).startswith(f"backbone.imports={file}")
+    with pytest.raises(UserError, match=said):  # before the checkpoint is built
+        run(load(["task=evaluate", "checkpoint=none.pt", *SEARCHED, f"backbone.imports={file}"]))
+
+
+SEARCHED = ("backbone=searched", "evolution=none", "sparsity=none", "hardware=cpu",
+            "tracking=jsonl")  # fmt: skip
+
+
+def load_and_describe(*given: str) -> None:
+    configured(load([*SEARCHED, *given]).backbone, 16)
 
 
 def test_jobs_get_what_is_not_the_searchs_own() -> None:
