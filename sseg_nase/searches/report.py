@@ -50,7 +50,10 @@ def write_report(search: SearchFolder, folder: Path) -> list[Path]:
     choices = choices_of(search.plan.get("choices", {}))
     weights = importance(log, choices, results)
     counts = shares(log, choices, results)
-    pictures = drawn(figures_of_search(log, choices, results, weights, counts), folder)
+    figures = figures_of_search(
+        log, choices, results, weights, counts, search.made(), search.others()
+    )
+    pictures = drawn(figures, folder)
     by_name = {picture.title: picture for picture in pictures}
     blocks: list[Block] = [*_head(search, log, results), *_answer(log, results, search.space())]
     blocks += [Heading(2, "Course of the search"), *by_name.values()]
@@ -174,6 +177,7 @@ def _as_data(
         "best": [row(one) for one in ordered[:BEST]],
         "front": [row(one) for one in log.front(ordered[0].candidate.fidelity)] if ordered else [],
         "importance": {one.name: one.share for one in weights},
+        "importance_in_a_forest": {one.name: one.forest for one in weights},
         "spent": vars(log.spent),
         "failed": {s.candidate.number: s.error for s in log.told if s.error is not None},
     }
