@@ -117,7 +117,9 @@ def test_a_predictor_learns_from_the_same_space_alone() -> None:
         searched(*TINY, "space=chain", "evaluator=predicted", f"evaluator.learnt_from={first}")
 
 
-@pytest.mark.parametrize("screen", ["params", "nwot", "ridge"])
+@pytest.mark.parametrize(
+    "screen", [*(pytest.param(s, marks=pytest.mark.slow) for s in ("params", "nwot")), "ridge"]
+)
 def test_a_screen_lets_the_best_proposals_go_on(
     screen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
