@@ -16,6 +16,7 @@ from sseg_nase.searches.analysis import importance, near_the_best, outer
 from sseg_nase.searches.descent import blocks_of, course, descent, layout, network
 from sseg_nase.searches.figures import best_so_far
 from sseg_nase.searches.folder import Other, SearchFolder
+from sseg_nase.searches.report import rankings
 from sseg_nase.spaces import NB201, Chain, Darts, choices_space
 from sseg_nase.spaces.graph import Graph
 
@@ -122,6 +123,21 @@ def test_a_forest_finds_what_two_choices_do_together() -> None:
     for name in ("a", "b"):
         assert (found[name].forest or 0) > 0.3
         assert (found[name].share or 0) < 0.2
+
+
+def test_predictors_are_tried_by_cross_validation_on_enough_results() -> None:
+    space = choices_space({name: [0, 1, 2] for name in "abcd"}, "sum")
+    log, rng = Log(Objectives({"accuracy": "max"})), Random(0)
+    for number in range(24):
+        point = space.sample(rng)
+        log.ask([Candidate(number, point, str(number))])
+        value = 10.0 * sum(map(int, point.values())) + rng.random()
+        log.tell(Scored(log.candidates[number], {"accuracy": value}))
+    ranked = rankings(log, space, log.usable())
+    assert list(ranked) == ["ridge", "gp", "mlp", "boosting"]
+    assert min(found.spearman for found in ranked.values()) > 0.5
+    assert rankings(log, space, log.usable()[:19]) == {}
+    assert rankings(log, None, log.usable()) == {}
 
 
 def test_searches_for_the_same_are_drawn_beside_each_other(tmp_path: Path) -> None:
