@@ -29,6 +29,7 @@ from sseg_nase.hardware.determinism import deterministic, explain_refused
 from sseg_nase.hardware.environment import write_environment
 from sseg_nase.hardware.memory import enforce_memory_cap, explain_out_of_memory
 from sseg_nase.hardware.profiles import resolve
+from sseg_nase.nets.own import registered_by
 from sseg_nase.redaction import overrides_without, redacted
 from sseg_nase.reporting.confusion import write_confusions
 from sseg_nase.reporting.embeddings import write_embeddings
@@ -209,6 +210,7 @@ def _held(
 ) -> Path:
     """`run` in its directory, which is given back whatever happens."""
     config = settled(config)
+    registered_by("backbone.imports", config.backbone.imports)  # a checkpoint may have them, too
     asked = fingerprint(config) if sweep is None else sweep.asked
     hardware, notes = resolve(config.hardware, hardware_profiles())
     config = with_former_values(dataclasses.replace(config, hardware=hardware), overrides)

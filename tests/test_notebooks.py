@@ -164,7 +164,7 @@ def test_new_images_are_classified_by_a_trained_network(
 ) -> None:
     monkeypatch.chdir(store)
     seen = executed(
-        FOLDER / "4_classify_images.ipynb",
+        FOLDER / "5_classify_images.ipynb",
         last="import json; print(json.dumps([accuracy, similarity.tolist()[0], "
         "(features[0] @ prototypes.T).tolist(), len(shown)]))",
     )
@@ -173,6 +173,34 @@ def test_new_images_are_classified_by_a_trained_network(
     assert similarity == pytest.approx(expected, abs=1e-3)  # the file is the image that it holds
     assert shown == 8
     assert len(seen.pictures) == 1
+
+
+@pytest.mark.slow  # a kernel more; what it does is tested quickly in tests/search
+def test_searches_of_cells_and_of_real_networks_end_with_their_best() -> None:
+    last = (
+        "import json; print(json.dumps([best, cells.size, regret['random'].min(1).tolist(), "
+        "regret['evolution'].min(1).tolist(), [one.error for one in log.told], "
+        "[one.scores['params'] for one in log.told], len(front), "
+        "[len(each.told) for each in logs['Gaussian process']]]))"
+    )
+    fewer = {
+        "QUERIES, SEEDS = 40, 10": "QUERIES, SEEDS = 40, 4",
+        "CANDIDATES = 8": "CANDIDATES = 2",
+        "pretrain.epochs=3": "pretrain.epochs=1",
+        "pretrain.images_per_epoch=1024": "pretrain.images_per_epoch=256",
+    }
+    seen = executed(FOLDER / "4_search.ipynb", fewer, last)
+    best, size, random, evolution, errors, params, front, queries = json.loads(
+        seen.text.strip().splitlines()[-1]
+    )
+    assert (best, size) == (84.9, 729)  # the best cell of the whole benchmark is one of these
+    assert min(random) >= 0
+    assert np.mean(evolution) < np.mean(random)
+    assert errors == [None, None]
+    assert max(params) <= 20_000
+    assert 1 <= front <= 2
+    assert queries == [40] * 4
+    assert len(seen.pictures) == 2
 
 
 def test_evolving_by_hand_keeps_the_function_and_shows_the_networks() -> None:

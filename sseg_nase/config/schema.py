@@ -79,7 +79,8 @@ STRATEGIES = (
     "pnas",
     "tpe",
 )
-EVALUATORS = ("run", "tabular")
+EVALUATORS = ("run", "tabular", "proxy", "predicted", "inherited")
+PREDICTORS = ("ridge", "gp", "mlp", "boosting")
 FIDELITIES = ("epochs", "images", "resolution", "episodes")  # how much an evaluation is given
 OWN = "own"  # a strategy, a space, an evaluator of the user's, from a file of theirs
 
@@ -202,6 +203,7 @@ class BackboneConfig:
     patch_size: Annotated[Optional[int], option(least=1)]
     space: Optional[str]
     point: Optional[str]
+    imports: Annotated[Optional[str], option(path="a file that registers operations of your own")]
     weights: Annotated[Optional[str], option(path="a file of weights, or imagenet,")]
 
 
@@ -488,14 +490,20 @@ class SearchConfig:
     latency: Annotated[Optional[str], option(path="a table of latencies, .json or .csv")]
     latency_column: Annotated[Optional[str], option(text="a column of that csv")]
     choices: dict[str, Any]
+    screen: Annotated[Optional[str], option(text="a zero-cost score or a predictor")]
+    screen_factor: Annotated[int, option(least=2)]
 
 
 @dataclass(frozen=True)
 class SpaceConfig:
-    """`settings`: what the space of that name takes; `target` only for `space=own`."""
+    """`settings`: what the space of that name takes; `target` only for `space=own`.
+
+    `imports` is what a run gets as `backbone.imports`, which tells it of the same operations.
+    """
 
     name: Annotated[str, option(text="the name of a space")]
     target: Annotated[Optional[str], option(text="FILE.py:NAME or MODULE:NAME")]
+    imports: Annotated[Optional[str], option(path="a file that registers operations of your own")]
     settings: dict[str, Any]
 
 
@@ -546,6 +554,11 @@ class EvaluatorConfig:
     scores: dict[str, str]
     seconds: Annotated[Optional[str], option(text="the column with the seconds of a training")]
     protocol: Annotated[Optional[str], option(choices=("validation", "compare_strategies"))]
+    proxies: Annotated[Optional[list[str]], option(text="a zero-cost score")]
+    batch: Annotated[Optional[int], option(least=2)]
+    draws: Annotated[Optional[int], option(least=1)]
+    learnt_from: Annotated[Optional[str], option(path="the folder of a search")]
+    predictor: Annotated[Optional[str], option(choices=PREDICTORS)]
     target: Annotated[Optional[str], option(text="FILE.py:NAME or MODULE:NAME")]
     settings: dict[str, Any]
 

@@ -137,6 +137,9 @@ STRATEGY_OPTIONS: Mapping[str, set[str]] = {
 EVALUATOR_OPTIONS: Mapping[str, set[str]] = {
     "run": set(),
     "tabular": {"table", "id_column", "form", "protocol"},
+    "proxy": {"proxies", "batch", "draws"},
+    "predicted": {"learnt_from", "predictor"},
+    "inherited": set(),
     OWN: set(),
 }
 
@@ -404,6 +407,11 @@ def _search(config: Config) -> Iterator[str]:
     if config.task != "search":
         return
     yield from _searched(config)
+    if config.space.imports is not None and config.space.name == "overrides":
+        yield (
+            f"space.imports={config.space.imports}: it has no effect with space=overrides; set "
+            "backbone.imports, or choose a space of networks."
+        )
     for key in ("space", "strategy", "evaluator"):
         section = getattr(config, key)
         if section.name == OWN and section.target is None:
@@ -449,10 +457,49 @@ def _searched(config: Config) -> Iterator[str]:
             f"search.choices={search.choices}: it has no effect with space={config.space.name}; "
             "choose space=overrides or leave it out."
         )
-    if evaluator.name == "run" and config.evaluation.split == "test":
+    if search.screen is not None and strategy.fidelity is not None:
+        yield (
+            f"search.screen={search.screen}: strategy={strategy.name} promotes, and what it "
+            "promotes must not be left out; leave it out, or choose another strategy."
+        )
+    yield from _in_this_process(config)
+    if evaluator.name in ("run", "inherited") and config.evaluation.split == "test":
         yield (
             "evaluation.split=test: a search must not see test classes; leave it out, and judge "
             "the answer afterwards with task=evaluate evaluation.split=test."
+        )
+
+
+def _in_this_process(config: Config) -> Iterator[str]:
+    """Evaluators that start no runs: one candidate at a time, and what they do not do."""
+    name = config.evaluator.name
+    if name in ("proxy", "predicted", "inherited") and config.search.slots > 1:
+        yield (
+            f"search.slots={config.search.slots}: it has no effect with evaluator={name}, which "
+            "measures one candidate after the other; leave it out."
+        )
+    if name == "proxy" and config.evaluator.proxies is not None:
+        yield from _a_set("evaluator.proxies", config.evaluator.proxies)
+    if name != "inherited":
+        return
+    parts = [part for part in ("evolution", "sparsity") if getattr(config, part).enabled]
+    if parts:
+        missing = " ".join(f"{part}=none" for part in parts)
+        yield f"evaluator=inherited: a candidate does not evolve, and is not pruned; add {missing}."
+    if config.finetune.name != "none":
+        yield (
+            f"finetune={config.finetune.name}: evaluator=inherited trains without labels; leave it "
+            "out, or choose evaluator=run."
+        )
+    if config.ssl.name == "none" or not config.pretrain.epochs:
+        yield (
+            f"ssl={config.ssl.name} pretrain.epochs={config.pretrain.epochs}: evaluator=inherited "
+            "trains each candidate; choose a method and at least one epoch."
+        )
+    if config.hardware.devices > 1:
+        yield (
+            f"hardware.devices={config.hardware.devices}: evaluator=inherited trains on one; leave "
+            "it out."
         )
 
 
@@ -690,6 +737,11 @@ def _backbone(config: Config) -> Iterator[str]:
             f"{dataset.channels}; set one of them to the other, or leave backbone.in_channels out."
         )
     yield from _pretrained(config)
+    if backbone.imports is not None and backbone.name != SEARCHED and config.task != "search":
+        yield (
+            f"backbone.imports={backbone.imports}: it has no effect with backbone={backbone.name}; "
+            "choose backbone=searched or leave it out."
+        )
     parts = [part for part in ("evolution", "sparsity") if getattr(config, part).enabled]
     if backbone.name not in EVOLVABLE and parts and config.task == "pipeline":
         missing = " ".join(f"{part}=none" for part in parts)

@@ -21,13 +21,14 @@ from sseg_nase.nets.fixed import (
     ResNetArchitecture,
     ViTArchitecture,
 )
+from sseg_nase.nets.own import registered_by
 from sseg_nase.nets.searched import SearchedArchitecture
 
 # A run of before there were other backbones says nothing of them.
 _NOT_SAID_OF_OLD: Mapping[str, Any] = {
     "in_channels": 3,
     **dict.fromkeys(("blocks_per_stage", "pooled_blocks", "stem", "patch_size", "weights")),
-    **dict.fromkeys(("space", "point")),
+    **dict.fromkeys(("space", "point", "imports")),
 }
 # Networks that do not evolve, by the name in their description.
 KNOWN: Mapping[str, type[FixedArchitecture]] = {**FIXED, SEARCHED: SearchedArchitecture}
@@ -59,7 +60,11 @@ def described(data: Mapping[str, Any]) -> Description:
 
 
 def configured(backbone: BackboneConfig, image_size: int) -> Description:
-    """The untrained network of a run, as data: what every mutation of it starts from."""
+    """The untrained network of a run, as data: what every mutation of it starts from.
+
+    Operations of the user's own are registered first. Raises `UserError`.
+    """
+    registered_by("backbone.imports", backbone.imports)
     return _CONFIGURED[backbone.name](backbone, image_size)
 
 

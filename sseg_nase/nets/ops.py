@@ -77,7 +77,8 @@ def operation(name: str) -> Operation:
     if name not in OPERATIONS:
         raise UserError(
             f"There is no operation {name!r}.{did_you_mean(name, OPERATIONS)} Known are "
-            f"{', '.join(OPERATIONS)}. One of your own is registered by importing its file."
+            f"{', '.join(OPERATIONS)}. One of your own is registered by importing its file: "
+            "backbone.imports=FILE.py, of a search space.imports=FILE.py."
         )
     return OPERATIONS[name]
 

@@ -5,6 +5,7 @@ from a space and a log to the next candidates, an evaluator measures candidates,
 one to the other. Resume, replay, caching, parallel evaluation and reports follow from the log.
 """
 
+from sseg_nase.search import predictors, strategies
 from sseg_nase.search.budget import Budget
 from sseg_nase.search.evaluators.clock import Clock
 from sseg_nase.search.evaluators.function import Function
@@ -30,5 +31,7 @@ __all__ = [
     "Table",
     "Tabular",
     "known_scores",
+    "predictors",
     "search",
+    "strategies",
 ]

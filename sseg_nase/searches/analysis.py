@@ -4,22 +4,31 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from sseg_nase.search import Log, Scored
 from sseg_nase.spaces.choice import Choice, Options
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 FEWEST = 10  # results from which a share is told
 PARTS = 4  # of a range
+TREES = 100
+WORST = 0.1  # share of the results that a figure may leave out
 
 
 class Importance(NamedTuple):
-    """The share of the variance of ranks that a choice explains by itself; None: not known."""
+    """The share of the variance of ranks that a choice explains by itself; None: not known.
+
+    `forest`: its share of what a random forest explains by all choices.
+    """
 
     name: str
     share: float | None
+    forest: float | None = None
 
 
 class Share(NamedTuple):
@@ -56,11 +65,15 @@ def importance(log: Log, choices: Sequence[Choice], results: Sequence[Scored]) -
 
     The share of the variance of the ranks between the values of a choice (η²), less what as many
     groups explain by chance (ω²), 0 at least. None below `FEWEST` results, and where all have the
-    same value.
+    same value. With the share of the impurity that its splits take in a random forest.
     """
     values = np.array([log.value(one) for one in results])
     ranks = values.argsort(kind="stable").argsort(kind="stable").astype(float)
-    found = [Importance(c.name, _explained(ranks, _groups(c, results))) for c in choices]
+    shares = _in_a_forest(ranks, choices, results)
+    found = [
+        Importance(c.name, _explained(ranks, _groups(c, results)), shares.get(c.name))
+        for c in choices
+    ]
     return sorted(found, key=lambda one: -1.0 if one.share is None else one.share, reverse=True)
 
 
@@ -92,6 +105,46 @@ def shares(log: Log, choices: Sequence[Choice], results: Sequence[Scored]) -> li
                 )
             )
     return found
+
+
+def outer(log: Log, values: Sequence[float]) -> tuple[float, float]:
+    """Return the range in which values are told apart: all but the worst tenth, if far away."""
+    low, high = min(values), max(values)
+    if direction(log) == "max":
+        near = float(np.quantile(values, WORST))
+        return (near if near - low > (high - near) / 2 else low), high
+    near = float(np.quantile(values, 1 - WORST))
+    return low, (near if high - near > (near - low) / 2 else high)
+
+
+def near_the_best(log: Log, axes: Axes, values: Sequence[float]) -> str:
+    """Cut the worst tenth off an axis of scores where it is far away; say how many that are."""
+    low, high = outer(log, values)
+    gone = sum(not low <= value <= high for value in values)
+    if high > low and gone:
+        margin = 0.05 * (high - low)
+        axes.set_ylim(low - margin, high + margin)
+        return f" {gone} far worse one{'s are' if gone > 1 else ' is'} out of the picture."
+    return ""
+
+
+def _in_a_forest(
+    ranks: np.ndarray, choices: Sequence[Choice], results: Sequence[Scored]
+) -> dict[str, float]:
+    """Return, per choice, its share of what a random forest of the ranks explains; seed 0."""
+    if len(results) < FEWEST or not choices:
+        return {}
+    from sklearn.ensemble import RandomForestRegressor  # here, because it takes long to load
+
+    columns = [
+        np.array([choice.encode(one.candidate.point[choice.name]) for one in results], dtype=float)
+        for choice in choices
+    ]
+    forest = RandomForestRegressor(TREES, min_samples_leaf=2, random_state=0)
+    forest.fit(np.concatenate(columns, axis=1), ranks)
+    ends = np.cumsum([column.shape[1] for column in columns])[:-1]
+    parts = np.split(forest.feature_importances_, ends)
+    return {choice.name: float(p.sum()) for choice, p in zip(choices, parts, strict=True)}
 
 
 def _groups(choice: Choice, results: Sequence[Scored]) -> np.ndarray:

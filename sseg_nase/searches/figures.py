@@ -11,9 +11,12 @@ from matplotlib.axes import Axes
 from sseg_nase.reporting.figures import Drawing, absent, style
 from sseg_nase.search import Log, Scored
 from sseg_nase.search.objectives import front
-from sseg_nase.searches.analysis import Importance, Share, direction, leading
+from sseg_nase.searches.analysis import Importance, Share, direction, leading, near_the_best, outer
+from sseg_nase.searches.descent import course, descent, network
+from sseg_nase.searches.folder import Other
 from sseg_nase.searches.progress import short
 from sseg_nase.spaces.choice import Choice, Options
+from sseg_nase.spaces.space import Space
 
 SO_FAR = "Best so far"
 FRONT = "Pareto front"
@@ -22,6 +25,7 @@ SHARES = "What the best have"
 IMPORTANCE = "Importance of the choices"
 MOST_LINES = 200
 MOST_CHOICES = 14
+BEHIND = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
 
 
 def figures_of_search(
@@ -30,24 +34,33 @@ def figures_of_search(
     results: Sequence[Scored],
     importance: Sequence[Importance],
     shares: Sequence[Share],
+    space: Space | None = None,
+    others: Sequence[Other] = (),
 ) -> Iterator[Drawing]:
-    """All figures, in reading order. `results`: those that are compared, of one fidelity."""
-    yield best_so_far(log)
+    """All figures, in reading order.
+
+    `results`: those that are compared, of one fidelity; `others`: searches for the same.
+    """
+    yield best_so_far(log, others)
     yield pareto(log, results)
+    yield course(log)
+    yield network(log, results, space)
     yield coordinates(log, choices, results)
     yield importances(importance)
     yield shares_of(shares)
+    yield descent(log)
 
 
-def best_so_far(log: Log) -> Drawing:
-    """Every result and the best until then, over the queries."""
+def best_so_far(log: Log, others: Sequence[Other] = ()) -> Drawing:
+    """Every result and the best until then, over the queries, beside that of other searches."""
     goal = leading(log)
     usable = [(n, s) for n, s in enumerate(log.told, start=1) if log.is_usable(s)]
     if not usable:
         return absent("best_so_far", SO_FAR, "No candidate has a score within the caps yet.")
     numbers = [n for n, _ in usable]
     values = [scored.scores[goal] for _, scored in usable]
-    best = (np.maximum if direction(log) == "max" else np.minimum).accumulate(values)
+    accumulate = (np.maximum if direction(log) == "max" else np.minimum).accumulate
+    best = accumulate(values)
     with style.applied():
         figure = style.page(2.3)
         axes: Axes = figure.subplots()
@@ -56,6 +69,19 @@ def best_so_far(log: Log) -> Drawing:
             [*numbers, max(len(log.told), numbers[-1])], [*best, best[-1]], where="post",
             color=style.BLUE, label="best so far",
         )  # fmt: skip
+        names = list(dict.fromkeys(other.name for other in others))
+        for other in others:
+            look = style.looks(len(names) + 2)[names.index(other.name) + 2]
+            usable = [(n, s) for n, s in enumerate(other.log.told, start=1) if log.is_usable(s)]
+            if not usable:
+                continue
+            first = other is next(each for each in others if each.name == other.name)
+            axes.step(
+                [*(n for n, _ in usable), max(len(other.log.told), usable[-1][0])],
+                [*(reached := accumulate([s.scores[goal] for _, s in usable])), reached[-1]],
+                where="post", color=look.colour, linestyle=look.dashes, linewidth=1.0, zorder=1,
+                label=other.name if first else None,
+            )  # fmt: skip
         failed = [n for n, s in enumerate(log.told, start=1) if s.error is not None]
         if failed:
             axes.plot(
@@ -64,12 +90,19 @@ def best_so_far(log: Log) -> Drawing:
             )  # fmt: skip
         axes.set_xlabel("results")
         axes.set_ylabel(goal)
+        left_out = near_the_best(log, axes, values)
         style.whole(axes.xaxis)
         axes.legend(loc="best")
     caption = (
         f"{goal} of each of {len(usable)} results within the caps, in the order in which they came,"
         f" and the best until then; it ends at {short(float(best[-1]))}."
+        f"{left_out}"
     )
+    if others:
+        caption += (
+            f" Beside it {len(others)} other search{'es' if len(others) > 1 else ''} for the same, "
+            "in the same folder: a line each."
+        )
     return Drawing("best_so_far", SO_FAR, caption, figure)
 
 
@@ -114,13 +147,14 @@ def coordinates(log: Log, choices: Sequence[Choice], results: Sequence[Scored]) 
     goal = leading(log)
     ordered = sorted(results, key=log.value)[-MOST_LINES:]
     scores = [one.scores[goal] for one in ordered]
-    low, high = min(scores), max(scores)
+    low, high = outer(log, scores)
     with style.applied():
         figure = style.page(2.8)
         axes: Axes = figure.subplots()
         for rank, one in enumerate(ordered):
             heights = [_height(choice, one.candidate.point[choice.name]) for choice in shown]
-            heights.append((one.scores[goal] - low) / (high - low) if high > low else 0.5)
+            height = (one.scores[goal] - low) / (high - low) if high > low else 0.5
+            heights.append(min(max(height, 0.0), 1.0))
             better = (rank + 1) / len(ordered)
             best = rank == len(ordered) - 1
             axes.plot(
@@ -137,13 +171,14 @@ def coordinates(log: Log, choices: Sequence[Choice], results: Sequence[Scored]) 
             for height, text in _marks(choice):
                 axes.annotate(
                     text, (at, height), xytext=(2, 0), textcoords="offset points",
-                    fontsize=style.SMALL - 1, color=style.BLACK, va="center",
+                    fontsize=style.SMALL - 1, color=style.BLACK, va="center", bbox=BEHIND,
                 )  # fmt: skip
         axes.axvline(len(shown), color=style.PALE, linewidth=0.7, zorder=0)
-        for height, value in ((0.0, low), (1.0, high)):
+        signs = ["≤ " if min(scores) < low else "", "≥ " if max(scores) > high else ""]
+        for height, value, sign in ((0.0, low, signs[0]), (1.0, high, signs[1])):
             axes.annotate(
-                short(value), (len(shown), height), xytext=(2, 0), textcoords="offset points",
-                fontsize=style.SMALL - 1, va="center",
+                f"{sign}{short(value)}", (len(shown), height), xytext=(2, 0),
+                textcoords="offset points", fontsize=style.SMALL - 1, va="center",
             )  # fmt: skip
         for side in ("left", "bottom"):
             axes.spines[side].set_visible(False)
@@ -158,27 +193,32 @@ def coordinates(log: Log, choices: Sequence[Choice], results: Sequence[Scored]) 
 
 
 def importances(found: Sequence[Importance]) -> Drawing:
-    """How much of the differences each choice explains by itself."""
+    """How much of the differences each choice explains by itself, and in a random forest."""
     told = [one for one in found if one.share is not None][:MOST_CHOICES]
     if not told:
         return absent("importance", IMPORTANCE, "Too few results differ: ten are needed.")
     with style.applied():
-        figure = style.page(0.6 + 0.2 * len(told))
+        figure = style.page(0.7 + 0.22 * len(told))
         axes: Axes = figure.subplots()
+        rows = np.arange(len(told))
         axes.barh(
-            range(len(told)),
-            [100 * (one.share or 0.0) for one in told],
-            color=style.BLUE,
-            height=0.6,
-        )
+            rows - 0.2, [100 * (one.share or 0.0) for one in told], 0.36, color=style.BLUE,
+            label="by itself",
+        )  # fmt: skip
+        axes.barh(
+            rows + 0.2, [100 * (one.forest or 0.0) for one in told], 0.36, color=style.PALE,
+            edgecolor=style.GREY, hatch="///", label="in a random forest",
+        )  # fmt: skip
         axes.set_yticks(range(len(told)), [style.shortened(one.name, 40) for one in told])
         axes.invert_yaxis()
         axes.set_xlim(0, 100)
-        axes.set_xlabel("differences in rank that it explains by itself (%)")
+        axes.set_xlabel("differences in rank (%)")
+        axes.legend(loc="best")
     caption = (
-        "Variance of the ranks between the values of a choice (ranges in four parts), as a share "
-        "of all, less what chance would give; a search that has settled on one value says little "
-        "about that choice."
+        "By itself: variance of the ranks between the values of a choice (ranges in four parts), "
+        "as a share of all, less what chance would give. In a random forest that predicts the "
+        "ranks from all choices: what a choice takes of its explanation, all together 100 %. A "
+        "search that has settled on one value says little about that choice."
     )
     return Drawing("importance", IMPORTANCE, caption, figure)
 

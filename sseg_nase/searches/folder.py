@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import yaml
 
 from sseg_nase.config.commands import command
 from sseg_nase.config.compose import stored
+from sseg_nase.config.fingerprint import decisive, flatten
 from sseg_nase.directory import SEARCHES, status_of
 from sseg_nase.errors import UserError
 from sseg_nase.files import read_json
@@ -23,8 +26,24 @@ from sseg_nase.search.log import Log
 from sseg_nase.spaces.space import Space
 from sseg_nase.sweeps.folder import readable
 
+MOST_OTHERS = 8
+OWN_MEANS = (
+    "strategy.",
+    "search.budget.",
+    "search.screen",
+    "search.at_once",
+    "seed",
+    "hardware.threads",
+)
 FEW = 12  # choices that are shown one and all
 CANDIDATES = "candidates.jsonl"
+
+
+class Other(NamedTuple):
+    """Another search for the same: its strategy's name, and its log."""
+
+    name: str
+    log: Log
 
 
 class SearchFolder:
@@ -59,8 +78,10 @@ class SearchFolder:
 
         And where it cannot be made any more: a file of one's own may be gone.
         """
-        if len(self.plan.get("choices", ())) <= FEW:
-            return None
+        return None if len(self.plan.get("choices", ())) <= FEW else self.made()
+
+    def made(self) -> Space | None:
+        """Return its space; None where it cannot be made any more."""
         from sseg_nase.searches.parts import space_of  # here, because it imports torch
 
         try:
@@ -68,9 +89,46 @@ class SearchFolder:
         except UserError:
             return None
 
+    def others(self) -> list[Other]:
+        """Return the latest searches for the same in the same folder, by other means or seeds.
+
+        With the same space, evaluator, goals and caps, and the same settings of the runs.
+        """
+        own, log = self._settings(), self.log()
+        found = []
+        for path in sorted(self.path.parent.glob(f"*/{SEARCH}"), reverse=True):
+            other = SearchFolder(path.parent)
+            if other.path == self.path or other._settings() != own:
+                continue
+            try:
+                theirs = other.log()
+            except UserError:  # it has only just begun, or is damaged
+                continue
+            if theirs.objectives == log.objectives and theirs.told:
+                name = str(theirs.about.get("strategy", {}).get("name", path.parent.name))
+                found.append(Other(name, theirs))
+        return found[:MOST_OTHERS]
+
+    def _settings(self) -> Mapping[str, Any] | None:
+        """What decides the scores of its candidates; None where its config cannot be read."""
+        values = read_yaml(self.path / "config.yaml")
+        if values is None:
+            return None
+        kept = {k: v for k, v in decisive(flatten(values)).items() if not k.startswith(OWN_MEANS)}
+        return {**kept, "choices": self.plan.get("choices")}
+
     def log(self) -> Log:
         """Return its log, also while it is written. Raises `UserError`."""
         return Log.read(self.path / CANDIDATES)
+
+
+def read_yaml(path: Path) -> dict[str, Any] | None:
+    """Return what a file says; None where it is not there, or is no mapping."""
+    try:
+        said = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return said if isinstance(said, dict) else None
 
 
 def looked_at(wanted: str, output_dir: Path) -> SearchFolder:

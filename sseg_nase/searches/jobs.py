@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from sseg_nase.config.commands import override
 from sseg_nase.config.compose import Compositions, beside_hydra, load
 from sseg_nase.config.fingerprint import fingerprint
 from sseg_nase.config.places import key_of
@@ -28,6 +29,7 @@ from sseg_nase.finite import finite
 from sseg_nase.search.latency import LATENCY, Timed
 from sseg_nase.search.log import Candidate, Cost, Scored
 from sseg_nase.search.objectives import Objectives
+from sseg_nase.searches.promotion import continued, goes_on, less, spent_before
 from sseg_nase.spaces.overrides import NOT_SEARCHED
 from sseg_nase.spaces.space import Space
 from sseg_nase.sweeps import code
@@ -113,7 +115,9 @@ class Jobs:
         self.slots = config.search.slots
         self._path, self._space, self._say = path, space, say
         self._arm, self._arms_overrides = "", list[str]()
-        self._overrides = [*SPARED, *of_jobs(overrides)]
+        own = config.space.imports
+        imports = [] if own is None else [override("backbone.imports", own)]
+        self._overrides = [*SPARED, *of_jobs(overrides), *imports]
         self._further = list(further)
         self._known: Compositions = {}
         self._results: queue.Queue[Scored] = queue.Queue()
@@ -205,9 +209,21 @@ class Jobs:
         label = " ".join(given)
         job = Planned(number, label, label, fingerprint(config), tuple(overrides), config)
         freeze(self._path, job)
-        arm = {"arm": self._arm} if self._arm else {}
-        added = {**described(job), "candidate": candidate.number, **arm}
-        sweep.note(jobs=[*sweep.plan["jobs"], added])
+        told = described(job) | {
+            "candidate": candidate.number,
+            "key": candidate.key,
+            "fidelity": dict(candidate.fidelity),
+        }
+        if self._arm:
+            told["arm"] = self._arm
+        if (run := self._run_before(candidate, sweep)) is not None:
+            told["spent_before"] = spent_before(run)
+            again = dataclasses.replace(
+                job, config=dataclasses.replace(config, resume_overrides=True)
+            )
+            freeze(self._path, again)
+            JobFolder(self._path / "jobs" / str(number), told).note(run=str(continued(run)))
+        sweep.note(jobs=[*sweep.plan["jobs"], told])
         self._numbers[self._arm, candidate.number] = number
 
     def _given(self, candidate: Candidate) -> list[str]:
@@ -220,6 +236,21 @@ class Jobs:
         with beside_hydra():
             return overrides, placed(load(overrides, *self._further, known=self._known))
 
+    def _run_before(self, candidate: Candidate, sweep: SweepFolder) -> Path | None:
+        """The run of the candidate that this one is promoted from; None where it begins anew."""
+        for parent in candidate.parents:
+            number = self._numbers.get((self._arm, parent))
+            if number is None or not goes_on(sweep.plan["jobs"][number], candidate):
+                continue
+            run = sweep.jobs[number].run
+            if run is not None and (run / "checkpoints" / "last.pt").exists():
+                return run
+            self._say(
+                f"candidate {candidate.number}: the checkpoint of candidate {parent} is not there; "
+                "it is trained from the start"
+            )
+        return None
+
     def _perform(self, candidate: Candidate) -> None:
         """In a thread: until the job has ended, whoever has begun it."""
         try:
@@ -231,13 +262,13 @@ class Jobs:
             if not job.finished and job.state().get("status") != FAILED:
                 perform(self._path, number, "joblib")
             if sweep.stopped is None or job.finished:
-                self._results.put(self._scored(candidate, job))
+                self._results.put(self._scored(candidate, job, sweep.plan["jobs"][number]))
         except Exception as error:
             self._results.put(Scored(candidate, error=f"{type(error).__name__}: {error}"))
 
-    def _scored(self, candidate: Candidate, job: JobFolder) -> Scored:
+    def _scored(self, candidate: Candidate, job: JobFolder, plan: Mapping[str, Any]) -> Scored:
         """What came out, with the latency that a table tells, where the search has one."""
-        found = scored(candidate, job)
+        found = scored(candidate, job, plan)
         if not isinstance(self._space, Timed) or found.error is not None:
             return found
         told = {LATENCY: self._space.latency_of(candidate.point)}
@@ -254,8 +285,8 @@ def fidelity_overrides(candidate: Candidate) -> list[str]:
     return found
 
 
-def scored(candidate: Candidate, job: JobFolder) -> Scored:
-    """Return what came out of a job that has ended."""
+def scored(candidate: Candidate, job: JobFolder, plan: Mapping[str, Any]) -> Scored:
+    """Return what came out of a job that has ended; `plan`: what sweep.json says of it."""
     run = job.run
     if not job.finished or run is None:
         state = job.state()
@@ -265,7 +296,8 @@ def scored(candidate: Candidate, job: JobFolder) -> Scored:
     if results.get("training_macs", ...) is None:
         return Scored(candidate, run=str(run), error=UNKNOWN_COST)
     try:
-        return Scored(candidate, scores_of(results), cost_of(results), run=str(run))
+        cost = less(cost_of(results), plan.get("spent_before"))
+        return Scored(candidate, scores_of(results), cost, run=str(run))
     except (KeyError, TypeError, ValueError) as error:
         return Scored(candidate, run=str(run), error=f"{run}/results.json cannot be read: {error}")
 

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import os
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from sseg_nase.errors import UserError, did_you_mean
+from sseg_nase.nets.own import module_of
 
 
 def imported(key: str, target: str) -> Any:
@@ -20,7 +16,7 @@ def imported(key: str, target: str) -> Any:
     """
     where, name = _parts(key, target)
     try:
-        module = _of_file(where) if where.endswith(".py") else importlib.import_module(where)
+        module = module_of(where) if where.endswith(".py") else importlib.import_module(where)
     except FileNotFoundError as error:
         raise UserError(f"{key}={target}: there is no file {where}.") from error
     except Exception as error:  # whatever the user's own code raises
@@ -51,15 +47,3 @@ def _parts(key: str, target: str) -> tuple[str, str]:
     if not (colon and where and name.isidentifier()):
         raise UserError(f"{key}={target}: write FILE.py:NAME, or MODULE:NAME.")
     return where, name
-
-
-def _of_file(where: str) -> ModuleType:
-    path = Path(os.path.abspath(where))
-    name = f"sseg_nase_own_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module

@@ -15,11 +15,13 @@ from sseg_nase import spaces
 from sseg_nase.config.compose import Compositions, beside_hydra, load
 from sseg_nase.config.schema import OWN, Config, StrategyConfig
 from sseg_nase.errors import UserError
-from sseg_nase.search import Budget, Objectives, Table, Tabular
+from sseg_nase.nets.own import registered_by
+from sseg_nase.search import Budget, Log, Objectives, Table, Tabular
 from sseg_nase.search import strategies as known
 from sseg_nase.search.latency import csv_latencies, measured_table, this_machine, timed
 from sseg_nase.search.loop import Strategy
 from sseg_nase.search.strategies.halving import Rungs
+from sseg_nase.searches.evaluators import learnt_from, refuse_test_scores, screened
 from sseg_nase.searches.jobs import of_jobs
 from sseg_nase.searches.own import called, imported
 from sseg_nase.spaces.choice import Point, Value
@@ -59,21 +61,25 @@ class Parts:
     objectives: Objectives
     budget: Budget
     about: Mapping[str, Any]
+    learnt_from: Log | None = None  # of evaluator=predicted
 
 
 def parts_of(
     config: Config,
     overrides: Sequence[str] = (),
     further: Sequence[Path] = (),
+    folder: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Parts:
     """Return what the config asks for. Raises `UserError`, also for caps that nothing meets.
 
     `overrides` are those of the search, `further` its config folders, with which `space=overrides`
-    counts its networks. A table of latencies that is not there is measured, which `say` is told.
+    counts its networks; `folder`: that of the search, once it has one. A table of latencies that
+    is not there is measured, which `say` is told.
     """
     space, caps = space_of(config), config.search.caps
-    if isinstance(space, Overrides) and (caps or final_seeds(config) or config.search.latency):
+    networks = caps or final_seeds(config) or config.search.latency
+    if isinstance(space, Overrides) and (networks or config.search.screen in COSTS):
         space = counted(space, overrides, further)
     if config.search.latency is not None:
         space = timed(space, latency_of(config, space, say))
@@ -83,11 +89,17 @@ def parts_of(
     # A run tells what its network has become; another evaluator gives what it gives.
     runs = config.evaluator.name == "run"
     measured = {name: cap for name, cap in caps.items() if runs or name not in known}
-    objectives = Objectives(config.search.objectives or GOALS, measured)
+    choices = {choice.name: str(choice) for choice in space.choices}
+    known_log = None
+    if config.evaluator.name == "predicted":
+        known_log = learnt_from(config, choices, folder)
+    objectives = Objectives(config.search.objectives or usual_goals(config, known_log), measured)
+    refuse_test_scores(objectives.goals, "search.objectives")
+    refuse_test_scores(objectives.caps, "search.caps")
     chosen = {k: v for k, v in dataclasses.asdict(config.strategy).items() if v not in (None, {})}
     about = {
         "space": {"name": config.space.name, **config.space.settings},
-        "choices": {choice.name: str(choice) for choice in space.choices},
+        "choices": choices,
         "caps": capped,
         "strategy": chosen,
         "evaluator": config.evaluator.name,
@@ -96,12 +108,15 @@ def parts_of(
     }
     if config.search.latency is not None:
         about["latency"] = config.search.latency_column or "of this machine"
+    if config.search.screen is not None:
+        about["screen"] = [config.search.screen, config.search.screen_factor]
     return Parts(
         space,
-        strategy_of(config.strategy),
+        screened(strategy_of(config.strategy), config, space),
         objectives,
         Budget(**dataclasses.asdict(config.search.budget)),
         about,
+        known_log,
     )
 
 
@@ -113,8 +128,20 @@ def final_seeds(config: Config) -> list[int]:
     return [config.seed + 1 + number for number in range(count)]
 
 
+def usual_goals(config: Config, known: Log | None) -> Mapping[str, str]:
+    """Return what is looked for where the search does not say: the first score of its evaluator."""
+    if config.evaluator.name == "proxy":
+        assert config.evaluator.proxies
+        return {config.evaluator.proxies[0]: "max"}
+    if known is not None:
+        name, direction = next(iter(known.objectives.goals.items()))
+        return {name: direction}
+    return GOALS
+
+
 def space_of(config: Config) -> Space:
     """Return the space. Raises `UserError`."""
+    registered_by("space.imports", config.space.imports)
     name, target, settings = config.space.name, config.space.target, config.space.settings
     if name == "overrides":
         return spaces.named(name, choices=config.search.choices)
@@ -123,8 +150,8 @@ def space_of(config: Config) -> Space:
             "resolution": config.dataset.image_size,
             "in_channels": config.backbone.in_channels,
         }
-        if name == "nb201" and config.evaluator.name == "run":
-            images["counts"] = "network"  # what is trained has no classifier of the benchmark's
+        if name == "nb201" and config.evaluator.name in ("run", "inherited", "proxy"):
+            images["counts"] = "network"  # no classifier of the benchmark's
         return spaces.named(name, **{**images, **settings})
     assert target is not None
     space = called("space", target, imported("space.target", target), **settings)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sseg_nase.config.commands import command
 from sseg_nase.files import write_json, write_text
@@ -27,9 +29,11 @@ from sseg_nase.reporting.html import as_html
 from sseg_nase.reporting.markdown import as_markdown
 from sseg_nase.reporting.pictures import drawn, files_of
 from sseg_nase.search import Log, Scored
+from sseg_nase.search.predictors import RankCorrelation, rank_correlation
 from sseg_nase.searches.analysis import compared, importance, leading, shares
 from sseg_nase.searches.answer import LARGEST, OF_RANDOM, spent_of
 from sseg_nase.searches.choices import choices_of
+from sseg_nase.searches.evaluators import PREDICTORS
 from sseg_nase.searches.folder import FEW, SearchFolder
 from sseg_nase.searches.outcome import NAMES, Outcome, outcome, with_error
 from sseg_nase.searches.progress import Progress, said_of_point, short
@@ -38,6 +42,7 @@ from sseg_nase.tracking.console import duration
 from sseg_nase.tracking.sink import FINISHED
 
 BEST = 10  # rows of the table of the best
+FEWEST_LEARNT, LEARNT = 20, 200  # results that predictors are tried on
 
 
 def write_report(search: SearchFolder, folder: Path) -> list[Path]:
@@ -53,7 +58,10 @@ def write_report(search: SearchFolder, folder: Path) -> list[Path]:
     choices = choices_of(search.plan.get("choices", {}))
     weights = importance(log, choices, results)
     counts = shares(log, choices, results)
-    pictures = drawn(figures_of_search(log, choices, results, weights, counts), folder)
+    figures = figures_of_search(
+        log, choices, results, weights, counts, search.made(), search.others()
+    )
+    pictures = drawn(figures, folder)
     by_name = {picture.title: picture for picture in pictures}
     found = outcome(search.path)
     space = search.space()
@@ -61,6 +69,8 @@ def write_report(search: SearchFolder, folder: Path) -> list[Path]:
     if found is not None:
         blocks += _from_scratch(found, space)
     blocks += [Heading(2, "Course of the search"), *by_name.values()]
+    ranked = rankings(log, search.made(), results)
+    blocks += _predictors(ranked)
     blocks += _failures(log)
     document = Document(f"Search {search.path.name}", blocks)
     written = {
@@ -70,6 +80,7 @@ def write_report(search: SearchFolder, folder: Path) -> list[Path]:
     for name, text in written.items():
         write_text(folder / name, text)
     told = _as_data(search, log, results, weights) | {"answer": _as_told(found)}
+    told["predictors"] = {name: one._asdict() for name, one in ranked.items()}
     write_json(folder / "report.json", told)
     return [*(folder / name for name in (*written, "report.json")), *files_of(pictures)]
 
@@ -237,6 +248,41 @@ def _table(log: Log, rows: Sequence[Scored], space: Space | None) -> Table:
     return Table(header, align, lines)
 
 
+def rankings(
+    log: Log, space: Space | None, results: Sequence[Scored]
+) -> dict[str, RankCorrelation]:
+    """Return how well each predictor ranks results that it has not seen, by cross-validation.
+
+    Of the latest `LEARNT` results; nothing below `FEWEST_LEARNT` of them, or without a space.
+    """
+    if space is None or len(results) < FEWEST_LEARNT:
+        return {}
+    latest = sorted(results, key=lambda one: one.candidate.number)[-LEARNT:]
+    points = [one.candidate.point for one in latest]
+    values = np.array([log.value(one) for one in latest])
+    return {
+        name: rank_correlation(make(), space, points, values) for name, make in PREDICTORS.items()
+    }
+
+
+def _predictors(ranked: Mapping[str, RankCorrelation]) -> list[Block]:
+    if not ranked:
+        return []
+    lines: list[list[Text]] = [
+        [name, f"{found.spearman:.2f}", f"{found.kendall:.2f}"] for name, found in ranked.items()
+    ]
+    return [
+        Heading(2, "Predictors"),
+        Paragraph(
+            "How well each ranks results of this search that it has not seen, by five-fold "
+            "cross-validation: 1 is the true order, 0 none. A search that has settled on one "
+            "region has results that are hard to tell apart. The better ones are worth a try as "
+            "search.screen or in evaluator=predicted."
+        ),
+        Table(["predictor", "Spearman", "Kendall"], [LEFT, RIGHT, RIGHT], lines),
+    ]
+
+
 def _failures(log: Log) -> list[Block]:
     failed = [one for one in log.told if one.error is not None]
     if not failed:
@@ -268,6 +314,7 @@ def _as_data(
         "best": [row(one) for one in ordered[:BEST]],
         "front": [row(one) for one in log.front(ordered[0].candidate.fidelity)] if ordered else [],
         "importance": {one.name: one.share for one in weights},
+        "importance_in_a_forest": {one.name: one.forest for one in weights},
         "spent": vars(log.spent),
         "failed": {s.candidate.number: s.error for s in log.told if s.error is not None},
     }

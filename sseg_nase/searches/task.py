@@ -19,6 +19,7 @@ from sseg_nase.search.loop import Evaluator
 from sseg_nase.searches.analysis import fullest
 from sseg_nase.searches.answer import find_answer
 from sseg_nase.searches.choices import described
+from sseg_nase.searches.evaluators import inherited, predicted, proxy
 from sseg_nase.searches.folder import CANDIDATES, SearchFolder
 from sseg_nase.searches.jobs import check_goals, check_space
 from sseg_nase.searches.launched import Launcher, jobs_for
@@ -31,9 +32,17 @@ from sseg_nase.tracking import Resumed
 from sseg_nase.tracking.sink import FINISHED
 
 
-def check_search(config: Config, overrides: Sequence[str], further: Sequence[Path] = ()) -> Parts:
-    """Return what a search is made of; raise `UserError` for what cannot be searched."""
-    parts = parts_of(config, overrides, further)
+def check_search(
+    config: Config,
+    overrides: Sequence[str],
+    further: Sequence[Path] = (),
+    folder: Path | None = None,
+) -> Parts:
+    """Return what a search is made of; raise `UserError` for what cannot be searched.
+
+    `folder`: the search's own, once it has one.
+    """
+    parts = parts_of(config, overrides, further, folder)
     if parts.budget.endless and parts.space.size is None:
         raise UserError(
             f"search.budget: space={config.space.name} never ends; set one limit, such as "
@@ -58,10 +67,10 @@ def perform_search(
     folders beside `conf/`; `launcher`: runs the jobs, None where they are processes of this one.
     """
     config = this.config
-    parts = check_search(config, overrides, further)
+    parts = check_search(config, overrides, further, this.directory)
     evaluator: Evaluator
     if config.evaluator.name != "run":
-        evaluator = evaluator_of(config, parts)
+        evaluator = evaluator_of(config, parts, this.directory)
     _describe(this, parts)
     with Log.open(this.directory / CANDIDATES, parts.objectives, parts.about) as log:
         resumed = Resumed(this.place.run_id, len(log.told), 0) if this.place.resumed else None
@@ -112,12 +121,20 @@ def perform_search(
         _conclude(this, log, parts.space, say)
 
 
-def evaluator_of(config: Config, parts: Parts) -> Evaluator:
-    """Return an evaluator that starts no runs: a table, or one of the user's own.
+def evaluator_of(config: Config, parts: Parts, folder: Path) -> Evaluator:
+    """Return an evaluator that starts no runs: one of the house, or one of the user's own.
 
-    Raises `UserError`.
+    `folder`: the search's own. Raises `UserError`.
     """
-    if config.evaluator.name != OWN:
+    name = config.evaluator.name
+    if name == "proxy":
+        return proxy(config, parts.space)
+    if name == "predicted":
+        assert parts.learnt_from is not None
+        return predicted(config, parts.space, parts.learnt_from)
+    if name == "inherited":
+        return inherited(config, parts.space, folder)
+    if name != OWN:
         return tabular(config, parts.space)
     target, settings = config.evaluator.target, config.evaluator.settings
     assert target is not None

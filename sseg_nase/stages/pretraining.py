@@ -12,6 +12,7 @@ from sseg_nase.data.feed import CurriculumFeed
 from sseg_nase.data.placement import place
 from sseg_nase.hardware.determinism import deterministic
 from sseg_nase.hardware.memory import enforce_memory_cap
+from sseg_nase.nets.evolvable import Learner
 from sseg_nase.stages.starting import images_of, seed_learner
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint, distributed
@@ -87,8 +88,12 @@ def trainer_of(
     sink: Sink,
     state: dict[str, Any] | None,
     stop: Callable[[], bool],
+    learner: Learner | None = None,
 ) -> Trainer:
-    """The loop of this process with all that it needs, where `state` left off."""
+    """The loop of this process with all that it needs, where `state` left off.
+
+    `learner`: what is trained; without one, that of the configuration.
+    """
     curriculum, hardware = config.curriculum, config.hardware
     levels = curriculum.levels
     fabric = distributed.build_fabric(hardware.accelerator, hardware.devices, hardware.precision)
@@ -122,7 +127,7 @@ def trainer_of(
     )
     trainer = Trainer(
         config,
-        learner=seed_learner(config),
+        learner=learner or seed_learner(config),
         feed=feed,
         fabric=fabric,
         interventions=interventions_of(config),

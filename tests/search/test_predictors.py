@@ -14,6 +14,7 @@ from sseg_nase.search.predictors import (
     Ridge,
     correlate,
     features,
+    kernels,
     normal_scores,
     rank_correlation,
 )
@@ -126,3 +127,23 @@ def test_members_differ_and_the_seed_decides() -> None:
     assert one[1].min() > 0
     with pytest.raises(UserError, match="members=0"):
         Ensemble(members=0)
+
+
+def test_few_results_do_not_make_a_gaussian_process_believe_in_noise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the likelihood alone it takes a length so short that no point tells of another."""
+    found: dict[str, float] = {}
+    for name in ("prior", "none"):
+        if name == "none":
+            monkeypatch.setitem(kernels.PRIORS, "hamming", lambda space: np.zeros(5))
+        each = []
+        for seed in range(12):
+            chosen = np.random.default_rng(seed).permutation(80)
+            values = VALUES + np.random.default_rng(seed).normal(0, 6, 80)
+            known, rest = chosen[:12], chosen[12:]
+            targets = normal_scores(values[known])
+            predict = GaussianProcess().fit(SPACE, [POINTS[at] for at in known], targets)
+            each.append(correlate(predict([POINTS[at] for at in rest])[0], VALUES[rest]).spearman)
+        found[name] = float(np.mean(each))
+    assert found["prior"] > found["none"] + 0.02

@@ -17,10 +17,15 @@ from small_search import CHOICES, QUIET, own, searched
 from sseg_nase.config.compose import continued, load
 from sseg_nase.directory import status_of
 from sseg_nase.errors import UserError
+from sseg_nase.nets import own as own_files
+from sseg_nase.nets.building import build, configured
+from sseg_nase.nets.ops import OPERATIONS
+from sseg_nase.run import run
 from sseg_nase.search import Candidate, Log, Scored
 from sseg_nase.searches import jobs
 from sseg_nase.searches.jobs import FIDELITY_KEYS, fidelity_overrides, of_jobs, scores_of
 from sseg_nase.searches.parts import parts_of
+from sseg_nase.searches.promotion import goes_on
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder
 
 RESULTS = {
@@ -199,6 +204,54 @@ def test_a_space_that_says_nothing_to_a_run_is_refused(
         searched("task=search", *QUIET, "space.name=own", target)
 
 
+OPERATION = """
+from torch import nn
+from sseg_nase.nets.ops import register
+
+@register("{name}")
+def one_by_one(in_channels, out_channels, stride):
+    return nn.Conv2d(in_channels, out_channels, 1, stride)
+"""
+
+
+def test_jobs_know_the_operations_of_ones_own(performed: Performed, tmp_path: Path) -> None:
+    (tmp_path / "my_ops.py").write_text(OPERATION.format(name="mine_1x1"), encoding="utf-8")
+    settings = "space.settings={cells: 1, width: 4, operations: [mine_1x1, skip_connect]}"
+    given = ["space=darts", settings, "space.imports=my_ops.py", "dataset.image_size=16"]
+    path = searched("task=search", *given, *QUIET, "search.budget.candidates=1")
+    backbone = SweepFolder(path).jobs[0].config.backbone
+    assert backbone.imports == str(tmp_path / "my_ops.py")
+    OPERATIONS.pop("mine_1x1")
+    own_files._once.cache_clear()  # as in the process of a job
+    network = build(configured(backbone, 16))
+    assert "mine_1x1" in str(network.architecture)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("none.py", "none.py: there is no such file"),
+        ("ops.txt", "give a file of Python code"),
+        ("bad.py", r"it cannot be imported \(ZeroDivisionError"),
+    ],
+)
+def test_a_file_of_operations_that_cannot_be_imported_is_said(file: str, said: str) -> None:
+    Path("bad.py").write_text("1 / 0", encoding="utf-8")
+    with pytest.raises(UserError, match=said) as refused:
+        load_and_describe(f"backbone.imports={file}")
+    assert str(refused.value).startswith(f"backbone.imports={file}")
+    with pytest.raises(UserError, match=said):  # before the checkpoint is built
+        run(load(["task=evaluate", "checkpoint=none.pt", *SEARCHED, f"backbone.imports={file}"]))
+
+
+SEARCHED = ("backbone=searched", "evolution=none", "sparsity=none", "hardware=cpu",
+            "tracking=jsonl")  # fmt: skip
+
+
+def load_and_describe(*given: str) -> None:
+    configured(load([*SEARCHED, *given]).backbone, 16)
+
+
 def test_jobs_get_what_is_not_the_searchs_own() -> None:
     given = ["task=search", "++search.choices={a: 1}", "strategy=gp", "strategy.pool=3", "resume=x",
              "space=own", "evaluator=run", "sweep.retries=1", "hydra/launcher=joblib"]  # fmt: skip
@@ -212,6 +265,86 @@ def test_a_fidelity_is_an_override() -> None:
     with pytest.raises(UserError, match="fidelity depth: a run has epochs"):
         fidelity_overrides(Candidate(0, {}, "", {"depth": 1}))
     load([f"{key}=16" for key in FIDELITY_KEYS.values()])
+
+
+HALVING = ("strategy=halving", "strategy.least=1", "strategy.most=4", "strategy.eta=2",
+           "strategy.candidates=4")  # fmt: skip
+
+
+def trained(job: JobFolder) -> None:
+    """As a run does that has its last checkpoint, and counts what it has seen over all epochs."""
+    run, epochs = job.run, job.config.pretrain.epochs
+    if run is None:
+        finish(job)
+        run = job.run
+        assert run is not None
+        (run / "checkpoints").mkdir()
+        (run / "checkpoints" / "finetune_last.pt").write_bytes(b"tuned")
+        seen = 0
+    else:
+        assert status_of(run)["status"] == "INTERRUPTED"
+        assert not (run / "results.json").exists()
+        assert not (run / "checkpoints" / "finetune_last.pt").exists()
+        seen = int((run / "checkpoints" / "last.pt").read_text())
+        assert job.config.resume_overrides
+    (run / "checkpoints" / "last.pt").write_text(str(epochs))
+    (run / "trained.txt").write_text(f"{seen} to {epochs}")
+    images = {"synthetic": 100 * epochs, "real_unlabeled": 0, "real_labeled": 7}
+    macs = {"total": 1000 * epochs + 50, "student": 1000 * epochs, "finetune": 50}
+    results = RESULTS | {"images_seen": images, "training_macs": macs}
+    (run / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    (run / "status.json").write_text('{"status": "FINISHED"}', encoding="utf-8")
+
+
+def test_a_promoted_candidate_goes_on_from_its_own_checkpoint(performed: Performed) -> None:
+    """Both rungs; the run before stays as it was, and what it took is not counted again."""
+    performed.does = trained
+    path = begin(*HALVING, "search.budget.candidates=7")
+    log = log_of(path)
+    assert [s.error for s in log.told] == [None] * 7
+    ways = {}
+    for scored in log.told:
+        candidate = scored.candidate
+        assert scored.run is not None
+        told = (Path(scored.run) / "trained.txt").read_text()
+        ways.setdefault(candidate.fidelity["epochs"], set()).add(told)
+        before = 0 if not candidate.parents else candidate.fidelity["epochs"] // 2
+        epochs = candidate.fidelity["epochs"] - before
+        assert scored.cost.images == 100 * epochs + 7  # the fine-tuning is done anew
+        assert scored.cost.training_macs == 1000 * epochs + 50
+    assert ways == {1: {"0 to 1"}, 2: {"1 to 2"}, 4: {"2 to 4"}}
+    runs = [job.run for job in SweepFolder(path).jobs]
+    assert len({*runs}) == 7
+    # Killed before it was told of the last: that is read, and not copied again.
+    lines = (path / "candidates.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (path / "candidates.jsonl").write_text("".join(lines[:-1]), encoding="utf-8")
+    (path / "status.json").write_text('{"status": "RUNNING"}', encoding="utf-8")
+    performed.numbers.clear()
+    searched(*continued([f"resume={path}"]), f"resume={path}")
+    assert performed.numbers == []
+    assert log_of(path).lines() == log.lines()
+    assert [job.run for job in SweepFolder(path).jobs] == runs
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "key", "goes"),
+    [
+        ({"epochs": 9}, "a", True),
+        ({"epochs": 9}, "b", False),  # another network
+        ({"epochs": 3}, "a", False),  # the same run
+        ({"epochs": 1}, "a", False),  # epochs cannot be undone
+        ({"images": 9}, "a", False),
+    ],
+)
+def test_what_goes_on_from_a_checkpoint(fidelity: Any, key: str, goes: bool) -> None:
+    before = {"key": "a", "fidelity": {"epochs": 3}}
+    assert goes_on(before, Candidate(1, {}, key, fidelity)) is goes
+
+
+def test_other_images_and_another_resolution_are_another_training() -> None:
+    for name in ("images", "resolution"):
+        before = {"key": "a", "fidelity": {name: 3}}
+        assert not goes_on(before, Candidate(1, {}, "a", {name: 9}))
 
 
 def test_scores_are_the_mean_accuracy_and_what_the_network_costs() -> None:

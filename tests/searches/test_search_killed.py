@@ -149,3 +149,25 @@ def suggested(path: Path, count: int) -> list[dict]:
     found = parts.strategy(parts.space, log, count, config.seed)
     assert len(found) == count
     return [dict(one.point) for one in found]
+@pytest.mark.slow
+def test_epochs_of_a_promoted_candidate_are_those_that_it_has_not_seen(tmp_path: Path) -> None:
+    given = ["debug=tiny", "evaluation.episodes=20", "search.budget.candidates=3", *QUIET]
+    given += ["strategy=halving", "strategy.least=1", "strategy.most=3", "strategy.candidates=2"]
+    given += ["strategy.eta=3", "task=search", CHOICES]
+    process = begin(*given)
+    _, said = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    path = the_search()
+    assert path is not None
+    log = Log.read(path / "candidates.jsonl")
+    assert [s.error for s in log.told] == [None] * 3
+    short, long = (log.told[number] for number in (log.candidates[2].parents[0], 2))
+    assert long.cost.images == 2 * short.cost.images
+    epochs = {}
+    for scored in (short, long):
+        lines = (Path(str(scored.run)) / "events.jsonl").read_text().splitlines()
+        told = [json.loads(line) for line in lines]
+        epochs[scored.run] = [t["values"]["epoch"] for t in told if t.get("kind") == "epoch"]
+        results = json.loads((Path(str(scored.run)) / "results.json").read_text())
+        assert results["training_macs"]["total"] >= scored.cost.training_macs
+    assert list(epochs.values()) == [[0], [0, 1, 2]]

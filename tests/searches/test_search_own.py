@@ -17,9 +17,17 @@ def test_the_files_of_the_documentation_are_a_search() -> None:
     for name, text in re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", page, re.DOTALL):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text, encoding="utf-8")
-    command = re.search(r"sseg-nase --config-dir (\S+) (task=search .*)\n", page)
-    assert command is not None
-    path = searched(*command[2].split(), *QUIET, further=[Path(command[1])])
+    commands = re.findall(r"sseg-nase --config-dir (\S+) (task=search .*)\n", page)
+    assert len(commands) == 2
+    own_operation = ("debug=tiny", "evaluator.batch=8", "search.budget.candidates=3")
+    paths = [
+        searched(*given.split(), *QUIET, *more, further=[Path(folder)])
+        for (folder, given), more in zip(commands, [(), own_operation], strict=True)
+    ]
+    log = Log.read(paths[1] / "candidates.jsonl")
+    assert [one.error for one in log.told] == [None] * 3
+    assert "glu_3x3" in str([one.candidate.point for one in log.told])
+    path = paths[0]
     log = Log.read(path / "candidates.jsonl")
     best = log.best()
     assert best is not None

@@ -194,7 +194,7 @@ def test_the_report_has_figures_and_the_best(tmp_path: Path) -> None:
     said: list[str] = []
     assert look.report(load(["task=report", f"search={path}"]), said.append) == DONE
     html = (path / "report" / "report.html").read_text(encoding="utf-8")
-    assert html.count("<img ") == 5
+    assert html.count("<img ") == 7
     assert 'src="http' not in html
     told = json.loads((path / "report" / "report.json").read_text())
     log = log_of(path)

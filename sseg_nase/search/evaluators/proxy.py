@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from sseg_nase.errors import UserError
-from sseg_nase.search.log import Candidate, Cost, Log, Scored
+from sseg_nase.search.log import Candidate, Cost, Fidelity, Log, Scored
 from sseg_nase.search.predictors.base import Predictor
 from sseg_nase.search.proxies import check_batch, measure, named_score
 from sseg_nase.spaces.networks import NetworkSpace
@@ -65,12 +65,20 @@ class Predicted:
     """An evaluator that asks a predictor, fitted once to the results of another search.
 
     Its score has the name of that search's first goal and, as such a search follows it, its sign.
+    `fidelity`: that of the results it learns from.
     """
 
     slots = 1
 
-    def __init__(self, space: Space, predictor: Predictor, known: Log, seed: int = 0) -> None:
-        usable = known.usable()
+    def __init__(
+        self,
+        space: Space,
+        predictor: Predictor,
+        known: Log,
+        seed: int = 0,
+        fidelity: Fidelity | None = None,
+    ) -> None:
+        usable = known.usable(fidelity)
         self._space, self._name = space, next(iter(known.objectives.goals))
         self._sign = 1.0 if known.objectives.goals[self._name] == "max" else -1.0
         points = [scored.candidate.point for scored in usable]

@@ -1,4 +1,7 @@
-"""A Gaussian process on points, with the kernel's setting and the noise by marginal likelihood."""
+"""A Gaussian process on points, with the kernel's setting and the noise by marginal likelihood.
+
+The length of the Hamming kernel has a prior, which few results do not outweigh.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from scipy.linalg import LinAlgError, cho_solve, cholesky, solve_triangular
 
 from sseg_nase.errors import UserError
 from sseg_nase.search.predictors.base import Predict
-from sseg_nase.search.predictors.kernels import KERNELS
+from sseg_nase.search.predictors.kernels import KERNELS, PRIORS
 from sseg_nase.spaces.choice import Point
 from sseg_nase.spaces.space import Space
 
@@ -35,7 +38,7 @@ class GaussianProcess:
         level, scale = y.mean(), y.std() or 1.0
         y = (y - level) / scale
         kernel = KERNELS[self.kernel]
-        setting, lower = _most_likely(kernel(space, points, points), y)
+        setting, lower = _most_likely(kernel(space, points, points), y, PRIORS[self.kernel](space))
         alpha = cho_solve((lower, True), y)
         signal = max(float(y @ alpha) / len(y), 1e-12)
 
@@ -49,8 +52,12 @@ class GaussianProcess:
         return predict
 
 
-def _most_likely(kernels: Sequence[np.ndarray], y: np.ndarray) -> tuple[int, np.ndarray]:
+def _most_likely(
+    kernels: Sequence[np.ndarray], y: np.ndarray, priors: np.ndarray
+) -> tuple[int, np.ndarray]:
     """Return which kernel explains `y` best, and the Cholesky factor of it with its noise.
+
+    `priors`: the log density of each, before there is any `y`.
 
     The signal variance yᵀK⁻¹y / n, which maximises the likelihood, is put in.
     """
@@ -63,7 +70,7 @@ def _most_likely(kernels: Sequence[np.ndarray], y: np.ndarray) -> tuple[int, np.
                 continue
             fit = float(y @ cho_solve((lower, True), y)) / len(y)
             likelihood = -0.5 * len(y) * np.log(max(fit, 1e-12)) - np.log(np.diag(lower)).sum()
-            if likelihood > best:
-                best, found = likelihood, (setting, lower)
+            if (credible := likelihood + priors[setting]) > best:
+                best, found = credible, (setting, lower)
     assert found is not None, "a kernel with a noise of 1 is positive definite"
     return found

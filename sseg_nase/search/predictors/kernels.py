@@ -12,6 +12,8 @@ from sseg_nase.spaces.graph import Graph
 from sseg_nase.spaces.space import Space
 
 LENGTHS = (0.5, 1.0, 2.0, 4.0, 8.0)  # of the Hamming kernel, in choices
+# Before any result a function is rather smooth: ℓ is log-normal around so many times the choices.
+USUAL_LENGTH, SPREAD_OF_LENGTHS = 4 / 3, 0.7
 DEPTHS = (0, 1, 2, 3)  # relabellings of the Weisfeiler–Lehman kernel
 
 
@@ -24,6 +26,20 @@ def hamming(space: Space, one: Sequence[Point], other: Sequence[Point]) -> list[
     a, b = (np.array([space.one_hot(p) for p in points]) * scale for points in (one, other))
     distance = np.abs(a[:, None, :] - b[None, :, :]).sum(-1)
     return [np.exp(-distance / length) for length in LENGTHS]
+
+
+def length_priors(space: Space) -> np.ndarray:
+    """Return the log density of every ℓ in `LENGTHS`, up to a constant.
+
+    Few results fit any ℓ, and the likelihood alone then takes one so short that all is noise.
+    """
+    usual = USUAL_LENGTH * len(space.choices)
+    return -0.5 * (np.log(np.array(LENGTHS) / usual) / SPREAD_OF_LENGTHS) ** 2
+
+
+def no_priors(space: Space) -> np.ndarray:
+    """Return 0 for every number in `DEPTHS`: the likelihood alone decides."""
+    return np.zeros(len(DEPTHS))
 
 
 def weisfeiler_lehman(
@@ -70,3 +86,4 @@ def _normal(rows: np.ndarray) -> np.ndarray:
 
 
 KERNELS = {"hamming": hamming, "wl": weisfeiler_lehman}
+PRIORS = {"hamming": length_priors, "wl": no_priors}

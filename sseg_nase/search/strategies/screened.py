@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from sseg_nase.errors import UserError
 from sseg_nase.search.log import Candidate, Log
 from sseg_nase.search.loop import Strategy
+from sseg_nase.search.predictors.base import Predictor, normal_scores
 from sseg_nase.search.strategies.settings import at_least
 from sseg_nase.spaces.choice import Value
 from sseg_nase.spaces.space import Space
@@ -33,14 +36,51 @@ class Screened:
     def __call__(self, space: Space, log: Log, count: int, seed: int) -> list[Candidate]:
         """Return the next candidates."""
         asked = self.strategy(space, log, count * self.factor, seed)
-        if any(candidate.fidelity for candidate in asked):
-            raise UserError("A screen leaves candidates out: use a strategy without fidelities.")
-        kept = sorted(asked, key=lambda each: -self._scored(each))[:count]
-        kept.sort(key=lambda each: each.number)
-        first = len(log.candidates)
-        return [replace(each, number=first + at) for at, each in enumerate(kept)]
+        return _first([self._scored(each) for each in asked], asked, count, log)
 
     def _scored(self, candidate: Candidate) -> float:
         if candidate.key not in self._known:
             self._known[candidate.key] = self.score(dict(candidate.point))
         return self._known[candidate.key]
+
+
+@dataclass(frozen=True)
+class ScreenedByPredictor:
+    """The same with what a `predictor` says that has learnt the usable results in the log.
+
+    Below `starts` of them there is nothing to learn from: the strategy is asked for no more than
+    are wanted. Refuses fidelities as `Screened` does.
+    """
+
+    strategy: Strategy
+    predictor: Predictor
+    factor: int = 10
+    starts: int = 10
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "factor")
+        at_least(2, self, "starts")
+
+    def __call__(self, space: Space, log: Log, count: int, seed: int) -> list[Candidate]:
+        """Return the next candidates."""
+        usable = log.usable()
+        known = len(usable) >= self.starts
+        asked = self.strategy(space, log, count * self.factor if known else count, seed)
+        if not known or not asked:
+            return _first([0.0] * len(asked), asked, count, log)
+        values = normal_scores([log.value(result) for result in usable])
+        points = [result.candidate.point for result in usable]
+        predict = self.predictor.fit(space, points, values, seed=seed)
+        mean, _ = predict([candidate.point for candidate in asked])
+        return _first(mean, asked, count, log)
+
+
+def _first(
+    scores: Sequence[float] | np.ndarray, asked: Sequence[Candidate], count: int, log: Log
+) -> list[Candidate]:
+    """Return the `count` candidates with the highest scores, in the order they were asked for."""
+    if any(candidate.fidelity for candidate in asked):
+        raise UserError("A screen leaves candidates out: use a strategy without fidelities.")
+    kept = sorted(range(len(asked)), key=lambda at: -scores[at])[:count]
+    first = len(log.candidates)
+    return [replace(asked[at], number=first + n) for n, at in enumerate(sorted(kept))]
