@@ -262,13 +262,13 @@ class Jobs:
             if not job.finished and job.state().get("status") != FAILED:
                 perform(self._path, number, "joblib")
             if sweep.stopped is None or job.finished:
-                self._results.put(self._scored(candidate, job, sweep.plan["jobs"][number]))
+                self._results.put(self._scored(candidate, sweep, number))
         except Exception as error:
             self._results.put(Scored(candidate, error=f"{type(error).__name__}: {error}"))
 
-    def _scored(self, candidate: Candidate, job: JobFolder, plan: Mapping[str, Any]) -> Scored:
+    def _scored(self, candidate: Candidate, sweep: SweepFolder, number: int) -> Scored:
         """What came out, with the latency that a table tells, where the search has one."""
-        found = scored(candidate, job, plan)
+        found = scored(candidate, sweep.jobs[number], sweep.plan["jobs"][number])
         if not isinstance(self._space, Timed) or found.error is not None:
             return found
         told = {LATENCY: self._space.latency_of(candidate.point)}

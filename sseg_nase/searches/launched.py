@@ -60,7 +60,7 @@ class Launched(Jobs):
         while self._results.empty():
             self._hand_over()
             if (ended := self._ended()) is not None:
-                return self._scored(self._at_work.pop(ended), SweepFolder(self._path).jobs[ended])
+                return self._scored(self._at_work.pop(ended), SweepFolder(self._path), ended)
             time.sleep(SECONDS_BETWEEN_LOOKS.get(self._launcher.name, 0.5))
         return self._results.get()
 
