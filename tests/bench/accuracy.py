@@ -25,6 +25,8 @@ from tests.bench.views import one_by_one
 
 SCHEDULE = (
     "experiment=cifar_fs_32",
+    "backbone=evolvable",
+    "scheduler=cosine",
     "evolution=none",
     "sparsity=none",
     "pretrain.epochs=10",
