@@ -17,7 +17,13 @@ from sseg_nase.search import Function, Log, Scored, search
 from sseg_nase.search.loop import Evaluator
 from sseg_nase.searches.analysis import fullest
 from sseg_nase.searches.choices import described
-from sseg_nase.searches.evaluators import inherited, predicted, proxy
+from sseg_nase.searches.evaluators import (
+    check_proxies,
+    inherited,
+    of_networks,
+    predicted,
+    proxy,
+)
 from sseg_nase.searches.folder import CANDIDATES, SearchFolder
 from sseg_nase.searches.jobs import Jobs, check_space
 from sseg_nase.searches.own import called, imported
@@ -46,6 +52,10 @@ def check_search(
         )
     if config.evaluator.name == "run":
         check_space(config, parts.space)
+    if config.evaluator.name in ("proxy", "inherited"):
+        of_networks(config, parts.space, f"evaluator={config.evaluator.name}")
+    if config.evaluator.name == "proxy":
+        check_proxies(config)
     return parts
 
 
