@@ -64,6 +64,14 @@ def of_networks(config: Config, space: Space, key: str) -> NetworkSpace:
     return space
 
 
+def check_proxies(config: Config) -> None:
+    """Raise `UserError` for a zero-cost score that there is not."""
+    from sseg_nase.search.proxies import named_score
+
+    for name in config.evaluator.proxies or ():
+        named_score(name)
+
+
 def batch_of(config: Config, size: int) -> tuple[Tensor, Tensor]:
     """Return `size` images `[B, C, S, S]` in [-1, 1] of train, with labels `[B]` from 0 upwards.
 

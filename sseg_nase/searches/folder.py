@@ -114,7 +114,12 @@ class SearchFolder:
         values = read_yaml(self.path / "config.yaml")
         if values is None:
             return None
-        kept = {k: v for k, v in decisive(flatten(values)).items() if not k.startswith(OWN_MEANS)}
+        # What an older version had no key for is null in a newer one.
+        kept = {
+            key: value
+            for key, value in decisive(flatten(values)).items()
+            if value is not None and not key.startswith(OWN_MEANS)
+        }
         return {**kept, "choices": self.plan.get("choices")}
 
     def log(self) -> Log:

@@ -19,7 +19,13 @@ from sseg_nase.search.loop import Evaluator
 from sseg_nase.searches.analysis import fullest
 from sseg_nase.searches.answer import find_answer
 from sseg_nase.searches.choices import described
-from sseg_nase.searches.evaluators import inherited, predicted, proxy
+from sseg_nase.searches.evaluators import (
+    check_proxies,
+    inherited,
+    of_networks,
+    predicted,
+    proxy,
+)
 from sseg_nase.searches.folder import CANDIDATES, SearchFolder
 from sseg_nase.searches.jobs import check_goals, check_space
 from sseg_nase.searches.launched import Launcher, jobs_for
@@ -52,6 +58,10 @@ def check_search(
         check_space(config, parts.space)
     if config.evaluator.name == "run":
         check_goals(config, parts.objectives, why_no_energy(config.hardware.accelerator))
+    if config.evaluator.name in ("proxy", "inherited"):
+        of_networks(config, parts.space, f"evaluator={config.evaluator.name}")
+    if config.evaluator.name == "proxy":
+        check_proxies(config)
     return parts
 
 
