@@ -29,12 +29,13 @@ from sseg_nase.searches.parts import parts_of
 from sseg_nase.searches.task import check_search
 from sseg_nase.spaces import SPACES, NetworkSpace, named_space
 
-COSTS = ("params", "macs", "memory")
+COSTS = ("macs", "params", "memory")
 STRATEGIES = (
     RandomSearch(), Grid(), LocalSearch(3, 1), Evolution(4, 2), Genetic(4, 1, 2), NSGA2(4),
     Reinforce(), GP(starts=4, pool=6),
 )  # fmt: skip
 ASKED = 6
+QUICK = ("chain", "nb201")  # the others are among the slow tests
 SETTINGS: dict[str, dict[str, Any]] = {  # smaller ones than usual, which are counted sooner
     "darts": {"cells": 1, "steps": 2},
     "enas_micro": {"cells": 1, "steps": 2},
@@ -70,14 +71,16 @@ def smallest(space: NetworkSpace, name: str) -> int:
 @pytest.mark.parametrize("name", [*SPACES])
 def test_an_impossible_cap_names_the_smallest_network(name: str) -> None:
     space, rng = made(name), Random(1)
-    drawn = [space.costs(space.sample(rng)) for _ in range(30)]
-    for cost in costs_of(space):
+    drawn = [space.costs(space.sample(rng)) for _ in range(20)]
+    for cost in costs_of(space)[:2]:
         least = smallest(space, cost)
         assert least <= min(costs[cost] for costs in drawn)
         assert space.under({cost: least}).caps == {cost: least}  # it is there
 
 
-@pytest.mark.parametrize("name", [*SPACES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SPACES]
+)
 def test_no_strategy_asks_for_what_is_above_a_cap(name: str) -> None:
     """With a cap that one network in five of those drawn at random meets."""
     space, rng = made(name), Random(2)
