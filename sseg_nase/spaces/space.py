@@ -101,7 +101,7 @@ class Space:
         for name, cost in self.costs(found).items():
             if cost > self.caps.get(name, cost):
                 raise UserError(
-                    f"The point has {name} = {cost:,.0f}; at most {self.caps[name]:,.0f}."
+                    f"The point has {name} = {_amount(cost)}; at most {_amount(self.caps[name])}."
                 )
         return found
 
@@ -126,7 +126,7 @@ class Space:
                 raise UserError(f"Space {self.name} counts {known}; it cannot cap {name}.{near}")
         capped = replace(self, caps=dict(caps))
         if caps and capped._smallest() is None:
-            wanted = " and ".join(f"{name} ≤ {cap:,.0f}" for name, cap in caps.items())
+            wanted = " and ".join(f"{name} ≤ {_amount(cap)}" for name, cap in caps.items())
             least = "; ".join(self._least(name) for name in caps)
             raise UserError(f"Nothing in space {self.name} has {wanted}: {least}. Raise the caps.")
         return capped
@@ -253,7 +253,8 @@ class Space:
             point = min(free.points(), key=lambda p: self.costs(p)[name])
         else:
             point = free._descend(lambda p: self.costs(p)[name])
-        return f"the smallest has {name} = {self.costs(point)[name]:,.0f} ({self.to_json(point)})"
+        least = _amount(self.costs(point)[name])
+        return f"the smallest has {name} = {least} ({self.to_json(point)})"
 
     def _descend(self, excess: Callable[[Point], float]) -> dict[str, Value]:
         """Return where going down from some points ends, one choice at a time.
@@ -283,3 +284,8 @@ class Space:
                 break
             above, point = now, lower
         return above, point
+
+
+def _amount(value: float) -> str:
+    """Return a cost for people: counts whole, milliseconds with four digits."""
+    return f"{value:,.0f}" if value == round(value) or abs(value) >= 10_000 else f"{value:.4g}"
