@@ -28,6 +28,7 @@ from sseg_nase.search.strategies import (
 from sseg_nase.searches.parts import parts_of
 from sseg_nase.searches.task import check_search
 from sseg_nase.spaces import SPACES, NetworkSpace, named_space
+from sseg_nase.spaces.space import WALKABLE
 
 COSTS = ("macs", "params", "memory")
 STRATEGIES = (
@@ -35,7 +36,6 @@ STRATEGIES = (
     Reinforce(), GP(starts=4, pool=6),
 )  # fmt: skip
 ASKED = 6
-QUICK = ("chain", "nb201")  # the others are among the slow tests
 SETTINGS: dict[str, dict[str, Any]] = {  # smaller ones than usual, which are counted sooner
     "darts": {"cells": 1, "steps": 2},
     "enas_micro": {"cells": 1, "steps": 2},
@@ -78,9 +78,7 @@ def test_an_impossible_cap_names_the_smallest_network(name: str) -> None:
         assert space.under({cost: least}).caps == {cost: least}  # it is there
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in SPACES]
-)
+@pytest.mark.parametrize("name", [*SPACES])
 def test_no_strategy_asks_for_what_is_above_a_cap(name: str) -> None:
     """With a cap that one network in five of those drawn at random meets."""
     space, rng = made(name), Random(2)
@@ -93,7 +91,8 @@ def test_no_strategy_asks_for_what_is_above_a_cap(name: str) -> None:
         assert cost <= cap  # it comes before anything would be built
         return {"accuracy": cost}  # large networks win: all strategies go for the cap
 
-    for strategy in STRATEGIES:
+    walkable = space.size is not None and space.size <= WALKABLE
+    for strategy in (s for s in STRATEGIES if walkable or not isinstance(s, Grid)):
         log = Log(Objectives({"accuracy": "max"}))
         search(capped, strategy, Function(measure), log, Budget(candidates=ASKED))
         assert len(log.told) == ASKED
@@ -105,7 +104,15 @@ def config() -> Config:
     return load(["task=search", "space=nb201", "tracking=jsonl"])
 
 
-@pytest.mark.parametrize("name", ["overrides", *SPACES])
+@pytest.mark.parametrize(
+    "name",
+    ["overrides", "pnas", "tiny", "mobile", "chain"]
+    + [
+        pytest.param(name, marks=pytest.mark.slow)  # at their usual size
+        for name in SPACES
+        if name not in ("pnas", "tiny", "mobile", "chain")
+    ],
+)
 def test_a_search_with_an_impossible_cap_is_refused_before_it_begins(
     name: str, tmp_path: Path
 ) -> None:
