@@ -289,8 +289,8 @@ def tabular(config: Config, space: Space) -> Tabular:
         raise UserError(
             "evaluator.scores={}: which columns? Such as evaluator.scores='{accuracy: COLUMN}'."
         )
-    decode = space.encoding(asked.form).decode
-    table = Table(Path(asked.table), space, asked.id_column, decode)
+    free = dataclasses.replace(space, caps={})  # a table has rows above the caps, too
+    table = Table(Path(asked.table), free, asked.id_column, free.encoding(asked.form).decode)
     return Tabular(
         table,
         asked.scores,

@@ -108,6 +108,10 @@ class Families(NetworkSpace):
         start = f"{point['type']}."
         return {n.removeprefix(start): v for n, v in point.items() if n.startswith(start)}
 
+    def kind(self, point: Point) -> str:
+        """Return the network type."""
+        return str(point["type"])
+
     def active(self, point: Point) -> list[str]:
         """Return the type and the choices of its layers that there are."""
         own, start = self.own(point), f"{point['type']}."

@@ -55,6 +55,10 @@ class Space:
         """Return what can be counted before anything is built, such as params and macs."""
         return {}
 
+    def kind(self, point: Point) -> Value:
+        """Return which kind of point it is, where kinds have choices of their own."""
+        return ""
+
     def graph(self, point: Point) -> Graph:
         """Return the network of a point as a graph. Raises `UserError` where there is none."""
         raise UserError(f"Space {self.name} has no graphs. Use a kernel or encoding without them.")
@@ -97,7 +101,7 @@ class Space:
         for name, cost in self.costs(found).items():
             if cost > self.caps.get(name, cost):
                 raise UserError(
-                    f"The point has {name} = {cost:,.0f}; at most {self.caps[name]:,.0f}."
+                    f"The point has {name} = {_amount(cost)}; at most {_amount(self.caps[name])}."
                 )
         return found
 
@@ -122,7 +126,7 @@ class Space:
                 raise UserError(f"Space {self.name} counts {known}; it cannot cap {name}.{near}")
         capped = replace(self, caps=dict(caps))
         if caps and capped._smallest() is None:
-            wanted = " and ".join(f"{name} ≤ {cap:,.0f}" for name, cap in caps.items())
+            wanted = " and ".join(f"{name} ≤ {_amount(cap)}" for name, cap in caps.items())
             least = "; ".join(self._least(name) for name in caps)
             raise UserError(f"Nothing in space {self.name} has {wanted}: {least}. Raise the caps.")
         return capped
@@ -249,15 +253,39 @@ class Space:
             point = min(free.points(), key=lambda p: self.costs(p)[name])
         else:
             point = free._descend(lambda p: self.costs(p)[name])
-        return f"the smallest has {name} = {self.costs(point)[name]:,.0f} ({self.to_json(point)})"
+        least = _amount(self.costs(point)[name])
+        return f"the smallest has {name} = {least} ({self.to_json(point)})"
 
     def _descend(self, excess: Callable[[Point], float]) -> dict[str, Value]:
-        """Return where going down from the best of some points ends, one choice at a time."""
+        """Return where going down from some points ends, one choice at a time.
+
+        From the best at random of each kind: from one kind nothing may lead down to another.
+        """
         free, rng = replace(self, caps={}), Random(0)
-        point = min((self._any(rng) for _ in range(TRIES)), key=excess)
-        while True:
+        starts: dict[Value, tuple[float, dict[str, Value]]] = {}
+        for point in (self._any(rng) for _ in range(TRIES)):
+            kind, found = self.kind(point), (excess(point), point)
+            if kind not in starts or found[0] < starts[kind][0]:
+                starts[kind] = found
+        ends = []
+        for above, start in sorted(starts.values(), key=lambda each: each[0]):
+            ends.append(free._down(excess, above, start))
+            if ends[-1][0] <= 0:
+                break
+        return min(ends, key=lambda each: each[0])[1]
+
+    def _down(
+        self, excess: Callable[[Point], float], above: float, point: dict[str, Value]
+    ) -> tuple[float, dict[str, Value]]:
+        while above > 0:
             far = ({**point, c.name: value} for c in self.choices for value in c.few(9))
-            lower = min([*free.neighbours(point), *far], key=excess)
-            if excess(lower) >= excess(point):
-                return point
-            point = lower
+            lower = min([*self.neighbours(point), *far], key=excess)
+            if (now := excess(lower)) >= above:
+                break
+            above, point = now, lower
+        return above, point
+
+
+def _amount(value: float) -> str:
+    """Return a cost for people: counts whole, milliseconds with four digits."""
+    return f"{value:,.0f}" if value == round(value) or abs(value) >= 10_000 else f"{value:.4g}"

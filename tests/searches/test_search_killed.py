@@ -149,6 +149,8 @@ def suggested(path: Path, count: int) -> list[dict]:
     found = parts.strategy(parts.space, log, count, config.seed)
     assert len(found) == count
     return [dict(one.point) for one in found]
+
+
 @pytest.mark.slow
 def test_epochs_of_a_promoted_candidate_are_those_that_it_has_not_seen(tmp_path: Path) -> None:
     given = ["debug=tiny", "evaluation.episodes=20", "search.budget.candidates=3", *QUIET]

@@ -185,6 +185,12 @@ def test_a_table_is_searched_and_test_columns_are_refused(tmp_path: Path) -> Non
     assert len(log.told) == 60
     assert log.best() is not None
     assert log.spent.seconds > 0
+    capped = ["search.caps={params: 400000, latency_ms: 30.5}", f"search.latency={table}"]
+    path = searched(*given, *capped, "evaluator.scores.accuracy=val", "search.budget.candidates=9",
+                    "search.latency_column=val")  # fmt: skip
+    for one in log_of(path).told:
+        assert one.scores["accuracy"] <= 30.5  # here the column stands for the latency, too
+        assert NB201().costs(one.candidate.point)["params"] <= 400_000
     with pytest.raises(UserError, match="test accuracy: a search must not see it"):
         searched(*given, "evaluator.scores.accuracy=test_accuracy")
 
