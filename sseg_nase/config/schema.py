@@ -226,6 +226,8 @@ class SSLConfig:
     teacher_temperature: Annotated[Optional[list[float]], option(above=0)]
     teacher_warmup_epochs: Annotated[Optional[int], option(least=0)]
     centre_momentum: Annotated[Optional[float], option(least=0, most=1)]
+    freeze_last_layer_epochs: Annotated[Optional[int], option(least=0)]
+    global_scale: Annotated[Optional[list[float]], option(above=0, most=1)]
     local_views: Annotated[Optional[int], option(least=0)]
     local_scale: Annotated[Optional[list[float]], option(above=0, most=1)]
     local_size: Annotated[Optional[float], option(above=0, most=1)]
@@ -411,6 +413,7 @@ class OptimizerConfig:
     betas: Annotated[Optional[list[float]], option(least=0, most=0.99999)]
     momentum: Annotated[Optional[float], option(least=0, most=0.999)]  # at 1 no step is forgotten
     nesterov: Optional[bool]
+    clip_norm: Annotated[Optional[float], option(above=0)]
 
 
 @dataclass(frozen=True)

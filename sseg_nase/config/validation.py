@@ -99,6 +99,8 @@ SSL_OPTIONS: Mapping[str, set[str]] = {
         "teacher_temperature",
         "teacher_warmup_epochs",
         "centre_momentum",
+        "freeze_last_layer_epochs",
+        "global_scale",
         "local_views",
         "local_scale",
         "local_size",
@@ -759,10 +761,10 @@ def _ssl(config: Config) -> Iterator[str]:
             f"ssl.teacher_temperature={ssl.teacher_temperature}: two numbers are needed, "
             "[first, last]."
         )
-    if ssl.local_scale is not None and (
-        len(ssl.local_scale) != 2 or ssl.local_scale[0] > ssl.local_scale[1]
-    ):
-        yield f"ssl.local_scale={ssl.local_scale}: two numbers are needed, [low, high]."
+    for key in ("global_scale", "local_scale"):
+        scale = getattr(ssl, key)
+        if scale is not None and (len(scale) != 2 or scale[0] > scale[1]):
+            yield f"ssl.{key}={scale}: two numbers are needed, [low, high]."
     fixed = backbone.embedding == "flatten" or backbone.name == "vit_small"
     if ssl.local_views and ssl.local_size != 1 and fixed:
         other = " or backbone.embedding=average" if backbone.embedding == "flatten" else ""
