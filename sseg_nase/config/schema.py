@@ -269,6 +269,8 @@ class FinetuneConfig:
     validation_episodes: Annotated[int, option(least=2)]
     metric: Annotated[Optional[str], option(choices=("cosine", "euclidean"))]
     scale: Annotated[Optional[float], option(above=0)]
+    label_smoothing: Annotated[Optional[float], option(least=0, most=0.9)]
+    mixup: Annotated[Optional[float], option(least=0)]
     inner_lr: Annotated[Optional[float], option(above=0)]
     inner_steps: Annotated[Optional[int], option(least=1)]
     first_order: Optional[bool]
