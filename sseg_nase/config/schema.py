@@ -392,6 +392,7 @@ class EvaluationConfig:
     metric: Annotated[str, option(choices=("cosine", "euclidean"))]
     normalize: Annotated[str, option(choices=("cl2n", "l2n", "none"))]
     support_augmentations: Annotated[int, option(least=0)]
+    test_views: Annotated[int, option(least=1, most=12)]
     top_k: Annotated[list[int], option(least=2)]
     matching: MatchingConfig
     ridge: RidgeConfig

@@ -805,6 +805,16 @@ def _evaluation(config: Config) -> Iterator[str]:
             )
     if len(set(evaluation.top_k)) != len(evaluation.top_k):
         yield f"evaluation.top_k={list(evaluation.top_k)}: none twice."
+    if evaluation.test_views > 1:
+        views = f"evaluation.test_views={evaluation.test_views}"
+        if evaluation.method == "maml":
+            yield f"{views}: it averages embeddings, and evaluation.method=maml adapts to the images."
+        if evaluation.support_augmentations:
+            yield (
+                f"{views}: not together with evaluation.support_augmentations="
+                f"{evaluation.support_augmentations}, which has other views of the support alone; "
+                "leave one of them out."
+            )
     if evaluation.method == "sinkhorn" and evaluation.queries == 1:
         yield (
             "evaluation.queries=1: evaluation.method=sinkhorn judges the queries of a class "
