@@ -808,7 +808,10 @@ def _evaluation(config: Config) -> Iterator[str]:
     if evaluation.test_views > 1:
         views = f"evaluation.test_views={evaluation.test_views}"
         if evaluation.method == "maml":
-            yield f"{views}: it averages embeddings, and evaluation.method=maml adapts to the images."
+            yield (
+                f"{views}: it averages embeddings, and evaluation.method=maml adapts to the "
+                "images; leave it out."
+            )
         if evaluation.support_augmentations:
             yield (
                 f"{views}: not together with evaluation.support_augmentations="

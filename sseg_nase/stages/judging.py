@@ -31,8 +31,8 @@ from sseg_nase.fewshot.evaluation import (
     evaluate_episodes,
     normalized,
 )
-from sseg_nase.fewshot.statistics import mean_ci95, paired_difference
 from sseg_nase.fewshot.fixed_views import view
+from sseg_nase.fewshot.statistics import mean_ci95, paired_difference
 from sseg_nase.finetune.judging import method_of
 from sseg_nase.finetune.learner import EpisodeLearner, around, fits
 from sseg_nase.hardware.complexity import count_macs, count_params
