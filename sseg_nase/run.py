@@ -543,6 +543,10 @@ def _judge(
     with this.stage("evaluate"):
         judged = {LAST: stages.evaluate(tasks, reached, this.device)}
         fewshot = judged[LAST].results
+        if (views := this.config.evaluation.test_views) > 1:
+            averaged = stages.evaluate(tasks, reached, this.device, views)
+            about = {"views": views, "macs": views * backbone.architecture.macs()}
+            results = {**results, "fewshot_views": averaged.results, "test_views": about}
         why = None if best is None else checkpoint.unreadable(best)
         if why is not None:
             text = f"{best} {why}: the best network is not judged"

@@ -109,9 +109,16 @@ def tuner_of(config: Config, folder: Path, **options: Any) -> stages.Reached:
     return stages.fine_tune(config, before, Sink(), folder, **options)
 
 
-@pytest.mark.parametrize(("method", "ema"), [("prototypical", 0), ("relation", 0.9), ("linear", 0)])
-def test_going_on_is_bit_for_bit_the_same(method: str, ema: float, tmp_path: Path) -> None:
-    config = composed(method, *ALONE, f"finetune.ema_decay={ema}")
+@pytest.mark.parametrize(
+    ("method", "further"),
+    [
+        ("prototypical", []),
+        ("relation", ["finetune.ema_decay=0.9"]),
+        ("linear", ["finetune.mixup=0.4", "finetune.label_smoothing=0.1"]),
+    ],
+)
+def test_going_on_is_bit_for_bit_the_same(method: str, further: list[str], tmp_path: Path) -> None:
+    config = composed(method, *ALONE, *further)
     whole = tuner_of(config, tmp_path / "whole")
     asked = 0
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from sseg_nase.config.compose import load, overrides_of, spelled_out
+from sseg_nase.config.compose import Compositions, load, overrides_of, spelled_out
 from sseg_nase.config.multirun import expand
 from sseg_nase.config.sequence import stages_of
 from sseg_nase.errors import UserError
 from sseg_nase.finetune.loop import FineTuner
+from sseg_nase.reporting.figures.trajectory import states
 from sseg_nase.reporting.provenance import provenance
 from sseg_nase.reporting.record import read_run
 from sseg_nase.run import run
@@ -28,8 +29,14 @@ TINY = [
     "debug=tiny",
     "hardware=cpu",
     "hardware.precision=32-true",
+    "hardware.batch_size=64",
     "tracking=jsonl",
-    *ALONE,
+    "ssl=none",
+    "sparsity=none",
+    "evolution=balanced",
+    "evolution.expand_at=[0.5]",
+    "backbone.channels=[8,16]",
+    "finetune.linear.evolve=true",
     "finetune.validation_episodes=10",
     "finetune.episodes_per_epoch=4",
     "finetune.tasks_per_step=2",
@@ -40,6 +47,9 @@ TINY = [
     "finetune.prototypical.epochs=1",
     "finetune.linear.ema_decay=0.5",
 ]
+
+
+COMPOSED: Compositions = {}  # composing takes most of the time of a refusal
 
 
 def results_of(directory: Path) -> dict[str, Any]:
@@ -110,18 +120,19 @@ def test_a_sweep_takes_sequences_among_its_values() -> None:
 )
 def test_what_is_no_sequence_is_refused(overrides: list[str], said: str) -> None:
     with pytest.raises(UserError) as error:
-        load([*ALONE, *overrides])
+        load([*ALONE, *overrides], known=COMPOSED)
     assert said in str(error.value)
 
 
-def test_a_run_in_stages_goes_on_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_in_stages_that_grows_in_the_first() -> None:
     whole = run(load(TINY))
     results = results_of(whole)
     assert [one["method"] for one in results["finetuning"]] == ["linear", "prototypical"]
     assert [one["epochs"] for one in results["finetuning"]] == [2, 1]
     assert {"finetune_linear", "finetune_prototypical"} <= set(results["seconds"])
     spent = results["training_macs"]
-    assert spent["total"] == spent["finetune_linear"] + spent["finetune_prototypical"]
+    assert spent["total"] == sum(n for part, n in spent.items() if part != "total")
+    assert {"finetune_linear", "finetune_prototypical", "checks"} < set(spent)
     assert spent["finetune_prototypical"] == results["finetuning"][1]["macs"] > 0
     seen = results["images_seen"]["real_labeled"]
     assert seen == sum(one["images_seen"] for one in results["finetuning"])
@@ -135,18 +146,27 @@ def test_a_run_in_stages_goes_on_bit_for_bit(monkeypatch: pytest.MonkeyPatch) ->
     kept = checkpoint.load(whole / "checkpoints" / "finetune_linear.pt")
     assert kept["step"] == results["finetuning"][0]["steps"]
 
+    # What it became is told, drawn and replayed.
+    assert results["mutations"] == 1
+    assert [(state.end, len(state.channels)) for state in states(record)] == [(1, 2), (3, 4)]
+    replayed = run(load(["task=replay", f"run={whole}", "tracking=jsonl"]))
+    grown = json.loads((replayed / "architecture.json").read_text())
+    assert grown == json.loads((whole / "architecture.json").read_text())
+
+
+@pytest.mark.slow
+def test_every_stage_goes_on_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(load(TINY))
+    _same(_stopped(monkeypatch, 0, 3), whole)
+    _same(_stopped(monkeypatch, 0, 17), whole)  # when it has grown
     _same(_stopped(monkeypatch, 1, 1), whole)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop_at", [3, None])
-def test_a_stage_goes_on_bit_for_bit_and_so_does_a_run_killed_between_two(
-    stop_at: int | None, monkeypatch: pytest.MonkeyPatch
+def test_a_run_that_is_killed_between_two_stages_goes_on_bit_for_bit(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     whole = run(load(TINY))
-    if stop_at is not None:
-        _same(_stopped(monkeypatch, 0, stop_at), whole)
-        return
     fit = FineTuner.fit
 
     def killed(self: FineTuner) -> None:
@@ -200,6 +220,7 @@ def test_a_stage_is_named_where_it_goes_wrong(monkeypatch: pytest.MonkeyPatch) -
     assert "finetune.linear.lr_head=0.5 (try 0.001)" in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_run_is_not_resumed_in_a_stage_that_it_does_not_have(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -228,6 +228,8 @@ class SSLConfig:
     teacher_temperature: Annotated[Optional[list[float]], option(above=0)]
     teacher_warmup_epochs: Annotated[Optional[int], option(least=0)]
     centre_momentum: Annotated[Optional[float], option(least=0, most=1)]
+    freeze_last_layer_epochs: Annotated[Optional[int], option(least=0)]
+    global_scale: Annotated[Optional[list[float]], option(above=0, most=1)]
     local_views: Annotated[Optional[int], option(least=0)]
     local_scale: Annotated[Optional[list[float]], option(above=0, most=1)]
     local_size: Annotated[Optional[float], option(above=0, most=1)]
@@ -269,6 +271,8 @@ class FinetuneConfig:
     validation_episodes: Annotated[int, option(least=2)]
     metric: Annotated[Optional[str], option(choices=("cosine", "euclidean"))]
     scale: Annotated[Optional[float], option(above=0)]
+    label_smoothing: Annotated[Optional[float], option(least=0, most=0.9)]
+    mixup: Annotated[Optional[float], option(least=0)]
     inner_lr: Annotated[Optional[float], option(above=0)]
     inner_steps: Annotated[Optional[int], option(least=1)]
     first_order: Optional[bool]
@@ -391,6 +395,7 @@ class EvaluationConfig:
     metric: Annotated[str, option(choices=("cosine", "euclidean"))]
     normalize: Annotated[str, option(choices=("cl2n", "l2n", "none"))]
     support_augmentations: Annotated[int, option(least=0)]
+    test_views: Annotated[int, option(least=1, most=12)]
     top_k: Annotated[list[int], option(least=2)]
     matching: MatchingConfig
     ridge: RidgeConfig
@@ -414,6 +419,7 @@ class OptimizerConfig:
     betas: Annotated[Optional[list[float]], option(least=0, most=0.99999)]
     momentum: Annotated[Optional[float], option(least=0, most=0.999)]  # at 1 no step is forgotten
     nesterov: Optional[bool]
+    clip_norm: Annotated[Optional[float], option(above=0)]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ FINETUNE_OPTIONS: Mapping[str, set[str]] = {
     "relation": EPISODES,
     "r2d2": {*EPISODES, "scale"},
     "maml": {*EPISODES, "inner_lr", "inner_steps", "first_order"},
-    "linear": set(),
+    "linear": {"label_smoothing", "mixup"},
 }
 OF_THE_RUN: Tree = {"sequence": [], "own": {}, "start": None}  # said once, for all stages
 WRITTEN = "'finetune=[linear,prototypical]'"

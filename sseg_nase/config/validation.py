@@ -99,6 +99,8 @@ SSL_OPTIONS: Mapping[str, set[str]] = {
         "teacher_temperature",
         "teacher_warmup_epochs",
         "centre_momentum",
+        "freeze_last_layer_epochs",
+        "global_scale",
         "local_views",
         "local_scale",
         "local_size",
@@ -811,10 +813,10 @@ def _ssl(config: Config) -> Iterator[str]:
             f"ssl.teacher_temperature={ssl.teacher_temperature}: two numbers are needed, "
             "[first, last]."
         )
-    if ssl.local_scale is not None and (
-        len(ssl.local_scale) != 2 or ssl.local_scale[0] > ssl.local_scale[1]
-    ):
-        yield f"ssl.local_scale={ssl.local_scale}: two numbers are needed, [low, high]."
+    for key in ("global_scale", "local_scale"):
+        scale = getattr(ssl, key)
+        if scale is not None and (len(scale) != 2 or scale[0] > scale[1]):
+            yield f"ssl.{key}={scale}: two numbers are needed, [low, high]."
     fixed = backbone.embedding == "flatten" or backbone.name == "vit_small"
     if ssl.local_views and ssl.local_size != 1 and fixed:
         other = " or backbone.embedding=average" if backbone.embedding == "flatten" else ""
@@ -855,6 +857,19 @@ def _evaluation(config: Config) -> Iterator[str]:
             )
     if len(set(evaluation.top_k)) != len(evaluation.top_k):
         yield f"evaluation.top_k={list(evaluation.top_k)}: none twice."
+    if evaluation.test_views > 1:
+        views = f"evaluation.test_views={evaluation.test_views}"
+        if evaluation.method == "maml":
+            yield (
+                f"{views}: it averages embeddings, and evaluation.method=maml adapts to the "
+                "images; leave it out."
+            )
+        if evaluation.support_augmentations:
+            yield (
+                f"{views}: not together with evaluation.support_augmentations="
+                f"{evaluation.support_augmentations}, which has other views of the support alone; "
+                "leave one of them out."
+            )
     if evaluation.method == "sinkhorn" and evaluation.queries == 1:
         yield (
             "evaluation.queries=1: evaluation.method=sinkhorn judges the queries of a class "

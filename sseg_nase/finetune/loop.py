@@ -66,7 +66,8 @@ class Step(NamedTuple):
     """What one optimizer step sees: the images at `indices`, and what they are.
 
     Of T episodes: `tasks` T, `ways`, `shots`, and first all support `[T, N, K]`, then all queries
-    `[T, N, Q]`. Of a plain batch: `truth` `[B]`.
+    `[T, N, Q]`. Of a plain batch: `truth` `[B]`; with mixup every image is `share` itself and the
+    rest of it image `partner` `[B]` of the batch.
     """
 
     indices: Tensor
@@ -74,6 +75,8 @@ class Step(NamedTuple):
     ways: int = 0
     shots: int = 0
     truth: Tensor | None = None
+    partner: Tensor | None = None
+    share: float = 1.0
 
     def parts(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of images `[n, ...]` as support `[T, N, K, ...]` and queries `[T, M, ...]`."""
@@ -440,9 +443,18 @@ class FineTuner:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.base.labels), generator=generator)
         labels = torch.tensor(np.asarray(self.base.labels))
-        for indices in order.split(min(size, len(order))):
+        for index, indices in enumerate(order.split(min(size, len(order)))):
             if len(indices) == min(size, len(order)):
-                yield Step(indices, truth=labels[indices])
+                yield Step(indices, truth=labels[indices], **self._mixed(seed, index, len(indices)))
+
+    def _mixed(self, seed: int, index: int, count: int) -> dict[str, Any]:
+        """Partners and share of a batch, by Zhang et al. 2018: one λ ~ Beta(α, α) for all of it."""
+        if not self.options.mixup:
+            return {}
+        seed = derive(seed, "mixup", index)
+        share = np.random.default_rng(seed).beta(self.options.mixup, self.options.mixup)
+        generator = torch.Generator().manual_seed(seed)
+        return {"partner": torch.randperm(count, generator=generator), "share": float(share)}
 
     def _views(self, step: Step, index: int) -> Tensor:
         seed = derive(self.config.seed, PURPOSE, "views", self.progress.epoch, index)
@@ -612,14 +624,26 @@ def episodic(tuner: FineTuner, step: Step, images: Tensor, learner: EpisodeLearn
 def classification(
     tuner: FineTuner, step: Step, images: Tensor, learner: EpisodeLearner
 ) -> Outcome:
-    """Cross-entropy of a plain classifier of all base classes."""
+    """Cross-entropy of a plain classifier of all base classes, smoothed and mixed as configured.
+
+    With mixup: λ · CE(z, y) + (1 − λ) · CE(z, y'), z of λ · x + (1 − λ) · x' (Zhang et al. 2018).
+    Right is what has the image's own class.
+    """
     assert step.truth is not None
+    partner = None if step.partner is None else sent(step.partner, images.device)
+    if partner is not None:
+        images = images.lerp(images[partner], 1 - step.share)
     with tuner.fabric.autocast():
         features = learner.backbone(images)
     logits = learner.head(features.float())
     truth = sent(step.truth, logits.device)
     right = (logits.argmax(dim=-1) == truth).float().mean()
-    return Outcome(F.cross_entropy(logits, truth), right)
+    smoothing = tuner.options.label_smoothing or 0.0
+    loss = F.cross_entropy(logits, truth, label_smoothing=smoothing)
+    if partner is not None:
+        others = F.cross_entropy(logits, truth[partner], label_smoothing=smoothing)
+        loss = step.share * loss + (1 - step.share) * others
+    return Outcome(loss, right)
 
 
 def meta_learned(tuner: FineTuner, step: Step, images: Tensor, learner: EpisodeLearner) -> Outcome:

@@ -1,8 +1,8 @@
 """Model-agnostic meta-learning (Finn et al. 2017): weights that a few gradient steps adapt.
 
-The inner steps go over all weights of backbone and head, but for what is frozen. BN uses the statistics of the batch, in
-training and in tests, as in the paper's code: the queries of an episode are seen together there, so
-results of MAML are transductive in this respect.
+The inner steps go over all weights of backbone and head, but for what is frozen. BN uses the
+statistics of the batch, in training and in tests, as in the paper's code: the queries of an episode
+are seen together there, so results of MAML are transductive in this respect.
 """
 
 from __future__ import annotations

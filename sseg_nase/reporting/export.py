@@ -18,6 +18,7 @@ NETWORKS: Mapping[str, str] = {
     "pretrained": "fewshot_pretrained",
     "best": "fewshot_best",
     "last": "fewshot",
+    "views": "fewshot_views",
 }
 RESULT_COLUMNS = (
     "key", "dataset", "split", "ways", "shots", "network", "accuracy", "ci95", "episodes",

@@ -20,13 +20,14 @@ from sseg_nase.files import read_json
 from sseg_nase.finite import finite
 from sseg_nase.reporting.aggregate import read_config
 
-NOTHING, SYNTHETIC, UNLABELED, LABELS, OUTSIDE, UNKNOWN = (
-    "nothing", "synthetic", "unlabeled", "labels", "outside", "unknown",
+NOTHING, SYNTHETIC, CENTRED, UNLABELED, LABELS, OUTSIDE, UNKNOWN = (
+    "nothing", "synthetic", "centred", "unlabeled", "labels", "outside", "unknown",
 )  # fmt: skip
 # What a network has learned from, in the order in which tables show it.
 REGIMES: Mapping[str, str] = {
     NOTHING: "nothing trained",
     SYNTHETIC: "synthetic only",
+    CENTRED: "synthetic, centred on the mean of real base images",
     UNLABELED: "unlabeled base",
     LABELS: "base labels",
     OUTSIDE: "weights from outside",
@@ -104,6 +105,8 @@ def provenance(run: Path, results: Tree) -> Provenance:
     weights = _at(configs[0], "backbone.weights") if configs else None
     method, own = _method(configs, unknown, weights)
     regime = OUTSIDE if weights else regime_of(section(results, "images_seen"))
+    if regime == SYNTHETIC and _centred(results):
+        regime = CENTRED
     backbone, shown, channels = _backbone(run, configs, results)
     return Provenance(
         method=method,
@@ -125,6 +128,13 @@ def regime_of(images_seen: Tree) -> str:
         return UNKNOWN
     sources = {"real_labeled": LABELS, "real_unlabeled": UNLABELED, "synthetic": SYNTHETIC}
     return next((name for key, name in sources.items() if images_seen.get(key)), NOTHING)
+
+
+def _centred(results: Tree) -> bool:
+    """Whether features were judged with the mean of the base images taken off (CL2N)."""
+    judged = (section(results, name) for name in ("fewshot", "fewshot_best"))
+    protocols = (one.get("method") for each in judged for one in each.values())
+    return any("cl2n" in str(protocol).split("/") for protocol in protocols)
 
 
 def lineage(run: Path) -> tuple[list[Tree], str | None]:

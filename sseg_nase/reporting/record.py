@@ -322,7 +322,7 @@ def _are_stages(value: Any) -> bool:
     )
 
 
-_JUDGED = ("fewshot", "fewshot_untrained", "fewshot_pretrained", "fewshot_best")
+_JUDGED = ("fewshot", "fewshot_untrained", "fewshot_pretrained", "fewshot_best", "fewshot_views")
 _HOLDS: Mapping[str, Callable[[Any], bool]] = {
     "fingerprint": _is_text,
     "status": _is_text,
@@ -334,5 +334,6 @@ _HOLDS: Mapping[str, Callable[[Any], bool]] = {
     "training_macs": _are_figures,
     "skipped_steps": _are_figures,
     "finetuning": _are_stages,
+    "test_views": _are_figures,
     "data": lambda value: isinstance(value, dict),
 }

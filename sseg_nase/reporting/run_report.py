@@ -80,6 +80,7 @@ MEANING = {
     "pretrained": "before fine-tuning",
     "best": "with the lowest training loss at the latest level, chosen without any labels",
     "last": "at the end of training, or what fine-tuning has chosen",
+    "views": "the same, by the mean embedding of several views of every image",
 }
 COSTS = (
     ("params", "parameters", ",.0f"),

@@ -300,10 +300,13 @@ def _multi_crop(ssl: SSLConfig) -> tuple[Crops, ...]:
     assert ssl.local_views is not None
     assert ssl.local_scale is not None
     assert ssl.local_size is not None
+    assert ssl.global_scale is not None
+    low, high = ssl.global_scale
+    whole = Crops(scale=(low, high))
     if not ssl.local_views:
-        return (Crops(),)
+        return (whole,)
     low, high = ssl.local_scale
-    return (Crops(), Crops(ssl.local_views, (low, high), ssl.local_size))
+    return (whole, Crops(ssl.local_views, (low, high), ssl.local_size))
 
 
 def _nothing(*_: object) -> None:

@@ -45,7 +45,8 @@ def prototype_pairs(z: Tensor, temperature: float) -> Tensor:
     `z` `[V, B, D]`. Contrastive prototypical learning (CPN): view v of image i is told from those
     of the other images of the batch by −log exp(−d(z_vi, p_vi)/τ) / Σ_j exp(−d(z_vi, p_vj)/τ), with
     d the squared Euclidean distance and p_vj the mean of image j's other views, averaged over all
-    V · B views. The paper's Wasserstein confidence penalty is no part of it. At least in float32, under autocast too.
+    V · B views. The paper's Wasserstein confidence penalty is no part of it. At least in float32,
+    under autocast too.
     """
     V, B, _ = z.shape
     assert V > 1

@@ -216,7 +216,10 @@ def in_results(data: Mapping[str, Any]) -> Data:
     evaluated = {key: brief(data["images"][key]) for key in data["roles"].get("evaluate", ())}
     trained = [{"key": one["key"], **brief(one)} for one in trained_on(data)]
     drawing = {"drawing": data["drawing"]} if data.get("drawn") else {}
-    return {"evaluated": evaluated, "trained": trained, **drawing}
+    # Embedded for the mean that features are judged without (evaluation.normalize=cl2n).
+    centred = {key: data["images"][key]["count"] for key in data["roles"].get("centre", ())}
+    more = {**drawing, **({"centred": centred} if centred else {})}
+    return {"evaluated": evaluated, "trained": trained, **more}
 
 
 def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

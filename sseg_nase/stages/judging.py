@@ -31,6 +31,7 @@ from sseg_nase.fewshot.evaluation import (
     evaluate_episodes,
     normalized,
 )
+from sseg_nase.fewshot.fixed_views import view
 from sseg_nase.fewshot.statistics import mean_ci95, paired_difference
 from sseg_nase.finetune.judging import method_of
 from sseg_nase.finetune.learner import EpisodeLearner, around, fits
@@ -100,10 +101,13 @@ class FewShotTask:
                 f"{error} All that fits at once: {fits}" if fits else str(error)
             ) from error
 
-    def judge(self, trained: Backbone | EpisodeLearner, device: torch.device) -> Judgement:
-        """How `trained` does on the episode lists. Every image is embedded once.
+    def judge(
+        self, trained: Backbone | EpisodeLearner, device: torch.device, views: int = 1
+    ) -> Judgement:
+        """How `trained` does on the episode lists. Every image is embedded once, or `views` times.
 
-        Raises `NotFiniteError` where no accuracy can be taken.
+        With several `views` an embedding is the mean of theirs, for support, queries and the mean
+        of the base split alike. Raises `NotFiniteError` where no accuracy can be taken.
         """
         evaluation = self.config.evaluation
         learner = trained if isinstance(trained, EpisodeLearner) else None
@@ -111,13 +115,16 @@ class FewShotTask:
         network = backbone.for_inference()
 
         def features(store: ImageStore) -> torch.Tensor:
-            return embed(
-                network,
-                store,
-                batch_size=evaluation.batch_size,
-                device=device,
-                preprocess=normalize,
-            )
+            def of(number: int) -> torch.Tensor:
+                return embed(
+                    network,
+                    store,
+                    batch_size=evaluation.batch_size,
+                    device=device,
+                    preprocess=lambda raw: view(normalize(raw), number),
+                )
+
+            return torch.stack([of(number) for number in range(views)]).mean(0)
 
         def read(indices: torch.Tensor) -> torch.Tensor:
             return normalize(self.store.batch(indices.cpu()).to(device))
@@ -152,7 +159,7 @@ class FewShotTask:
                 "accuracy": accuracy,
                 "ci95": ci95,
                 "episodes": len(episodes),
-                "method": _protocol(method.label(evaluation), evaluation),
+                "method": _protocol(method.label(evaluation), evaluation, views),
                 "transductive": method.transductive,
                 "queries": evaluation.query_balance,
                 "doubts": doubts(*looked_at, one.accuracies, evaluation),
@@ -198,11 +205,13 @@ class FewShotTask:
         return embedded.index_copy(0, rows, (embedded[rows] + count * views) / (count + 1))
 
 
-def _protocol(method: str, evaluation: EvaluationConfig) -> str:
+def _protocol(method: str, evaluation: EvaluationConfig, views: int = 1) -> str:
     """The method with what is done to features, support and queries, as results tell it."""
     parts = [method, evaluation.normalize]
     if evaluation.support_augmentations:
         parts.append(f"{evaluation.support_augmentations}views")
+    if views > 1:  # test-time augmentation
+        parts.append(f"tta{views}")
     if evaluation.query_balance == "dirichlet":
         parts.append(f"dirichlet{evaluation.dirichlet_alpha:g}")
     return "/".join(parts)
@@ -213,12 +222,17 @@ def fewshot_tasks(config: Config) -> list[FewShotTask]:
     return [FewShotTask(config, dataset) for dataset in judged_datasets(config)]
 
 
-def evaluate(tasks: list[FewShotTask], reached: Reached, device: torch.device) -> Judgement:
-    """Judge a network on every task. Raises `NotFiniteError` where no accuracy can be taken."""
+def evaluate(
+    tasks: list[FewShotTask], reached: Reached, device: torch.device, views: int = 1
+) -> Judgement:
+    """Judge a network on every task, by so many `views` of every image.
+
+    Raises `NotFiniteError` where no accuracy can be taken.
+    """
     reached.network.to(device)
     judged = Judgement({}, {}, {})
     for task in tasks:
-        part = judge_named(task, reached, device)
+        part = judge_named(task, reached, device, views)
         judged = judged._replace(embeddings=judged.embeddings or part.embeddings)
         judged.results.update(part.results)
         judged.accuracies.update(part.accuracies)
@@ -226,10 +240,12 @@ def evaluate(tasks: list[FewShotTask], reached: Reached, device: torch.device) -
     return judged
 
 
-def judge_named(task: FewShotTask, reached: Reached, device: torch.device) -> Judgement:
+def judge_named(
+    task: FewShotTask, reached: Reached, device: torch.device, views: int = 1
+) -> Judgement:
     """`task.judge`; its `NotFiniteError` says which network and which images."""
     try:
-        return task.judge(reached.network, device)
+        return task.judge(reached.network, device, views)
     except NotFiniteError as error:
         images = task.episodes[0].key.rsplit("/", 1)[0]
         raise NotFiniteError(

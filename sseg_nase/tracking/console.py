@@ -324,6 +324,12 @@ def networks_of(
         found["best"] = (best, {**about, "resolution": last.get("resolution")})
     if fewshot and "best and last" not in found:
         found["last" if best else "this run"] = (fewshot, last)
+    if views := results.get("fewshot_views") or {}:
+        told = results.get("test_views") or {}
+        costs = {**last, "macs": told.get("macs", last.get("macs"))}
+        kept = ("macs", "resolution", "params")
+        costs = {key: costs[key] for key in kept if key in costs}
+        found[f"{told.get('views', 'several')} views"] = (views, costs)
     if untrained := results.get("fewshot_untrained") or {}:
         found["untrained"] = (untrained, {})
     return found

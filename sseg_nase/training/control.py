@@ -38,7 +38,7 @@ class Control:
         self._gradients = found
         self.networks.learner.zero_grad(set_to_none=True)
 
-    def step(self, lr: float, decay: float) -> None:
+    def step(self, lr: float, decay: float, epoch: int) -> None:
         """A step of optimizer and teacher."""
         assert self._gradients is not None
         optimizer = self.networks.optimizer
@@ -47,6 +47,7 @@ class Control:
         ):
             parameter.grad = gradient
         set_learning_rate(optimizer, lr)
+        self.probe.prepare(self.networks, epoch)
         optimizer.step()
         self.skip()
         self.networks.follow(decay)

@@ -389,6 +389,12 @@ class Trainer:
         counted: neither by the schedules nor by the teacher.
         """
         set_learning_rate(self.optimizer, self.learning_rate)
+        self.networks.hold(self.progress.epoch)
+        if (most := self.config.optimizer.clip_norm) is not None:
+            # Where it is not finite the scaler skips the step, or the guard says so.
+            self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=most, error_if_nonfinite=False
+            )
         taken = self.guard.took(self.optimizer.step)
         self.optimizer.zero_grad(set_to_none=True)
         if not taken:
@@ -401,7 +407,7 @@ class Trainer:
         decay = ema_decay(self.progress.step, steps, self.config.ssl)
         self.networks.follow(decay)
         if self.control is not None:
-            self.control.step(self.learning_rate, decay)
+            self.control.step(self.learning_rate, decay, self.progress.epoch)
         self.progress.step += 1
         return True
 

@@ -22,7 +22,7 @@ from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.building import described
 from sseg_nase.nets.description import Description
-from sseg_nase.nets.evolvable import Learner
+from sseg_nase.nets.evolvable import Learner, PrototypeHead
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.ssl.methods import METHODS, Teaching
 from sseg_nase.ssl.teacher import ema_update, make_teacher
@@ -35,7 +35,8 @@ class Networks:
     """Student (with what stands upon its backbone), teacher if there is one, and the optimizer.
 
     `teacher_head`: where the teacher is the method's target. `memory`: what the method keeps beside
-    its networks. `own_statistics`: of the teacher; see ssl.teacher_statistics.
+    its networks. `own_statistics`: of the teacher; see ssl.teacher_statistics. `held_epochs`: at
+    the start, in which DINO's last layer is not trained.
     """
 
     learner: Learner
@@ -44,6 +45,7 @@ class Networks:
     teacher_head: nn.Module | None
     memory: Mapping[str, Tensor]
     own_statistics: bool = True
+    held_epochs: int = 0
 
     @property
     def architecture(self) -> Description:
@@ -61,6 +63,12 @@ class Networks:
         """What the loss of `epoch` is given beside the student; `tracks` in a step of training."""
         own = self.own_statistics
         return Teaching(self.teacher, self.teacher_head, self.memory, epoch, tracks, own)
+
+    def hold(self, epoch: int) -> None:
+        """Take the gradient away from what is not trained in `epoch`, before a step."""
+        if epoch < self.held_epochs and isinstance(self.learner.head, PrototypeHead):
+            for parameter in self.learner.head.prototypes.parameters():
+                parameter.grad = None
 
     def follow(self, decay: float) -> None:
         """Move the teacher towards the student."""
@@ -129,6 +137,7 @@ class Workshop:
             make_teacher(learner.head) if method.has_target else None,
             {name: tensor.to(self.device) for name, tensor in method.memory(ssl).items()},
             own_statistics=ssl.teacher_statistics != "student",
+            held_epochs=ssl.freeze_last_layer_epochs or 0,
         )
 
     def mutated(self, networks: Networks, mutation: Mutation) -> Networks:

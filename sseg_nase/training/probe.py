@@ -257,8 +257,15 @@ class Probe:
         if losses.memory is not None:
             networks.memory = losses.memory
         set_learning_rate(networks.optimizer, lr)
+        self.prepare(networks, epoch)
         networks.optimizer.step()
         networks.optimizer.zero_grad(set_to_none=True)
+
+    def prepare(self, networks: Networks, epoch: int) -> None:
+        """What is done to the gradients of `networks`, outside of the training, before a step."""
+        networks.hold(epoch)
+        if (most := self.config.optimizer.clip_norm) is not None:
+            torch.nn.utils.clip_grad_norm_(networks.learner.parameters(), most)
 
     @torch.no_grad()
     def gap(self, networks: Networks) -> float | None:

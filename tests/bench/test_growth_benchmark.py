@@ -30,7 +30,8 @@ def test_arms_with_labels_spend_alike(growth: ModuleType) -> None:
         assert ("finetune.evolve=true" in lines) is arm.startswith("grown")
         assert not any(line.startswith("pretrain.") for line in lines)
         epochs = growth.epochs_for(config, settings.macs)
-        _, config = growth.config_of(growth.Job(arm, 0.1, 0), settings, f"pretrain.epochs={epochs}")
+        longer = f"pretrain.epochs={epochs}"
+        _, config = growth.config_of(growth.Job(arm, 0.1, 0), settings, more, longer)
         spent = 3 * 38_400 * sum(growth.macs_by_epoch(config))
         assert spent == pytest.approx(settings.macs, rel=0.04), arm
     with pytest.raises(SystemExit, match="too few"):

@@ -87,6 +87,39 @@ def test_a_classifier_sees_every_image_at_most_once_an_epoch() -> None:
         assert np.array_equal(step.truth.numpy(), np.asarray(one.base.labels)[step.indices])
 
 
+def test_a_smoothed_and_mixed_loss_is_that_of_soft_targets() -> None:
+    options = ["finetune.label_smoothing=0.3", "finetune.mixup=0.4"]
+    one = tuner("linear", *options)
+    step = next(one._steps(0))
+    again, other = next(one._steps(0)), next(one._steps(1))
+    assert step.partner is not None
+    assert again.partner is not None
+    assert torch.equal(step.partner, again.partner)
+    assert step.share == again.share != other.share
+    count = len(step.indices)
+    assert sorted(step.partner.tolist()) == list(range(count))
+    images = one._views(step, 0)
+    found = one.outcome(step, images, one.learner)
+    # By hand: one soft target an image.
+    classes, λ = len(one.base.class_names), step.share
+    loss, learner = 0.0, one.learner
+    mixed = torch.stack(
+        [λ * images[i] + (1 - λ) * images[p] for i, p in enumerate(step.partner.tolist())]
+    )
+    logits = learner.head(learner.backbone(mixed)).log_softmax(1)
+    for i, p in enumerate(step.partner.tolist()):
+        target = torch.full((classes,), 0.3 / classes)
+        target[step.truth[i]] += 0.7 * λ
+        target[step.truth[p]] += 0.7 * (1 - λ)
+        loss -= (target * logits[i]).sum().item() / count
+    assert found.loss.item() == pytest.approx(loss, rel=1e-5)
+    shares = [each.share for epoch in range(40) for each in one._steps(epoch)]
+    assert 0 <= min(shares) < 0.05 < 0.95 < max(shares) <= 1
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.05)
+    plain = tuner("linear")
+    assert next(plain._steps(0)).partner is None
+
+
 def test_the_loss_of_a_step_is_the_mean_over_its_episodes() -> None:
     one = tuner("prototypical")
     one.learner.eval()  # BN then takes every image for itself

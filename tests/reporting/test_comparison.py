@@ -193,6 +193,18 @@ def test_the_regime_follows_from_the_images_seen(seen: tuple[int, int, int], reg
     assert REGIMES[found.place.regime] == regime
 
 
+def test_a_network_of_drawn_images_that_is_centred_on_real_ones_says_so() -> None:
+    centred = "prototype/cosine/cl2n"
+    found = compare(
+        [
+            run("a", given=SIMCLR, seen=DRAWN, method=centred),
+            run("b", given=SIMCLR, seen=DRAWN, method="prototype/cosine/l2n"),
+            run("c", given=SIMCLR, seen=REAL, method=centred),
+        ]
+    )
+    assert [one.place.regime for one in found.tables] == ["synthetic", "centred", "unlabeled"]
+
+
 def test_images_that_are_not_of_the_base_are_a_regime_of_their_own() -> None:
     weights = {"backbone": {"name": "resnet18", "weights": "imagenet"}, **PROTONET}
     found = compare([run("a", given=weights), run("b", given=PROTONET)])

@@ -76,14 +76,16 @@ class Loop:
     """Stands in for the loop: its best network is not its last one."""
 
     def __init__(self, config: Config, **given: Any) -> None:
-        self.given = given
+        self.given, self.options = given, config.finetune
         self.began = {k: v.clone() for k, v in given["learner"].state_dict().items()}
         self.progress = Progress(epoch=2, step=3, images_seen=10)
         self.loaded: Any = None
         self.validated: tuple[float, float] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"student": dict(self.given["learner"].state_dict())}
+        learner = self.given["learner"]
+        architecture = learner.backbone.architecture.to_dict()
+        return {"architecture": architecture, "student": dict(learner.state_dict())}
 
     def load_state_dict(self, state: Any) -> None:
         self.loaded = state

@@ -237,9 +237,10 @@ def test_results_tell_what_was_judged_and_what_was_trained_on() -> None:
     train, val = known(), known(seed=1)
     data = run_of(
         {"own/train": train, "own/val": val, "own/unused": known(seed=2)},
-        roles={"evaluate": ["own/val"], "pretrain": ["own/train"]},
+        roles={"evaluate": ["own/val"], "pretrain": ["own/train"], "centre": ["own/unused"]},
     )
     told = in_results(data)
+    assert told["centred"] == {"own/unused": data["images"]["own/unused"]["count"]}
     assert list(told["evaluated"]) == ["own/val"]
     assert told["evaluated"]["own/val"]["identity"] == val["identity"]
     assert told["evaluated"]["own/val"]["classes"] == 2  # their number: names may be thousands

@@ -20,6 +20,7 @@ NETWORKS: Mapping[str, tuple[str, style.Look]] = {
     "fewshot_pretrained": ("pretrained", style.Look(style.ORANGE, "D", "-")),
     "fewshot_best": ("best network (lowest loss)", style.Look(style.VERMILLION, "s", "-")),
     "fewshot": ("last network", style.Look(style.BLUE, "o", "-")),
+    "fewshot_views": ("mean of several views", style.Look(style.BLACK, "^", "-")),
 }
 TUNED = "fine-tuned network"
 
