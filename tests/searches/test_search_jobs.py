@@ -17,10 +17,18 @@ from small_search import CHOICES, QUIET, own, searched
 from sseg_nase.config.compose import continued, load
 from sseg_nase.directory import status_of
 from sseg_nase.errors import UserError
-from sseg_nase.search import Candidate, Log, Scored
+from sseg_nase.search import Candidate, Log, Objectives, Scored
+from sseg_nase.search.latency import timed
 from sseg_nase.searches import jobs
-from sseg_nase.searches.jobs import FIDELITY_KEYS, fidelity_overrides, of_jobs, scores_of
+from sseg_nase.searches.jobs import (
+    FIDELITY_KEYS,
+    check_goals,
+    fidelity_overrides,
+    of_jobs,
+    scores_of,
+)
 from sseg_nase.searches.parts import parts_of
+from sseg_nase.spaces import choices_space
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder
 
 RESULTS = {
@@ -178,6 +186,7 @@ def test_a_job_that_a_killed_search_has_left_at_work_is_waited_for(
     evaluator = jobs.Jobs.__new__(jobs.Jobs)
     evaluator._path, evaluator._arm, evaluator._numbers = path, "", {("", 0): 0}
     evaluator._results = jobs.queue.Queue()
+    evaluator._space = timed(choices_space({"x": [1]}), lambda point: 4.5)
     candidate = log_of(path).candidates[0]
     thread = threading.Thread(target=evaluator._perform, args=(candidate,))
     thread.start()
@@ -187,7 +196,8 @@ def test_a_job_that_a_killed_search_has_left_at_work_is_waited_for(
     (run / "status.json").write_text('{"status": "FINISHED"}', encoding="utf-8")
     lock.release()
     thread.join()
-    assert evaluator._results.get().scores["accuracy"] == 60.0
+    scores = evaluator._results.get().scores
+    assert (scores["accuracy"], scores["latency_ms"]) == (60.0, 4.5)  # that of the table
     assert performed.numbers == []
 
 
@@ -212,6 +222,22 @@ def test_a_fidelity_is_an_override() -> None:
     with pytest.raises(UserError, match="fidelity depth: a run has epochs"):
         fidelity_overrides(Candidate(0, {}, "", {"depth": 1}))
     load([f"{key}=16" for key in FIDELITY_KEYS.values()])
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("search.objectives={acuracy: max}", "no run tells acuracy. Did you mean 'accuracy'"),
+        ("search.objectives={latency_ms: min}", "comes from a table: add search.latency=FILE"),
+        ("search.caps={energy_mj_b1: 3}", "energy_mj_b1 is not measured here: no counters"),
+    ],
+)
+def test_a_goal_that_no_run_tells_is_refused_before_any_is_started(given: str, said: str) -> None:
+    config = load(["task=search", CHOICES, given])
+    objectives = Objectives(config.search.objectives or {"accuracy": "max"}, config.search.caps)
+    with pytest.raises(UserError, match=said):
+        check_goals(config, objectives, "no counters")
+    check_goals(config, Objectives({"accuracy/digits/val/5w1s": "max", "macs": "min"}), None)
 
 
 def test_scores_are_the_mean_accuracy_and_what_the_network_costs() -> None:
