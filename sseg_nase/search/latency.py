@@ -303,7 +303,7 @@ def csv_latencies(
     return lambda point: known.get(space.to_json(point), math.inf)
 
 
-class Timed(Space):
+class Timed:
     """What a space becomes that counts `latency_ms` among its costs: see `timed`."""
 
     def latency_of(self, point: Point) -> float:

@@ -21,11 +21,19 @@ from sseg_nase.nets import own as own_files
 from sseg_nase.nets.building import build, configured
 from sseg_nase.nets.ops import OPERATIONS
 from sseg_nase.run import run
-from sseg_nase.search import Candidate, Log, Scored
+from sseg_nase.search import Candidate, Log, Objectives, Scored
+from sseg_nase.search.latency import timed
 from sseg_nase.searches import jobs
-from sseg_nase.searches.jobs import FIDELITY_KEYS, fidelity_overrides, of_jobs, scores_of
+from sseg_nase.searches.jobs import (
+    FIDELITY_KEYS,
+    check_goals,
+    fidelity_overrides,
+    of_jobs,
+    scores_of,
+)
 from sseg_nase.searches.parts import parts_of
 from sseg_nase.searches.promotion import goes_on
+from sseg_nase.spaces import choices_space
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder
 
 RESULTS = {
@@ -183,6 +191,7 @@ def test_a_job_that_a_killed_search_has_left_at_work_is_waited_for(
     evaluator = jobs.Jobs.__new__(jobs.Jobs)
     evaluator._path, evaluator._arm, evaluator._numbers = path, "", {("", 0): 0}
     evaluator._results = jobs.queue.Queue()
+    evaluator._space = timed(choices_space({"x": [1]}), lambda point: 4.5)
     candidate = log_of(path).candidates[0]
     thread = threading.Thread(target=evaluator._perform, args=(candidate,))
     thread.start()
@@ -192,7 +201,8 @@ def test_a_job_that_a_killed_search_has_left_at_work_is_waited_for(
     (run / "status.json").write_text('{"status": "FINISHED"}', encoding="utf-8")
     lock.release()
     thread.join()
-    assert evaluator._results.get().scores["accuracy"] == 60.0
+    scores = evaluator._results.get().scores
+    assert (scores["accuracy"], scores["latency_ms"]) == (60.0, 4.5)  # that of the table
     assert performed.numbers == []
 
 
@@ -345,6 +355,22 @@ def test_other_images_and_another_resolution_are_another_training() -> None:
     for name in ("images", "resolution"):
         before = {"key": "a", "fidelity": {name: 3}}
         assert not goes_on(before, Candidate(1, {}, "a", {name: 9}))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("search.objectives={acuracy: max}", "no run tells acuracy. Did you mean 'accuracy'"),
+        ("search.objectives={latency_ms: min}", "comes from a table: add search.latency=FILE"),
+        ("search.caps={energy_mj_b1: 3}", "energy_mj_b1 is not measured here: no counters"),
+    ],
+)
+def test_a_goal_that_no_run_tells_is_refused_before_any_is_started(given: str, said: str) -> None:
+    config = load(["task=search", CHOICES, given])
+    objectives = Objectives(config.search.objectives or {"accuracy": "max"}, config.search.caps)
+    with pytest.raises(UserError, match=said):
+        check_goals(config, objectives, "no counters")
+    check_goals(config, Objectives({"accuracy/digits/val/5w1s": "max", "macs": "min"}), None)
 
 
 def test_scores_are_the_mean_accuracy_and_what_the_network_costs() -> None:

@@ -71,7 +71,7 @@ def smallest(space: NetworkSpace, name: str) -> int:
 @pytest.mark.parametrize("name", [*SPACES])
 def test_an_impossible_cap_names_the_smallest_network(name: str) -> None:
     space, rng = made(name), Random(1)
-    drawn = [space.costs(space.sample(rng)) for _ in range(20)]
+    drawn = [space.costs(space.sample(rng)) for _ in range(40)]
     for cost in costs_of(space)[:2]:
         least = smallest(space, cost)
         assert least <= min(costs[cost] for costs in drawn)
