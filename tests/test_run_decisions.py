@@ -516,6 +516,7 @@ def test_what_is_recorded_of_what_was_judged(
         step=33,
         images_seen={"synthetic": 5},
         skipped={},
+        tuned=(),
         macs={"student": 7, "trials": 0},
     )
     monkeypatch.setattr(running.stages, "evaluate", lambda *given: judgement(50.0))

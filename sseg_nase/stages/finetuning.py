@@ -76,7 +76,10 @@ def place_of(state: Mapping[str, Any] | None, config: Config) -> Place | None:
     number = 0 if state is None else int(state.get("number", 0))
     if not places:
         return None
-    if state is not None and (number >= len(places) or places[number].method != state["method"]):
+    if state is None:
+        return places[0]
+    there = places[number].method if number < len(places) else None
+    if state.get("method", there) != there:
         now = ", ".join(place.method for place in places)
         raise UserError(
             f"resume={config.resume}: the run has come to fine-tuning with {state['method']} as "

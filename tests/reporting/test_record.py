@@ -221,9 +221,11 @@ def test_accuracies_stand_list_by_list_in_the_order_of_their_making(run: Path) -
         (keys[0], "pretrained", 10.0, None),
         (keys[0], "best", 20.0, None),
         (keys[0], "last", 30.0, 0.5),
+        (keys[0], "views", 40.0, None),
         (keys[1], "untrained", 1.0, None),
         (keys[1], "pretrained", 11.0, None),
         (keys[1], "last", 31.0, None),
+        (keys[1], "views", 41.0, None),
     ]
 
 
