@@ -67,6 +67,7 @@ MISTAKES = [
     ("tracking.experiment=a=b", ["""'tracking.experiment="a=b"'"""]),
     ("evaluation.shots=[1,5", ["evaluation.shots", "brackets"]),
     ("evaluate", ["evaluate", "key=value"]),
+    ("=[1", ["=[1", "key=value"]),
     ("seed=${nothing}", ["seed", "nothing"]),
     ("seed=1,2", ["seed=1,2", "--multirun"]),
     ("seed=-1", ["seed=-1", "at least 0"]),
