@@ -64,10 +64,15 @@ def spent_before(run: Path) -> dict[str, float]:
         macs, images = results["training_macs"], results["images_seen"]
         return {
             "images": float(images["synthetic"] + images["real_unlabeled"]),
-            "training_macs": float(macs["total"] - macs.get("finetune", 0)),
+            "training_macs": float(macs["total"] - sum(_of_tuning(macs))),
         }
     except (KeyError, TypeError) as error:
         raise ValueError(f"{run}/results.json does not say what the training took") from error
+
+
+def _of_tuning(macs: Mapping[str, int]) -> list[int]:
+    """Of every stage of fine-tuning: they are named finetune, or finetune_METHOD of a sequence."""
+    return [spent for part, spent in macs.items() if part.startswith("finetune")]
 
 
 def less(cost: Cost, before: Mapping[str, float] | None) -> Cost:
