@@ -80,6 +80,7 @@ def test_the_batch_is_of_train_alone_with_every_class_and_no_image_twice() -> No
         batch_of(config, 10**6)
 
 
+@pytest.mark.slow  # tests/search/test_inherited.py is quicker
 def test_weights_are_inherited_and_resumed() -> None:
     whole = cut_and_resumed((*TINY, *CHAIN), 4)
     for one in whole.told:

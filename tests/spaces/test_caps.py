@@ -46,6 +46,11 @@ SETTINGS: dict[str, dict[str, Any]] = {  # smaller ones than usual, which are co
 }
 
 
+def named(name: str) -> Any:
+    """A space; the one of families takes long."""
+    return pytest.param(name, marks=pytest.mark.slow) if name == "families" else name
+
+
 def made(name: str) -> NetworkSpace:
     return named_space(name, **{"resolution": 16, **SETTINGS.get(name, {})})
 
@@ -68,7 +73,7 @@ def smallest(space: NetworkSpace, name: str) -> int:
     return least
 
 
-@pytest.mark.parametrize("name", [*SPACES])
+@pytest.mark.parametrize("name", [named(name) for name in SPACES])
 def test_an_impossible_cap_names_the_smallest_network(name: str) -> None:
     space, rng = made(name), Random(1)
     drawn = [space.costs(space.sample(rng)) for _ in range(40)]
