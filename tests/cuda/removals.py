@@ -44,6 +44,7 @@ if importlib.util.find_spec("triton") is None:
     LEFT_OUT += ("data/views/kernels.py",)
 TESTS = (
     "test_cuda_pretraining.py", "test_cuda_evaluation.py", "test_cuda_ranks.py",
+    "test_cuda_search.py",
 )  # fmt: skip
 HEAVY = ("torch", "torch._dynamo", "torchvision", "lightning_fabric", "numba", "scipy", "pandas",
          "sklearn", "pytest", "rich", "PIL.Image")  # fmt: skip

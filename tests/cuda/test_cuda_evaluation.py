@@ -156,13 +156,34 @@ def test_every_method_fine_tunes_and_goes_on(fake: Fake, tmp_path: Path, method:
     "options",
     [
         ["finetune.freeze=encoder"],
+        ["finetune.mixup=0.5", "finetune.label_smoothing=0.1"],
         ["finetune.ema_decay=0.9", "finetune.optimizer=sgd", "data.placement=ram"],
         ["finetune.freeze_norms=true", "finetune.frozen_blocks=1", "data.placement=disk"],
     ],
 )
 def test_options_of_fine_tuning(fake: Fake, tmp_path: Path, options: list[str]) -> None:
-    method = "linear" if "finetune.freeze=encoder" in options else "prototypical"
+    linear = {"finetune.freeze=encoder", "finetune.mixup=0.5"}
+    method = "linear" if linear & {*options} else "prototypical"
     assert tune(tmp_path, [*fine_tuning(method), *options]).step > 0
+
+
+def test_a_network_grows_and_is_pruned_under_labels_and_goes_on(fake: Fake, tmp_path: Path) -> None:
+    overrides = [
+        "ssl=none", "evolution=balanced", "sparsity=nase", "sparsity.rollback_tolerance=1",
+        "sparsity.rollback_grace_epochs=0", "backbone.channels=[8,16]", "finetune=linear",
+        "finetune.evolve=true", "finetune.epochs=5", "finetune.validation_episodes=4",
+        "finetune.ema_decay=0.9", "hardware.batch_size=128",
+    ]  # fmt: skip
+    whole = tune(tmp_path / "whole", overrides)
+    assert {record["kind"] for record in whole.history} == {"GROW", "PRUNE"}
+    assert all(record["accepted"] for record in whole.history)
+    assert all(tensor.is_cuda for tensor in whole.network.state_dict().values())
+    asked = iter([False] * 9 + [True])  # in the middle of the epoch after the first growth
+    with pytest.raises(Interrupted):
+        tune(tmp_path / "parts", overrides, stop=lambda: next(asked, True))
+    state = checkpoint.load(tmp_path / "parts" / "checkpoints" / "finetune_last.pt")
+    resumed = tune(tmp_path / "parts", overrides, state=state)
+    assert all(map(torch.equal, weights(whole), weights(resumed)))
 
 
 def test_a_first_step_that_is_skipped_leaves_no_momenta(fake: Fake, tmp_path: Path) -> None:

@@ -385,6 +385,24 @@ def test_a_resumed_training_is_the_uninterrupted_one(fake: Fake, tmp_path: Path)
     assert len(whole.progress.history) == len(resumed.progress.history) > 1
 
 
+def test_networks_that_a_cpu_has_kept_are_restored_on_the_device(fake: Fake) -> None:
+    """All of DINO's, whose loss has a memory; held losses are read on the CPU."""
+    one = trainer(*RUN[:-1], *SMALL_DINO)
+    kept = on_the_cpu(one.networks.state_dict())
+    assert not any(tensor.is_cuda for tensor in everywhere(kept))
+    networks = one.workshop.restored(kept)
+    assert networks.memory
+    assert all(tensor.is_cuda for tensor in everywhere(networks.state_dict()))
+    assert not one.probe.held_losses([networks], 0).is_cuda
+
+
+def on_the_cpu(value: Any) -> Any:
+    """The same state with its tensors there."""
+    if isinstance(value, dict):
+        return {key: on_the_cpu(each) for key, each in value.items()}
+    return value.cpu() if isinstance(value, Tensor) else value
+
+
 @pytest.mark.parametrize("there_first", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_training_goes_on_on_another_device(tmp_path: Path, there_first: bool) -> None:
     """With a probation under way: its networks go along, too."""

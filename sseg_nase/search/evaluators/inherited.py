@@ -113,7 +113,7 @@ class Inherited:
     def _load(self, number: int) -> tuple[Description, State]:
         path = self._file(number)
         try:
-            kept: Any = torch.load(path, map_location="cpu", weights_only=True)
+            kept: Any = torch.load(path, weights_only=True)
             return described(kept["architecture"]), kept["state"]
         except Exception as error:
             raise UserError(
