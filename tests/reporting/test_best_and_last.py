@@ -42,9 +42,11 @@ def judgements(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     networks: list[Any] = []
     judge = stages.FewShotTask.judge
 
-    def counted(self: stages.FewShotTask, backbone: Any, device: Any) -> stages.Judgement:
+    def counted(
+        self: stages.FewShotTask, backbone: Any, device: Any, views: int = 1
+    ) -> stages.Judgement:
         networks.append(backbone)
-        return judge(self, backbone, device)
+        return judge(self, backbone, device, views)
 
     monkeypatch.setattr(stages.FewShotTask, "judge", counted)
     return networks

@@ -110,7 +110,7 @@ def loops(monkeypatch: pytest.MonkeyPatch) -> list[Loop]:
         lambda config, **given: made.append(Loop(config, **given)) or made[0],
     )
     judged = Judgement({"digits/val/5w1s": {"accuracy": 70.0, "ci95": 2.0}}, {}, {})
-    monkeypatch.setattr(finetuning, "judge_named", lambda task, reached, device: judged)
+    monkeypatch.setattr(finetuning, "judge_named", lambda task, reached, device, views: judged)
     return made
 
 
@@ -221,7 +221,9 @@ def test_the_head_before_tuning_is_the_one_that_tuning_begins_with(
     judged: list[Any] = []
     monkeypatch.setattr(
         "sseg_nase.stages.judging.judge_named",
-        lambda task, reached, device: judged.append(reached.network) or Judgement({}, {}, {}),
+        lambda task, reached, device, views: (
+            judged.append(reached.network) or Judgement({}, {}, {})
+        ),
     )
     task: Any = type("Task", (), {"config": config})()
     reached = before(config)

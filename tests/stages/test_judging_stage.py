@@ -231,7 +231,7 @@ class Task:
             f"of {name}",  # type: ignore[arg-type]
         )
 
-    def judge(self, network: Any, device: torch.device) -> Judgement:
+    def judge(self, network: Any, device: torch.device, views: int) -> Judgement:
         if self.fails:
             raise NotFiniteError("the embeddings are not finite")
         return self.judgement
