@@ -110,7 +110,7 @@ def loops(monkeypatch: pytest.MonkeyPatch) -> list[Loop]:
         lambda config, **given: made.append(Loop(config, **given)) or made[0],
     )
     judged = Judgement({"digits/val/5w1s": {"accuracy": 70.0, "ci95": 2.0}}, {}, {})
-    monkeypatch.setattr(finetuning, "judge_named", lambda task, reached, device, views: judged)
+    monkeypatch.setattr(finetuning, "judge_named", lambda task, reached, device, views=1: judged)
     return made
 
 
@@ -221,7 +221,7 @@ def test_the_head_before_tuning_is_the_one_that_tuning_begins_with(
     judged: list[Any] = []
     monkeypatch.setattr(
         "sseg_nase.stages.judging.judge_named",
-        lambda task, reached, device, views: (
+        lambda task, reached, device, views=1: (
             judged.append(reached.network) or Judgement({}, {}, {})
         ),
     )
