@@ -22,6 +22,7 @@ def growth(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_arms_with_labels_spend_alike(growth: ModuleType) -> None:
     settings = growth.Settings(Path("data"), Path("out"), 5e13, 20, 100, (), labels=True)
     for arm in ("grown", "grown at random", "its final network", "Conv4-64"):

@@ -326,6 +326,7 @@ def test_a_goal_that_is_no_accuracy_is_not_tested_over_episodes(tmp_path: Path) 
     assert "accuracy, is no accuracy to be raised" in found.verdict
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_is_told_and_left_out(stand_in: StandIn) -> None:
     """And of several goals the front is trained, too; all of it stands in the report."""
     stand_in.fails = lambda config: config.seed == 2

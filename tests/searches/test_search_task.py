@@ -229,6 +229,7 @@ def test_the_latest_search_is_found_and_is_no_run(
         looked_at(str(tmp_path), Path("runs"))
 
 
+@pytest.mark.slow
 def test_choices_that_say_nothing_of_a_network_are_not_shown(tmp_path: Path) -> None:
     """A genome has the choices of every family."""
     given = ["task=search", "space=families", "strategy=random", *QUIET, *measured(tmp_path)]
