@@ -75,6 +75,7 @@ def test_two_processes_take_turns(tmp_path: Path) -> None:
     assert lines == [f"{who} {what}" for who in turns for what in ("begins", "ends")]
 
 
+@pytest.mark.slow
 def test_earlier_entries_stay_and_missing_peers_are_skipped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -225,7 +225,10 @@ EVERY = (
     [
         ["ssl.distillation_weight=0.5"],
         pytest.param([*SMALL_DINO, "backbone.residual=true"], marks=pytest.mark.slow),
-        ["ssl=byol", "optimizer=sgd", "optimizer.lr=0.01", "backbone.embedding=flatten"],
+        pytest.param(
+            ["ssl=byol", "optimizer=sgd", "optimizer.lr=0.01", "backbone.embedding=flatten"],
+            marks=pytest.mark.slow,
+        ),
         pytest.param(["ssl=prototype_pairs", "hardware.precision=32-true"], marks=pytest.mark.slow),
     ],
 )

@@ -171,7 +171,9 @@ def test_chunks_do_not_change_what_a_method_says(method: str) -> None:
     ("method", "metric"),
     [("prototype", "euclidean"), *((method, "cosine") for method in METHODS)],
 )
-@pytest.mark.parametrize(("shots", "dim"), [(1, 64), (5, 8), (5, 200)])
+@pytest.mark.parametrize(
+    ("shots", "dim"), [(1, 64), (5, 8), pytest.param(5, 200, marks=pytest.mark.slow)]
+)
 def test_memory_stays_within_its_bound(method: str, metric: str, shots: int, dim: int) -> None:
     features = clustered(classes=6, per_class=20, dim=dim, seed=0)
     episodes = draw(6, 20, shots, episodes=900)

@@ -323,6 +323,7 @@ def test_a_folder_without_anything_says_what_is_missing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_run_cut_anywhere_is_drawn(run: RunRecord) -> None:
     content = (run.folder / "events.jsonl").read_bytes()
     lines = (run.folder / "mutations.jsonl").read_bytes()

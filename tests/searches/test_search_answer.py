@@ -177,7 +177,7 @@ def test_the_answer_is_trained_anew_beside_its_rivals_with_the_same_macs(
 
 @pytest.mark.parametrize(
     "moment",  # among the rivals; in random search; before its end
-    [-2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)],
+    [pytest.param(n, marks=pytest.mark.slow) for n in (-2, 3, 4)],
 )
 def test_killed_anywhere_nothing_is_trained_twice_and_the_answer_is_the_same(
     moment: int, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch

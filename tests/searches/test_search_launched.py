@@ -157,6 +157,7 @@ def test_an_interrupted_search_stops_its_jobs_but_not_those_in_slurm(
     assert processes[0].code == -9
 
 
+@pytest.mark.slow
 def test_the_process_that_hands_over_launches_these_jobs_alone(handed: HandedOver) -> None:
     path = begin(*GIVEN, "search.budget.candidates=2")
     given: list[str] = []

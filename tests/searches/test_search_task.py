@@ -195,6 +195,7 @@ def test_a_table_is_searched_and_test_columns_are_refused(tmp_path: Path) -> Non
         searched(*given, "evaluator.scores.accuracy=test_accuracy")
 
 
+@pytest.mark.slow
 def test_the_report_has_figures_and_the_best(tmp_path: Path) -> None:
     path = begin(tmp_path, "search.objectives={accuracy: max, size: min}", candidates=16)
     said: list[str] = []

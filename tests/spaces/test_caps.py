@@ -83,7 +83,7 @@ def test_an_impossible_cap_names_the_smallest_network(name: str) -> None:
         assert space.under({cost: least}).caps == {cost: least}  # it is there
 
 
-@pytest.mark.parametrize("name", [*SPACES])
+@pytest.mark.parametrize("name", [named(name) for name in SPACES])
 def test_no_strategy_asks_for_what_is_above_a_cap(name: str) -> None:
     """With a cap that one network in five of those drawn at random meets."""
     space, rng = made(name), Random(2)

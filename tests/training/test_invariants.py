@@ -201,8 +201,8 @@ def few_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "HELD_IMAGES", 16)  # of batches of 2
 
 
-def test_forty_configurations_of_thresholds() -> None:
-    seen = endings(range(40))
+def test_twenty_configurations_of_thresholds() -> None:
+    seen = endings(range(20))
     assert {kind for kind, ending in seen if ending == "accepted"} == {"GROW", "WIDEN", "PRUNE"}
     assert {ending for _, ending in seen} == {"accepted", "refused", "rolled back"}
 
