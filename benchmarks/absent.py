@@ -36,6 +36,9 @@ class Absent(type):
     def __call__(cls, *_: Any, **__: Any) -> Any:
         return cls
 
+    def __fspath__(cls) -> str:
+        return ""
+
     def __or__(cls, other: Any) -> Any:
         return cls
 
