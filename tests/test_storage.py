@@ -154,7 +154,9 @@ def at_every_write(
         yield n
 
 
-@pytest.mark.parametrize("number", [FULL, READ_ONLY, QUOTA])
+@pytest.mark.parametrize(
+    "number", [FULL, *(pytest.param(other, marks=pytest.mark.slow) for other in (READ_ONLY, QUOTA))]
+)
 def test_every_write_that_fails_is_one_message_and_a_true_status(
     number: int, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -94,8 +94,14 @@ def test_params_and_macs_are_the_published_ones(
     assert description.macs() == pytest.approx(macs, rel=2e-2)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [28, 32, 84])
+@pytest.mark.parametrize(
+    ("channels", "size"),
+    [
+        (3, 32),
+        (1, 28),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in [(3, 84), (1, 84), (3, 28)]),
+    ],
+)
 @pytest.mark.parametrize("name", BACKBONES)
 def test_images_become_embeddings(name: str, size: int, channels: int) -> None:
     more = ["backbone.patch_size=4"] if name == "vit_small" else []
