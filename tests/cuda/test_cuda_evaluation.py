@@ -167,7 +167,6 @@ def test_options_of_fine_tuning(fake: Fake, tmp_path: Path, options: list[str]) 
     assert tune(tmp_path, [*fine_tuning(method), *options]).step > 0
 
 
-@pytest.mark.slow  # the quick ones are in tests/finetune, on the CPU
 def test_a_network_grows_and_is_pruned_under_labels_and_goes_on(fake: Fake, tmp_path: Path) -> None:
     overrides = [
         "ssl=none", "evolution=balanced", "sparsity=nase", "sparsity.rollback_tolerance=1",
