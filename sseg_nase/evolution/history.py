@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sseg_nase.nets.architecture import Architecture
+from sseg_nase.nets.description import Description
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,20 @@ def counts(architecture: Architecture) -> dict[str, Any]:
 def accepted_kinds(history: Sequence[MutationRecord]) -> list[str]:
     """Kinds of the accepted growth steps, oldest first (PRUNE takes no part in taking turns)."""
     return [r.kind for r in history if r.accepted and r.kind != "PRUNE"]
+
+
+def architecture_figures(
+    architecture: Description, history: Sequence[MutationRecord]
+) -> dict[str, float]:
+    """What is logged of an architecture that is trained, `arch/*`; `history`: of its run."""
+    removed, channels = removed_channels(history), architecture.channels
+    return {
+        "arch/params": architecture.params,
+        "arch/macs": architecture.macs(),
+        "arch/blocks": len(channels),
+        "arch/width": max(channels),
+        "arch/sparsity": removed / (sum(channels) + removed),
+    }
 
 
 def removed_channels(history: Sequence[MutationRecord]) -> int:

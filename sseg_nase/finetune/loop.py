@@ -21,7 +21,7 @@ from sseg_nase.data.placement import Images, fetch
 from sseg_nase.data.prefetch import sent
 from sseg_nase.data.random import derive
 from sseg_nase.data.views import make_views
-from sseg_nase.evolution.history import MutationRecord, counts, removed_channels
+from sseg_nase.evolution.history import MutationRecord, architecture_figures, counts
 from sseg_nase.evolution.operators import load_moments, named_moments
 from sseg_nase.finetune.evolving import LabelledProbe, Tuned, mutated
 from sseg_nase.finetune.learner import METHODS, EpisodeLearner, around, frozen_parts, norms_of
@@ -376,15 +376,7 @@ class FineTuner:
             assert error <= LARGEST_PRUNING_ERROR, error
 
     def _tell_architecture(self) -> None:
-        architecture = self.networks.architecture
-        removed = removed_channels(self.progress.history)
-        figures = {
-            "arch/params": architecture.params,
-            "arch/macs": architecture.macs(),
-            "arch/blocks": len(architecture.channels),
-            "arch/width": max(architecture.channels),
-            "arch/sparsity": removed / (sum(architecture.channels) + removed),
-        }
+        figures = architecture_figures(self.networks.architecture, self.progress.history)
         self.sink.metrics(figures, self.first_step + self.progress.step)
 
     def _install(self, learner: EpisodeLearner, judged: EpisodeLearner) -> None:

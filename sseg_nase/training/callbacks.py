@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from sseg_nase.evolution.history import removed_channels
+from sseg_nase.evolution.history import architecture_figures
 from sseg_nase.files import check_room
 from sseg_nase.hardware.memory import MemoryUse, memory_use, remedies
 from sseg_nase.training import checkpoint
@@ -92,15 +92,7 @@ class ArchitectureMetrics(Callback):
         """Log the architecture that is trained from here on."""
         if event not in (Event.EPOCH_START, Event.FIT_END):
             return
-        architecture = trainer.networks.architecture
-        removed = removed_channels(trainer.progress.history)
-        figures = {
-            "arch/params": architecture.params,
-            "arch/macs": architecture.macs(),
-            "arch/blocks": len(architecture.channels),
-            "arch/width": max(architecture.channels),
-            "arch/sparsity": removed / (sum(architecture.channels) + removed),
-        }
+        figures = architecture_figures(trainer.networks.architecture, trainer.progress.history)
         trainer.sink.metrics(figures, trainer.progress.step)
 
 
