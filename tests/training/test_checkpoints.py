@@ -109,15 +109,15 @@ def test_a_resumed_training_keeps_the_best_so_far(tmp_path: Path) -> None:
     assert checkpoint.load(tmp_path / "best.pt")["epoch"] == 1
 
 
-def test_sparsity_is_the_share_of_channels_that_were_removed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(callbacks, "removed_channels", lambda history: 10)
+def test_sparsity_is_the_share_of_channels_that_were_removed() -> None:
+    pruned = SimpleNamespace(
+        accepted=True, kind="PRUNE", target={"removed": {"0": range(4), "1": range(6)}}
+    )
     told: list[dict[str, float]] = []
     architecture = SimpleNamespace(channels=(10, 20), params=5, macs=lambda: 7)
     trainer: Any = SimpleNamespace(
         networks=SimpleNamespace(architecture=architecture),
-        progress=SimpleNamespace(history=[], step=3),
+        progress=SimpleNamespace(history=[pruned], step=3),
         sink=SimpleNamespace(metrics=lambda values, step: told.append(values)),
     )
     callbacks.ArchitectureMetrics().on(Event.FIT_END, trainer)
