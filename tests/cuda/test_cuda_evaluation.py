@@ -178,10 +178,11 @@ def test_a_network_grows_and_is_pruned_under_labels_and_goes_on(fake: Fake, tmp_
     assert {record["kind"] for record in whole.history} == {"GROW", "PRUNE"}
     assert all(record["accepted"] for record in whole.history)
     assert all(tensor.is_cuda for tensor in whole.network.state_dict().values())
-    asked = iter([False] * 9 + [True])  # in the middle of the epoch after the first growth
+    asked = iter([False] * 16 + [True])  # in the middle of the epoch after the first growth
     with pytest.raises(Interrupted):
         tune(tmp_path / "parts", overrides, stop=lambda: next(asked, True))
     state = checkpoint.load(tmp_path / "parts" / "checkpoints" / "finetune_last.pt")
+    assert [record["kind"] for record in state["finetune"]["history"]] == ["GROW"]
     resumed = tune(tmp_path / "parts", overrides, state=state)
     assert all(map(torch.equal, weights(whole), weights(resumed)))
 
@@ -216,9 +217,11 @@ def test_a_first_step_that_is_skipped_leaves_no_momenta(fake: Fake, tmp_path: Pa
     assert all(bool(each.isfinite().all()) for state in states for each in state)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "options"), [*((one, []) for one in METHODS), ("linear", ["finetune.mixup=0.5"])]
+)
 def test_a_step_of_fine_tuning_does_not_make_the_host_wait(
-    fake: Fake, tmp_path: Path, method: str
+    fake: Fake, tmp_path: Path, method: str, options: list[str]
 ) -> None:
     counts: list[int] = []
 
@@ -226,11 +229,11 @@ def test_a_step_of_fine_tuning_does_not_make_the_host_wait(
         counts.append(fake.waits.total())
         return False
 
-    more = [] if method == "linear" else ["finetune.episodes_per_epoch=8"]
+    more = options if method == "linear" else ["finetune.episodes_per_epoch=8"]
     tune(tmp_path, [*fine_tuning(method), *more, "tracking.interval_steps=1000"], stop=stop)
     steps = [after - before for before, after in pairwise(counts)]
     assert len(steps) > 2
-    assert max(steps) <= 2, steps
+    assert max(steps) <= (method == "r2d2"), steps  # whether its system could be solved is read
 
 
 # -- a run from beginning to end -------------------------------------------------------------------
