@@ -51,7 +51,11 @@ def results_of(directory: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "method", ["prototypical", "matching", "relation", "r2d2", "maml", "linear"]
+    "method",
+    [
+        *("prototypical", "maml", "linear"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("matching", "relation", "r2d2")),
+    ],
 )
 def test_every_method_runs_from_scratch(method: str) -> None:
     directory = run(composed(method, *ALONE))

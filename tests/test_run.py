@@ -53,7 +53,13 @@ def without_times(results: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
-@pytest.mark.parametrize("ablation", ["A1", "A2", "A3", "A4", "A5", "A6", "A7"])
+@pytest.mark.parametrize(
+    "ablation",
+    [
+        *("A1", "A2", "A7"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("A3", "A4", "A5", "A6")),
+    ],
+)
 def test_every_ablation_runs_end_to_end(ablation: str) -> None:
     directory, results, mutations = ran(f"ablation={ablation}")
     said = json.loads((directory / "status.json").read_text())
@@ -160,15 +166,18 @@ def test_every_dataset_of_a_run_is_judged() -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["ssl.distillation_weight=0"],
+        pytest.param(["ssl.distillation_weight=0"], marks=pytest.mark.slow),
         ["backbone.embedding=flatten", "evolution.grow_mode=fresh"],
         ["backbone.residual=true", "backbone.activation=gelu"],
-        ["backbone.batch_norm=false", "optimizer=sgd"],
+        pytest.param(["backbone.batch_norm=false", "optimizer=sgd"], marks=pytest.mark.slow),
         ["evolution.widen_mode=zero", "optimizer=adam", "scheduler=step"],
         ["hardware.gradient_accumulation_steps=3", "scheduler=constant"],
-        ["hardware.gradient_checkpointing=true", "hardware.channels_last=false"],
+        pytest.param(
+            ["hardware.gradient_checkpointing=true", "hardware.channels_last=false"],
+            marks=pytest.mark.slow,
+        ),
         ["curriculum.perturbation=0.05", "curriculum=mixed"],
-        ["sparsity.importance=magnitude"],
+        pytest.param(["sparsity.importance=magnitude"], marks=pytest.mark.slow),
         ["sparsity.importance=random", "evaluation.normalize=l2n", "evaluation.metric=euclidean"],
     ],
 )

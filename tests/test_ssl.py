@@ -75,15 +75,31 @@ def test_a_method_keeps_its_target_without_distillation(method: str) -> None:
 @pytest.mark.parametrize(
     ("method", "overrides"),
     [
-        ("byol", ["hardware.gradient_checkpointing=true", "hardware.channels_last=false"]),
+        pytest.param(
+            "byol",
+            ["hardware.gradient_checkpointing=true", "hardware.channels_last=false"],
+            marks=pytest.mark.slow,
+        ),
         ("byol", ["backbone.batch_norm=false", "optimizer=sgd", "ssl.projection_layers=3"]),
         ("dino", ["hardware.gradient_checkpointing=true", "ssl.local_views=1"]),
-        ("dino", ["backbone.embedding=flatten", "ssl.local_size=1", "evolution.grow_mode=fresh"]),
+        pytest.param(
+            "dino",
+            ["backbone.embedding=flatten", "ssl.local_size=1", "evolution.grow_mode=fresh"],
+            marks=pytest.mark.slow,
+        ),
         ("dino", ["ssl.local_views=0", "hardware.precision=bf16-mixed"]),
         ("prototype_pairs", ["backbone.embedding=flatten", "evolution.widen_mode=zero"]),
         ("prototype_pairs", ["ssl.views=2", "ablation=A3", "curriculum.perturbation=0.05"]),
-        ("barlow_twins", ["hardware.gradient_accumulation_steps=2", "ssl.projection_layers=2"]),
-        ("dino", ["dataset.channels=1", "evolution.rollback_grace_epochs=1"]),
+        pytest.param(
+            "barlow_twins",
+            ["hardware.gradient_accumulation_steps=2", "ssl.projection_layers=2"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "dino",
+            ["dataset.channels=1", "evolution.rollback_grace_epochs=1"],
+            marks=pytest.mark.slow,
+        ),
         (
             "byol",
             ["backbone=conv4", "evolution=none", "sparsity=none", "ssl.ema_schedule=constant"],
