@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice, product
 from math import prod
 from random import Random
 from typing import Any, NamedTuple, TypeVar
@@ -182,16 +181,28 @@ class Space:
     def points(self, start: int = 0) -> Iterator[dict[str, Value]]:
         """Yield every point within the caps, in order, the last choice running fastest.
 
-        `start`: how many points as written are passed over. Raises `UserError` for a continuum.
+        `start`: how many points as written are passed over. Raises `UserError` for a continuum,
+        and where the caps leave next to nothing of a large space.
         """
         if self.size is None:
             endless = ", ".join(choice.name for choice in self.choices if choice.size is None)
             raise UserError(f"Space {self.name} cannot be enumerated: {endless} is a continuum.")
-        names = [choice.name for choice in self.choices]
-        for values in islice(product(*(choice.grid(1) for choice in self.choices)), start, None):
-            point = dict(zip(names, values, strict=True))
+        grids, passed = [choice.grid(1) for choice in self.choices], 0
+        for number in range(start, self.size):
+            point: dict[str, Value] = {}
+            for choice, options in zip(reversed(self.choices), reversed(grids), strict=True):
+                number, position = divmod(number, len(options))
+                point[choice.name] = options[position]
+            point = {choice.name: point[choice.name] for choice in self.choices}
             if self.allows(point):
+                passed = 0
                 yield point
+            elif (passed := passed + 1) > WALKABLE:
+                raise UserError(
+                    f"Space {self.name} has {self.size:.3g} points, and of {passed:,} in a row "
+                    "none is within search.caps: it cannot be enumerated. Loosen the caps, or "
+                    "choose a strategy that samples, such as strategy=evolution."
+                )
 
     def index(self, point: Point) -> int:
         """Return the position of a point among the points as written."""

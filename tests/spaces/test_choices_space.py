@@ -117,6 +117,9 @@ def test_points_come_in_order_from_any_start() -> None:
     assert list(space.points(4)) == points[4:]
     with pytest.raises(UserError, match="x is a continuum"):
         list(choices_space({"x": "uniform(0, 1)"}).points())
+    huge = choices_space({f"c{number}": "int(1, 1000)" for number in range(12)})
+    middle = {f"c{number}": 1 + 7 * number for number in range(12)}
+    assert next(huge.points(huge.index(middle))) == middle
 
 
 class Priced(Space):
@@ -141,6 +144,17 @@ def test_nothing_above_a_cap_is_ever_given_out(width: str) -> None:
         assert all(space.allows(each) for each in given)
     with pytest.raises(UserError, match="params = 128; at most 40"):
         space.check({"width": 64, "depth": 2})
+
+
+def test_a_space_of_which_caps_leave_next_to_nothing_is_not_walked_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sseg_nase.spaces.space.WALKABLE", 30)
+    points = priced("int(8, 64)").under({"params": 20}).points()
+    within = [{"width": width, "depth": depth} for width in (8, 9) for depth in (1, 2)]
+    assert [next(points) for _ in range(4)] == within
+    with pytest.raises(UserError, match=r"of 31 in a row none is within search\.caps"):
+        list(points)
 
 
 @pytest.mark.parametrize("width", ["int(8, 64)", "int(8, 1000000)"])
