@@ -26,10 +26,10 @@ from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, storage_error, write_json
 from sseg_nase.finite import figure
 from sseg_nase.hardware.determinism import deterministic, explain_refused
-from sseg_nase.hardware.environment import write_environment
 from sseg_nase.hardware.memory import enforce_memory_cap, explain_out_of_memory
 from sseg_nase.hardware.profiles import resolve
 from sseg_nase.nets.own import registered_by
+from sseg_nase.provenance.environment import write_environment
 from sseg_nase.redaction import overrides_without, redacted
 from sseg_nase.reporting.confusion import write_confusions
 from sseg_nase.reporting.embeddings import write_embeddings

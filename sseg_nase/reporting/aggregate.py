@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import yaml
 
-from sseg_nase.fewshot.statistics import crossed_difference, holm, mean_t95, paired_difference
 from sseg_nase.files import read_json
 from sseg_nase.finite import figure
 from sseg_nase.reporting.episodes import (
@@ -28,6 +27,7 @@ from sseg_nase.reporting.episodes import (
     doubts_of,
     read_episodes,
 )
+from sseg_nase.statistics import crossed_difference, holm, mean_t95, paired_difference
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sseg_nase.fewshot.statistics import PairedDifference, holm, paired_difference
 from sseg_nase.files import read_json
 from sseg_nase.finite import figure
 from sseg_nase.reporting.aggregate import (
@@ -33,6 +32,7 @@ from sseg_nase.reporting.episodes import LAST
 from sseg_nase.reporting.provenance import REGIMES, Provenance, config_of, provenance, section
 from sseg_nase.reporting.published import WAYS, Published, corresponding, published
 from sseg_nase.reporting.record import FINISHED
+from sseg_nase.statistics import PairedDifference, holm, paired_difference
 
 KEY = re.compile(r"(?P<dataset>[^/]+)/(?P<split>[^/]+)/(?P<ways>\d+)w(?P<shots>\d+)s")
 REFERENCES = {"untrained": "fewshot_untrained", "pretrained": "fewshot_pretrained"}

@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 
 import yaml
 
-import sseg_nase
 from sseg_nase.config.commands import command as command_line
 from sseg_nase.config.compose import defaults
 from sseg_nase.config.fingerprint import decisive, flatten
 from sseg_nase.errors import UserError
 from sseg_nase.files import read_json, write_json, write_text
 from sseg_nase.finite import finite, plain
-from sseg_nase.hardware.environment import NAME as ENVIRONMENT
+from sseg_nase.provenance.environment import NAME as ENVIRONMENT
 from sseg_nase.reporting.aggregate import read_config
 from sseg_nase.reporting.comparison import compare
 from sseg_nase.reporting.comparison_tables import (
@@ -68,6 +67,7 @@ from sseg_nase.reporting.record import FINISHED, RunRecord, read_run, standing
 from sseg_nase.reporting.times import span
 from sseg_nase.tracking.console import better, duration
 from sseg_nase.tracking.mlflow_sink import shown
+from sseg_nase.version import __version__
 
 NAME = "report"
 UNTRAINED, LAST, BEST = "untrained", "last", "best"
@@ -660,7 +660,7 @@ def _config(record: RunRecord) -> Iterator[Block]:
     yield Paragraph(
         (
             "The defaults are those of version ",
-            sseg_nase.__version__,
+            __version__,
             "; ",
             Code("hardware.*"),
             " is what the run has found on its machine where the default leaves it open. The whole "

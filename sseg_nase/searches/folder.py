@@ -82,7 +82,7 @@ class SearchFolder:
 
     def made(self) -> Space | None:
         """Return its space; None where it cannot be made any more."""
-        from sseg_nase.searches.parts import space_of  # here, because it imports torch
+        from sseg_nase.searches.asked_space import space_of  # here, because it imports torch
 
         try:
             return space_of(stored(self.path / "config.yaml"))

@@ -26,13 +26,13 @@ from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError, did_you_mean
 from sseg_nase.files import read_json, write_json
 from sseg_nase.finite import finite
+from sseg_nase.provenance import code
 from sseg_nase.search.latency import LATENCY, Timed
 from sseg_nase.search.log import Candidate, Cost, Scored
 from sseg_nase.search.objectives import Objectives
 from sseg_nase.searches.promotion import continued, goes_on, less, spent_before
 from sseg_nase.spaces.overrides import NOT_SEARCHED
 from sseg_nase.spaces.space import Space
-from sseg_nase.sweeps import code
 from sseg_nase.sweeps.folder import JobFolder, Planned, SweepFolder, described, freeze, threads_of
 from sseg_nase.sweeps.job import perform
 from sseg_nase.sweeps.launch import stop_jobs

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from sseg_nase.fewshot.statistics import crossed_difference, holm, mean_t95, paired_difference
 from sseg_nase.files import read_json
 from sseg_nase.finite import figure
 from sseg_nase.reporting.aggregate import Entry, Judged, judgements, same_episodes
@@ -22,6 +21,7 @@ from sseg_nase.search import Log, Scored
 from sseg_nase.searches.analysis import leading
 from sseg_nase.searches.answer import ANSWER, BEST, FINAL, FRONT, LARGEST, OF_RANDOM, SAME
 from sseg_nase.searches.progress import short
+from sseg_nase.statistics import crossed_difference, holm, mean_t95, paired_difference
 
 SIGNIFICANCE = 0.05
 ACCURACY = "accuracy"

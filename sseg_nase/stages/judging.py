@@ -32,7 +32,6 @@ from sseg_nase.fewshot.evaluation import (
     normalized,
 )
 from sseg_nase.fewshot.fixed_views import view
-from sseg_nase.fewshot.statistics import mean_ci95, paired_difference
 from sseg_nase.finetune.judging import method_of
 from sseg_nase.finetune.learner import EpisodeLearner, around, fits
 from sseg_nase.hardware.complexity import count_macs, count_params
@@ -43,6 +42,7 @@ from sseg_nase.nets.backbone import Backbone
 from sseg_nase.reporting.embeddings import Embeddings, chosen_images
 from sseg_nase.stages.fitting import judged_datasets, room_of, what_fits
 from sseg_nase.stages.starting import Reached, images_of
+from sseg_nase.statistics import mean_ci95, paired_difference
 from sseg_nase.training import checkpoint
 
 LATENCY_BATCHES = (1, 64)

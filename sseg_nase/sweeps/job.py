@@ -20,7 +20,7 @@ from sseg_nase.config.schema import Config
 from sseg_nase.directory import RUNNING, status_of
 from sseg_nase.errors import DONE, FAILURE, MISTAKE, STOPPED, UserError
 from sseg_nase.hardware.slots import gpu_slot, slot_of
-from sseg_nase.sweeps.code import changed_since
+from sseg_nase.provenance.code import changed_since
 from sseg_nase.sweeps.finish import finish_if_last
 from sseg_nase.sweeps.folder import NOT_YET, JobFolder, SweepFolder, this_process
 from sseg_nase.sweeps.isolation import Ending, isolated

@@ -23,8 +23,8 @@ from sseg_nase.config.validation import cautions
 from sseg_nase.directory import end_dead, status_of
 from sseg_nase.errors import DONE, STOPPED, UserError
 from sseg_nase.files import locked
+from sseg_nase.provenance import code
 from sseg_nase.redaction import overrides_without
-from sseg_nase.sweeps import code
 from sseg_nase.sweeps.finish import begin_parent, finish, of_search
 from sseg_nase.sweeps.folder import (
     NOT_YET,

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sseg_nase.files import append_line, write_bytes, writing
+from sseg_nase.provenance.git import origin
 from sseg_nase.tracking.sink import RunInfo, Sink
-from sseg_nase.tracking.source import origin
 
 MUTATION_KEYS = (
     "index",

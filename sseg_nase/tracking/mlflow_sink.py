@@ -34,11 +34,11 @@ from sseg_nase.config.schema import TrackingConfig
 from sseg_nase.errors import UserError
 from sseg_nase.files import FULL, free_bytes, in_bytes
 from sseg_nase.home import expanded
+from sseg_nase.provenance.git import origin
 from sseg_nase.redaction import VARIABLES, redacted, use
 from sseg_nase.tracking.database import StoreError, check_database
 from sseg_nase.tracking.rows import Row, Rows, clean_key, recorded_rows, result_tags
 from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED, Param, RunInfo, Sink
-from sseg_nase.tracking.source import origin
 
 SQLITE = "sqlite:///"
 SERVERS = ("http", "https")

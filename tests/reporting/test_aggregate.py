@@ -15,7 +15,6 @@ import yaml
 from recorded_runs import KEY, METHOD, accuracies, record, sweep
 from scipy import stats
 
-from sseg_nase.fewshot.statistics import crossed_difference, holm, paired_difference
 from sseg_nase.reporting.aggregate import (
     COMPARISON_COLUMNS,
     RUN_COLUMNS,
@@ -27,6 +26,7 @@ from sseg_nase.reporting.aggregate import (
     same_episodes,
 )
 from sseg_nase.reporting.episodes import read_episodes
+from sseg_nase.statistics import crossed_difference, holm, paired_difference
 
 MEANS = {"A1": 50.0, "A2": 60.0, "A7": 61.0}
 KEYS = ("digits/val/5w1s", "digits/val/5w5s")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import sseg_nase
-from sseg_nase.hardware import environment
-from sseg_nase.hardware.environment import describe_environment, processor, write_environment
+from sseg_nase.provenance import environment
+from sseg_nase.provenance.environment import describe_environment, processor, write_environment
 
 
 def test_this_process() -> None:
