@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from sseg_nase.nets.architecture import Architecture
     from sseg_nase.nets.evolvable import EvolvableCNN
     from sseg_nase.reporting.figures.architecture import draw_architecture
-    from sseg_nase.reporting.record import RunRecord, read_run
     from sseg_nase.reporting.selection import latest_run
     from sseg_nase.run import run as run_config
+    from sseg_nase.rundir.record import RunRecord, read_run
     from sseg_nase.sparsity.importance import channel_importance
     from sseg_nase.sparsity.masks import ComplementaryMasks, complementary_masks
     from sseg_nase.sparsity.recalibration import recalibrate
@@ -97,8 +97,8 @@ _HOMES = {
     "stored_config": "config.compose:stored",
     "run_config": "run:run",
     "latest_run": "reporting.selection",
-    "read_run": "reporting.record",
-    "RunRecord": "reporting.record",
+    "read_run": "rundir.record",
+    "RunRecord": "rundir.record",
     "open_dataset": "stages.by_hand",
     "ImageStore": "data.store",
     "open_image": "stages.by_hand",

@@ -1,9 +1,43 @@
-"""The names of test files. Which room may import which: `make lint`, by pyproject.toml."""
+"""What a run's files are called, and the names of test files.
+
+Which room may import which is held by import-linter (pyproject.toml), in `make lint`.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
+
+from sseg_nase.provenance import PACKAGE
+from sseg_nase.rundir import names, status
+
+# config/ stands below the room of a run's files; conf/config.yaml is no file of a run.
+BELOW = ("config/compose.py", "config/layout.py")
+
+
+def test_the_files_of_a_run_have_one_room() -> None:
+    # Who spells a name out reads or writes the file past its reader and its writer.
+    files = {v for v in vars(names).values() if isinstance(v, str) and re.search(r"\w\.\w+$", v)}
+    files -= {names.__file__, names.__doc__, names.__name__}
+    assert {"config.yaml", "events.jsonl", "episodes.npz"} <= files
+    spelled = re.compile("|".join(re.escape(f'"{name}"') for name in sorted(files)))
+    found = {
+        path.relative_to(PACKAGE).as_posix(): spelled.findall(path.read_text(encoding="utf-8"))
+        for path in PACKAGE.rglob("*.py")
+    }
+    rooms = {name for name, hits in found.items() if hits}
+    assert rooms == {"rundir/names.py", *BELOW}
+
+
+def test_how_a_run_ends_is_said_in_one_place() -> None:
+    assigned = re.compile(rf"^(?:\w+, )*(?:{'|'.join(status.ENDS)})\b.* = ", re.MULTILINE)
+    found = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if assigned.search(path.read_text(encoding="utf-8"))
+    ]
+    assert found == ["rundir/status.py"]
 
 
 def test_no_two_files_of_tests_share_a_name() -> None:

@@ -1,4 +1,4 @@
-"""environment.json: which versions, which machine and which code a run ran with."""
+"""Which versions, which machine and which code a process runs with."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sseg_nase.files import read_json, write_json
 from sseg_nase.hardware.profiles import cores
 from sseg_nase.provenance import PACKAGE
 from sseg_nase.provenance.git import git_commit, git_diff
 from sseg_nase.version import __version__
 
-NAME = "environment.json"
 PACKAGES = ("torchvision", "lightning-fabric", "numpy", "mlflow", "hydra-core")
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -42,19 +40,6 @@ def describe_environment() -> dict[str, Any]:
         "cuda": torch.version.cuda if cuda else None,
         "code": {"commit": git_commit(PACKAGE), "changed": None if diff is None else bool(diff)},
     }
-
-
-def write_environment(folder: Path) -> None:
-    """Write environment.json of a run that starts, or goes on, in `folder`.
-
-    Where it goes on in another environment, the `earlier` ones stay in it, oldest first.
-    """
-    now = describe_environment()
-    known = read_json(folder / NAME) or {}
-    earlier = known.pop("earlier", [])
-    if known and known != now:
-        earlier = [*earlier, known]
-    write_json(folder / NAME, now | ({"earlier": earlier} if earlier else {}))
 
 
 def processor(cpuinfo: Path = CPUINFO) -> str:

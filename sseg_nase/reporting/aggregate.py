@@ -15,18 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import yaml
 
-from sseg_nase.files import read_json
 from sseg_nase.finite import figure
-from sseg_nase.reporting.episodes import (
-    BEST,
-    LAST,
-    NETWORKS,
-    EpisodesError,
-    doubts_of,
-    read_episodes,
-)
+from sseg_nase.rundir.config import read_config
+from sseg_nase.rundir.episodes import read_episodes
+from sseg_nase.rundir.events import is_event, salvaged_events
+from sseg_nase.rundir.names import EVENTS
+from sseg_nase.rundir.results import BEST, LAST, NETWORKS, doubts_of, read_results
+from sseg_nase.rundir.status import FINISHED, read_status
+from sseg_nase.rundir.unreadable import UnreadableError
 from sseg_nase.statistics import crossed_difference, holm, mean_t95, paired_difference
 
 if TYPE_CHECKING:
@@ -187,10 +184,9 @@ def _on_the_same_images(runs: Sequence[Found], notes: list[str]) -> list[Found]:
 
 
 def _read(entry: Entry, notes: list[str]) -> Found | None:
-    status = read_json(entry.run / "status.json")
-    results = read_json(entry.run / "results.json")
-    if status is not None and status.get("status") != "FINISHED":
-        notes.append(f"{_name(entry)} is {status.get('status')}, not FINISHED: left out.")
+    status, results = read_status(entry.run), read_results(entry.run)
+    if status is not None and status.get("status") != FINISHED:
+        notes.append(f"{_name(entry)} is {status.get('status')}, not {FINISHED}: left out.")
         return None
     if results is None or not isinstance(results.get("fewshot"), dict):
         notes.append(f"{_name(entry)} has no results.json that can be read: left out.")
@@ -214,12 +210,12 @@ def judgements(
     With the accuracies of every episode where episodes.npz and config.yaml have what belongs to
     them; why they have not is added to `notes`.
     """
-    settings = _settings(entry.run / "config.yaml")
+    settings = _settings(entry.run)
     if settings is None:
         notes.append(f"{_name(entry)} has no config.yaml that can be read: not compared.")
     try:
         accuracies = read_episodes(entry.run)
-    except EpisodesError as error:
+    except UnreadableError as error:
         accuracies = {network: {} for network in NETWORKS}
         notes.append(
             f"{_name(entry)} {error} (written by an older version, or damaged): not compared."
@@ -311,10 +307,10 @@ def _unfit(judged: Judged, accuracies: np.ndarray | None) -> str | None:
     return None
 
 
-def _settings(path: Path) -> dict[str, Any] | None:
+def _settings(run: Path) -> dict[str, Any] | None:
     """`evaluation.*` and `dataset.*` of config.yaml by their dotted keys."""
     try:
-        config = read_config(path)
+        config = read_config(run)
         evaluation = config["evaluation"]
         found = {f"evaluation.{key}": evaluation[key] for key in LIST_SETTINGS}
         balance = BALANCE_SETTINGS
@@ -325,15 +321,8 @@ def _settings(path: Path) -> dict[str, Any] | None:
         kept = ("name", "image_size", *IMAGE_SETTINGS)
         found |= {f"dataset.{key}": dataset[key] for key in kept}
         return found | {f"dataset.{key}": bool(dataset.get(key)) for key in CLASS_SETTINGS}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+    except (UnreadableError, KeyError, TypeError):
         return None
-
-
-def read_config(path: Path) -> Any:
-    """What a config.yaml holds. Raises `OSError`, `UnicodeDecodeError`, `yaml.YAMLError`."""
-    # The C parser is ten times as fast; libyaml is not everywhere.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # safe, both of them
 
 
 def _of_list(settings: Mapping[str, Any], key: str) -> frozenset[Setting]:
@@ -354,22 +343,16 @@ def _losses(entry: Entry, notes: list[str]) -> tuple[float, float]:
     After a resume some steps stand there twice: the later line counts.
     """
     by_step: dict[int, float] = {}
-    odd = 0
+
+    def lost(odd: int) -> None:
+        notes.append(f"{_name(entry)}: {odd} lines of {EVENTS} cannot be read: skipped.")
+
     try:
-        with (entry.run / "events.jsonl").open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                if f'"{LOSS}"' not in line:
-                    continue
-                try:
-                    told = json.loads(line)
-                    if told["kind"] == "metrics":
-                        by_step[int(told["step"])] = _number(told["values"][LOSS])
-                except (ValueError, KeyError, TypeError):
-                    odd += 1
-    except OSError:
-        notes.append(f"{_name(entry)} has no events.jsonl that can be read: no training loss.")
-    if odd:
-        notes.append(f"{_name(entry)}: {odd} lines of events.jsonl cannot be read: skipped.")
+        for told in salvaged_events(entry.run, is_event, lost, containing=f'"{LOSS}"'):
+            if told["kind"] == "metrics" and LOSS in told["values"]:
+                by_step[told["step"]] = _number(told["values"][LOSS])
+    except UnreadableError:
+        notes.append(f"{_name(entry)} has no {EVENTS} that can be read: no training loss.")
     known = [loss for loss in by_step.values() if not math.isnan(loss)]
     if not known:
         return math.nan, math.nan

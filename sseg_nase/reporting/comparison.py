@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sseg_nase.files import read_json
 from sseg_nase.finite import figure
 from sseg_nase.reporting.aggregate import (
     SIGNIFICANCE,
@@ -28,10 +27,11 @@ from sseg_nase.reporting.aggregate import (
     other_images,
     same_episodes,
 )
-from sseg_nase.reporting.episodes import LAST
-from sseg_nase.reporting.provenance import REGIMES, Provenance, config_of, provenance, section
+from sseg_nase.reporting.provenance import REGIMES, Provenance, provenance
 from sseg_nase.reporting.published import WAYS, Published, corresponding, published
-from sseg_nase.reporting.record import FINISHED
+from sseg_nase.rundir.config import config_of
+from sseg_nase.rundir.results import LAST, read_results, section
+from sseg_nase.rundir.status import FINISHED, status_of
 from sseg_nase.statistics import PairedDifference, holm, paired_difference
 
 KEY = re.compile(r"(?P<dataset>[^/]+)/(?P<split>[^/]+)/(?P<ways>\d+)w(?P<shots>\d+)s")
@@ -186,8 +186,8 @@ def compare(runs: Sequence[Path], *, with_published: bool = True) -> Comparison:
 
 
 def _read(number: int, run: Path, notes: list[str]) -> _Read:
-    results = read_json(run / "results.json") or {}
-    ended = (read_json(run / "status.json") or {}).get("status", FINISHED)
+    results = read_results(run) or {}
+    ended = status_of(run).get("status", FINISHED)
     if ended != FINISHED:
         notes.append(f"run {number} is {ended}, not {FINISHED}: its results are left out.")
         results = {}

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sseg_nase.finite import finite
-from sseg_nase.reporting.record import RunRecord
-from sseg_nase.tracking.jsonl import MUTATION_KEYS
+from sseg_nase.rundir.mutations import MUTATION_KEYS
+from sseg_nase.rundir.record import RunRecord
 
 # The networks of a run in the order of their making, with their section of results.json.
 NETWORKS: Mapping[str, str] = {

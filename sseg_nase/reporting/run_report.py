@@ -11,16 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from sseg_nase.config.commands import command as command_line
 from sseg_nase.config.compose import defaults
 from sseg_nase.config.fingerprint import decisive, flatten
 from sseg_nase.errors import UserError
-from sseg_nase.files import read_json, write_json, write_text
+from sseg_nase.files import write_json, write_text
 from sseg_nase.finite import finite, plain
-from sseg_nase.provenance.environment import NAME as ENVIRONMENT
-from sseg_nase.reporting.aggregate import read_config
 from sseg_nase.reporting.comparison import compare
 from sseg_nase.reporting.comparison_tables import (
     PUBLISHED,
@@ -46,7 +42,6 @@ from sseg_nase.reporting.document import (
     Table,
     Text,
 )
-from sseg_nase.reporting.episodes import doubts_of
 from sseg_nase.reporting.export import (
     EPOCH_COLUMNS,
     MUTATION_COLUMNS,
@@ -62,9 +57,14 @@ from sseg_nase.reporting.html import as_html
 from sseg_nase.reporting.latex import LatexTable, as_latex, preview
 from sseg_nase.reporting.markdown import as_markdown
 from sseg_nase.reporting.pictures import drawn, files_of
-from sseg_nase.reporting.provenance import provenance, section
-from sseg_nase.reporting.record import FINISHED, RunRecord, read_run, standing
-from sseg_nase.reporting.times import span
+from sseg_nase.reporting.provenance import provenance
+from sseg_nase.rundir.config import read_overrides
+from sseg_nase.rundir.environment import read_environment
+from sseg_nase.rundir.events import span
+from sseg_nase.rundir.names import ENVIRONMENT, RESULTS
+from sseg_nase.rundir.record import RunRecord, read_run
+from sseg_nase.rundir.results import doubts_of, section
+from sseg_nase.rundir.status import FINISHED, standing
 from sseg_nase.tracking.console import better, duration
 from sseg_nase.tracking.mlflow_sink import shown
 from sseg_nase.version import __version__
@@ -134,8 +134,8 @@ def write_report(run: Path, folder: Path | None = None, *, published: bool = Tru
     }
     for name, text in texts.items():
         write_text(folder / name, text)
-    write_json(folder / "results.json", as_json(record, results))
-    return [folder / name for name in [*texts, "results.json"]] + files_of(pictures)
+    write_json(folder / RESULTS, as_json(record, results))
+    return [folder / name for name in [*texts, RESULTS]] + files_of(pictures)
 
 
 def document(
@@ -180,7 +180,7 @@ def as_json(record: RunRecord, results: Sequence[Result]) -> dict[str, Any]:
         "differs_from_defaults": None
         if differing is None
         else {one.key: {"default": one.default, "value": one.value} for one in differing},
-        "environment": read_json(record.folder / ENVIRONMENT),
+        "environment": read_environment(record.folder),
         "notes": record.notes,
     }
     found: dict[str, Any] = plain(about)
@@ -283,13 +283,8 @@ def _tracked(record: RunRecord) -> Text:
 
 def command(record: RunRecord) -> str | None:
     """What does the run once more; None where its overrides cannot be read."""
-    try:
-        overrides = read_config(record.folder / "overrides.yaml")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    if not isinstance(overrides, list):
-        return None
-    return command_line(*map(str, overrides))
+    overrides = read_overrides(record.folder)
+    return None if overrides is None else command_line(*overrides)
 
 
 def _moment(seconds: float) -> str:
@@ -675,7 +670,7 @@ def _typed(value: str) -> str:
 
 def _environment(record: RunRecord) -> Iterator[Block]:
     yield Heading(2, "Environment")
-    found = read_json(record.folder / ENVIRONMENT)
+    found = read_environment(record.folder)
     if found is None:
         yield Notice(
             f"The environment is not known: there is no {ENVIRONMENT} that can be read (older "

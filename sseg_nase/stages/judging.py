@@ -22,7 +22,6 @@ from sseg_nase.data.random import derive
 from sseg_nase.data.store import ImageStore
 from sseg_nase.data.views import normalize
 from sseg_nase.errors import UserError
-from sseg_nase.fewshot.confusion import Confusion
 from sseg_nase.fewshot.evaluation import (
     NotFiniteError,
     doubts,
@@ -39,7 +38,8 @@ from sseg_nase.hardware.energy import energy
 from sseg_nase.hardware.latency import latency_ms
 from sseg_nase.hardware.memory import peak_memory_mb
 from sseg_nase.nets.backbone import Backbone
-from sseg_nase.reporting.embeddings import Embeddings, chosen_images
+from sseg_nase.rundir.confusion import Confusion
+from sseg_nase.rundir.embeddings import Embeddings, chosen_images
 from sseg_nase.stages.fitting import judged_datasets, room_of, what_fits
 from sseg_nase.stages.starting import Reached, images_of
 from sseg_nase.statistics import mean_ci95, paired_difference

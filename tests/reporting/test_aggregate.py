@@ -25,7 +25,7 @@ from sseg_nase.reporting.aggregate import (
     aggregate,
     same_episodes,
 )
-from sseg_nase.reporting.episodes import read_episodes
+from sseg_nase.rundir.episodes import read_episodes
 from sseg_nase.statistics import crossed_difference, holm, paired_difference
 
 MEANS = {"A1": 50.0, "A2": 60.0, "A7": 61.0}

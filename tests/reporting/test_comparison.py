@@ -29,9 +29,9 @@ from sseg_nase.reporting.comparison_tables import (
     latex,
     markdown,
 )
-from sseg_nase.reporting.episodes import read_episodes
 from sseg_nase.reporting.provenance import LABELS, REGIMES, lineage, provenance, regime_of
 from sseg_nase.reporting.published import corresponding, published
+from sseg_nase.rundir.episodes import read_episodes
 from sseg_nase.statistics import holm, paired_difference
 
 GOLDEN = Path(__file__).with_name("comparison.golden.md")

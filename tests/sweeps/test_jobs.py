@@ -19,9 +19,10 @@ from test_plan import made
 from sseg_nase import run as running
 from sseg_nase.config.commands import override
 from sseg_nase.config.compose import load
-from sseg_nase.directory import RunDirectory, status_of
 from sseg_nase.errors import FAILURE, MISTAKE, UserError
 from sseg_nase.run import run
+from sseg_nase.rundir.directory import RunDirectory
+from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED, status_of
 from sseg_nase.stages.identity import identity
 from sseg_nase.stages.starting import images_of
 from sseg_nase.sweeps import job as jobs
@@ -30,7 +31,7 @@ from sseg_nase.sweeps.folder import JobFolder, SweepFolder
 from sseg_nase.sweeps.isolation import Ending
 from sseg_nase.sweeps.seen import GONE, look
 from sseg_nase.tracking import Tracker
-from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED, Sink
+from sseg_nase.tracking.sink import Sink
 from sseg_nase.tracking.sweeps import KnownRun
 
 

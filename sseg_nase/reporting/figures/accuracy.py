@@ -10,8 +10,8 @@ from matplotlib.lines import Line2D
 from sseg_nase.finite import finite
 from sseg_nase.reporting.comparison import KEY
 from sseg_nase.reporting.figures import Drawing, absent, style
-from sseg_nase.reporting.provenance import section
-from sseg_nase.reporting.record import RunRecord
+from sseg_nase.rundir.record import RunRecord
+from sseg_nase.rundir.results import section
 
 TITLE = "Few-shot accuracy"
 # Sections of results.json, in the order in which a network comes to be.

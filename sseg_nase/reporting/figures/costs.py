@@ -20,10 +20,10 @@ from matplotlib.lines import Line2D
 from sseg_nase.finite import finite
 from sseg_nase.reporting.aggregate import Aggregate
 from sseg_nase.reporting.comparison import KEY
-from sseg_nase.reporting.episodes import LAST
 from sseg_nase.reporting.figures import Drawing, absent, style
-from sseg_nase.reporting.provenance import REGIMES, provenance, regime_of, section
-from sseg_nase.reporting.record import RunRecord
+from sseg_nase.reporting.provenance import REGIMES, provenance, regime_of
+from sseg_nase.rundir.record import RunRecord
+from sseg_nase.rundir.results import LAST, section
 
 
 class Cost(NamedTuple):

@@ -13,8 +13,10 @@ import yaml
 from filelock import FileLock
 
 from sseg_nase.reporting import export, run_report
-from sseg_nase.reporting.record import RunRecord, Series, read_run, standing
-from sseg_nase.tracking.jsonl import MUTATION_KEYS, JsonlSink
+from sseg_nase.rundir.mutations import MUTATION_KEYS
+from sseg_nase.rundir.record import RunRecord, Series, read_run
+from sseg_nase.rundir.status import Status, standing, status_of
+from sseg_nase.tracking.jsonl import JsonlSink
 from sseg_nase.tracking.sink import Resumed, RunInfo
 
 FILES = ("config.yaml", "status.json", "results.json", "events.jsonl", "mutations.jsonl")
@@ -351,10 +353,11 @@ def test_a_run_that_did_not_finish(run: Path, status: dict[str, Any], note: str)
 
 
 def test_whether_a_run_is_going_on_is_said_by_its_lock(tmp_path: Path) -> None:
-    said: dict[str, Any] = {"status": "RUNNING", "process": {"host": socket.gethostname()}}
+    said: Status = {"status": "RUNNING", "process": {"host": socket.gethostname()}}
     dead = f"its process was killed; sseg-nase resume={tmp_path} goes on with it"
     assert dead in standing(tmp_path, said)
-    assert dead in standing(tmp_path, {"status": "RUNNING", "process": "damaged"})
+    (tmp_path / "status.json").write_text('{"status": "RUNNING", "process": "damaged"}')
+    assert dead in standing(tmp_path, status_of(tmp_path))
     elsewhere = standing(tmp_path, {**said, "process": {"host": "another"}})
     assert "its process, on another, is dead or cannot be seen from here" in elsewhere
     assert standing(tmp_path, {"status": "FAILED"}) == "FAILED"
