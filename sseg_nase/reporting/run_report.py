@@ -46,7 +46,6 @@ from sseg_nase.reporting.export import (
     EPOCH_COLUMNS,
     MUTATION_COLUMNS,
     RESULT_COLUMNS,
-    Result,
     as_csv,
     epoch_lines,
     mutation_lines,
@@ -63,7 +62,7 @@ from sseg_nase.rundir.environment import read_environment
 from sseg_nase.rundir.events import span
 from sseg_nase.rundir.names import ENVIRONMENT, RESULTS
 from sseg_nase.rundir.record import RunRecord, read_run
-from sseg_nase.rundir.results import doubts_of, section
+from sseg_nase.rundir.results import EpisodeResult, doubts_of, section
 from sseg_nase.rundir.status import FINISHED, standing
 from sseg_nase.tracking.console import better, duration
 from sseg_nase.tracking.mlflow_sink import shown
@@ -156,7 +155,7 @@ def document(
     return Document(_title(record), blocks)
 
 
-def as_json(record: RunRecord, results: Sequence[Result]) -> dict[str, Any]:
+def as_json(record: RunRecord, results: Sequence[EpisodeResult]) -> dict[str, Any]:
     """What the report says, for programs; what is not known is null."""
     began, ended = span(record.folder)
     try:
@@ -257,7 +256,7 @@ def _stage(told: Mapping[str, Any]) -> str:
     return words
 
 
-def _first_and_beside(results: Sequence[Result]) -> Text:
+def _first_and_beside(results: Sequence[EpisodeResult]) -> Text:
     """The network that was chosen by its loss, where there is one, and the last one beside it."""
     first, *others = results
     name = f" % ({first.network})" if others else " %"
@@ -359,7 +358,7 @@ def _published(record: RunRecord) -> Iterator[Block]:
     yield Paragraph(PUBLISHED)
 
 
-def latex(record: RunRecord, results: Sequence[Result]) -> list[LatexTable]:
+def latex(record: RunRecord, results: Sequence[EpisodeResult]) -> list[LatexTable]:
     """The results and the costs for a paper; inductive and transductive ones apart."""
     tables = []
     about = str(record.setting("experiment_name", record.folder.name))
@@ -404,12 +403,12 @@ def _in_words(key: str) -> str:
     return f"{dataset} {split}, {ways}-way {shots}-shot"
 
 
-def _accuracy(result: Result) -> str:
+def _accuracy(result: EpisodeResult) -> str:
     interval = NOTHING if result.ci95 is None else f"{result.ci95:.2f}"
     return f"{result.accuracy:.2f} ± {interval}"
 
 
-def _count(result: Result) -> str:
+def _count(result: EpisodeResult) -> str:
     return "" if result.episodes is None else f" (n={result.episodes:,})"
 
 

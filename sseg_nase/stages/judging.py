@@ -40,6 +40,7 @@ from sseg_nase.hardware.memory import peak_memory_mb
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.rundir.confusion import Confusion
 from sseg_nase.rundir.embeddings import Embeddings, chosen_images
+from sseg_nase.rundir.results import LAST, EpisodeResult
 from sseg_nase.stages.fitting import judged_datasets, room_of, what_fits
 from sseg_nase.stages.starting import Reached, images_of
 from sseg_nase.statistics import mean_ci95, paired_difference
@@ -155,17 +156,21 @@ class FewShotTask:
             confusion = Confusion(one.confusion, self.store.class_names)
             judged.accuracies[episodes.key] = accuracies
             judged.confusions[episodes.key] = confusion
-            judged.results[episodes.key] = {
-                "accuracy": accuracy,
-                "ci95": ci95,
-                "episodes": len(episodes),
-                "method": _protocol(method.label(evaluation), evaluation, views),
-                "transductive": method.transductive,
-                "queries": evaluation.query_balance,
-                "doubts": doubts(*looked_at, one.accuracies, evaluation),
-                "top_k": {str(k): 100 * share for k, share in one.top_k.items()},
-                **confusion.extremes(),
-            }
+            result = EpisodeResult(
+                key=episodes.key,
+                network=LAST if views == 1 else "views",
+                accuracy=accuracy,
+                ci95=ci95,
+                episodes=len(episodes),
+                method=_protocol(method.label(evaluation), evaluation, views),
+                transductive=method.transductive,
+                top_k={str(k): 100 * share for k, share in one.top_k.items()},
+            )
+            judged.results[episodes.key] = result.as_section(
+                queries=evaluation.query_balance,
+                doubts=doubts(*looked_at, one.accuracies, evaluation),
+                classes=confusion.extremes(),
+            )
         return judged
 
     def _chosen(self, judged: torch.Tensor | None) -> Embeddings | None:

@@ -17,7 +17,7 @@ from typing import Any
 from sseg_nase.errors import MISTAKE
 from sseg_nase.finite import finite
 from sseg_nase.rundir.events import last_epoch, last_written
-from sseg_nase.rundir.results import read_results, section
+from sseg_nase.rundir.results import LAST, episode_result, read_results, section
 from sseg_nase.rundir.status import (
     ENDS,
     FAILED,
@@ -240,10 +240,10 @@ def _metric(run: Path | None, loss: float | None, found: str) -> str:
         key, first = next(iter(fewshot.items()), ("", None))
         if not key:
             return ""
-        one = first if isinstance(first, dict) else {}
-        if not (finite(one.get("accuracy")) and finite(one.get("ci95"))):
+        one = episode_result(key, LAST, first)
+        if one is None or one.ci95 is None:
             return f"{key} holds no accuracy"
-        return f"{key} {one['accuracy']:.2f} ± {one['ci95']:.2f} %"
+        return f"{key} {one.accuracy:.2f} ± {one.ci95:.2f} %"
     return f"loss {loss:.4f}" if finite(loss) else ""
 
 

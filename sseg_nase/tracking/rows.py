@@ -14,7 +14,7 @@ from typing import Any
 from sseg_nase.errors import UserError
 from sseg_nase.rundir.events import read_events
 from sseg_nase.rundir.names import EVENTS
-from sseg_nase.rundir.results import read_results
+from sseg_nase.rundir.results import LAST, episode_results, read_results
 from sseg_nase.rundir.unreadable import UnreadableError
 from sseg_nase.tracking.sink import Resumed
 
@@ -130,13 +130,14 @@ def result_tags(directory: Path) -> dict[str, str]:
     results = read_results(directory) or {}
     tags, lines = dict[str, str](), list[str]()
     first = None
-    for key, value in (results.get("fewshot") or {}).items():
-        dataset, _, protocol = key.rpartition("/")
+    for one in episode_results(results, (LAST,)):
+        dataset, _, protocol = one.key.rpartition("/")
         first = first or dataset
-        figure = f"{value['accuracy']:.2f}"
+        figure = f"{one.accuracy:.2f}"
         if dataset == first:
             tags["dataset"], tags[f"accuracy_{protocol}"] = dataset.partition("/")[0], figure
-        lines.append(f"**{key}**: {figure} ± {value['ci95']:.2f} % ({value['method']})")
+        interval = "?" if one.ci95 is None else f"{one.ci95:.2f}"
+        lines.append(f"**{one.key}**: {figure} ± {interval} % ({one.method})")
     if not tags:
         return {}
     size = results.get("architecture") or {}

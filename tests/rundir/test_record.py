@@ -15,6 +15,7 @@ from filelock import FileLock
 from sseg_nase.reporting import export, run_report
 from sseg_nase.rundir.mutations import MUTATION_KEYS
 from sseg_nase.rundir.record import RunRecord, Series, read_run
+from sseg_nase.rundir.results import SECTIONS, EpisodeResult
 from sseg_nase.rundir.status import Status, standing, status_of
 from sseg_nase.tracking.jsonl import JsonlSink
 from sseg_nase.tracking.sink import Resumed, RunInfo
@@ -211,7 +212,7 @@ def test_accuracies_stand_list_by_list_in_the_order_of_their_making(run: Path) -
             key: {"accuracy": 10.0 * n + m, "ci95": None, "episodes": 4, "method": "m"}
             for m, key in enumerate(keys)
         }
-        for n, section in enumerate(export.NETWORKS.values())
+        for n, section in enumerate(SECTIONS.values())
     }
     results["fewshot"][keys[0]]["ci95"] = 0.5
     results["fewshot_best"][keys[1]]["accuracy"] = float("nan")
@@ -232,7 +233,7 @@ def test_accuracies_stand_list_by_list_in_the_order_of_their_making(run: Path) -
 
 
 def test_lines_of_results() -> None:
-    one = export.Result("d/val/5w1s", "last", 50.0, None, 4, "m", True, {"2": 90.0})
+    one = EpisodeResult("d/val/5w1s", "last", 50.0, None, 4, "m", True, {"2": 90.0})
     plain = one._replace(key="odd", top_k={})
     lines = list(export.result_lines([one, plain]))
     assert [line["top_k"] for line in lines] == ['{"2": 90.0}', ""]
