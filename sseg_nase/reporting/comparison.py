@@ -29,12 +29,12 @@ from sseg_nase.reporting.aggregate import (
 from sseg_nase.reporting.provenance import REGIMES, Provenance, provenance
 from sseg_nase.reporting.published import WAYS, Published, corresponding, published
 from sseg_nase.rundir.config import config_of
-from sseg_nase.rundir.results import LAST, EpisodeResult, read_results, section
+from sseg_nase.rundir.results import LAST, SECTIONS, EpisodeResult, read_results, section
 from sseg_nase.rundir.status import FINISHED, status_of
 from sseg_nase.statistics import PairedDifference, holm, paired_difference
 
 KEY = re.compile(r"(?P<dataset>[^/]+)/(?P<split>[^/]+)/(?P<ways>\d+)w(?P<shots>\d+)s")
-REFERENCES = {"untrained": "fewshot_untrained", "pretrained": "fewshot_pretrained"}
+REFERENCES = ("untrained", "pretrained")
 
 
 class Place(NamedTuple):
@@ -221,8 +221,8 @@ def _rows(place: Place, group: Sequence[_Judgement], with_published: bool) -> tu
 
 def _cell(one: _Judgement, best: bool) -> Cell:
     before = {
-        name: figure(section(section(one.read.results, group), one.key).get("accuracy"))
-        for name, group in REFERENCES.items()
+        name: figure(section(section(one.read.results, SECTIONS[name]), one.key).get("accuracy"))
+        for name in REFERENCES
     }
     return Cell(one.judged.result, best, **before)
 

@@ -118,12 +118,12 @@ def changed_since(run: Path, config: Config, known: dict[str, Data]) -> dict[str
 
     `config` is how the run would be made now. A run of an older version, which recorded none, has
     no differences. `known` holds what was looked at, for further runs on the same images. Raises
-    `UserError` where the images are not there any more.
+    `UserError` where the images are not there any more, or data.json is damaged.
     """
     try:
         before = read_data(run)
-    except UnreadableError:
-        before = {}
+    except UnreadableError as error:
+        raise UserError(f"{error.path} is damaged ({error.reason})") from error
     images = {}
     for key in before.get("images") or {}:
         name, _, split = key.partition("/")

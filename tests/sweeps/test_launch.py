@@ -317,7 +317,9 @@ def test_images_that_cannot_be_compared_keep_no_run_back(
     images = module._Images()
     module._adopt(job, store, images, print)
     assert job.run == place.path
-    (place.path / "data.json").write_text(json.dumps({"images": {"gone/val": {}}}))
+    (place.path / "data.json").write_text(
+        json.dumps({"images": {"gone/val": {}}, "roles": {}, "files": {}})
+    )
     module._check_images(job, images)
     older, gone = images.unknown
     assert "an older version" in older
