@@ -33,16 +33,18 @@ test: $(READY) ## the fast tests and the linters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(ARGS)
 
 # One after the other: they take both cores themselves, and some measure.
 test-slow: $(READY) ## the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-lint: $(READY) ## format, lint and check types
+lint: $(READY) ## format, lint, check types and imports
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 
 ui: $(READY) ## the MLflow UI on the default store
 	@echo "MLflow: http://127.0.0.1:$(or $(PORT),5000)/#/experiments?workflowType=machine_learning"

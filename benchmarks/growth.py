@@ -30,11 +30,11 @@ import numpy as np
 from sseg_nase.config.compose import hardware_profiles, load
 from sseg_nase.config.schema import Config
 from sseg_nase.counting import BACKWARD
-from sseg_nase.fewshot.statistics import crossed_difference, holm, mean_t95
 from sseg_nase.hardware.profiles import resolve
 from sseg_nase.nets.building import configured
-from sseg_nase.reporting.episodes import read_episodes
+from sseg_nase.rundir.episodes import read_episodes
 from sseg_nase.stages import labelled
+from sseg_nase.statistics import crossed_difference, holm, mean_t95
 from sseg_nase.training.order import Expand
 
 COMMON = (

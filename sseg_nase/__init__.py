@@ -1,8 +1,10 @@
 """sseg-nase: grow, sparsify and judge small neural networks for few-shot learning.
 
 What a notebook needs is importable from here: `from sseg_nase import EvolvableCNN, grow`. A name is
-loaded when it is asked for, so that `import sseg_nase` itself loads nothing.
+loaded when it is asked for, so that `import sseg_nase` itself loads nothing but the version.
 """
+
+from sseg_nase.version import __version__ as __version__
 
 TYPE_CHECKING = False  # for type checkers true; `typing` itself would take its time to load
 if TYPE_CHECKING:
@@ -15,27 +17,20 @@ if TYPE_CHECKING:
     from sseg_nase.evolution.by_hand import Evolved, grow, grow_stages, prune, widen
     from sseg_nase.evolution.replay import replay
     from sseg_nase.fewshot.evaluation import embed
-    from sseg_nase.fewshot.statistics import (
-        crossed_difference,
-        mean_ci95,
-        mean_t95,
-        paired_difference,
-    )
     from sseg_nase.nets.architecture import Architecture
     from sseg_nase.nets.evolvable import EvolvableCNN
     from sseg_nase.reporting.figures.architecture import draw_architecture
-    from sseg_nase.reporting.record import RunRecord, read_run
     from sseg_nase.reporting.selection import latest_run
     from sseg_nase.run import run as run_config
+    from sseg_nase.rundir.record import RunRecord, read_run
     from sseg_nase.sparsity.importance import channel_importance
     from sseg_nase.sparsity.masks import ComplementaryMasks, complementary_masks
     from sseg_nase.sparsity.recalibration import recalibrate
     from sseg_nase.ssl.objectives import nt_xent
     from sseg_nase.ssl.teacher import batch_statistics, ema_update, make_teacher
     from sseg_nase.stages.by_hand import judge, open_dataset, open_image
+    from sseg_nase.statistics import crossed_difference, mean_ci95, mean_t95, paired_difference
     from sseg_nase.training.checkpoint import load_network
-
-__version__ = "0.1.0"
 
 __all__ = [  # noqa: RUF022  # in the order of the README
     "Architecture",
@@ -102,8 +97,8 @@ _HOMES = {
     "stored_config": "config.compose:stored",
     "run_config": "run:run",
     "latest_run": "reporting.selection",
-    "read_run": "reporting.record",
-    "RunRecord": "reporting.record",
+    "read_run": "rundir.record",
+    "RunRecord": "rundir.record",
     "open_dataset": "stages.by_hand",
     "ImageStore": "data.store",
     "open_image": "stages.by_hand",
@@ -113,10 +108,10 @@ _HOMES = {
     "sample_episodes": "data.episodes",
     "EpisodeList": "data.episodes",
     "judge": "stages.by_hand",
-    "mean_ci95": "fewshot.statistics",
-    "mean_t95": "fewshot.statistics",
-    "paired_difference": "fewshot.statistics",
-    "crossed_difference": "fewshot.statistics",
+    "mean_ci95": "statistics",
+    "mean_t95": "statistics",
+    "paired_difference": "statistics",
+    "crossed_difference": "statistics",
     "UserError": "errors",
 }
 

@@ -27,7 +27,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sseg_nase import __version__
 from sseg_nase.config.commands import PROGRAM, command, override
 from sseg_nase.config.compose import (
     CONFIG_NAME,
@@ -51,6 +50,7 @@ from sseg_nase.sweeps.deliver import deliver
 from sseg_nase.sweeps.job import perform
 from sseg_nase.sweeps.launch import NOTHING, launch
 from sseg_nase.tracking.console import unbroken_output
+from sseg_nase.version import __version__
 
 if TYPE_CHECKING:
     from sseg_nase.searches.launched import Launcher

@@ -15,9 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
+from typing import Any, NamedTuple
 
 from sseg_nase.errors import UserError
 from sseg_nase.finite import plain
@@ -46,6 +44,7 @@ WORDS = {
     errno.ELOOP: "its links lead to themselves",
 }
 
+EMPTY = "is empty"  # a line
 
 # In a folder that is all this program's: a walk through images around it does not enter it.
 OWN = ".sseg-nase"
@@ -187,6 +186,66 @@ def append_line(path: Path, value: Any) -> None:
             raise
 
 
+class JsonLine(NamedTuple):
+    """A line of a file of JSON objects, counted from 1.
+
+    `value` is None where it is no object, and `why` says so. `torn`: it has no line end, because
+    whoever wrote it was killed; who writes there next cuts it off.
+    """
+
+    number: int
+    value: dict[str, Any] | None
+    why: str
+    torn: bool
+
+
+def read_lines(path: Path, *, containing: str = "", errors: str = "strict") -> Iterator[JsonLine]:
+    """Yield the lines of a file of JSON objects, one a line. Raises `OSError`.
+
+    `containing`: only those with this text in them. `errors`: of decoding UTF-8.
+    """
+    wanted = containing.encode()
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if wanted in line:
+                yield _json_line(line, number, errors)
+
+
+def last_lines(path: Path, size: int = 1 << 16) -> list[JsonLine]:
+    """Return the JSON objects in the last `size` bytes of a file, a line each.
+
+    Their numbers are not known, and are 0. None of a file that cannot be read.
+    """
+    try:
+        with path.open("rb") as lines:
+            lines.seek(max(0, lines.seek(0, os.SEEK_END) - size))
+            found = [_json_line(line, 0, "replace") for line in lines]
+    except OSError:
+        return []
+    return [line for line in found if line.value is not None]
+
+
+def cut_torn_line(path: Path) -> None:
+    """Drop what a killed process left behind the last line end of a file, if it is there."""
+    with path.open("rb+") as lines:
+        content = lines.read()
+        if content and not content.endswith(b"\n"):
+            lines.truncate(content.rfind(b"\n") + 1)
+
+
+def _json_line(line: bytes, number: int, errors: str) -> JsonLine:
+    torn = not line.endswith(b"\n")
+    try:
+        value = json.loads(line.decode("utf-8", errors))
+    except UnicodeDecodeError:
+        return JsonLine(number, None, "is no UTF-8", torn)
+    except (ValueError, RecursionError):
+        return JsonLine(number, None, "is no JSON" if line.strip() else EMPTY, torn)
+    if not isinstance(value, dict):
+        return JsonLine(number, None, "is no object", torn)
+    return JsonLine(number, value, "", torn)
+
+
 def overwrite_json(path: Path, value: Any) -> None:
     """Write `value` over the file that is there, into the blocks that it has, without a new file.
 
@@ -214,38 +273,6 @@ def make_own(*folders: Path) -> None:
             if not any(folder.iterdir()):
                 (folder / OWN).touch()
                 return
-
-
-def locked(path: Path) -> bool:
-    """Tell whether a living process holds the directory, also one that may only be read."""
-    if not (path / ".lock").exists():
-        return False
-    lock = FileLock(path / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    except OSError:
-        return _held_by_another(path / ".lock")
-    lock.release()
-    return False
-
-
-def _held_by_another(lock: Path) -> bool:
-    """As `locked`, of a lock file that can only be read."""
-    try:
-        import fcntl
-
-        handle = os.open(lock, os.O_RDONLY)
-    except (ImportError, OSError):
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-    return False
 
 
 def check_room(folder: Path, needed: int) -> None:

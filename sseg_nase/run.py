@@ -21,29 +21,34 @@ from sseg_nase.config.fingerprint import fingerprint, flat
 from sseg_nase.config.places import settled
 from sseg_nase.config.schema import RESUMED, Config, HardwareConfig
 from sseg_nase.config.sequence import stages_of
-from sseg_nase.directory import RUNNING, RunDirectory, with_former_values
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, storage_error, write_json
 from sseg_nase.finite import figure
 from sseg_nase.hardware.determinism import deterministic, explain_refused
-from sseg_nase.hardware.environment import write_environment
 from sseg_nase.hardware.memory import enforce_memory_cap, explain_out_of_memory
 from sseg_nase.hardware.profiles import resolve
 from sseg_nase.nets.own import registered_by
 from sseg_nase.redaction import overrides_without, redacted
-from sseg_nase.reporting.confusion import write_confusions
-from sseg_nase.reporting.embeddings import write_embeddings
-from sseg_nase.reporting.episodes import BEST, LAST, write_episodes
+from sseg_nase.rundir.architecture import write_architecture
+from sseg_nase.rundir.confusion import write_confusions
+from sseg_nase.rundir.data import write_data
+from sseg_nase.rundir.directory import RunDirectory, with_former_values
+from sseg_nase.rundir.embeddings import write_embeddings
+from sseg_nase.rundir.environment import write_environment
+from sseg_nase.rundir.episodes import write_episodes
+from sseg_nase.rundir.names import ARCHITECTURE, CONFIG, checkpoint_of
+from sseg_nase.rundir.results import BEST, LAST, has_results, write_results
+from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED, RUNNING
 from sseg_nase.stages import identity
 from sseg_nase.tracking import Resumed, RunInfo, Sink, build_tracker
 from sseg_nase.tracking.console import print_summary, unbroken_output
 from sseg_nase.tracking.mlflow_sink import resolve_uri, unused_address
-from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.tracking.sweeps import ASKED_TAG
 from sseg_nase.training import checkpoint
 from sseg_nase.training.interruption import Interruption
 
 NAME_LENGTH = 120
+REPLAY = "replay.json"
 KEPT = ("images", "roles", "files", "drawn", "drawing")  # of the data of earlier epochs
 # No params of the method; those of `hardware` are recorded as they took effect.
 UNRECORDED = ("paths.", "tracking.", "hardware.", "data.", "sweep.", "report.")
@@ -117,7 +122,7 @@ class Run:
                 directory=self.directory,
                 name=self.name,
                 experiment=self.config.experiment_name,
-                config_file=self.directory / "config.yaml",
+                config_file=self.directory / CONFIG,
                 total_epochs=total_epochs,
                 params={**params, **effective},
                 tags=tags,
@@ -161,7 +166,7 @@ class Run:
             *identity.changed_base(now["trained_before"], self.data),
             *identity.drawn_otherwise(self.data),
         ]
-        write_json(self.directory / identity.NAME, self.data)
+        write_data(self.directory, self.data)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -366,7 +371,7 @@ def pipeline(this: Run) -> None:
     if place is not None:
         reached = _tune(this, reached, place, tuning, extra)
         trained = False  # what counts is chosen: there is no other best
-    best = this.directory / "checkpoints" / "best.pt" if trained else None
+    best = checkpoint_of(this.directory, "best") if trained else None
     _judge(this, reached, tasks, results, best)
 
 
@@ -425,9 +430,9 @@ def _check_epochs(config: Config) -> None:
     """
     if not config.resume or not config.resume_overrides:
         return
-    folder = Path(config.resume).expanduser() / "checkpoints"
+    folder = Path(config.resume).expanduser()
     for file in ("last", "finetune_last"):
-        path = folder / f"{file}.pt"
+        path = checkpoint_of(folder, file)
         state = checkpoint.resumable(path) if path.exists() else {}
         progress, key, asked = state, "pretrain.epochs", config.pretrain.epochs
         if file == "finetune_last":
@@ -447,7 +452,7 @@ def _check_epochs(config: Config) -> None:
 
 def _state_to_go_on_from(this: Run, name: str) -> dict[str, Any] | None:
     """The checkpoint of a resumed run by that name; None where there is none yet."""
-    path = this.directory / "checkpoints" / f"{name}.pt"
+    path = checkpoint_of(this.directory, name)
     return checkpoint.resumable(path) if this.place.resumed and path.exists() else None
 
 
@@ -508,9 +513,9 @@ def replay(this: Run) -> None:
             lines.append(f"{step}, {_sizes(record['after'])} ({ending})")
         for line in lines:
             this.sink.event("message", {"text": line})
-        write_json(this.directory / "replay.json", [a.to_dict() for a in architectures])
-        write_json(this.directory / "architecture.json", architectures[-1].to_dict())
-    for name in ("replay.json", "architecture.json"):
+        write_json(this.directory / REPLAY, [a.to_dict() for a in architectures])
+        write_architecture(this.directory, architectures[-1].to_dict())
+    for name in (REPLAY, ARCHITECTURE):
         this.sink.artifact(this.directory / name, "replay")
     _end(this, FINISHED)
 
@@ -580,7 +585,7 @@ def _judge(
         "data": identity.in_results(this.data) | {"doubts": this.overlaps},
     }
     # At step 0, and MLflow draws a bar per run; a run that goes on behind its results adds to them.
-    at = reached.step if (this.directory / "results.json").exists() else 0
+    at = reached.step if has_results(this.directory) else 0
     for group in ("fewshot", "fewshot_best"):
         for key, value in results.get(group, {}).items():
             figures = {f"{group}/{key}/{part}": value[part] for part in ("accuracy", "ci95")}
@@ -595,12 +600,12 @@ def _judge(
     measured = {key: value for key in logged if (value := figure(costs[key])) is not None}
     measured |= {} if spent is None else {"training_macs": float(spent["total"])}
     this.sink.metrics({f"efficiency/{key}": value for key, value in measured.items()}, at)
-    write_json(this.directory / "architecture.json", backbone.architecture.to_dict())
+    write_architecture(this.directory, backbone.architecture.to_dict())
     write_episodes(this.directory, {name: each.accuracies for name, each in judged.items()})
     write_confusions(this.directory, {name: each.confusions for name, each in judged.items()})
     if (shown := judged[LAST].embeddings) is not None:
         write_embeddings(this.directory, shown)
-    write_json(this.directory / "results.json", results)
+    write_results(this.directory, results)
     if this.config.report.at_end:
         _report(this)
     _end(this, FINISHED)

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from sseg_nase.config.compose import continued, load, stored
-from sseg_nase.directory import RunDirectory, status_of
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, read_json, write_json, write_text
 from sseg_nase.run import run
+from sseg_nase.rundir.directory import RunDirectory
+from sseg_nase.rundir.status import status_of
 from sseg_nase.sweeps.deliver import deliver_run
 from sseg_nase.tracking.jsonl import JsonlSink
 from sseg_nase.tracking.sink import Resumed, RunInfo

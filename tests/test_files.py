@@ -17,10 +17,13 @@ from sseg_nase.files import (
     StorageError,
     append_line,
     check_room,
+    cut_torn_line,
     free_bytes,
     in_bytes,
+    last_lines,
     overwrite_json,
     read_json,
+    read_lines,
     storage_error,
     write_bytes,
     write_json,
@@ -198,3 +201,24 @@ def test_the_room_is_named_where_it_is_the_room_that_lacks(
 ) -> None:
     monkeypatch.setattr("sseg_nase.files.free_bytes", lambda folder: 5)
     assert f"{tmp_path} cannot be written: {remedy}" in str(StorageError(tmp_path, number, 9))
+
+
+def test_lines_say_what_is_wrong_with_them(tmp_path: Path) -> None:
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b'{"a": 1}\n[2]\n\nx\n{"b": "\xff"}\n{"c": 3}')
+    found = list(read_lines(path))
+    assert [line.why for line in found] == [
+        "", "is no object", "is empty", "is no JSON", "is no UTF-8", "",
+    ]  # fmt: skip
+    assert [line.torn for line in found] == [False] * 5 + [True]
+    assert [line.number for line in found] == [1, 2, 3, 4, 5, 6]
+    assert [line.value for line in read_lines(path, containing='"c"')] == [{"c": 3}]
+    assert [line.value for line in last_lines(path, 20)] == [
+        {"b": "\N{REPLACEMENT CHARACTER}"},
+        {"c": 3},
+    ]
+    assert last_lines(tmp_path / "nowhere") == []
+    cut_torn_line(path)
+    assert path.read_bytes().endswith(b'"}\n')
+    cut_torn_line(path)
+    assert len(list(read_lines(path))) == 5

@@ -16,8 +16,8 @@ from sseg_nase.errors import UserError
 from sseg_nase.finetune.loop import FineTuner
 from sseg_nase.reporting.figures.trajectory import states
 from sseg_nase.reporting.provenance import provenance
-from sseg_nase.reporting.record import read_run
 from sseg_nase.run import run
+from sseg_nase.rundir.record import read_run
 from sseg_nase.tracking.console import finetune_line
 from sseg_nase.training import checkpoint
 from sseg_nase.training.divergence import DivergenceError

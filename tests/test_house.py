@@ -1,69 +1,43 @@
-"""The dependency rule of the README (imports go downward only), and the names of test files."""
+"""What a run's files are called, and the names of test files.
+
+Which room may import which is held by import-linter (pyproject.toml), in `make lint`.
+"""
 
 from __future__ import annotations
 
-import ast
+import re
 from collections import Counter
 from pathlib import Path
 
-import pytest
+from sseg_nase.provenance import PACKAGE
+from sseg_nase.rundir import names, status
 
-import sseg_nase
-
-PACKAGE = Path(sseg_nase.__file__).parent
-FLOORS = [
-    {"__init__"},  # the names that are importable from `sseg_nase` itself, from all rooms
-    {"__main__"},
-    {"cli"},
-    {"searches"},
-    {"sweeps", "search"},
-    {"run", "stages", "directory"},
-    {"finetune"},
-    {"training", "fewshot", "reporting"},
-    {"evolution", "sparsity", "ssl"},
-    {"nets", "data", "spaces"},
-    {"hardware", "tracking", "config"},
-    {"files"},
-    {"errors", "redaction", "home", "finite", "counting"},
-]
-FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-ONLY_IN = {
-    "submitit": {"sweeps"},
-    "hydra": {"config", "cli"},
-    "omegaconf": {"config", "cli"},
-    "mlflow": {"tracking"},
-    "lightning_fabric": {"training"},
-}
-FILES = sorted(PACKAGE.rglob("*.py"))
+# config/ stands below the room of a run's files; conf/config.yaml is no file of a run.
+BELOW = ("config/compose.py", "config/layout.py")
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+def test_the_files_of_a_run_have_one_room() -> None:
+    # Who spells a name out reads or writes the file past its reader and its writer.
+    files = {v for v in vars(names).values() if isinstance(v, str) and re.search(r"\w\.\w+$", v)}
+    files -= {names.__file__, names.__doc__, names.__name__}
+    assert {"config.yaml", "events.jsonl", "episodes.npz"} <= files
+    spelled = re.compile("|".join(re.escape(f'"{name}"') for name in sorted(files)))
+    found = {
+        path.relative_to(PACKAGE).as_posix(): spelled.findall(path.read_text(encoding="utf-8"))
+        for path in PACKAGE.rglob("*.py")
+    }
+    rooms = {name for name, hits in found.items() if hits}
+    assert rooms == {"rundir/names.py", *BELOW}
 
 
-def imports(path: Path) -> list[str]:
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found += [f"{node.module}.{alias.name}" for alias in node.names]
-    return found
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_go_downward(path: Path) -> None:
-    here = room_of(path)
-    for name in imports(path):
-        top, *rest = name.split(".")
-        if top == "sseg_nase" and rest and rest[0] in FLOOR:
-            assert FLOOR[rest[0]] >= FLOOR[here], f"{here} imports {name}, which stands above it"
-        if top in ONLY_IN:
-            assert here in ONLY_IN[top], f"{here} imports {name}"
-
-
-def test_every_room_has_a_floor() -> None:
-    assert {room_of(path) for path in FILES} == set(FLOOR)
+def test_how_a_run_ends_is_said_in_one_place() -> None:
+    assigned = re.compile(rf"^(?:\w+, )*(?:{'|'.join(status.ENDS)})\b.* = ", re.MULTILINE)
+    found = [
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        if assigned.search(path.read_text(encoding="utf-8"))
+    ]
+    assert found == ["rundir/status.py"]
 
 
 def test_no_two_files_of_tests_share_a_name() -> None:

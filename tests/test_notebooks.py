@@ -28,9 +28,9 @@ from sseg_nase import (
     read_run,
 )
 from sseg_nase.config.compose import load
-from sseg_nase.fewshot.statistics import crossed_difference, mean_t95
 from sseg_nase.files import write_json
 from sseg_nase.run import Membership, run
+from sseg_nase.statistics import crossed_difference, mean_t95
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 TINY = ["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "tracking.interval_steps=1"]

@@ -25,8 +25,8 @@ from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
 from sseg_nase.hardware.memory import remedies
 from sseg_nase.reporting import run_report
-from sseg_nase.reporting.record import read_run
 from sseg_nase.reporting.selection import named_runs
+from sseg_nase.rundir.record import read_run
 from sseg_nase.sweeps import deliver
 from sseg_nase.sweeps.folder import SweepFolder, looked_at
 from sseg_nase.sweeps.launch import launch

@@ -38,7 +38,7 @@ from sseg_nase import (
 from sseg_nase import cli as entry
 from sseg_nase import run as runs
 from sseg_nase.config.schema import Config
-from sseg_nase.directory import RunDirectory
+from sseg_nase.rundir.directory import RunDirectory
 from sseg_nase.sweeps.launch import launch
 from sseg_nase.tracking import mlflow_sink
 from sseg_nase.tracking.sink import Sink

@@ -18,15 +18,16 @@ from PIL import Image
 from sseg_nase.config.commands import override
 from sseg_nase.config.compose import continued, load
 from sseg_nase.data.curriculum.render import DRAWING
-from sseg_nase.directory import RunDirectory, own_run_id, with_former_values
 from sseg_nase.errors import UserError
-from sseg_nase.files import locked
 from sseg_nase.reporting.aggregate import Entry, aggregate
 from sseg_nase.reporting.comparison import compare
 from sseg_nase.reporting.figures import curriculum
 from sseg_nase.reporting.figures.curriculum import natural_images
-from sseg_nase.reporting.record import read_run
 from sseg_nase.run import run
+from sseg_nase.rundir.directory import RunDirectory, with_former_values
+from sseg_nase.rundir.lock import locked
+from sseg_nase.rundir.record import read_run
+from sseg_nase.rundir.status import own_run_id
 from sseg_nase.stages import fitted, identity
 from sseg_nase.training import checkpoint
 

@@ -16,15 +16,17 @@ import torch
 
 from sseg_nase import run as running
 from sseg_nase.config.compose import load
-from sseg_nase.directory import RUNNING, RunDirectory, status_of
 from sseg_nase.errors import UserError
-from sseg_nase.files import StorageError, locked
+from sseg_nase.files import StorageError
 from sseg_nase.reporting import run_report
 from sseg_nase.run import Membership, Run, run_name
+from sseg_nase.rundir.directory import RunDirectory
+from sseg_nase.rundir.lock import locked
+from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED, RUNNING, status_of
 from sseg_nase.stages import identity
 from sseg_nase.tracking import Resumed, RunInfo
 from sseg_nase.tracking.mlflow_sink import resolve_uri
-from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED, Sink
+from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint
 from sseg_nase.training.interruption import Interruption
 

@@ -19,7 +19,6 @@ from hydra.core.global_hydra import GlobalHydra
 from sseg_nase import redaction
 from sseg_nase.cli import main
 from sseg_nase.config.compose import load
-from sseg_nase.directory import RunDirectory
 from sseg_nase.errors import UserError
 from sseg_nase.files import append_line, write_json
 from sseg_nase.redaction import (
@@ -33,6 +32,7 @@ from sseg_nase.redaction import (
     use,
 )
 from sseg_nase.run import run
+from sseg_nase.rundir.directory import RunDirectory
 from sseg_nase.sweeps.deliver import deliver
 from sseg_nase.sweeps.folder import create
 from sseg_nase.sweeps.plan import plan

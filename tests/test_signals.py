@@ -21,8 +21,8 @@ from sseg_nase import run as running
 from sseg_nase import stages
 from sseg_nase.config.compose import continued, load
 from sseg_nase.data import store
-from sseg_nase.directory import RunDirectory
 from sseg_nase.run import run
+from sseg_nase.rundir.directory import RunDirectory
 from sseg_nase.tracking import mlflow_sink
 from sseg_nase.training import checkpoint
 from sseg_nase.training.interruption import (

@@ -196,7 +196,7 @@ def test_every_third_write_of_a_report(once: bool) -> None:
 
 def test_status_is_written_into_its_own_blocks_where_no_new_file_fits() -> None:
     directory = ran(*TINY, "tracking=jsonl", "ablation=A1", "report.at_end=false")
-    from sseg_nase.directory import RunDirectory
+    from sseg_nase.rundir.directory import RunDirectory
 
     place = RunDirectory(directory)
     place.write_status("RUNNING")

@@ -138,7 +138,10 @@ def cut(path: Path, kept: int) -> None:
             lambda f: (f / "mutations.jsonl").write_text("[]\n"),
             "mutations.jsonl, mutation 0 is damaged",
         ),
-        (lambda f: (f / "mutations.jsonl").write_bytes(b"\xff\n"), "mutations.jsonl is damaged"),
+        (
+            lambda f: (f / "mutations.jsonl").write_bytes(b"\xff\n"),
+            "mutations.jsonl, mutation 0 is damaged",
+        ),
         (lambda f: (f / "mutations.jsonl").unlink(), "mutations.jsonl cannot be read (No such"),
         (
             lambda f: tamper(f, 1, lambda record: record.update(index=4)),

@@ -10,19 +10,39 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from sseg_nase.errors import UserError
 
-if TYPE_CHECKING:
-    from sseg_nase.data.store import ImageStore
-
 ONE_COLOUR = np.uint64(0)  # instead of the hash of an image that has nothing to compare
 EXAMPLES = 3
 
 NameOf = Callable[[int], str]
+
+
+class Hashed(Protocol):
+    """What is compared of an ImageStore."""
+
+    @property
+    def image_size(self) -> int:
+        """Height and width in pixels."""
+
+    @property
+    def channels(self) -> int:
+        """Of its images."""
+
+    @property
+    def hashes(self) -> np.ndarray:
+        """Of every image, as `hashes_of` gives them, uint64 `[n]`."""
+
+    @property
+    def images(self) -> np.ndarray:
+        """The pixels, uint8 `[n, H, W, C]`."""
+
+    def name_of(self, index: int) -> str:
+        """The file of an image."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +148,7 @@ def examine(
     return Verdict(kept, notices, len(copies), len(mixed))
 
 
-def shared_images(one: ImageStore, other: ImageStore) -> tuple[int, list[tuple[str, str]]]:
+def shared_images(one: Hashed, other: Hashed) -> tuple[int, list[tuple[str, str]]]:
     """How many images two stores have in common, and the files of a few, (of one, of other).
 
     Images of one colour do not count: a blank page here and there says nothing. Stores of other

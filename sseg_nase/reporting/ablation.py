@@ -9,7 +9,8 @@ from typing import Any
 
 from sseg_nase.config.validation import Switches
 from sseg_nase.reporting.aggregate import LOSS, Aggregate, Side
-from sseg_nase.reporting.provenance import config_of, switches_of
+from sseg_nase.reporting.provenance import switches_of
+from sseg_nase.rundir.config import config_of
 
 PARTS: Mapping[str, str] = {
     "ssl": "self-supervision",

@@ -15,19 +15,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import yaml
 
-from sseg_nase.fewshot.statistics import crossed_difference, holm, mean_t95, paired_difference
-from sseg_nase.files import read_json
 from sseg_nase.finite import figure
-from sseg_nase.reporting.episodes import (
+from sseg_nase.rundir.config import read_config
+from sseg_nase.rundir.episodes import read_episodes
+from sseg_nase.rundir.events import is_event, salvaged_events
+from sseg_nase.rundir.names import EVENTS
+from sseg_nase.rundir.results import (
     BEST,
     LAST,
     NETWORKS,
-    EpisodesError,
+    SECTIONS,
+    EpisodeResult,
     doubts_of,
-    read_episodes,
+    episode_result,
+    read_results,
+    section,
 )
+from sseg_nase.rundir.status import FINISHED, read_status
+from sseg_nase.rundir.unreadable import UnreadableError
+from sseg_nase.statistics import crossed_difference, holm, mean_t95, paired_difference
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +56,6 @@ COMPARISON_COLUMNS = (
 )  # fmt: skip
 
 LOSS = "pretrain/loss"
-FEWSHOT = {LAST: "fewshot", BEST: "fewshot_best"}
 SIGNIFICANCE = 0.05
 OVER_EPISODES, OVER_BOTH = "episodes", "seeds and episodes"
 LARGEST_ROUNDING = 1e-3  # percent, between results.json and the float32 of episodes.npz
@@ -89,17 +95,13 @@ class Aggregate:
 
 
 class Judged(NamedTuple):
-    """One network of one run on one episode list. `accuracies` `[episodes]` where they are known.
+    """One network of one run on one episode list, and what it has cost (NaN: not known).
 
-    `settings`: what the episode list follows from, where config.yaml tells; `images`: the checksum
-    of the images, where the run has recorded it.
+    `accuracies` `[episodes]` where they are known; `settings`: what the episode list follows from,
+    where config.yaml tells; `images`: the checksum of the images, where the run has recorded it.
     """
 
-    accuracy: float
-    ci95: float
-    episodes: int
-    method: str
-    transductive: bool
+    result: EpisodeResult
     params: float
     macs: float
     training_macs: float
@@ -187,10 +189,9 @@ def _on_the_same_images(runs: Sequence[Found], notes: list[str]) -> list[Found]:
 
 
 def _read(entry: Entry, notes: list[str]) -> Found | None:
-    status = read_json(entry.run / "status.json")
-    results = read_json(entry.run / "results.json")
-    if status is not None and status.get("status") != "FINISHED":
-        notes.append(f"{_name(entry)} is {status.get('status')}, not FINISHED: left out.")
+    status, results = read_status(entry.run), read_results(entry.run)
+    if status is not None and status.get("status") != FINISHED:
+        notes.append(f"{_name(entry)} is {status.get('status')}, not {FINISHED}: left out.")
         return None
     if results is None or not isinstance(results.get("fewshot"), dict):
         notes.append(f"{_name(entry)} has no results.json that can be read: left out.")
@@ -214,12 +215,12 @@ def judgements(
     With the accuracies of every episode where episodes.npz and config.yaml have what belongs to
     them; why they have not is added to `notes`.
     """
-    settings = _settings(entry.run / "config.yaml")
+    settings = _settings(entry.run)
     if settings is None:
         notes.append(f"{_name(entry)} has no config.yaml that can be read: not compared.")
     try:
         accuracies = read_episodes(entry.run)
-    except EpisodesError as error:
+    except UnreadableError as error:
         accuracies = {network: {} for network in NETWORKS}
         notes.append(
             f"{_name(entry)} {error} (written by an older version, or damaged): not compared."
@@ -227,9 +228,9 @@ def judgements(
         settings = None
     judged = {}
     for network in networks:
-        for key, result in _mapping(results.get(FEWSHOT[network])).items():
+        for key, result in section(results, SECTIONS[network]).items():
             about = f"{_name(entry)}, {key}, {network} network"
-            one = _judged(results, network, result)
+            one = _judged(results, network, key, result)
             if one is None:
                 notes.append(f"{about}: results.json holds no accuracy: left out.")
                 continue
@@ -237,7 +238,7 @@ def judgements(
                 notes.append(f"{about}: the accuracy counts, but means little, because {doubt}.")
             if settings is not None:
                 known = accuracies[network].get(key)
-                reason = _unfit(one, known)
+                reason = _unfit(one.result, known)
                 if reason is None:
                     one = one._replace(accuracies=known, settings=_of_list(settings, key))
                 else:
@@ -251,7 +252,7 @@ def same_episodes(a: Judged, b: Judged) -> bool:
 
     Where the checksums of the images are known they count, and not the folder they lay in.
     """
-    if a.settings is None or b.settings is None or a.episodes != b.episodes:
+    if a.settings is None or b.settings is None or a.result.episodes != b.result.episodes:
         return False
     if a.images is None or b.images is None:
         return a.settings == b.settings
@@ -266,55 +267,50 @@ def other_images(a: Judged, b: Judged) -> bool:
 
 def _images(results: Mapping[str, Any], key: str) -> str | None:
     """The checksum of the images of an episode list, which older runs have not recorded."""
-    evaluated = _mapping(_mapping(results.get("data")).get("evaluated"))
-    found = _mapping(evaluated.get(key.rpartition("/")[0])).get("identity")
+    evaluated = section(section(results, "data"), "evaluated")
+    found = section(evaluated, key.rpartition("/")[0]).get("identity")
     return found if isinstance(found, str) else None
 
 
-def _judged(results: Mapping[str, Any], network: str, result: Any) -> Judged | None:
+def _judged(results: Mapping[str, Any], network: str, key: str, value: Any) -> Judged | None:
     """What results.json says of one network on one list; None where that is no result."""
-    result = _mapping(result)
-    costs = _mapping(results.get("efficiency" if network == LAST else "best"))
-    accuracy = _number(result.get("accuracy"))
-    if math.isnan(accuracy):
+    result = episode_result(key, network, value)
+    if result is None:
         return None
+    costs = section(results, "efficiency" if network == LAST else "best")
     return Judged(
-        accuracy=accuracy,
-        ci95=_number(result.get("ci95")),
-        episodes=int(np.nan_to_num(_number(result.get("episodes")))),
-        method=str(result.get("method", "")),
-        transductive=bool(result.get("transductive", False)),
+        result,
         params=_number(costs.get("params")),
         macs=_number(costs.get("macs")),
-        training_macs=_number(_mapping(results.get("training_macs")).get("total")),
+        training_macs=_number(section(results, "training_macs").get("total")),
         latency_ms=_number(costs.get("latency_ms_b1")) or math.nan,  # 0 is no time
         accuracies=None,
         settings=None,
     )
 
 
-def _unfit(judged: Judged, accuracies: np.ndarray | None) -> str | None:
+def _unfit(result: EpisodeResult, accuracies: np.ndarray | None) -> str | None:
     """Why `accuracies` are not those of the result, in words; None where they are."""
     if accuracies is None:
         return "episodes.npz does not have it"
     if accuracies.ndim != 1 or not np.isfinite(accuracies).all():
         return "episodes.npz holds something else than accuracies"
-    if len(accuracies) != judged.episodes or len(accuracies) < 2:
+    if len(accuracies) != result.episodes or len(accuracies) < 2:
         return (
-            f"episodes.npz has {len(accuracies)} episodes where results.json has {judged.episodes}"
+            f"episodes.npz has {len(accuracies)} episodes where results.json has {result.episodes}"
         )
-    if abs(accuracies.mean() - judged.accuracy) > LARGEST_ROUNDING:
+    if abs(accuracies.mean() - result.accuracy) > LARGEST_ROUNDING:
         return (
             f"the mean of episodes.npz is {accuracies.mean():.2f} % where results.json has "
-            f"{judged.accuracy:.2f} %"
+            f"{result.accuracy:.2f} %"
         )
     return None
 
 
-def _settings(path: Path) -> dict[str, Any] | None:
+def _settings(run: Path) -> dict[str, Any] | None:
     """`evaluation.*` and `dataset.*` of config.yaml by their dotted keys."""
     try:
-        config = read_config(path)
+        config = read_config(run)
         evaluation = config["evaluation"]
         found = {f"evaluation.{key}": evaluation[key] for key in LIST_SETTINGS}
         balance = BALANCE_SETTINGS
@@ -325,15 +321,8 @@ def _settings(path: Path) -> dict[str, Any] | None:
         kept = ("name", "image_size", *IMAGE_SETTINGS)
         found |= {f"dataset.{key}": dataset[key] for key in kept}
         return found | {f"dataset.{key}": bool(dataset.get(key)) for key in CLASS_SETTINGS}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+    except (UnreadableError, KeyError, TypeError):
         return None
-
-
-def read_config(path: Path) -> Any:
-    """What a config.yaml holds. Raises `OSError`, `UnicodeDecodeError`, `yaml.YAMLError`."""
-    # The C parser is ten times as fast; libyaml is not everywhere.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # safe, both of them
 
 
 def _of_list(settings: Mapping[str, Any], key: str) -> frozenset[Setting]:
@@ -354,22 +343,16 @@ def _losses(entry: Entry, notes: list[str]) -> tuple[float, float]:
     After a resume some steps stand there twice: the later line counts.
     """
     by_step: dict[int, float] = {}
-    odd = 0
+
+    def lost(odd: int) -> None:
+        notes.append(f"{_name(entry)}: {odd} lines of {EVENTS} cannot be read: skipped.")
+
     try:
-        with (entry.run / "events.jsonl").open(encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                if f'"{LOSS}"' not in line:
-                    continue
-                try:
-                    told = json.loads(line)
-                    if told["kind"] == "metrics":
-                        by_step[int(told["step"])] = _number(told["values"][LOSS])
-                except (ValueError, KeyError, TypeError):
-                    odd += 1
-    except OSError:
-        notes.append(f"{_name(entry)} has no events.jsonl that can be read: no training loss.")
-    if odd:
-        notes.append(f"{_name(entry)}: {odd} lines of events.jsonl cannot be read: skipped.")
+        for told in salvaged_events(entry.run, is_event, lost, containing=f'"{LOSS}"'):
+            if told["kind"] == "metrics" and LOSS in told["values"]:
+                by_step[told["step"]] = _number(told["values"][LOSS])
+    except UnreadableError:
+        notes.append(f"{_name(entry)} has no {EVENTS} that can be read: no training loss.")
     known = [loss for loss in by_step.values() if not math.isnan(loss)]
     if not known:
         return math.nan, math.nan
@@ -377,10 +360,6 @@ def _losses(entry: Entry, notes: list[str]) -> tuple[float, float]:
         count = len(by_step) - len(known)
         notes.append(f"{_name(entry)}: the training loss was not finite at {count} logged steps.")
     return min(known), by_step[max(by_step)]
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _number(value: Any) -> float:
@@ -404,11 +383,11 @@ def _run_rows(runs: Sequence[Found]) -> Iterator[dict[str, Any]]:
                 "seed": run.entry.seed,
                 "key": key,
                 "network": network,
-                "accuracy": judged.accuracy,
-                "ci95": judged.ci95,
-                "episodes": judged.episodes,
-                "method": judged.method,
-                "transductive": judged.transductive,
+                "accuracy": judged.result.accuracy,
+                "ci95": _number(judged.result.ci95),
+                "episodes": judged.result.episodes or 0,
+                "method": judged.result.method,
+                "transductive": judged.result.transductive,
                 "params": judged.params,
                 "macs": judged.macs,
                 "latency_ms_b1": judged.latency_ms,
@@ -425,7 +404,8 @@ def _summary_rows(runs: Sequence[Found]) -> Iterator[dict[str, Any]]:
     for run in runs:
         name = run.entry.configuration
         for (key, network), judged in run.judged.items():
-            groups[name, key, network, judged.method, judged.transductive].append(judged)
+            result = judged.result
+            groups[name, key, network, result.method, result.transductive].append(judged)
         for network, loss in ((LAST, run.loss_last), (BEST, run.loss_best)):
             if not math.isnan(loss):
                 losses[name, network].append(loss)
@@ -436,8 +416,8 @@ def _summary_rows(runs: Sequence[Found]) -> Iterator[dict[str, Any]]:
             "network": network,
             "method": method,
             "transductive": transductive,
-            **_spread([judged.accuracy for judged in group]),
-            "ci95_episodes": _mean(judged.ci95 for judged in group),
+            **_spread([judged.result.accuracy for judged in group]),
+            "ci95_episodes": _mean(_number(judged.result.ci95) for judged in group),
             "params": _mean(judged.params for judged in group),
             "macs": _mean(judged.macs for judged in group),
             "training_macs": _mean(judged.training_macs for judged in group),
@@ -485,8 +465,8 @@ def _comparison_rows(runs: Sequence[Found], notes: list[str]) -> list[dict[str, 
         for (key, network), judged in run.judged.items():
             if judged.accuracies is None:
                 continue
-            family = families.setdefault((key, network, judged.transductive), {})
-            side = Side(run.entry.configuration, judged.method)
+            family = families.setdefault((key, network, judged.result.transductive), {})
+            side = Side(run.entry.configuration, judged.result.method)
             family.setdefault(side, {})[run.entry.seed] = judged
     rows: list[dict[str, Any]] = []
     for (key, network, transductive), family in families.items():
@@ -579,7 +559,7 @@ def _lists(
             if recorded:  # the folder does not matter then
                 settings = frozenset(s for s in settings if s[0] != PLACE_SETTING)
                 settings |= {("images (checksum)", str(one.images)[:12])}
-            count = frozenset({("episodes", str(one.episodes))})
+            count = frozenset({("episodes", str(one.result.episodes))})
             found[settings | count].append(f"{side.configuration} (seed {seed})")
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 

@@ -7,7 +7,6 @@ together; accuracies, their differences and intervals are in percent.
 
 from __future__ import annotations
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sseg_nase.fewshot.statistics import PairedDifference, holm, paired_difference
-from sseg_nase.files import read_json
 from sseg_nase.finite import figure
 from sseg_nase.reporting.aggregate import (
     SIGNIFICANCE,
@@ -29,13 +26,15 @@ from sseg_nase.reporting.aggregate import (
     other_images,
     same_episodes,
 )
-from sseg_nase.reporting.episodes import LAST
-from sseg_nase.reporting.provenance import REGIMES, Provenance, config_of, provenance, section
+from sseg_nase.reporting.provenance import REGIMES, Provenance, provenance
 from sseg_nase.reporting.published import WAYS, Published, corresponding, published
-from sseg_nase.reporting.record import FINISHED
+from sseg_nase.rundir.config import config_of
+from sseg_nase.rundir.results import LAST, SECTIONS, EpisodeResult, read_results, section
+from sseg_nase.rundir.status import FINISHED, status_of
+from sseg_nase.statistics import PairedDifference, holm, paired_difference
 
 KEY = re.compile(r"(?P<dataset>[^/]+)/(?P<split>[^/]+)/(?P<ways>\d+)w(?P<shots>\d+)s")
-REFERENCES = {"untrained": "fewshot_untrained", "pretrained": "fewshot_pretrained"}
+REFERENCES = ("untrained", "pretrained")
 
 
 class Place(NamedTuple):
@@ -56,10 +55,7 @@ class Cell:
     network before any training, and before fine-tuning, where that was judged.
     """
 
-    accuracy: float
-    ci95: float
-    episodes: int
-    judged_by: str
+    result: EpisodeResult
     best: bool = False
     untrained: float | None = None
     pretrained: float | None = None
@@ -163,7 +159,7 @@ def compare(runs: Sequence[Path], *, with_published: bool = True) -> Comparison:
                 continue
             dataset, split = found["dataset"], found["split"]
             place = Place(
-                dataset, split, int(found["ways"]), judged.transductive, read.origin.regime
+                dataset, split, int(found["ways"]), judged.result.transductive, read.origin.regime
             )
             places[place].append(_Judgement(read, int(found["shots"]), key, judged))
     differences = _differences(places, notes)
@@ -186,8 +182,8 @@ def compare(runs: Sequence[Path], *, with_published: bool = True) -> Comparison:
 
 
 def _read(number: int, run: Path, notes: list[str]) -> _Read:
-    results = read_json(run / "results.json") or {}
-    ended = (read_json(run / "status.json") or {}).get("status", FINISHED)
+    results = read_results(run) or {}
+    ended = status_of(run).get("status", FINISHED)
     if ended != FINISHED:
         notes.append(f"run {number} is {ended}, not {FINISHED}: its results are left out.")
         results = {}
@@ -214,7 +210,7 @@ def _rows(place: Place, group: Sequence[_Judgement], with_published: bool) -> tu
     rows: dict[tuple[int, str], dict[int, Cell]] = defaultdict(dict)
     reads = {one.read.number: one.read for one in group}
     for one in group:
-        method = one.read.origin.judged_by(one.judged.method, place.dataset)
+        method = one.read.origin.judged_by(one.judged.result.method, place.dataset)
         wins = (one.key, one.read.number) in winners
         rows[one.read.number, method][one.shots] = _cell(one, wins)
     return tuple(
@@ -225,11 +221,10 @@ def _rows(place: Place, group: Sequence[_Judgement], with_published: bool) -> tu
 
 def _cell(one: _Judgement, best: bool) -> Cell:
     before = {
-        name: figure(section(section(one.read.results, group), one.key).get("accuracy"))
-        for name, group in REFERENCES.items()
+        name: figure(section(section(one.read.results, SECTIONS[name]), one.key).get("accuracy"))
+        for name in REFERENCES
     }
-    judged = one.judged
-    return Cell(judged.accuracy, judged.ci95, judged.episodes, judged.method, best, **before)
+    return Cell(one.judged.result, best, **before)
 
 
 def _row(
@@ -284,7 +279,7 @@ def _winners(lists: Mapping[str, Sequence[_Judgement]]) -> set[tuple[str, int]]:
     beaten: dict[tuple[str, int], int] = defaultdict(int)
     for (key, a, b, _), p in zip(pairs, adjusted.tolist(), strict=True):
         if p < SIGNIFICANCE:
-            beaten[key, max(a, b, key=lambda one: one.judged.accuracy).read.number] += 1
+            beaten[key, max(a, b, key=lambda one: one.judged.result.accuracy).read.number] += 1
     return {(key, run) for (key, run), count in beaten.items() if count == len(lists[key]) - 1}
 
 
@@ -340,16 +335,11 @@ def _adjusted(
             ci95=diff.ci95,
             p=diff.p_value,
             p_holm=p,
-            episodes=one.judged.episodes,
+            episodes=one.judged.result.episodes or 0,
         )
         for (one, first, diff), p in zip(family, p_holm, strict=True)
     ]
     return sorted(found, key=lambda one: (one.run, one.shots))
-
-
-def finite(value: float | None) -> float | None:
-    """`value`, or None where it is not a number."""
-    return None if value is None or math.isnan(value) else value
 
 
 def records(comparison: Comparison) -> Iterator[dict[str, Any]]:
@@ -369,10 +359,10 @@ def records(comparison: Comparison) -> Iterator[dict[str, Any]]:
                     "params": row.params,
                     "flops": row.flops,
                     "resolution": row.resolution,
-                    "accuracy": cell.accuracy,
-                    "ci95": finite(cell.ci95),
-                    "episodes": cell.episodes,
-                    "judged_by": cell.judged_by,
+                    "accuracy": cell.result.accuracy,
+                    "ci95": cell.result.ci95,
+                    "episodes": cell.result.episodes or 0,
+                    "judged_by": cell.result.method,
                     "best": cell.best,
                     "untrained": cell.untrained,
                     "pretrained": cell.pretrained,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sseg_nase.files import write_json, write_text
+from sseg_nase.finite import plain
 from sseg_nase.reporting.comparison import (
     Cell,
     Comparison,
@@ -18,7 +19,6 @@ from sseg_nase.reporting.comparison import (
     Place,
     Row,
     Table,
-    finite,
     records,
 )
 from sseg_nase.reporting.document import (
@@ -179,7 +179,7 @@ def _gains(one: Table) -> TableBlock | None:
     columns = {
         "untrained (%)": [_percent(cell.untrained) for *_, cell in known],
         "before fine-tuning (%)": [_percent(cell.pretrained) for *_, cell in known],
-        "trained (%)": [_percent(cell.accuracy) for *_, cell in known],
+        "trained (%)": [_percent(cell.result.accuracy) for *_, cell in known],
     }
     columns = {name: values for name, values in columns.items() if set(values) != {NOTHING}}
     lines = [
@@ -234,7 +234,7 @@ def _runs(comparison: Comparison) -> TableBlock:
     judged: dict[int, list[str]] = {}
     for one in comparison.tables:
         for row in one.rows:
-            judged.setdefault(row.run, []).extend(cell.judged_by for cell in row.cells.values())
+            judged.setdefault(row.run, []).extend(cell.result.method for cell in row.cells.values())
     lines: list[list[Text]] = [
         [
             str(run.number),
@@ -318,7 +318,7 @@ def _latex(one: Table, comparison: Comparison) -> Iterator[LatexTable]:
         f"{place.dataset}, {place.split} classes, {place.ways}-way: "
         f"{_heading(place.regime, place.transductive).lower()}"
     )
-    counts = {cell.episodes for row in one.rows for cell in row.cells.values()}
+    counts = {cell.result.episodes or 0 for row in one.rows for cell in row.cells.values()}
     sizes = {row.resolution for row in one.rows if row.flops is not None}
     episodes = f", n = {counts.pop():,} episodes" if len(counts) == 1 else ""
     pixels = f" FLOPs at {next(iter(sizes))} px." if len(sizes) == 1 and None not in sizes else ""
@@ -389,7 +389,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "runs": [{**dataclasses.asdict(run), "folder": str(run.folder)} for run in comparison.runs],
         "accuracies": list(records(comparison)),
         "differences": [
-            {**_place(one.place), **{k: finite(v) for k, v in dataclasses.asdict(found).items()}}
+            {**_place(one.place), **plain(dataclasses.asdict(found))}
             for one in comparison.tables
             for found in one.differences
         ],
@@ -407,9 +407,10 @@ def _place(place: Place) -> dict[str, Any]:
 def _measured(cell: Cell | None, short: bool = False) -> str:
     if cell is None:
         return NOTHING
-    interval = NOTHING if finite(cell.ci95) is None else f"{cell.ci95:.2f}"
-    count = "" if short else f" (n={cell.episodes:,})"
-    text = f"{cell.accuracy:.2f} ± {interval}{count}"
+    result = cell.result
+    interval = NOTHING if result.ci95 is None else f"{result.ci95:.2f}"
+    count = "" if short else f" (n={result.episodes or 0:,})"
+    text = f"{result.accuracy:.2f} ± {interval}{count}"
     return Bold(text) if cell.best else text
 
 

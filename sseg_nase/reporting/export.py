@@ -5,21 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from sseg_nase.finite import finite
-from sseg_nase.reporting.record import RunRecord
-from sseg_nase.tracking.jsonl import MUTATION_KEYS
+from sseg_nase.rundir.mutations import MUTATION_KEYS
+from sseg_nase.rundir.record import RunRecord
+from sseg_nase.rundir.results import EpisodeResult, episode_results
 
-# The networks of a run in the order of their making, with their section of results.json.
-NETWORKS: Mapping[str, str] = {
-    "untrained": "fewshot_untrained",
-    "pretrained": "fewshot_pretrained",
-    "best": "fewshot_best",
-    "last": "fewshot",
-    "views": "fewshot_views",
-}
 RESULT_COLUMNS = (
     "key", "dataset", "split", "ways", "shots", "network", "accuracy", "ci95", "episodes",
     "method", "transductive", "top_k",
@@ -37,41 +29,14 @@ EPOCH_COLUMNS = (
 STAGES = {"epoch": "pretrain", "finetune": "finetune"}  # by the events that tell of epochs
 
 
-class Result(NamedTuple):
-    """One network on one episode list; accuracies in percent, None where that is not known."""
-
-    key: str
-    network: str
-    accuracy: float
-    ci95: float | None
-    episodes: int | None
-    method: str
-    transductive: bool
-    top_k: Mapping[str, float]
-
-
-def results_of(record: RunRecord) -> list[Result]:
+def results_of(record: RunRecord) -> list[EpisodeResult]:
     """All accuracies of a run, list by list."""
-    found = [
-        Result(
-            key=key,
-            network=network,
-            accuracy=value["accuracy"],
-            ci95=value["ci95"] if finite(value.get("ci95")) else None,
-            episodes=value["episodes"] if finite(value.get("episodes")) else None,
-            method=str(value.get("method", "")),
-            transductive=bool(value.get("transductive")),
-            top_k=value["top_k"] if isinstance(value.get("top_k"), dict) else {},
-        )
-        for network, section in NETWORKS.items()
-        for key, value in record.section(section).items()
-        if isinstance(value, dict) and finite(value.get("accuracy"))
-    ]
+    found = episode_results(record.results)
     keys = list(dict.fromkeys(one.key for one in found))
     return sorted(found, key=lambda one: keys.index(one.key))
 
 
-def result_lines(results: Sequence[Result]) -> Iterator[dict[str, Any]]:
+def result_lines(results: Sequence[EpisodeResult]) -> Iterator[dict[str, Any]]:
     """The lines of results.csv."""
     for one in results:
         dataset, split, list_ = [*one.key.split("/"), "", ""][:3]

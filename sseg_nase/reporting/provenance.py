@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sseg_nase.config.layout import group_option, misfits
+from sseg_nase.config.layout import group_option
 from sseg_nase.config.validation import ABLATIONS, OWN_METHODS, Switches
 from sseg_nase.errors import UserError
-from sseg_nase.files import read_json
 from sseg_nase.finite import finite
-from sseg_nase.reporting.aggregate import read_config
+from sseg_nase.rundir.architecture import read_architecture
+from sseg_nase.rundir.config import config_of
+from sseg_nase.rundir.results import section
+from sseg_nase.rundir.unreadable import UnreadableError
 
 NOTHING, SYNTHETIC, CENTRED, UNLABELED, LABELS, OUTSIDE, UNKNOWN = (
     "nothing", "synthetic", "centred", "unlabeled", "labels", "outside", "unknown",
@@ -159,18 +159,6 @@ def lineage(run: Path) -> tuple[list[Tree], str | None]:
     return configs, None
 
 
-def config_of(run: Path) -> Tree | None:
-    """What config.yaml of a run's folder holds; None where there is none that can be read.
-
-    A key whose value is of another type than any run's is damage, too.
-    """
-    try:
-        found = read_config(run / "config.yaml")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    return found if isinstance(found, dict) and not any(misfits(found)) else None
-
-
 def _origin(config: Tree) -> Path | None:
     """The checkpoint, or the run's folder, whose network a run took over."""
     key = "checkpoint" if config.get("task") == "evaluate" else "finetune.start"
@@ -249,7 +237,7 @@ def _backbone(
     oldest = configs[0] if configs and _origin(configs[0]) is None else {}
     name = _at(oldest, "backbone.name")
     if name is None:
-        name = (read_json(run / "architecture.json") or {}).get("name", "evolvable")
+        name = _architecture(run).get("name", "evolvable")
     try:
         usual = group_option("backbone", name).get("channels")
     except UserError:  # of another version
@@ -257,6 +245,13 @@ def _backbone(
     own = name == "evolvable" or (usual is not None and tuple(usual) != channels)
     shown = f"{name} ({'-'.join(map(str, channels))})" if own and channels else name
     return name, shown, channels
+
+
+def _architecture(run: Path) -> Tree:
+    try:
+        return read_architecture(run)
+    except UnreadableError:
+        return {}
 
 
 def _datasets(configs: Sequence[Tree]) -> tuple[str, ...]:
@@ -279,9 +274,3 @@ def _at(config: Tree, key: str, otherwise: Any = None) -> Any:
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return otherwise if value is None else value
-
-
-def section(results: Tree, name: str) -> Tree:
-    """A section of results.json; nothing where it is not there."""
-    found = results.get(name)
-    return found if isinstance(found, dict) else {}

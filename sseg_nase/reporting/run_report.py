@@ -11,17 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-import sseg_nase
 from sseg_nase.config.commands import command as command_line
 from sseg_nase.config.compose import defaults
 from sseg_nase.config.fingerprint import decisive, flatten
 from sseg_nase.errors import UserError
-from sseg_nase.files import read_json, write_json, write_text
+from sseg_nase.files import write_json, write_text
 from sseg_nase.finite import finite, plain
-from sseg_nase.hardware.environment import NAME as ENVIRONMENT
-from sseg_nase.reporting.aggregate import read_config
 from sseg_nase.reporting.comparison import compare
 from sseg_nase.reporting.comparison_tables import (
     PUBLISHED,
@@ -47,12 +42,10 @@ from sseg_nase.reporting.document import (
     Table,
     Text,
 )
-from sseg_nase.reporting.episodes import doubts_of
 from sseg_nase.reporting.export import (
     EPOCH_COLUMNS,
     MUTATION_COLUMNS,
     RESULT_COLUMNS,
-    Result,
     as_csv,
     epoch_lines,
     mutation_lines,
@@ -63,11 +56,17 @@ from sseg_nase.reporting.html import as_html
 from sseg_nase.reporting.latex import LatexTable, as_latex, preview
 from sseg_nase.reporting.markdown import as_markdown
 from sseg_nase.reporting.pictures import drawn, files_of
-from sseg_nase.reporting.provenance import provenance, section
-from sseg_nase.reporting.record import FINISHED, RunRecord, read_run, standing
-from sseg_nase.reporting.times import span
+from sseg_nase.reporting.provenance import provenance
+from sseg_nase.rundir.config import read_overrides
+from sseg_nase.rundir.environment import read_environment
+from sseg_nase.rundir.events import span
+from sseg_nase.rundir.names import ENVIRONMENT, RESULTS
+from sseg_nase.rundir.record import RunRecord, read_run
+from sseg_nase.rundir.results import EpisodeResult, doubts_of, section
+from sseg_nase.rundir.status import FINISHED, standing
 from sseg_nase.tracking.console import better, duration
 from sseg_nase.tracking.mlflow_sink import shown
+from sseg_nase.version import __version__
 
 NAME = "report"
 UNTRAINED, LAST, BEST = "untrained", "last", "best"
@@ -134,8 +133,8 @@ def write_report(run: Path, folder: Path | None = None, *, published: bool = Tru
     }
     for name, text in texts.items():
         write_text(folder / name, text)
-    write_json(folder / "results.json", as_json(record, results))
-    return [folder / name for name in [*texts, "results.json"]] + files_of(pictures)
+    write_json(folder / RESULTS, as_json(record, results))
+    return [folder / name for name in [*texts, RESULTS]] + files_of(pictures)
 
 
 def document(
@@ -156,7 +155,7 @@ def document(
     return Document(_title(record), blocks)
 
 
-def as_json(record: RunRecord, results: Sequence[Result]) -> dict[str, Any]:
+def as_json(record: RunRecord, results: Sequence[EpisodeResult]) -> dict[str, Any]:
     """What the report says, for programs; what is not known is null."""
     began, ended = span(record.folder)
     try:
@@ -180,7 +179,7 @@ def as_json(record: RunRecord, results: Sequence[Result]) -> dict[str, Any]:
         "differs_from_defaults": None
         if differing is None
         else {one.key: {"default": one.default, "value": one.value} for one in differing},
-        "environment": read_json(record.folder / ENVIRONMENT),
+        "environment": read_environment(record.folder),
         "notes": record.notes,
     }
     found: dict[str, Any] = plain(about)
@@ -257,7 +256,7 @@ def _stage(told: Mapping[str, Any]) -> str:
     return words
 
 
-def _first_and_beside(results: Sequence[Result]) -> Text:
+def _first_and_beside(results: Sequence[EpisodeResult]) -> Text:
     """The network that was chosen by its loss, where there is one, and the last one beside it."""
     first, *others = results
     name = f" % ({first.network})" if others else " %"
@@ -283,13 +282,8 @@ def _tracked(record: RunRecord) -> Text:
 
 def command(record: RunRecord) -> str | None:
     """What does the run once more; None where its overrides cannot be read."""
-    try:
-        overrides = read_config(record.folder / "overrides.yaml")
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    if not isinstance(overrides, list):
-        return None
-    return command_line(*map(str, overrides))
+    overrides = read_overrides(record.folder)
+    return None if overrides is None else command_line(*overrides)
 
 
 def _moment(seconds: float) -> str:
@@ -364,7 +358,7 @@ def _published(record: RunRecord) -> Iterator[Block]:
     yield Paragraph(PUBLISHED)
 
 
-def latex(record: RunRecord, results: Sequence[Result]) -> list[LatexTable]:
+def latex(record: RunRecord, results: Sequence[EpisodeResult]) -> list[LatexTable]:
     """The results and the costs for a paper; inductive and transductive ones apart."""
     tables = []
     about = str(record.setting("experiment_name", record.folder.name))
@@ -409,12 +403,12 @@ def _in_words(key: str) -> str:
     return f"{dataset} {split}, {ways}-way {shots}-shot"
 
 
-def _accuracy(result: Result) -> str:
+def _accuracy(result: EpisodeResult) -> str:
     interval = NOTHING if result.ci95 is None else f"{result.ci95:.2f}"
     return f"{result.accuracy:.2f} ± {interval}"
 
 
-def _count(result: Result) -> str:
+def _count(result: EpisodeResult) -> str:
     return "" if result.episodes is None else f" (n={result.episodes:,})"
 
 
@@ -660,7 +654,7 @@ def _config(record: RunRecord) -> Iterator[Block]:
     yield Paragraph(
         (
             "The defaults are those of version ",
-            sseg_nase.__version__,
+            __version__,
             "; ",
             Code("hardware.*"),
             " is what the run has found on its machine where the default leaves it open. The whole "
@@ -675,7 +669,7 @@ def _typed(value: str) -> str:
 
 def _environment(record: RunRecord) -> Iterator[Block]:
     yield Heading(2, "Environment")
-    found = read_json(record.folder / ENVIRONMENT)
+    found = read_environment(record.folder)
     if found is None:
         yield Notice(
             f"The environment is not known: there is no {ENVIRONMENT} that can be read (older "

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from sseg_nase.config.commands import argument
 from sseg_nase.errors import UserError
-from sseg_nase.files import read_json
 from sseg_nase.home import expanded
-from sseg_nase.reporting.times import created, ended
+from sseg_nase.rundir.config import config_of
+from sseg_nase.rundir.names import CONFIG, RESULTS, SEARCH, is_run
+from sseg_nase.rundir.results import read_results, section
+from sseg_nase.rundir.status import FINISHED, status_of
+from sseg_nase.rundir.times import created, ended
 
 LAST = "LAST"
-SEARCH = "search.json"  # what tells the folder of a search
-FINISHED = "FINISHED"
 AN_EXAMPLE = "Name one like runs/<experiment>/<time>-<id>"
 
 
@@ -65,12 +66,12 @@ def _named(name: str, output_dir: Path) -> list[Path]:
     if (path / SEARCH).exists():
         instead = argument("search", str(path))
         raise UserError(f"runs={path}: this is the directory of a search; write {instead} instead.")
-    if _is_run(path):
+    if is_run(path):
         return [path]
     if path.exists() or not glob.has_magic(name):
         raise UserError(_no_run(path))
     matching = [Path(match) for match in sorted(glob.glob(str(path)))]
-    runs = [match for match in matching if _is_run(match)]
+    runs = [match for match in matching if is_run(match)]
     if not runs:
         what = f"none of the {len(matching)} that match is" if matching else "nothing matches it as"
         raise UserError(f"runs={name}: {what} the directory of a run. {AN_EXAMPLE}, or LAST.")
@@ -85,12 +86,11 @@ def _last(output_dir: Path) -> Path:
 
 
 def _finished(output_dir: Path) -> list[Path]:
-    runs = (path.parent for path in output_dir.glob("*/*/results.json"))
+    runs = (path.parent for path in output_dir.glob(f"*/*/{RESULTS}"))
     return [run for run in runs if _unfit(run) is None]
 
 
 def _pretrained(run: Path) -> bool:
-    from sseg_nase.reporting.provenance import config_of, section  # here, as it loads NumPy
 
     config = config_of(run) or {}
     ssl, pretrain, finetune = (section(config, key) for key in ("ssl", "pretrain", "finetune"))
@@ -105,8 +105,8 @@ def last_made(key: str, output_dir: Path) -> Path:
 
     Raises `UserError` where there is none.
     """
-    folders = (path.parent for path in output_dir.expanduser().absolute().glob("*/*/config.yaml"))
-    runs = [folder for folder in folders if _is_run(folder)]
+    folders = (path.parent for path in output_dir.expanduser().absolute().glob(f"*/*/{CONFIG}"))
+    runs = [folder for folder in folders if is_run(folder)]
     if key == "run":
         runs = [folder for folder in runs if not (folder / SEARCH).exists()]
     if not runs:
@@ -121,23 +121,18 @@ def _no_run(path: Path) -> str:
         instead = argument("sweep", str(path))
         return f"runs={path}: this is the directory of a sweep; write {instead} instead."
     hint = f"{AN_EXAMPLE}, or LAST."
-    if path.is_dir() and any(_is_run(inner) for inner in path.iterdir()):
+    if path.is_dir() and any(is_run(inner) for inner in path.iterdir()):
         pattern = argument("runs", f"{glob.escape(str(path))}/*")
         hint = f"For the runs in it write {pattern} with all its quotes."
     return f"runs={path}: not the directory of a run (no config.yaml and status.json). {hint}"
 
 
-def _is_run(path: Path) -> bool:
-    said = any((path / name).is_file() for name in ("status.json", "results.json"))
-    return said and (path / "config.yaml").is_file()
-
-
 def _unfit(run: Path) -> str | None:
     """Why a run cannot be compared, in words; None where it can."""
-    status = (read_json(run / "status.json") or {}).get("status")
+    status = status_of(run).get("status")
     if status not in (None, FINISHED):
         return f"is {status}, not {FINISHED}"
-    results = read_json(run / "results.json")
+    results = read_results(run)
     if results is None:
         return "has no results.json that can be read"
     if not isinstance(results.get("fewshot"), dict):

@@ -28,10 +28,10 @@ from sseg_nase.reporting.document import (
     Text,
     p_value,
 )
-from sseg_nase.reporting.episodes import BEST, LAST, NETWORKS
 from sseg_nase.reporting.html import as_html
 from sseg_nase.reporting.latex import CHECK, LatexTable, as_latex, preview
 from sseg_nase.reporting.markdown import as_markdown
+from sseg_nase.rundir.results import BEST, LAST, NETWORKS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -23,13 +23,13 @@ from torch import nn
 
 from sseg_nase.errors import UserError, shown
 from sseg_nase.files import read_json, write_json
-from sseg_nase.hardware.environment import describe_environment
 from sseg_nase.hardware.latency import latency_ms
 from sseg_nase.nets import ops
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.building import build
 from sseg_nase.nets.description import Description
 from sseg_nase.nets.searched import IMAGE, SearchedArchitecture
+from sseg_nase.provenance.environment import describe_environment
 from sseg_nase.spaces.choice import Point
 from sseg_nase.spaces.space import Space
 

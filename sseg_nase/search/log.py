@@ -9,7 +9,6 @@ had never been begun.
 from __future__ import annotations
 
 import json
-import os
 from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +19,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from sseg_nase.errors import UserError, shown
-from sseg_nase.files import append_line
+from sseg_nase.files import append_line, cut_torn_line, read_lines
 from sseg_nase.finite import finite
 from sseg_nase.search.objectives import Objectives, front
 from sseg_nase.spaces.choice import Value
@@ -275,7 +274,7 @@ class Log:
         header = json.loads(json.dumps(header))  # as it will be read back
         lines = _lines(path)
         if path.exists():
-            _drop_half_line(path)
+            cut_torn_line(path)
         if not lines:
             append_line(path, header)
             return
@@ -334,21 +333,18 @@ def _candidate(line: Mapping[str, Any]) -> Candidate:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Return the whole lines of a log; raise `UserError` for one that is no JSON object."""
+    found = []
     try:
-        content = path.read_bytes()
+        for line in read_lines(path):
+            if line.torn:
+                break
+            if line.value is None:
+                raise UserError(f"{shown(path)}, line {line.number} is damaged: it {line.why}.")
+            found.append(line.value)
     except FileNotFoundError:
         return []
     except OSError as error:
         raise UserError(f"{shown(path)} cannot be read: {error.strerror}.") from error
-    found = []
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if not isinstance(value, dict):
-            raise UserError(f"{shown(path)}, line {number} is damaged: it is no JSON object.")
-        found.append(value)
     return found
 
 
@@ -359,11 +355,3 @@ def _header(path: Path, line: dict[str, Any]) -> dict[str, Any]:
             f"version {line.get('version')!r}."
         )
     return line
-
-
-def _drop_half_line(path: Path) -> None:
-    """Cut off what follows the last newline: a line that was being written when we were killed."""
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)

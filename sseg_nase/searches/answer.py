@@ -25,6 +25,7 @@ from sseg_nase.config.compose import stored
 from sseg_nase.config.schema import OWN, Config
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_json
+from sseg_nase.rundir.names import CONFIG
 from sseg_nase.search import Budget, Candidate, Cost, Log, Scored, search
 from sseg_nase.search.loop import Evaluator, Strategy
 from sseg_nase.search.strategies import Screened
@@ -300,7 +301,7 @@ def _at_equal_macs(
     if share is None:
         notes.append(f"{rival.role}: what its training costs is not known: it sees as many images")
         return rival
-    hardware = stored(Path(str(ours.run)) / "config.yaml").hardware
+    hardware = stored(Path(str(ours.run)) / CONFIG).hardware
     batch = (hardware.batch_size or 1) * (hardware.gradient_accumulation_steps or 1)
     images = max(1, round(config.pretrain.images_per_epoch * share / batch)) * batch
     return replace(rival, fidelity={**rival.fidelity, "images": images})

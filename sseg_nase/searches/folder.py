@@ -13,15 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from sseg_nase.config.commands import command
 from sseg_nase.config.compose import stored
 from sseg_nase.config.fingerprint import decisive, flatten
-from sseg_nase.directory import SEARCHES, status_of
 from sseg_nase.errors import UserError
 from sseg_nase.files import read_json
-from sseg_nase.reporting.selection import SEARCH
+from sseg_nase.rundir.config import read_config
+from sseg_nase.rundir.names import CONFIG, SEARCH, SEARCHES
+from sseg_nase.rundir.status import status_of
+from sseg_nase.rundir.unreadable import UnreadableError
 from sseg_nase.search.log import Log
 from sseg_nase.spaces.space import Space
 from sseg_nase.sweeps.folder import readable
@@ -82,10 +82,10 @@ class SearchFolder:
 
     def made(self) -> Space | None:
         """Return its space; None where it cannot be made any more."""
-        from sseg_nase.searches.parts import space_of  # here, because it imports torch
+        from sseg_nase.searches.asked_space import space_of  # here, because it imports torch
 
         try:
-            return space_of(stored(self.path / "config.yaml"))
+            return space_of(stored(self.path / CONFIG))
         except UserError:
             return None
 
@@ -111,8 +111,9 @@ class SearchFolder:
 
     def _settings(self) -> Mapping[str, Any] | None:
         """What decides the scores of its candidates; None where its config cannot be read."""
-        values = read_yaml(self.path / "config.yaml")
-        if values is None:
+        try:
+            values = read_config(self.path)
+        except UnreadableError:
             return None
         # What an older version had no key for is null in a newer one.
         kept = {
@@ -125,15 +126,6 @@ class SearchFolder:
     def log(self) -> Log:
         """Return its log, also while it is written. Raises `UserError`."""
         return Log.read(self.path / CANDIDATES)
-
-
-def read_yaml(path: Path) -> dict[str, Any] | None:
-    """Return what a file says; None where it is not there, or is no mapping."""
-    try:
-        said = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return None
-    return said if isinstance(said, dict) else None
 
 
 def looked_at(wanted: str, output_dir: Path) -> SearchFolder:

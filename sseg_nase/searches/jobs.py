@@ -26,18 +26,20 @@ from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError, did_you_mean
 from sseg_nase.files import read_json, write_json
 from sseg_nase.finite import finite
+from sseg_nase.provenance import code
+from sseg_nase.rundir.names import checkpoint_of
+from sseg_nase.rundir.results import read_results
+from sseg_nase.rundir.status import FAILED
 from sseg_nase.search.latency import LATENCY, Timed
 from sseg_nase.search.log import Candidate, Cost, Scored
 from sseg_nase.search.objectives import Objectives
 from sseg_nase.searches.promotion import continued, goes_on, less, spent_before
 from sseg_nase.spaces.overrides import NOT_SEARCHED
 from sseg_nase.spaces.space import Space
-from sseg_nase.sweeps import code
 from sseg_nase.sweeps.folder import JobFolder, Planned, SweepFolder, described, freeze, threads_of
 from sseg_nase.sweeps.job import perform
 from sseg_nase.sweeps.launch import stop_jobs
 from sseg_nase.sweeps.plan import placed
-from sseg_nase.tracking.sink import FAILED
 
 FIDELITY_KEYS = {
     "epochs": "pretrain.epochs",
@@ -243,7 +245,7 @@ class Jobs:
             if number is None or not goes_on(sweep.plan["jobs"][number], candidate):
                 continue
             run = sweep.jobs[number].run
-            if run is not None and (run / "checkpoints" / "last.pt").exists():
+            if run is not None and checkpoint_of(run, "last").exists():
                 return run
             self._say(
                 f"candidate {candidate.number}: the checkpoint of candidate {parent} is not there; "
@@ -292,7 +294,7 @@ def scored(candidate: Candidate, job: JobFolder, plan: Mapping[str, Any]) -> Sco
         state = job.state()
         reason = state.get("reason") or f"its job is {state.get('status', 'not begun')}"
         return Scored(candidate, run=None if run is None else str(run), error=str(reason))
-    results = read_json(run / "results.json") or {}
+    results = read_results(run) or {}
     if results.get("training_macs", ...) is None:
         return Scored(candidate, run=str(run), error=UNKNOWN_COST)
     try:

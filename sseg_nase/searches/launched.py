@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.search.log import Candidate, Scored
 from sseg_nase.searches.jobs import Jobs
 from sseg_nase.sweeps.folder import SweepFolder
 from sseg_nase.sweeps.launch import hand_over, stop_jobs
 from sseg_nase.sweeps.seen import WAITING, Seen, look
-from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 
 SLURM = "submitit_slurm"
 LAUNCHERS = ("joblib", "submitit_local", SLURM)

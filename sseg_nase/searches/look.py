@@ -14,9 +14,9 @@ from sseg_nase.config.schema import Config
 from sseg_nase.errors import DONE, FAILURE, UserError
 from sseg_nase.files import StorageError, make_own
 from sseg_nase.home import expanded
+from sseg_nase.rundir.status import FAILED
 from sseg_nase.sweeps import finish
 from sseg_nase.sweeps import report as of_sweeps
-from sseg_nase.tracking.sink import FAILED
 
 if TYPE_CHECKING:
     from sseg_nase.searches.folder import SearchFolder

@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from sseg_nase.fewshot.statistics import crossed_difference, holm, mean_t95, paired_difference
 from sseg_nase.files import read_json
 from sseg_nase.finite import figure
 from sseg_nase.reporting.aggregate import Entry, Judged, judgements, same_episodes
-from sseg_nase.reporting.episodes import LAST
+from sseg_nase.rundir.results import LAST, read_results
 from sseg_nase.search import Log, Scored
 from sseg_nase.searches.analysis import leading
 from sseg_nase.searches.answer import ANSWER, BEST, FINAL, FRONT, LARGEST, OF_RANDOM, SAME
 from sseg_nase.searches.progress import short
+from sseg_nase.statistics import crossed_difference, holm, mean_t95, paired_difference
 
 SIGNIFICANCE = 0.05
 ACCURACY = "accuracy"
@@ -209,7 +209,7 @@ def _judged(one: Standing, seed: int, wanted: str, notes: list[str]) -> dict[str
     """What a training was judged on, by key: all settings, or the one that is the goal."""
     run = Path(str(one.scores[seed].run))
     entry = Entry(NAMES[one.role], seed, run)
-    judged = judgements(entry, read_json(run / "results.json") or {}, notes, [LAST])
+    judged = judgements(entry, read_results(run) or {}, notes, [LAST])
     return {key: each for (key, _), each in judged.items() if not wanted or key == wanted}
 
 

@@ -11,16 +11,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from sseg_nase import spaces
 from sseg_nase.config.compose import Compositions, beside_hydra, load
 from sseg_nase.config.schema import OWN, Config, StrategyConfig
 from sseg_nase.errors import UserError
-from sseg_nase.nets.own import registered_by
 from sseg_nase.search import Budget, Log, Objectives, Table, Tabular
 from sseg_nase.search import strategies as known
 from sseg_nase.search.latency import csv_latencies, measured_table, this_machine, timed
 from sseg_nase.search.loop import Strategy
 from sseg_nase.search.strategies.halving import Rungs
+from sseg_nase.searches.asked_space import space_of
 from sseg_nase.searches.evaluators import learnt_from, refuse_test_scores, screened
 from sseg_nase.searches.jobs import of_jobs
 from sseg_nase.searches.own import called, imported
@@ -137,27 +136,6 @@ def usual_goals(config: Config, known: Log | None) -> Mapping[str, str]:
         name, direction = next(iter(known.objectives.goals.items()))
         return {name: direction}
     return GOALS
-
-
-def space_of(config: Config) -> Space:
-    """Return the space. Raises `UserError`."""
-    registered_by("space.imports", config.space.imports)
-    name, target, settings = config.space.name, config.space.target, config.space.settings
-    if name == "overrides":
-        return spaces.named(name, choices=config.search.choices)
-    if name != OWN:
-        images: dict[str, Any] = {
-            "resolution": config.dataset.image_size,
-            "in_channels": config.backbone.in_channels,
-        }
-        if name == "nb201" and config.evaluator.name in ("run", "inherited", "proxy"):
-            images["counts"] = "network"  # no classifier of the benchmark's
-        return spaces.named(name, **{**images, **settings})
-    assert target is not None
-    space = called("space", target, imported("space.target", target), **settings)
-    if not isinstance(space, Space):
-        raise UserError(f"space.target={target}: it gave {type(space).__name__} and no Space.")
-    return space
 
 
 @dataclass(frozen=True)

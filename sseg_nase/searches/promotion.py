@@ -13,17 +13,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sseg_nase.directory import status_of
-from sseg_nase.files import read_json, write_json, writing
+from sseg_nase.files import writing
+from sseg_nase.rundir.lock import LOCK
+from sseg_nase.rundir.names import EPISODES, RESULTS
+from sseg_nase.rundir.results import read_results
+from sseg_nase.rundir.status import INTERRUPTED, status_of, write_status
 from sseg_nase.search.log import Candidate, Cost
-from sseg_nase.tracking.sink import INTERRUPTED
 
 # Fidelities of which more is more of the same run. At another resolution, or with other images in
 # an epoch, it is another run.
 GOES_ON = ("epochs", "episodes")
 # What a run that goes on makes anew. Fine-tuning begins anew with the network that is longer
 # trained, and what is delivered of it would be that of the run before.
-LEFT = (".lock", "report", "export", "results.json", "episodes.npz", "finetune_*")
+LEFT = (LOCK, "report", "export", RESULTS, EPISODES, "finetune_*")
 
 
 def goes_on(before: Mapping[str, Any], candidate: Candidate) -> bool:
@@ -49,7 +51,7 @@ def continued(run: Path) -> Path:
     path, half = run.with_name(name), run.with_name(f".{name}.half")
     with writing(run.parent):
         shutil.copytree(run, half, ignore=shutil.ignore_patterns(*LEFT))
-        write_json(half / "status.json", {**status_of(run), "status": INTERRUPTED})
+        write_status(half, {**status_of(run), "status": INTERRUPTED})
         os.replace(half, path)
     return path
 
@@ -59,7 +61,7 @@ def spent_before(run: Path) -> dict[str, float]:
 
     Raises `ValueError` where its results do not say.
     """
-    results = read_json(run / "results.json") or {}
+    results = read_results(run) or {}
     try:
         macs, images = results["training_macs"], results["images_seen"]
         return {

@@ -28,6 +28,7 @@ from sseg_nase.reporting.document import (
 from sseg_nase.reporting.html import as_html
 from sseg_nase.reporting.markdown import as_markdown
 from sseg_nase.reporting.pictures import drawn, files_of
+from sseg_nase.rundir.status import FINISHED
 from sseg_nase.search import Log, Scored
 from sseg_nase.search.predictors import RankCorrelation, rank_correlation
 from sseg_nase.searches.analysis import compared, importance, leading, shares
@@ -39,7 +40,6 @@ from sseg_nase.searches.outcome import NAMES, Outcome, outcome, with_error
 from sseg_nase.searches.progress import Progress, said_of_point, short
 from sseg_nase.spaces.space import Space
 from sseg_nase.tracking.console import duration
-from sseg_nase.tracking.sink import FINISHED
 
 BEST = 10  # rows of the table of the best
 FEWEST_LEARNT, LEARNT = 20, 200  # results that predictors are tried on

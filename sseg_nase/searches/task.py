@@ -12,8 +12,9 @@ from sseg_nase.config.schema import OWN, Config
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, write_json
 from sseg_nase.hardware.energy import why_no_energy
-from sseg_nase.reporting.selection import SEARCH
 from sseg_nase.run import Run
+from sseg_nase.rundir.names import SEARCH
+from sseg_nase.rundir.status import FINISHED
 from sseg_nase.search import Function, Log, Scored, search
 from sseg_nase.search.loop import Evaluator
 from sseg_nase.searches.analysis import fullest
@@ -35,7 +36,6 @@ from sseg_nase.searches.parts import Parts, final_seeds, parts_of, tabular
 from sseg_nase.searches.progress import Progress, said_of
 from sseg_nase.spaces.space import Space
 from sseg_nase.tracking import Resumed
-from sseg_nase.tracking.sink import FINISHED
 
 
 def check_search(

@@ -21,6 +21,7 @@ from sseg_nase.files import check_room
 from sseg_nase.finetune.learner import METHODS as FINETUNING_METHODS
 from sseg_nase.finetune.learner import EpisodeLearner, around
 from sseg_nase.finetune.loop import Before, FineTuner, learner_of
+from sseg_nase.rundir.names import CHECKPOINTS, checkpoint_of
 from sseg_nase.stages.judging import FewShotTask, judge_named
 from sseg_nase.stages.pretraining import interventions_of
 from sseg_nase.stages.starting import Reached, images_of, stored
@@ -92,7 +93,7 @@ def place_of(state: Mapping[str, Any] | None, config: Config) -> Place | None:
 def reached_by(place: Place, config: Config, folder: Path) -> Reached:
     """What the stage at `place` of a resumed run has come to. Raises `UserError` where its
     checkpoint is missing or damaged."""
-    path = folder / "checkpoints" / place.file
+    path = folder / CHECKPOINTS / place.file
     reached = stored(path, config)
     state = checkpoint.load(path)
     more = {key: state[key] for key in ("skipped", "tuned", "epochs")}
@@ -161,7 +162,7 @@ def fine_tune(
         about = {"options": plain(config.finetune), "classes": len(store.class_names)}
         about |= {"number": place.number}
         payload = {**saved, **about, **reached(saved["finetune"]), **(extra or {})}
-        checkpoint.save(folder / "checkpoints" / f"finetune_{name}.pt", payload)
+        checkpoint.save(checkpoint_of(folder, f"finetune_{name}"), payload)
 
     generator = torch.Generator().manual_seed(derive(config.seed, "head"))
     classes = len(store.class_names)
@@ -195,16 +196,16 @@ def fine_tune(
         tuner.fit()
     except (DivergenceError, NotFiniteError) as error:
         raise explained(error, config, folder, "finetune_last", place.keys) from error
-    best = checkpoint.load(folder / "checkpoints" / "finetune_best.pt")
+    best = checkpoint.load(checkpoint_of(folder, "finetune_best"))
     learner = learner_of(best["architecture"], config.finetune, classes).to(fabric.device)
     learner.load_state_dict(best["student"])
-    name = f"checkpoint={folder / 'checkpoints' / 'finetune_best.pt'}"
+    name = f"checkpoint={checkpoint_of(folder, 'finetune_best')}"
     skipped = {**before.skipped, place.words: tuner.progress.skipped}
     progress = dataclasses.asdict(tuner.progress)
     ended = {**reached(progress), "skipped": skipped, "tuned": [*before.tuned, _told(tuner)]}
     ended["epochs"] = before.epochs + tuner.progress.epoch
     if place.number + 1 < place.of:
-        checkpoint.save(folder / "checkpoints" / place.file, {**best, **ended})
+        checkpoint.save(folder / CHECKPOINTS / place.file, {**best, **ended})
     return Reached(learner.eval(), **ended, name=name)
 
 

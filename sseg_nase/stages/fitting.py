@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from sseg_nase.config.commands import argument
 from sseg_nase.config.compose import dataset_choice, defaults
 from sseg_nase.config.schema import (
@@ -28,6 +26,8 @@ from sseg_nase.data.benchmarks import available_splits, how_dealt
 from sseg_nase.data.benchmarks.layouts import NAMELESS
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
+from sseg_nase.rundir.config import read_config
+from sseg_nase.rundir.unreadable import UnreadableError
 from sseg_nase.stages.starting import images_of
 
 SECTIONS = ("evaluation", "finetune")
@@ -363,13 +363,12 @@ def _as_begun(config: Config) -> Config:
     """With the values that the run in `config.resume` began with, where `config` has none."""
     assert config.resume is not None
     try:
-        text = (Path(config.resume).expanduser() / "config.yaml").read_text(encoding="utf-8")
-        stored = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        stored = read_config(Path(config.resume).expanduser())
+    except UnreadableError:
         return config  # whoever opens the run's folder says what is wrong with it
 
     def begun_with(section: str) -> Mapping[str, Any]:
-        values = stored.get(section) if isinstance(stored, Mapping) else None
+        values = stored.get(section)
         if section == "finetune" and isinstance(values, Mapping):  # of this stage, if of several
             own = values.get("own")
             values = own.get(config.finetune.name, values) if isinstance(own, Mapping) else values

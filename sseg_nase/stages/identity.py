@@ -19,12 +19,12 @@ from sseg_nase.config.schema import Config
 from sseg_nase.data.curriculum.render import DRAWING
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
-from sseg_nase.files import read_json
+from sseg_nase.rundir.data import read_data
+from sseg_nase.rundir.unreadable import UnreadableError
 from sseg_nase.stages.judging import FewShotTask
 from sseg_nase.stages.starting import images_of
 from sseg_nase.training import checkpoint
 
-NAME = "data.json"
 SCHEMA = 1
 TRAINING = ("pretrain", "finetune")  # roles of images that weights are made from
 FILES = ("finetune.start", "backbone.weights")
@@ -118,9 +118,12 @@ def changed_since(run: Path, config: Config, known: dict[str, Data]) -> dict[str
 
     `config` is how the run would be made now. A run of an older version, which recorded none, has
     no differences. `known` holds what was looked at, for further runs on the same images. Raises
-    `UserError` where the images are not there any more.
+    `UserError` where the images are not there any more, or data.json is damaged.
     """
-    before = read_json(run / NAME) or {}
+    try:
+        before = read_data(run)
+    except UnreadableError as error:
+        raise UserError(f"{error.path} is damaged ({error.reason})") from error
     images = {}
     for key in before.get("images") or {}:
         name, _, split = key.partition("/")

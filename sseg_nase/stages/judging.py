@@ -22,7 +22,6 @@ from sseg_nase.data.random import derive
 from sseg_nase.data.store import ImageStore
 from sseg_nase.data.views import normalize
 from sseg_nase.errors import UserError
-from sseg_nase.fewshot.confusion import Confusion
 from sseg_nase.fewshot.evaluation import (
     NotFiniteError,
     doubts,
@@ -32,7 +31,6 @@ from sseg_nase.fewshot.evaluation import (
     normalized,
 )
 from sseg_nase.fewshot.fixed_views import view
-from sseg_nase.fewshot.statistics import mean_ci95, paired_difference
 from sseg_nase.finetune.judging import method_of
 from sseg_nase.finetune.learner import EpisodeLearner, around, fits
 from sseg_nase.hardware.complexity import count_macs, count_params
@@ -40,9 +38,12 @@ from sseg_nase.hardware.energy import energy
 from sseg_nase.hardware.latency import latency_ms
 from sseg_nase.hardware.memory import peak_memory_mb
 from sseg_nase.nets.backbone import Backbone
-from sseg_nase.reporting.embeddings import Embeddings, chosen_images
+from sseg_nase.rundir.confusion import Confusion
+from sseg_nase.rundir.embeddings import Embeddings, chosen_images
+from sseg_nase.rundir.results import LAST, EpisodeResult
 from sseg_nase.stages.fitting import judged_datasets, room_of, what_fits
 from sseg_nase.stages.starting import Reached, images_of
+from sseg_nase.statistics import mean_ci95, paired_difference
 from sseg_nase.training import checkpoint
 
 LATENCY_BATCHES = (1, 64)
@@ -155,17 +156,21 @@ class FewShotTask:
             confusion = Confusion(one.confusion, self.store.class_names)
             judged.accuracies[episodes.key] = accuracies
             judged.confusions[episodes.key] = confusion
-            judged.results[episodes.key] = {
-                "accuracy": accuracy,
-                "ci95": ci95,
-                "episodes": len(episodes),
-                "method": _protocol(method.label(evaluation), evaluation, views),
-                "transductive": method.transductive,
-                "queries": evaluation.query_balance,
-                "doubts": doubts(*looked_at, one.accuracies, evaluation),
-                "top_k": {str(k): 100 * share for k, share in one.top_k.items()},
-                **confusion.extremes(),
-            }
+            result = EpisodeResult(
+                key=episodes.key,
+                network=LAST if views == 1 else "views",
+                accuracy=accuracy,
+                ci95=ci95,
+                episodes=len(episodes),
+                method=_protocol(method.label(evaluation), evaluation, views),
+                transductive=method.transductive,
+                top_k={str(k): 100 * share for k, share in one.top_k.items()},
+            )
+            judged.results[episodes.key] = result.as_section(
+                queries=evaluation.query_balance,
+                doubts=doubts(*looked_at, one.accuracies, evaluation),
+                classes=confusion.extremes(),
+            )
         return judged
 
     def _chosen(self, judged: torch.Tensor | None) -> Embeddings | None:

@@ -13,6 +13,7 @@ from sseg_nase.data.placement import place
 from sseg_nase.hardware.determinism import deterministic
 from sseg_nase.hardware.memory import enforce_memory_cap
 from sseg_nase.nets.evolvable import Learner
+from sseg_nase.rundir.names import CHECKPOINTS
 from sseg_nase.stages.starting import images_of, seed_learner
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint, distributed
@@ -41,7 +42,7 @@ def pretrain(
     `UserError` where training diverges: with the keys to change, and how to resume.
     """
     checkpoints = Checkpoints(
-        folder / "checkpoints", config.pretrain.checkpoint_interval_epochs, extra or {}
+        folder / CHECKPOINTS, config.pretrain.checkpoint_interval_epochs, extra or {}
     )
     callbacks = [ArchitectureMetrics(), MemoryWatch(), checkpoints]
     hardware = config.hardware

@@ -7,19 +7,30 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import Timeout
 
 from sseg_nase.config.commands import command
 from sseg_nase.config.schema import Config, TrackingConfig
-from sseg_nase.directory import RUNNING, end_dead, held, own_run_id, status_of
 from sseg_nase.errors import DONE, FAILURE, UserError
-from sseg_nase.files import locked, write_json
+from sseg_nase.rundir.config import read_config
+from sseg_nase.rundir.events import has_events
+from sseg_nase.rundir.lock import held, locked
+from sseg_nase.rundir.names import CONFIG
+from sseg_nase.rundir.status import (
+    ENDS,
+    INTERRUPTED,
+    RUNNING,
+    Status,
+    end_dead,
+    own_run_id,
+    status_of,
+    write_status,
+)
+from sseg_nase.rundir.unreadable import UnreadableError
 from sseg_nase.sweeps.folder import SweepFolder, looked_at
 from sseg_nase.sweeps.seen import GONE
 from sseg_nase.tracking.late import Delivery, Undelivered, send_missing
 from sseg_nase.tracking.mlflow_sink import resolve_uri, shown
-from sseg_nase.tracking.sink import INTERRUPTED, STATUSES
 
 Say = Callable[[str], None]
 
@@ -49,7 +60,7 @@ def deliver_sweep(sweep: SweepFolder, say: Say, given: TrackingConfig | None = N
     runs are delivered. Returns the exit code.
     """
     runs = [job.run for job in sweep.jobs if job.run is not None]
-    ended = [run for run in runs if status_of(run).get("status") in STATUSES and not locked(run)]
+    ended = [run for run in runs if status_of(run).get("status") in ENDS and not locked(run)]
     waiting = [run for run in ended if given is not None or status_of(run).get("undelivered")]
     code = DONE
     for number, run in enumerate(waiting):
@@ -92,11 +103,11 @@ def deliver_run(
                 error=said.get("error"),
                 parent_run_id=parent_run_id,
             )
-            now = {**said, "tracker_run_id": sent.run_id, "tracking_uri": uri}
+            now: Status = {**said, "tracker_run_id": sent.run_id, "tracking_uri": uri}
             now["directory"] = str(directory)
             now.pop("undelivered", None)
             if now != said:
-                write_json(directory / "status.json", now)
+                write_status(directory, now)
     except Timeout as error:
         raise UserError(
             f"run={directory}: this run is still going on in another process; what MLflow has "
@@ -105,26 +116,26 @@ def deliver_run(
     return _in_words(sent, uri)
 
 
-def _died(said: Mapping[str, Any]) -> bool:
+def _died(said: Status) -> bool:
     """Whether a run that says RUNNING and holds no lock is dead for sure: locks may be local."""
     host = said.get("process", {}).get("host")
     return said.get("status") == RUNNING and host in (None, socket.gethostname())
 
 
-def _check_over(directory: Path, said: Mapping[str, Any]) -> None:
+def _check_over(directory: Path, said: Status) -> None:
     status = said.get("status")
     if status == RUNNING:
         raise UserError(
             f"run={directory}: this run is still going on, on {said['process']['host']}, as far "
             "as can be seen from here."
         )
-    if status not in STATUSES or not (directory / "events.jsonl").exists():
+    if status not in ENDS or not has_events(directory):
         raise UserError(f"run={directory}: this run has told nothing that could be delivered.")
 
 
 def _destination(
     directory: Path,
-    said: Mapping[str, Any],
+    said: Status,
     config: Mapping[str, Any],
     given: TrackingConfig | None,
 ) -> str:
@@ -140,12 +151,11 @@ def _destination(
 
 def _stored_tracking(directory: Path) -> Mapping[str, Any]:
     try:
-        tree = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
-        tracking = tree["tracking"]
+        tracking = read_config(directory)["tracking"]
         return {key: tracking[key] for key in ("name", "uri", "experiment")}
-    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+    except (UnreadableError, KeyError, TypeError) as error:
         raise UserError(
-            f"run={directory}: not the directory of a run (no readable config.yaml there). "
+            f"run={directory}: not the directory of a run (no readable {CONFIG} there). "
             "Name one like runs/<experiment>/<time>-<id>."
         ) from error
 

@@ -14,12 +14,12 @@ from rich.text import Text
 
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
-from sseg_nase.reporting.selection import SEARCH
+from sseg_nase.rundir.names import SEARCH
+from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.sweeps.folder import SweepFolder, looked_at
 from sseg_nase.sweeps.report import report_sweep
 from sseg_nase.sweeps.seen import QUEUED, RUNNING, WAITING, Seen, exit_code, look
 from sseg_nase.tracking.console import duration
-from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.tracking.sweeps import SweepStore
 
 SECONDS_BETWEEN_TABLES = 2.0

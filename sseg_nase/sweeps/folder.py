@@ -32,9 +32,11 @@ from filelock import FileLock, Timeout
 from sseg_nase.config.commands import command
 from sseg_nase.config.compose import stored
 from sseg_nase.config.schema import Config, SweepConfig, TrackingConfig
-from sseg_nase.directory import status_of
 from sseg_nase.errors import UserError
-from sseg_nase.files import locked, make_own, read_json, write_json, write_text
+from sseg_nase.files import make_own, read_json, write_json, write_text
+from sseg_nase.rundir.lock import locked
+from sseg_nase.rundir.names import CONFIG, STATUS
+from sseg_nase.rundir.status import FINISHED, status_of
 
 logger = logging.getLogger("sseg_nase")
 Opened = TypeVar("Opened")
@@ -102,7 +104,7 @@ class JobFolder:
     @cached_property
     def config(self) -> Config:
         """The config as it was frozen at submission."""
-        return stored(self.path / "config.yaml")
+        return stored(self.path / CONFIG)
 
     @property
     def console(self) -> Path:
@@ -168,7 +170,7 @@ class JobFolder:
     @property
     def finished(self) -> bool:
         """Whether the job's run has ended well."""
-        return self.run is not None and status_of(self.run).get("status") == "FINISHED"
+        return self.run is not None and status_of(self.run).get("status") == FINISHED
 
     def alive(self) -> bool:
         """Whether a process is at work on the job: the launcher's, or the run's own."""
@@ -380,7 +382,7 @@ def freeze(path: Path, job: Planned) -> None:
     folder = path / "jobs" / str(job.number)
     folder.mkdir(parents=True, exist_ok=True)
     frozen = yaml.safe_dump(dataclasses.asdict(job.config), sort_keys=False)
-    write_text(folder / "config.yaml", frozen)
+    write_text(folder / CONFIG, frozen)
 
 
 def described(job: Planned) -> dict[str, Any]:
@@ -426,7 +428,7 @@ def looked_at(wanted: str | None, output_dir: Path) -> SweepFolder:
     folders = (output_dir.expanduser().absolute() / "sweeps").glob("*/sweep.json")
     known = readable(SweepFolder, (path.parent for path in folders))
     if not known:
-        single = any(output_dir.expanduser().glob("*/*/status.json"))
+        single = any(output_dir.expanduser().glob(f"*/*/{STATUS}"))
         runs = (
             f" For the single runs there: {command(task='report', runs='LAST')}" if single else ""
         )

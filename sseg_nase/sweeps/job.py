@@ -17,15 +17,15 @@ from pathlib import Path
 
 from sseg_nase.config.compose import stored
 from sseg_nase.config.schema import Config
-from sseg_nase.directory import RUNNING, status_of
 from sseg_nase.errors import DONE, FAILURE, MISTAKE, STOPPED, UserError
 from sseg_nase.hardware.slots import gpu_slot, slot_of
-from sseg_nase.sweeps.code import changed_since
+from sseg_nase.provenance.code import changed_since
+from sseg_nase.rundir.names import CONFIG
+from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED, RUNNING, status_of
 from sseg_nase.sweeps.finish import finish_if_last
 from sseg_nase.sweeps.folder import NOT_YET, JobFolder, SweepFolder, this_process
 from sseg_nase.sweeps.isolation import Ending, isolated
 from sseg_nase.sweeps.seen import died, reap
-from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 
 
 def perform(sweep_path: Path, number: int, launcher: str) -> None:
@@ -135,9 +135,9 @@ def _to_run(sweep: SweepFolder, job: JobFolder) -> Config:
     """A job that has a run goes on with it, from its last checkpoint if there is one."""
     config, resume = job.config, None
     threads: int | None = sweep.threads
-    if job.run is not None and config.task == "pipeline" and (job.run / "config.yaml").exists():
+    if job.run is not None and config.task == "pipeline" and (job.run / CONFIG).exists():
         resume = str(job.run)
-        threads = stored(job.run / "config.yaml").hardware.threads
+        threads = stored(job.run / CONFIG).hardware.threads
     hardware = config.hardware
     if hardware.threads is None:
         hardware = dataclasses.replace(hardware, threads=threads)

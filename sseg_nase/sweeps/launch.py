@@ -20,11 +20,12 @@ from sseg_nase.config.fingerprint import flat
 from sseg_nase.config.multirun import launcher, once, shared, split, superseded
 from sseg_nase.config.schema import SweepConfig
 from sseg_nase.config.validation import cautions
-from sseg_nase.directory import end_dead, status_of
 from sseg_nase.errors import DONE, STOPPED, UserError
-from sseg_nase.files import locked
+from sseg_nase.provenance import code
 from sseg_nase.redaction import overrides_without
-from sseg_nase.sweeps import code
+from sseg_nase.rundir.lock import locked
+from sseg_nase.rundir.names import CONFIG, DATA
+from sseg_nase.rundir.status import FINISHED, INTERRUPTED, end_dead, status_of
 from sseg_nase.sweeps.finish import begin_parent, finish, of_search
 from sseg_nase.sweeps.folder import (
     NOT_YET,
@@ -38,7 +39,6 @@ from sseg_nase.sweeps.folder import (
 from sseg_nase.sweeps.isolation import SECONDS_TO_STOP
 from sseg_nase.sweeps.plan import plan
 from sseg_nase.sweeps.seen import GONE, QUEUED, RUNNING, Seen, Watcher, look
-from sseg_nase.tracking.sink import FINISHED, INTERRUPTED
 from sseg_nase.tracking.sweeps import KnownRun, SweepStore
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -328,7 +328,7 @@ class _Images:
         """
         config = job.config
         why = "an older version has recorded no checksums of them"
-        if (run / "data.json").exists():
+        if (run / DATA).exists():
             from sseg_nase.stages.identity import changed_since  # here, because it imports torch
 
             try:
@@ -344,9 +344,7 @@ class _Images:
 
 def _adopt(job: JobFolder, store: SweepStore, images: _Images, say: Say) -> None:
     """Take a run with the same fingerprint for the job's own: a finished one before any other."""
-    known = [
-        run for run in store.known(job.fingerprint) if (run.directory / "config.yaml").exists()
-    ]
+    known = [run for run in store.known(job.fingerprint) if (run.directory / CONFIG).exists()]
     for run in known:
         if run.status == FINISHED and status_of(run.directory).get("status") == FINISHED:
             if changed := images.changed(run.directory, job):

@@ -8,16 +8,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from sseg_nase.config.schema import Config
-from sseg_nase.directory import status_of
 from sseg_nase.errors import DONE, UserError
 from sseg_nase.files import StorageError, make_own, storage_error
 from sseg_nase.home import expanded
+from sseg_nase.rundir.status import FINISHED, status_of
 from sseg_nase.sweeps.deliver import deliver_sweep
 from sseg_nase.sweeps.folder import SweepFolder, looked_at
 from sseg_nase.sweeps.seen import Seen, look
 from sseg_nase.tracking.late import Undelivered, attach
 from sseg_nase.tracking.mlflow_sink import shown
-from sseg_nase.tracking.sink import FINISHED
 from sseg_nase.tracking.sweeps import SweepStore
 
 # What MLflow takes as the text of a run's page.
@@ -93,7 +92,7 @@ def _compare(runs: Sequence[Path], config: Config, say: Say) -> None:
     from sseg_nase.reporting.comparison_tables import NAME, write
     from sseg_nase.reporting.figures import figures_of_runs
     from sseg_nase.reporting.pictures import drawn
-    from sseg_nase.reporting.record import read_run
+    from sseg_nase.rundir.record import read_run
 
     name = f"{datetime.now(timezone.utc):%Y%m%d-%H%M%S}_{secrets.token_hex(3)}"
     output = config.report.output or Path(config.paths.output_dir) / "reports" / name
@@ -146,8 +145,8 @@ def report_sweep(
     from sseg_nase.reporting.aggregate import Entry, aggregate
     from sseg_nase.reporting.figures import figures_of_sweep
     from sseg_nase.reporting.pictures import drawn, files_of
-    from sseg_nase.reporting.record import read_run
     from sseg_nase.reporting.tables import markdown, write
+    from sseg_nase.rundir.record import read_run
 
     entries = [Entry(job.configuration, job.seed, run) for job, run in runs if run]
     found = aggregate(entries)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import socket
 import subprocess
@@ -15,23 +14,30 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sseg_nase.directory import RUNNING, end_dead, status_of
 from sseg_nase.errors import MISTAKE
 from sseg_nase.finite import finite
+from sseg_nase.rundir.events import last_epoch, last_written
+from sseg_nase.rundir.results import LAST, episode_result, read_results, section
+from sseg_nase.rundir.status import (
+    ENDS,
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
+    RUNNING,
+    end_dead,
+    status_of,
+)
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder
 from sseg_nase.sweeps.isolation import Ending
-from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.tracking.sweeps import SweepStore
 
 WAITING, QUEUED = "WAITING", "QUEUED"
-ENDED = (FINISHED, FAILED, INTERRUPTED)
 GONE = "its process is gone and left no word"
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_FOR_SLURM = 60
 # What a process dies of by itself; any other signal was sent by someone.
 CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")
 SHELLS_SIGNALS = 128
-TAIL_BYTES = 1 << 16
 # Slurm's own states of a job that has ended or will not run.
 SLURM_ENDED = (
     "COMPLETED",
@@ -187,7 +193,7 @@ def _seen(
         found, detail = INTERRUPTED, f"Slurm job {slurm_job} was cancelled before it began"
     elif "started" not in state:
         found, detail = WAITING, stopped or ""
-    elif said.get("status") in ENDED:
+    elif said.get("status") in ENDS:
         found, detail = str(said["status"]), str(said.get("error") or "")
     elif job.alive() or job.state() != state:  # it has begun, or ended, while we looked
         return _seen(sweep, job, slurm_job, queue, stopped)
@@ -197,7 +203,7 @@ def _seen(
         found, detail = slurm_said(slurm_job) or (INTERRUPTED, GONE)
         reap(sweep, job, found, detail)
         job.note(ended=time.time(), status=found, reason=detail)
-    epoch, loss = (None, None) if job.run is None else _progress(job.run / "events.jsonl")
+    epoch, loss = (None, None) if job.run is None else last_epoch(job.run)
     return Seen(
         job=job,
         state=found,
@@ -215,9 +221,9 @@ def _dead(job: JobFolder, state: Mapping[str, Any], queue: Queue | None) -> bool
         return True
     if job.slurm_job is not None and queue is not None:
         return True  # Slurm has been asked, and does not know it any more
-    events = None if job.run is None else job.run / "events.jsonl"
-    last = events.stat().st_mtime if events is not None and events.exists() else state["started"]
-    return bool(time.time() - last > SECONDS_OF_SILENCE)
+    last = None if job.run is None else last_written(job.run)
+    silent = time.time() - (state["started"] if last is None else last)
+    return bool(silent > SECONDS_OF_SILENCE)
 
 
 def _seconds(state: Mapping[str, Any], found: str) -> float | None:
@@ -230,37 +236,15 @@ def _seconds(state: Mapping[str, Any], found: str) -> float | None:
 def _metric(run: Path | None, loss: float | None, found: str) -> str:
     """The first few-shot accuracy of a run that has ended well, else its latest loss."""
     if run is not None and found == FINISHED:
-        try:
-            fewshot = json.loads((run / "results.json").read_text(encoding="utf-8"))["fewshot"]
-            key, first = next(iter(fewshot.items()))
-            if not (finite(first["accuracy"]) and finite(first["ci95"])):
-                return f"{key} holds no accuracy"
-            return f"{key} {first['accuracy']:.2f} ± {first['ci95']:.2f} %"
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        fewshot = section(read_results(run) or {}, "fewshot")
+        key, first = next(iter(fewshot.items()), ("", None))
+        if not key:
             return ""
+        one = episode_result(key, LAST, first)
+        if one is None or one.ci95 is None:
+            return f"{key} holds no accuracy"
+        return f"{key} {one.accuracy:.2f} ± {one.ci95:.2f} %"
     return f"loss {loss:.4f}" if finite(loss) else ""
-
-
-def _progress(events: Path) -> tuple[int | None, float | None]:
-    """The last epoch (from 1) and its loss, from the end of events.jsonl."""
-    for line in reversed(_tail(events)):
-        try:
-            told = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(told, dict) and told.get("kind") == "epoch":
-            return int(told["values"]["epoch"]) + 1, told["values"].get("loss")
-    return None, None
-
-
-def _tail(path: Path) -> list[str]:
-    try:
-        with path.open("rb") as lines:
-            lines.seek(0, 2)
-            lines.seek(max(0, lines.tell() - TAIL_BYTES))
-            return lines.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return []
 
 
 class Watcher:

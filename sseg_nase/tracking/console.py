@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sseg_nase.finite import finite, positive
-from sseg_nase.tracking.sink import FINISHED, RunInfo, Sink
+from sseg_nase.rundir.status import FINISHED
+from sseg_nase.tracking.sink import RunInfo, Sink
 
 SECONDS_BETWEEN_UPDATES = 0.2
 WIDE = 100  # characters, from which on there is room

@@ -2,65 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import threading
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sseg_nase.files import append_line, write_bytes, writing
+from sseg_nase.files import writing
+from sseg_nase.provenance.git import origin
+from sseg_nase.rundir.events import EventLog
+from sseg_nase.rundir.mutations import MutationLog
 from sseg_nase.tracking.sink import RunInfo, Sink
-from sseg_nase.tracking.source import origin
-
-MUTATION_KEYS = (
-    "index",
-    "epoch",
-    "step",
-    "kind",
-    "target",
-    "trigger",
-    "before",
-    "after",
-    "function_delta",
-    "loss_before",
-    "loss_after",
-    "fitness",
-    "seconds",
-    "accepted",
-    "measured",
-)
 
 
 class JsonlSink(Sink):
-    """One JSON object a line, in the run's directory, handed to the system at once.
-
-    A line of events.jsonl is `{"time": seconds since 1970, "kind", "step" (metrics only),
-    "values"}`; kinds are the events' own, `open`, `metrics`, `artifact` and `close`. It is only
-    ever added to: after a resume the lines since the checkpoint stand there twice, the later ones
-    count. mutations.jsonl holds each index once. NaN and infinities become null.
-    """
+    """Writes all that is told to the run's directory, handed to the system at once."""
 
     def __init__(self) -> None:
         self._directory = Path()
-        self._events: Path | None = None
-        self._mutations: Path | None = None
-        self._lock = threading.Lock()
+        self._events: EventLog | None = None
+        self._mutations: MutationLog | None = None
 
     def open(self, run: RunInfo) -> None:
         """Begin, or go on behind the last whole line where the files exist."""
         self._directory = run.directory
         with writing(run.directory):
             run.directory.mkdir(parents=True, exist_ok=True)
-        self._events = run.directory / "events.jsonl"
-        self._mutations = run.directory / "mutations.jsonl"
-        for path in (self._events, self._mutations):
-            with writing(run.directory):
-                path.touch()
-                _cut_torn_line(path)
+        self._events, self._mutations = EventLog(run.directory), MutationLog(run.directory)
         if run.resumed is not None:
-            self._forget_mutations(run.resumed.mutations)
+            self._mutations.forget(run.resumed.mutations)
         self._write(
             "open",
             {
@@ -82,7 +51,8 @@ class JsonlSink(Sink):
         """Write one line; a mutation goes to mutations.jsonl too."""
         self._write(kind, values)
         if kind in ("mutation", "rollback"):
-            self._write_mutation(values)
+            assert self._mutations is not None
+            self._mutations.write(values)
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """Write which file belongs to the run, so that it can be delivered later.
@@ -99,45 +69,4 @@ class JsonlSink(Sink):
 
     def _write(self, kind: str, values: Mapping[str, Any], step: int | None = None) -> None:
         assert self._events is not None, "open() comes first"
-        line: dict[str, Any] = {"time": round(time.time(), 3), "kind": kind}
-        if step is not None:
-            line["step"] = int(step)
-        line["values"] = values
-        with self._lock:
-            append_line(self._events, line)
-
-    def _write_mutation(self, values: Mapping[str, Any]) -> None:
-        assert self._mutations is not None, "open() comes first"
-        missing = [key for key in MUTATION_KEYS if key not in values]
-        assert not missing, f"a mutation without {missing}"
-        line = {key: values[key] for key in MUTATION_KEYS}
-        with self._lock:
-            # A resumed run repeats what came after its checkpoint, and a rollback tells its
-            # mutation again: the later line replaces the earlier.
-            self._forget_mutations(line["index"])
-            append_line(self._mutations, line)
-
-    def _forget_mutations(self, first: int) -> None:
-        """Take out the lines from index `first` on."""
-        assert self._mutations is not None
-        with self._mutations.open("rb") as file:
-            lines = file.readlines()
-        kept = [line for place, line in enumerate(lines) if _index_of(line, place) < first]
-        if len(kept) < len(lines):
-            write_bytes(self._mutations, b"".join(kept))
-
-
-def _index_of(line: bytes, place: int) -> int:
-    """The index of a mutation; a damaged line stands for the one that belongs in its place."""
-    try:
-        return int(json.loads(line)["index"])
-    except (ValueError, KeyError, TypeError):
-        return place
-
-
-def _cut_torn_line(path: Path) -> None:
-    """Drop what a killed process left behind the last line end."""
-    with path.open("rb+") as lines:
-        content = lines.read()
-        if content and not content.endswith(b"\n"):
-            lines.truncate(content.rfind(b"\n") + 1)
+        self._events.write(kind, values, step)

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sseg_nase.rundir.events import read_events
+from sseg_nase.rundir.names import CONFIG, EVENTS
+from sseg_nase.rundir.unreadable import UnreadableError
 from sseg_nase.tracking.mlflow_sink import (
     MLFLOW_STATUS,
     RUN_FILES,
@@ -23,7 +26,7 @@ from sseg_nase.tracking.mlflow_sink import (
     stored_steps,
     terminate,
 )
-from sseg_nase.tracking.rows import Rows, damaged, recorded_rows, told
+from sseg_nase.tracking.rows import Rows, damaged, recorded_rows
 from sseg_nase.tracking.sink import RunInfo
 
 File = tuple[Path, str | None]
@@ -126,7 +129,7 @@ def _send(
         run_id = found.info.run_id
         describe(client, found, run)
         rows = Rows(stored_steps(client, run_id))
-    recorded = recorded_rows(run.directory / "events.jsonl", rows)
+    recorded = recorded_rows(run.directory, rows)
     sent = send_rows(client, run_id, itertools.chain.from_iterable(recorded))
     there = [file for file in record.files if file[0].is_file()]
     missing = list(_missing_files(client, run_id, there))
@@ -159,10 +162,11 @@ def _missing_files(client: Any, run_id: str, files: Iterable[File]) -> Iterator[
 def _read(directory: Path, parent_run_id: str | None) -> _Record:
     try:
         return _read_whole(directory, parent_run_id)
+    except UnreadableError as error:
+        raise damaged(error) from error
     except (KeyError, TypeError) as error:
-        raise damaged(
-            directory / "events.jsonl", f"of the run's begin or its files: {error!r}"
-        ) from error
+        why = f"of the run's begin or its files: {error!r}"
+        raise damaged(UnreadableError(directory / EVENTS, why)) from error
 
 
 def _read_whole(directory: Path, parent_run_id: str | None) -> _Record:
@@ -170,7 +174,7 @@ def _read_whole(directory: Path, parent_run_id: str | None) -> _Record:
     files = dict.fromkeys((directory / name, None) for name in RUN_FILES)
     files = {file: None for file in files if file[0].is_file()}
     began = ended = 0.0
-    for line in told(directory / "events.jsonl"):
+    for line in read_events(directory):
         kind, values, ended = line["kind"], line["values"], line["time"]
         began = began or ended
         if kind == "open":  # params keep their first value, as in the store
@@ -179,12 +183,12 @@ def _read_whole(directory: Path, parent_run_id: str | None) -> _Record:
             folder = values["folder"]
             files[(directory / values["path"], folder)] = None
     if not opened:
-        raise damaged(directory / "events.jsonl", "it does not say what run it is of")
+        raise UnreadableError(directory / EVENTS, "it does not say what run it is of")
     run = RunInfo(
         directory=directory,
         name=opened["name"],
         experiment=opened["experiment"],
-        config_file=directory / "config.yaml",
+        config_file=directory / CONFIG,
         total_epochs=opened["total_epochs"],
         params=opened["params"],
         tags=opened["tags"],

@@ -34,27 +34,30 @@ from sseg_nase.config.schema import TrackingConfig
 from sseg_nase.errors import UserError
 from sseg_nase.files import FULL, free_bytes, in_bytes
 from sseg_nase.home import expanded
+from sseg_nase.provenance.git import origin
 from sseg_nase.redaction import VARIABLES, redacted, use
+from sseg_nase.rundir import names
+from sseg_nase.rundir.events import has_events
+from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.tracking.database import StoreError, check_database
 from sseg_nase.tracking.rows import Row, Rows, clean_key, recorded_rows, result_tags
-from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED, Param, RunInfo, Sink
-from sseg_nase.tracking.source import origin
+from sseg_nase.tracking.sink import Param, RunInfo, Sink
 
 SQLITE = "sqlite:///"
 SERVERS = ("http", "https")
 ADDRESS_VARIABLE = "MLFLOW_TRACKING_URI"
 RUN_FILES = (
-    "config.yaml",
-    "overrides.yaml",
-    "data.json",
-    "environment.json",
-    "architecture.json",
-    "mutations.jsonl",
-    "episodes.npz",
-    "confusion.npz",
-    "per_class.csv",
-    "embeddings.npz",
-    "results.json",
+    names.CONFIG,
+    names.OVERRIDES,
+    names.DATA,
+    names.ENVIRONMENT,
+    names.ARCHITECTURE,
+    names.MUTATIONS,
+    names.EPISODES,
+    names.CONFUSION,
+    names.PER_CLASS,
+    names.EMBEDDINGS,
+    names.RESULTS,
 )
 MLFLOW_STATUS = {FINISHED: "FINISHED", FAILED: "FAILED", INTERRUPTED: "KILLED"}
 
@@ -152,20 +155,19 @@ class MlflowSink(Sink):
             self._notify(
                 "warning",
                 f"MLflow at {shown(self.uri)} cannot be used: {reason(error, self.uri)} The run "
-                f"is made without it; {run.directory / 'events.jsonl'} keeps everything, and "
+                f"is made without it; {run.directory / names.EVENTS} keeps everything, and "
                 f"{command(task='deliver', run=run.directory)} sends it afterwards.",
             )
             return
         self._run_id, self._experiment_id = run_id, experiment_id
         self._rows = Rows(stored)
-        events = run.directory / "events.jsonl"
-        known = run.resumed is not None and events.exists()
-        missing = recorded_rows(events, self._rows, run.resumed) if known else iter(())
+        known = run.resumed is not None and has_events(run.directory)
+        missing = recorded_rows(run.directory, self._rows, run.resumed) if known else iter(())
         self._delivery = _Delivery(
             client,
             run_id,
             name=shown(self.uri),
-            events=events,
+            events=run.directory / names.EVENTS,
             behind=_last_steps(itertools.chain.from_iterable(missing)),
             notify=self._notify,
             flush_seconds=self._flush_seconds,
@@ -373,7 +375,7 @@ class _Delivery:
     def _catch_up(self, behind: Mapping[str, int]) -> None:
         """Send from `events` what the store lacks; all later rows are in the queue or were sent."""
         rows = Rows(stored_steps(self._client, self._run_id, behind))
-        recorded = itertools.chain.from_iterable(recorded_rows(self._events, rows))
+        recorded = itertools.chain.from_iterable(recorded_rows(self._events.parent, rows))
         send_rows(
             self._client,
             self._run_id,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from array import array
@@ -13,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from sseg_nase.errors import UserError
-from sseg_nase.files import read_json
+from sseg_nase.rundir.events import read_events
+from sseg_nase.rundir.names import EVENTS
+from sseg_nase.rundir.results import LAST, episode_results, read_results
+from sseg_nase.rundir.unreadable import UnreadableError
 from sseg_nase.tracking.sink import Resumed
 
 MUTATION_CODES = {"GROW": 1, "WIDEN": 2, "PRUNE": 3}
@@ -84,63 +86,39 @@ class Rows:
         return self.metrics(known, step, milliseconds)
 
 
-def told(events: Path) -> Iterator[dict[str, Any]]:
-    """Yield the lines of events.jsonl, but for a last one that a killed process left torn.
-
-    Raises `UserError` for a line that no sink has written.
-    """
-    try:
-        with events.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.endswith("\n"):
-                    yield _line(line, number)
-    except ValueError as error:  # UTF-8, too
-        raise damaged(events, str(error)) from error
-
-
-def damaged(events: Path, why: str) -> UserError:
+def damaged(error: UnreadableError) -> UserError:
     """Return the error for an events.jsonl that is not as it was written."""
     return UserError(
-        f"{events} is damaged ({why}): what the run has told cannot be sent from it. Bring it back "
-        "from a copy."
+        f"{error.path} is damaged ({error.reason}): what the run has told cannot be sent from it. "
+        "Bring it back from a copy."
     )
 
 
-def _line(text: str, number: int) -> dict[str, Any]:
-    types: dict[str, Any] = {"kind": str, "time": int | float, "values": dict}
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"line {number} is no JSON") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"line {number} is no object")
-    for key, kind in types.items():
-        if not isinstance(found.get(key), kind):
-            raise ValueError(f"line {number} has no {key}")
-    return found
-
-
-def recorded_rows(events: Path, rows: Rows, until: Resumed | None = None) -> Iterator[list[Row]]:
-    """Yield, line by line, what events.jsonl holds and `rows` has not seen, up to `until`.
+def recorded_rows(run: Path, rows: Rows, until: Resumed | None = None) -> Iterator[list[Row]]:
+    """Yield, line by line, what events.jsonl of a run holds and `rows` has not seen, up to `until`.
 
     Their times are those at which they were told. A resumed run tells some of it twice: the first
     time counts. What was not finite stands there as null, and comes back as NaN.
     """
     mutations, end = 0, math.inf if until is None else until.mutations
-    for line in told(events):
-        kind, values, milliseconds = line["kind"], line["values"], round(1000 * line["time"])
-        new: list[Row] = []
-        try:
-            if kind == "metrics" and (until is None or line["step"] <= until.step):
-                figures = {key: math.nan if v is None else v for key, v in values.items()}
-                new = rows.metrics(figures, line["step"], milliseconds)
-            elif kind == "mutation" and mutations <= values["index"] < end:
-                mutations = values["index"] + 1
-                new = rows.mutation(values, milliseconds)
-        except (KeyError, TypeError) as error:
-            raise damaged(events, f"a line of kind {kind}: {error!r}") from error
-        if new:
-            yield new
+    try:
+        for line in read_events(run):
+            kind, values, milliseconds = line["kind"], line["values"], round(1000 * line["time"])
+            new: list[Row] = []
+            try:
+                if kind == "metrics" and (until is None or line["step"] <= until.step):
+                    figures = {key: math.nan if v is None else v for key, v in values.items()}
+                    new = rows.metrics(figures, line["step"], milliseconds)
+                elif kind == "mutation" and mutations <= values["index"] < end:
+                    mutations = values["index"] + 1
+                    new = rows.mutation(values, milliseconds)
+            except (KeyError, TypeError) as error:
+                why = f"a line of kind {kind}: {error!r}"
+                raise UnreadableError(run / EVENTS, why) from error
+            if new:
+                yield new
+    except UnreadableError as error:
+        raise damaged(error) from error
 
 
 def result_tags(directory: Path) -> dict[str, str]:
@@ -149,16 +127,17 @@ def result_tags(directory: Path) -> dict[str, str]:
     `accuracy_5w1s` (percent, of the first data set), `dataset`, `params`, and MLflow's note;
     nothing where there are no results.
     """
-    results = read_json(directory / "results.json") or {}
+    results = read_results(directory) or {}
     tags, lines = dict[str, str](), list[str]()
     first = None
-    for key, value in (results.get("fewshot") or {}).items():
-        dataset, _, protocol = key.rpartition("/")
+    for one in episode_results(results, (LAST,)):
+        dataset, _, protocol = one.key.rpartition("/")
         first = first or dataset
-        figure = f"{value['accuracy']:.2f}"
+        figure = f"{one.accuracy:.2f}"
         if dataset == first:
             tags["dataset"], tags[f"accuracy_{protocol}"] = dataset.partition("/")[0], figure
-        lines.append(f"**{key}**: {figure} ± {value['ci95']:.2f} % ({value['method']})")
+        interval = "?" if one.ci95 is None else f"{one.ci95:.2f}"
+        lines.append(f"**{one.key}**: {figure} ± {interval} % ({one.method})")
     if not tags:
         return {}
     size = results.get("architecture") or {}

@@ -29,9 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from sseg_nase.redaction import plainly, redacted
-
-FINISHED, FAILED, INTERRUPTED = "FINISHED", "FAILED", "INTERRUPTED"
-STATUSES = (FINISHED, FAILED, INTERRUPTED)
+from sseg_nase.rundir.status import ENDS, FAILED, INTERRUPTED
 
 Param = str | int | float | bool
 
@@ -109,7 +107,7 @@ class Sink:
         """Wait only briefly, when closed, for what can be delivered later: a stop was requested."""
 
     def close(self, status: str, error: str | None = None) -> None:
-        """End with one of `STATUSES`; what was told before is delivered first."""
+        """End with FINISHED, FAILED or INTERRUPTED; what was told before is delivered first."""
 
 
 class Tracker(Sink):
@@ -187,7 +185,7 @@ class Tracker(Sink):
 
     def close(self, status: str, error: str | None = None) -> None:
         """Close every opened sink, once, even when one raises; the first error is raised last."""
-        assert status in STATUSES, status
+        assert status in ENDS, status
         error = None if error is None else redacted(error)
         failure: BaseException | None = None
         while self._opened:

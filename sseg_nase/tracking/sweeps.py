@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sseg_nase.config.schema import TrackingConfig
+from sseg_nase.provenance.git import origin
 from sseg_nase.tracking.mlflow_sink import (
     DIRECTORY_TAG,
     LONGEST_PARAM,
@@ -20,7 +21,6 @@ from sseg_nase.tracking.mlflow_sink import (
     unusable,
 )
 from sseg_nase.tracking.rows import NOTE_TAG, clean_key
-from sseg_nase.tracking.source import origin
 
 STATUS = {theirs: ours for ours, theirs in MLFLOW_STATUS.items()}
 # The fingerprint of a config as it was composed: known before the machine that it will run on is.

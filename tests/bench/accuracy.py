@@ -17,9 +17,10 @@ from torch import Tensor
 
 from sseg_nase.config.compose import load
 from sseg_nase.config.schema import ViewsConfig
-from sseg_nase.fewshot.statistics import crossed_difference, mean_ci95, paired_difference
-from sseg_nase.reporting.episodes import LAST, read_episodes
 from sseg_nase.run import run
+from sseg_nase.rundir.episodes import read_episodes
+from sseg_nase.rundir.results import LAST
+from sseg_nase.statistics import crossed_difference, mean_ci95, paired_difference
 from tests.bench.setting import pictures
 from tests.bench.views import one_by_one
 

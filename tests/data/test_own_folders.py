@@ -10,8 +10,8 @@ from PIL import Image
 
 from sseg_nase.config.compose import load
 from sseg_nase.data.store import ImageStore
-from sseg_nase.directory import RunDirectory
 from sseg_nase.files import OWN, make_own
+from sseg_nase.rundir.directory import RunDirectory
 from sseg_nase.stages import images_of
 
 HERE = ["dataset=folder", "dataset.root=.", "dataset.split_by=classes", "dataset.image_size=16"]

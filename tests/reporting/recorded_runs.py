@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from sseg_nase.fewshot.statistics import mean_ci95
 from sseg_nase.reporting.aggregate import Entry
-from sseg_nase.reporting.episodes import write_episodes
+from sseg_nase.rundir.episodes import write_episodes
+from sseg_nase.statistics import mean_ci95
 
 KEY = "digits/val/5w1s"
 METHOD = "prototype/cosine/cl2n"

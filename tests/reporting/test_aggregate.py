@@ -15,7 +15,6 @@ import yaml
 from recorded_runs import KEY, METHOD, accuracies, record, sweep
 from scipy import stats
 
-from sseg_nase.fewshot.statistics import crossed_difference, holm, paired_difference
 from sseg_nase.reporting.aggregate import (
     COMPARISON_COLUMNS,
     RUN_COLUMNS,
@@ -26,7 +25,9 @@ from sseg_nase.reporting.aggregate import (
     aggregate,
     same_episodes,
 )
-from sseg_nase.reporting.episodes import read_episodes
+from sseg_nase.rundir.episodes import read_episodes
+from sseg_nase.rundir.results import EpisodeResult
+from sseg_nase.statistics import crossed_difference, holm, paired_difference
 
 MEANS = {"A1": 50.0, "A2": 60.0, "A7": 61.0}
 KEYS = ("digits/val/5w1s", "digits/val/5w5s")
@@ -496,7 +497,10 @@ def test_a_latency_of_0_is_none(entries: list[Entry]) -> None:
 
 
 def test_equal_settings_on_other_images_are_not_the_same_episodes() -> None:
-    one = Judged(50.0, 1.0, 2, "ncm", False, 1.0, 1.0, 1.0, 1.0, None, frozenset(), "checksum")
+    result = EpisodeResult("d/val/5w1s", "last", 50.0, 1.0, 2, "ncm", False, {})
+    one = Judged(result, 1.0, 1.0, 1.0, 1.0, None, frozenset(), "checksum")
     assert same_episodes(one, one)
     assert not same_episodes(one, one._replace(images="another"))
-    assert not same_episodes(one, one._replace(episodes=3))  # of the same list, but fewer of them
+    assert not same_episodes(
+        one, one._replace(result=result._replace(episodes=3))
+    )  # of the same list, but fewer of them

@@ -34,7 +34,7 @@ from sseg_nase.reporting.figures.architecture import (
     draw_fixed,
 )
 from sseg_nase.reporting.figures.style import PAGE
-from sseg_nase.reporting.record import RunRecord
+from sseg_nase.rundir.record import RunRecord
 
 SEED = Architecture.seed((16, 32, 64), resolution=32)
 TWELVE = Architecture.seed(

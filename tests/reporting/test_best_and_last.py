@@ -13,8 +13,8 @@ from sseg_nase import stages
 from sseg_nase.config.compose import continued, load
 from sseg_nase.files import write_json
 from sseg_nase.reporting.aggregate import Entry, aggregate
-from sseg_nase.reporting.episodes import read_episodes
 from sseg_nase.run import run
+from sseg_nase.rundir.episodes import read_episodes
 from sseg_nase.training import checkpoint
 
 TINY = ["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "tracking=jsonl"]

@@ -19,7 +19,6 @@ from recorded_runs import accuracies, record
 from sseg_nase import cli as entry
 from sseg_nase.config.layout import groups
 from sseg_nase.config.schema import DATASETS
-from sseg_nase.fewshot.statistics import holm, paired_difference
 from sseg_nase.reporting import figures
 from sseg_nase.reporting.comparison import Comparison, Table, compare, records
 from sseg_nase.reporting.comparison_tables import (
@@ -30,9 +29,10 @@ from sseg_nase.reporting.comparison_tables import (
     latex,
     markdown,
 )
-from sseg_nase.reporting.episodes import read_episodes
 from sseg_nase.reporting.provenance import LABELS, REGIMES, lineage, provenance, regime_of
 from sseg_nase.reporting.published import corresponding, published
+from sseg_nase.rundir.episodes import read_episodes
+from sseg_nase.statistics import holm, paired_difference
 
 GOLDEN = Path(__file__).with_name("comparison.golden.md")
 ONE, FIVE = "cifar_fs/val/5w1s", "cifar_fs/val/5w5s"

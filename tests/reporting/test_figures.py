@@ -26,15 +26,6 @@ from recorded_runs import KEY, accuracies, record, sweep
 
 from sseg_nase.config.compose import load
 from sseg_nase.reporting.aggregate import Entry, aggregate
-from sseg_nase.reporting.embeddings import (
-    MOST_CLASSES,
-    MOST_IMAGES,
-    Embeddings,
-    EmbeddingsError,
-    chosen_images,
-    read_embeddings,
-    write_embeddings,
-)
 from sseg_nase.reporting.figures import (
     Drawing,
     ablation,
@@ -51,9 +42,19 @@ from sseg_nase.reporting.figures import (
     training,
     trajectory,
 )
-from sseg_nase.reporting.record import RunRecord, read_run
+from sseg_nase.rundir.embeddings import (
+    MOST_CLASSES,
+    MOST_IMAGES,
+    Embeddings,
+    chosen_images,
+    read_embeddings,
+    write_embeddings,
+)
+from sseg_nase.rundir.mutations import MUTATION_KEYS
+from sseg_nase.rundir.record import RunRecord, read_run
+from sseg_nase.rundir.unreadable import UnreadableError
 from sseg_nase.stages import FewShotTask, draw_curriculum, seed_backbone
-from sseg_nase.tracking.jsonl import MUTATION_KEYS, JsonlSink
+from sseg_nase.tracking.jsonl import JsonlSink
 from sseg_nase.tracking.sink import RunInfo
 
 LEVELS = ["BASIC", "TEXTURE", "OBJECT", "ADVERSARIAL", "NATURAL"]
@@ -638,7 +639,7 @@ def test_embeddings_come_back_as_they_were_written(tmp_path: Path) -> None:
 def test_embeddings_that_cannot_be_read(run: RunRecord, content: bytes | None) -> None:
     if content is not None:
         (run.folder / "embeddings.npz").write_bytes(content)
-    with pytest.raises(EmbeddingsError, match=r"embeddings\.npz"):
+    with pytest.raises(UnreadableError, match=r"embeddings\.npz"):
         read_embeddings(run.folder)
     assert "embeddings.npz" in str(embeddings.embeddings(run).missing)
 

@@ -13,8 +13,11 @@ import yaml
 from filelock import FileLock
 
 from sseg_nase.reporting import export, run_report
-from sseg_nase.reporting.record import RunRecord, Series, read_run, standing
-from sseg_nase.tracking.jsonl import MUTATION_KEYS, JsonlSink
+from sseg_nase.rundir.mutations import MUTATION_KEYS
+from sseg_nase.rundir.record import RunRecord, Series, read_run
+from sseg_nase.rundir.results import SECTIONS, EpisodeResult
+from sseg_nase.rundir.status import Status, standing, status_of
+from sseg_nase.tracking.jsonl import JsonlSink
 from sseg_nase.tracking.sink import Resumed, RunInfo
 
 FILES = ("config.yaml", "status.json", "results.json", "events.jsonl", "mutations.jsonl")
@@ -209,7 +212,7 @@ def test_accuracies_stand_list_by_list_in_the_order_of_their_making(run: Path) -
             key: {"accuracy": 10.0 * n + m, "ci95": None, "episodes": 4, "method": "m"}
             for m, key in enumerate(keys)
         }
-        for n, section in enumerate(export.NETWORKS.values())
+        for n, section in enumerate(SECTIONS.values())
     }
     results["fewshot"][keys[0]]["ci95"] = 0.5
     results["fewshot_best"][keys[1]]["accuracy"] = float("nan")
@@ -230,7 +233,7 @@ def test_accuracies_stand_list_by_list_in_the_order_of_their_making(run: Path) -
 
 
 def test_lines_of_results() -> None:
-    one = export.Result("d/val/5w1s", "last", 50.0, None, 4, "m", True, {"2": 90.0})
+    one = EpisodeResult("d/val/5w1s", "last", 50.0, None, 4, "m", True, {"2": 90.0})
     plain = one._replace(key="odd", top_k={})
     lines = list(export.result_lines([one, plain]))
     assert [line["top_k"] for line in lines] == ['{"2": 90.0}', ""]
@@ -351,10 +354,11 @@ def test_a_run_that_did_not_finish(run: Path, status: dict[str, Any], note: str)
 
 
 def test_whether_a_run_is_going_on_is_said_by_its_lock(tmp_path: Path) -> None:
-    said: dict[str, Any] = {"status": "RUNNING", "process": {"host": socket.gethostname()}}
+    said: Status = {"status": "RUNNING", "process": {"host": socket.gethostname()}}
     dead = f"its process was killed; sseg-nase resume={tmp_path} goes on with it"
     assert dead in standing(tmp_path, said)
-    assert dead in standing(tmp_path, {"status": "RUNNING", "process": "damaged"})
+    (tmp_path / "status.json").write_text('{"status": "RUNNING", "process": "damaged"}')
+    assert dead in standing(tmp_path, status_of(tmp_path))
     elsewhere = standing(tmp_path, {**said, "process": {"host": "another"}})
     assert "its process, on another, is dead or cannot be seen from here" in elsewhere
     assert standing(tmp_path, {"status": "FAILED"}) == "FAILED"

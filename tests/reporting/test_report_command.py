@@ -10,8 +10,9 @@ import pytest
 from test_comparison import Cli, cli  # noqa: F401  # a fixture
 from test_report_run import FILES, _few_figures, a_run  # noqa: F401  # a fixture
 
+from sseg_nase.rundir.status import FINISHED
 from sseg_nase.tracking.mlflow_sink import MlflowSink
-from sseg_nase.tracking.sink import FINISHED, RunInfo
+from sseg_nase.tracking.sink import RunInfo
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what MLflow stands on is full of them
 

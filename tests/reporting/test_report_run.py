@@ -24,15 +24,15 @@ from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.mutation import Mutation, grow, grow_stages, widen
 from sseg_nase.reporting import figures
 from sseg_nase.reporting.figures import Drawing
-from sseg_nase.reporting.record import RunRecord, read_run
 from sseg_nase.reporting.run_report import (
     _target,
     command,
     differing_from_defaults,
     write_report,
 )
-from sseg_nase.reporting.times import span
 from sseg_nase.run import run as run_config
+from sseg_nase.rundir.events import span
+from sseg_nase.rundir.record import RunRecord, read_run
 from sseg_nase.tracking.jsonl import JsonlSink
 from sseg_nase.tracking.sink import RunInfo
 

@@ -15,7 +15,7 @@ from small_search import QUIET, searched
 
 from sseg_nase.config.compose import continued, load
 from sseg_nase.config.schema import Config
-from sseg_nase.reporting.episodes import write_episodes
+from sseg_nase.rundir.episodes import write_episodes
 from sseg_nase.search import Budget, Candidate, Cost, Log, Objectives, Scored
 from sseg_nase.search.strategies import Evolution
 from sseg_nase.searches import jobs, parts

@@ -15,12 +15,12 @@ from filelock import FileLock
 from small_search import CHOICES, QUIET, own, searched
 
 from sseg_nase.config.compose import continued, load
-from sseg_nase.directory import status_of
 from sseg_nase.errors import UserError
 from sseg_nase.nets import own as own_files
 from sseg_nase.nets.building import build, configured
 from sseg_nase.nets.ops import OPERATIONS
 from sseg_nase.run import run
+from sseg_nase.rundir.status import status_of
 from sseg_nase.search import Candidate, Log, Objectives, Scored
 from sseg_nase.search.latency import timed
 from sseg_nase.searches import jobs

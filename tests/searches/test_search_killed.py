@@ -17,7 +17,7 @@ from small_search import CHOICES, QUIET, measured
 
 import sseg_nase
 from sseg_nase.config.compose import stored
-from sseg_nase.directory import status_of
+from sseg_nase.rundir.status import status_of
 from sseg_nase.search import Log
 from sseg_nase.searches.parts import parts_of
 

@@ -9,9 +9,9 @@ import pytest
 from small_search import CHOICES, QUIET, measured, own, searched
 
 from sseg_nase.config.compose import continued, load
-from sseg_nase.directory import status_of
 from sseg_nase.errors import DONE, UserError
 from sseg_nase.reporting.selection import named_runs
+from sseg_nase.rundir.status import status_of
 from sseg_nase.search import Log
 from sseg_nase.searches import look
 from sseg_nase.searches.folder import looked_at

@@ -15,11 +15,11 @@ from sseg_nase.config.compose import load
 from sseg_nase.config.schema import Config, DatasetConfig
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
-from sseg_nase.fewshot.confusion import Confusion
 from sseg_nase.fewshot.evaluation import NotFiniteError
 from sseg_nase.finetune.learner import EpisodeLearner
 from sseg_nase.hardware.complexity import count_macs
 from sseg_nase.nets.backbone import Backbone
+from sseg_nase.rundir.confusion import Confusion
 from sseg_nase.stages import (
     FewShotTask,
     Judgement,

@@ -13,16 +13,17 @@ import yaml
 
 from sseg_nase.cli import LOOKS
 from sseg_nase.config.compose import load
-from sseg_nase.directory import RUNNING, RunDirectory, end_dead, held, status_of
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_json
+from sseg_nase.rundir.directory import RunDirectory
+from sseg_nase.rundir.lock import held
+from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED, RUNNING, end_dead, status_of
 from sseg_nase.sweeps import deliver as module
 from sseg_nase.sweeps.deliver import deliver_run, deliver_sweep
 from sseg_nase.sweeps.folder import Planned, SweepFolder, create
 from sseg_nase.tracking import RunInfo
 from sseg_nase.tracking.jsonl import JsonlSink
 from sseg_nase.tracking.late import Delivery, Undelivered
-from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 
 AWAY = "http://127.0.0.1:9"
 STORE = "sqlite:///store.db"

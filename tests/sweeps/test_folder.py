@@ -15,15 +15,15 @@ import pytest
 from test_plan import made, planned
 
 from sseg_nase.config.compose import load
-from sseg_nase.directory import RUNNING, RunDirectory, status_of
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_json
+from sseg_nase.rundir.directory import RunDirectory
+from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED, RUNNING, status_of
 from sseg_nase.sweeps import finish, folder, job, launch, seen
 from sseg_nase.sweeps.folder import SweepFolder, create, identity, looked_at, sweeps_in
 from sseg_nase.sweeps.isolation import Ending
 from sseg_nase.sweeps.plan import plan
 from sseg_nase.sweeps.seen import SECONDS_OF_SILENCE, look
-from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 
 
 def test_a_launch_takes_back_an_earlier_stop_and_the_order_of_jobs_is_no_other_sweep(

@@ -19,9 +19,10 @@ from test_plan import made
 from sseg_nase import run as running
 from sseg_nase.config.commands import override
 from sseg_nase.config.compose import load
-from sseg_nase.directory import RunDirectory, status_of
 from sseg_nase.errors import FAILURE, MISTAKE, UserError
 from sseg_nase.run import run
+from sseg_nase.rundir.directory import RunDirectory
+from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED, status_of
 from sseg_nase.stages.identity import identity
 from sseg_nase.stages.starting import images_of
 from sseg_nase.sweeps import job as jobs
@@ -30,7 +31,7 @@ from sseg_nase.sweeps.folder import JobFolder, SweepFolder
 from sseg_nase.sweeps.isolation import Ending
 from sseg_nase.sweeps.seen import GONE, look
 from sseg_nase.tracking import Tracker
-from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED, Sink
+from sseg_nase.tracking.sink import Sink
 from sseg_nase.tracking.sweeps import KnownRun
 
 
@@ -483,18 +484,23 @@ def test_a_run_of_which_only_the_status_is_left_is_not_taken_over(
     assert job.run is None
 
 
+def recorded(images: dict[str, Any]) -> dict[str, Any]:
+    """What data.json says of a run that was made with `images`."""
+    return {"images": images, "roles": {}, "files": {}}
+
+
 def test_a_finished_job_whose_images_were_others_is_not_skipped(sweep: SweepFolder) -> None:
     job, looked = sweep.jobs[0], launch._Images()
     place = run_of(job, FINISHED).path
     now = identity(images_of(job.config, job.config.dataset, "val"))
-    (place / "data.json").write_text(json.dumps({"images": {"digits/val": now}}))
+    (place / "data.json").write_text(json.dumps(recorded({"digits/val": now})))
     known = KnownRun("id", FINISHED, place, None)
     launch._adopt(job, Store(known), looked, print)  # type: ignore[arg-type]
     assert job.run == place
     launch._check_images(job, looked)
     assert len(looked.known) == 1  # the second look needed no images
     others = {**now, "identity": "other", "count": 7}
-    (place / "data.json").write_text(json.dumps({"images": {"digits/val": others}}))
+    (place / "data.json").write_text(json.dumps(recorded({"digits/val": others})))
     with pytest.raises(UserError, match=r"job 0 .*digits/val: 7 images then, 896 now.*\n.*rerun"):
         launch._check_images(job, looked)
     job.forget()
@@ -516,15 +522,19 @@ def test_a_finished_run_that_cannot_be_compared_is_not_taken_in_silence(
     assert "job 0: whether the images are those of today is not known" in said[0]
     now = identity(images_of(job.config, job.config.dataset, "val"))
     others = {**now, "identity": "other", "count": 7}
-    (place / "data.json").write_text(json.dumps({"images": {"digits/val": others}}))
+    (place / "data.json").write_text(json.dumps(recorded({"digits/val": others})))
     older = (place / "config.yaml").read_text().replace("\nseed:", "\nold_key: 1\nseed:")
     (place / "config.yaml").write_text(older)
     with pytest.raises(UserError, match="7 images then, 896 now"):
         launch._to_do(sweep, False, Store(), print)  # type: ignore[arg-type]
-    (place / "data.json").write_text(json.dumps({"images": {"gone/val": others}}))
+    (place / "data.json").write_text(json.dumps(recorded({"gone/val": others})))
     said.clear()
     assert launch._to_do(sweep, False, Store(), said.append) == [1]  # type: ignore[arg-type]
     assert "is not known: they cannot be read" in said[0]
+    (place / "data.json").write_text("{")
+    said.clear()
+    assert launch._to_do(sweep, False, Store(), said.append) == [1]  # type: ignore[arg-type]
+    assert "data.json is damaged (it does not say which images there were)" in said[0]
 
 
 def test_a_sweep_that_is_refused_is_not_touched(
@@ -533,7 +543,7 @@ def test_a_sweep_that_is_refused_is_not_touched(
     place = run_of(sweep.jobs[0], FINISHED).path
     sweep.jobs[0].note(run=str(place))
     sweep.end(FINISHED)
-    told = {"images": {}, "drawn": ["BASIC"], "drawing": 0}
+    told = {**recorded({}), "drawn": ["BASIC"], "drawing": 0}
     (place / "data.json").write_text(json.dumps(told))
     monkeypatch.setattr(launch, "begin_parent", lambda *arguments: pytest.fail("it was begun"))
     with pytest.raises(UserError, match="drawn by version 0 of the curriculum"):

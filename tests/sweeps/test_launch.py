@@ -17,12 +17,12 @@ import pytest
 from filelock import FileLock
 from test_plan import made
 
-from sseg_nase.directory import RunDirectory
 from sseg_nase.errors import UserError
+from sseg_nase.rundir.directory import RunDirectory
+from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.sweeps import launch as module
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder, sweeps_in
 from sseg_nase.sweeps.launch import launch
-from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.tracking.sweeps import KnownRun
 
 GIVEN = ("seed=0,1", "tracking=jsonl", "report.at_end=false")
@@ -317,7 +317,9 @@ def test_images_that_cannot_be_compared_keep_no_run_back(
     images = module._Images()
     module._adopt(job, store, images, print)
     assert job.run == place.path
-    (place.path / "data.json").write_text(json.dumps({"images": {"gone/val": {}}}))
+    (place.path / "data.json").write_text(
+        json.dumps({"images": {"gone/val": {}}, "roles": {}, "files": {}})
+    )
     module._check_images(job, images)
     older, gone = images.unknown
     assert "an older version" in older

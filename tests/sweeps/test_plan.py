@@ -13,9 +13,9 @@ from sseg_nase.config import compose
 from sseg_nase.config.compose import load, stored
 from sseg_nase.config.fingerprint import fingerprint
 from sseg_nase.config.multirun import expand, launcher, split, swept
-from sseg_nase.directory import RunDirectory
 from sseg_nase.errors import UserError
-from sseg_nase.sweeps import code
+from sseg_nase.provenance import code
+from sseg_nase.rundir.directory import RunDirectory
 from sseg_nase.sweeps.folder import SweepFolder, create, looked_at, same_as, sweeps_in
 from sseg_nase.sweeps.launch import launch
 from sseg_nase.sweeps.plan import NAME_LENGTH, plan

@@ -15,7 +15,8 @@ from rich.console import Console
 from test_plan import made
 
 from sseg_nase.config.compose import load
-from sseg_nase.directory import RUNNING, RunDirectory, status_of
+from sseg_nase.rundir.directory import RunDirectory
+from sseg_nase.rundir.status import RUNNING, status_of
 from sseg_nase.sweeps import seen as seeing
 from sseg_nase.sweeps.finish import table
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder

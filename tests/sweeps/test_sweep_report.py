@@ -14,15 +14,15 @@ from matplotlib.figure import Figure
 from test_plan import made
 
 from sseg_nase.config.compose import load
-from sseg_nase.directory import RunDirectory
 from sseg_nase.reporting import figures
-from sseg_nase.reporting.episodes import write_episodes
 from sseg_nase.reporting.figures import Drawing
+from sseg_nase.rundir.directory import RunDirectory
+from sseg_nase.rundir.episodes import write_episodes
+from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.sweeps import report
 from sseg_nase.sweeps.folder import SweepFolder
 from sseg_nase.sweeps.report import LONGEST_NOTE, artifact_folder, report_sweep
 from sseg_nase.sweeps.seen import look
-from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 
 KEY = "digits/val/5w1s"
 

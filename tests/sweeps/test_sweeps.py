@@ -17,7 +17,7 @@ from mlflow.tracking import MlflowClient
 from sabotage import Sabotage, hear_interrupts
 
 import sseg_nase
-from sseg_nase.directory import status_of
+from sseg_nase.rundir.status import status_of
 from sseg_nase.sweeps.folder import SweepFolder, sweeps_in
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what MLflow stands on is full of them

@@ -223,7 +223,7 @@ def test_a_store_that_is_required_is_refused_with_the_remedy() -> None:
 
 def test_the_last_line_opens_the_run_itself(capsys: pytest.CaptureFixture[str]) -> None:
     directory = run(load(TINY), TINY)
-    from sseg_nase.directory import status_of
+    from sseg_nase.rundir.status import status_of
 
     run_id = status_of(directory)["tracker_run_id"]
     said = capsys.readouterr().out

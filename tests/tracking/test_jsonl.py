@@ -13,8 +13,10 @@ import pytest
 
 from sseg_nase.files import StorageError
 from sseg_nase.finite import plain
+from sseg_nase.rundir import events, mutations
+from sseg_nase.rundir.mutations import MUTATION_KEYS, MutationLog
 from sseg_nase.tracking import jsonl as module
-from sseg_nase.tracking.jsonl import MUTATION_KEYS, JsonlSink
+from sseg_nase.tracking.jsonl import JsonlSink
 from sseg_nase.tracking.sink import Resumed, RunInfo
 
 SHAPE = {"blocks": 3, "channels": [16, 32, 64], "params": 23584, "macs": 1000}
@@ -137,11 +139,12 @@ def test_one_thread_writes_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyP
         time.sleep(0.05)
         writing.pop()
 
-    monkeypatch.setattr(module, "append_line", slow)
-    for tell in (
-        lambda index: sink.metrics({"a": 1.0}, index),
-        lambda index: sink._write_mutation(mutation(index)),
+    log = MutationLog(tmp_path)
+    for writer, tell in (
+        (events, lambda index: sink.metrics({"a": 1.0}, index)),
+        (mutations, lambda index: log.write(mutation(index))),
     ):
+        monkeypatch.setattr(writer, "append_line", slow)
         threads = [threading.Thread(target=tell, args=(index,)) for index in range(3)]
         for thread in threads:
             thread.start()

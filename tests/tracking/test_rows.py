@@ -43,7 +43,7 @@ def test_what_is_told_and_what_is_recorded_are_the_same_rows(tmp_path: Path) -> 
         for each in [m for m in MUTATIONS if m["step"] == step]:
             sink.event("mutation", each)
             told += live.mutation(each, 0)
-    found = flat(recorded_rows(tmp_path / "events.jsonl", Rows()))
+    found = flat(recorded_rows(tmp_path, Rows()))
     assert [(key, value, step) for key, value, _, step in found] == [
         (key, value, step) for key, value, _, step in told
     ]
@@ -58,7 +58,7 @@ def test_times_nulls_a_torn_line_and_what_is_stored(tmp_path: Path) -> None:
         {"time": 12.001, "kind": "metrics", "step": 2, "values": {"a": 2.0, "b": 3}},
     ]
     events.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"time": 13, "ki')
-    found = flat(recorded_rows(events, Rows({"a": [2]})))
+    found = flat(recorded_rows(tmp_path, Rows({"a": [2]})))
     assert [(key, at, step) for key, _, at, step in found] == [
         ("a", 10500, 1),
         ("b", 10500, 1),
@@ -75,12 +75,11 @@ def test_what_a_resumed_run_tells_again_counts_once(tmp_path: Path) -> None:
             sink.metrics({"loss": step + (0.0 if resumed is None else 0.5)}, step)
         for index in range(0 if resumed is None else 1, 2):
             sink.event("mutation", mutation(index, step=2 + index))
-    events = tmp_path / "events.jsonl"
-    found = flat(recorded_rows(events, Rows()))
+    found = flat(recorded_rows(tmp_path, Rows()))
     losses = [(step, value) for key, value, _, step in found if key == "loss"]
     assert losses == [(step, float(step)) for step in range(5)]
     assert [row[3] for row in found if row[0] == "mutation/index"] == [2, 3]
-    before = flat(recorded_rows(events, Rows(), Resumed(None, 2, 1)))
+    before = flat(recorded_rows(tmp_path, Rows(), Resumed(None, 2, 1)))
     assert [row[3] for row in before if row[0] == "loss"] == [0, 1, 2]
     assert [row[3] for row in before if row[0] == "mutation/index"] == [2]
 

@@ -10,8 +10,8 @@ from stores import client_of, refuse
 
 from sseg_nase.config.schema import TrackingConfig
 from sseg_nase.errors import UserError
+from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.tracking import sweeps as module
-from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.tracking.sweeps import ASKED_TAG, SweepStore
 
 

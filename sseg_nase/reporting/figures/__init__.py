@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sseg_nase.files import replacing
-from sseg_nase.reporting.record import RunRecord
+from sseg_nase.rundir.record import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,8 +14,8 @@ from matplotlib.patches import Patch
 
 from sseg_nase.reporting.aggregate import OVER_BOTH, Aggregate, Side
 from sseg_nase.reporting.comparison import KEY
-from sseg_nase.reporting.episodes import LAST
 from sseg_nase.reporting.figures import Drawing, absent, style
+from sseg_nase.rundir.results import LAST
 
 TITLE = "Accuracy of the configurations"
 FULL_METHOD = re.compile(r"(?<![\w])A7(?![\w])")

@@ -3,49 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from matplotlib.lines import Line2D
 
 from sseg_nase.finite import finite
 from sseg_nase.reporting.comparison import KEY
 from sseg_nase.reporting.figures import Drawing, absent, style
-from sseg_nase.reporting.provenance import section
-from sseg_nase.reporting.record import RunRecord
+from sseg_nase.rundir.record import RunRecord
+from sseg_nase.rundir.results import BEST, LAST, EpisodeResult, episode_results, section
 
 TITLE = "Few-shot accuracy"
-# Sections of results.json, in the order in which a network comes to be.
-NETWORKS: Mapping[str, tuple[str, style.Look]] = {
-    "fewshot_untrained": ("untrained", style.Look(style.GREY, "X", "-")),
-    "fewshot_pretrained": ("pretrained", style.Look(style.ORANGE, "D", "-")),
-    "fewshot_best": ("best network (lowest loss)", style.Look(style.VERMILLION, "s", "-")),
-    "fewshot": ("last network", style.Look(style.BLUE, "o", "-")),
-    "fewshot_views": ("mean of several views", style.Look(style.BLACK, "^", "-")),
+LOOKS: Mapping[str, tuple[str, style.Look]] = {
+    "untrained": ("untrained", style.Look(style.GREY, "X", "-")),
+    "pretrained": ("pretrained", style.Look(style.ORANGE, "D", "-")),
+    BEST: ("best network (lowest loss)", style.Look(style.VERMILLION, "s", "-")),
+    LAST: ("last network", style.Look(style.BLUE, "o", "-")),
+    "views": ("mean of several views", style.Look(style.BLACK, "^", "-")),
 }
 TUNED = "fine-tuned network"
 
 
-class Point(NamedTuple):
-    """An accuracy in percent, with the half width of its 95 % interval."""
-
-    section: str
-    accuracy: float
-    ci95: float
-
-
-def points_of(record: RunRecord) -> dict[str, list[Point]]:
-    """What is known of every episode list."""
-    found: dict[str, list[Point]] = {}
-    for key in record.section("fewshot"):
-        points = []
-        for name in NETWORKS:
-            result = section(record.section(name), key)
-            if finite(result.get("accuracy")):
-                half = result.get("ci95")
-                points.append(Point(name, result["accuracy"], half if finite(half) else 0.0))
-        if points:
-            found[key] = points
-    return found
+def results_by_list(record: RunRecord) -> dict[str, list[EpisodeResult]]:
+    """What is known of every episode list that the last network was judged on."""
+    found = episode_results(record.results)
+    lists = {key: [one for one in found if one.key == key] for key in record.section("fewshot")}
+    return {key: results for key, results in lists.items() if results}
 
 
 def named(key: str) -> str:
@@ -58,7 +41,7 @@ def named(key: str) -> str:
 
 def accuracy(record: RunRecord) -> Drawing:
     """A dot with its interval per network and episode list, the number beside it, and chance."""
-    found = points_of(record)
+    found = results_by_list(record)
     if not found:
         why = "The run has judged no network yet: results.json has no few-shot accuracies."
         return absent("accuracy", TITLE, why)
@@ -72,18 +55,19 @@ def accuracy(record: RunRecord) -> Drawing:
         for key, points in found.items():
             top = at
             for point in points:
-                label, look = NETWORKS[point.section]
+                label, look = LOOKS[point.network]
+                half = point.ci95 or 0.0
                 axes.errorbar(
                     [point.accuracy], [at], color=look.colour, marker=look.marker, capsize=2.5,
-                    xerr=style.within_percent(point.accuracy, point.ci95),
+                    xerr=style.within_percent(point.accuracy, half),
                     linestyle="none", elinewidth=1.1, gid=label, clip_on=False,
                 )  # fmt: skip
                 axes.annotate(
-                    f"{point.accuracy:.2f} ± {point.ci95:.2f}", (1.0, at), xytext=(4, 0),
+                    f"{point.accuracy:.2f} ± {half:.2f}", (1.0, at), xytext=(4, 0),
                     xycoords=axes.get_yaxis_transform(), textcoords="offset points",
                     fontsize=style.SMALL, va="center", annotation_clip=False,
                 )  # fmt: skip
-                present.add(point.section)
+                present.add(point.network)
                 at += 1.0
             ticks.append(((top + at - 1) / 2, named(key)))
             if (parts := KEY.fullmatch(key)) is not None:
@@ -107,9 +91,9 @@ def accuracy(record: RunRecord) -> Drawing:
             textcoords="offset points", fontsize=style.SMALL, va="bottom",
         )  # fmt: skip
         handles: list[Any] = []
-        for name, (label, look) in NETWORKS.items():
+        for name, (label, look) in LOOKS.items():
             if name in present:
-                label = TUNED if tuned and name == "fewshot" else label
+                label = TUNED if tuned and name == LAST else label
                 handles.append(
                     Line2D([], [], color=look.colour, marker=look.marker, linestyle="none",
                            label=label)

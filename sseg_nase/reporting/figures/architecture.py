@@ -8,7 +8,6 @@ a filling or an outline of its own, too.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,7 +41,8 @@ from sseg_nase.reporting.figures.style import (
     VERMILLION,
     Picture,
 )
-from sseg_nase.reporting.record import RunRecord
+from sseg_nase.rundir.architecture import read_architecture
+from sseg_nase.rundir.record import RunRecord
 
 MOST_PICTURES = 12  # mutations of a run that are drawn: of more, the first and the last ones
 NEW, WIDER, NARROWER = "new block", "channels added", "channels removed"
@@ -266,9 +266,8 @@ def _steps(seed: Architecture, records: Sequence[Mapping[str, Any]]) -> list[_St
 def _final_of(record: RunRecord) -> Description | None:
     """The network of architecture.json; None where there is none that can be read."""
     try:
-        text = (record.folder / "architecture.json").read_text(encoding="utf-8")
-        return described(json.loads(text))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError):
+        return described(read_architecture(record.folder))
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError):
         return None
 
 

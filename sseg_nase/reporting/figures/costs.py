@@ -20,10 +20,10 @@ from matplotlib.lines import Line2D
 from sseg_nase.finite import finite
 from sseg_nase.reporting.aggregate import Aggregate
 from sseg_nase.reporting.comparison import KEY
-from sseg_nase.reporting.episodes import LAST
 from sseg_nase.reporting.figures import Drawing, absent, style
-from sseg_nase.reporting.provenance import REGIMES, provenance, regime_of, section
-from sseg_nase.reporting.record import RunRecord
+from sseg_nase.reporting.provenance import REGIMES, provenance, regime_of
+from sseg_nase.rundir.record import RunRecord
+from sseg_nase.rundir.results import LAST, episode_results
 
 
 class Cost(NamedTuple):
@@ -127,18 +127,18 @@ def of_sweep(aggregate: Aggregate, records: Sequence[RunRecord]) -> Iterator[Dra
 def _points_of_run(record: RunRecord, label: str) -> Iterator[Point]:
     regime = provenance(record.folder, record.results).regime
     costs = record.section("efficiency")
-    for key, result in record.section("fewshot").items():
-        parts, result = KEY.fullmatch(key), section({"it": result}, "it")
-        if parts is None or not finite(result.get("accuracy")):
+    for result in episode_results(record.results, (LAST,)):
+        parts = KEY.fullmatch(result.key)
+        if parts is None:
             continue
         yield Point(
-            Group(parts["dataset"], parts["split"], regime, bool(result.get("transductive")),
+            Group(parts["dataset"], parts["split"], regime, result.transductive,
                   str(costs.get("device", ""))),
             int(parts["ways"]),
             int(parts["shots"]),
             label,
-            result["accuracy"],
-            result["ci95"] if finite(result.get("ci95")) else 0.0,
+            result.accuracy,
+            result.ci95 or 0.0,
             _costs([record]),
             1,
         )  # fmt: skip

@@ -26,7 +26,7 @@ from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.files import read_json
 from sseg_nase.reporting.figures import Drawing, absent, style
-from sseg_nase.reporting.record import RunRecord
+from sseg_nase.rundir.record import RunRecord
 
 TITLE = "Difficulty of the levels"
 NATURAL = "NATURAL"

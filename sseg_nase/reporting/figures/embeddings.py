@@ -8,9 +8,10 @@ from importlib.util import find_spec
 import numpy as np
 from matplotlib.lines import Line2D
 
-from sseg_nase.reporting.embeddings import Embeddings, EmbeddingsError, read_embeddings
 from sseg_nase.reporting.figures import Drawing, absent, style
-from sseg_nase.reporting.record import RunRecord
+from sseg_nase.rundir.embeddings import Embeddings, read_embeddings
+from sseg_nase.rundir.record import RunRecord
+from sseg_nase.rundir.unreadable import UnreadableError
 
 TITLE = "Embeddings of unseen classes"
 NEIGHBOURS = 30  # perplexity, and neighbours of UMAP
@@ -39,7 +40,7 @@ def embeddings(record: RunRecord) -> Drawing:
     """The stored embeddings by class with t-SNE, and with UMAP where that is installed."""
     try:
         found = read_embeddings(record.folder)
-    except EmbeddingsError as error:
+    except UnreadableError as error:
         return absent("embeddings", TITLE, f"The run {error}.")
     if len(found.features) < 10 or found.features.shape[1] < 2:
         return absent("embeddings", TITLE, "The run has stored too few embeddings to lay out.")

@@ -9,7 +9,7 @@ import numpy as np
 
 from sseg_nase.finite import finite
 from sseg_nase.reporting.figures import Drawing, absent, style
-from sseg_nase.reporting.record import RunRecord
+from sseg_nase.rundir.record import RunRecord
 
 TITLE = "Channels pruned per block"
 

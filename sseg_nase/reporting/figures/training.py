@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from sseg_nase.finite import finite
 from sseg_nase.reporting.figures import Drawing, absent, style
 from sseg_nase.reporting.figures.trajectory import levels_in_words, one_after_the_other
-from sseg_nase.reporting.record import RunRecord, Series
+from sseg_nase.rundir.record import RunRecord, Series
 
 LOSSES = "Training losses"
 TUNING = "Fine-tuning"

@@ -13,7 +13,7 @@ from matplotlib.patheffects import withStroke
 
 from sseg_nase.reporting.aggregate import Aggregate
 from sseg_nase.reporting.figures import Drawing, absent, style
-from sseg_nase.reporting.record import RunRecord
+from sseg_nase.rundir.record import RunRecord
 
 TITLE = "How the network grew"
 TITLE_OF_SEVERAL = "Parameters over the epochs"

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
-import sseg_nase
 from sseg_nase.config.layout import conf_dir
-from sseg_nase.tracking.source import git_commit, git_diff
-
-PACKAGE = Path(sseg_nase.__file__).parent
+from sseg_nase.provenance import PACKAGE
+from sseg_nase.provenance.git import git_commit, git_diff
+from sseg_nase.version import __version__
 
 
 def describe() -> dict[str, Any]:
     """Return version, git commit (None outside git) and a hash of every source and config file."""
     return {
-        "version": sseg_nase.__version__,
+        "version": __version__,
         "commit": git_commit(PACKAGE),
         "files": _hashes(),
     }

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sseg_nase.reporting.episodes import EpisodesError, read_episodes, write_episodes
+from sseg_nase.rundir.episodes import read_episodes, write_episodes
+from sseg_nase.rundir.unreadable import UnreadableError
 
 ACCURACIES = {
     "last": {"digits/val/5w1s": np.array([60.0, 100 / 3]), "digits/val/5w5s": np.array([1.5])},
@@ -29,7 +30,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(EpisodesError, match=r"has no episodes\.npz"):
+    with pytest.raises(UnreadableError, match=r"has no episodes\.npz"):
         read_episodes(tmp_path)
 
 
@@ -39,7 +40,7 @@ def test_a_torn_file_is_said_to_be_one_wherever_it_is_cut(tmp_path: Path) -> Non
     whole = path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        with pytest.raises(EpisodesError, match="cannot be read"):
+        with pytest.raises(UnreadableError, match="cannot be read"):
             read_episodes(tmp_path)
 
 
@@ -52,7 +53,7 @@ def test_a_damaged_file_gives_no_other_error(tmp_path: Path) -> None:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         try:
             read_episodes(tmp_path)
-        except EpisodesError:
+        except UnreadableError:
             refused += 1
     assert refused > len(whole) / 4
 
@@ -60,5 +61,5 @@ def test_a_damaged_file_gives_no_other_error(tmp_path: Path) -> None:
 def test_a_file_of_another_kind(tmp_path: Path) -> None:
     with (tmp_path / "episodes.npz").open("wb") as file:
         np.save(file, np.zeros(3))
-    with pytest.raises(EpisodesError, match="cannot be read"):
+    with pytest.raises(UnreadableError, match="cannot be read"):
         read_episodes(tmp_path)

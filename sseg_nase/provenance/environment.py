@@ -1,4 +1,4 @@
-"""environment.json: which versions, which machine and which code a run ran with."""
+"""Which versions, which machine and which code a process runs with."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import sseg_nase
-from sseg_nase.files import read_json, write_json
 from sseg_nase.hardware.profiles import cores
-from sseg_nase.tracking.source import git_commit, git_diff
+from sseg_nase.provenance import PACKAGE
+from sseg_nase.provenance.git import git_commit, git_diff
+from sseg_nase.version import __version__
 
-NAME = "environment.json"
 PACKAGES = ("torchvision", "lightning-fabric", "numpy", "mlflow", "hydra-core")
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -27,12 +26,11 @@ def describe_environment() -> dict[str, Any]:
     import torch
 
     cuda = torch.cuda.is_available()
-    package = Path(sseg_nase.__file__).parent
-    diff = git_diff(package)
+    diff = git_diff(PACKAGE)
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {"sseg-nase": sseg_nase.__version__, "torch": str(torch.__version__)}
+        "packages": {"sseg-nase": __version__, "torch": str(torch.__version__)}
         | {name: found for name in PACKAGES if (found := _version(name)) is not None},
         "processor": processor(),
         "cores": cores(),
@@ -40,21 +38,8 @@ def describe_environment() -> dict[str, Any]:
         "memory_gb": _memory_gb(),
         "gpu": torch.cuda.get_device_name() if cuda else None,
         "cuda": torch.version.cuda if cuda else None,
-        "code": {"commit": git_commit(package), "changed": None if diff is None else bool(diff)},
+        "code": {"commit": git_commit(PACKAGE), "changed": None if diff is None else bool(diff)},
     }
-
-
-def write_environment(folder: Path) -> None:
-    """Write environment.json of a run that starts, or goes on, in `folder`.
-
-    Where it goes on in another environment, the `earlier` ones stay in it, oldest first.
-    """
-    now = describe_environment()
-    known = read_json(folder / NAME) or {}
-    earlier = known.pop("earlier", [])
-    if known and known != now:
-        earlier = [*earlier, known]
-    write_json(folder / NAME, now | ({"earlier": earlier} if earlier else {}))
 
 
 def processor(cpuinfo: Path = CPUINFO) -> str:

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import sseg_nase
-from sseg_nase.hardware import environment
-from sseg_nase.hardware.environment import describe_environment, processor, write_environment
+from sseg_nase.provenance import environment
+from sseg_nase.provenance.environment import describe_environment, processor
+from sseg_nase.rundir import environment as written
+from sseg_nase.rundir.environment import write_environment
 
 
 def test_this_process() -> None:
@@ -39,7 +41,7 @@ def test_going_on_elsewhere_keeps_what_was_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here: dict[str, Any] = {"python": "3.11", "gpu": None}
-    monkeypatch.setattr(environment, "describe_environment", lambda: dict(here))
+    monkeypatch.setattr(written, "describe_environment", lambda: dict(here))
 
     def stored() -> Any:
         write_environment(tmp_path)

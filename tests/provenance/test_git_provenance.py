@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sseg_nase.tracking import source
-from sseg_nase.tracking.source import git_commit, git_diff, origin
+from sseg_nase.provenance import git
+from sseg_nase.provenance.git import git_commit, git_diff, origin
 
 
 def test_git_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,8 +59,8 @@ def test_git_diff_has_what_the_commit_does_not(tmp_path: Path) -> None:
 
 
 def test_who_runs_which_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "_own_commit", lambda: "f00")
-    monkeypatch.setattr(source.getpass, "getuser", lambda: "bob")
+    monkeypatch.setattr(git, "_own_commit", lambda: "f00")
+    monkeypatch.setattr(git.getpass, "getuser", lambda: "bob")
     assert origin() == {
         "mlflow.user": "bob",
         "mlflow.source.name": "sseg-nase",
@@ -76,6 +76,6 @@ def test_a_user_without_a_name_has_no_tag(
     def unknown() -> str:
         raise error
 
-    monkeypatch.setattr(source, "_own_commit", lambda: None)
-    monkeypatch.setattr(source.getpass, "getuser", unknown)
+    monkeypatch.setattr(git, "_own_commit", lambda: None)
+    monkeypatch.setattr(git.getpass, "getuser", unknown)
     assert origin() == {"mlflow.source.name": "sseg-nase", "mlflow.source.type": "LOCAL"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -13,18 +14,21 @@ import pytest
 import yaml
 from filelock import FileLock
 
-from sseg_nase import directory as module
 from sseg_nase.config.compose import load
-from sseg_nase.directory import (
+from sseg_nase.errors import UserError
+from sseg_nase.files import read_json, write_json
+from sseg_nase.rundir import status
+from sseg_nase.rundir.directory import RunDirectory
+from sseg_nase.rundir.lock import locked
+from sseg_nase.rundir.status import (
+    FAILED,
+    FINISHED,
+    INTERRUPTED,
     RUNNING,
-    RunDirectory,
     end_dead,
     own_run_id,
     status_of,
 )
-from sseg_nase.errors import UserError
-from sseg_nase.files import locked, read_json, write_json
-from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 
 
 @pytest.fixture
@@ -234,7 +238,7 @@ def test_a_folder_that_cannot_be_made_is_named() -> None:
 def test_a_run_that_is_held_is_not_ended_by_another(
     place: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SECONDS_FOR_LOCK", 0.01)
+    monkeypatch.setattr(status, "SECONDS_FOR_LOCK", 0.01)
     place.write_status(RUNNING)
     with FileLock(place.path / ".lock"):
         assert locked(place.path)
@@ -281,7 +285,7 @@ def test_what_stands_in_status_json(place: RunDirectory) -> None:
     assert said == {
         "status": RUNNING,
         "error": None,
-        "process": {"host": socket.gethostname(), "pid": module.os.getpid()},
+        "process": {"host": socket.gethostname(), "pid": os.getpid()},
         "directory": str(place.path),
     }
     assert json.loads((place.path / "status.json").read_text()) == said

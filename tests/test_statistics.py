@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sseg_nase.fewshot.statistics import (
-    crossed_difference,
-    holm,
-    mean_ci95,
-    mean_t95,
-    paired_difference,
-)
+from sseg_nase.statistics import crossed_difference, holm, mean_ci95, mean_t95, paired_difference
 
 
 def test_mean_and_ci_equal_the_written_out_formula() -> None:

@@ -6,20 +6,20 @@ that a reader of the report can understand.
 
 from __future__ import annotations
 
-import json
-import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sseg_nase.config.commands import command
-from sseg_nase.files import locked, read_json
 from sseg_nase.finite import finite
-from sseg_nase.reporting.provenance import config_of, section
+from sseg_nase.rundir.config import config_of
+from sseg_nase.rundir.events import is_event, salvaged
+from sseg_nase.rundir.names import CONFIG, EVENTS, MUTATIONS, RESULTS, STATUS
+from sseg_nase.rundir.results import SECTIONS, read_results, section
+from sseg_nase.rundir.status import FINISHED, UNKNOWN, Status, read_status, standing
+from sseg_nase.rundir.unreadable import UnreadableError
 
-FINISHED, RUNNING = "FINISHED", "RUNNING"
 # After a resume, lines since the checkpoint stand there twice. What they are told apart by:
 IDENTITY: Mapping[str, tuple[str, ...]] = {
     "epoch": ("epoch",),
@@ -47,13 +47,13 @@ class RunRecord:
 
     `events`: the `values` of events.jsonl by kind, in order, each once; those of `metrics` hold
     their `step`, too. `mutations`: the lines of mutations.jsonl by index, with every key that
-    `sseg_nase.tracking.jsonl.MUTATION_KEYS` names. `notes`: what was missing or damaged, one
+    `sseg_nase.rundir.mutations.MUTATION_KEYS` names. `notes`: what was missing or damaged, one
     sentence each.
     """
 
     folder: Path
     config: Mapping[str, Any] | None
-    status: Mapping[str, Any]
+    status: Status
     results: Mapping[str, Any]
     events: Mapping[str, list[Values]]
     mutations: list[Values]
@@ -67,7 +67,7 @@ class RunRecord:
     @property
     def ended(self) -> str:
         """FINISHED, FAILED, INTERRUPTED or RUNNING; UNKNOWN where it is not written."""
-        return str(self.status.get("status", "UNKNOWN"))
+        return self.status.get("status", UNKNOWN)
 
     def setting(self, key: str, otherwise: Any = None) -> Any:
         """The value of a dotted key of the config; `otherwise` where there is none, or null."""
@@ -98,39 +98,27 @@ def read_run(folder: Path | str) -> RunRecord:
     notes: list[str] = []
     config = config_of(folder)
     if config is None:
-        notes.append(_unread(folder / "config.yaml", "the run's settings are not known"))
-    status, results = (read_json(folder / name) for name in ("status.json", "results.json"))
+        notes.append(_unread(folder / CONFIG, "the run's settings are not known"))
+    status, results = read_status(folder), read_results(folder)
     if status is None:
-        notes.append(_unread(folder / "status.json", "how the run ended is not known"))
+        notes.append(_unread(folder / STATUS, "how the run ended is not known"))
     elif status.get("status") != FINISHED:
-        reason = str(status.get("error") or "").strip().split("\n")[0]
+        reason = (status.get("error") or "").strip().split("\n")[0]
         because = f" ({reason})" if reason else ""
         notes.append(
             f"The run is {standing(folder, status)}{because}: what it has written is shown."
         )
     if results is None:
-        notes.append(_unread(folder / "results.json", "there are no results"))
+        notes.append(_unread(folder / RESULTS, "there are no results"))
     else:
         results = _of_known_types(results, notes)
     doubts = section(results or {}, "data").get("doubts")
     notes += [f"Doubt: {text}." for text in doubts] if isinstance(doubts, list) else []
-    events = _events(folder / "events.jsonl", notes)
-    mutations = _mutations(folder / "mutations.jsonl", events, notes)
-    return RunRecord(folder, config, status or {}, results or {}, events, mutations, tuple(notes))
-
-
-def standing(folder: Path, status: Mapping[str, Any]) -> str:
-    """How a run stands by its status.json, and whether one that says RUNNING has a process."""
-    said = str(status.get("status", "UNKNOWN"))
-    if said != RUNNING or locked(folder):
-        return said
-    process = status.get("process")
-    host = process.get("host") if isinstance(process, Mapping) else None
-    if host in (None, socket.gethostname()):
-        dead = f"its process was killed; {command(resume=folder.absolute())} goes on with it"
-    else:
-        dead = f"its process, on {host}, is dead or cannot be seen from here"
-    return f"{said} by its status.json, but nothing holds it ({dead})"
+    events = _events(folder / EVENTS, notes)
+    mutations = _mutations(folder / MUTATIONS, events, notes)
+    return RunRecord(
+        folder, config, status or Status(), results or {}, events, mutations, tuple(notes)
+    )
 
 
 # -- parts -------------------------------------------------------------------------------------
@@ -265,32 +253,21 @@ def _lines(
     path: Path, fits: Callable[[Values], bool], without: str, notes: list[str]
 ) -> Iterator[Values]:
     """The JSON objects of a file, a line each, that `fits` says are whole."""
-    damaged = 0
-    try:
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for text in lines:
-                try:
-                    line = json.loads(text)
-                    fine = isinstance(line, dict) and fits(line)
-                except ValueError:
-                    fine = False
-                if fine:
-                    yield line
-                elif text.strip():
-                    damaged += 1
-    except OSError:
-        notes.append(_unread(path, without))
-    if damaged:
+
+    def lost(damaged: int) -> None:
         count = "one line" if damaged == 1 else f"{damaged} lines"
         notes.append(f"{count.capitalize()} of {path.name} cannot be read: left out.")
 
+    try:
+        yield from salvaged(path, fits, lost)
+    except UnreadableError:
+        notes.append(_unread(path, without))
+
 
 def _is_event(line: Values) -> bool:
-    kind, values = line.get("kind"), line.get("values")
-    if not isinstance(kind, str) or not isinstance(values, dict):
+    if not is_event(line):
         return False
-    if kind == "metrics":
-        return isinstance(line.get("step"), int)
+    kind, values = line["kind"], line["values"]
     if kind in ("mutation", "rollback"):
         return _is_mutation(values)
     values = {"number": 0, **values}
@@ -322,7 +299,7 @@ def _are_stages(value: Any) -> bool:
     )
 
 
-_JUDGED = ("fewshot", "fewshot_untrained", "fewshot_pretrained", "fewshot_best", "fewshot_views")
+_JUDGED = tuple(SECTIONS.values())
 _HOLDS: Mapping[str, Callable[[Any], bool]] = {
     "fingerprint": _is_text,
     "status": _is_text,

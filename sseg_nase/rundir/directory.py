@@ -3,54 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import secrets
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from sseg_nase.config.fingerprint import decisive, flatten
 from sseg_nase.config.places import PLACES, key_of, place_of, settled_overrides
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
-from sseg_nase.files import (
-    StorageError,
-    make_own,
-    overwrite_json,
-    read_json,
-    write_bytes,
-    write_json,
-    write_text,
-)
+from sseg_nase.files import StorageError, make_own, write_bytes
 from sseg_nase.redaction import overrides_without
-from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
+from sseg_nase.rundir.config import read_config, write_config
+from sseg_nase.rundir.data import read_data
+from sseg_nase.rundir.lock import SECONDS_FOR_LOCK, lock_of
+from sseg_nase.rundir.names import CONFIG, DATA, OVERRIDES, SEARCHES, STATUS, checkpoint_of
+from sseg_nase.rundir.status import (
+    FINISHED,
+    INTERRUPTED,
+    RUNNING,
+    Status,
+    own_run_id,
+    status_of,
+    this_process,
+    write_status,
+)
+from sseg_nase.rundir.unreadable import UnreadableError
 
-RUNNING = "RUNNING"
-SEARCHES = "searches"  # the folder of all searches
-DATA = "data.json"
-OF_DATA: Mapping[str, type] = {"images": dict, "roles": dict, "files": dict}
-DESCRIBED = ("config.yaml", "overrides.yaml", "status.json")
+DESCRIBED = (CONFIG, OVERRIDES, STATUS)
 # What older versions did that had no key for it, where it is not what the configuration now says.
 FORMERLY = {"hardware.accumulate": "plain"}
-# What status.json says. Of another type an entry is damaged, and says nothing.
-SAID: Mapping[str, type] = {
-    "status": str,
-    "error": str,
-    "traceback": str,
-    "process": dict,
-    "directory": str,
-    "tracker_run_id": str,
-    "tracking_uri": str,
-    "undelivered": bool,
-}
-# Whoever asks whether a run is going on takes its lock for an instant.
-SECONDS_FOR_LOCK = 1.0
 
 
 class RunDirectory:
@@ -68,7 +55,7 @@ class RunDirectory:
         self._before: dict[Path, bytes] = {}
         self.run_id: str | None = None
         self.tracking_uri: str | None = None
-        self._lock = FileLock(path / ".lock")
+        self._lock = lock_of(path)
 
     @classmethod
     def create(cls, config: Config, overrides: Sequence[str]) -> RunDirectory:
@@ -174,9 +161,9 @@ class RunDirectory:
     @property
     def last_checkpoint(self) -> Path:
         """Where training goes on from, if the file is there."""
-        return self.path / "checkpoints" / "last.pt"
+        return checkpoint_of(self.path, "last")
 
-    def status(self) -> Mapping[str, Any]:
+    def status(self) -> Status:
         """What status.json says; nothing when it is not there."""
         return status_of(self.path)
 
@@ -193,27 +180,17 @@ class RunDirectory:
         `undelivered`: the tracker lacks something that is in the directory. An end that is not
         FINISHED is written even where no new file fits. Raises `StorageError`.
         """
-        value: dict[str, Any] = {"status": status, "error": error}
-        known = {
-            "traceback": trace,
-            "process": {"host": socket.gethostname(), "pid": os.getpid()},
-            "directory": str(self.path),
-            "tracker_run_id": self.run_id,
-            "tracking_uri": self.tracking_uri,
-            "undelivered": undelivered,
-        }
-        value |= {k: v for k, v in known.items() if v}
-        path = self.path / "status.json"
-        try:
-            write_json(path, value)
-        except StorageError as failure:
-            if status not in (FAILED, INTERRUPTED):
-                raise
-            value.pop("traceback", None)
-            try:
-                overwrite_json(path, value)
-            except OSError:
-                raise failure from None
+        said: Status = {"status": status, "error": error}
+        if trace:
+            said["traceback"] = trace
+        said |= {"process": this_process(), "directory": str(self.path)}
+        if self.run_id:
+            said["tracker_run_id"] = self.run_id
+        if self.tracking_uri:
+            said["tracking_uri"] = self.tracking_uri
+        if undelivered:
+            said["undelivered"] = True
+        write_status(self.path, said)
 
     def restore(self) -> None:
         """Leave a run that was resumed in vain as it was found: what it is and how it ended."""
@@ -225,16 +202,14 @@ class RunDirectory:
 
         Raises `UserError` where it is damaged: nobody could tell whether they are the same.
         """
-        said = read_json(self.path / DATA)
-        if said is None and not (self.path / DATA).exists():
-            return {}
-        if said is None or not all(isinstance(said.get(k), t) for k, t in OF_DATA.items()):
+        try:
+            return read_data(self.path)
+        except UnreadableError as error:
             raise UserError(
                 f"resume={self.path}: {DATA} there is damaged, which says with which images the "
                 "run was begun. Bring it back from a copy; without it (remove it) the run is "
                 "resumed on the images that are there now, and nothing is compared."
-            )
-        return said
+            ) from error
 
     def release(self) -> None:
         """Let other processes have it."""
@@ -245,8 +220,7 @@ class RunDirectory:
             values = dataclasses.asdict(config) | {"resume": None, "resume_overrides": False}
             kept = [text for text in overrides if not text.lstrip("+~").startswith("resume")]
             kept = overrides_without(settled_overrides(kept, config))
-            write_text(self.path / "config.yaml", yaml.safe_dump(values, sort_keys=False))
-            write_text(self.path / "overrides.yaml", yaml.safe_dump(kept))
+            write_config(self.path, values, kept)
         self.write_status(RUNNING)
 
     def _moved(self, key: str, stored: Mapping[str, Any], config: Config) -> bool:
@@ -266,12 +240,11 @@ class RunDirectory:
         return True
 
     def _stored_config(self) -> dict[str, Any]:
-        path = self.path / "config.yaml"
         try:
-            stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError):
-            stored = None
-        if not isinstance(stored, dict) or "experiment_name" not in stored:
+            stored = read_config(self.path)
+        except UnreadableError:
+            stored = {}
+        if "experiment_name" not in stored:
             raise UserError(
                 f"resume={self.path}: not the directory of a run (no readable config.yaml there). "
                 "Name one like runs/<experiment>/<time>-<id>."
@@ -287,13 +260,12 @@ def with_former_values(config: Config, overrides: Sequence[str]) -> Config:
     given = {key_of(text) for text in overrides}
     if not config.resume:
         return config
-    path = Path(config.resume).expanduser() / "config.yaml"
     try:
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        stored = read_config(Path(config.resume).expanduser())
+    except UnreadableError:
         return config  # `reopen` says what is wrong with it
     for key, value in FORMERLY.items():
-        if isinstance(stored, Mapping) and _is_new(key, stored) and key not in given:
+        if _is_new(key, stored) and key not in given:
             section, _, name = key.partition(".")
             changed = dataclasses.replace(getattr(config, section), **{name: value})
             config = dataclasses.replace(config, **{section: changed})
@@ -308,69 +280,3 @@ def _is_new(key: str, stored: Mapping[str, Any]) -> bool:
             return value is not None
         value = value[part]
     return False
-
-
-def status_of(path: Path) -> Mapping[str, Any]:
-    """Return what status.json in a run's directory says; nothing when it is not there."""
-    said = read_json(path / "status.json") or {}
-    return {key: value for key, value in said.items() if isinstance(value, SAID.get(key, object))}
-
-
-def own_run_id(path: Path, said: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """Return the tracker's run that a run's folder may write to, and what is to be said of it.
-
-    A folder that was moved keeps its run; a copy must not write into that of the original, so it
-    gets one of its own. `said`: its status.json, which names the folder that wrote it.
-    """
-    run_id, wrote = said.get("tracker_run_id"), said.get("directory")
-    if wrote is None or Path(wrote) == path or _same_folder(Path(wrote), path):
-        return run_id, None
-    there = status_of(Path(wrote))
-    here = said.get("process", {}).get("host") == socket.gethostname()
-    same = there.get("directory") == wrote and there.get("tracker_run_id") == run_id
-    if here and not same:
-        return run_id, f"this run was moved here from {wrote}"
-    if run_id is None:
-        return None, f"this run is a copy of {wrote}"
-    return None, (
-        f"this run is a copy of {wrote}{'' if here else ', made on another machine'}: it gets a "
-        "run of its own in MLflow"
-    )
-
-
-def _same_folder(a: Path, b: Path) -> bool:
-    """Whether both name one folder, as by a link."""
-    try:
-        return a.samefile(b)
-    except OSError:
-        return False
-
-
-@contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Hold a run's directory that is there. Raises filelock's `Timeout` where another does."""
-    with FileLock(path / ".lock", timeout=SECONDS_FOR_LOCK):
-        yield
-
-
-def end_dead(path: Path, status: str, error: str) -> Mapping[str, Any] | None:
-    """Write how a run ended whose process died without a word; return what status.json said.
-
-    None, and nothing is written, where the run has said how it ended or is still going on.
-    """
-    lock = FileLock(path / ".lock")
-    try:
-        lock.acquire(timeout=SECONDS_FOR_LOCK)
-    except (Timeout, OSError):
-        return None
-    try:
-        said = status_of(path)
-        if said.get("status") != RUNNING:
-            return None
-        ended = {**said, "status": status, "error": error}
-        # What it told in its last seconds may not have arrived.
-        unsure = {"undelivered": True} if said.get("tracking_uri") else {}
-        write_json(path / "status.json", ended | unsure)
-        return said
-    finally:
-        lock.release()

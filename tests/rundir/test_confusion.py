@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sseg_nase.fewshot.confusion import Confusion
-from sseg_nase.reporting.confusion import write_confusions
+from sseg_nase.rundir.confusion import Confusion, write_confusions
 
 NAMES = ("ant", "bee", "cat", "dog")
 COUNTS = np.array([[8, 1, 0, 1], [0, 0, 0, 0], [2, 1, 1, 0], [0, 0, 0, 5]])

@@ -8,7 +8,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-import sseg_nase
+from sseg_nase.provenance import PACKAGE
 
 SECONDS_FOR_GIT = 10
 
@@ -46,7 +46,7 @@ def git_diff(folder: Path) -> str | None:
 @cache
 def _own_commit() -> str | None:
     """Of the code that this process runs, as it was when it was first asked."""
-    return git_commit(Path(sseg_nase.__file__).parent)
+    return git_commit(PACKAGE)
 
 
 def _user() -> str | None:
