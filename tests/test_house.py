@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ FLOORS = [
     {"evolution", "sparsity", "ssl"},
     {"nets", "data", "spaces"},
     {"hardware", "tracking", "config"},
-    {"files"},
+    {"files", "kinds"},
     {"errors", "redaction", "home", "finite", "counting"},
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -41,9 +43,14 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
 
+@cache
+def parsed(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def imports(path: Path) -> list[str]:
     found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in parsed(path):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -64,6 +71,32 @@ def test_imports_go_downward(path: Path) -> None:
 
 def test_every_room_has_a_floor() -> None:
     assert {room_of(path) for path in FILES} == set(FLOOR)
+
+
+def strings(path: Path) -> Iterator[str]:
+    """Every string of a module but docstrings."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        id(node.body[0].value)
+        for node in parsed(path)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    for node in parsed(path):
+        text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if text and id(node) not in docstrings:
+            yield node.value
+
+
+def test_only_operators_name_their_kinds() -> None:
+    """What a kind is called, coded and verified by is asked of `kinds`, so that a new one is one
+    file."""
+    named = {
+        f"{path.relative_to(PACKAGE)}: {text}"
+        for path in FILES
+        for text in strings(path)
+        if text in ("GROW", "WIDEN", "PRUNE") and path.parent != PACKAGE / "nets" / "mutations"
+    }
+    assert named == set()
 
 
 def test_no_two_files_of_tests_share_a_name() -> None:

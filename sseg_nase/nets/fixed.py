@@ -11,6 +11,7 @@ import torch
 
 from sseg_nase.hardware.complexity import count_macs, count_params
 from sseg_nase.nets.description import summarize
+from sseg_nase.nets.maps import Axis, Wires, Wiring, wired
 
 if TYPE_CHECKING:
     from sseg_nase.nets.backbone import Backbone
@@ -48,6 +49,29 @@ class FixedArchitecture:
     def any_resolution(self) -> bool:
         """Whether the same weights take images of other sizes, too."""
         return True
+
+    @property
+    def axes(self) -> Mapping[str, int]:
+        """Channels of every named axis that mutations may widen or prune; here none."""
+        return {}
+
+    @property
+    def embedding_axis(self) -> Axis | None:
+        """The axes that the embedding's features are the channels of; None: no mutation's."""
+        return None
+
+    def wiring(self) -> Wiring:
+        """The names of the axes of every tensor in the network's state dict."""
+        return _wiring(self)
+
+    def wires(self) -> Mapping[str, Wires]:
+        """Those of the tensors that have named axes."""
+        return {}
+
+    def with_widths(self: Fixed, widths: Mapping[str, int]) -> Fixed:
+        """The same network with as many channels in the named axes."""
+        assert not widths, widths
+        return self
 
     def network(self, generator: torch.Generator | None) -> Backbone:
         """The network itself, with weights that `generator` draws."""
@@ -183,6 +207,13 @@ FIXED: Mapping[str, type[FixedArchitecture]] = {
     **dict.fromkeys(RESNETS, ResNetArchitecture),
     "vit_small": ViTArchitecture,
 }
+
+
+@cache
+def _wiring(architecture: FixedArchitecture) -> Wiring:
+    with torch.device("meta"):
+        names = list(architecture.network(None).state_dict())
+    return wired(names, architecture.wires())
 
 
 @cache

@@ -10,11 +10,11 @@ import yaml
 
 from sseg_nase.errors import UserError
 from sseg_nase.evolution.replay import ReplayError, replay
-from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.building import asked_for
+from sseg_nase.nets.building import asked_for, described
+from sseg_nase.nets.description import Description
 
 
-def replayed(folder: Path) -> tuple[list[dict[str, Any]], list[Architecture]]:
+def replayed(folder: Path) -> tuple[list[dict[str, Any]], list[Description]]:
     """The records of the run in `folder`, and every architecture rebuilt from them and its config.
 
     Needs config.yaml and mutations.jsonl alone; the last architecture must be the one of
@@ -40,7 +40,7 @@ def replayed(folder: Path) -> tuple[list[dict[str, Any]], list[Architecture]]:
     return records, architectures
 
 
-def _seed_of(path: Path) -> Architecture:
+def _seed_of(path: Path) -> Description:
     text = _text_of(path)
     try:
         config = yaml.safe_load(text)
@@ -54,7 +54,7 @@ def _seed_of(path: Path) -> Architecture:
             f"run={path.parent}: its task was {task}, so it mutated nothing. Give the folder of "
             "the run that trained the network."
         )
-    if not isinstance(seed, Architecture):
+    if not seed.axes:
         raise UserError(
             f"run={path.parent}: its backbone is {seed.name}, which does not evolve: there is "
             "nothing to replay."
@@ -79,10 +79,10 @@ def _records_of(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _architecture_of(path: Path) -> Architecture:
+def _architecture_of(path: Path) -> Description:
     text = _text_of(path)
     try:
-        return Architecture.from_dict(json.loads(text))
+        return described(json.loads(text))
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise _damaged(path, error) from error
 

@@ -13,8 +13,8 @@ from sseg_nase.config.compose import load
 from sseg_nase.config.schema import BACKBONES, EVOLVABLE, Config
 from sseg_nase.config.validation import validate
 from sseg_nase.errors import UserError
-from sseg_nase.evolution.selection import Caps
 from sseg_nase.nets.building import build, configured
+from sseg_nase.nets.mutations.operator import Caps
 
 PRESETS = sorted(
     path.stem for path in (Path(__file__).parents[2] / "conf" / "backbone").glob("*.yaml")

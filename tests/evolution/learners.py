@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -16,7 +16,8 @@ from sseg_nase.evolution.operators import TrainingState
 from sseg_nase.hardware.complexity import count_macs
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.evolvable import EvolvableCNN, Learner, ProjectionHead
-from sseg_nase.nets.mutation import NEW, ChannelMap, Mutation
+from sseg_nase.nets.maps import NEW, READS_FEATURES, ChannelMap, TensorMap, wired
+from sseg_nase.nets.mutation import Mutation
 
 OPTIMIZERS: Mapping[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "adamw": lambda net: torch.optim.AdamW(net.parameters(), lr=1e-3),
@@ -114,12 +115,18 @@ def check_counts(learner: Learner, architecture: Architecture) -> None:
     assert shapes == {name: tensor.shape for name, tensor in backbone.state_dict().items()}
 
 
+def maps_of(mutation: Mutation, names: Iterable[str]) -> dict[str, TensorMap]:
+    """Of a backbone with a head whose first layer reads the features."""
+    upon = [name for name in names if not name.startswith("backbone.")]
+    return mutation.learner_maps(wired(upon, {"head.fc1.weight": READS_FEATURES}))
+
+
 def check_moments(mutation: Mutation, state: TrainingState, new: TrainingState) -> None:
     """Bit by bit: survivors as they were, copies a share, steps kept.
 
     New entries are 0, but second moments the mean of the survivors beside them.
     """
-    maps = mutation.learner_maps(list(new.student))
+    maps = maps_of(mutation, new.student)
     assert {maps[name].source for name in new.moments} == set(state.moments)
     for name, moments in new.moments.items():
         old = state.moments[maps[name].source]
@@ -129,20 +136,20 @@ def check_moments(mutation: Mutation, state: TrainingState, new: TrainingState) 
                 assert value == old[key], (name, key)
                 continue
             expected, source = np.zeros(value.shape), old[key].numpy()
-            rows, row_from, copies = _sources(maps[name].out, len(value))
-            source = source[row_from]
-            share = copies ** (2 if key.endswith("_sq") else 1)
-            source = source / share.reshape(-1, *[1] * (source.ndim - 1))
-            if maps[name].into is None:
-                expected[rows] = source
-            else:
-                columns, column_from, _ = _sources(maps[name].into, value.shape[1])
-                expected[np.ix_(rows, columns)] = source[:, column_from]
+            at = []
+            for dim, width in enumerate(value.shape):
+                axes = maps[name].axes
+                along = axes[dim] if dim < len(axes) else None
+                channels = None if along is None else along.channels
+                places, sources, copies = _sources(channels, width)
+                source = source.take(sources, axis=dim)
+                if along is not None and not along.reads:
+                    share = copies ** (2 if key.endswith("_sq") else 1)
+                    source = source / share.reshape(-1, *[1] * (source.ndim - 1 - dim))
+                at.append(places)
+            expected[np.ix_(*at)] = source
             kept = np.zeros(value.shape, dtype=bool)
-            if maps[name].into is None:
-                kept[rows] = True
-            else:
-                kept[np.ix_(rows, columns)] = True
+            kept[np.ix_(*at)] = True
             assert np.array_equal(value.numpy()[kept], expected[kept]), (name, key)
             mean = expected[kept].mean() if key.endswith("_sq") else 0
             assert np.allclose(value.numpy()[~kept], mean, rtol=1e-6, atol=0), (name, key)
