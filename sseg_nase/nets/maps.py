@@ -178,6 +178,17 @@ def layer(dims: int, makes: Sequence[str] = (), reads: Sequence[str] = ()) -> Wi
     return Wires((first, second) if second else (first,) if first else ())
 
 
+def module(name: str, makes: Sequence[str], reads: Sequence[str] = ()) -> dict[str, Wires]:
+    """Of a convolution, a linear layer or a norm: its weight, and what else has an entry per
+    channel.
+
+    A depthwise convolution and a norm read nothing: they act on each channel alone.
+    """
+    others = ("bias", "running_mean", "running_var")
+    found = {f"{name}.{part}": layer(1, makes) for part in others}
+    return {f"{name}.weight": layer(2, makes, reads), **found}
+
+
 @dataclass(frozen=True)
 class Along:
     """A dimension of a tensor with the map of its channels; `reads` as in `Axis`."""
@@ -337,7 +348,7 @@ def _move(tensor_map: TensorMap, source: Tensor, target: Tensor, like: str) -> T
             rows = new.movedim(dim, 0)
             jitter = torch.randn(len(repeated), *rows.shape[1:], generator=generator)
             rows[repeated] *= 1 + tensor_map.noise * jitter.to(device=new.device, dtype=new.dtype)
-    if like == VALUE and new.dim() > 1 and not tensor_map.blank:
+    if like == VALUE and not tensor_map.blank:
         _pair(new, drawn, source, tensor_map)
     return new
 
@@ -356,8 +367,8 @@ def _pair(new: Tensor, drawn: Tensor, source: Tensor, tensor_map: TensorMap) -> 
     for dim, out in tensor_map.made:
         if out.pairs:
             first, second = torch.tensor(out.pairs).unbind(1)
-            rows = new.movedim(dim, 0)
-            v = _sized(drawn.movedim(dim, 0)[first], source)
+            rows, v = new.movedim(dim, 0), drawn.movedim(dim, 0)[first]
+            v = _sized(v, source) if new.dim() > 1 else v  # of norms and biases as they begin
             rows[first], rows[second] = v, v
 
 

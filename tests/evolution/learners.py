@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from sseg_nase.evolution.operators import TrainingState
 from sseg_nase.hardware.complexity import count_macs
-from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.evolvable import EvolvableCNN, Learner, ProjectionHead
+from sseg_nase.nets.building import described
+from sseg_nase.nets.description import Description
+from sseg_nase.nets.evolvable import Learner, ProjectionHead
 from sseg_nase.nets.maps import NEW, READS_FEATURES, ChannelMap, TensorMap, wired
 from sseg_nase.nets.mutation import Mutation
 
@@ -36,20 +37,20 @@ def scramble(module: nn.Module, seed: int) -> None:
     random_numbers = generator(seed)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
-            if ("norm" in name or "bias" in name) and tensor.dim():
+            if any(part in name for part in ("norm", "bn", "bias")) and tensor.dim():
                 noise = torch.rand(tensor.shape, generator=random_numbers, dtype=tensor.dtype)
                 tensor.copy_(noise - 0.5 if "bias" in name or "mean" in name else noise + 0.5)
 
 
-def make_learner(architecture: Architecture, seed: int) -> Learner:
-    backbone = EvolvableCNN(architecture, generator=generator(seed))
+def make_learner(architecture: Description, seed: int) -> Learner:
+    backbone = architecture.network(generator(seed))
     head = ProjectionHead(architecture.features, 11, 7, generator=generator(seed + 1))
     learner = Learner(backbone, head).double()
     scramble(learner, seed + 2)
     return learner
 
 
-def make_images(architecture: Architecture, seed: int, count: int = 6) -> Tensor:
+def make_images(architecture: Description, seed: int, count: int = 6) -> Tensor:
     shape = (count, 3, architecture.resolution, architecture.resolution)
     return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
 
@@ -67,7 +68,9 @@ def projections_of(
     mode = learner.training
     buffers = [(b, b.clone()) for b in learner.buffers()] if training else []
     with torch.no_grad():
-        projections = learner.train(training).head(learner.backbone(images, masks=masks))
+        net = learner.train(training).backbone
+        features = net(images) if masks is None else net.masked(images, masks)
+        projections = learner.head(features)
         for buffer, kept in buffers:
             buffer.copy_(kept)
     learner.train(mode)
@@ -104,13 +107,13 @@ def assert_same(first: TrainingState, second: TrainingState) -> None:
             assert torch.equal(value, other) if isinstance(value, Tensor) else value == other
 
 
-def check_counts(learner: Learner, architecture: Architecture) -> None:
+def check_counts(learner: Learner, architecture: Description) -> None:
     """The formulas against the network, which the description alone builds again."""
     backbone = learner.backbone
     assert backbone.architecture == architecture
     assert architecture.params == sum(p.numel() for p in backbone.parameters())
     assert architecture.macs() == count_macs(backbone, architecture.resolution)
-    again = EvolvableCNN(Architecture.from_dict(json.loads(json.dumps(architecture.to_dict()))))
+    again = described(json.loads(json.dumps(architecture.to_dict()))).network(None)
     shapes = {name: tensor.shape for name, tensor in again.state_dict().items()}
     assert shapes == {name: tensor.shape for name, tensor in backbone.state_dict().items()}
 

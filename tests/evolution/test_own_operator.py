@@ -90,9 +90,7 @@ def test_a_kind_that_nobody_defined_is_named() -> None:
     with pytest.raises(UserError, match=r"'MIRROR': accepted GROW, WIDEN, PRUNE"):
         kinds.kind_of("MIRROR")
     assert _target("MIRROR", {"axis": "a"}) == '{"axis": "a"}'  # a report of it can still be made
-    with pytest.raises(
-        UserError, match=r"'mirror' is none; accepted grow, widen"
-    ):
+    with pytest.raises(UserError, match=r"'mirror' is none; accepted grow, widen"):
         refusals(Architecture.seed([4], resolution=8), ["mirror"])
 
 
