@@ -23,6 +23,7 @@ from sseg_nase.evolution.selection import (
     candidates,
     paired,
     penalty,
+    refusals,
 )
 from sseg_nase.finite import finite
 from sseg_nase.nets.mutations.operator import Caps, Options
@@ -94,6 +95,8 @@ def _rounded(blocks: Iterable[Tensor]) -> list[list[float | None]]:
 
 class Evolve(Intervention):
     """SSEG: on a plateau with a teacher gap, the fittest of GROW, WIDEN and no mutation.
+
+    An operator that has no rule for such a network makes no candidate: the trigger says why.
 
     Should evolve = plateau ∧ gap > τ; without a teacher the plateau alone decides. The gap is
     `Probe.gap`, measured when all else allows a mutation. One is made if, beyond the error, it is
@@ -180,8 +183,9 @@ class Evolve(Intervention):
         )
         if not _all_finite(scores):
             return Decision(None, {"reason": NO_IMPORTANCE, **trigger})
+        architecture = trainer.networks.architecture
         found = candidates(
-            trainer.networks.architecture,
+            architecture,
             operators=evolution.operators,
             sensitivity=sensitivity(scores),
             options=self.options,
@@ -190,6 +194,8 @@ class Evolve(Intervention):
             recent=accepted_kinds(trainer.progress.history),
             max_repeats=evolution.max_repeats,
         )
+        if refused := refusals(architecture, evolution.operators):
+            trigger["no_rule"] = "; ".join(refused)
         if not found:
             return Decision(None, {"reason": "every candidate is over a hard cap", **trigger})
         self.tried = epoch
@@ -201,7 +207,7 @@ class Evolve(Intervention):
             lr=trainer.learning_rate,
             new_lr_ratio=evolution.trial_new_lr_ratio,
         )
-        now = penalty(trainer.networks.architecture, self.caps)
+        now = penalty(architecture, self.caps)
         judged, unfit = [], []
         for candidate, mutant in zip(found, mutants, strict=True):
             dearer = penalty(candidate.after, self.caps) - now

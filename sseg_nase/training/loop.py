@@ -249,9 +249,10 @@ class Trainer:
         doubt = self.guard.check_epoch(total, self._parts(), f"in {self._place()}")
         if doubt is not None:
             self.sink.event("warning", {"text": doubt})
+        architecture = self.networks.architecture
         self.means = EpochMeans(
             self.feed.schedule.level,
-            self.networks.architecture.channels,
+            tuple(architecture.axes.values()) or architecture.channels,
             total,
             contrastive,
             None if self.networks.teacher is None else gap,

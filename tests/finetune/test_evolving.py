@@ -290,7 +290,7 @@ def test_growth_goes_on_bit_for_bit(tmp_path: Path) -> None:
         (["finetune=linear", "sparsity=nase", "sparsity.rollback_grace_epochs=2"], "at once"),
         (["finetune=linear", "finetune.evolve=false"], "finetune.evolve=true"),
         (["finetune=linear", "backbone=resnet12_quarter", "backbone.channels=[8,8,8,8]"],
-         "does not evolve"),
+         "no rule for more blocks"),
     ],
 )  # fmt: skip
 def test_what_cannot_evolve_is_refused(overrides: list[str], said: str) -> None:

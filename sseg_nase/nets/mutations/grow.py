@@ -264,7 +264,7 @@ def _refusal(before: Description) -> str | None:
     if isinstance(before, Architecture):
         return None
     can = (
-        "it can be widened and pruned: evolution.operators=[widen], sparsity=nase"
+        "it can be widened (evolution.operators=[widen]) and pruned (sparsity=nase)"
         if before.axes
         else "it does not tell the axes of its tensors, so it can be neither widened nor pruned"
     )

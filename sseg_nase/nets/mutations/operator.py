@@ -31,21 +31,33 @@ class Caps:
         e = evolution
         return cls(e.max_blocks, e.max_channels, e.max_params, e.max_flops, e.cap_resolution)
 
-    def violation(self, architecture: Description) -> str | None:
-        """What `architecture` exceeds, in words, or None. Limits on params and flops are strict."""
-        flops = 2 * architecture.macs(self.at(architecture))
-        params = architecture.params
-        widest = max(*architecture.channels, *architecture.axes.values())
-        limits = {
-            "blocks": (len(architecture.channels), self.max_blocks, "over"),
-            "channels": (widest, self.max_channels, "over"),
-            "params": (params, self.max_params, "not under"),
-            f"flops at {self.at(architecture)} px": (flops, self.max_flops, "not under"),
+    def exceeded(self, architecture: Description) -> tuple[str, str, str] | None:
+        """The name of a limit that is exceeded, what of `architecture` it holds for, in words, and
+        by how it is; None where all is within.
+
+        Limits on params and flops are strict.
+        """
+        at = self.at(architecture)
+        flops, widest = 2 * architecture.macs(at), [*architecture.channels]
+        widest += architecture.axes.values()
+        figures = {
+            "max_blocks": ("blocks", len(architecture.channels), "over"),
+            "max_channels": ("channels", max(widest), "over"),
+            "max_params": ("params", architecture.params, "not under"),
+            "max_flops": (f"flops at {at} px", flops, "not under"),
         }
-        for what, (value, cap, relation) in limits.items():
+        for limit, (what, value, relation) in figures.items():
+            cap = getattr(self, limit)
             if value > cap or (value == cap and relation == "not under"):
-                return f"{what} {value:,} {relation} the cap of {cap:,}"
+                return limit, f"{what} {value:,}", relation
         return None
+
+    def violation(self, architecture: Description) -> str | None:
+        """What `architecture` exceeds, in words, or None."""
+        if (found := self.exceeded(architecture)) is None:
+            return None
+        limit, figure, relation = found
+        return f"{figure} {relation} the cap of {getattr(self, limit):,}"
 
     def at(self, architecture: Description) -> int:
         """The image size at which flops are counted: one that the network takes.
