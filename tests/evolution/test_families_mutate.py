@@ -39,6 +39,7 @@ from sseg_nase.nets.mutation import Mutation
 from sseg_nase.nets.mutations.operator import rebuild
 from sseg_nase.nets.mutations.prune import prune
 from sseg_nase.nets.mutations.widen import widen
+from sseg_nase.nets.searched import IMAGE, Plan, SearchedArchitecture
 
 MUTATIONS = 5
 EXACT = 1e-11  # relative, in float64
@@ -69,13 +70,44 @@ def vit(rng: random.Random) -> Description:
     return ViTArchitecture("vit_small", 8, 3, 4, hidden=8, layers=2, heads=2, mlp=rng.randint(2, 6))
 
 
+def depthwise(rng: random.Random) -> Description:
+    """Inverted residuals, depthwise separable convolutions, pooling and sums."""
+    plan, wide = Plan(), rng.randint(2, 5)
+    last = plan.add("stem.conv", "conv", IMAGE, wide)
+    for number in range(rng.randint(2, 3)):
+        kind = rng.choice(("mb3_3", "irb_e6", "ds_conv"))
+        if rng.random() < 0.5:
+            wide = rng.randint(2, 5)
+            last = plan.add(f"down{number}", kind, last, wide, 2)
+        if rng.random() < 0.7:
+            last = plan.add(f"same{number}", rng.choice(("mb3_3", "irb_e6")), last, wide)
+        branches = [
+            plan.add(f"cell{number}.{place}", op, last, wide)
+            for place, op in enumerate(("nor_conv_3x3", "skip_connect", "avg_pool_3x3"))
+        ]
+        joined = rng.choice(("sum", "concat"))
+        out = wide if joined == "sum" else 3 * wide
+        last = plan.add(f"cell{number}.out", "norm_relu", branches, out, join=joined)
+        wide = out
+    return SearchedArchitecture("searched", 8, 3, nodes=tuple(plan.nodes))
+
+
 FAMILIES: dict[str, Callable[[random.Random], Description]] = {
     "resnet12": resnet12,
     "basic": basic,
     "bottleneck": bottleneck,
     "vit": vit,
+    "depthwise": depthwise,
 }
-QUICK = [("resnet12", 0), ("resnet12", 1), ("basic", 0), ("bottleneck", 0), ("vit", 0), ("vit", 1)]
+QUICK = [
+    ("resnet12", 0),
+    ("resnet12", 1),
+    ("basic", 0),
+    ("bottleneck", 0),
+    ("vit", 0),
+    ("vit", 1),
+    ("depthwise", 1),
+]
 CASES = [
     pytest.param(family, seed, marks=() if (family, seed) in QUICK else pytest.mark.slow)
     for family in FAMILIES
