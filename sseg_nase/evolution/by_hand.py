@@ -182,9 +182,9 @@ def _evolved(
     if teacher is not None:
         assert after.teacher is not None
         following = build(mutation.after)
-        following.load_state_dict(dict(after.teacher))
         like = next(teacher.parameters())
         following.to(device=like.device, dtype=like.dtype).train(teacher.training)
+        following.load_state_dict(dict(after.teacher))
         _take_over(following, teacher, alike)
         teacher = following
     return Evolved(student, record, optimizer, teacher)
