@@ -122,10 +122,10 @@ def macs_by_epoch(config: Config) -> list[int]:
         networks=SimpleNamespace(evolving=architecture),
     )
     for epoch in range(epochs):
-        found.append(trainer.networks.evolving.macs(side))
+        found.append(trainer.networks.architecture.macs(side))
         trainer.progress.epoch = epoch
         if epoch + 1 < epochs and (grown := expand.decide(trainer).mutation) is not None:
-            trainer.networks.evolving = grown.after
+            trainer.networks.architecture = grown.after
     return found
 
 

@@ -25,7 +25,11 @@ from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.building import build
 from sseg_nase.nets.description import Description
 from sseg_nase.nets.fixed import ResNet12Architecture, ViTArchitecture
+from sseg_nase.reporting.markdown import as_markdown
+from sseg_nase.reporting.run_report import document
 from sseg_nase.run import run
+from sseg_nase.rundir.record import read_run
+from sseg_nase.stages.replaying import replayed
 from sseg_nase.training import checkpoint
 from sseg_nase.training.interruption import Interrupted, Interruption
 
@@ -124,9 +128,55 @@ def test_a_checkpoint_that_does_not_fit_is_refused(
         assert part in str(refused.value)
 
 
-def test_there_is_nothing_to_replay(trained: Path) -> None:
-    with pytest.raises(UserError, match=r"resnet12_quarter, which does not evolve.*nothing to re"):
-        ran("task=replay", f"run={trained}")
+def test_what_was_not_mutated_is_replayed_as_it_began(trained: Path) -> None:
+    replayed = ran("task=replay", f"run={trained}")
+    events = [json.loads(line) for line in (replayed / "events.jsonl").read_text().splitlines()]
+    assert not [line for line in events if line["kind"] == "mutation"]
+
+
+EVOLVING = [
+    "backbone=resnet12_quarter", "backbone.channels=[6,6,8,8]", "evolution=sseg", "sparsity=nase",
+    "sparsity.min_channels=2", "sparsity.round_to=1", "pretrain.epochs=5",
+]  # fmt: skip
+
+
+def test_a_family_is_widened_and_pruned_and_says_why_it_does_not_grow(tmp_path: Path) -> None:
+    directory = ran(*EVOLVING)
+    lines = (directory / "mutations.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert {record["kind"] for record in records if record["accepted"]} == {"WIDEN", "PRUNE"}
+    why = "GROW: there is no rule for more blocks in resnet12_quarter; it can be widened"
+    assert any(text.startswith(why) for text in messages(directory))
+    grown = [record["trigger"] for record in records if record["kind"] == "WIDEN"]
+    assert all(trigger["no_rule"].startswith(why) for trigger in grown)
+    architectures = replayed(directory)[1]
+    backbone = checkpoint.backbone_of(directory / "checkpoints" / "last.pt")
+    assert backbone.architecture == architectures[-1]
+    assert architectures[-1].axes != architectures[0].axes
+    assert sum(p.numel() for p in backbone.parameters()) == architectures[-1].params
+    told = results(directory)
+    assert told["architecture"] == architectures[-1].summary()
+    text = as_markdown(document(read_run(directory)), tmp_path)
+    assert "channels removed" in text
+    assert "blocks.0" in text
+
+
+@pytest.mark.slow
+def test_a_family_that_evolves_goes_on_as_if_never_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = checkpoint.load(ran(*EVOLVING) / "checkpoints" / "last.pt")
+    known = set((tmp_path / "runs" / "debug").iterdir())
+    with monkeypatch.context() as patched:
+        stop_after(17, patched)
+        with pytest.raises(Interrupted):
+            ran(*EVOLVING)
+    (stopped,) = set((tmp_path / "runs" / "debug").iterdir()) - known
+    ran(*EVOLVING, f"resume={stopped}")
+    resumed = checkpoint.load(stopped / "checkpoints" / "last.pt")
+    assert [r["kind"] for r in resumed["history"]] == [r["kind"] for r in whole["history"]]
+    for name, tensor in whole["student"].items():
+        assert torch.equal(tensor, resumed["student"][name]), name
 
 
 def change_name(state: dict[str, Any]) -> None:

@@ -5,8 +5,11 @@ Which room may import which is held by import-linter (pyproject.toml), in `make 
 
 from __future__ import annotations
 
+import ast
 import re
 from collections import Counter
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from sseg_nase.provenance import PACKAGE
@@ -14,6 +17,7 @@ from sseg_nase.rundir import names, status
 
 # config/ stands below the room of a run's files; conf/config.yaml is no file of a run.
 BELOW = ("config/compose.py", "config/layout.py")
+FILES = sorted(PACKAGE.rglob("*.py"))
 
 
 def test_the_files_of_a_run_have_one_room() -> None:
@@ -38,6 +42,37 @@ def test_how_a_run_ends_is_said_in_one_place() -> None:
         if assigned.search(path.read_text(encoding="utf-8"))
     ]
     assert found == ["rundir/status.py"]
+
+
+@cache
+def parsed(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def strings(path: Path) -> Iterator[str]:
+    """Every string of a module but docstrings."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {
+        id(node.body[0].value)
+        for node in parsed(path)
+        if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    for node in parsed(path):
+        text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if text and id(node) not in docstrings:
+            yield node.value
+
+
+def test_only_operators_name_their_kinds() -> None:
+    """What a kind is called, coded and verified by is asked of `kinds`, so that a new one is one
+    file."""
+    named = {
+        f"{path.relative_to(PACKAGE)}: {text}"
+        for path in FILES
+        for text in strings(path)
+        if text in ("GROW", "WIDEN", "PRUNE") and path.parent != PACKAGE / "nets" / "mutations"
+    }
+    assert named == set()
 
 
 def test_no_two_files_of_tests_share_a_name() -> None:

@@ -744,10 +744,8 @@ def _backbone(config: Config) -> Iterator[str]:
             f"backbone.imports={backbone.imports}: it has no effect with backbone={backbone.name}; "
             "choose backbone=searched or leave it out."
         )
-    parts = [part for part in ("evolution", "sparsity") if getattr(config, part).enabled]
-    if backbone.name not in EVOLVABLE and parts and config.task == "pipeline":
-        missing = " ".join(f"{part}=none" for part in parts)
-        yield f"backbone={backbone.name}: it does not evolve and is not pruned; add {missing}."
+    if config.task == "pipeline":
+        yield from _mutated(config)
     if backbone.channels == []:
         yield "backbone.channels=[]: at least one block is needed, such as [16,32,64]."
     elif backbone.name in RESNET12 and backbone.channels and len(backbone.channels) != 4:
@@ -762,6 +760,26 @@ def _backbone(config: Config) -> Iterator[str]:
         yield (
             f"backbone.patch_size={patch}: it must divide dataset.image_size={dataset.image_size}; "
             f"set one of {fitting}, or another dataset.image_size."
+        )
+
+
+def _mutated(config: Config) -> Iterator[str]:
+    """What evolution and sparsity can do to the backbone: only chains of blocks have a rule for
+    more of them."""
+    backbone, evolution = config.backbone, config.evolution
+    parts = [part for part in ("evolution", "sparsity") if getattr(config, part).enabled]
+    if backbone.name == SEARCHED and parts:
+        missing = " ".join(f"{part}=none" for part in parts)
+        yield f"backbone={backbone.name}: it does not evolve and is not pruned; add {missing}."
+    if backbone.name in (*EVOLVABLE, SEARCHED) or not evolution.enabled:
+        return
+    can = f"there is no rule for more blocks in backbone={backbone.name}, only for its widths"
+    if evolution.order != "trials":
+        yield f"evolution.order={evolution.order}: {can}; add evolution=sseg, or evolution=none."
+    elif set(evolution.operators) == {"grow"}:
+        yield (
+            f"evolution.operators={evolution.operators}: {can}; set evolution.operators=[widen], "
+            "or add evolution=none."
         )
 
 

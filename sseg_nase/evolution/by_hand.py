@@ -22,9 +22,13 @@ from sseg_nase.evolution.operators import (
     named_moments,
     perform,
 )
-from sseg_nase.nets import mutation as mutations
-from sseg_nase.nets.evolvable import EvolvableCNN, Learner
+from sseg_nase.nets.backbone import Backbone
+from sseg_nase.nets.building import build
+from sseg_nase.nets.evolvable import Learner
 from sseg_nase.nets.mutation import Mutation
+from sseg_nase.nets.mutations import grow as growing
+from sseg_nase.nets.mutations import prune as pruning
+from sseg_nase.nets.mutations import widen as widening
 
 
 class Evolved(NamedTuple):
@@ -35,14 +39,14 @@ class Evolved(NamedTuple):
     `teacher`: those that were given, for the mutated network; None where none was given.
     """
 
-    network: EvolvableCNN
+    network: Backbone
     record: MutationRecord
     optimizer: Optimizer | None
-    teacher: EvolvableCNN | None
+    teacher: Backbone | None
 
 
 def grow(
-    network: EvolvableCNN,
+    network: Backbone,
     out_channels: int | None = None,
     *,
     position: int | None = None,
@@ -50,7 +54,7 @@ def grow(
     mode: str = "preserve",
     seed: int = 0,
     optimizer: Optimizer | None = None,
-    teacher: EvolvableCNN | None = None,
+    teacher: Backbone | None = None,
     images: Tensor | None = None,
 ) -> Evolved:
     """GROW: one block more, with `out_channels` (default: as many as come in).
@@ -63,7 +67,7 @@ def grow(
     architecture) go along. With `images` `[B, C, S, S]`, normalised as for training, the record
     tells how much the embeddings changed: ‖f' − f‖ / ‖f‖. Raises `UserError` for what cannot be.
     """
-    mutation = mutations.grow(
+    mutation = growing.grow(
         network.architecture,
         out_channels=out_channels,
         position=position,
@@ -75,12 +79,12 @@ def grow(
 
 
 def grow_stages(
-    network: EvolvableCNN,
+    network: Backbone,
     *,
     most: int | None = None,
     seed: int = 0,
     optimizer: Optimizer | None = None,
-    teacher: EvolvableCNN | None = None,
+    teacher: Backbone | None = None,
     images: Tensor | None = None,
 ) -> Evolved:
     """GROW in every stage at once: a residual block at the end of each, before its pooling.
@@ -88,13 +92,13 @@ def grow_stages(
     A stage is the blocks that compute on maps of one size; one that has `most` blocks stays as it
     is. The function stays as it was. The rest is as in `grow`.
     """
-    mutation = mutations.grow_stages(network.architecture, most=most, seed=seed)
+    mutation = growing.grow_stages(network.architecture, most=most, seed=seed)
     return _evolved(mutation, network, optimizer, teacher, images)
 
 
 def widen(
-    network: EvolvableCNN,
-    block: int | None,
+    network: Backbone,
+    block: int | str | None,
     *,
     ratio: float = 1.5,
     channels: int | Sequence[int] | None = None,
@@ -102,11 +106,13 @@ def widen(
     noise: float = 0.0,
     seed: int = 0,
     optimizer: Optimizer | None = None,
-    teacher: EvolvableCNN | None = None,
+    teacher: Backbone | None = None,
     images: Tensor | None = None,
 ) -> Evolved:
     """WIDEN: more channels for `block`, counted from 0, or, with None, for all of them.
 
+    Of a network that is no chain of blocks, `block` is one of its named axes
+    (`network.architecture.axes`), by number or name.
     `channels`: how many it has then (for all blocks: a list), instead of `ratio` times what it has.
     mode `duplicate`: new channels repeat old ones, with `noise` relative noise on the copies, and
     what follows divides by the number of copies; mode `zero`: they are newly initialised, and what
@@ -114,7 +120,7 @@ def widen(
     them with Z and −Z (Yuan et al. 2023). Without noise the function stays as it was; widening the
     last block gives more features. The rest is as in `grow` (Chen et al. 2016, Net2Net).
     """
-    mutation = mutations.widen(
+    mutation = widening.widen(
         network.architecture,
         block,
         ratio=ratio,
@@ -127,29 +133,28 @@ def widen(
 
 
 def prune(
-    network: EvolvableCNN,
+    network: Backbone,
     kept: Sequence[Sequence[int]],
     *,
     optimizer: Optimizer | None = None,
-    teacher: EvolvableCNN | None = None,
+    teacher: Backbone | None = None,
     images: Tensor | None = None,
 ) -> Evolved:
     """PRUNE: keep the channels `kept[b]` of every block b, as `ComplementaryMasks.kept` lists them.
 
-    The result computes what `network(x, masks=masks.positive)` does; its embedding lacks the
+    Of a network that is no chain of blocks: of every named axis. The result computes what
+    `network.masked(x, masks.positive)` does; its embedding lacks the
     features of channels that the last block has lost. BN's statistics are those of before:
     `recalibrate` takes them anew. The rest is as in `grow`.
     """
-    return _evolved(
-        mutations.prune(network.architecture, kept), network, optimizer, teacher, images
-    )
+    return _evolved(pruning.prune(network.architecture, kept), network, optimizer, teacher, images)
 
 
 def _evolved(
     mutation: Mutation,
-    network: EvolvableCNN,
+    network: Backbone,
     optimizer: Optimizer | None,
-    teacher: EvolvableCNN | None,
+    teacher: Backbone | None,
     images: Tensor | None,
 ) -> Evolved:
     if teacher is not None and teacher.architecture != network.architecture:
@@ -169,7 +174,6 @@ def _evolved(
         raise UserError(f"optimizer: {error.args[0]}") from error
     mutated = build_learner(mutation, after, like=network)
     student = mutated.backbone
-    assert isinstance(student, EvolvableCNN)
     alike = _alike(mutation)
     _take_over(student, network, alike)
     if optimizer is not None:
@@ -177,10 +181,10 @@ def _evolved(
         load_moments(optimizer, mutated, after.moments)
     if teacher is not None:
         assert after.teacher is not None
-        following = EvolvableCNN(mutation.after)
-        following.load_state_dict(dict(after.teacher))
+        following = build(mutation.after)
         like = next(teacher.parameters())
         following.to(device=like.device, dtype=like.dtype).train(teacher.training)
+        following.load_state_dict(dict(after.teacher))
         _take_over(following, teacher, alike)
         teacher = following
     return Evolved(student, record, optimizer, teacher)
@@ -191,14 +195,14 @@ def _alike(mutation: Mutation) -> dict[str, str]:
 
     For a new block's it is the like of it in the block that was the last one.
     """
-    last = f"blocks.{len(mutation.before.blocks) - 1}"
+    last = f"blocks.{len(mutation.before.axes) - 1}"
     return {
         name: tensor_map.source or f"{last}.{name.split('.', 2)[2]}"
         for name, tensor_map in mutation.maps.items()
     }
 
 
-def _take_over(new: EvolvableCNN, old: EvolvableCNN, alike: Mapping[str, str]) -> None:
+def _take_over(new: Backbone, old: Backbone, alike: Mapping[str, str]) -> None:
     """What a network is set to, beside its architecture and weights."""
     learnt = {name: parameter.requires_grad for name, parameter in old.named_parameters()}
     for name, parameter in new.named_parameters():
@@ -220,7 +224,7 @@ def _fitting(optimizer: Optimizer, learner: Learner) -> Optimizer:
 
 
 def _regrouped(
-    optimizer: Optimizer, old: EvolvableCNN, new: EvolvableCNN, alike: Mapping[str, str]
+    optimizer: Optimizer, old: Backbone, new: Backbone, alike: Mapping[str, str]
 ) -> Optimizer:
     """An optimizer of the same kind over `new`, with the groups of `optimizer` and no state.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sseg_nase.nets.architecture import Architecture
+from sseg_nase.kinds import kind_of
 from sseg_nase.nets.description import Description
 
 
@@ -48,15 +48,15 @@ class MutationRecord:
         return cls(**data)
 
 
-def counts(architecture: Architecture) -> dict[str, Any]:
+def counts(architecture: Description) -> dict[str, Any]:
     """The counts a record holds before and after."""
     summary = architecture.summary()
     return {key: summary[key] for key in ("blocks", "channels", "params", "macs")}
 
 
 def accepted_kinds(history: Sequence[MutationRecord]) -> list[str]:
-    """Kinds of the accepted growth steps, oldest first (PRUNE takes no part in taking turns)."""
-    return [r.kind for r in history if r.accepted and r.kind != "PRUNE"]
+    """Kinds of the accepted growth steps, oldest first; what removes does not take turns."""
+    return [r.kind for r in history if r.accepted and not kind_of(r.kind).removes]
 
 
 def architecture_figures(
@@ -64,20 +64,16 @@ def architecture_figures(
 ) -> dict[str, float]:
     """What is logged of an architecture that is trained, `arch/*`; `history`: of its run."""
     removed, channels = removed_channels(history), architecture.channels
+    width = sum(architecture.axes.values())
     return {
         "arch/params": architecture.params,
         "arch/macs": architecture.macs(),
         "arch/blocks": len(channels),
         "arch/width": max(channels),
-        "arch/sparsity": removed / (sum(channels) + removed),
+        "arch/sparsity": removed / (width + removed) if width else 0.0,
     }
 
 
 def removed_channels(history: Sequence[MutationRecord]) -> int:
     """How many channels were pruned for good."""
-    return sum(
-        len(channels)
-        for record in history
-        if record.accepted and record.kind == "PRUNE"
-        for channels in record.target["removed"].values()
-    )
+    return sum(kind_of(record.kind).removed(record.target) for record in history if record.accepted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from sseg_nase.evolution.history import MutationRecord, counts
 from sseg_nase.nets.building import build
 from sseg_nase.nets.description import Description
-from sseg_nase.nets.evolvable import Learner, fresh_state, head_shaped
-from sseg_nase.nets.mutation import (
+from sseg_nase.nets.evolvable import Learner, head_shaped
+from sseg_nase.nets.maps import (
     GRADIENT,
     NEW,
     SQUARED_GRADIENT,
-    ChannelMap,
-    Mutation,
-    TensorMap,
+    Tensors,
     carry,
+    settled,
+    upon,
 )
+from sseg_nase.nets.mutation import Mutation, fresh_state
 
 Named = TypeVar("Named")
 
@@ -52,50 +53,95 @@ class TrainingState:
 
 
 def apply(
-    mutation: Mutation,
-    state: TrainingState,
-    *,
-    head: Mapping[str, Tensor] | None = None,
-    follows: Mapping[str, ChannelMap] | None = None,
+    mutation: Mutation, state: TrainingState, *, head: nn.Module | None = None
 ) -> TrainingState:
     """Return `state` after `mutation`; the given state is left as it was.
 
-    With a head that is no `Learner`'s, `head` is a new one's state dict, for `mutation.after`, and
-    `follows` is as in `Mutation.learner_maps`.
+    `head`: a new one for `mutation.after`, where it is no `Learner`'s; its weights are what new
+    entries start from.
 
     Optimizer state is kept for entries that survive, and moved with them; the step count stays. New
     entries have a first moment of 0 and, as second one, the mean of the entries beside them that
-    survive: at 0 it would lack the correction of Adam's first steps, which the old count takes for
-    done, and those steps were 3 to 6 times too long. Parameters of a new block have no state yet.
-    Raises `KeyError` when a tensor of the state is not one that the mutation knows.
+    survive (`maps.settled`). Parameters of a new block have no state yet. Raises `KeyError` when a
+    tensor of the state is not one that the mutation knows.
     """
-    if head is None:
-        fresh = _fresh_learner(mutation, state.student)
-    else:
-        fresh = _named({"backbone": fresh_state(mutation), "head": head})
-    maps = mutation.learner_maps(list(fresh), follows)
-    _check_known(maps, state.student, "the student's")
-    _check_known(maps, state.moments, "the optimizer state's")
-    _check_known(mutation.maps, state.teacher or {}, "the teacher's")
-    student = carry(maps, state.student, fresh)
-    teacher = None
-    if state.teacher is not None:
-        teacher = carry(mutation.maps, state.teacher, fresh_state(mutation))
-    teacher_head = None
-    if state.teacher_head is not None:
-        old = {f"head.{name}": tensor for name, tensor in state.teacher_head.items()}
-        _check_known(maps, old, "the teacher's")
-        fresh_head = {name: tensor for name, tensor in fresh.items() if name.startswith("head.")}
-        teacher_head = _part("head", carry(maps, old, fresh_head))
-    moments = {}
-    for name in fresh:
-        source = maps[name].source
-        if source is not None and source in state.moments:
-            moments[name] = {
-                key: _carry_moment(key, value, maps[name], fresh[name])
-                for key, value in state.moments[source].items()
-            }
-    return TrainingState(student, teacher, moments, teacher_head, dict(state.memory))
+    parts = _fresh_parts(mutation, state.student) if head is None else {"head": head}
+    maps = mutation.learner_maps(upon(parts, mutation.after.embedding_axis))
+    backbone = _named({"backbone": fresh_state(mutation)})
+    fresh_head = _named({"head": parts["head"].state_dict()})
+    fresh = backbone | _named({name: part.state_dict() for name, part in parts.items()})
+    bundle = {"student": Tensors(state.student, fresh)}
+    teacher = _teacher(state)
+    if teacher:
+        theirs = backbone if state.teacher_head is None else backbone | fresh_head
+        bundle["teacher"] = Tensors(teacher, theirs)
+    sources = {name: maps[name].source for name in fresh}
+    bundle |= _moments(state.moments, fresh, sources)
+    carried = carry(maps, bundle)
+    moments: dict[str, dict[str, Any]] = {
+        name: {k: v if k in MOMENTS else _copied(v) for k, v in state.moments[source].items()}
+        for name, source in sources.items()
+        if source is not None and source in state.moments
+    }
+    for key, like in MOMENTS.items():
+        for name, moment in carried.get(_of_optimizer(key), {}).items():
+            squared = like == SQUARED_GRADIENT
+            moments[name][key] = settled(moment, maps[name]) if squared else moment
+    followed = carried.get("teacher", {})
+    return TrainingState(
+        carried["student"],
+        None if state.teacher is None else _part("backbone", followed),
+        moments,
+        None if state.teacher_head is None else _part("head", followed),
+        dict(state.memory),
+    )
+
+
+def _teacher(state: TrainingState) -> dict[str, Tensor]:
+    """The teacher's tensors under the names that the student's have."""
+    parts = {"backbone": state.teacher, "head": state.teacher_head}
+    return _named({name: tensors for name, tensors in parts.items() if tensors is not None})
+
+
+def _moments(
+    moments: Mapping[str, Mapping[str, Any]],
+    fresh: Mapping[str, Tensor],
+    sources: Mapping[str, str | None],
+) -> dict[str, Tensors]:
+    """The optimizer's state that moves with its weights, one part per key."""
+    keys = dict.fromkeys(key for each in moments.values() for key in each)
+    unknown = [key for key in keys if key != "step" and key not in MOMENTS and _moves(moments, key)]
+    if unknown:
+        raise KeyError(
+            f"optimizer state '{unknown[0]}' has no rule; known: step, {', '.join(MOMENTS)}"
+        )
+    known = set(sources.values())
+    strangers = sorted(name for name in moments if name not in known)
+    if strangers:
+        raise KeyError(f"the mutation does not know the optimizer state's {', '.join(strangers)}")
+    bundle = {}
+    for key, like in MOMENTS.items():
+        old = {name: each[key] for name, each in moments.items() if each.get(key) is not None}
+        zeros = {
+            name: torch.zeros(fresh[name].shape, dtype=old[source].dtype)
+            for name, source in sources.items()
+            if source is not None and source in old
+        }
+        if old:
+            bundle[_of_optimizer(key)] = Tensors(old, zeros, like)
+    return bundle
+
+
+def _moves(moments: Mapping[str, Mapping[str, Any]], key: str) -> bool:
+    return any(each.get(key) is not None for each in moments.values())
+
+
+def _of_optimizer(key: str) -> str:
+    return f"optimizer state {key}"
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def perform(
@@ -153,59 +199,24 @@ def output_change(mutation: Mutation, f: Tensor, f_new: Tensor, *, embeddings: b
     return ((f_new - f).norm() / f.norm().clamp_min(1e-12)).item()
 
 
-def _check_known(maps: Mapping[str, TensorMap], names: Iterable[str], whose: str) -> None:
-    unknown = sorted(set(names) - {m.source for m in maps.values()})
-    if unknown:
-        raise KeyError(f"the mutation does not know {whose} {', '.join(unknown)}")
-
-
-def _carry_moment(key: str, value: Any, tensor_map: TensorMap, fresh: Tensor) -> Any:
-    if key == "step" or value is None:
-        return value.clone() if isinstance(value, Tensor) else value
-    if key not in MOMENTS:
-        raise KeyError(f"optimizer state '{key}' has no rule; known: step, {', '.join(MOMENTS)}")
-    assert tensor_map.source is not None
-    zeros = {"": torch.zeros(fresh.shape, dtype=value.dtype)}
-
-    def carried(moment: Tensor) -> Tensor:
-        assert tensor_map.source is not None
-        return carry({"": tensor_map}, {tensor_map.source: moment}, zeros, like=MOMENTS[key])[""]
-
-    moment = carried(value)
-    if MOMENTS[key] != SQUARED_GRADIENT:
-        return moment
-    new = carried(torch.ones_like(value)) == 0
-    if not new.any() or new.all():
-        return moment
-    return moment.masked_fill(new, moment[~new].double().mean().item())
-
-
 def _part(part: str, tensors: Mapping[str, Named]) -> dict[str, Named]:
     """Those of a learner's tensors that belong to `part`, under their names in it."""
     prefix = f"{part}."
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _fresh_learner(mutation: Mutation, student: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _fresh_parts(mutation: Mutation, student: Mapping[str, Tensor]) -> dict[str, nn.Module]:
+    """What stands upon the backbone, newly initialised for `mutation.after`."""
     generator = torch.Generator().manual_seed((mutation.seed + 1) % 2**63)
-    parts = {
-        "backbone": fresh_state(mutation),
-        "head": head_shaped(
-            _part("head", student), mutation.after.features, generator
-        ).state_dict(),
-        "predictor": _predictor_of(student).state_dict(),
+    features = mutation.after.features
+    return {
+        "head": head_shaped(_part("head", student), features, generator),
+        "predictor": head_shaped(_part("predictor", student)),
     }
-    return _named(parts)
 
 
 def _named(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {f"{part}.{name}": t for part, tensors in parts.items() for name, t in tensors.items()}
-
-
-def _predictor_of(student: Mapping[str, Tensor]) -> nn.Module:
-    """A new predictor of the student's shape: its input does not depend on the backbone."""
-    tensors = _part("predictor", student)
-    return head_shaped(tensors, tensors["fc1.weight"].shape[1] if tensors else 0)
 
 
 def build_learner(mutation: Mutation, state: TrainingState, *, like: nn.Module) -> Learner:
@@ -220,7 +231,7 @@ def learner_of(architecture: Description, state: TrainingState) -> Learner:
     with torch.random.fork_rng(devices=[]):
         backbone = build(architecture)
     head = head_shaped(_part("head", state.student), architecture.features)
-    learner = Learner(backbone, head, _predictor_of(state.student))
+    learner = Learner(backbone, head, head_shaped(_part("predictor", state.student)))
     learner.to(dtype=next(iter(state.student.values())).dtype)
     learner.load_state_dict(dict(state.student))
     return learner

@@ -7,8 +7,8 @@ from typing import Any
 
 from sseg_nase.errors import UserError
 from sseg_nase.evolution.history import MutationRecord, counts
-from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.mutation import rebuild
+from sseg_nase.nets.description import Description
+from sseg_nase.nets.mutations.operator import rebuild
 
 
 class ReplayError(ValueError):
@@ -23,8 +23,8 @@ class ReplayError(ValueError):
 
 
 def replay(
-    seed: Architecture, records: Iterable[MutationRecord | Mapping[str, Any]]
-) -> list[Architecture]:
+    seed: Description, records: Iterable[MutationRecord | Mapping[str, Any]]
+) -> list[Description]:
     """The architectures after each accepted mutation, `seed` first.
 
     Every mutation is made again from its record's kind and target; blocks, channels, params and
@@ -58,9 +58,7 @@ def _read(index: int, data: Mapping[str, Any]) -> MutationRecord:
     return record
 
 
-def _compare(
-    index: int, when: str, recorded: Mapping[str, Any], architecture: Architecture
-) -> None:
+def _compare(index: int, when: str, recorded: Mapping[str, Any], architecture: Description) -> None:
     for name, value in counts(architecture).items():
         if recorded.get(name) != value:
             raise ReplayError(

@@ -21,11 +21,10 @@ from sseg_nase.data.placement import fetch
 from sseg_nase.data.random import derive
 from sseg_nase.data.views import normalize
 from sseg_nase.evolution.operators import TrainingState, apply, output_change
-from sseg_nase.finetune.learner import METHODS, EpisodeLearner, around
-from sseg_nase.nets.architecture import Architecture
+from sseg_nase.finetune.learner import EpisodeLearner, around
+from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.building import build
 from sseg_nase.nets.description import Description
-from sseg_nase.nets.evolvable import EvolvableCNN
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.sparsity.recalibration import recalibrate
 from sseg_nase.training.ledger import CHECKS, IMPORTANCE
@@ -48,13 +47,6 @@ class Tuned:
         """Of the backbone."""
         return self.learner.backbone.architecture
 
-    @property
-    def evolving(self) -> Architecture:
-        """`architecture` of a backbone that mutations know; no other one is ever mutated."""
-        architecture = self.architecture
-        assert isinstance(architecture, Architecture), architecture
-        return architecture
-
 
 def mutated(
     mutation: Mutation,
@@ -73,8 +65,7 @@ def mutated(
     state = apply(
         mutation,
         TrainingState(learner.state_dict(), moments=moments),
-        head=new.head.state_dict(),
-        follows=METHODS[options.name].follows(mutation),
+        head=new.head,
     )
     new.load_state_dict(dict(state.student))
     new.backbone.gradient_checkpointing = learner.backbone.gradient_checkpointing
@@ -138,17 +129,12 @@ class LabelledProbe:
     def pruning_error(self, old: Tuned, new: Tuned, mutation: Mutation) -> float:
         """Relative difference between the pruned network and the masked one, in float64."""
         images = self._plain()
-        masks = [
-            torch.isin(torch.arange(space.old), torch.tensor(space.index)).to(images)
-            for space in mutation.spaces[1:]
-        ]
-        masked = self._exact(old)
-        assert isinstance(masked, EvolvableCNN)
-        expected, found = masked(images, masks=masks), self._exact(new)(images)
+        masks = [kept.to(images) for kept in mutation.kept]
+        expected, found = self._exact(old).masked(images, masks), self._exact(new)(images)
         return output_change(mutation, expected, found, embeddings=True)
 
     @staticmethod
-    def _exact(networks: Tuned) -> nn.Module:
+    def _exact(networks: Tuned) -> Backbone:
         return copy.deepcopy(networks.learner.backbone).double().eval()
 
     def _plain(self) -> Tensor:

@@ -13,8 +13,7 @@ from sseg_nase.fewshot.classifiers import matching_scores, prototype_scores
 from sseg_nase.fewshot.linear import ridge_scores
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.description import Description
-from sseg_nase.nets.heads import RelationHead, RidgeHead
-from sseg_nase.nets.mutation import ChannelMap, Mutation
+from sseg_nase.nets.heads import LinearHead, RelationHead, RidgeHead
 
 
 class EpisodeLearner(nn.Module):
@@ -78,14 +77,12 @@ class Method:
     """A fine-tuning method.
 
     `head`: makes what is learned beside the backbone (classes: of the base split). `judged_by`: the
-    `evaluation.method` that judges as the method trains. `follows`: what of the head has an axis
-    that a mutation changes, see `Mutation.learner_maps`.
+    `evaluation.method` that judges as the method trains.
     """
 
     head: Callable[[FinetuneConfig, Description, int, torch.Generator], nn.Module]
     judged_by: str
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
-    follows: Callable[[Mutation], Mapping[str, ChannelMap]] = lambda mutation: {}
 
 
 def _prototypes(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:
@@ -120,29 +117,19 @@ def _linear(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator)
 
 def linear_head(features: int, classes: int, generator: torch.Generator) -> nn.Linear:
     """A linear classifier, small at the start: no class is preferred, and gradients are finite."""
-    head = nn.Linear(features, classes)
+    head = LinearHead(features, classes)
     nn.init.normal_(head.weight, std=0.01, generator=generator)
     nn.init.zeros_(head.bias)
     return head
 
 
-def _weights(mutation: Mutation) -> Mapping[str, ChannelMap]:
-    return {"head.weight": mutation.features}
-
-
-def _both_maps(mutation: Mutation) -> Mapping[str, ChannelMap]:
-    """A relation head convolves maps, whose channels are those of the last block."""
-    channels = mutation.spaces[-1]
-    return {f"head.{name}.weight": channels for name in ("of_class", "of_query")}
-
-
 METHODS: Mapping[str, Method] = {
     "prototypical": Method(_prototypes, "prototype"),
     "matching": Method(_matching, "matching"),
-    "relation": Method(_relation, "relation", squared_error, _both_maps),
+    "relation": Method(_relation, "relation", squared_error),
     "r2d2": Method(_ridge, "ridge"),
     "maml": Method(_maml, "maml"),
-    "linear": Method(_linear, "prototype", follows=_weights),
+    "linear": Method(_linear, "prototype"),
 }
 
 

@@ -28,6 +28,7 @@ from sseg_nase.finetune.learner import METHODS, EpisodeLearner, around, frozen_p
 from sseg_nase.finetune.maml import Classifier, adapt
 from sseg_nase.finite import finite, not_finite, shortened
 from sseg_nase.hardware.allocator import release_memory
+from sseg_nase.kinds import kind_of
 from sseg_nase.nets.building import build, described
 from sseg_nase.nets.evolvable import ConvBlock
 from sseg_nase.nets.mutation import Mutation
@@ -371,7 +372,7 @@ class FineTuner:
         """Our own invariants: counts as described, pruned as masked."""
         params = sum(p.numel() for p in new.learner.backbone.parameters())
         assert params == mutation.after.params, (params, mutation.after.params)
-        if mutation.kind == "PRUNE":
+        if kind_of(mutation.kind).removes:
             error = self.probe.pruning_error(old, new, mutation)
             assert error <= LARGEST_PRUNING_ERROR, error
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sseg_nase import counting
 from sseg_nase.counting import pools
 from sseg_nase.nets.description import summarize
+from sseg_nase.nets.maps import IMAGES, Axis, Wires, layer
+
+if TYPE_CHECKING:
+    import torch
+
+    from sseg_nase.nets.evolvable import EvolvableCNN
 
 __all__ = ["Architecture", "Block", "pools"]
 
@@ -114,6 +121,50 @@ class Architecture:
     def features(self) -> int:
         """Length of the embedding."""
         return self.channels[-1] * self.positions
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Channels of every named axis: the output of each block."""
+        return {f"blocks.{number}": wide for number, wide in enumerate(self.channels)}
+
+    @property
+    def embedding_axis(self) -> Axis:
+        """The channels of the last block, each with its positions."""
+        return Axis((f"blocks.{len(self.blocks) - 1}",), positions=self.positions)
+
+    def wiring(self) -> dict[str, Wires]:
+        """The names of the axes of every tensor in the network's state dict."""
+        wiring: dict[str, Wires] = {}
+        into = IMAGES
+        for out, block in zip(self.axes, self.blocks, strict=True):
+            wiring[f"{out}.conv.weight"] = layer(4, [out], [into])
+            if self.batch_norm:
+                for part in ("weight", "bias", "running_mean", "running_var"):
+                    wiring[f"{out}.norm.{part}"] = layer(1, [out])
+                wiring[f"{out}.norm.num_batches_tracked"] = Wires()
+            else:
+                wiring[f"{out}.conv.bias"] = layer(1, [out])
+            if block.routed:
+                wiring[f"{out}.routing"] = replace(layer(2, [out], [into]), routes=True)
+            into = out
+        return wiring
+
+    def with_widths(self, widths: Mapping[str, int]) -> Architecture:
+        """The same network with as many channels in the named axes."""
+        found = {**self.axes, **widths}.values()
+        return replace(
+            self,
+            blocks=tuple(
+                replace(block, channels=wide)
+                for block, wide in zip(self.blocks, found, strict=True)
+            ),
+        )
+
+    def network(self, generator: torch.Generator | None) -> EvolvableCNN:
+        """The network itself, with weights that `generator` draws."""
+        from sseg_nase.nets.evolvable import EvolvableCNN
+
+        return EvolvableCNN(self, generator=generator)
 
     @property
     def params(self) -> int:

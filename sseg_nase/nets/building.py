@@ -12,7 +12,6 @@ from sseg_nase.errors import UserError, did_you_mean
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.description import Description
-from sseg_nase.nets.evolvable import EvolvableCNN
 from sseg_nase.nets.fixed import (
     FIXED,
     LARGEST_SMALL_IMAGE,
@@ -36,9 +35,6 @@ KNOWN: Mapping[str, type[FixedArchitecture]] = {**FIXED, SEARCHED: SearchedArchi
 
 def build(description: Description, *, generator: torch.Generator | None = None) -> Backbone:
     """The network that `description` describes, with weights that `generator` draws."""
-    if isinstance(description, Architecture):
-        return EvolvableCNN(description, generator=generator)
-    assert isinstance(description, FixedArchitecture), description
     return description.network(generator)
 
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+    from sseg_nase.nets.backbone import Backbone
+    from sseg_nase.nets.maps import Axis, Wiring
 
 
 class Description(Protocol):
-    """What a backbone is, as frozen data: enough to build it (`building.build`) and to count it."""
+    """What a backbone is, as frozen data: enough to build it, to count it and to mutate it."""
 
     @property
     def name(self) -> str:
@@ -35,6 +42,23 @@ class Description(Protocol):
     @property
     def any_resolution(self) -> bool:
         """Whether the same weights take images of other sizes, too."""
+
+    @property
+    def axes(self) -> Mapping[str, int]:
+        """Channels of every named axis that mutations may widen or prune, in their order."""
+
+    @property
+    def embedding_axis(self) -> Axis | None:
+        """The axes that the embedding's features are the channels of; None: no mutation's."""
+
+    def wiring(self) -> Wiring:
+        """The names of the axes of every tensor in the network's state dict."""
+
+    def with_widths(self, widths: Mapping[str, int]) -> Description:
+        """The same network with as many channels in the named axes."""
+
+    def network(self, generator: torch.Generator | None) -> Backbone:
+        """The network itself, with weights that `generator` draws."""
 
     def macs(self, resolution: int | None = None) -> int:
         """Multiply-accumulates of one forward at `resolution` (flops = 2 × macs)."""

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from sseg_nase.nets import mutation
 from sseg_nase.nets.architecture import Architecture, pools
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.fused import LEAKY_SLOPE, norm_act_pool
+from sseg_nase.nets.maps import READS_FEATURES, Axis, Wires
+from sseg_nase.nets.mutations.grow import grow
+from sseg_nase.nets.mutations.widen import widen
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -91,9 +93,6 @@ class EvolvableCNN(Backbone):
 
     def __init__(self, architecture: Architecture, *, generator: torch.Generator | None = None):
         super().__init__()
-        self._build(architecture, generator)
-
-    def _build(self, architecture: Architecture, generator: torch.Generator | None) -> None:
         self.architecture = architecture
         self.blocks = nn.ModuleList(
             ConvBlock(
@@ -123,6 +122,26 @@ class EvolvableCNN(Backbone):
             return x.mean(dim=(2, 3))
         return x.flatten(1)
 
+    def masked(self, x: Tensor, masks: Sequence[Tensor]) -> Tensor:
+        """`forward` with `masks`."""
+        return self(x, masks=masks)
+
+    def shortcuts(self) -> dict[str, tuple[str | None, Tensor]]:
+        """Of every residual block what its shortcut adds: the block before it, by its routing."""
+        widths, found = self.architecture.widths, {}
+        before: str | None = None
+        for number, (name, block) in enumerate(
+            zip(self.architecture.axes, self.blocks, strict=True)
+        ):
+            assert isinstance(block, ConvBlock)
+            if block.residual:
+                routing = block.routing
+                if routing is None:
+                    routing = torch.eye(widths[number + 1], widths[number])
+                found[name] = (before, routing.detach())
+            before = name
+        return found
+
     def stages(self) -> list[nn.Module]:
         """The blocks in order."""
         return list(self.blocks)
@@ -139,43 +158,19 @@ class EvolvableCNN(Backbone):
 
     def grow(self, out_channels: int | None = None, *, seed: int = 0) -> bool:
         """Add a block after the last, leaving the function unchanged. True when it was done."""
-        self.become(mutation.grow(self.architecture, out_channels=out_channels, seed=seed))
+        self.become(grow(self.architecture, out_channels=out_channels, seed=seed))
         return True
 
     def widen(self, block_idx: int, *, ratio: float = 1.5, seed: int = 0) -> bool:
         """Widen one block by `ratio`, leaving the function unchanged. True when it was done."""
-        self.become(mutation.widen(self.architecture, block_idx, ratio=ratio, seed=seed))
+        self.become(widen(self.architecture, block_idx, ratio=ratio, seed=seed))
         return True
-
-    def become(self, change: mutation.Mutation) -> None:
-        """Apply `change` to this network in place: same device, dtype, mode and `requires_grad`."""
-        like, training = next(self.parameters()), self.training
-        state = mutation.carry(change.maps, self.state_dict(), fresh_state(change))
-        with torch.random.fork_rng(devices=[]):
-            self._build(change.after, None)
-        self.to(device=like.device, dtype=like.dtype).train(training)
-        self.requires_grad_(like.requires_grad)
-        self.load_state_dict(state)
-
-
-def fresh_state(change: mutation.Mutation) -> dict[str, Tensor]:
-    """Weights of a newly initialised `change.after`: what its new entries start from.
-
-    Drawn from `change.seed`, so student, teacher and every process get the same.
-    """
-    generator = torch.Generator().manual_seed(change.seed)
-    with torch.random.fork_rng(devices=[]):  # layers draw from the global generator, too
-        state = EvolvableCNN(change.after, generator=generator).state_dict()
-    for name in change.zeroed:
-        state[name].zero_()
-    return state
 
 
 class ProjectionHead(nn.Module):
     """A projector or predictor: `layers` - 1 times Linear, BN, ReLU, then Linear.
 
     `[B, features]` → `[B, out]`; two layers are SimCLR's and BYOL's, three those of Barlow Twins.
-    The first layer is `fc1`, whose input a mutation changes with the features.
     """
 
     def __init__(
@@ -199,12 +194,17 @@ class ProjectionHead(nn.Module):
 
     @classmethod
     def shaped(
-        cls, tensors: Mapping[str, Tensor], features: int, generator: torch.Generator | None
+        cls, tensors: Mapping[str, Tensor], features: int | None, generator: torch.Generator | None
     ) -> ProjectionHead:
-        """The head whose state dict has the shapes of `tensors`, for `features`."""
+        """The head whose state dict has the shapes of `tensors`, but for `features` if given."""
+        features = tensors["fc1.weight"].shape[1] if features is None else features
         layers = 1 + sum(name.startswith("norm") and name.endswith(".weight") for name in tensors)
         hidden, out = (len(tensors[f"fc{number}.weight"]) for number in (1, layers))
         return cls(features, hidden, out, layers=layers, generator=generator)
+
+    def wiring(self, embedding: Axis | None) -> dict[str, Wires]:
+        """The first layer reads the embedding."""
+        return {"fc1.weight": READS_FEATURES}
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, features]` → `[B, out]`."""
@@ -239,11 +239,16 @@ class PrototypeHead(nn.Module):
 
     @classmethod
     def shaped(
-        cls, tensors: Mapping[str, Tensor], features: int, generator: torch.Generator | None
+        cls, tensors: Mapping[str, Tensor], features: int | None, generator: torch.Generator | None
     ) -> PrototypeHead:
-        """The head whose state dict has the shapes of `tensors`, for `features`."""
+        """The head whose state dict has the shapes of `tensors`, but for `features` if given."""
+        features = tensors["fc1.weight"].shape[1] if features is None else features
         names = ("fc1.weight", "fc3.weight", "prototypes.weight")
         return cls(features, *(len(tensors[name]) for name in names), generator=generator)
+
+    def wiring(self, embedding: Axis | None) -> dict[str, Wires]:
+        """The first layer reads the embedding."""
+        return {"fc1.weight": READS_FEATURES}
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, features]` → cosines `[B, prototypes]`."""
@@ -253,13 +258,13 @@ class PrototypeHead(nn.Module):
 
 def head_shaped(
     tensors: Mapping[str, Tensor],
-    features: int,
+    features: int | None = None,
     generator: torch.Generator | None = None,
 ) -> nn.Module:
-    """A new head as `tensors`, a head's state dict, say, but for `features`; none has no tensors.
+    """A new head as `tensors`, a head's state dict, say, but for `features` where they are given.
 
-    Its other inputs and all outputs are those of `tensors`. Draws from `generator` alone. Raises
-    `KeyError` for tensors of no head.
+    None has no tensors. Its other inputs and all outputs are those of `tensors`. Draws from
+    `generator` alone. Raises `KeyError` for tensors of no head.
     """
     if not tensors:
         return nn.Identity()
@@ -282,6 +287,11 @@ class Learner(nn.Module):
         self.backbone = backbone
         self.head = nn.Identity() if head is None else head
         self.predictor = nn.Identity() if predictor is None else predictor
+
+    @property
+    def upon(self) -> dict[str, nn.Module]:
+        """What stands upon the backbone, by name."""
+        return {"head": self.head, "predictor": self.predictor}
 
     def project(self, features: Tensor) -> Tensor:
         """What the method compares, `[B, out]`, of embeddings `[B, features]`."""

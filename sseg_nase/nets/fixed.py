@@ -1,9 +1,10 @@
-"""Networks that do not evolve, as data: residual networks and a vision transformer."""
+"""Networks of known families, as data: residual networks and a vision transformer."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,6 +12,7 @@ import torch
 
 from sseg_nase.hardware.complexity import count_macs, count_params
 from sseg_nase.nets.description import summarize
+from sseg_nase.nets.maps import IMAGES, Axis, Wires, Wiring, module, wired
 
 if TYPE_CHECKING:
     from sseg_nase.nets.backbone import Backbone
@@ -24,15 +26,22 @@ LARGEST_SMALL_IMAGE = 64  # up to here the small stem is the usual choice
 
 @dataclass(frozen=True)
 class FixedArchitecture:
-    """A network by its name; params and macs are counted on a copy without weights."""
+    """A network by its name; params and macs are counted on a copy without weights.
+
+    `altered`: channels of named axes that mutations have made others than the family's.
+    """
 
     name: str
     resolution: int
     in_channels: int = 3
+    altered: tuple[tuple[str, int], ...] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         assert self.resolution >= 1, self.resolution
         assert self.in_channels in (1, 3), self.in_channels
+        for axis, wide in self.altered:
+            assert axis in self.usual, f"{self.name} has no axis {axis}"
+            assert wide >= 1, (axis, wide)
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -48,6 +57,35 @@ class FixedArchitecture:
     def any_resolution(self) -> bool:
         """Whether the same weights take images of other sizes, too."""
         return True
+
+    @property
+    def usual(self) -> Mapping[str, int]:
+        """Channels of every named axis as the family has them, in their order; here none."""
+        return {}
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Channels of every named axis that mutations may widen or prune."""
+        return {**self.usual, **dict(self.altered)}
+
+    @property
+    def embedding_axis(self) -> Axis | None:
+        """The axes that the embedding's features are the channels of; None: no mutation's."""
+        return None
+
+    def wiring(self) -> Wiring:
+        """The names of the axes of every tensor in the network's state dict."""
+        return _wiring(self)
+
+    def wires(self) -> Mapping[str, Wires]:
+        """Those of the tensors that have named axes."""
+        return {}
+
+    def with_widths(self: Fixed, widths: Mapping[str, int]) -> Fixed:
+        """The same network with as many channels in the named axes."""
+        wanted, usual = {**self.axes, **widths}, self.usual
+        altered = tuple((axis, wanted[axis]) for axis in usual if wanted[axis] != usual[axis])
+        return replace(self, altered=altered)
 
     def network(self, generator: torch.Generator | None) -> Backbone:
         """The network itself, with weights that `generator` draws."""
@@ -72,7 +110,9 @@ class FixedArchitecture:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; `building.described` reads it back."""
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        data = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        altered = data.pop("altered")
+        return data | ({"altered": dict(altered)} if altered else {})
 
     @classmethod
     def from_dict(cls: type[Fixed], data: Mapping[str, Any]) -> Fixed:
@@ -80,7 +120,8 @@ class FixedArchitecture:
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in data.items()
         }
-        return cls(**values)
+        altered = values.pop("altered", {})  # most networks have none
+        return cls(**values, altered=tuple((axis, wide) for axis, wide in altered.items()))
 
 
 @dataclass(frozen=True)
@@ -96,7 +137,37 @@ class ResNet12Architecture(FixedArchitecture):
     @property
     def channels(self) -> tuple[int, ...]:
         """Output channels of every block."""
-        return self.widths
+        return tuple(self.axes[f"blocks.{number}"] for number in range(len(self.widths)))
+
+    @property
+    def usual(self) -> dict[str, int]:
+        """Of every block the channels inside, and those of the sum that it ends with."""
+        return {
+            f"blocks.{number}{part}": wide
+            for number, wide in enumerate(self.widths)
+            for part in (".conv1", ".conv2", "")
+        }
+
+    @property
+    def embedding_axis(self) -> Axis:
+        """The last block's sum."""
+        return Axis((f"blocks.{len(self.widths) - 1}",))
+
+    def wires(self) -> dict[str, Wires]:
+        """The convolution beside the other three makes the same channels: their sum is one axis."""
+        wires: dict[str, Wires] = {}
+        into = IMAGES
+        for number in range(len(self.widths)):
+            out = f"blocks.{number}"
+            first, second = f"{out}.conv1", f"{out}.conv2"
+            chain = ((first, into), (second, first), (out, second))
+            for place, (makes, reads) in enumerate(chain, start=1):
+                wires |= module(f"{out}.conv{place}", [makes], [reads])
+                wires |= module(f"{out}.norm{place}", [makes])
+            wires |= module(f"{out}.shortcut_conv", [out], [into])
+            wires |= module(f"{out}.shortcut_norm", [out])
+            into = out
+        return wires
 
     def network(self, generator: torch.Generator | None) -> Backbone:
         """The network itself, with weights that `generator` draws."""
@@ -105,6 +176,7 @@ class ResNet12Architecture(FixedArchitecture):
         return ResNet12(self, generator=generator)
 
 
+STEM_CHANNELS = 64  # of torchvision's ResNets
 # Residual blocks per stage, and channels of the stages' outputs.
 RESNETS: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "resnet18": ((2, 2, 2, 2), (64, 128, 256, 512)),
@@ -134,8 +206,54 @@ class ResNetArchitecture(FixedArchitecture):
     @property
     def channels(self) -> tuple[int, ...]:
         """Output channels of every block."""
+        blocks, _ = RESNETS[self.name]
+        return tuple(self.axes[f"layer{s}"] for s, n in enumerate(blocks, 1) for _ in range(n))
+
+    @property
+    def bottleneck(self) -> bool:
+        """Whether blocks have three convolutions, the last of them to four times the channels."""
+        return RESNETS[self.name][1][0] > STEM_CHANNELS
+
+    @property
+    def usual(self) -> dict[str, int]:
+        """Of every stage the channels of its sum, and of every block those inside.
+
+        The stem's are those of the first stage's sum where that adds it as it is.
+        """
         blocks, widths = RESNETS[self.name]
-        return tuple(wide for wide, n in zip(widths, blocks, strict=True) for _ in range(n))
+        inside = ("conv1", "conv2") if self.bottleneck else ("conv1",)
+        found = {"conv1": STEM_CHANNELS} if self.bottleneck else {}
+        for stage, (count, wide) in enumerate(zip(blocks, widths, strict=True)):
+            found[f"layer{stage + 1}"] = wide
+            for number in range(count):
+                for conv in inside:
+                    found[f"layer{stage + 1}.{number}.{conv}"] = STEM_CHANNELS * 2**stage
+        return found
+
+    @property
+    def embedding_axis(self) -> Axis:
+        """The last stage's sum."""
+        return Axis((f"layer{len(RESNETS[self.name][0])}",))
+
+    def wires(self) -> dict[str, Wires]:
+        """All blocks of a stage add to one sum, which is one axis."""
+        convs = 3 if self.bottleneck else 2
+        stem = "conv1" if self.bottleneck else "layer1"
+        wires = module("body.conv1", [stem], [IMAGES]) | module("body.bn1", [stem])
+        before = stem
+        for stage, count in enumerate(RESNETS[self.name][0], start=1):
+            out = f"layer{stage}"
+            for number in range(count):
+                block = f"{out}.{number}"
+                inside = [f"{block}.conv{place}" for place in range(1, convs)]
+                chain = [before, *inside, out]
+                for place, (reads, makes) in enumerate(itertools.pairwise(chain), start=1):
+                    wires |= module(f"body.{block}.conv{place}", [makes], [reads])
+                    wires |= module(f"body.{block}.bn{place}", [makes])
+                wires |= module(f"body.{block}.downsample.0", [out], [before])
+                wires |= module(f"body.{block}.downsample.1", [out])
+                before = out
+        return wires
 
     def network(self, generator: torch.Generator | None) -> Backbone:
         """The network itself, with weights that `generator` draws."""
@@ -166,6 +284,21 @@ class ViTArchitecture(FixedArchitecture):
         return (self.hidden,) * self.layers
 
     @property
+    def usual(self) -> dict[str, int]:
+        """The hidden units of every block's MLP; what blocks add to has its width for good."""
+        return {f"layers.{number}.mlp": self.mlp for number in range(self.layers)}
+
+    def wires(self) -> dict[str, Wires]:
+        """The first layer of an MLP makes its hidden units, the second one reads them."""
+        wires: dict[str, Wires] = {}
+        for number in range(self.layers):
+            units, mlp = [f"layers.{number}.mlp"], f"body.encoder.layers.encoder_layer_{number}.mlp"
+            wires |= module(f"{mlp}.0", units)
+            wires[f"{mlp}.0.weight"] = Wires((Axis(tuple(units)), None))
+            wires[f"{mlp}.3.weight"] = Wires((None, Axis(tuple(units), reads=True)))
+        return wires
+
+    @property
     def any_resolution(self) -> bool:
         """There is one position embedding per patch."""
         return False
@@ -183,6 +316,13 @@ FIXED: Mapping[str, type[FixedArchitecture]] = {
     **dict.fromkeys(RESNETS, ResNetArchitecture),
     "vit_small": ViTArchitecture,
 }
+
+
+@cache
+def _wiring(architecture: FixedArchitecture) -> Wiring:
+    with torch.device("meta"):
+        names = list(architecture.network(None).state_dict())
+    return wired(names, architecture.wires())
 
 
 @cache

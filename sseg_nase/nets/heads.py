@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from sseg_nase.nets.architecture import pools
 from sseg_nase.nets.evolvable import initialize
 from sseg_nase.nets.fused import norm_act_pool
+from sseg_nase.nets.maps import READS_FEATURES, Axis, Wires, layer
 
 
 class RelationHead(nn.Module):
@@ -59,9 +60,24 @@ class RelationHead(nn.Module):
         x = self.fc2(F.relu(self.fc1(x.flatten(1))))
         return x.sigmoid().view(E, M, N)
 
+    def wiring(self, embedding: Axis | None) -> dict[str, Wires]:
+        """Its first convolutions read maps, whose channels are those of the last block."""
+        if embedding is None:
+            return {}
+        reads = layer(4, reads=embedding.names)
+        return {"of_class.weight": reads, "of_query.weight": reads}
+
     def _maps(self, features: Tensor) -> Tensor:
         maps = features.reshape(-1, self.channels, self.side, self.side)
         return maps.to(memory_format=torch.channels_last)
+
+
+class LinearHead(nn.Linear):
+    """A linear classifier of embeddings: `[..., features]` → `[..., classes]`."""
+
+    def wiring(self, embedding: Axis | None) -> dict[str, Wires]:
+        """Its weights read the embedding."""
+        return {"weight": READS_FEATURES}
 
 
 class RidgeHead(nn.Module):

@@ -344,12 +344,17 @@ def inverted_residual(
     kernel: int = 3,
     squeeze: float = 0.0,
     activation: str = "relu",
+    wide: int | None = None,
 ) -> nn.Module:
-    """1×1 wider, depthwise, 1×1 linear, each with BN; the input is added where the shape stays."""
-    wide = max(1, round(inside * expansion))
+    """1×1 wider, depthwise, 1×1 linear, each with BN; the input is added where the shape stays.
+
+    `wide`: channels in between, instead of `expansion` times those of the input.
+    """
+    grows = wide is not None or round(inside * expansion) != inside
+    wide = max(1, round(inside * expansion)) if wide is None else wide
     act = ACTIVATIONS[activation]
     layers: list[nn.Module] = []
-    if wide != inside:
+    if grows:
         layers += [*_conv_norm(inside, wide, 1), act()]
     layers += [*_conv_norm(wide, wide, kernel, stride, groups=wide), act()]
     if squeeze:

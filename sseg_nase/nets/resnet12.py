@@ -19,13 +19,14 @@ class ResidualBlock(nn.Module):
     `[B, C, H, W]` → `[B, C', H // 2, W // 2]`; a map that would become a single pixel stays.
     """
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, inside: tuple[int, int], out_channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(out_channels)
-        self.conv3 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        first, second = inside
+        self.conv1 = nn.Conv2d(in_channels, first, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(first)
+        self.conv2 = nn.Conv2d(first, second, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(second)
+        self.conv3 = nn.Conv2d(second, out_channels, 3, padding=1, bias=False)
         self.norm3 = nn.BatchNorm2d(out_channels)
         self.shortcut_conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
         self.shortcut_norm = nn.BatchNorm2d(out_channels)
@@ -50,11 +51,13 @@ class ResNet12(Backbone):
     ) -> None:
         super().__init__()
         self.architecture = architecture
-        spaces = (architecture.in_channels, *architecture.widths)
+        axes, into = architecture.axes, architecture.in_channels
         with drawing_from(generator):
-            self.blocks = nn.Sequential(
-                *(ResidualBlock(*pair) for pair in zip(spaces, architecture.widths, strict=False))
-            )
+            self.blocks = nn.Sequential()
+            for number, out in enumerate(architecture.channels):
+                inside = axes[f"blocks.{number}.conv1"], axes[f"blocks.{number}.conv2"]
+                self.blocks.append(ResidualBlock(into, inside, out))
+                into = out
         for part in self.modules():
             if isinstance(part, nn.Conv2d):
                 nn.init.kaiming_normal_(

@@ -7,12 +7,13 @@ cells, chains and families. It needs its space no more once it is written down.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sseg_nase.errors import UserError
-from sseg_nase.nets import ops
+from sseg_nase.nets import ops, searched_axes
 from sseg_nase.nets.fixed import FixedArchitecture
+from sseg_nase.nets.maps import Axis, Wires
 
 if TYPE_CHECKING:
     import torch
@@ -123,6 +124,37 @@ class SearchedArchitecture(FixedArchitecture):
         from sseg_nase.nets.searched_network import SearchedNetwork
 
         return SearchedNetwork(self, generator=generator)
+
+    @property
+    def usual(self) -> Mapping[str, int]:
+        """Channels of every axis whose operations are known to the last channel."""
+        return self._found.widths
+
+    @property
+    def embedding_axis(self) -> Axis | None:
+        """The axes of the last node's map, where they may change."""
+        return self._found.embedding
+
+    def wires(self) -> Mapping[str, Wires]:
+        """Those of the tensors that have named axes."""
+        return self._found.wires
+
+    def with_widths(self, widths: Mapping[str, int]) -> SearchedArchitecture:
+        """The same network with as many channels in the named axes: in its nodes."""
+        if all(self.axes[name] == wide for name, wide in widths.items()):
+            return self
+        return replace(self, nodes=searched_axes.resized(self.nodes, self._found, widths))
+
+    @property
+    def _found(self) -> searched_axes.Found:
+        if "axes" not in self._cached:
+            insides = []
+            channels = [*(shape.channels for shape in self.shapes()), self.in_channels]
+            for node in self.nodes:
+                read = [channels[source] for source in node.inputs]
+                insides.append(sum(read) if node.join == "concat" else read[0])
+            self._cached["axes"] = searched_axes.axes_of(self.nodes, insides, IMAGE)
+        return self._cached["axes"]
 
     @property
     def channels(self) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import cast
 
 import torch
@@ -38,12 +39,60 @@ class VisionBackbone(Backbone):
         self.register_buffer("_scale", (0.5 / std)[:, None, None], persistent=False)
         self.register_buffer("_shift", ((0.5 - mean) / std)[:, None, None], persistent=False)
 
+    def _resize(self, *, everything: bool = False) -> None:
+        """Make the layers anew whose channels are not torchvision's, initialised as it does.
+
+        `everything`: all layers with named axes, where some are others than torchvision's.
+        """
+        axes, altered = self.architecture.axes, dict(self.architecture.altered)
+        altered = dict(axes) if everything and altered else altered
+        for name, wires in self.architecture.wires().items():
+            path, _, part = name.rpartition(".")
+            sizes = {
+                dim: axes[axis.names[0]]
+                for dim, axis in enumerate(wires.axes)
+                if axis is not None and axis.names[0] in altered
+            }
+            if sizes and part == "weight" and (old := _found(self, path)) is not None:
+                _put(self, path, _resized(old, sizes))
+
     def prepared(self, x: Tensor) -> Tensor:
         """Images in [-1, 1] as the weights expect them."""
         if self.architecture.inputs == "centred":
             return x
         scale, shift = cast(Tensor, self._scale), cast(Tensor, self._shift)
         return x * scale.to(x.dtype) + shift.to(x.dtype)
+
+
+def _found(network: nn.Module, path: str) -> nn.Module | None:
+    """The module of that name; None where this network has none."""
+    try:
+        return network.get_submodule(path)
+    except AttributeError:
+        return None
+
+
+def _put(network: nn.Module, path: str, new: nn.Module) -> None:
+    room, _, name = path.rpartition(".")
+    setattr(network.get_submodule(room), name, new)
+
+
+def _resized(old: nn.Module, sizes: Mapping[int, int]) -> nn.Module:
+    """A layer like `old`, with other sizes of its weight's dimensions."""
+    if isinstance(old, nn.BatchNorm2d):
+        return nn.BatchNorm2d(sizes[0])
+    assert isinstance(old, nn.Conv2d | nn.Linear), old
+    out, into = (sizes.get(dim, old.weight.shape[dim]) for dim in range(2))
+    if isinstance(old, nn.Linear):
+        linear = nn.Linear(into, out)
+        nn.init.xavier_uniform_(linear.weight)
+        nn.init.normal_(linear.bias, std=1e-6)
+        return linear
+    kernel, stride, padding = old.kernel_size[0], old.stride[0], old.padding[0]
+    assert isinstance(padding, int), padding
+    conv = nn.Conv2d(into, out, kernel, stride, padding, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
 
 
 class BasicBlock(resnet.BasicBlock):
@@ -91,7 +140,10 @@ class ResNet(VisionBackbone):
     ) -> None:
         super().__init__(architecture)
         with drawing_from(generator):
-            self.body = models.get_model(architecture.name, weights=None)
+            # Every layer of one that has been altered is made anew: there is no need to draw these.
+            drawn = torch.device("meta") if architecture.altered else nullcontext()
+            with drawn:
+                self.body = models.get_model(architecture.name, weights=None)
             small = architecture.stem == "small"
             if small or architecture.in_channels != 3:
                 side, stride = (3, 1) if small else (7, 2)
@@ -99,6 +151,7 @@ class ResNet(VisionBackbone):
                     architecture.in_channels, 64, side, stride, padding=side // 2, bias=False
                 )
                 nn.init.kaiming_normal_(self.body.conv1.weight, mode="fan_out")
+            self._resize(everything=True)
         for part in self.body.modules():
             part.__class__ = BLOCKS.get(type(part), type(part))
         if small:
@@ -148,6 +201,7 @@ class VisionTransformer(VisionBackbone):
                 nn.init.trunc_normal_(conv.weight, std=fan_in**-0.5)
                 nn.init.zeros_(cast(Tensor, conv.bias))
                 self.body.conv_proj = conv
+            self._resize()
         self.body.heads = nn.Identity()
 
     def stages(self) -> list[nn.Module]:

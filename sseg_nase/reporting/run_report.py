@@ -17,6 +17,7 @@ from sseg_nase.config.fingerprint import decisive, flatten
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_json, write_text
 from sseg_nase.finite import finite, plain
+from sseg_nase.kinds import kinds
 from sseg_nase.reporting.comparison import compare
 from sseg_nase.reporting.comparison_tables import (
     PUBLISHED,
@@ -569,27 +570,11 @@ def _channels(counts: Mapping[str, Any]) -> str:
 
 
 def _target(kind: str, target: Any) -> str:
-    """What a mutation has changed, in words; blocks count from 1."""
+    """What a mutation has changed, in words."""
     if not isinstance(target, Mapping):
         return NOTHING
-    if kind == "PRUNE" and isinstance(target.get("removed"), Mapping):
-        return ", ".join(
-            f"block {int(block) + 1}: {len(channels)} channels removed"
-            for block, channels in target["removed"].items()
-            if str(block).isdigit() and isinstance(channels, list)
-        )
-    block, channels = target.get("block"), target.get("channels", target.get("out_channels"))
-    how = f" ({target['mode']})" if "mode" in target else ""
-    if isinstance(target.get("blocks"), list) and isinstance(channels, list):
-        together = zip(target["blocks"], channels, strict=False)
-        return "; ".join(f"a block of {c} channels at place {b + 1}" for b, c in together) + how
-    if not isinstance(block, int) or channels is None:
-        return json.dumps(target)
-    if target.get("before_pool") is True:
-        how = f", before pooling{how}"
-    if kind == "GROW":
-        return f"a block of {channels} channels at place {block + 1}{how}"
-    return f"block {block + 1} has {channels} channels{how}"
+    known = kinds().get(kind)
+    return json.dumps(target) if known is None else known.describe(target)
 
 
 # -- config and environment --------------------------------------------------------------------
@@ -636,11 +621,11 @@ def _config(record: RunRecord) -> Iterator[Block]:
     if differing is None:
         yield Notice("The config is not known: there is no config.yaml that can be read.")
         return
-    kinds = {
+    sorts = {
         "What decides the result and differs from the defaults": True,
         "What differs, but only in names, places and speed": False,
     }
-    for name, decides in kinds.items():
+    for name, decides in sorts.items():
         yield Heading(3, name)
         lines: list[list[Text]] = [
             [Code(one.key), _typed(one.default), _typed(one.value)]

@@ -7,17 +7,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.evolvable import EvolvableCNN
-from sseg_nase.nets.mutation import Mutation, prune
+from sseg_nase.nets.backbone import Backbone
+from sseg_nase.nets.description import Description
+from sseg_nase.nets.mutation import Mutation
+from sseg_nase.nets.mutations.prune import prune
 from sseg_nase.sparsity.importance import channel_importance
 from sseg_nase.sparsity.masks import ComplementaryMasks, complementary_masks
 
 
 @dataclass(frozen=True)
 class SparsityStatistics:
-    """Channels per block, and the share that the positive masks leave out, in [0, 1].
+    """Channels per named axis, and the share that the positive masks leave out, in [0, 1].
 
+    Of a chain the axes are its blocks.
     `*_before`: parameters and macs of the network as it is, masked or not; `*_after`: what
     `prune_permanently` would make of them. Macs at the architecture's resolution.
     """
@@ -49,14 +51,15 @@ class SparseRouter:
         self.ratio, self.importance, self.seed = ratio, importance, seed
         self.min_channels, self.round_to = min_channels, round_to
         self.masks: ComplementaryMasks | None = None
-        self.architecture: Architecture | None = None  # that the masks are for
+        self.architecture: Description | None = None  # that the masks are for
 
     def update_masks(
-        self, model: EvolvableCNN, losses: Iterable[Tensor], *, remove: int | None = None
+        self, model: Backbone, losses: Iterable[Tensor], *, remove: int | None = None
     ) -> ComplementaryMasks:
         """Score the channels on `losses` (see `channel_importance`) and make the masks anew."""
         scores = channel_importance(model, losses, kind=self.importance, seed=self.seed)
-        remove = round(self.ratio * sum(model.architecture.channels)) if remove is None else remove
+        width = sum(model.architecture.axes.values())
+        remove = round(self.ratio * width) if remove is None else remove
         self.masks = complementary_masks(
             scores, remove, min_channels=self.min_channels, round_to=self.round_to
         )
@@ -64,7 +67,7 @@ class SparseRouter:
         return self.masks
 
     def apply_sparse_forward(
-        self, model: EvolvableCNN, x: Tensor, use_negative_path: bool = False
+        self, model: Backbone, x: Tensor, use_negative_path: bool = False
     ) -> Tensor:
         """Embed `[B, 3, H, W]` with the kept channels only, or with the left-out ones only.
 
@@ -72,9 +75,9 @@ class SparseRouter:
         """
         masks = self._masks(model)
         chosen = masks.complement if use_negative_path else masks.positive
-        return model(x, masks=[mask.to(x.device) for mask in chosen])
+        return model.masked(x, [mask.to(x.device) for mask in chosen])
 
-    def prune_permanently(self, model: EvolvableCNN) -> Mutation:
+    def prune_permanently(self, model: Backbone) -> Mutation:
         """Remove the left-out channels from `model` in place; returns the mutation it was.
 
         It then computes what `apply_sparse_forward` did, in train and in eval mode. Running
@@ -91,16 +94,16 @@ class SparseRouter:
         assert self.architecture is not None
         before, after = self.architecture, prune(self.architecture, masks.kept).after
         return SparsityStatistics(
-            channels=before.channels,
-            kept=after.channels,
-            sparsity=1 - sum(after.channels) / sum(before.channels),
+            channels=tuple(before.axes.values()),
+            kept=tuple(after.axes.values()),
+            sparsity=1 - sum(after.axes.values()) / sum(before.axes.values()),
             params_before=before.params,
             params_after=after.params,
             macs_before=before.macs(),
             macs_after=after.macs(),
         )
 
-    def _masks(self, model: EvolvableCNN | None = None) -> ComplementaryMasks:
+    def _masks(self, model: Backbone | None = None) -> ComplementaryMasks:
         if self.masks is None:
             raise RuntimeError("call update_masks first: there are no masks yet")
         if model is not None and model.architecture != self.architecture:

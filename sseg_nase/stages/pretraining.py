@@ -10,6 +10,7 @@ from typing import Any
 from sseg_nase.config.schema import Config
 from sseg_nase.data.feed import CurriculumFeed
 from sseg_nase.data.placement import place
+from sseg_nase.evolution.selection import refusals
 from sseg_nase.hardware.determinism import deterministic
 from sseg_nase.hardware.memory import enforce_memory_cap
 from sseg_nase.nets.evolvable import Learner
@@ -136,6 +137,9 @@ def trainer_of(
         sink=sink,
         stop=stop,
     )
+    if config.evolution.enabled:
+        for why in refusals(trainer.networks.architecture, config.evolution.operators):
+            sink.event("message", {"text": why})
     if state is not None:
         with checkpoint.taken_up("last.pt"):
             trainer.load_state_dict(state)

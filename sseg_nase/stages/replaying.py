@@ -7,8 +7,8 @@ from typing import Any
 
 from sseg_nase.errors import UserError
 from sseg_nase.evolution.replay import ReplayError, replay
-from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.building import asked_for
+from sseg_nase.nets.building import asked_for, described
+from sseg_nase.nets.description import Description
 from sseg_nase.rundir.architecture import read_architecture
 from sseg_nase.rundir.config import read_config
 from sseg_nase.rundir.mutations import read_mutations
@@ -16,7 +16,7 @@ from sseg_nase.rundir.names import ARCHITECTURE, CONFIG, MUTATIONS
 from sseg_nase.rundir.unreadable import UnreadableError, unreadable
 
 
-def replayed(folder: Path) -> tuple[list[dict[str, Any]], list[Architecture]]:
+def replayed(folder: Path) -> tuple[list[dict[str, Any]], list[Description]]:
     """The records of the run in `folder`, and every architecture rebuilt from them and its config.
 
     Needs config.yaml and mutations.jsonl alone; the last architecture must be the one of
@@ -41,7 +41,7 @@ def replayed(folder: Path) -> tuple[list[dict[str, Any]], list[Architecture]]:
     return records, architectures
 
 
-def _seed_of(folder: Path) -> Architecture:
+def _seed_of(folder: Path) -> Description:
     try:
         config = read_config(folder)
         task = config["task"]
@@ -56,7 +56,7 @@ def _seed_of(folder: Path) -> Architecture:
             f"run={folder}: its task was {task}, so it mutated nothing. Give the folder of "
             "the run that trained the network."
         )
-    if not isinstance(seed, Architecture):
+    if not seed.axes:
         raise UserError(
             f"run={folder}: its backbone is {seed.name}, which does not evolve: there is "
             "nothing to replay."
@@ -78,9 +78,9 @@ def _records_of(folder: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _architecture_of(folder: Path) -> Architecture:
+def _architecture_of(folder: Path) -> Description:
     try:
-        return Architecture.from_dict(read_architecture(folder))
+        return described(read_architecture(folder))
     except UnreadableError as error:
         raise _refused(folder, error) from error
     except (ValueError, KeyError, TypeError, AssertionError) as error:

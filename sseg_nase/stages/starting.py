@@ -23,7 +23,9 @@ from sseg_nase.finetune.learner import EpisodeLearner, around
 from sseg_nase.finite import not_finite, shortened
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.building import build, configured
+from sseg_nase.nets.description import Description
 from sseg_nase.nets.evolvable import Learner
+from sseg_nase.nets.mutations.operator import Caps
 from sseg_nase.ssl.methods import make_learner
 from sseg_nase.training import checkpoint
 
@@ -62,12 +64,29 @@ def _seed_backbone(
     config: Config, generator: torch.Generator, tell: Callable[[str], None]
 ) -> Backbone:
     architecture = configured(config.backbone, config.dataset.image_size)
+    refuse_over_caps(config, architecture)
     backbone = build(architecture, generator=generator)
     if config.backbone.weights:
         from sseg_nase.nets.weights import load_weights  # here, because it loads torchvision
 
         tell(load_weights(backbone, config.backbone.weights))
     return backbone
+
+
+def refuse_over_caps(config: Config, architecture: Description) -> None:
+    """Raise `UserError` where what is to evolve starts over one of evolution's caps.
+
+    Of a chain of blocks the config alone tells, before anything is built.
+    """
+    if not config.evolution.enabled:
+        return
+    caps = Caps.of(config.evolution)
+    if (found := caps.exceeded(architecture)) is not None:
+        limit, figure, _ = found
+        raise UserError(
+            f"evolution.{limit}={getattr(caps, limit)}: backbone={config.backbone.name} has "
+            f"{figure} already; raise it, choose a smaller backbone, or add evolution=none."
+        )
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from sseg_nase.errors import UserError
+from sseg_nase.kinds import kind_of
 from sseg_nase.rundir.events import read_events
 from sseg_nase.rundir.names import EVENTS
 from sseg_nase.rundir.results import LAST, episode_results, read_results
 from sseg_nase.rundir.unreadable import UnreadableError
 from sseg_nase.tracking.sink import Resumed
 
-MUTATION_CODES = {"GROW": 1, "WIDEN": 2, "PRUNE": 3}
 LONGEST_KEY = 250  # of MLflow
 # MLflow's own tag for the text that its UI shows at the top of a run.
 NOTE_TAG = "mlflow.note.content"
@@ -71,12 +71,12 @@ class Rows:
     def mutation(self, values: Mapping[str, Any], milliseconds: int) -> list[Row]:
         """Return a mutation, told as one line of mutations.jsonl, as `mutation/*` rows.
 
-        `mutation/kind` is 1 for GROW, 2 for WIDEN, 3 for PRUNE. A second mutation at one step
+        `mutation/kind` is the code of its kind (`kinds.Kind`). A second mutation at one step
         stands at the next step, because a metric has one value per step.
         """
         figures = {
             "mutation/index": values["index"],
-            "mutation/kind": MUTATION_CODES[values["kind"]],
+            "mutation/kind": kind_of(values["kind"]).code,
             "mutation/function_delta": values["function_delta"],
             "mutation/loss_before": values["loss_before"],
             "mutation/loss_after": values["loss_after"],

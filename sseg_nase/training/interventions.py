@@ -19,16 +19,15 @@ from sseg_nase.evolution.history import accepted_kinds, removed_channels
 from sseg_nase.evolution.plateau import PlateauDetector
 from sseg_nase.evolution.selection import (
     SMALLEST_LOSS,
-    Caps,
-    Options,
     advantage,
     candidates,
     paired,
     penalty,
+    refusals,
 )
 from sseg_nase.finite import finite
-from sseg_nase.nets.evolvable import EvolvableCNN
-from sseg_nase.nets.mutation import prune
+from sseg_nase.nets.mutations.operator import Caps, Options
+from sseg_nase.nets.mutations.prune import prune
 from sseg_nase.sparsity.importance import Importance, importance_of, makers, sensitivity
 from sseg_nase.sparsity.masks import (
     channels_to_remove,
@@ -55,7 +54,6 @@ def importance(
     networks = copy.copy(trainer.networks)
     networks.learner = copy.deepcopy(trainer.networks.learner).train()
     backbone = networks.learner.backbone
-    assert isinstance(backbone, EvolvableCNN), type(backbone)
     taken = trainer.probe.gradients(networks, trainer.progress.epoch, batches)
     gradients = ([_gradient(p) for p in makers(backbone)] for _ in taken)
     scores = importance_of(backbone, gradients, kind=kind, coupled=coupled, seed=seed)
@@ -97,6 +95,8 @@ def _rounded(blocks: Iterable[Tensor]) -> list[list[float | None]]:
 
 class Evolve(Intervention):
     """SSEG: on a plateau with a teacher gap, the fittest of GROW, WIDEN and no mutation.
+
+    An operator that has no rule for such a network makes no candidate: the trigger says why.
 
     Should evolve = plateau ∧ gap > τ; without a teacher the plateau alone decides. The gap is
     `Probe.gap`, measured when all else allows a mutation. One is made if, beyond the error, it is
@@ -183,8 +183,9 @@ class Evolve(Intervention):
         )
         if not _all_finite(scores):
             return Decision(None, {"reason": NO_IMPORTANCE, **trigger})
+        architecture = trainer.networks.architecture
         found = candidates(
-            trainer.networks.evolving,
+            architecture,
             operators=evolution.operators,
             sensitivity=sensitivity(scores),
             options=self.options,
@@ -193,6 +194,8 @@ class Evolve(Intervention):
             recent=accepted_kinds(trainer.progress.history),
             max_repeats=evolution.max_repeats,
         )
+        if refused := refusals(architecture, evolution.operators):
+            trigger["no_rule"] = "; ".join(refused)
         if not found:
             return Decision(None, {"reason": "every candidate is over a hard cap", **trigger})
         self.tried = epoch
@@ -204,7 +207,7 @@ class Evolve(Intervention):
             lr=trainer.learning_rate,
             new_lr_ratio=evolution.trial_new_lr_ratio,
         )
-        now = penalty(trainer.networks.evolving, self.caps)
+        now = penalty(architecture, self.caps)
         judged, unfit = [], []
         for candidate, mutant in zip(found, mutants, strict=True):
             dearer = penalty(candidate.after, self.caps) - now
@@ -294,7 +297,7 @@ class Sparsify(Intervention):
             return Decision(None, {"reason": "no pruning is due"})
         self.rounds = over
         removed = removed_channels(trainer.progress.history)
-        width = sum(trainer.networks.architecture.channels)
+        width = sum(trainer.networks.architecture.axes.values())
         target = target_sparsity(sparsity.ratio, over / len(self.due))
         trigger: dict[str, Any] = {"target_sparsity": target, "channels": width}
         trigger["removed_before"] = removed
@@ -320,7 +323,7 @@ class Sparsify(Intervention):
             "importance_errors": _rounded(found.errors),
             "undecided": undecided(found, masks),
         }
-        network = trainer.networks.evolving
+        network = trainer.networks.architecture
         return Decision(
             prune(network, masks.kept),
             {"reason": "sparsity schedule", **trigger},

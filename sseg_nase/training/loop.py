@@ -22,6 +22,7 @@ from sseg_nase.evolution.history import MutationRecord, counts
 from sseg_nase.evolution.selection import Difference, paired
 from sseg_nase.finite import finite, not_finite, shortened
 from sseg_nase.hardware.allocator import release_memory
+from sseg_nase.kinds import kind_of
 from sseg_nase.nets.evolvable import Learner
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.ssl.methods import METHODS, Losses
@@ -248,9 +249,10 @@ class Trainer:
         doubt = self.guard.check_epoch(total, self._parts(), f"in {self._place()}")
         if doubt is not None:
             self.sink.event("warning", {"text": doubt})
+        architecture = self.networks.architecture
         self.means = EpochMeans(
             self.feed.schedule.level,
-            self.networks.architecture.channels,
+            tuple(architecture.axes.values()) or architecture.channels,
             total,
             contrastive,
             None if self.networks.teacher is None else gap,
@@ -526,7 +528,7 @@ class Trainer:
         fits = decision.grace > 0 or within(held[1], held[0], decision.tolerance)
         accepted = same_everywhere(not unfit and fits)
         trigger = {**decision.trigger, "refused": "; ".join(unfit)} if unfit else decision.trigger
-        pruned = mutation.kind == "PRUNE" and not unfit
+        pruned = kind_of(mutation.kind).removes and not unfit
         record = MutationRecord(
             index=len(self.progress.history),
             epoch=epoch,
@@ -639,7 +641,7 @@ class Trainer:
         assert params == mutation.after.params, (params, mutation.after.params)
         if new.teacher is not None:
             assert new.teacher.architecture == mutation.after
-        if mutation.kind == "PRUNE":
+        if kind_of(mutation.kind).removes:
             error = self.probe.pruning_error(old, new, mutation)
             assert error <= LARGEST_PRUNING_ERROR, error
 

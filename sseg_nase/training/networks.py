@@ -18,7 +18,6 @@ from sseg_nase.evolution.operators import (
     load_moments,
     named_moments,
 )
-from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.building import described
 from sseg_nase.nets.description import Description
@@ -51,13 +50,6 @@ class Networks:
     def architecture(self) -> Description:
         """Of the student, and so of the teacher."""
         return self.learner.backbone.architecture
-
-    @property
-    def evolving(self) -> Architecture:
-        """`architecture` of a backbone that mutations know; no other one is ever mutated."""
-        architecture = self.architecture
-        assert isinstance(architecture, Architecture), architecture
-        return architecture
 
     def teaching(self, epoch: int, *, tracks: bool = False) -> Teaching:
         """What the loss of `epoch` is given beside the student; `tracks` in a step of training."""

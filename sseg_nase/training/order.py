@@ -12,8 +12,8 @@ from typing import Any
 from sseg_nase.config.schema import LATEST_EXPANSION, EvolutionConfig
 from sseg_nase.data.random import derive
 from sseg_nase.errors import UserError
-from sseg_nase.evolution.selection import Caps
-from sseg_nase.nets.mutation import grow_stages
+from sseg_nase.nets.mutations.grow import grow_stages
+from sseg_nase.nets.mutations.operator import Caps
 from sseg_nase.training.interventions import Evolve
 from sseg_nase.training.loop import Decision, Intervention, Trainer
 
@@ -52,7 +52,7 @@ class Expand(Intervention):
         if done > round(LATEST_EXPANSION * epochs):
             reason = f"an expansion is due, but over {LATEST_EXPANSION:.0%} of the epochs are done"
             return Decision(None, {"reason": reason, **trigger})
-        architecture = trainer.networks.evolving
+        architecture = trainer.networks.architecture
         seed = derive(self.seed, self.name, trainer.progress.epoch)
         try:
             expansion = grow_stages(architecture, most=self.most, drawn=self.drawn, seed=seed)

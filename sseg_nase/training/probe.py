@@ -18,6 +18,7 @@ from sseg_nase.data.views import make_views, normalize
 from sseg_nase.evolution.operators import output_change
 from sseg_nase.hardware.latency import latency_ms
 from sseg_nase.nets.evolvable import Learner
+from sseg_nase.nets.maps import upon
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.sparsity.recalibration import recalibrate
 from sseg_nase.ssl.methods import METHODS, Crops, Losses
@@ -300,10 +301,7 @@ class Probe:
     def pruning_error(self, old: Networks, new: Networks, mutation: Mutation) -> float:
         """Relative difference between the pruned network and the masked one, in float64."""
         images = self._delta_images()
-        masks = [
-            torch.isin(torch.arange(space.old), torch.tensor(space.index)).to(images)
-            for space in mutation.spaces[1:]
-        ]
+        masks = [kept.to(images) for kept in mutation.kept]
         expected = self._put_out(self._exact(old), images, masks)
         found = self._put_out(self._exact(new), images)
         return output_change(mutation, expected, found, embeddings=self._headless(old))
@@ -314,10 +312,10 @@ class Probe:
     def _put_out(
         self, learner: Learner, images: Tensor, masks: Sequence[Tensor] | None = None
     ) -> Tensor:
-        """The projections of images, a few at a time; `masks` as for the backbone."""
-        given = {} if masks is None else {"masks": masks}
-        few = images.split(self.delta_batch)
-        return torch.cat([learner.project(learner.backbone(each, **given)) for each in few])
+        """The projections of images, a few at a time; `masks` as in `Backbone.masked`."""
+        net, few = learner.backbone, images.split(self.delta_batch)
+        embedded = (net(each) if masks is None else net.masked(each, masks) for each in few)
+        return torch.cat([learner.project(features) for features in embedded])
 
     @staticmethod
     def _exact(networks: Networks) -> Learner:
@@ -376,7 +374,7 @@ class Probe:
 def _added(networks: Networks, mutation: Mutation) -> list[nn.Parameter]:
     """The student's parameters that continue none from before the mutation."""
     named = dict(networks.learner.named_parameters())
-    maps = mutation.learner_maps(list(named))
+    maps = mutation.learner_maps(upon(networks.learner.upon, mutation.after.embedding_axis))
     return [parameter for name, parameter in named.items() if maps[name].source is None]
 
 

@@ -18,7 +18,10 @@ from sseg_nase.data.views import batched, draw_parameters, gpu
 from sseg_nase.data.views.gpu import kernels_work  # not the one that fake CUDA has instead
 from sseg_nase.evolution import by_hand
 from sseg_nase.evolution.operators import perform
-from sseg_nase.nets.mutation import Mutation, grow, grow_stages, prune, widen
+from sseg_nase.nets.mutation import Mutation
+from sseg_nase.nets.mutations.grow import grow, grow_stages
+from sseg_nase.nets.mutations.prune import prune
+from sseg_nase.nets.mutations.widen import widen
 from sseg_nase.sparsity.router import SparseRouter
 from sseg_nase.ssl.methods import METHODS
 from sseg_nase.stages import pretrain
@@ -198,7 +201,7 @@ def test_a_step_asks_for_few_operators(
 def mutation(change: Callable[..., Mutation], **options: Any) -> Callable[[Trainer], Decision]:
     def decide(one: Trainer) -> Decision:
         kept = {}
-        architecture = one.networks.evolving
+        architecture = one.networks.architecture
         if change is prune:
             kept["kept"] = [range(0, width, 2) for width in architecture.channels]
         given = {**kept, **{k: v for k, v in options.items() if k not in DECIDED}}
@@ -256,7 +259,7 @@ def test_every_stage_grows_and_channels_come_in_pairs(fake: Fake) -> None:
     history = one.progress.history
     assert [record.kind for record in history] == ["GROW", "WIDEN", "GROW"]
     assert all(record.accepted for record in history)
-    assert len(one.networks.evolving.blocks) == 5
+    assert len(one.networks.architecture.blocks) == 5
     assert on_cuda(one)
 
 
@@ -327,7 +330,7 @@ def test_mutations_by_hand(fake: Fake) -> None:
 def test_a_mutation_as_a_function(fake: Fake) -> None:
     one = trainer()
     images = torch.randn(4, 3, 16, 16, device=CUDA)
-    architecture = one.networks.evolving
+    architecture = one.networks.architecture
     state, record = perform(grow(architecture, seed=1), one.networks.state(), probe=images)
     assert record.function_delta is not None
     assert record.function_delta < 1e-6

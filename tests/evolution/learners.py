@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from sseg_nase.evolution.operators import TrainingState
 from sseg_nase.hardware.complexity import count_macs
-from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.evolvable import EvolvableCNN, Learner, ProjectionHead
-from sseg_nase.nets.mutation import NEW, ChannelMap, Mutation
+from sseg_nase.nets.building import described
+from sseg_nase.nets.description import Description
+from sseg_nase.nets.evolvable import Learner, ProjectionHead
+from sseg_nase.nets.maps import NEW, READS_FEATURES, ChannelMap, TensorMap, wired
+from sseg_nase.nets.mutation import Mutation
 
 OPTIMIZERS: Mapping[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "adamw": lambda net: torch.optim.AdamW(net.parameters(), lr=1e-3),
@@ -35,20 +37,20 @@ def scramble(module: nn.Module, seed: int) -> None:
     random_numbers = generator(seed)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():
-            if ("norm" in name or "bias" in name) and tensor.dim():
+            if any(part in name for part in ("norm", "bn", "bias")) and tensor.dim():
                 noise = torch.rand(tensor.shape, generator=random_numbers, dtype=tensor.dtype)
                 tensor.copy_(noise - 0.5 if "bias" in name or "mean" in name else noise + 0.5)
 
 
-def make_learner(architecture: Architecture, seed: int) -> Learner:
-    backbone = EvolvableCNN(architecture, generator=generator(seed))
+def make_learner(architecture: Description, seed: int) -> Learner:
+    backbone = architecture.network(generator(seed))
     head = ProjectionHead(architecture.features, 11, 7, generator=generator(seed + 1))
     learner = Learner(backbone, head).double()
     scramble(learner, seed + 2)
     return learner
 
 
-def make_images(architecture: Architecture, seed: int, count: int = 6) -> Tensor:
+def make_images(architecture: Description, seed: int, count: int = 6) -> Tensor:
     shape = (count, 3, architecture.resolution, architecture.resolution)
     return torch.randn(shape, generator=generator(seed), dtype=torch.float64)
 
@@ -66,7 +68,9 @@ def projections_of(
     mode = learner.training
     buffers = [(b, b.clone()) for b in learner.buffers()] if training else []
     with torch.no_grad():
-        projections = learner.train(training).head(learner.backbone(images, masks=masks))
+        net = learner.train(training).backbone
+        features = net(images) if masks is None else net.masked(images, masks)
+        projections = learner.head(features)
         for buffer, kept in buffers:
             buffer.copy_(kept)
     learner.train(mode)
@@ -103,15 +107,21 @@ def assert_same(first: TrainingState, second: TrainingState) -> None:
             assert torch.equal(value, other) if isinstance(value, Tensor) else value == other
 
 
-def check_counts(learner: Learner, architecture: Architecture) -> None:
+def check_counts(learner: Learner, architecture: Description) -> None:
     """The formulas against the network, which the description alone builds again."""
     backbone = learner.backbone
     assert backbone.architecture == architecture
     assert architecture.params == sum(p.numel() for p in backbone.parameters())
     assert architecture.macs() == count_macs(backbone, architecture.resolution)
-    again = EvolvableCNN(Architecture.from_dict(json.loads(json.dumps(architecture.to_dict()))))
+    again = described(json.loads(json.dumps(architecture.to_dict()))).network(None)
     shapes = {name: tensor.shape for name, tensor in again.state_dict().items()}
     assert shapes == {name: tensor.shape for name, tensor in backbone.state_dict().items()}
+
+
+def maps_of(mutation: Mutation, names: Iterable[str]) -> dict[str, TensorMap]:
+    """Of a backbone with a head whose first layer reads the features."""
+    upon = [name for name in names if not name.startswith("backbone.")]
+    return mutation.learner_maps(wired(upon, {"head.fc1.weight": READS_FEATURES}))
 
 
 def check_moments(mutation: Mutation, state: TrainingState, new: TrainingState) -> None:
@@ -119,7 +129,7 @@ def check_moments(mutation: Mutation, state: TrainingState, new: TrainingState) 
 
     New entries are 0, but second moments the mean of the survivors beside them.
     """
-    maps = mutation.learner_maps(list(new.student))
+    maps = maps_of(mutation, new.student)
     assert {maps[name].source for name in new.moments} == set(state.moments)
     for name, moments in new.moments.items():
         old = state.moments[maps[name].source]
@@ -129,20 +139,20 @@ def check_moments(mutation: Mutation, state: TrainingState, new: TrainingState) 
                 assert value == old[key], (name, key)
                 continue
             expected, source = np.zeros(value.shape), old[key].numpy()
-            rows, row_from, copies = _sources(maps[name].out, len(value))
-            source = source[row_from]
-            share = copies ** (2 if key.endswith("_sq") else 1)
-            source = source / share.reshape(-1, *[1] * (source.ndim - 1))
-            if maps[name].into is None:
-                expected[rows] = source
-            else:
-                columns, column_from, _ = _sources(maps[name].into, value.shape[1])
-                expected[np.ix_(rows, columns)] = source[:, column_from]
+            at = []
+            for dim, width in enumerate(value.shape):
+                axes = maps[name].axes
+                along = axes[dim] if dim < len(axes) else None
+                channels = None if along is None else along.channels
+                places, sources, copies = _sources(channels, width)
+                source = source.take(sources, axis=dim)
+                if along is not None and not along.reads:
+                    share = copies ** (2 if key.endswith("_sq") else 1)
+                    source = source / share.reshape(-1, *[1] * (source.ndim - 1 - dim))
+                at.append(places)
+            expected[np.ix_(*at)] = source
             kept = np.zeros(value.shape, dtype=bool)
-            if maps[name].into is None:
-                kept[rows] = True
-            else:
-                kept[np.ix_(rows, columns)] = True
+            kept[np.ix_(*at)] = True
             assert np.array_equal(value.numpy()[kept], expected[kept]), (name, key)
             mean = expected[kept].mean() if key.endswith("_sq") else 0
             assert np.allclose(value.numpy()[~kept], mean, rtol=1e-6, atol=0), (name, key)

@@ -16,7 +16,7 @@ from sseg_nase.evolution.operators import TrainingState, apply, named_moments
 from sseg_nase.evolution.replay import replay
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.evolvable import EvolvableCNN, Learner
-from sseg_nase.nets.mutation import rebuild
+from sseg_nase.nets.mutations.operator import rebuild
 from sseg_nase.ssl.teacher import ema_update, make_teacher
 
 PLAIN = Architecture.seed([4, 5, 6], resolution=16)

@@ -26,7 +26,9 @@ from sseg_nase.evolution.operators import (
 )
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.evolvable import EvolvableCNN, Learner, ProjectionHead
-from sseg_nase.nets.mutation import Mutation, grow, widen
+from sseg_nase.nets.mutation import Mutation
+from sseg_nase.nets.mutations.grow import grow
+from sseg_nase.nets.mutations.widen import widen
 from sseg_nase.ssl.objectives import nt_xent
 
 SIZE, BATCH = 16, 64

@@ -12,7 +12,10 @@ from sseg_nase.evolution.history import (
     removed_channels,
 )
 from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.mutation import Mutation, grow, prune, widen
+from sseg_nase.nets.mutation import Mutation
+from sseg_nase.nets.mutations.grow import grow
+from sseg_nase.nets.mutations.prune import prune
+from sseg_nase.nets.mutations.widen import widen
 
 SEED = Architecture.seed([4, 6], resolution=16)
 LINE = [  # of mutations.jsonl, whose names others rely on

@@ -34,7 +34,11 @@ from sseg_nase.evolution.operators import (
 )
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.evolvable import EvolvableCNN, Learner
-from sseg_nase.nets.mutation import NEW, Mutation, grow, prune, widen
+from sseg_nase.nets.maps import NEW
+from sseg_nase.nets.mutation import Mutation
+from sseg_nase.nets.mutations.grow import grow
+from sseg_nase.nets.mutations.prune import prune
+from sseg_nase.nets.mutations.widen import widen
 from sseg_nase.ssl.methods import METHODS, make_learner
 
 SMALL = ["ssl.projection_hidden=9", "ssl.projection_dim=5"]

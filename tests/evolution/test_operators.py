@@ -17,6 +17,7 @@ from learners import (
     loss_of,
     make_images,
     make_learner,
+    maps_of,
     projections_of,
     relative,
     snapshot,
@@ -32,16 +33,11 @@ from sseg_nase.evolution.operators import (
 )
 from sseg_nase.nets.architecture import Architecture, Block
 from sseg_nase.nets.evolvable import EvolvableCNN, Learner
-from sseg_nase.nets.mutation import (
-    GRADIENT,
-    NEW,
-    SQUARED_GRADIENT,
-    Mutation,
-    carry,
-    grow,
-    prune,
-    widen,
-)
+from sseg_nase.nets.maps import GRADIENT, NEW, SQUARED_GRADIENT, Tensors, carry
+from sseg_nase.nets.mutation import Mutation
+from sseg_nase.nets.mutations.grow import grow
+from sseg_nase.nets.mutations.prune import prune
+from sseg_nase.nets.mutations.widen import widen
 
 RESIDUAL = Architecture(
     (
@@ -81,11 +77,14 @@ def test_moments_move_as_gradients_do(
             mutation, apply(mutation, TrainingState(learner.state_dict())), like=learner
         )
         old_gradients, gradients = gradients_of(learner, images), gradients_of(new, images)
-        maps = mutation.learner_maps(list(gradients))
+        maps = maps_of(mutation, gradients)
         zeros = {name: torch.zeros_like(gradient) for name, gradient in gradients.items()}
-        carried = carry(maps, old_gradients, zeros, like=GRADIENT)
         squares = {name: gradient**2 for name, gradient in old_gradients.items()}
-        carried_squares = carry(maps, squares, zeros, like=SQUARED_GRADIENT)
+        bundle = {
+            "gradients": Tensors(old_gradients, zeros, GRADIENT),
+            "squares": Tensors(squares, zeros, SQUARED_GRADIENT),
+        }
+        carried, carried_squares = carry(maps, bundle).values()
         # Some gradients are 0 but for rounding: a shift before the head's norm changes nothing.
         scale = max(gradient.abs().max().item() for gradient in gradients.values())
         for name, gradient in gradients.items():
@@ -329,10 +328,11 @@ def test_new_entries_of_old_tensors_take_steps_as_long_as_the_others(mutation: M
     new = build_learner(mutation, after, like=learner)
     optimizer = torch.optim.Adam(new.parameters(), lr=lr)
     load_moments(optimizer, new, after.moments)
-    maps = mutation.learner_maps(list(new.state_dict()))
+    maps = maps_of(mutation, new.state_dict())
     zeros = {name: torch.zeros_like(p) for name, p in new.named_parameters() if name in moments}
     ones = {name: torch.ones_like(p) for name, p in learner.named_parameters()}
-    added = {name: t == 0 for name, t in carry(maps, ones, zeros, like=GRADIENT).items()}
+    moved = carry(maps, {"ones": Tensors(ones, zeros, GRADIENT)})["ones"]
+    added = {name: t == 0 for name, t in moved.items()}
     assert any(one.any() for one in added.values())
     generator = torch.Generator().manual_seed(0)
     for _ in range(20):
@@ -431,7 +431,7 @@ def test_carrying_needs_a_map_for_every_tensor() -> None:
     maps = widen(PLAIN, 0).maps
     fresh = {**EvolvableCNN(widen(PLAIN, 0).after).state_dict(), "extra": torch.zeros(2)}
     with pytest.raises(KeyError, match="no map for extra"):
-        carry(maps, EvolvableCNN(PLAIN).state_dict(), fresh)
+        carry(maps, {"network": Tensors(EvolvableCNN(PLAIN).state_dict(), fresh)})
 
 
 def test_the_new_state_follows_the_type_of_the_old_one() -> None:

@@ -27,7 +27,11 @@ from sseg_nase.evolution.operators import (
 )
 from sseg_nase.evolution.replay import replay
 from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.mutation import Mutation, grow, prune, rebuild, widen
+from sseg_nase.nets.mutation import Mutation
+from sseg_nase.nets.mutations.grow import grow
+from sseg_nase.nets.mutations.operator import rebuild
+from sseg_nase.nets.mutations.prune import prune
+from sseg_nase.nets.mutations.widen import widen
 
 PLAIN = Architecture.seed([4, 5, 6], resolution=16)
 RESIDUAL = Architecture.seed([4, 6, 6], resolution=16, residual=True, embedding="flatten")

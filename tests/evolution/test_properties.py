@@ -32,7 +32,12 @@ from sseg_nase.evolution.operators import (
 )
 from sseg_nase.nets.architecture import Architecture, Block
 from sseg_nase.nets.evolvable import EvolvableCNN, Learner
-from sseg_nase.nets.mutation import NEW, Mutation, grow, grow_stages, prune, rebuild, widen
+from sseg_nase.nets.maps import NEW
+from sseg_nase.nets.mutation import Mutation
+from sseg_nase.nets.mutations.grow import grow, grow_stages
+from sseg_nase.nets.mutations.operator import rebuild
+from sseg_nase.nets.mutations.prune import prune
+from sseg_nase.nets.mutations.widen import widen
 
 ARCHITECTURES = 200
 MUTATIONS = 5

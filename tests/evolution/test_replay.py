@@ -11,7 +11,10 @@ import pytest
 from sseg_nase.evolution.history import MutationRecord, counts
 from sseg_nase.evolution.replay import ReplayError, replay
 from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.mutation import Mutation, grow, grow_stages, prune, widen
+from sseg_nase.nets.mutation import Mutation
+from sseg_nase.nets.mutations.grow import grow, grow_stages
+from sseg_nase.nets.mutations.prune import prune
+from sseg_nase.nets.mutations.widen import widen
 
 SEED = Architecture.seed([4, 6], resolution=16)
 

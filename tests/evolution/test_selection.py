@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from sseg_nase.evolution.selection import Caps, Options, advantage, candidates, paired, penalty
+from sseg_nase.evolution.selection import advantage, candidates, paired, penalty
 from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.mutation import Mutation, widen
+from sseg_nase.nets.mutation import Mutation
+from sseg_nase.nets.mutations.operator import Caps, Options
+from sseg_nase.nets.mutations.widen import widen
 
 SEED = Architecture.seed([8, 12, 16], resolution=32)
 WIDE = Caps(12, 256, 1_000_000, 1_000_000_000, 84)

@@ -19,7 +19,10 @@ from sseg_nase.evolution.operators import named_moments
 from sseg_nase.finetune.evolving import HELD_STEPS, Tuned, mutated
 from sseg_nase.finetune.learner import around
 from sseg_nase.finetune.loop import Before, FineTuner
-from sseg_nase.nets.mutation import NEW, Mutation, grow, grow_stages, prune
+from sseg_nase.nets.maps import NEW
+from sseg_nase.nets.mutation import Mutation
+from sseg_nase.nets.mutations.grow import grow, grow_stages
+from sseg_nase.nets.mutations.prune import prune
 from sseg_nase.stages.pretraining import interventions_of
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint
@@ -106,7 +109,7 @@ def test_head_and_moments_follow_the_encoder(method: str, further: list[str]) ->
     steps(one, 2)
     images = torch.randn(20, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     classes, moments = len(one.base.class_names), named_moments(one._plain_optimizer, one.learner)
-    architecture = one.networks.evolving
+    architecture = one.networks.architecture
     kept = [[0, 2, 3, 5], [1, 2, 3, 4, 6, 9, 11, 15]]
     changes = [grow(architecture, out_channels=24, seed=5), prune(architecture, kept)]
     for mutation in (*changes, grow_stages(architecture)):
@@ -219,7 +222,7 @@ def test_a_pruning_is_judged_at_once_and_leaves_all_as_it_was_where_it_fails(
     steps(one, 2)
     before = copy.deepcopy(one.state_dict())
     one.progress.best_accuracy = 90.0
-    few = prune(one.networks.evolving, [[0, 1, 2, 3], list(range(8))])
+    few = prune(one.networks.architecture, [[0, 1, 2, 3], list(range(8))])
     one._mutate(few, Decision(few, {}, tolerance=tolerance, recalibrate=1))
     (record,) = one.progress.history
     assert record.accepted is kept
@@ -287,7 +290,7 @@ def test_growth_goes_on_bit_for_bit(tmp_path: Path) -> None:
         (["finetune=linear", "sparsity=nase", "sparsity.rollback_grace_epochs=2"], "at once"),
         (["finetune=linear", "finetune.evolve=false"], "finetune.evolve=true"),
         (["finetune=linear", "backbone=resnet12_quarter", "backbone.channels=[8,8,8,8]"],
-         "does not evolve"),
+         "no rule for more blocks"),
     ],
 )  # fmt: skip
 def test_what_cannot_evolve_is_refused(overrides: list[str], said: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from sseg_nase.hardware.complexity import count_macs, count_params
 from sseg_nase.nets.architecture import Architecture, Block, pools
 from sseg_nase.nets.evolvable import EvolvableCNN
-from sseg_nase.nets.mutation import grow_stages
+from sseg_nase.nets.mutations.grow import grow_stages
 
 MIXED = Architecture(
     (

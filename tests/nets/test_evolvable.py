@@ -9,14 +9,11 @@ from torch.nn import functional as F
 
 from sseg_nase.errors import UserError
 from sseg_nase.nets.architecture import Architecture, Block
-from sseg_nase.nets.evolvable import (
-    ConvBlock,
-    EvolvableCNN,
-    Learner,
-    ProjectionHead,
-    fresh_state,
-)
-from sseg_nase.nets.mutation import grow, prune, widen
+from sseg_nase.nets.evolvable import ConvBlock, EvolvableCNN, Learner, ProjectionHead
+from sseg_nase.nets.mutation import fresh_state
+from sseg_nase.nets.mutations.grow import grow
+from sseg_nase.nets.mutations.prune import prune
+from sseg_nase.nets.mutations.widen import widen
 
 
 def generator(seed: int) -> torch.Generator:

@@ -24,7 +24,7 @@ from sseg_nase.nets.fixed import (
     ResNetArchitecture,
     ViTArchitecture,
 )
-from sseg_nase.nets.mutation import grow
+from sseg_nase.nets.mutations.grow import grow
 from sseg_nase.nets.searched import SearchedArchitecture
 from sseg_nase.spaces import Tiny
 

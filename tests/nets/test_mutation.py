@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -10,28 +11,42 @@ from torch import Tensor
 
 from sseg_nase.errors import UserError
 from sseg_nase.nets.architecture import Architecture, Block
-from sseg_nase.nets.evolvable import EvolvableCNN, fresh_state
-from sseg_nase.nets.mutation import (
+from sseg_nase.nets.evolvable import EvolvableCNN
+from sseg_nase.nets.maps import (
     GRADIENT,
     NEW,
     SQUARED_GRADIENT,
     VALUE,
+    Along,
     ChannelMap,
-    Mutation,
     TensorMap,
+    Tensors,
     carry,
-    grow,
-    grow_stages,
-    prune,
-    rebuild,
-    widen,
 )
+from sseg_nase.nets.mutation import Mutation, fresh_state
+from sseg_nase.nets.mutations.grow import grow, grow_stages
+from sseg_nase.nets.mutations.operator import rebuild
+from sseg_nase.nets.mutations.prune import prune
+from sseg_nase.nets.mutations.widen import widen
 
 SEED = Architecture.seed([4, 6, 8], resolution=16)
 RESIDUAL = Architecture.seed([4, 6, 8], resolution=16, residual=True)
 
 OUT = ChannelMap((0, 1, 2, 1, 1, NEW), old=3)
 INTO = ChannelMap((1, 0, 1, NEW), old=2)
+BOTH = (Along(OUT), Along(INTO, reads=True))
+
+
+def carried_one(tensor_map: TensorMap, old: Tensor, fresh: Tensor, like: str = VALUE) -> Tensor:
+    assert tensor_map.source is not None
+    one = Tensors({tensor_map.source: old}, {"w": fresh}, like)
+    return carry({"w": tensor_map}, {"one": one})["one"]["w"]
+
+
+def carried_all(
+    mutation: Mutation, old: Mapping[str, Tensor], fresh: Mapping[str, Tensor], like: str = VALUE
+) -> dict[str, Tensor]:
+    return carry(mutation.maps, {"all": Tensors(old, fresh, like)})["all"]
 
 
 def slowly(old: Tensor, fresh: Tensor, like: str) -> Tensor:
@@ -59,7 +74,7 @@ def test_a_tensor_map_entry_by_entry(shape: tuple[int, ...], like: str) -> None:
     fresh = torch.randn(6, 4, *shape, generator=generator)
     fresh = fresh if like == VALUE else torch.zeros_like(fresh)
     kept = old.clone(), fresh.clone()
-    carried = carry({"w": TensorMap("v", OUT, INTO)}, {"v": old}, {"w": fresh}, like=like)["w"]
+    carried = carried_one(TensorMap("v", BOTH), old, fresh, like)
     assert torch.equal(carried, slowly(old, fresh, like))
     assert torch.equal(old, kept[0])
     assert torch.equal(fresh, kept[1])
@@ -68,7 +83,7 @@ def test_a_tensor_map_entry_by_entry(shape: tuple[int, ...], like: str) -> None:
 def test_silent_new_channels_are_weighed_at_once() -> None:
     silent = ChannelMap((0, 1, NEW), old=2, silent=True)
     old, fresh = torch.ones(3, 2), torch.full((3, 3), 5.0)
-    carried = carry({"w": TensorMap("w", None, silent)}, {"w": old}, {"w": fresh})["w"]
+    carried = carried_one(TensorMap("w", (None, Along(silent, reads=True))), old, fresh)
     assert carried.tolist() == [[1, 1, 5]] * 3
 
 
@@ -91,7 +106,7 @@ def test_a_flattened_axis_keeps_the_positions_of_a_channel_together() -> None:
 
 def test_a_source_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"v .*\[4, 2\].*\[3, 2\]"):
-        carry({"w": TensorMap("v", OUT, INTO)}, {"v": torch.ones(4, 2)}, {"w": torch.ones(6, 4)})
+        carried_one(TensorMap("v", BOTH), torch.ones(4, 2), torch.ones(6, 4))
 
 
 def test_noise_falls_on_repeated_rows_only_and_follows_its_seed() -> None:
@@ -99,8 +114,8 @@ def test_noise_falls_on_repeated_rows_only_and_follows_its_seed() -> None:
     fresh = torch.zeros(6, 2)
 
     def carried(noise: float, seed: int, like: str = VALUE) -> Tensor:
-        tensor_map = TensorMap("w", OUT, None, noise=noise, seed=seed)
-        return carry({"w": tensor_map}, {"w": old}, {"w": fresh}, like=like)["w"]
+        tensor_map = TensorMap("w", (Along(OUT),), noise=noise, seed=seed)
+        return carried_one(tensor_map, old, fresh, like)
 
     plain, noisy = carried(0.0, 1), carried(0.1, 1)
     assert torch.equal(noisy, carried(0.1, 1))
@@ -214,7 +229,7 @@ def test_new_channels_in_pairs_start_alike_and_cancel() -> None:
     assert mutation.target["index"] == [NEW] * 5
     network = EvolvableCNN(SEED, generator=torch.Generator().manual_seed(0))
     old = {name: 3 * tensor for name, tensor in network.state_dict().items()}
-    new = carry(mutation.maps, old, fresh_state(mutation))
+    new = carried_all(mutation, old, fresh_state(mutation))
     into, out = new["blocks.1.conv.weight"], new["blocks.2.conv.weight"]
     assert torch.equal(into[[6, 8]], into[[7, 9]])
     assert torch.equal(out[:, [6, 8]], -out[:, [7, 9]])
@@ -230,7 +245,7 @@ def test_new_channels_in_pairs_start_alike_and_cancel() -> None:
     assert torch.equal(out[:, :6], old["blocks.2.conv.weight"])
     for like in (GRADIENT, SQUARED_GRADIENT):
         zeros = {name: torch.zeros_like(tensor) for name, tensor in new.items()}
-        moments = carry(mutation.maps, old, zeros, like=like)
+        moments = carried_all(mutation, old, zeros, like)
         assert not moments["blocks.1.conv.weight"][6:].any()
         assert not moments["blocks.2.conv.weight"][:, 6:].any()
 
@@ -245,10 +260,10 @@ def test_weights_of_nothing_do_not_make_pairs_of_nothing() -> None:
     plain = Architecture.seed([4, 4], resolution=8, batch_norm=False)
     grown = grow(plain, position=1)
     network = EvolvableCNN(plain)
-    state = carry(grown.maps, network.state_dict(), fresh_state(grown))
+    state = carried_all(grown, network.state_dict(), fresh_state(grown))
     for block in (0, 1):
         wide = widen(grown.after, block, channels=6, mode="pairs")
-        new = carry(wide.maps, state, fresh_state(wide))
+        new = carried_all(wide, state, fresh_state(wide))
         assert new[f"blocks.{block}.conv.weight"][4:].any()
         assert new[f"blocks.{block + 1}.conv.weight"][:, 4:].any()
 
@@ -469,7 +484,7 @@ def test_equal_blocks_are_widened_with_noise_of_their_own() -> None:
 
     def widened(noise: float) -> list[Tensor]:
         mutation = widen(architecture, None, channels=[9, 9, 9], noise=noise, seed=5)
-        after = carry(mutation.maps, network.state_dict(), fresh_state(mutation))
+        after = carried_all(mutation, network.state_dict(), fresh_state(mutation))
         return [after[f"blocks.{block}.conv.weight"] for block in (1, 2)]
 
     drawn = []

@@ -22,7 +22,10 @@ from sseg_nase.errors import UserError
 from sseg_nase.evolution.history import MutationRecord, counts
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.fixed import ResNet12Architecture, ResNetArchitecture, ViTArchitecture
-from sseg_nase.nets.mutation import Mutation, grow, grow_stages, prune, widen
+from sseg_nase.nets.mutation import Mutation
+from sseg_nase.nets.mutations.grow import grow, grow_stages
+from sseg_nase.nets.mutations.prune import prune
+from sseg_nase.nets.mutations.widen import widen
 from sseg_nase.reporting.figures import Drawing
 from sseg_nase.reporting.figures.architecture import (
     HIGHEST,

@@ -410,7 +410,7 @@ def test_the_trajectory_has_params_marks_and_levels(run: RunRecord) -> None:
     assert len(marks) == len(HISTORY)
     for mark, (kind, epoch, _, after, accepted, _) in zip(marks, HISTORY, strict=True):
         assert mark.get_xydata().tolist() == [[epoch + 1, counts(after)["params"]]]
-        assert mark.get_marker() == style.MUTATIONS[kind].marker
+        assert mark.get_marker() == style.mutation_looks()[kind].marker
         assert (to_hex(mark.get_markerfacecolor()) == "#ffffff") == (not accepted)
     assert legend_of(figure) == [
         "GROW", "WIDEN", "WIDEN, rolled back", "PRUNE", "PRUNE, rolled back", "parameters",

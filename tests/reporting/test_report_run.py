@@ -21,7 +21,9 @@ from test_report_latex import compiled, needs_pdflatex
 from sseg_nase.config.compose import defaults, load
 from sseg_nase.config.fingerprint import flatten
 from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.mutation import Mutation, grow, grow_stages, widen
+from sseg_nase.nets.mutation import Mutation
+from sseg_nase.nets.mutations.grow import grow, grow_stages
+from sseg_nase.nets.mutations.widen import widen
 from sseg_nase.reporting import figures
 from sseg_nase.reporting.figures import Drawing
 from sseg_nase.reporting.run_report import (

@@ -13,7 +13,7 @@ import torch
 from sseg_nase.errors import UserError
 from sseg_nase.hardware.complexity import count_macs, count_params
 from sseg_nase.nets.building import build, described
-from sseg_nase.nets.mutation import grow
+from sseg_nase.nets.mutations.grow import grow
 from sseg_nase.nets.searched import IMAGE, Plan, SearchedArchitecture
 from sseg_nase.search import Log, Objectives
 from sseg_nase.search.strategies import RandomSearch

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.evolvable import EvolvableCNN
-from sseg_nase.nets.mutation import grow, prune, widen
+from sseg_nase.nets.mutations.grow import grow
+from sseg_nase.nets.mutations.prune import prune
+from sseg_nase.nets.mutations.widen import widen
 from sseg_nase.sparsity.importance import (
     channel_importance,
     importance_of,

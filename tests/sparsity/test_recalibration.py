@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.evolvable import EvolvableCNN, Learner, ProjectionHead
-from sseg_nase.nets.mutation import prune
+from sseg_nase.nets.mutations.prune import prune
 from sseg_nase.sparsity.recalibration import recalibrate
 
 

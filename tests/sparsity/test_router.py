@@ -10,7 +10,8 @@ from torch import Tensor
 from sseg_nase.hardware.complexity import count_macs, count_params
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.evolvable import EvolvableCNN
-from sseg_nase.nets.mutation import grow, widen
+from sseg_nase.nets.mutations.grow import grow
+from sseg_nase.nets.mutations.widen import widen
 from sseg_nase.sparsity.router import SparseRouter
 
 CHANNELS = (8, 12, 16)

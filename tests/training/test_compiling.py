@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from sseg_nase.config.compose import load
-from sseg_nase.nets.mutation import grow
+from sseg_nase.nets.mutations.grow import grow
 from sseg_nase.run import run
 from sseg_nase.stages.pretraining import trainer_of
 from sseg_nase.tracking.sink import Sink
@@ -224,7 +224,7 @@ class Grows:
         if epoch not in (2, 3):
             return Decision(None, {"reason": "another epoch"})
         widths = {"out_channels": 64 + 8 * epoch, "mode": "preserve", "seed": 3}
-        return Decision(grow(networks.evolving, **widths), {"reason": "asked for"})
+        return Decision(grow(networks.architecture, **widths), {"reason": "asked for"})
 
     def state_dict(self) -> dict[str, Any]:
         return {}

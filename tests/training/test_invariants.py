@@ -13,8 +13,8 @@ from sseg_nase.config.compose import load
 from sseg_nase.config.schema import Config
 from sseg_nase.data import feed
 from sseg_nase.data.feed import CurriculumFeed
-from sseg_nase.evolution.selection import Caps
 from sseg_nase.nets.architecture import Architecture
+from sseg_nase.nets.mutations.operator import Caps
 from sseg_nase.stages import seed_learner
 from sseg_nase.training.distributed import build_fabric
 from sseg_nase.training.events import Callback, Event

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from sseg_nase.config.compose import load
 from sseg_nase.hardware.memory import _LiveBytes
-from sseg_nase.nets.mutation import Mutation, grow, prune
+from sseg_nase.nets.mutation import Mutation
+from sseg_nase.nets.mutations.grow import grow
+from sseg_nase.nets.mutations.prune import prune
 from sseg_nase.stages.pretraining import trainer_of
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import interventions
@@ -37,12 +39,12 @@ def trainer(*overrides: str) -> Trainer:
 
 
 def grown(one: Trainer) -> Mutation:
-    return grow(one.networks.evolving, out_channels=72, mode="preserve", seed=3)
+    return grow(one.networks.architecture, out_channels=72, mode="preserve", seed=3)
 
 
 def halved(one: Trainer) -> Mutation:
     channels = one.networks.architecture.channels
-    return prune(one.networks.evolving, [range(width // 2) for width in channels])
+    return prune(one.networks.architecture, [range(width // 2) for width in channels])
 
 
 def step(one: Trainer) -> None:

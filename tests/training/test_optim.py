@@ -12,7 +12,7 @@ from sseg_nase.config.compose import load
 from sseg_nase.config.schema import SchedulerConfig
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.evolvable import EvolvableCNN
-from sseg_nase.nets.mutation import grow_stages
+from sseg_nase.nets.mutations.grow import grow_stages
 from sseg_nase.training.optim import build_optimizer, lr_ratio, set_learning_rate
 
 STEPS, EPOCHS = 5, 10  # steps per epoch

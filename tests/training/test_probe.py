@@ -12,7 +12,8 @@ import torch
 
 from sseg_nase.config.compose import load
 from sseg_nase.evolution.selection import advantage
-from sseg_nase.nets.mutation import Mutation, grow
+from sseg_nase.nets.mutation import Mutation
+from sseg_nase.nets.mutations.grow import grow
 from sseg_nase.stages.pretraining import trainer_of
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.loop import Trainer
@@ -42,7 +43,7 @@ def trainer() -> Trainer:
 
 
 def grown(trainer: Trainer) -> Mutation:
-    return grow(trainer.networks.evolving, out_channels=64, mode="preserve", seed=3)
+    return grow(trainer.networks.architecture, out_channels=64, mode="preserve", seed=3)
 
 
 def test_equal_networks_have_equal_held_losses_at_all_epochs(trainer: Trainer) -> None:
@@ -77,7 +78,7 @@ def test_performance_is_the_contrastive_part_alone() -> None:
         for parameter in teacher.parameters():
             parameter.mul_(3)
     assert torch.equal(one.probe.held_losses([one.networks], 1), held)
-    wider = grow(one.networks.evolving, out_channels=96, mode="preserve", seed=3)
+    wider = grow(one.networks.architecture, out_channels=96, mode="preserve", seed=3)
     before, stay, mutant = one.probe.trials(one.networks, [wider], epoch=1, steps=0, lr=0.1)
     torch.testing.assert_close(stay, before)
     torch.testing.assert_close(mutant, before, rtol=1e-5, atol=0)
@@ -149,7 +150,7 @@ def test_what_a_mutation_keeps_takes_the_step_that_it_would_have_taken(optimizer
     """
     one = trained(f"optimizer={optimizer}", "hardware.channels_last=true")
     width = one.networks.architecture.channels[-1]
-    same = grow(one.networks.evolving, out_channels=width, mode="preserve", seed=3)
+    same = grow(one.networks.architecture, out_channels=width, mode="preserve", seed=3)
     stay = one.workshop.restored(one.networks.state_dict())
     mutant = one.workshop.mutated(one.networks, same)
     (parts,) = one.probe.batches(1, 1)
@@ -173,7 +174,7 @@ def test_the_gap_is_relative_and_sees_neither_modes_nor_silent_channels() -> Non
     apart = gap(one.networks)
     assert apart is not None
     assert 0 < apart < 1
-    wider = grow(one.networks.evolving, out_channels=96, mode="preserve", seed=3)
+    wider = grow(one.networks.architecture, out_channels=96, mode="preserve", seed=3)
     assert gap(one.workshop.mutated(one.networks, wider)) == pytest.approx(apart, rel=1e-3)
     teacher, student = one.networks.teacher, one.networks.learner.backbone
     assert teacher is not None

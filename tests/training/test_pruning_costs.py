@@ -10,7 +10,7 @@ import torch
 from test_steps import Told, Wanted, grown, trainer
 from torch import Tensor
 
-from sseg_nase.nets.mutation import prune
+from sseg_nase.nets.mutations.prune import prune
 from sseg_nase.training.instances import EPISODES, WAYS, instance_accuracies
 from sseg_nase.training.loop import Decision, Trainer
 
@@ -89,7 +89,7 @@ def pruned(one: Trainer, *, negative: bool = True, **options: Any) -> Decision:
     channels = one.networks.architecture.channels
     kept = [range(0, width, 2) for width in channels]
     removed = [range(1, width, 2) for width in channels]
-    network = one.networks.evolving
+    network = one.networks.architecture
     other = prune(network, removed) if negative else None
     return Decision(
         prune(network, kept), {"reason": "wanted"}, negative=other, recalibrate=1, **options

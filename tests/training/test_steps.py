@@ -179,9 +179,9 @@ class Told(Sink):
 
 
 def grown(trainer: Trainer, **options: Any) -> Decision:
-    from sseg_nase.nets.mutation import grow
+    from sseg_nase.nets.mutations.grow import grow
 
-    mutation = grow(trainer.networks.evolving, out_channels=64, mode="preserve", seed=0)
+    mutation = grow(trainer.networks.architecture, out_channels=64, mode="preserve", seed=0)
     return Decision(mutation, {"reason": "wanted"}, **options)
 
 

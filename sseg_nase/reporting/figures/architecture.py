@@ -27,7 +27,7 @@ from sseg_nase.evolution.replay import ReplayError, replay
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.building import asked_for, described
 from sseg_nase.nets.description import Description
-from sseg_nase.nets.mutation import rebuild
+from sseg_nase.nets.mutations.operator import rebuild
 from sseg_nase.reporting.figures import Drawing, absent
 from sseg_nase.reporting.figures.style import (
     BLACK,
@@ -173,7 +173,11 @@ def architecture_pictures(record: RunRecord) -> Iterator[Drawing]:
     if not isinstance(seed, Architecture) or record.setting("task") != "pipeline":
         yield _alone(final or (seed if record.setting("task") == "pipeline" else None))
         if record.mutations:
-            why = "config.yaml does not tell the seed network that the mutations began with."
+            why = (
+                "config.yaml does not tell the seed network that the mutations began with."
+                if seed is None
+                else f"{seed.name} is no chain of blocks; the table says what mutations changed."
+            )
             yield absent("mutations", "Mutations", why)
         return
     try:
@@ -253,7 +257,7 @@ def _unlike(old: Any, new: Any) -> float:
 
 def _steps(seed: Architecture, records: Sequence[Mapping[str, Any]]) -> list[_Step]:
     """Every accepted mutation. Raises `ReplayError`."""
-    architectures = replay(seed, records)
+    architectures = [each for each in replay(seed, records) if isinstance(each, Architecture)]
     accepted = [record for record in records if record["accepted"]]
     return [
         _Step(record, before, after, rebuild(record["kind"], record["target"], before).origins)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sseg_nase.finite import finite
+from sseg_nase.kinds import kinds
 from sseg_nase.reporting.figures import Drawing, absent, style
 from sseg_nase.rundir.record import RunRecord
 
@@ -33,7 +34,8 @@ def prunings_of(mutations: Sequence[Mapping[str, Any]]) -> list[Pruning]:
             line["accepted"],
         )
         for line in mutations
-        if line["kind"] == "PRUNE"
+        if (kind := kinds().get(line["kind"])) is not None
+        and kind.removes
         and len(line["before"]["channels"]) == len(line["after"]["channels"])
     ]
 

@@ -22,6 +22,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, Locator, LogLocator, MaxNLocator, NullLocator
 
+from sseg_nase.kinds import kinds
+
 COLUMN, PAGE = 3.4, 6.9  # inches
 SCREEN = 120  # dots per inch where a figure is looked at on a screen
 SMALL, NORMAL, TITLE = 7.0, 8.0, 9.0  # points
@@ -83,11 +85,13 @@ class Look(NamedTuple):
     dashes: Any
 
 
-MUTATIONS: Mapping[str, Look] = {
-    "GROW": Look(BLUE, "^", "-"),
-    "WIDEN": Look(VERMILLION, "D", "-"),
-    "PRUNE": Look(GREEN, "v", "-"),
-}
+def mutation_looks() -> dict[str, Look]:
+    """Of every kind of mutation that is known, in their order."""
+    own = {"blue": BLUE, "vermillion": VERMILLION, "green": GREEN, "purple": PURPLE}
+    return {
+        name: Look(own.get(kind.colour, kind.colour), kind.marker, "-")
+        for name, kind in kinds().items()
+    }
 
 
 def looks(count: int) -> list[Look]:
@@ -182,7 +186,7 @@ def text_width(text: str, points: float = SMALL) -> float:
 
 def mutation_style(kind: str, accepted: bool) -> dict[str, Any]:
     """A filled mark for what was kept, an empty one for what was rolled back."""
-    look = MUTATIONS.get(kind, Look(PURPLE, "o", "-"))
+    look = mutation_looks().get(kind, Look(PURPLE, "o", "-"))
     return {
         "marker": look.marker,
         "linestyle": "none",
@@ -196,7 +200,8 @@ def mutation_style(kind: str, accepted: bool) -> dict[str, Any]:
 def mutation_handles(mutations: Sequence[Mapping[str, Any]]) -> list[Line2D]:
     """The legend of the marks that are there."""
     present = {(line["kind"], line["accepted"]) for line in mutations}
-    order = [*MUTATIONS, *sorted({kind for kind, _ in present} - MUTATIONS.keys())]
+    known = mutation_looks()
+    order = [*known, *sorted({kind for kind, _ in present} - known.keys())]
     return [
         Line2D([], [], label=kind if accepted else f"{kind}, rolled back",
                **mutation_style(kind, accepted))

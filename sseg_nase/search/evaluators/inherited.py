@@ -24,8 +24,11 @@ from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.building import build, described
 from sseg_nase.nets.description import Description
-from sseg_nase.nets.evolvable import fresh_state
-from sseg_nase.nets.mutation import Mutation, carry, grow, prune, widen
+from sseg_nase.nets.maps import Tensors, carry
+from sseg_nase.nets.mutation import Mutation, fresh_state
+from sseg_nase.nets.mutations.grow import grow
+from sseg_nase.nets.mutations.prune import prune
+from sseg_nase.nets.mutations.widen import widen
 from sseg_nase.nets.searched import SearchedArchitecture
 from sseg_nase.search.log import Candidate, Cost, Scored
 from sseg_nase.spaces.chains import chain_costs
@@ -137,7 +140,7 @@ def inherit(
     if isinstance(before, Architecture) and isinstance(after, Architecture):
         changes = mutations(before, state, after, seed)
         if changes is not None:
-            became = changes[-1].after if changes else before
+            became = _after(changes[-1]) if changes else before
             costs = chain_costs(became)
             if all(costs.get(name, 0) <= cap for name, cap in (caps or {}).items()):
                 return _carried(became, state, changes)
@@ -180,14 +183,20 @@ def mutations(
             for at, (want, have) in enumerate(zip(wanted, now.channels, strict=False))
         ]
         found.append(prune(now, kept))
-        now = found[-1].after
+        now = _after(found[-1])
     if any(want > have for want, have in zip(wanted, now.channels, strict=False)):
         found.append(widen(now, None, channels=list(wanted[:shared]), seed=seed))
-        now = found[-1].after
+        now = _after(found[-1])
     for position in range(shared, len(wanted)):
         found.append(grow(now, out_channels=wanted[position], position=position, seed=seed))
-        now = found[-1].after
+        now = _after(found[-1])
     return found
+
+
+def _after(change: Mutation) -> Architecture:
+    """Of a chain, which no mutation makes another family."""
+    assert isinstance(change.after, Architecture), change.after
+    return change.after
 
 
 def _largest(weight: Tensor, count: int) -> list[int]:
@@ -200,8 +209,8 @@ def _carried(became: Architecture, state: State, changes: list[Mutation]) -> Inh
     for change in changes:
         fresh = fresh_state(change)
         nothing = {name: torch.zeros_like(tensor) for name, tensor in fresh.items()}
-        state = carry(change.maps, state, fresh)
-        ours = carry(change.maps, ours, nothing)
+        bundle = {"network": Tensors(state, fresh), "taken": Tensors(ours, nothing)}
+        state, ours = carry(change.maps, bundle).values()
     network = build(became)
     network.load_state_dict(dict(state))
     count = sum(int((ours[name] != 0).sum()) for name, _ in network.named_parameters())

@@ -1,0 +1,246 @@
+"""The named axes of a network out of a search space, from what its operations read and make.
+
+An operation that only acts on each channel alone (an identity, a pooling, a norm) passes the axes
+on that it reads; a sum joins what it adds under one name; a concatenation has several names, one
+after the other; a depthwise convolution has one axis. What an operation is not known to do to its
+channels holds the axes beside it fast: mutations leave them as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sseg_nase.nets.maps import Axis, Wires, module
+
+if TYPE_CHECKING:
+    from sseg_nase.nets.searched import Node
+
+Names = tuple[str, ...]
+
+
+@dataclass
+class Axes:
+    """Axes while they are found out: `widths` by name, names that are one, and those held fast."""
+
+    widths: dict[str, int] = field(default_factory=dict)
+    same_as: dict[str, str] = field(default_factory=dict)
+    fast: set[str] = field(default_factory=set)
+
+    def new(self, name: str, width: int) -> Names:
+        """An axis of its own."""
+        self.widths[name] = width
+        return (name,)
+
+    def name(self, name: str) -> str:
+        """The name that stands for all that are one with `name`."""
+        while name in self.same_as:
+            name = self.same_as[name]
+        return name
+
+    def join(self, one: Names, other: Names) -> None:
+        """Make two runs of axes one: those of a sum. Where they do not fit, both are held fast."""
+        firsts, seconds = ([self.name(name) for name in names] for names in (one, other))
+        if [self.widths[n] for n in firsts] != [self.widths[n] for n in seconds]:
+            self.hold(one)
+            self.hold(other)
+            return
+        for first, second in zip(firsts, seconds, strict=True):
+            if self.name(first) != self.name(second):
+                self.same_as[self.name(second)] = self.name(first)
+
+    def hold(self, names: Names) -> None:
+        """Let no mutation change these."""
+        self.fast.update(names)
+
+    def held_beside(self, runs: Sequence[Names]) -> bool:
+        """Hold fast what stands in one dimension beside what is held; whether there was any."""
+        fast = {self.name(name) for name in self.fast}
+        beside = {
+            name
+            for names in ([self.name(each) for each in run] for run in runs)
+            if fast & set(names)
+            for name in names
+        }
+        self.fast |= beside
+        return not beside <= fast
+
+    def changeable(self) -> dict[str, int]:
+        """The axes that mutations may change, with their channels."""
+        fast = {self.name(name) for name in self.fast}
+        return {n: w for n, w in self.widths.items() if n not in self.same_as and n not in fast}
+
+
+class Part(NamedTuple):
+    """What an operation makes: `out`, and the wires of its tensors by their names in it."""
+
+    out: Names
+    wires: Mapping[str, Wires] = {}
+
+
+Rule = Callable[["Node", Names, int, Axes], Part | None]
+
+
+def _dense(name: str, makes: Names, reads: Names) -> dict[str, Wires]:
+    """Of a convolution from all channels to all, also where it reads what is held fast."""
+    weight = Wires((Axis(makes), Axis(reads, reads=True) if reads else None))
+    return {**module(name, makes), f"{name}.weight": weight}
+
+
+def _convolution(first: int, *, norm: int | None) -> Rule:
+    """A dense convolution as module `first` of a sequence, with its norm as module `norm`."""
+
+    def rule(node: Node, read: Names, inside: int, axes: Axes) -> Part | None:
+        options = dict(node.options)
+        if options.get("residual") and node.stride == 1:
+            return None
+        out = axes.new(node.place, node.channels)
+        wires = _dense(str(first), out, read)
+        if norm is not None and options.get("norm", True):
+            wires |= module(str(norm), out)
+        return Part(out, wires)
+
+    return rule
+
+
+def _unchanged(node: Node, read: Names, inside: int, axes: Axes) -> Part | None:
+    """The input itself, or a pooling of it."""
+    return Part(read) if node.channels == inside and node.stride == 1 else None
+
+
+def _pooled(node: Node, read: Names, inside: int, axes: Axes) -> Part | None:
+    return Part(read) if node.channels == inside else None
+
+
+def _norm(prefix: str) -> Rule:
+    return lambda node, read, inside, axes: Part(read, module(prefix, read))
+
+
+def _depthwise_separable(node: Node, read: Names, inside: int, axes: Axes) -> Part | None:
+    options = dict(node.options)
+    if options.get("squeeze") or (options.get("residual") and node.stride == 1):
+        return None
+    out = axes.new(node.place, node.channels)
+    if not options.get("norm", True):
+        return Part(out, module("0", read) | _dense("2", out, read))
+    wires = module("0", read) | module("1", read)
+    return Part(out, wires | _dense("3", out, read) | module("4", out))
+
+
+def _inverted_residual(expansion: float | None) -> Rule:
+    def rule(node: Node, read: Names, inside: int, axes: Axes) -> Part | None:
+        options = dict(node.options)
+        wide = options.get("wide") or max(1, round(inside * (expansion or options["expansion"])))
+        joined = node.stride == 1 and node.channels == inside
+        follows = "wide" not in options and wide == inside
+        if options.get("squeeze") or follows or (node.stride == 1 and not joined):
+            return None  # whether it has a first layer, or a shortcut, would depend on the widths
+        body = "body." if joined else ""
+        inner, out = axes.new(f"{node.place}.wide", wide), axes.new(node.place, node.channels)
+        if joined:
+            axes.join(read, out)
+        wires = _dense(f"{body}0", inner, read) | module(f"{body}1", inner)
+        wires |= module(f"{body}3", inner) | module(f"{body}4", inner)
+        return Part(out, wires | _dense(f"{body}6", out, inner) | module(f"{body}7", out))
+
+    return rule
+
+
+RULES: Mapping[str, Rule] = {
+    **{f"nor_conv_{k}x{k}": _convolution(1, norm=2) for k in (1, 3, 5)},
+    "conv": _convolution(0, norm=1),
+    "skip_connect": _unchanged,
+    "identity": _unchanged,
+    "avg_pool_3x3": _pooled,
+    "max_pool_3x3": _pooled,
+    "norm": _norm(""),
+    "norm_relu": _norm("0"),
+    "ds_conv": _depthwise_separable,
+    "inverted_residual": _inverted_residual(None),
+    **{f"mb{e}_{k}": _inverted_residual(e) for e in (3, 6) for k in (3, 5, 7)},
+    **{f"irb_e{e}": _inverted_residual(e) for e in (3, 6)},
+}
+
+
+class Found(NamedTuple):
+    """What there is to change, and what of the network it is.
+
+    `widths`: channels of the changeable axes, in order. `wires`: of the network's tensors.
+    `outputs`: the axes of every node's output; `fixed`: channels of those that are held fast.
+    `embedding`: what the embedding is made of, where that can change.
+    """
+
+    widths: dict[str, int]
+    wires: dict[str, Wires]
+    outputs: tuple[Names, ...]
+    fixed: dict[str, int]
+    embedding: Axis | None
+
+
+def axes_of(nodes: Sequence[Node], insides: Sequence[int], image: int) -> Found:
+    """`insides`: the channels that each node reads; `image`: the number that stands for images."""
+    axes = Axes()
+    made: list[Names] = []
+    wires: dict[str, Wires] = {}
+    for node, inside in zip(nodes, insides, strict=True):
+        given = [made[source] if source != image else () for source in node.inputs]
+        if node.join == "sum":
+            for other in given[1:]:
+                axes.join(given[0], other)
+            read = given[0]
+        else:
+            read = tuple(name for names in given for name in names)
+        images = image in node.inputs
+        part = RULES[node.op](node, read, inside, axes) if node.op in RULES else None
+        if part is None or (images and (len(given) > 1 or part.out == read)):
+            for names in given:
+                axes.hold(names)
+            part = Part(axes.new(node.place, node.channels))
+            axes.hold(part.out)
+        elif images:
+            part = Part(part.out, {n: w for n, w in part.wires.items() if w.axes})
+        for name, one in part.wires.items():
+            full = ".".join(filter(None, ("blocks", node.block, node.module, *name.split("."))))
+            wires[full] = one
+        made.append(part.out)
+    runs = [axis.names for one in wires.values() for axis in one.axes if axis is not None] + made
+    while axes.held_beside(runs):
+        pass
+    widths = axes.changeable()
+    outputs = tuple(tuple(axes.name(name) for name in names) for names in made)
+    named = {
+        name: Wires(tuple(a and _named(a, axes, widths) for a in one.axes))
+        for name, one in wires.items()
+    }
+    fixed = {name: width for name, width in axes.widths.items() if name not in widths}
+    return Found(widths, named, outputs, fixed, _named(Axis(made[-1]), axes, widths))
+
+
+def _named(axis: Axis, axes: Axes, widths: Mapping[str, int]) -> Axis | None:
+    """`axis` by the names that stand for others; None where it is held fast."""
+    names = tuple(axes.name(name) for name in axis.names)
+    return Axis(names, axis.reads) if names and names[0] in widths else None
+
+
+def resized(nodes: Sequence[Node], found: Found, widths: Mapping[str, int]) -> tuple[Node, ...]:
+    """The nodes with as many channels in the changeable axes."""
+    have = {**found.fixed, **found.widths, **widths}
+    return tuple(
+        replace(
+            node,
+            channels=sum(have[name] for name in outputs),
+            options=_with_inner(node, found.widths, have),
+        )
+        for node, outputs in zip(nodes, found.outputs, strict=True)
+    )
+
+
+def _with_inner(
+    node: Node, changeable: Mapping[str, int], have: Mapping[str, int]
+) -> tuple[tuple[str, Any], ...]:
+    """The options of `node`; an inner width that is an axis is said, whatever it would follow."""
+    name = f"{node.place}.wide"
+    if name not in changeable:
+        return node.options
+    return tuple(sorted({**dict(node.options), "wide": have[name]}.items()))

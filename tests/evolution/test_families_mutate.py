@@ -1,0 +1,182 @@
+"""Random networks of every family that tells its axes, through random mutations and real steps."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from learners import (
+    OPTIMIZERS,
+    assert_same,
+    check_counts,
+    check_moments,
+    loss_of,
+    make_images,
+    make_learner,
+    projections_of,
+    relative,
+    snapshot,
+)
+
+from sseg_nase.evolution.operators import (
+    TrainingState,
+    apply,
+    build_learner,
+    load_moments,
+    named_moments,
+)
+from sseg_nase.nets.description import Description
+from sseg_nase.nets.fixed import (
+    FixedArchitecture,
+    ResNet12Architecture,
+    ResNetArchitecture,
+    ViTArchitecture,
+)
+from sseg_nase.nets.mutation import Mutation
+from sseg_nase.nets.mutations.operator import rebuild
+from sseg_nase.nets.mutations.prune import prune
+from sseg_nase.nets.mutations.widen import widen
+from sseg_nase.nets.searched import IMAGE, Plan, SearchedArchitecture
+
+MUTATIONS = 5
+EXACT = 1e-11  # relative, in float64
+MASKED = 1e-5  # relative, in float32
+WIDEST = 9
+
+
+def narrow(rng: random.Random, family: FixedArchitecture) -> FixedArchitecture:
+    """A family of large networks, with few channels in every axis."""
+    return family.with_widths({axis: rng.randint(1, 4) for axis in family.axes})
+
+
+def resnet12(rng: random.Random) -> Description:
+    widths = tuple(rng.randint(1, 5) for _ in range(rng.randint(1, 3)))
+    return narrow(rng, ResNet12Architecture("resnet12", rng.choice((8, 9)), 3, widths))
+
+
+def basic(rng: random.Random) -> Description:
+    stem = rng.choice(("imagenet", "small"))
+    return narrow(rng, ResNetArchitecture("resnet18", 16, 3, stem))
+
+
+def bottleneck(rng: random.Random) -> Description:
+    return narrow(rng, ResNetArchitecture("resnet50", 16, 3, "small"))
+
+
+def vit(rng: random.Random) -> Description:
+    return ViTArchitecture("vit_small", 8, 3, 4, hidden=8, layers=2, heads=2, mlp=rng.randint(2, 6))
+
+
+def depthwise(rng: random.Random) -> Description:
+    """Inverted residuals, depthwise separable convolutions, pooling and sums."""
+    plan, wide = Plan(), rng.randint(2, 5)
+    last = plan.add("stem.conv", "conv", IMAGE, wide)
+    for number in range(rng.randint(2, 3)):
+        kind = rng.choice(("mb3_3", "irb_e6", "ds_conv"))
+        if rng.random() < 0.5:
+            wide = rng.randint(2, 5)
+            last = plan.add(f"down{number}", kind, last, wide, 2)
+        if rng.random() < 0.7:
+            last = plan.add(f"same{number}", rng.choice(("mb3_3", "irb_e6")), last, wide)
+        branches = [
+            plan.add(f"cell{number}.{place}", op, last, wide)
+            for place, op in enumerate(("nor_conv_3x3", "skip_connect", "avg_pool_3x3"))
+        ]
+        joined = rng.choice(("sum", "concat"))
+        out = wide if joined == "sum" else 3 * wide
+        last = plan.add(f"cell{number}.out", "norm_relu", branches, out, join=joined)
+        wide = out
+    return SearchedArchitecture("searched", 8, 3, nodes=tuple(plan.nodes))
+
+
+FAMILIES: dict[str, Callable[[random.Random], Description]] = {
+    "resnet12": resnet12,
+    "basic": basic,
+    "bottleneck": bottleneck,
+    "vit": vit,
+    "depthwise": depthwise,
+}
+QUICK = [
+    ("resnet12", 0),
+    ("resnet12", 1),
+    ("basic", 0),
+    ("bottleneck", 0),
+    ("vit", 0),
+    ("vit", 1),
+    ("depthwise", 1),
+]
+CASES = [
+    pytest.param(family, seed, marks=() if (family, seed) in QUICK else pytest.mark.slow)
+    for family in FAMILIES
+    for seed in range(50)
+]
+
+
+def drawn(rng: random.Random, before: Description) -> Mutation:
+    mode, seed = rng.choice(("duplicate", "zero", "pairs")), rng.randrange(10_000)
+    what = rng.choice(("one", "all", "prune"))
+    if what == "prune":
+        return prune(
+            before,
+            [
+                rng.sample(range(channels), rng.randint(max(1, channels // 2), channels))
+                for channels in before.axes.values()
+            ],
+        )
+    if what == "all":
+        widths = [channels + rng.randint(0, 2) for channels in before.axes.values()]
+        widths[0] += 1
+        return widen(before, None, channels=widths, mode=mode, seed=seed)
+    axis = rng.choice(list(before.axes))
+    channels = before.axes[axis] + rng.randint(1, WIDEST)
+    return widen(before, axis, channels=channels, mode=mode, seed=seed)
+
+
+@pytest.mark.parametrize(("family", "seed"), CASES)
+def test_any_sequence_of_mutations_is_exact(family: str, seed: int) -> None:
+    rng = random.Random(seed)
+    architecture = FAMILIES[family](rng)
+    learner, teacher = make_learner(architecture, seed), make_learner(architecture, seed + 50)
+    images = make_images(architecture, seed, count=3)
+    build_optimizer = OPTIMIZERS[rng.choice(list(OPTIMIZERS))]
+    optimizer = build_optimizer(learner)
+    for step in range(MUTATIONS):
+        loss_of(learner.train(), images, step).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        state = TrainingState(
+            learner.state_dict(), teacher.backbone.state_dict(), named_moments(optimizer, learner)
+        )
+        before, architecture = snapshot(state), learner.backbone.architecture
+        mutation = drawn(rng, architecture)
+        after = apply(mutation, state)
+        new = build_learner(mutation, after, like=learner)
+        follower = build_learner(mutation, after, like=learner)
+        assert after.teacher is not None
+        follower.backbone.load_state_dict(dict(after.teacher))
+        follower.head.load_state_dict(new.head.state_dict())
+        teacher.head.load_state_dict(learner.head.state_dict())
+
+        assert_same(state, before)
+        check_function(mutation, learner, new, images)
+        check_function(mutation, teacher, follower, images)
+        check_moments(mutation, state, after)
+        check_counts(new, mutation.after)
+        target = json.loads(json.dumps(mutation.target))
+        assert rebuild(mutation.kind, target, architecture) == mutation
+
+        teacher = follower
+        learner, optimizer = new, build_optimizer(new)
+        load_moments(optimizer, learner, after.moments)
+
+
+def check_function(mutation: Mutation, old: object, new: object, images: torch.Tensor) -> None:
+    """WIDEN leaves it as it is, PRUNE leaves that of the masked network."""
+    masks = list(mutation.kept) if mutation.kind == "PRUNE" else None
+    for training in (False, True):
+        before = projections_of(old, images, training=training, masks=masks)
+        after = projections_of(new, images, training=training)
+        assert relative(after, before) <= EXACT, (mutation.kind, mutation.target, training)
