@@ -137,6 +137,7 @@ def test_what_was_not_mutated_is_replayed_as_it_began(trained: Path) -> None:
 EVOLVING = [
     "backbone=resnet12_quarter", "backbone.channels=[6,6,8,8]", "evolution=sseg", "sparsity=nase",
     "sparsity.min_channels=2", "sparsity.round_to=1", "pretrain.epochs=5",
+    "sparsity.negative_path=false", "evaluation.episodes=5", "pretrain.images_per_epoch=32",
 ]  # fmt: skip
 
 
@@ -168,7 +169,7 @@ def test_a_family_that_evolves_goes_on_as_if_never_stopped(
     whole = checkpoint.load(ran(*EVOLVING) / "checkpoints" / "last.pt")
     known = set((tmp_path / "runs" / "debug").iterdir())
     with monkeypatch.context() as patched:
-        stop_after(17, patched)
+        stop_after(7, patched)
         with pytest.raises(Interrupted):
             ran(*EVOLVING)
     (stopped,) = set((tmp_path / "runs" / "debug").iterdir()) - known
