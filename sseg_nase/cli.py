@@ -35,6 +35,7 @@ from sseg_nase.config.compose import (
     continued,
     load,
     register,
+    shown_as_chosen,
     spelled_out,
     to_config,
 )
@@ -209,7 +210,11 @@ def _main() -> int:
         if flags.cfg in ("job", "all") or flags.info in ("config", "all"):
             load(overrides, *further)  # Hydra would show a config that no run accepts
         # What Hydra itself shows of a config is often kept, or sent to others.
-        with guarded_output() if flags.cfg or flags.info else nullcontext():
+        shown = flags.cfg or flags.info
+        with (
+            guarded_output() if shown else nullcontext(),
+            shown_as_chosen() if shown else nullcontext(),
+        ):
             _hydra(None, [*overrides, *continued(overrides)])
     return _code
 

@@ -1,8 +1,9 @@
-"""The typed schema of every config group.
+"""The typed schema of a run: every config group, and the keys beside them.
 
 The fields have no defaults: the values stand in `conf/`, and only there. `option` adds what a
-type cannot say (choices, bounds); `sseg_nase.config.validation` reads it. Nothing here imports
-torch, so that `--help` and `--cfg job` stay fast.
+type cannot say (choices, bounds); `sseg_nase.config.validation` reads it. The options of a group
+are classes of their own in `sseg_nase.config.groups`; the base class stands for all of them.
+Nothing here imports torch, so that `--help` and `--cfg job` stay fast.
 """
 
 from __future__ import annotations
@@ -10,34 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Optional, Union
 
-
-def option(
-    *,
-    choices: tuple[Any, ...] | None = None,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    keys: tuple[str, ...] | None = None,
-    path: str | None = None,
-    text: str | None = None,
-) -> dict[str, Any]:
-    """Return the values a field accepts, to stand beside its type in `Annotated`.
-
-    Choices and bounds hold for every item of a list and every value of a dictionary; `keys` are
-    the keys a dictionary may have; `path` says in words which file or folder a text names,
-    `text` what else it is. A text without choices is never empty.
-    """
-    accepted = {
-        "choices": choices,
-        "least": least,
-        "above": above,
-        "most": most,
-        "keys": keys,
-        "path": path,
-        "text": text,
-    }
-    return {key: value for key, value in accepted.items() if value is not None}
-
+from sseg_nase.config.groups.optimizer import OptimizerConfig
+from sseg_nase.config.groups.scheduler import SchedulerConfig
+from sseg_nase.config.options import option
 
 DATASETS = ("cifar_fs", "minimagenet", "omniglot", "digits", "folder", "sketch", "csv")
 ROOTED = ("folder", "sketch", "csv")  # datasets of the user's own, in dataset.root
@@ -406,33 +382,6 @@ class EvaluationConfig:
     batch_size: Annotated[int, option(least=1)]
     memory_mb: Annotated[float, option(above=0)]
     untrained_reference: bool
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """`None` marks what the chosen optimizer does not have."""
-
-    name: Annotated[str, option(choices=("adamw", "adam", "sgd"))]
-    lr: Annotated[float, option(above=0)]
-    gamma_lr_ratio: Annotated[float, option(above=0)]
-    weight_decay: Annotated[float, option(least=0)]
-    betas: Annotated[Optional[list[float]], option(least=0, most=0.99999)]
-    momentum: Annotated[Optional[float], option(least=0, most=0.999)]  # at 1 no step is forgotten
-    nesterov: Optional[bool]
-    clip_norm: Annotated[Optional[float], option(above=0)]
-
-
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """`None` marks what the chosen schedule does not have."""
-
-    name: Annotated[str, option(choices=("cosine", "step", "constant", "constant_decay"))]
-    warmup_epochs: Annotated[float, option(least=0)]
-    rewarmup_steps: Annotated[int, option(least=0)]
-    final_ratio: Annotated[Optional[float], option(least=0, most=1)]
-    decay_share: Annotated[Optional[float], option(above=0, most=1)]
-    step_size: Annotated[Optional[int], option(least=1)]
-    gamma: Annotated[Optional[float], option(above=0, most=1)]
 
 
 @dataclass(frozen=True)

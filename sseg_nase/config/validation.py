@@ -11,7 +11,9 @@ from typing import Any, NamedTuple, cast
 
 from sseg_nase import counting
 from sseg_nase.config.explain import listed, shown
-from sseg_nase.config.layout import WRITTEN_AS, fields_of, group_option, is_section
+from sseg_nase.config.groups.optimizer import SGD
+from sseg_nase.config.layout import WRITTEN_AS, group_option, is_section
+from sseg_nase.config.options import fields_of, is_group
 from sseg_nase.config.schema import (
     DATASETS,
     EVOLVABLE,
@@ -238,9 +240,10 @@ def _far_out(config: Config) -> Iterator[str]:
 
 def _far_in_sum(config: Config) -> Iterator[str]:
     """Steps of SGD that are far out only because momentum adds them up, to lr / (1 - momentum)."""
-    rate, momentum = config.optimizer.lr, config.optimizer.momentum
-    if not momentum or rate > _SANE_RATES["sgd"][1]:
+    optimizer = config.optimizer
+    if not isinstance(optimizer, SGD) or optimizer.lr > _SANE_RATES["sgd"][1]:
         return
+    rate, momentum = optimizer.lr, optimizer.momentum
     total, most = rate / (1 - momentum), _SANE_RATES["sgd"][1] / (1 - USUAL_MOMENTUM)
     if total > most:
         yield (
@@ -977,30 +980,11 @@ def _evolving(config: Config) -> Iterator[str]:
         )
 
 
-def _optimizer(config: Config) -> Iterator[str]:
-    optimizer = config.optimizer
-    yield from _own_options(
-        config.optimizer,
-        "optimizer",
-        {"adamw": {"betas"}, "adam": {"betas"}, "sgd": {"momentum", "nesterov"}},
-    )
-    if optimizer.betas is not None and len(optimizer.betas) != 2:
-        yield f"optimizer.betas={optimizer.betas}: two numbers are needed, such as [0.9,0.999]."
-    if optimizer.nesterov and not optimizer.momentum:
-        yield "optimizer.nesterov=true: it needs optimizer.momentum above 0."
-
-
-def _scheduler(config: Config) -> Iterator[str]:
-    yield from _own_options(
-        config.scheduler,
-        "scheduler",
-        {
-            "cosine": {"final_ratio"},
-            "step": {"step_size", "gamma"},
-            "constant": set(),
-            "constant_decay": {"final_ratio", "decay_share"},
-        },
-    )
+def _options(config: Config) -> Iterator[str]:
+    """What the option of each group says of its own values."""
+    for name, kind, _ in fields_of(Config):
+        if is_group(kind):
+            yield from getattr(config, name).wrong()
 
 
 def _tracking(config: Config) -> Iterator[str]:
@@ -1057,8 +1041,7 @@ _RULES = cast(
         _untrained,
         _evaluation,
         _finetune,
-        _optimizer,
-        _scheduler,
+        _options,
         _tracking,
     ),
 )

@@ -27,7 +27,7 @@ from sseg_nase.config.compose import (
     register,
     stored,
 )
-from sseg_nase.config.layout import conf_dir, group_option, groups, key_types
+from sseg_nase.config.layout import _merged_file, conf_dir, groups, key_types
 from sseg_nase.config.schema import BACKBONES, EVOLVABLE, Config, DatasetConfig, HardwareConfig
 from sseg_nase.config.validation import ABLATIONS, cautions, switches
 from sseg_nase.errors import UserError
@@ -56,6 +56,7 @@ INHERITING = (
     "evolution",
     "sparsity",
     "optimizer",
+    "scheduler",
 )
 PLAIN = load()
 
@@ -252,7 +253,7 @@ def test_a_group_file_states_only_what_differs(group: str) -> None:
         own: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{option}.yaml"))
         for parent in own.pop("defaults", []):
             if isinstance(parent, str) and parent != "_self_":  # else another group's
-                inherited = group_option(group, parent)
+                inherited = _merged_file(group, parent)
                 repeated = [key for key, value in own.items() if inherited[key] == value]
                 assert repeated == [], f"{group}/{option}.yaml repeats {repeated} of {parent}"
 
