@@ -16,7 +16,7 @@ import dataclasses
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Annotated, Any, Optional, TypeVar
+from typing import Annotated, Any, ClassVar, Optional, TypeVar
 
 T = TypeVar("T")
 Field = tuple[str, Any, Mapping[str, Any]]  # name, type, accepted values
@@ -155,6 +155,8 @@ def fields_of(kind: Any) -> tuple[Field, ...]:
 
 def _own_fields(kind: Any) -> Iterator[Field]:
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        if typing.get_origin(hint) is ClassVar:
+            continue
         annotated = typing.get_origin(hint) is Annotated
         inner, accepted = typing.get_args(hint) if annotated else (hint, {})
         yield name, inner, accepted

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Optional, Union
 
 from sseg_nase.config.groups.optimizer import OptimizerConfig
 from sseg_nase.config.groups.scheduler import SchedulerConfig
+from sseg_nase.config.groups.ssl import SSLConfig
 from sseg_nase.config.options import option
 
 DATASETS = ("cifar_fs", "minimagenet", "omniglot", "digits", "folder", "sketch", "csv")
@@ -29,7 +30,6 @@ RESNETS = ("resnet18", "resnet34", "resnet50")  # torchvision's
 PRETRAINED = (*RESNETS, "vit_small")  # those that take backbone.weights
 SEARCHED = "searched"  # a point of a search space
 BACKBONES = (*EVOLVABLE, *RESNET12, *PRETRAINED, SEARCHED)
-SSL_METHODS = ("simclr", "byol", "prototype_pairs", "barlow_twins", "dino")
 SPLITS = ("train", "val", "test")
 SYNTHETIC_LEVELS = ("BASIC", "TEXTURE", "OBJECT", "ADVERSARIAL")
 LEVELS = (*SYNTHETIC_LEVELS, "NATURAL")
@@ -181,34 +181,6 @@ class BackboneConfig:
     point: Optional[str]
     imports: Annotated[Optional[str], option(path="a file that registers operations of your own")]
     weights: Annotated[Optional[str], option(path="a file of weights, or imagenet,")]
-
-
-@dataclass(frozen=True)
-class SSLConfig:
-    """`None` marks what the chosen method does not have."""
-
-    name: Annotated[str, option(choices=(*SSL_METHODS, "none"))]
-    temperature: Annotated[float, option(above=0)]
-    distillation_weight: Annotated[float, option(least=0)]
-    ema_decay: Annotated[float, option(least=0, most=1)]
-    ema_schedule: Annotated[str, option(choices=("constant", "cosine"))]
-    teacher_statistics: Annotated[Optional[str], option(choices=("own", "student"))]
-    projection_hidden: Annotated[Optional[int], option(least=1)]
-    projection_dim: Annotated[Optional[int], option(least=1)]
-    projection_layers: Annotated[Optional[int], option(choices=(2, 3))]
-    views: Annotated[Optional[int], option(least=2)]
-    distance_temperature: Annotated[Optional[float], option(above=0)]
-    redundancy_weight: Annotated[Optional[float], option(least=0)]
-    prototypes: Annotated[Optional[int], option(least=2)]
-    student_temperature: Annotated[Optional[float], option(above=0)]
-    teacher_temperature: Annotated[Optional[list[float]], option(above=0)]
-    teacher_warmup_epochs: Annotated[Optional[int], option(least=0)]
-    centre_momentum: Annotated[Optional[float], option(least=0, most=1)]
-    freeze_last_layer_epochs: Annotated[Optional[int], option(least=0)]
-    global_scale: Annotated[Optional[list[float]], option(above=0, most=1)]
-    local_views: Annotated[Optional[int], option(least=0)]
-    local_scale: Annotated[Optional[list[float]], option(above=0, most=1)]
-    local_size: Annotated[Optional[float], option(above=0, most=1)]
 
 
 @dataclass(frozen=True)

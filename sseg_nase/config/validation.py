@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 from sseg_nase import counting
 from sseg_nase.config.explain import listed, shown
 from sseg_nase.config.groups.optimizer import SGD
+from sseg_nase.config.groups.ssl import DINO
 from sseg_nase.config.layout import WRITTEN_AS, group_option, is_section
 from sseg_nase.config.options import fields_of, is_group
 from sseg_nase.config.schema import (
@@ -85,30 +86,6 @@ BACKBONE_OPTIONS: Mapping[str, set[str]] = {
 
 # The evaluation.method that judges as finetune=NAME trains, where that is not prototype.
 OWN_METHODS = {"matching": "matching", "relation": "relation", "r2d2": "ridge", "maml": "maml"}
-_HEAD = {"projection_hidden", "projection_dim"}
-_PROJECTOR = {*_HEAD, "projection_layers"}
-_DISTILS = "teacher_statistics"
-_SIMCLR = {*_PROJECTOR, _DISTILS}
-SSL_OPTIONS: Mapping[str, set[str]] = {
-    **dict.fromkeys(("simclr", "none"), _SIMCLR),
-    "byol": _PROJECTOR,
-    "barlow_twins": {*_SIMCLR, "redundancy_weight"},
-    "prototype_pairs": {_DISTILS, "views", "distance_temperature"},
-    "dino": {
-        *_HEAD,
-        "prototypes",
-        "student_temperature",
-        "teacher_temperature",
-        "teacher_warmup_epochs",
-        "centre_momentum",
-        "freeze_last_layer_epochs",
-        "global_scale",
-        "local_views",
-        "local_scale",
-        "local_size",
-    },
-}
-
 DATASET_OPTIONS: Mapping[str, set[str]] = {
     **{name: set() for name in DATASETS},
     "omniglot": {"rotations", "invert"},
@@ -173,7 +150,7 @@ def _of_stages(config: Config, rule: Callable[[Config], Iterator[str]]) -> Itera
 
 def switches(config: Config) -> Switches:
     """Return which parts of the method this config has switched on."""
-    trained = config.ssl.name != "none"
+    trained = config.ssl.trains
     return Switches(
         ssl=trained,
         evolution=config.evolution.enabled,
@@ -213,12 +190,12 @@ def _far_out(config: Config) -> Iterator[str]:
         return
     given: dict[str, tuple[float | None, tuple[float, float]]] = {}
     optimizer, ssl, finetune = config.optimizer, config.ssl, config.finetune
-    if ssl.name != "none" and config.pretrain.epochs and finetune.start is None:
+    if ssl.trains and config.pretrain.epochs and finetune.start is None:
         given["optimizer.lr"] = optimizer.lr, _SANE_RATES[optimizer.name]
         yield from _far_in_sum(config)
-        if ssl.name == "simclr":
-            given["ssl.temperature"] = ssl.temperature, _SANE_TEMPERATURES
-        given["ssl.student_temperature"] = ssl.student_temperature, _SANE_TEMPERATURES
+        for name in ("temperature", "student_temperature"):
+            if name in ssl.temperatures:
+                given[f"ssl.{name}"] = getattr(ssl, name), _SANE_TEMPERATURES
     for stage in stages_of(config):
         begins, tuning = in_words(stage, config), stage.finetune
         rates = _SANE_RATES[tuning.optimizer]
@@ -496,7 +473,7 @@ def _in_this_process(config: Config) -> Iterator[str]:
             f"finetune={config.finetune.name}: evaluator=inherited trains without labels; leave it "
             "out, or choose evaluator=run."
         )
-    if config.ssl.name == "none" or not config.pretrain.epochs:
+    if not config.ssl.trains or not config.pretrain.epochs:
         yield (
             f"ssl={config.ssl.name} pretrain.epochs={config.pretrain.epochs}: evaluator=inherited "
             "trains each candidate; choose a method and at least one epoch."
@@ -810,18 +787,8 @@ def _pretrained(config: Config) -> Iterator[str]:
 
 def _ssl(config: Config) -> Iterator[str]:
     ssl, backbone = config.ssl, config.backbone
-    yield from _own_options(ssl, "ssl", SSL_OPTIONS)
-    if ssl.teacher_temperature is not None and len(ssl.teacher_temperature) != 2:
-        yield (
-            f"ssl.teacher_temperature={ssl.teacher_temperature}: two numbers are needed, "
-            "[first, last]."
-        )
-    for key in ("global_scale", "local_scale"):
-        scale = getattr(ssl, key)
-        if scale is not None and (len(scale) != 2 or scale[0] > scale[1]):
-            yield f"ssl.{key}={scale}: two numbers are needed, [low, high]."
     fixed = backbone.embedding == "flatten" or backbone.name == "vit_small"
-    if ssl.local_views and ssl.local_size != 1 and fixed:
+    if isinstance(ssl, DINO) and ssl.local_views and ssl.local_size != 1 and fixed:
         other = " or backbone.embedding=average" if backbone.embedding == "flatten" else ""
         yield (
             f"ssl.local_size={ssl.local_size}: backbone={backbone.name} embeds images of one size "
@@ -832,7 +799,7 @@ def _ssl(config: Config) -> Iterator[str]:
 def _untrained(config: Config) -> Iterator[str]:
     parts = [part for part in ("evolution", "sparsity") if getattr(config, part).enabled]
     tuned = any(stage.finetune.evolve for stage in stages_of(config))
-    if config.ssl.name == "none" and parts and not tuned:
+    if not config.ssl.trains and parts and not tuned:
         missing = " ".join(f"{part}=none" for part in parts)
         yield (
             f"ssl=none: nothing is trained, so add {missing}, or choose ablation=A1. Under labels "
@@ -907,7 +874,7 @@ def _finetune(config: Config) -> Iterator[str]:
             )
         return
     yield from _of_stages(config, _stage)
-    if config.hardware.compile and config.ssl.name == "none":
+    if config.hardware.compile and not config.ssl.trains:
         yield "hardware.compile=true: it has no effect on fine-tuning; leave it out."
 
 
@@ -942,7 +909,7 @@ def _stage(config: Config) -> Iterator[str]:
             f"episodes that judge it; set evaluation.ways={options.ways} or finetune.ways="
             f"{evaluation.ways}."
         )
-    if config.hardware.compile and config.ssl.name == "none":
+    if config.hardware.compile and not config.ssl.trains:
         value = str(config.hardware.compile).lower()
         yield f"hardware.compile={value}: it has no effect on fine-tuning; leave it out."
 

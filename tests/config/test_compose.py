@@ -254,7 +254,7 @@ def test_a_group_file_states_only_what_differs(group: str) -> None:
         for parent in own.pop("defaults", []):
             if isinstance(parent, str) and parent != "_self_":  # else another group's
                 inherited = _merged_file(group, parent)
-                repeated = [key for key, value in own.items() if inherited[key] == value]
+                repeated = [k for k, v in own.items() if k in inherited and inherited[k] == v]
                 assert repeated == [], f"{group}/{option}.yaml repeats {repeated} of {parent}"
 
 
