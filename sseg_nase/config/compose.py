@@ -45,7 +45,7 @@ from sseg_nase.config.layout import (
     path_keys,
 )
 from sseg_nase.config.members import chosen, of_others, upgraded, without_unset
-from sseg_nase.config.options import fields_of, is_group, until_registered
+from sseg_nase.config.options import Option, fields_of, is_group, until_registered
 from sseg_nase.config.places import still_there
 from sseg_nase.config.schema import FINETUNING, ROOTED, Config, DatasetConfig, FinetuneConfig
 from sseg_nase.config.sequence import OF_THE_RUN, abridged, completed
@@ -502,7 +502,8 @@ def _unfit(kind: Any, tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[st
         if is_section(inner):
             yield from _unfit(inner, value if isinstance(value, Mapping) else {}, f"{key}.")
         elif value == MISSING:
-            yield key, None
+            if _unset(kind, inner).default == MISSING:
+                yield key, None
         elif not fits(inner, value):
             yield key, value
 
@@ -527,8 +528,15 @@ def _refuse_unknown(kind: Any, tree: Mapping[str, Any], prefix: str) -> None:
 def _plain_twin(frozen: Any) -> type:
     """Return the mutable twin of a frozen dataclass without its nested dataclasses."""
     fields = ((n, kind) for n, kind, _ in fields_of(frozen) if not is_section(kind))
-    lacking = [(name, kind, dataclasses.field(default="???")) for name, kind in fields]
+    lacking = [(name, kind, _unset(frozen, kind)) for name, kind in fields]
     return dataclasses.make_dataclass(f"{frozen.__name__}PlainTwin", lacking)
+
+
+def _unset(frozen: Any, kind: Any) -> Any:
+    """Where nothing is said: missing, but of an option's dictionary, which is then empty."""
+    if issubclass(frozen, Option) and typing.get_origin(kind) is dict:
+        return dataclasses.field(default_factory=dict)
+    return dataclasses.field(default=MISSING)
 
 
 @until_registered
@@ -544,7 +552,7 @@ def _twin(frozen: Any) -> type:
             nested = _twin(kind)
             twins.append((name, nested, dataclasses.field(default_factory=nested)))
         else:
-            twins.append((name, kind, dataclasses.field(default="???")))
+            twins.append((name, kind, _unset(frozen, kind)))
     twin = dataclasses.make_dataclass(f"{frozen.__name__}Twin", twins)
     # An attribute of this module, so that launchers pickle it by name: a class that is pickled by
     # value overwrites its own fields when it comes back.

@@ -28,9 +28,10 @@ def chosen(kind: Any, section: Any) -> Any:
 def without_unset(tree: Tree, kind: Any = Config) -> dict[str, Any]:
     """Return `tree` without the keys that have no value because other options have them.
 
-    A null is none either: options of one's own may say it of keys that only others have.
+    A null is none either, nor is an empty dictionary: options of one's own may say so of keys that
+    only others have.
     """
-    return _kept(tree, kind, lambda value: value is None or value == MISSING)
+    return _kept(tree, kind, lambda value: value is None or value == MISSING or value == {})
 
 
 def upgraded(tree: Tree, kind: Any = Config) -> dict[str, Any]:
@@ -70,7 +71,9 @@ def _of_another(kind: Any, section: Tree, group: str) -> Iterator[str]:
     if name not in names:
         yield f"{group}.name={name}: choose one of {', '.join(names)}.{did_you_mean(name, names)}"
         return
-    own = {field: inner for field, inner, _ in fields_of(options_of(kind)[name])}
+    fields = fields_of(options_of(kind)[name])
+    own = {field: inner for field, inner, _ in fields}
+    needed = {field: said.get("path") or said.get("text") for field, _, said in fields}
     wide = {field: inner for field, inner, _ in fields_of(kind)}
     for key in sorted(wide):
         value = section.get(key)
@@ -82,4 +85,5 @@ def _of_another(kind: Any, section: Tree, group: str) -> Iterator[str]:
                 f"choose {group}={others} or leave it out."
             )
         elif key in own and value is None and own[key] != wide[key]:
-            yield f"{group}.{key}=null: {group}={name} needs a value."
+            what = f", {needed[key]}" if needed[key] else ""
+            yield f"{group}.{key}=null: {group}={name} needs a value{what.rstrip(',')}."

@@ -11,9 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Optional, Union
 
+from sseg_nase.config.groups.evaluator import EvaluatorConfig
 from sseg_nase.config.groups.optimizer import OptimizerConfig
 from sseg_nase.config.groups.scheduler import SchedulerConfig
 from sseg_nase.config.groups.ssl import SSLConfig
+from sseg_nase.config.groups.strategy import StrategyConfig
 from sseg_nase.config.options import option
 
 DATASETS = ("cifar_fs", "minimagenet", "omniglot", "digits", "folder", "sketch", "csv")
@@ -39,25 +41,6 @@ FINETUNING = ("none", "prototypical", "matching", "relation", "r2d2", "maml", "l
 LOOKS = ("status", "report", "deliver")  # at what is on disk: no run of their own
 TASKS = ("pipeline", "evaluate", "curriculum", "replay", "search", *LOOKS)
 RESUMED = ("pipeline", "search")  # tasks that can be resumed
-STRATEGIES = (
-    "random",
-    "grid",
-    "local",
-    "evolution",
-    "genetic",
-    "reinforce",
-    "bananas",
-    "gp",
-    "nsga2",
-    "halving",
-    "hyperband",
-    "asha",
-    "pnas",
-    "tpe",
-)
-EVALUATORS = ("run", "tabular", "proxy", "predicted", "inherited")
-PREDICTORS = ("ridge", "gp", "mlp", "boosting")
-FIDELITIES = ("epochs", "images", "resolution", "episodes")  # how much an evaluation is given
 OWN = "own"  # a strategy, a space, an evaluator of the user's, from a file of theirs
 
 
@@ -431,62 +414,6 @@ class SpaceConfig:
     name: Annotated[str, option(text="the name of a space")]
     target: Annotated[Optional[str], option(text="FILE.py:NAME or MODULE:NAME")]
     imports: Annotated[Optional[str], option(path="a file that registers operations of your own")]
-    settings: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class StrategyConfig:
-    """`None` marks what the chosen strategy does not have; `settings` and `target`: of one's own.
-
-    The values of the options are the defaults of the classes in `sseg_nase.search.strategies`.
-    """
-
-    name: Annotated[str, option(choices=(*STRATEGIES, OWN))]
-    population: Annotated[Optional[int], option(least=1)]
-    sample: Annotated[Optional[int], option(least=1)]
-    elites: Annotated[Optional[int], option(least=0)]
-    tournament: Annotated[Optional[int], option(least=1)]
-    crossover: Annotated[Optional[float], option(least=0, most=1)]
-    mutation: Annotated[Optional[float], option(least=0, most=1)]
-    starts: Annotated[Optional[int], option(least=1)]
-    restarts: Annotated[Optional[int], option(least=1)]
-    pool: Annotated[Optional[int], option(least=1)]
-    incumbents: Annotated[Optional[int], option(least=1)]
-    encoding: Annotated[Optional[str], option(text="an encoding of the space")]
-    kernel: Annotated[Optional[str], option(choices=("hamming", "wl"))]
-    members: Annotated[Optional[int], option(least=1)]
-    steps: Annotated[Optional[int], option(least=1)]
-    learning_rate: Annotated[Optional[float], option(above=0)]
-    baseline_decay: Annotated[Optional[float], option(least=0, most=0.99999)]
-    candidates: Annotated[Optional[int], option(least=1)]
-    beam: Annotated[Optional[int], option(least=2)]
-    expansions: Annotated[Optional[int], option(least=1)]
-    size: Annotated[Optional[str], option(text="a whole-number choice of the space")]
-    fidelity: Annotated[Optional[str], option(choices=FIDELITIES)]
-    least: Annotated[Optional[int], option(least=1)]
-    most: Annotated[Optional[int], option(least=1)]
-    eta: Annotated[Optional[int], option(least=2)]
-    target: Annotated[Optional[str], option(text="FILE.py:NAME or MODULE:NAME")]
-    settings: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class EvaluatorConfig:
-    """`None` marks what the chosen evaluator does not have."""
-
-    name: Annotated[str, option(choices=(*EVALUATORS, OWN))]
-    table: Annotated[Optional[str], option(path="the csv file of a table, plain or .xz")]
-    id_column: Annotated[Optional[str], option(text="the column that names the point")]
-    form: Annotated[Optional[str], option(text="the encoding in which id_column names it")]
-    scores: dict[str, str]
-    seconds: Annotated[Optional[str], option(text="the column with the seconds of a training")]
-    protocol: Annotated[Optional[str], option(choices=("validation", "compare_strategies"))]
-    proxies: Annotated[Optional[list[str]], option(text="a zero-cost score")]
-    batch: Annotated[Optional[int], option(least=2)]
-    draws: Annotated[Optional[int], option(least=1)]
-    learnt_from: Annotated[Optional[str], option(path="the folder of a search")]
-    predictor: Annotated[Optional[str], option(choices=PREDICTORS)]
-    target: Annotated[Optional[str], option(text="FILE.py:NAME or MODULE:NAME")]
     settings: dict[str, Any]
 
 

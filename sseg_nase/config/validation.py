@@ -11,8 +11,10 @@ from typing import Any, NamedTuple, cast
 
 from sseg_nase import counting
 from sseg_nase.config.explain import listed, shown
+from sseg_nase.config.groups.evaluator import OfProxies
 from sseg_nase.config.groups.optimizer import SGD
 from sseg_nase.config.groups.ssl import DINO
+from sseg_nase.config.groups.strategy import Promoting
 from sseg_nase.config.layout import WRITTEN_AS, group_option, is_section
 from sseg_nase.config.options import fields_of, is_group
 from sseg_nase.config.schema import (
@@ -94,34 +96,6 @@ DATASET_OPTIONS: Mapping[str, set[str]] = {
 SPLIT_BY: Mapping[str, tuple[str, ...]] = {
     "omniglot": ("alphabets", "classes", "vinyals"),
     **dict.fromkeys(("folder", "sketch"), ("auto", "folder", "classes")),
-}
-
-_RUNGS = {"fidelity", "least", "most", "eta"}
-_POOL = {"starts", "pool", "incumbents"}
-STRATEGY_OPTIONS: Mapping[str, set[str]] = {
-    "random": set(),
-    "grid": {"steps"},
-    "local": {"starts", "restarts"},
-    "evolution": {"population", "sample"},
-    "genetic": {"population", "elites", "tournament", "crossover", "mutation"},
-    "reinforce": {"learning_rate", "baseline_decay"},
-    "bananas": {*_POOL, "encoding", "members"},
-    "gp": {*_POOL, "kernel"},
-    "nsga2": {"population", "crossover", "mutation"},
-    "halving": {*_RUNGS, "candidates"},
-    "hyperband": _RUNGS,
-    "asha": _RUNGS,
-    "pnas": {"beam", "starts", "expansions", "members", "size"},
-    "tpe": {"starts"},
-    OWN: set(),
-}
-EVALUATOR_OPTIONS: Mapping[str, set[str]] = {
-    "run": set(),
-    "tabular": {"table", "id_column", "form", "protocol"},
-    "proxy": {"proxies", "batch", "draws"},
-    "predicted": {"learnt_from", "predictor"},
-    "inherited": set(),
-    OWN: set(),
 }
 
 
@@ -394,41 +368,18 @@ def _search(config: Config) -> Iterator[str]:
             f"space.imports={config.space.imports}: it has no effect with space=overrides; set "
             "backbone.imports, or choose a space of networks."
         )
-    for key in ("space", "strategy", "evaluator"):
-        section = getattr(config, key)
-        if section.name == OWN and section.target is None:
-            yield f"{key}=own: where is it? Add {key}.target=FILE.py:NAME."
-        if section.name != OWN and section.target is not None:
-            yield (
-                f"{key}.target={section.target}: it has no effect with {key}={section.name}; "
-                f"choose {key}=own or leave it out."
-            )
-        if section.name != OWN and section.settings and key != "space":
-            yield (
-                f"{key}.settings={section.settings}: it has no effect with {key}={section.name}; "
-                f"choose {key}=own or leave it out."
-            )
+    space = config.space
+    if space.name == OWN and space.target is None:
+        yield "space=own: where is it? Add space.target=FILE.py:NAME."
+    if space.name != OWN and space.target is not None:
+        yield (
+            f"space.target={space.target}: it has no effect with space={space.name}; "
+            "choose space=own or leave it out."
+        )
 
 
 def _searched(config: Config) -> Iterator[str]:
     search, strategy, evaluator = config.search, config.strategy, config.evaluator
-    own = dict(STRATEGY_OPTIONS)
-    if strategy.mutation is None:  # as many choices as there are
-        own["nsga2"] = own["nsga2"] - {"mutation"}
-    if strategy.size is None:  # the first that the space has
-        own["pnas"] = own["pnas"] - {"size"}
-    yield from _own_options(strategy, "strategy", own)
-    yield from _own_options(evaluator, "evaluator", EVALUATOR_OPTIONS)
-    for name in ("seconds", "scores"):
-        if evaluator.name != "tabular" and (value := getattr(evaluator, name)):
-            yield (
-                f"evaluator.{name}={value}: it has no effect with evaluator={evaluator.name}; "
-                "choose evaluator=tabular or leave it out."
-            )
-    if strategy.least is not None and strategy.most is not None and strategy.least > strategy.most:
-        yield (
-            f"strategy.least={strategy.least}: it must be at most strategy.most={strategy.most}."
-        )
     if config.space.name == "overrides" and not search.choices:
         yield (
             "space=overrides: which keys? Add search.choices='{optimizer.lr: "
@@ -439,7 +390,7 @@ def _searched(config: Config) -> Iterator[str]:
             f"search.choices={search.choices}: it has no effect with space={config.space.name}; "
             "choose space=overrides or leave it out."
         )
-    if search.screen is not None and strategy.fidelity is not None:
+    if search.screen is not None and isinstance(strategy, Promoting):
         yield (
             f"search.screen={search.screen}: strategy={strategy.name} promotes, and what it "
             "promotes must not be left out; leave it out, or choose another strategy."
@@ -460,7 +411,7 @@ def _in_this_process(config: Config) -> Iterator[str]:
             f"search.slots={config.search.slots}: it has no effect with evaluator={name}, which "
             "measures one candidate after the other; leave it out."
         )
-    if name == "proxy" and config.evaluator.proxies is not None:
+    if isinstance(config.evaluator, OfProxies):
         yield from _a_set("evaluator.proxies", config.evaluator.proxies)
     if name != "inherited":
         return

@@ -7,7 +7,7 @@ from typing import Any
 
 from sseg_nase.config.layout import group_option, groups
 from sseg_nase.config.members import chosen
-from sseg_nase.config.options import fields_of, is_group
+from sseg_nase.config.options import fields_of, is_group, options_of
 from sseg_nase.config.schema import Config
 
 GROUPS = {name: kind for name, kind, _ in fields_of(Config) if is_group(kind)}
@@ -27,7 +27,9 @@ def having(config: Config, key: str) -> Config:
             kept = {each: getattr(before, each, values.get(each)) for each in names}
             section = kind(**{**kept, "name": values["name"]})
             return dataclasses.replace(config, **{group: section})
-    raise KeyError(f"no option in conf/{group} has {key}")
+    own = options_of(GROUPS[group])["own"]  # it has no file, as nothing is usual for it
+    section = own(name="own", target="mine.py:Mine", settings={})
+    return dataclasses.replace(config, **{group: section})
 
 
 def type_of(config: Config, key: str) -> Any:
