@@ -121,6 +121,11 @@ def names_of(group: str) -> tuple[str, ...]:
     return tuple(_OPTIONS[_GROUPS[group]])
 
 
+def names_with(cls: Any) -> tuple[str, ...]:
+    """Return the names of the options that are of a class."""
+    return tuple(n for o in _OPTIONS.values() for n, kind in o.items() if issubclass(kind, cls))
+
+
 def having(kind: Any, key: str) -> list[str]:
     """Return the names of those options of a group, given by its base class, that have a key."""
     return [n for n, cls in options_of(kind).items() if any(key == f[0] for f in fields_of(cls))]

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Optional, Union
 
+from sseg_nase.config.groups.backbone import BackboneConfig
 from sseg_nase.config.groups.evaluator import EvaluatorConfig
 from sseg_nase.config.groups.optimizer import OptimizerConfig
 from sseg_nase.config.groups.scheduler import SchedulerConfig
@@ -20,18 +21,6 @@ from sseg_nase.config.options import option
 
 DATASETS = ("cifar_fs", "minimagenet", "omniglot", "digits", "folder", "sketch", "csv")
 ROOTED = ("folder", "sketch", "csv")  # datasets of the user's own, in dataset.root
-EVOLVABLE = (
-    "evolvable",
-    "seed_wide",
-    "conv4",
-    "conv4_wide",
-    "sketch_cnn",
-)  # backbones of conv blocks
-RESNET12 = ("resnet12", "resnet12_quarter")
-RESNETS = ("resnet18", "resnet34", "resnet50")  # torchvision's
-PRETRAINED = (*RESNETS, "vit_small")  # those that take backbone.weights
-SEARCHED = "searched"  # a point of a search space
-BACKBONES = (*EVOLVABLE, *RESNET12, *PRETRAINED, SEARCHED)
 SPLITS = ("train", "val", "test")
 SYNTHETIC_LEVELS = ("BASIC", "TEXTURE", "OBJECT", "ADVERSARIAL")
 LEVELS = (*SYNTHETIC_LEVELS, "NATURAL")
@@ -141,29 +130,6 @@ class ViewsConfig:
         """Whether anything is done to the views beside what photographs get."""
         moved = self.rotation > 0 or self.translation > 0 or set(self.zoom) != {1.0}
         return moved or any(self.thickness) or self.erase > 0
-
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    """`None` marks what the chosen backbone does not have."""
-
-    name: Annotated[str, option(choices=BACKBONES)]
-    in_channels: Annotated[int, option(choices=(1, 3))]
-    channels: Annotated[Optional[list[int]], option(least=1)]
-    kernel_size: Annotated[Optional[int], option(choices=(1, 3, 5, 7))]
-    activation: Annotated[Optional[str], option(choices=("relu", "leaky_relu", "gelu"))]
-    batch_norm: Optional[bool]
-    pooling: Optional[bool]
-    blocks_per_stage: Annotated[Optional[int], option(least=1)]
-    pooled_blocks: Annotated[Optional[int], option(least=0)]
-    residual: Optional[bool]
-    embedding: Annotated[Optional[str], option(choices=("average", "flatten"))]
-    stem: Annotated[Optional[str], option(choices=("auto", "imagenet", "small"))]
-    patch_size: Annotated[Optional[int], option(least=1)]
-    space: Optional[str]
-    point: Optional[str]
-    imports: Annotated[Optional[str], option(path="a file that registers operations of your own")]
-    weights: Annotated[Optional[str], option(path="a file of weights, or imagenet,")]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 from sseg_nase import counting
 from sseg_nase.config.explain import listed, shown
+from sseg_nase.config.groups.backbone import Chain, Searched, ViT
 from sseg_nase.config.groups.evaluator import OfProxies
 from sseg_nase.config.groups.optimizer import SGD
 from sseg_nase.config.groups.ssl import DINO
@@ -19,20 +20,14 @@ from sseg_nase.config.layout import WRITTEN_AS, group_option, is_section
 from sseg_nase.config.options import fields_of, is_group
 from sseg_nase.config.schema import (
     DATASETS,
-    EVOLVABLE,
     FINETUNING,
     HEADED,
     LOOKS,
     METHODS,
     OWN,
-    PRETRAINED,
-    RESNET12,
-    RESNETS,
     RESUMED,
     ROOTED,
-    SEARCHED,
     SYNTHETIC_LEVELS,
-    BackboneConfig,
     Config,
     DatasetConfig,
     EvolutionConfig,
@@ -66,25 +61,6 @@ ABLATIONS: Mapping[str, Switches] = {
     "A7": Switches(True, True, True, True, True),
 }
 
-
-# Which keys have an effect with which backbone, beside those that are no choice of its.
-_BLOCKS = {
-    "channels",
-    "kernel_size",
-    "activation",
-    "batch_norm",
-    "pooling",
-    "blocks_per_stage",
-    "residual",
-    "embedding",
-}
-BACKBONE_OPTIONS: Mapping[str, set[str]] = {
-    **dict.fromkeys(EVOLVABLE, _BLOCKS),
-    **{name: {"channels"} for name in RESNET12},
-    **{name: {"stem"} for name in RESNETS},
-    "vit_small": {"patch_size"},
-    SEARCHED: {"space", "point"},
-}
 
 # The evaluation.method that judges as finetune=NAME trains, where that is not prototype.
 OWN_METHODS = {"matching": "matching", "relation": "relation", "r2d2": "ridge", "maml": "maml"}
@@ -539,9 +515,10 @@ def _ink(dataset: DatasetConfig, key: str, views: ViewsConfig) -> Iterator[str]:
 
 
 def _architecture(config: Config) -> Iterator[str]:
-    channels, evolution = config.backbone.channels, config.evolution
-    if not evolution.enabled or not channels or config.backbone.name not in EVOLVABLE:
+    backbone, evolution = config.backbone, config.evolution
+    if not evolution.enabled or not isinstance(backbone, Chain) or not backbone.channels:
         return
+    channels = backbone.channels
     yield from _a_set("evolution.operators", evolution.operators)
     if evolution.grow_positions != "last" and evolution.grow_mode == "fresh":
         yield (
@@ -549,9 +526,9 @@ def _architecture(config: Config) -> Iterator[str]:
             "a block is added after the last one only; set evolution.grow_mode=preserve, or "
             "evolution.grow_positions=last."
         )
-    if len(_blocks(config.backbone)) > evolution.max_blocks:
+    if len(_blocks(backbone)) > evolution.max_blocks:
         yield (
-            f"evolution.max_blocks={evolution.max_blocks}: {_asked(config.backbone)} "
+            f"evolution.max_blocks={evolution.max_blocks}: {_asked(backbone)} "
             "starts with more blocks."
         )
     if max(channels) > evolution.max_channels:
@@ -560,9 +537,13 @@ def _architecture(config: Config) -> Iterator[str]:
             "starts with more channels."
         )
     yield from _order(evolution)
-    blocks = _blocks(config.backbone)
-    seed = f"the seed network, {_asked(config.backbone)}, has"
-    refused = list(_caps_below(config, blocks, f"{seed} {{}} already; raise it, start smaller, or"))
+    blocks = _blocks(backbone)
+    seed = f"the seed network, {_asked(backbone)}, has"
+    refused = list(
+        _caps_below(
+            backbone, evolution, blocks, f"{seed} {{}} already; raise it, start smaller, or"
+        )
+    )
     yield from refused
     most = evolution.blocks_per_stage
     if evolution.order != "trials" and most and not refused:
@@ -574,7 +555,7 @@ def _architecture(config: Config) -> Iterator[str]:
                 f"raise it, or lower evolution.blocks_per_stage."
             )
         yield from _caps_below(
-            config, grown, f"{last} to {{}}; raise it, start smaller, lower that, or"
+            backbone, evolution, grown, f"{last} to {{}}; raise it, start smaller, lower that, or"
         )
 
 
@@ -606,14 +587,15 @@ def _grown(blocks: Sequence[tuple[int, bool]], side: int, most: int) -> list[tup
     return grown
 
 
-def _caps_below(config: Config, blocks: Sequence[tuple[int, bool]], said: str) -> Iterator[str]:
+def _caps_below(
+    backbone: Chain, evolution: EvolutionConfig, blocks: Sequence[tuple[int, bool]], said: str
+) -> Iterator[str]:
     """Caps on params and flops hold for a network of `blocks`, too: it is to be under them."""
-    backbone, evolution = config.backbone, config.evolution
-    kernel = backbone.kernel_size or 0
+    kernel = backbone.kernel_size
     channels, pooling = zip(*blocks, strict=True)
     widths = [backbone.in_channels, *channels]
     at = counting.sides(evolution.cap_resolution, pooling)
-    norm = bool(backbone.batch_norm)
+    norm = backbone.batch_norm
     has = {
         "max_params": (counting.params(widths, kernel_size=kernel, batch_norm=norm), "parameters"),
         "max_flops": (
@@ -628,28 +610,29 @@ def _caps_below(config: Config, blocks: Sequence[tuple[int, bool]], said: str) -
             yield f"evolution.{name}={cap}: {has_them} add evolution=none."
 
 
-def _blocks(backbone: BackboneConfig) -> list[tuple[int, bool]]:
+def _blocks(backbone: Chain) -> list[tuple[int, bool]]:
     """Of every block of the network to start from its channels and whether it pools."""
     return counting.blocks(
-        backbone.channels or [],
-        per_stage=backbone.blocks_per_stage or 1,
-        pooling=bool(backbone.pooling),
+        backbone.channels,
+        per_stage=backbone.blocks_per_stage,
+        pooling=backbone.pooling,
         pooled=backbone.pooled_blocks,
     )
 
 
-def _asked(backbone: BackboneConfig) -> str:
+def _asked(backbone: Chain) -> str:
     """The keys that say how wide and deep it is."""
-    per_stage = backbone.blocks_per_stage or 1
+    per_stage = backbone.blocks_per_stage
     more = f" backbone.blocks_per_stage={per_stage}" if per_stage > 1 else ""
     return f"backbone.channels={backbone.channels}{more}"
 
 
 def _sparsity(config: Config) -> Iterator[str]:
     """A block keeps `min_channels`, in multiples of `round_to`: there must be wider ones."""
-    sparsity, evolution, channels = config.sparsity, config.evolution, config.backbone.channels
-    if not sparsity.enabled or not channels or config.backbone.name not in EVOLVABLE:
+    sparsity, evolution, backbone = config.sparsity, config.evolution, config.backbone
+    if not sparsity.enabled or not isinstance(backbone, Chain) or not backbone.channels:
         return
+    channels = backbone.channels
     widest = max([*channels, evolution.max_channels] if evolution.enabled else channels)
     key = "evolution.max_channels" if widest > max(channels) else "backbone.channels"
     kept = -(-sparsity.min_channels // sparsity.round_to) * sparsity.round_to
@@ -663,32 +646,22 @@ def _sparsity(config: Config) -> Iterator[str]:
 
 def _backbone(config: Config) -> Iterator[str]:
     backbone, dataset = config.backbone, config.dataset
-    yield from _own_options(backbone, "backbone", BACKBONE_OPTIONS)
     if backbone.in_channels != dataset.channels:
         yield (
             f"backbone.in_channels={backbone.in_channels}: the images have dataset.channels="
             f"{dataset.channels}; set one of them to the other, or leave backbone.in_channels out."
         )
-    yield from _pretrained(config)
-    if backbone.imports is not None and backbone.name != SEARCHED and config.task != "search":
+    searched = isinstance(backbone, Searched) or config.task == "search"
+    if backbone.imports is not None and not searched:
         yield (
             f"backbone.imports={backbone.imports}: it has no effect with backbone={backbone.name}; "
             "choose backbone=searched or leave it out."
         )
     parts = [part for part in ("evolution", "sparsity") if getattr(config, part).enabled]
-    if backbone.name not in EVOLVABLE and parts and config.task == "pipeline":
+    if not backbone.evolves and parts and config.task == "pipeline":
         missing = " ".join(f"{part}=none" for part in parts)
         yield f"backbone={backbone.name}: it does not evolve and is not pruned; add {missing}."
-    if backbone.channels == []:
-        yield "backbone.channels=[]: at least one block is needed, such as [16,32,64]."
-    elif backbone.name in RESNET12 and backbone.channels and len(backbone.channels) != 4:
-        yield (
-            f"backbone.channels={backbone.channels}: backbone={backbone.name} has four blocks, "
-            "such as [64,160,320,640]."
-        )
-    yield from _pooled(backbone)
-    patch = backbone.patch_size
-    if patch is not None and dataset.image_size % patch:
+    if isinstance(backbone, ViT) and dataset.image_size % (patch := backbone.patch_size):
         fitting = [n for n in range(4, 33) if dataset.image_size % n == 0]
         yield (
             f"backbone.patch_size={patch}: it must divide dataset.image_size={dataset.image_size}; "
@@ -696,51 +669,10 @@ def _backbone(config: Config) -> Iterator[str]:
         )
 
 
-def _pooled(backbone: BackboneConfig) -> Iterator[str]:
-    pooled = backbone.pooled_blocks
-    if pooled is None:
-        return
-    if backbone.name not in EVOLVABLE or not backbone.pooling:
-        why = f"backbone={backbone.name}" if backbone.name not in EVOLVABLE else "pooling=false"
-        yield f"backbone.pooled_blocks={pooled}: it has no effect with {why}; leave it out."
-    elif backbone.channels and pooled > len(backbone.channels):
-        yield (
-            f"backbone.pooled_blocks={pooled}: backbone.channels={backbone.channels} has only "
-            f"{len(backbone.channels)} blocks."
-        )
-
-
-def _pretrained(config: Config) -> Iterator[str]:
-    backbone, weights = config.backbone, config.backbone.weights
-    if not weights:
-        return
-    if backbone.name not in PRETRAINED:
-        yield (
-            f"backbone.weights={weights}: it has no effect with backbone={backbone.name}; "
-            f"choose one of {', '.join(PRETRAINED)}, or leave it out."
-        )
-    elif weights == "imagenet" and backbone.name not in RESNETS:
-        yield (
-            f"backbone.weights=imagenet: torchvision has none for backbone={backbone.name}; "
-            f"choose one of {', '.join(RESNETS)}, or set backbone.weights=FILE."
-        )
-    elif weights == "imagenet" and backbone.stem == "small":
-        yield (
-            "backbone.stem=small: backbone.weights=imagenet fits backbone.stem=imagenet only; "
-            "leave one of them out."
-        )
-    elif weights == "imagenet" and backbone.in_channels != 3:
-        yield (
-            "backbone.weights=imagenet: these take images of 3 channels; set dataset.channels=3, "
-            "which repeats the one of grey images."
-        )
-
-
 def _ssl(config: Config) -> Iterator[str]:
     ssl, backbone = config.ssl, config.backbone
-    fixed = backbone.embedding == "flatten" or backbone.name == "vit_small"
-    if isinstance(ssl, DINO) and ssl.local_views and ssl.local_size != 1 and fixed:
-        other = " or backbone.embedding=average" if backbone.embedding == "flatten" else ""
+    if isinstance(ssl, DINO) and ssl.local_views and ssl.local_size != 1 and backbone.one_size:
+        other = " or backbone.embedding=average" if isinstance(backbone, Chain) else ""
         yield (
             f"ssl.local_size={ssl.local_size}: backbone={backbone.name} embeds images of one size "
             f"only; set ssl.local_size=1{other}."

@@ -27,8 +27,10 @@ from sseg_nase.config.compose import (
     register,
     stored,
 )
+from sseg_nase.config.groups.backbone import BackboneConfig, Chain
 from sseg_nase.config.layout import _merged_file, conf_dir, groups, key_types
-from sseg_nase.config.schema import BACKBONES, EVOLVABLE, Config, DatasetConfig, HardwareConfig
+from sseg_nase.config.options import names_with
+from sseg_nase.config.schema import Config, DatasetConfig, HardwareConfig
 from sseg_nase.config.validation import ABLATIONS, cautions, switches
 from sseg_nase.errors import UserError
 
@@ -46,7 +48,11 @@ NEEDED = {
     ("task", "deliver"): ["run=runs/one"],
     ("ssl", "none"): STILL,
     ("backbone", "sketch_cnn"): ["evolution.max_channels=512", "evolution.max_params=4000000"],
-    **{("backbone", name): STILL for name in BACKBONES if name not in EVOLVABLE},
+    **{
+        ("backbone", name): STILL
+        for name in names_with(BackboneConfig)
+        if name not in names_with(Chain)
+    },
     ("backbone", "vit_small"): [*STILL, "backbone.patch_size=4"],
 }
 INHERITING = (
