@@ -399,7 +399,7 @@ class Config:
     experiment_name: Annotated[str, option(text="a name")]
     seed: Annotated[int, option(least=0)]
     task: Annotated[str, option(choices=TASKS)]
-    ablation: Annotated[Optional[str], option(choices=("A1", "A2", "A3", "A4", "A5", "A6", "A7"))]
+    ablation: Annotated[Optional[str], option(text="the name of a file in conf/ablation")]
     checkpoint: Annotated[Optional[str], option(path="the file of a checkpoint")]
     run: Annotated[Optional[str], option(path="the folder of a run")]
     runs: Annotated[Optional[list[str]], option(path="the folder of a run")]

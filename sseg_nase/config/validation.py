@@ -6,10 +6,11 @@ import dataclasses
 import math
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import PurePath
-from typing import Any, NamedTuple, cast
+from pathlib import Path, PurePath
+from typing import Any, cast
 
 from sseg_nase import counting
+from sseg_nase.config.ablations import Switches, ablations, switches_of
 from sseg_nase.config.explain import listed, shown
 from sseg_nase.config.groups.backbone import Chain, Searched, ViT
 from sseg_nase.config.groups.evaluator import OfProxies
@@ -39,27 +40,6 @@ from sseg_nase.errors import UserError, did_you_mean
 # Beyond it whole numbers have no room in what computes with them, and float32 has infinities.
 LARGEST = 10**18
 LONGEST_NAME = 200  # in bytes; file systems take 255
-
-
-class Switches(NamedTuple):
-    """What an ablation has switched on."""
-
-    ssl: bool
-    evolution: bool
-    sparsity: bool
-    progression: bool
-    distillation: bool
-
-
-ABLATIONS: Mapping[str, Switches] = {
-    "A1": Switches(False, False, False, False, False),
-    "A2": Switches(True, False, False, False, False),
-    "A3": Switches(True, True, False, False, False),
-    "A4": Switches(True, True, False, True, False),
-    "A5": Switches(True, True, False, False, True),
-    "A6": Switches(True, True, True, False, False),
-    "A7": Switches(True, True, True, True, True),
-}
 
 
 # The evaluation.method that judges as finetune=NAME trains, where that is not prototype.
@@ -100,20 +80,16 @@ def _of_stages(config: Config, rule: Callable[[Config], Iterator[str]]) -> Itera
 
 def switches(config: Config) -> Switches:
     """Return which parts of the method this config has switched on."""
-    trained = config.ssl.trains
-    return Switches(
-        ssl=trained,
-        evolution=config.evolution.enabled,
-        sparsity=config.sparsity.enabled,
-        progression=config.curriculum.progression,
-        distillation=trained and config.ssl.distillation_weight > 0,
-    )
+    return switches_of(dataclasses.asdict(config))
 
 
-def cautions(config: Config) -> list[str]:
-    """Return what is accepted but probably not meant, one sentence each."""
+def cautions(config: Config, *further: Path) -> list[str]:
+    """Return what is accepted but probably not meant, one sentence each.
+
+    `further` are config folders beside `conf/`, which may have ablations, too.
+    """
     return [
-        *_unlike_its_ablation(config),
+        *_unlike_its_ablation(config, *further),
         *_placed_in_vain(config),
         *_judged_in_vain(config),
         *_judged_otherwise(config),
@@ -180,10 +156,16 @@ def _far_in_sum(config: Config) -> Iterator[str]:
         )
 
 
-def _unlike_its_ablation(config: Config) -> list[str]:
+def _unlike_its_ablation(config: Config, *further: Path) -> list[str]:
     if config.ablation is None:
         return []
-    meant, given = ABLATIONS[config.ablation]._asdict(), switches(config)._asdict()
+    known = ablations(*further)
+    if config.ablation not in known:
+        return [
+            f"ablation={config.ablation}: there is no file of that name in conf/ablation, so "
+            f"nothing says what it is; there are {', '.join(known)}."
+        ]
+    meant, given = known[config.ablation].switches._asdict(), switches(config)._asdict()
     if config.curriculum.levels == ["NATURAL"]:
         given["progression"] = meant["progression"]  # one level has no order
     words = {True: "with", False: "without"}

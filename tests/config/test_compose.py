@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import sseg_nase
+from sseg_nase.config import ablations as defined
 from sseg_nase.config import compose as module
 from sseg_nase.config.compose import (
     dataset_choice,
@@ -31,8 +32,10 @@ from sseg_nase.config.groups.backbone import BackboneConfig, Chain
 from sseg_nase.config.layout import _merged_file, conf_dir, groups, key_types
 from sseg_nase.config.options import names_with
 from sseg_nase.config.schema import Config, DatasetConfig, HardwareConfig
-from sseg_nase.config.validation import ABLATIONS, cautions, switches
+from sseg_nase.config.validation import cautions, switches
 from sseg_nase.errors import UserError
+
+ABLATIONS = {name: one.switches for name, one in defined.ablations().items()}
 
 # What an option cannot do without.
 STILL = ["evolution=none", "sparsity=none"]
