@@ -1,4 +1,4 @@
-"""An ablation is one file: its name, its switches, the help and the documentation follow from it."""
+"""An ablation is one file, which its name, switches, help and documentation follow from."""
 
 from __future__ import annotations
 
