@@ -45,7 +45,7 @@ from sseg_nase.config.layout import (
     path_keys,
 )
 from sseg_nase.config.members import chosen, of_others, upgraded, without_unset
-from sseg_nase.config.options import Option, fields_of, is_group, until_registered
+from sseg_nase.config.options import Option, fields_of, is_group, load_packages, until_registered
 from sseg_nase.config.places import still_there
 from sseg_nase.config.schema import FINETUNING, ROOTED, Config, DatasetConfig, FinetuneConfig
 from sseg_nase.config.sequence import OF_THE_RUN, abridged, completed
@@ -93,6 +93,7 @@ def register() -> None:
     """Make the schema and the resolvers of `conf/` known to Hydra; calling it again is harmless."""
     if (note := find_home()) is not None:  # a process that is not the command's own
         logger.warning(note)
+    load_packages()
     store = ConfigStore.instance()
     if _stored.get("schema") is not _twin(Config):  # it takes a tenth of the time of composing
         store.store(name="schema", node=_twin(Config), provider="sseg_nase")
@@ -256,6 +257,7 @@ def stored(path: Path) -> Config:
 
     Raises `UserError` when it cannot be read or is not of this version's schema.
     """
+    load_packages()
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:

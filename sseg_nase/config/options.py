@@ -2,7 +2,8 @@
 
 A group's type is its base class, which has the fields that all options have; the class of an option
 adds its own, and says what is wrong with their values. Which one a section is, its `name` tells.
-Options of other packages are registered in the same way:
+Options of other packages are registered in the same way, in a module that the package names as an
+entry point of the group `sseg_nase.options`:
 
     @register("optimizer", "lion")
     @dataclass(frozen=True)
@@ -16,10 +17,15 @@ import dataclasses
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from importlib.metadata import entry_points
 from typing import Annotated, Any, ClassVar, Optional, TypeVar
+
+from sseg_nase.errors import UserError
 
 T = TypeVar("T")
 Field = tuple[str, Any, Mapping[str, Any]]  # name, type, accepted values
+
+ENTRY_POINTS = "sseg_nase.options"
 
 _GROUPS: dict[str, Any] = {}  # the base class of every group
 _OPTIONS: dict[Any, dict[str, Any]] = {}  # of a base class its options, by name
@@ -97,6 +103,23 @@ def register(group: str, *names: str) -> Callable[[type[T]], type[T]]:
         return cls
 
     return known
+
+
+@cache
+def load_packages() -> None:
+    """Let the packages that are installed register their options, once in a process.
+
+    Raises `UserError` where the module of one cannot be imported.
+    """
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            point.load()
+        except (ImportError, AttributeError, ValueError) as error:
+            package = point.dist.name if point.dist is not None else point.name
+            raise UserError(
+                f"{package}: this package has options for sseg-nase, and its {point.value} cannot "
+                f"be imported ({error}). Mend it, or uninstall it."
+            ) from error
 
 
 def until_registered(function: Callable[..., T]) -> Callable[..., T]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from sseg_nase.config.fingerprint import decisive, fingerprint, flatten
 from sseg_nase.config.groups.optimizer import SGD, AdamW
 from sseg_nase.config.layout import group_option, groups, key_types
 from sseg_nase.config.members import upgraded
-from sseg_nase.config.options import fields_of, options_of, register
+from sseg_nase.config.options import fields_of, load_packages, options_of, register
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
 
@@ -105,17 +107,53 @@ def test_a_null_of_another_option_is_no_value_of_it() -> None:
 
 
 @pytest.fixture
-def lion() -> Any:
-    """An option of somebody else's."""
+def registered() -> Iterator[None]:
+    """What is registered meanwhile is forgotten afterwards."""
     base = GROUPS["optimizer"]
     known = dict(options._OPTIONS[base])
-    yield register("optimizer", "lion")(Lion)
+    yield
     options._OPTIONS[base] = known
-    for each in options._CACHES:
+    for each in (*options._CACHES, load_packages):
         each.cache_clear()
 
 
-def test_an_option_is_registered_from_outside(lion: Any, tmp_path: Path) -> None:
+@pytest.fixture
+def lion(registered: None) -> type[Lion]:
+    """An option of somebody else's."""
+    return register("optimizer", "lion")(Lion)
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registered: None) -> Path:
+    """The module that a package with an entry point `sseg_nase.options` names."""
+    about = tmp_path / "lions-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Name: lions\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[sseg_nase.options]\nlions = lions_of_somebody\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "lions_of_somebody", raising=False)
+    load_packages.cache_clear()
+    return tmp_path / "lions_of_somebody.py"
+
+
+def test_an_installed_package_registers_its_options(installed: Path) -> None:
+    installed.write_text(
+        "from somebodys import Lion\n"
+        "from sseg_nase.config.options import register\n"
+        "register('optimizer', 'lion')(Lion)\n"
+    )
+    load_packages()
+    assert options_of(GROUPS["optimizer"])["lion"] is Lion
+    assert "optimizer.mixing" in key_types()
+
+
+def test_a_package_whose_options_cannot_be_imported_is_named(installed: Path) -> None:
+    installed.write_text("import nothing_of_that_name\n")
+    with pytest.raises(UserError, match=r"^lions: this package has options .*nothing_of_that_name"):
+        load_packages()
+
+
+def test_an_option_is_registered_from_outside(lion: type[Lion], tmp_path: Path) -> None:
     before = fingerprint(PLAIN)
     (tmp_path / "optimizer").mkdir()
     (tmp_path / "optimizer" / "lion.yaml").write_text(
