@@ -167,7 +167,7 @@ def help_text(*further: Path) -> str:
     """Return what `--help` shows; `further` are config folders beside `conf/`."""
     template = OmegaConf.load(conf_dir() / "hydra" / "help" / "sseg_nase.yaml").template
     choices = [f"{group}: {', '.join(options)}" for group, options in groups(*further).items()]
-    of_ablations = table(ablations(*further)).replace("\n", "\n    ")
+    of_ablations = table(ablations(*further)).replace("\n", "\n  ")
     return Template(template).substitute(
         APP_CONFIG_GROUPS="\n".join(choices), ABLATIONS=of_ablations
     )

@@ -31,7 +31,7 @@ def test_another_one_is_one_file(tmp_path: Path) -> None:
     assert ablations(tmp_path)["A8"] == ("NASE only", MEANT)
     assert list(ablations(tmp_path))[-1] == "A8"
     assert "A8" not in ablations()
-    row = next(line for line in help_text(tmp_path).splitlines() if line.startswith("    A8 "))
+    row = next(line for line in help_text(tmp_path).splitlines() if line.startswith("  A8 "))
     assert row.split() == ["A8", "NASE", "only", "yes", "-", "yes", "-", "-"]
     config = load(["ablation=A8"], tmp_path)
     assert config.ablation == "A8"
