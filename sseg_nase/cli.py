@@ -27,6 +27,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sseg_nase.config.ablations import ablations, table
 from sseg_nase.config.commands import PROGRAM, command, override
 from sseg_nase.config.compose import (
     CONFIG_NAME,
@@ -34,6 +35,7 @@ from sseg_nase.config.compose import (
     continued,
     load,
     register,
+    shown_as_chosen,
     spelled_out,
     to_config,
 )
@@ -116,7 +118,9 @@ def job(composed: DictConfig) -> None:
 
 def _one(config: Config) -> int:
     """One run, or one look; return the exit code."""
-    for caution in cautions(config):
+    sources = HydraConfig.get().runtime.config_sources
+    further = [Path(source.path) for source in sources if source.provider == "command-line"]
+    for caution in cautions(config, *further):
         _say(caution)
     if config.task in LOOKS:
         return LOOKS[config.task](config, _say)
@@ -129,8 +133,6 @@ def _one(config: Config) -> int:
         return DONE
     from sseg_nase.searches.task import check_search, perform_search
 
-    sources = hydras.runtime.config_sources
-    further = [Path(source.path) for source in sources if source.provider == "command-line"]
     check_search(config, overrides, further)
     launcher = _launcher_of_search(config, cast(list[str], list(hydras.overrides.hydra)))
     task = partial(perform_search, overrides=overrides, further=further, launcher=launcher)
@@ -165,7 +167,10 @@ def help_text(*further: Path) -> str:
     """Return what `--help` shows; `further` are config folders beside `conf/`."""
     template = OmegaConf.load(conf_dir() / "hydra" / "help" / "sseg_nase.yaml").template
     choices = [f"{group}: {', '.join(options)}" for group, options in groups(*further).items()]
-    return Template(template).substitute(APP_CONFIG_GROUPS="\n".join(choices))
+    of_ablations = table(ablations(*further)).replace("\n", "\n  ")
+    return Template(template).substitute(
+        APP_CONFIG_GROUPS="\n".join(choices), ABLATIONS=of_ablations
+    )
 
 
 def _main() -> int:
@@ -209,7 +214,11 @@ def _main() -> int:
         if flags.cfg in ("job", "all") or flags.info in ("config", "all"):
             load(overrides, *further)  # Hydra would show a config that no run accepts
         # What Hydra itself shows of a config is often kept, or sent to others.
-        with guarded_output() if flags.cfg or flags.info else nullcontext():
+        shown = flags.cfg or flags.info
+        with (
+            guarded_output() if shown else nullcontext(),
+            shown_as_chosen() if shown else nullcontext(),
+        ):
             _hydra(None, [*overrides, *continued(overrides)])
     return _code
 

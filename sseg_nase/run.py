@@ -310,7 +310,7 @@ def pipeline(this: Run) -> None:
     config = this.config
     tasks = stages.fewshot_tasks(config)
     start = config.finetune.start
-    trained = config.ssl.name != "none" and config.pretrain.epochs > 0 and start is None
+    trained = config.ssl.trains and config.pretrain.epochs > 0 and start is None
     state, tuning = (_state_to_go_on_from(this, name) for name in ("last", "finetune_last"))
     if start is None:
         reached = stages.Reached(stages.seed_backbone(config, this.notes.append))

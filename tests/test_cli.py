@@ -12,13 +12,15 @@ import pytest
 from omegaconf import OmegaConf
 
 from sseg_nase import cli as entry
+from sseg_nase.config import ablations as defined
 from sseg_nase.config.layout import groups
 from sseg_nase.config.multirun import split
 from sseg_nase.config.schema import Config
-from sseg_nase.config.validation import ABLATIONS
 from sseg_nase.errors import UserError
 from sseg_nase.sweeps.folder import create
 from sseg_nase.sweeps.plan import plan
+
+ABLATIONS = {name: one.switches for name, one in defined.ablations().items()}
 
 Run = Callable[[Config, Sequence[str]], Path]
 Cli = Callable[..., int]

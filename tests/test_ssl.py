@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from sseg_nase.config.compose import load
-from sseg_nase.config.schema import SSL_METHODS
 from sseg_nase.config.validation import cautions
 from sseg_nase.run import run
+from sseg_nase.ssl.methods import METHODS
 from sseg_nase.training import checkpoint
 
 TINY = ["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "tracking=jsonl"]
@@ -41,7 +41,7 @@ def ran(method: str, *overrides: str) -> tuple[dict[str, Any], list[dict[str, An
     return state, [json.loads(line) for line in lines], epochs
 
 
-@pytest.mark.parametrize("method", SSL_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_with_evolution_and_sparsity(method: str) -> None:
     state, mutations, epochs = ran(method, "ablation=A7")
     kinds = {record["kind"] for record in mutations}

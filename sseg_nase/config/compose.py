@@ -15,7 +15,7 @@ import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -33,11 +33,10 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from sseg_nase.config.commands import literal, override, quoted
-from sseg_nase.config.explain import explaining, fits, one_line, unknown_key, wrong_type
+from sseg_nase.config.explain import explaining, fits, listed, one_line, unknown_key, wrong_type
 from sseg_nase.config.layout import (
     WRITTEN_AS,
     conf_dir,
-    fields_of,
     group_option,
     groups,
     is_section,
@@ -45,6 +44,8 @@ from sseg_nase.config.layout import (
     open_keys,
     path_keys,
 )
+from sseg_nase.config.members import chosen, of_others, upgraded, without_unset
+from sseg_nase.config.options import Option, fields_of, is_group, load_packages, until_registered
 from sseg_nase.config.places import still_there
 from sseg_nase.config.schema import FINETUNING, ROOTED, Config, DatasetConfig, FinetuneConfig
 from sseg_nase.config.sequence import OF_THE_RUN, abridged, completed
@@ -68,6 +69,7 @@ OWN_KEYS = "finetune.own."
 _KEYS_OF = {written: key for key, written in WRITTEN_AS.items()}
 
 T = TypeVar("T")
+_stored: dict[str, type] = {}  # what Hydra knows as our schema
 
 logger = logging.getLogger("sseg_nase")
 
@@ -80,6 +82,7 @@ __all__ = [
     "hardware_profiles",
     "load",
     "register",
+    "shown_as_chosen",
     "spelled_out",
     "stored",
     "to_config",
@@ -90,9 +93,11 @@ def register() -> None:
     """Make the schema and the resolvers of `conf/` known to Hydra; calling it again is harmless."""
     if (note := find_home()) is not None:  # a process that is not the command's own
         logger.warning(note)
+    load_packages()
     store = ConfigStore.instance()
-    if "schema.yaml" not in store.repo:  # to store it takes a tenth of the time of composing
+    if _stored.get("schema") is not _twin(Config):  # it takes a tenth of the time of composing
         store.store(name="schema", node=_twin(Config), provider="sseg_nase")
+        _stored["schema"] = _twin(Config)
     Plugins.instance()  # registers the launchers' options, each time that it loads them
     known = store.repo["hydra"]["launcher"]
     for launcher, options in LAUNCHERS.items():
@@ -169,11 +174,12 @@ def overrides_of(config: Config) -> list[str]:
     with beside_hydra():
         while True:
             tree = OmegaConf.to_container(_composed(list(found.values())), resolve=True)
-            composed = _leaves(cast(dict[str, Any], tree))
+            composed = _leaves(without_unset(cast(dict[str, Any], tree)))
+            others = dict.fromkeys(composed.keys() - wanted.keys() - open_keys())  # other options'
             differing = {
                 key: ("++" if key in open_keys() or key.startswith(OWN_KEYS) else "")
                 + override(key, value)
-                for key, value in wanted.items()
+                for key, value in (wanted | others).items()
                 if value != composed.get(key) and key not in found
             }
             if not differing:
@@ -199,6 +205,26 @@ def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         opened = isinstance(value, dict) and not whole
         found |= _flat(value, f"{key}.") if opened else {key: value}
     return found
+
+
+@contextmanager
+def shown_as_chosen() -> Iterator[None]:
+    """Hydra shows within what it composes, without the keys that only other options have."""
+    composing = ConfigLoaderImpl.load_configuration
+
+    def load_configuration(*args: Any, **kwargs: Any) -> DictConfig:
+        composed = composing(*args, **kwargs)
+        tree = cast(dict[str, Any], OmegaConf.to_container(composed))
+        hydras, shown = tree.pop("hydra", None), OmegaConf.create(without_unset(tree))
+        if hydras is not None:
+            shown["hydra"] = composed.hydra
+        return shown
+
+    ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ConfigLoaderImpl.load_configuration = composing  # type: ignore[method-assign]
 
 
 def searched(*further: Path) -> list[str]:
@@ -231,12 +257,13 @@ def stored(path: Path) -> Config:
 
     Raises `UserError` when it cannot be read or is not of this version's schema.
     """
+    load_packages()
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: this config cannot be read ({one_line(error)}).") from error
     try:
-        return _checked(Config, literal(tree) if isinstance(tree, Mapping) else {})
+        return _checked(Config, upgraded(literal(tree)) if isinstance(tree, Mapping) else {})
     except (UserError, KeyError) as error:
         raise UserError(
             f"{path}: this config does not fit this version of sseg-nase: {error}"
@@ -349,7 +376,7 @@ def to_config(composed: DictConfig) -> Config:
         tree = OmegaConf.to_container(composed)  # what is missing is then named by its own key
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
-    config = _checked(Config, cast(dict[str, Any], tree))
+    config = _checked(Config, without_unset(cast(dict[str, Any], tree)))
     config = completed(config, partial(_usual_tuning, config.dataset.name), _checked_stage)
     validate(config)
     return config
@@ -440,27 +467,45 @@ def _minutes(given: float | None, otherwise: int) -> int:
 
 
 def _checked(kind: type[T], tree: Mapping[str, Any], prefix: str = "") -> T:
-    """Refuse unknown keys and wrong types in `tree`, then build the frozen dataclass."""
+    """Refuse unknown keys and wrong types in `tree`, then build the frozen dataclass.
+
+    A section of a group becomes the class of its option, told by its `name`.
+    """
     _refuse_unknown(kind, tree, prefix)
+    if mistakes := list(of_others(kind, tree, prefix)):
+        raise UserError(listed(mistakes))
+    return cast(T, _built(kind, tree, prefix))
+
+
+def _built(kind: Any, tree: Mapping[str, Any], prefix: str) -> Any:
+    kind = chosen(kind, tree) if is_group(kind) else kind
+    fields = fields_of(kind)
+    sections = {name: inner for name, inner, _ in fields if is_section(inner)}
+    names = {name for name, *_ in fields}
+    given = {key: value for key, value in tree.items() if key in names and key not in sections}
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(_twin(cast(Any, kind))), tree)
-        values = OmegaConf.to_container(merged, throw_on_missing=True)
-        values = OmegaConf.to_container(merged, resolve=True)
+        merged = OmegaConf.merge(OmegaConf.structured(_plain_twin(kind)), given)
+        OmegaConf.to_container(merged, throw_on_missing=True)
+        values = cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
     except (OmegaConfBaseException, OverflowError) as error:
         found = list(_unfit(kind, tree, prefix))
         found.sort(key=lambda one: one[1] is None)  # what is wrong before what is missing
         raise UserError(wrong_type(*found[0]) if found else one_line(error)) from error
-    return _freeze(kind, values, prefix)
+    for name, inner in sections.items():
+        values[name] = _built(inner, tree.get(name, {}), f"{prefix}{name}.")
+    return _at_home(kind, values, prefix)
 
 
 def _unfit(kind: Any, tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     """The values in `tree` that their keys do not take; OmegaConf does not always name the key."""
+    kind = chosen(kind, tree) if is_group(kind) else kind
     for name, inner, _ in fields_of(kind):
         value, key = tree.get(name, MISSING), f"{prefix}{name}"
         if is_section(inner):
             yield from _unfit(inner, value if isinstance(value, Mapping) else {}, f"{key}.")
         elif value == MISSING:
-            yield key, None
+            if _unset(kind, inner).default == MISSING:
+                yield key, None
         elif not fits(inner, value):
             yield key, value
 
@@ -481,16 +526,35 @@ def _refuse_unknown(kind: Any, tree: Mapping[str, Any], prefix: str) -> None:
                     raise UserError(wrong_type(f"{prefix}{name}.{entry}", item))
 
 
-@cache
+@until_registered
+def _plain_twin(frozen: Any) -> type:
+    """Return the mutable twin of a frozen dataclass without its nested dataclasses."""
+    fields = ((n, kind) for n, kind, _ in fields_of(frozen) if not is_section(kind))
+    lacking = [(name, kind, _unset(frozen, kind)) for name, kind in fields]
+    return dataclasses.make_dataclass(f"{frozen.__name__}PlainTwin", lacking)
+
+
+def _unset(frozen: Any, kind: Any) -> Any:
+    """Where nothing is said: missing, but of an option's dictionary, which is then empty."""
+    if issubclass(frozen, Option) and typing.get_origin(kind) is dict:
+        return dataclasses.field(default_factory=dict)
+    return dataclasses.field(default=MISSING)
+
+
+@until_registered
 def _twin(frozen: Any) -> type:
-    """Return the mutable twin of a frozen dataclass, nested dataclasses included."""
+    """Return the mutable twin of a frozen dataclass, nested dataclasses included.
+
+    That of a group has the keys of all of its options; those that the chosen one does not have stay
+    missing.
+    """
     twins: list[Any] = []
     for name, kind, _ in fields_of(frozen):
         if is_section(kind):
             nested = _twin(kind)
             twins.append((name, nested, dataclasses.field(default_factory=nested)))
         else:
-            twins.append((name, kind, dataclasses.field(default="???")))
+            twins.append((name, kind, _unset(frozen, kind)))
     twin = dataclasses.make_dataclass(f"{frozen.__name__}Twin", twins)
     # An attribute of this module, so that launchers pickle it by name: a class that is pickled by
     # value overwrites its own fields when it comes back.
@@ -499,20 +563,16 @@ def _twin(frozen: Any) -> type:
     return twin
 
 
-def _freeze(frozen: type[T], values: Any, prefix: str = "") -> T:
-    """Build the frozen dataclass from plain values; `~` in a path becomes the home folder."""
-    fields: dict[str, Any] = {}
-    for name, kind, accepted in fields_of(cast(Any, frozen)):
+def _at_home(frozen: Any, values: dict[str, Any], prefix: str) -> Any:
+    """Build the frozen dataclass from its values; `~` in a path becomes the home folder."""
+    for name, _, accepted in fields_of(frozen):
         value = values[name]
-        if is_section(kind):
-            value = _freeze(kind, value, f"{prefix}{name}.")
-        elif "path" in accepted and isinstance(value, str) and value:
-            value = _at_home(f"{prefix}{name}", value)
-        fields[name] = value
-    return frozen(**fields)
+        if "path" in accepted and isinstance(value, str) and value:
+            values[name] = _expanded(f"{prefix}{name}", value)
+    return frozen(**values)
 
 
-def _at_home(name: str, path: str) -> str:
+def _expanded(name: str, path: str) -> str:
     """With the home folder for `~`, where nothing of that very name is there."""
     try:
         return str(expanded(name, path))

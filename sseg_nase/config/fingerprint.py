@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import typing
 from collections.abc import Mapping
 from typing import Any
 
+from sseg_nase.config.options import fields_of, is_group, options_of, until_registered
 from sseg_nase.config.schema import Config
 
 # What changes where a run stands, how it is called or how fast it is, but not its result.
@@ -62,9 +64,26 @@ def fingerprint(config: Config) -> str:
     images. A hash of every value except names, paths, tracking and what only changes the speed;
     the same in every process and Python version.
     """
-    kept = decisive(flat(config))
+    kept = decisive({**_once_null(), **flat(config)})
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@until_registered
+def _once_null() -> dict[str, None]:
+    """The keys that only some options of this package have, which versions before held as null.
+
+    So a run has the fingerprint that it had then.
+    """
+    return {
+        f"{group}.{key}": None
+        for group, kind, _ in fields_of(Config)
+        if is_group(kind)
+        for option in set(options_of(kind).values())
+        if option.__module__.startswith("sseg_nase.")
+        for key, inner, _ in fields_of(option)
+        if typing.get_origin(inner) is not dict and not dataclasses.is_dataclass(inner)
+    }
 
 
 def _flatten(value: Any, key: str, found: dict[str, Any]) -> None:

@@ -7,10 +7,11 @@ import typing
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from omegaconf import OmegaConf
 
+from sseg_nase.config.options import fields_of, until_registered
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError, did_you_mean
 
@@ -37,13 +38,14 @@ def conf_dir() -> Path:
 def groups(*further: Path) -> dict[str, tuple[str, ...]]:
     """Return the options of every config group in `conf/` and in `further` folders of that kind.
 
-    Hydra's own groups are left out.
+    Hydra's own groups are left out, and files whose names begin with `_`: what options share.
     """
     found: dict[str, set[str]] = {}
     for root in (conf_dir(), *further):
         for folder in root.iterdir():
             files = (file.relative_to(folder) for file in folder.rglob("*.yaml"))
-            options = {file.with_suffix("").as_posix() for file in files}
+            named = (file for file in files if not file.name.startswith("_"))
+            options = {file.with_suffix("").as_posix() for file in named}
             if options and folder.name != "hydra":
                 found.setdefault(folder.name, set()).update(options)
     return {group: tuple(sorted(found[group])) for group in sorted(found)}
@@ -74,23 +76,12 @@ def group_option(group: str, name: str) -> dict[str, Any]:
     return dict(_merged_file(group, name))
 
 
-@cache
-def fields_of(kind: Any) -> tuple[tuple[str, Any, Mapping[str, Any]], ...]:
-    """Return name, type and accepted values of every field of a schema dataclass."""
-    found = []
-    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-        annotated = typing.get_origin(hint) is Annotated
-        inner, accepted = typing.get_args(hint) if annotated else (hint, {})
-        found.append((name, inner, accepted))
-    return tuple(found)
-
-
 def is_section(kind: Any) -> bool:
     """Tell whether a field of this type holds further keys of the schema."""
     return dataclasses.is_dataclass(kind)
 
 
-@cache
+@until_registered
 def key_types() -> Mapping[str, Any]:
     """Return the type of every dotted key that holds a value, such as `pretrain.epochs`.
 
@@ -131,7 +122,7 @@ def misfits(values: Mapping[str, Any], kind: Any = Config, prefix: str = "") -> 
             yield prefix + name
 
 
-@cache
+@until_registered
 def open_keys() -> frozenset[str]:
     """Return the dotted keys that hold a dictionary to which anybody may add, as `search.caps`."""
     kinds = key_types()
@@ -139,7 +130,7 @@ def open_keys() -> frozenset[str]:
     return frozenset(mappings - {key.rpartition(".")[0] for key in kinds})
 
 
-@cache
+@until_registered
 def path_keys() -> frozenset[str]:
     """Return the dotted keys whose text names a file or a folder, such as `paths.output_dir`."""
     return frozenset(_paths(Config, ""))

@@ -70,9 +70,11 @@ def place_of(config: Config | Mapping[str, Any], key: str) -> str | None:
     """Return the path under a dotted key; None where there is none, or a name in its place."""
     value: Any = config
     for part in key.split("."):
-        if value is None:  # an older version has stored no such section
+        if (
+            value is None
+        ):  # an older version has stored no such section, or an option has no such key
             return None
-        value = value.get(part) if isinstance(value, Mapping) else getattr(value, part)
+        value = value.get(part) if isinstance(value, Mapping) else getattr(value, part, None)
     return None if not value or value in NAMES.get(key, ()) else str(value)
 
 

@@ -1,8 +1,9 @@
-"""The typed schema of every config group.
+"""The typed schema of a run: every config group, and the keys beside them.
 
 The fields have no defaults: the values stand in `conf/`, and only there. `option` adds what a
-type cannot say (choices, bounds); `sseg_nase.config.validation` reads it. Nothing here imports
-torch, so that `--help` and `--cfg job` stay fast.
+type cannot say (choices, bounds); `sseg_nase.config.validation` reads it. The options of a group
+are classes of their own in `sseg_nase.config.groups`; the base class stands for all of them.
+Nothing here imports torch, so that `--help` and `--cfg job` stay fast.
 """
 
 from __future__ import annotations
@@ -10,50 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Optional, Union
 
-
-def option(
-    *,
-    choices: tuple[Any, ...] | None = None,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    keys: tuple[str, ...] | None = None,
-    path: str | None = None,
-    text: str | None = None,
-) -> dict[str, Any]:
-    """Return the values a field accepts, to stand beside its type in `Annotated`.
-
-    Choices and bounds hold for every item of a list and every value of a dictionary; `keys` are
-    the keys a dictionary may have; `path` says in words which file or folder a text names,
-    `text` what else it is. A text without choices is never empty.
-    """
-    accepted = {
-        "choices": choices,
-        "least": least,
-        "above": above,
-        "most": most,
-        "keys": keys,
-        "path": path,
-        "text": text,
-    }
-    return {key: value for key, value in accepted.items() if value is not None}
-
+from sseg_nase.config.groups.backbone import BackboneConfig
+from sseg_nase.config.groups.evaluator import EvaluatorConfig
+from sseg_nase.config.groups.optimizer import OptimizerConfig
+from sseg_nase.config.groups.scheduler import SchedulerConfig
+from sseg_nase.config.groups.ssl import SSLConfig
+from sseg_nase.config.groups.strategy import StrategyConfig
+from sseg_nase.config.options import option
 
 DATASETS = ("cifar_fs", "minimagenet", "omniglot", "digits", "folder", "sketch", "csv")
 ROOTED = ("folder", "sketch", "csv")  # datasets of the user's own, in dataset.root
-EVOLVABLE = (
-    "evolvable",
-    "seed_wide",
-    "conv4",
-    "conv4_wide",
-    "sketch_cnn",
-)  # backbones of conv blocks
-RESNET12 = ("resnet12", "resnet12_quarter")
-RESNETS = ("resnet18", "resnet34", "resnet50")  # torchvision's
-PRETRAINED = (*RESNETS, "vit_small")  # those that take backbone.weights
-SEARCHED = "searched"  # a point of a search space
-BACKBONES = (*EVOLVABLE, *RESNET12, *PRETRAINED, SEARCHED)
-SSL_METHODS = ("simclr", "byol", "prototype_pairs", "barlow_twins", "dino")
 SPLITS = ("train", "val", "test")
 SYNTHETIC_LEVELS = ("BASIC", "TEXTURE", "OBJECT", "ADVERSARIAL")
 LEVELS = (*SYNTHETIC_LEVELS, "NATURAL")
@@ -63,25 +30,6 @@ FINETUNING = ("none", "prototypical", "matching", "relation", "r2d2", "maml", "l
 LOOKS = ("status", "report", "deliver")  # at what is on disk: no run of their own
 TASKS = ("pipeline", "evaluate", "curriculum", "replay", "search", *LOOKS)
 RESUMED = ("pipeline", "search")  # tasks that can be resumed
-STRATEGIES = (
-    "random",
-    "grid",
-    "local",
-    "evolution",
-    "genetic",
-    "reinforce",
-    "bananas",
-    "gp",
-    "nsga2",
-    "halving",
-    "hyperband",
-    "asha",
-    "pnas",
-    "tpe",
-)
-EVALUATORS = ("run", "tabular", "proxy", "predicted", "inherited")
-PREDICTORS = ("ridge", "gp", "mlp", "boosting")
-FIDELITIES = ("epochs", "images", "resolution", "episodes")  # how much an evaluation is given
 OWN = "own"  # a strategy, a space, an evaluator of the user's, from a file of theirs
 
 
@@ -182,57 +130,6 @@ class ViewsConfig:
         """Whether anything is done to the views beside what photographs get."""
         moved = self.rotation > 0 or self.translation > 0 or set(self.zoom) != {1.0}
         return moved or any(self.thickness) or self.erase > 0
-
-
-@dataclass(frozen=True)
-class BackboneConfig:
-    """`None` marks what the chosen backbone does not have."""
-
-    name: Annotated[str, option(choices=BACKBONES)]
-    in_channels: Annotated[int, option(choices=(1, 3))]
-    channels: Annotated[Optional[list[int]], option(least=1)]
-    kernel_size: Annotated[Optional[int], option(choices=(1, 3, 5, 7))]
-    activation: Annotated[Optional[str], option(choices=("relu", "leaky_relu", "gelu"))]
-    batch_norm: Optional[bool]
-    pooling: Optional[bool]
-    blocks_per_stage: Annotated[Optional[int], option(least=1)]
-    pooled_blocks: Annotated[Optional[int], option(least=0)]
-    residual: Optional[bool]
-    embedding: Annotated[Optional[str], option(choices=("average", "flatten"))]
-    stem: Annotated[Optional[str], option(choices=("auto", "imagenet", "small"))]
-    patch_size: Annotated[Optional[int], option(least=1)]
-    space: Optional[str]
-    point: Optional[str]
-    imports: Annotated[Optional[str], option(path="a file that registers operations of your own")]
-    weights: Annotated[Optional[str], option(path="a file of weights, or imagenet,")]
-
-
-@dataclass(frozen=True)
-class SSLConfig:
-    """`None` marks what the chosen method does not have."""
-
-    name: Annotated[str, option(choices=(*SSL_METHODS, "none"))]
-    temperature: Annotated[float, option(above=0)]
-    distillation_weight: Annotated[float, option(least=0)]
-    ema_decay: Annotated[float, option(least=0, most=1)]
-    ema_schedule: Annotated[str, option(choices=("constant", "cosine"))]
-    teacher_statistics: Annotated[Optional[str], option(choices=("own", "student"))]
-    projection_hidden: Annotated[Optional[int], option(least=1)]
-    projection_dim: Annotated[Optional[int], option(least=1)]
-    projection_layers: Annotated[Optional[int], option(choices=(2, 3))]
-    views: Annotated[Optional[int], option(least=2)]
-    distance_temperature: Annotated[Optional[float], option(above=0)]
-    redundancy_weight: Annotated[Optional[float], option(least=0)]
-    prototypes: Annotated[Optional[int], option(least=2)]
-    student_temperature: Annotated[Optional[float], option(above=0)]
-    teacher_temperature: Annotated[Optional[list[float]], option(above=0)]
-    teacher_warmup_epochs: Annotated[Optional[int], option(least=0)]
-    centre_momentum: Annotated[Optional[float], option(least=0, most=1)]
-    freeze_last_layer_epochs: Annotated[Optional[int], option(least=0)]
-    global_scale: Annotated[Optional[list[float]], option(above=0, most=1)]
-    local_views: Annotated[Optional[int], option(least=0)]
-    local_scale: Annotated[Optional[list[float]], option(above=0, most=1)]
-    local_size: Annotated[Optional[float], option(above=0, most=1)]
 
 
 @dataclass(frozen=True)
@@ -409,33 +306,6 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    """`None` marks what the chosen optimizer does not have."""
-
-    name: Annotated[str, option(choices=("adamw", "adam", "sgd"))]
-    lr: Annotated[float, option(above=0)]
-    gamma_lr_ratio: Annotated[float, option(above=0)]
-    weight_decay: Annotated[float, option(least=0)]
-    betas: Annotated[Optional[list[float]], option(least=0, most=0.99999)]
-    momentum: Annotated[Optional[float], option(least=0, most=0.999)]  # at 1 no step is forgotten
-    nesterov: Optional[bool]
-    clip_norm: Annotated[Optional[float], option(above=0)]
-
-
-@dataclass(frozen=True)
-class SchedulerConfig:
-    """`None` marks what the chosen schedule does not have."""
-
-    name: Annotated[str, option(choices=("cosine", "step", "constant", "constant_decay"))]
-    warmup_epochs: Annotated[float, option(least=0)]
-    rewarmup_steps: Annotated[int, option(least=0)]
-    final_ratio: Annotated[Optional[float], option(least=0, most=1)]
-    decay_share: Annotated[Optional[float], option(above=0, most=1)]
-    step_size: Annotated[Optional[int], option(least=1)]
-    gamma: Annotated[Optional[float], option(above=0, most=1)]
-
-
-@dataclass(frozen=True)
 class TrackingConfig:
     name: Annotated[str, option(choices=("mlflow", "server", "jsonl"))]
     uri: Annotated[Optional[str], option(text="the address of a store")]
@@ -514,62 +384,6 @@ class SpaceConfig:
 
 
 @dataclass(frozen=True)
-class StrategyConfig:
-    """`None` marks what the chosen strategy does not have; `settings` and `target`: of one's own.
-
-    The values of the options are the defaults of the classes in `sseg_nase.search.strategies`.
-    """
-
-    name: Annotated[str, option(choices=(*STRATEGIES, OWN))]
-    population: Annotated[Optional[int], option(least=1)]
-    sample: Annotated[Optional[int], option(least=1)]
-    elites: Annotated[Optional[int], option(least=0)]
-    tournament: Annotated[Optional[int], option(least=1)]
-    crossover: Annotated[Optional[float], option(least=0, most=1)]
-    mutation: Annotated[Optional[float], option(least=0, most=1)]
-    starts: Annotated[Optional[int], option(least=1)]
-    restarts: Annotated[Optional[int], option(least=1)]
-    pool: Annotated[Optional[int], option(least=1)]
-    incumbents: Annotated[Optional[int], option(least=1)]
-    encoding: Annotated[Optional[str], option(text="an encoding of the space")]
-    kernel: Annotated[Optional[str], option(choices=("hamming", "wl"))]
-    members: Annotated[Optional[int], option(least=1)]
-    steps: Annotated[Optional[int], option(least=1)]
-    learning_rate: Annotated[Optional[float], option(above=0)]
-    baseline_decay: Annotated[Optional[float], option(least=0, most=0.99999)]
-    candidates: Annotated[Optional[int], option(least=1)]
-    beam: Annotated[Optional[int], option(least=2)]
-    expansions: Annotated[Optional[int], option(least=1)]
-    size: Annotated[Optional[str], option(text="a whole-number choice of the space")]
-    fidelity: Annotated[Optional[str], option(choices=FIDELITIES)]
-    least: Annotated[Optional[int], option(least=1)]
-    most: Annotated[Optional[int], option(least=1)]
-    eta: Annotated[Optional[int], option(least=2)]
-    target: Annotated[Optional[str], option(text="FILE.py:NAME or MODULE:NAME")]
-    settings: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class EvaluatorConfig:
-    """`None` marks what the chosen evaluator does not have."""
-
-    name: Annotated[str, option(choices=(*EVALUATORS, OWN))]
-    table: Annotated[Optional[str], option(path="the csv file of a table, plain or .xz")]
-    id_column: Annotated[Optional[str], option(text="the column that names the point")]
-    form: Annotated[Optional[str], option(text="the encoding in which id_column names it")]
-    scores: dict[str, str]
-    seconds: Annotated[Optional[str], option(text="the column with the seconds of a training")]
-    protocol: Annotated[Optional[str], option(choices=("validation", "compare_strategies"))]
-    proxies: Annotated[Optional[list[str]], option(text="a zero-cost score")]
-    batch: Annotated[Optional[int], option(least=2)]
-    draws: Annotated[Optional[int], option(least=1)]
-    learnt_from: Annotated[Optional[str], option(path="the folder of a search")]
-    predictor: Annotated[Optional[str], option(choices=PREDICTORS)]
-    target: Annotated[Optional[str], option(text="FILE.py:NAME or MODULE:NAME")]
-    settings: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class ReportConfig:
     """What reports hold, and where they go. None of it changes a result."""
 
@@ -585,7 +399,7 @@ class Config:
     experiment_name: Annotated[str, option(text="a name")]
     seed: Annotated[int, option(least=0)]
     task: Annotated[str, option(choices=TASKS)]
-    ablation: Annotated[Optional[str], option(choices=("A1", "A2", "A3", "A4", "A5", "A6", "A7"))]
+    ablation: Annotated[Optional[str], option(text="the name of a file in conf/ablation")]
     checkpoint: Annotated[Optional[str], option(path="the file of a checkpoint")]
     run: Annotated[Optional[str], option(path="the folder of a run")]
     runs: Annotated[Optional[list[str]], option(path="the folder of a run")]

@@ -6,28 +6,29 @@ import dataclasses
 import math
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import PurePath
-from typing import Any, NamedTuple, cast
+from pathlib import Path, PurePath
+from typing import Any, cast
 
 from sseg_nase import counting
+from sseg_nase.config.ablations import Switches, ablations, switches_of
 from sseg_nase.config.explain import listed, shown
-from sseg_nase.config.layout import WRITTEN_AS, fields_of, group_option, is_section
+from sseg_nase.config.groups.backbone import Chain, Searched, ViT
+from sseg_nase.config.groups.evaluator import OfProxies
+from sseg_nase.config.groups.optimizer import SGD
+from sseg_nase.config.groups.ssl import DINO
+from sseg_nase.config.groups.strategy import Promoting
+from sseg_nase.config.layout import WRITTEN_AS, group_option, is_section
+from sseg_nase.config.options import fields_of, is_group
 from sseg_nase.config.schema import (
     DATASETS,
-    EVOLVABLE,
     FINETUNING,
     HEADED,
     LOOKS,
     METHODS,
     OWN,
-    PRETRAINED,
-    RESNET12,
-    RESNETS,
     RESUMED,
     ROOTED,
-    SEARCHED,
     SYNTHETIC_LEVELS,
-    BackboneConfig,
     Config,
     DatasetConfig,
     EvolutionConfig,
@@ -41,72 +42,8 @@ LARGEST = 10**18
 LONGEST_NAME = 200  # in bytes; file systems take 255
 
 
-class Switches(NamedTuple):
-    """What an ablation has switched on."""
-
-    ssl: bool
-    evolution: bool
-    sparsity: bool
-    progression: bool
-    distillation: bool
-
-
-ABLATIONS: Mapping[str, Switches] = {
-    "A1": Switches(False, False, False, False, False),
-    "A2": Switches(True, False, False, False, False),
-    "A3": Switches(True, True, False, False, False),
-    "A4": Switches(True, True, False, True, False),
-    "A5": Switches(True, True, False, False, True),
-    "A6": Switches(True, True, True, False, False),
-    "A7": Switches(True, True, True, True, True),
-}
-
-
-# Which keys have an effect with which backbone, beside those that are no choice of its.
-_BLOCKS = {
-    "channels",
-    "kernel_size",
-    "activation",
-    "batch_norm",
-    "pooling",
-    "blocks_per_stage",
-    "residual",
-    "embedding",
-}
-BACKBONE_OPTIONS: Mapping[str, set[str]] = {
-    **dict.fromkeys(EVOLVABLE, _BLOCKS),
-    **{name: {"channels"} for name in RESNET12},
-    **{name: {"stem"} for name in RESNETS},
-    "vit_small": {"patch_size"},
-    SEARCHED: {"space", "point"},
-}
-
 # The evaluation.method that judges as finetune=NAME trains, where that is not prototype.
 OWN_METHODS = {"matching": "matching", "relation": "relation", "r2d2": "ridge", "maml": "maml"}
-_HEAD = {"projection_hidden", "projection_dim"}
-_PROJECTOR = {*_HEAD, "projection_layers"}
-_DISTILS = "teacher_statistics"
-_SIMCLR = {*_PROJECTOR, _DISTILS}
-SSL_OPTIONS: Mapping[str, set[str]] = {
-    **dict.fromkeys(("simclr", "none"), _SIMCLR),
-    "byol": _PROJECTOR,
-    "barlow_twins": {*_SIMCLR, "redundancy_weight"},
-    "prototype_pairs": {_DISTILS, "views", "distance_temperature"},
-    "dino": {
-        *_HEAD,
-        "prototypes",
-        "student_temperature",
-        "teacher_temperature",
-        "teacher_warmup_epochs",
-        "centre_momentum",
-        "freeze_last_layer_epochs",
-        "global_scale",
-        "local_views",
-        "local_scale",
-        "local_size",
-    },
-}
-
 DATASET_OPTIONS: Mapping[str, set[str]] = {
     **{name: set() for name in DATASETS},
     "omniglot": {"rotations", "invert"},
@@ -115,34 +52,6 @@ DATASET_OPTIONS: Mapping[str, set[str]] = {
 SPLIT_BY: Mapping[str, tuple[str, ...]] = {
     "omniglot": ("alphabets", "classes", "vinyals"),
     **dict.fromkeys(("folder", "sketch"), ("auto", "folder", "classes")),
-}
-
-_RUNGS = {"fidelity", "least", "most", "eta"}
-_POOL = {"starts", "pool", "incumbents"}
-STRATEGY_OPTIONS: Mapping[str, set[str]] = {
-    "random": set(),
-    "grid": {"steps"},
-    "local": {"starts", "restarts"},
-    "evolution": {"population", "sample"},
-    "genetic": {"population", "elites", "tournament", "crossover", "mutation"},
-    "reinforce": {"learning_rate", "baseline_decay"},
-    "bananas": {*_POOL, "encoding", "members"},
-    "gp": {*_POOL, "kernel"},
-    "nsga2": {"population", "crossover", "mutation"},
-    "halving": {*_RUNGS, "candidates"},
-    "hyperband": _RUNGS,
-    "asha": _RUNGS,
-    "pnas": {"beam", "starts", "expansions", "members", "size"},
-    "tpe": {"starts"},
-    OWN: set(),
-}
-EVALUATOR_OPTIONS: Mapping[str, set[str]] = {
-    "run": set(),
-    "tabular": {"table", "id_column", "form", "protocol"},
-    "proxy": {"proxies", "batch", "draws"},
-    "predicted": {"learnt_from", "predictor"},
-    "inherited": set(),
-    OWN: set(),
 }
 
 
@@ -171,20 +80,16 @@ def _of_stages(config: Config, rule: Callable[[Config], Iterator[str]]) -> Itera
 
 def switches(config: Config) -> Switches:
     """Return which parts of the method this config has switched on."""
-    trained = config.ssl.name != "none"
-    return Switches(
-        ssl=trained,
-        evolution=config.evolution.enabled,
-        sparsity=config.sparsity.enabled,
-        progression=config.curriculum.progression,
-        distillation=trained and config.ssl.distillation_weight > 0,
-    )
+    return switches_of(dataclasses.asdict(config))
 
 
-def cautions(config: Config) -> list[str]:
-    """Return what is accepted but probably not meant, one sentence each."""
+def cautions(config: Config, *further: Path) -> list[str]:
+    """Return what is accepted but probably not meant, one sentence each.
+
+    `further` are config folders beside `conf/`, which may have ablations, too.
+    """
     return [
-        *_unlike_its_ablation(config),
+        *_unlike_its_ablation(config, *further),
         *_placed_in_vain(config),
         *_judged_in_vain(config),
         *_judged_otherwise(config),
@@ -211,12 +116,12 @@ def _far_out(config: Config) -> Iterator[str]:
         return
     given: dict[str, tuple[float | None, tuple[float, float]]] = {}
     optimizer, ssl, finetune = config.optimizer, config.ssl, config.finetune
-    if ssl.name != "none" and config.pretrain.epochs and finetune.start is None:
+    if ssl.trains and config.pretrain.epochs and finetune.start is None:
         given["optimizer.lr"] = optimizer.lr, _SANE_RATES[optimizer.name]
         yield from _far_in_sum(config)
-        if ssl.name == "simclr":
-            given["ssl.temperature"] = ssl.temperature, _SANE_TEMPERATURES
-        given["ssl.student_temperature"] = ssl.student_temperature, _SANE_TEMPERATURES
+        for name in ("temperature", "student_temperature"):
+            if name in ssl.temperatures:
+                given[f"ssl.{name}"] = getattr(ssl, name), _SANE_TEMPERATURES
     for stage in stages_of(config):
         begins, tuning = in_words(stage, config), stage.finetune
         rates = _SANE_RATES[tuning.optimizer]
@@ -238,9 +143,10 @@ def _far_out(config: Config) -> Iterator[str]:
 
 def _far_in_sum(config: Config) -> Iterator[str]:
     """Steps of SGD that are far out only because momentum adds them up, to lr / (1 - momentum)."""
-    rate, momentum = config.optimizer.lr, config.optimizer.momentum
-    if not momentum or rate > _SANE_RATES["sgd"][1]:
+    optimizer = config.optimizer
+    if not isinstance(optimizer, SGD) or optimizer.lr > _SANE_RATES["sgd"][1]:
         return
+    rate, momentum = optimizer.lr, optimizer.momentum
     total, most = rate / (1 - momentum), _SANE_RATES["sgd"][1] / (1 - USUAL_MOMENTUM)
     if total > most:
         yield (
@@ -250,10 +156,16 @@ def _far_in_sum(config: Config) -> Iterator[str]:
         )
 
 
-def _unlike_its_ablation(config: Config) -> list[str]:
+def _unlike_its_ablation(config: Config, *further: Path) -> list[str]:
     if config.ablation is None:
         return []
-    meant, given = ABLATIONS[config.ablation]._asdict(), switches(config)._asdict()
+    known = ablations(*further)
+    if config.ablation not in known:
+        return [
+            f"ablation={config.ablation}: there is no file of that name in conf/ablation, so "
+            f"nothing says what it is; there are {', '.join(known)}."
+        ]
+    meant, given = known[config.ablation].switches._asdict(), switches(config)._asdict()
     if config.curriculum.levels == ["NATURAL"]:
         given["progression"] = meant["progression"]  # one level has no order
     words = {True: "with", False: "without"}
@@ -414,41 +326,18 @@ def _search(config: Config) -> Iterator[str]:
             f"space.imports={config.space.imports}: it has no effect with space=overrides; set "
             "backbone.imports, or choose a space of networks."
         )
-    for key in ("space", "strategy", "evaluator"):
-        section = getattr(config, key)
-        if section.name == OWN and section.target is None:
-            yield f"{key}=own: where is it? Add {key}.target=FILE.py:NAME."
-        if section.name != OWN and section.target is not None:
-            yield (
-                f"{key}.target={section.target}: it has no effect with {key}={section.name}; "
-                f"choose {key}=own or leave it out."
-            )
-        if section.name != OWN and section.settings and key != "space":
-            yield (
-                f"{key}.settings={section.settings}: it has no effect with {key}={section.name}; "
-                f"choose {key}=own or leave it out."
-            )
+    space = config.space
+    if space.name == OWN and space.target is None:
+        yield "space=own: where is it? Add space.target=FILE.py:NAME."
+    if space.name != OWN and space.target is not None:
+        yield (
+            f"space.target={space.target}: it has no effect with space={space.name}; "
+            "choose space=own or leave it out."
+        )
 
 
 def _searched(config: Config) -> Iterator[str]:
     search, strategy, evaluator = config.search, config.strategy, config.evaluator
-    own = dict(STRATEGY_OPTIONS)
-    if strategy.mutation is None:  # as many choices as there are
-        own["nsga2"] = own["nsga2"] - {"mutation"}
-    if strategy.size is None:  # the first that the space has
-        own["pnas"] = own["pnas"] - {"size"}
-    yield from _own_options(strategy, "strategy", own)
-    yield from _own_options(evaluator, "evaluator", EVALUATOR_OPTIONS)
-    for name in ("seconds", "scores"):
-        if evaluator.name != "tabular" and (value := getattr(evaluator, name)):
-            yield (
-                f"evaluator.{name}={value}: it has no effect with evaluator={evaluator.name}; "
-                "choose evaluator=tabular or leave it out."
-            )
-    if strategy.least is not None and strategy.most is not None and strategy.least > strategy.most:
-        yield (
-            f"strategy.least={strategy.least}: it must be at most strategy.most={strategy.most}."
-        )
     if config.space.name == "overrides" and not search.choices:
         yield (
             "space=overrides: which keys? Add search.choices='{optimizer.lr: "
@@ -459,7 +348,7 @@ def _searched(config: Config) -> Iterator[str]:
             f"search.choices={search.choices}: it has no effect with space={config.space.name}; "
             "choose space=overrides or leave it out."
         )
-    if search.screen is not None and strategy.fidelity is not None:
+    if search.screen is not None and isinstance(strategy, Promoting):
         yield (
             f"search.screen={search.screen}: strategy={strategy.name} promotes, and what it "
             "promotes must not be left out; leave it out, or choose another strategy."
@@ -480,7 +369,7 @@ def _in_this_process(config: Config) -> Iterator[str]:
             f"search.slots={config.search.slots}: it has no effect with evaluator={name}, which "
             "measures one candidate after the other; leave it out."
         )
-    if name == "proxy" and config.evaluator.proxies is not None:
+    if isinstance(config.evaluator, OfProxies):
         yield from _a_set("evaluator.proxies", config.evaluator.proxies)
     if name != "inherited":
         return
@@ -493,7 +382,7 @@ def _in_this_process(config: Config) -> Iterator[str]:
             f"finetune={config.finetune.name}: evaluator=inherited trains without labels; leave it "
             "out, or choose evaluator=run."
         )
-    if config.ssl.name == "none" or not config.pretrain.epochs:
+    if not config.ssl.trains or not config.pretrain.epochs:
         yield (
             f"ssl={config.ssl.name} pretrain.epochs={config.pretrain.epochs}: evaluator=inherited "
             "trains each candidate; choose a method and at least one epoch."
@@ -608,9 +497,10 @@ def _ink(dataset: DatasetConfig, key: str, views: ViewsConfig) -> Iterator[str]:
 
 
 def _architecture(config: Config) -> Iterator[str]:
-    channels, evolution = config.backbone.channels, config.evolution
-    if not evolution.enabled or not channels or config.backbone.name not in EVOLVABLE:
+    backbone, evolution = config.backbone, config.evolution
+    if not evolution.enabled or not isinstance(backbone, Chain) or not backbone.channels:
         return
+    channels = backbone.channels
     yield from _a_set("evolution.operators", evolution.operators)
     if evolution.grow_positions != "last" and evolution.grow_mode == "fresh":
         yield (
@@ -618,9 +508,9 @@ def _architecture(config: Config) -> Iterator[str]:
             "a block is added after the last one only; set evolution.grow_mode=preserve, or "
             "evolution.grow_positions=last."
         )
-    if len(_blocks(config.backbone)) > evolution.max_blocks:
+    if len(_blocks(backbone)) > evolution.max_blocks:
         yield (
-            f"evolution.max_blocks={evolution.max_blocks}: {_asked(config.backbone)} "
+            f"evolution.max_blocks={evolution.max_blocks}: {_asked(backbone)} "
             "starts with more blocks."
         )
     if max(channels) > evolution.max_channels:
@@ -629,9 +519,13 @@ def _architecture(config: Config) -> Iterator[str]:
             "starts with more channels."
         )
     yield from _order(evolution)
-    blocks = _blocks(config.backbone)
-    seed = f"the seed network, {_asked(config.backbone)}, has"
-    refused = list(_caps_below(config, blocks, f"{seed} {{}} already; raise it, start smaller, or"))
+    blocks = _blocks(backbone)
+    seed = f"the seed network, {_asked(backbone)}, has"
+    refused = list(
+        _caps_below(
+            backbone, evolution, blocks, f"{seed} {{}} already; raise it, start smaller, or"
+        )
+    )
     yield from refused
     most = evolution.blocks_per_stage
     if evolution.order != "trials" and most and not refused:
@@ -643,7 +537,7 @@ def _architecture(config: Config) -> Iterator[str]:
                 f"raise it, or lower evolution.blocks_per_stage."
             )
         yield from _caps_below(
-            config, grown, f"{last} to {{}}; raise it, start smaller, lower that, or"
+            backbone, evolution, grown, f"{last} to {{}}; raise it, start smaller, lower that, or"
         )
 
 
@@ -675,14 +569,15 @@ def _grown(blocks: Sequence[tuple[int, bool]], side: int, most: int) -> list[tup
     return grown
 
 
-def _caps_below(config: Config, blocks: Sequence[tuple[int, bool]], said: str) -> Iterator[str]:
+def _caps_below(
+    backbone: Chain, evolution: EvolutionConfig, blocks: Sequence[tuple[int, bool]], said: str
+) -> Iterator[str]:
     """Caps on params and flops hold for a network of `blocks`, too: it is to be under them."""
-    backbone, evolution = config.backbone, config.evolution
-    kernel = backbone.kernel_size or 0
+    kernel = backbone.kernel_size
     channels, pooling = zip(*blocks, strict=True)
     widths = [backbone.in_channels, *channels]
     at = counting.sides(evolution.cap_resolution, pooling)
-    norm = bool(backbone.batch_norm)
+    norm = backbone.batch_norm
     has = {
         "max_params": (counting.params(widths, kernel_size=kernel, batch_norm=norm), "parameters"),
         "max_flops": (
@@ -697,28 +592,29 @@ def _caps_below(config: Config, blocks: Sequence[tuple[int, bool]], said: str) -
             yield f"evolution.{name}={cap}: {has_them} add evolution=none."
 
 
-def _blocks(backbone: BackboneConfig) -> list[tuple[int, bool]]:
+def _blocks(backbone: Chain) -> list[tuple[int, bool]]:
     """Of every block of the network to start from its channels and whether it pools."""
     return counting.blocks(
-        backbone.channels or [],
-        per_stage=backbone.blocks_per_stage or 1,
-        pooling=bool(backbone.pooling),
+        backbone.channels,
+        per_stage=backbone.blocks_per_stage,
+        pooling=backbone.pooling,
         pooled=backbone.pooled_blocks,
     )
 
 
-def _asked(backbone: BackboneConfig) -> str:
+def _asked(backbone: Chain) -> str:
     """The keys that say how wide and deep it is."""
-    per_stage = backbone.blocks_per_stage or 1
+    per_stage = backbone.blocks_per_stage
     more = f" backbone.blocks_per_stage={per_stage}" if per_stage > 1 else ""
     return f"backbone.channels={backbone.channels}{more}"
 
 
 def _sparsity(config: Config) -> Iterator[str]:
     """A block keeps `min_channels`, in multiples of `round_to`: there must be wider ones."""
-    sparsity, evolution, channels = config.sparsity, config.evolution, config.backbone.channels
-    if not sparsity.enabled or not channels or config.backbone.name not in EVOLVABLE:
+    sparsity, evolution, backbone = config.sparsity, config.evolution, config.backbone
+    if not sparsity.enabled or not isinstance(backbone, Chain) or not backbone.channels:
         return
+    channels = backbone.channels
     widest = max([*channels, evolution.max_channels] if evolution.enabled else channels)
     key = "evolution.max_channels" if widest > max(channels) else "backbone.channels"
     kept = -(-sparsity.min_channels // sparsity.round_to) * sparsity.round_to
@@ -732,30 +628,20 @@ def _sparsity(config: Config) -> Iterator[str]:
 
 def _backbone(config: Config) -> Iterator[str]:
     backbone, dataset = config.backbone, config.dataset
-    yield from _own_options(backbone, "backbone", BACKBONE_OPTIONS)
     if backbone.in_channels != dataset.channels:
         yield (
             f"backbone.in_channels={backbone.in_channels}: the images have dataset.channels="
             f"{dataset.channels}; set one of them to the other, or leave backbone.in_channels out."
         )
-    yield from _pretrained(config)
-    if backbone.imports is not None and backbone.name != SEARCHED and config.task != "search":
+    searched = isinstance(backbone, Searched) or config.task == "search"
+    if backbone.imports is not None and not searched:
         yield (
             f"backbone.imports={backbone.imports}: it has no effect with backbone={backbone.name}; "
             "choose backbone=searched or leave it out."
         )
     if config.task == "pipeline":
         yield from _mutated(config)
-    if backbone.channels == []:
-        yield "backbone.channels=[]: at least one block is needed, such as [16,32,64]."
-    elif backbone.name in RESNET12 and backbone.channels and len(backbone.channels) != 4:
-        yield (
-            f"backbone.channels={backbone.channels}: backbone={backbone.name} has four blocks, "
-            "such as [64,160,320,640]."
-        )
-    yield from _pooled(backbone)
-    patch = backbone.patch_size
-    if patch is not None and dataset.image_size % patch:
+    if isinstance(backbone, ViT) and dataset.image_size % (patch := backbone.patch_size):
         fitting = [n for n in range(4, 33) if dataset.image_size % n == 0]
         yield (
             f"backbone.patch_size={patch}: it must divide dataset.image_size={dataset.image_size}; "
@@ -764,14 +650,15 @@ def _backbone(config: Config) -> Iterator[str]:
 
 
 def _mutated(config: Config) -> Iterator[str]:
-    """What evolution and sparsity can do to the backbone: only chains of blocks have a rule for
-    more of them."""
+    """What evolution and sparsity can do to the backbone."""
     backbone, evolution = config.backbone, config.evolution
     parts = [part for part in ("evolution", "sparsity") if getattr(config, part).enabled]
-    if backbone.name == SEARCHED and parts:
-        missing = " ".join(f"{part}=none" for part in parts)
-        yield f"backbone={backbone.name}: it does not evolve and is not pruned; add {missing}."
-    if backbone.name in (*EVOLVABLE, SEARCHED) or not evolution.enabled:
+    if not backbone.evolves:
+        if parts:
+            missing = " ".join(f"{part}=none" for part in parts)
+            yield f"backbone={backbone.name}: it does not evolve and is not pruned; add {missing}."
+        return
+    if backbone.grows or not evolution.enabled:
         return
     can = f"there is no rule for more blocks in backbone={backbone.name}, only for its widths"
     if evolution.order != "trials":
@@ -783,61 +670,10 @@ def _mutated(config: Config) -> Iterator[str]:
         )
 
 
-def _pooled(backbone: BackboneConfig) -> Iterator[str]:
-    pooled = backbone.pooled_blocks
-    if pooled is None:
-        return
-    if backbone.name not in EVOLVABLE or not backbone.pooling:
-        why = f"backbone={backbone.name}" if backbone.name not in EVOLVABLE else "pooling=false"
-        yield f"backbone.pooled_blocks={pooled}: it has no effect with {why}; leave it out."
-    elif backbone.channels and pooled > len(backbone.channels):
-        yield (
-            f"backbone.pooled_blocks={pooled}: backbone.channels={backbone.channels} has only "
-            f"{len(backbone.channels)} blocks."
-        )
-
-
-def _pretrained(config: Config) -> Iterator[str]:
-    backbone, weights = config.backbone, config.backbone.weights
-    if not weights:
-        return
-    if backbone.name not in PRETRAINED:
-        yield (
-            f"backbone.weights={weights}: it has no effect with backbone={backbone.name}; "
-            f"choose one of {', '.join(PRETRAINED)}, or leave it out."
-        )
-    elif weights == "imagenet" and backbone.name not in RESNETS:
-        yield (
-            f"backbone.weights=imagenet: torchvision has none for backbone={backbone.name}; "
-            f"choose one of {', '.join(RESNETS)}, or set backbone.weights=FILE."
-        )
-    elif weights == "imagenet" and backbone.stem == "small":
-        yield (
-            "backbone.stem=small: backbone.weights=imagenet fits backbone.stem=imagenet only; "
-            "leave one of them out."
-        )
-    elif weights == "imagenet" and backbone.in_channels != 3:
-        yield (
-            "backbone.weights=imagenet: these take images of 3 channels; set dataset.channels=3, "
-            "which repeats the one of grey images."
-        )
-
-
 def _ssl(config: Config) -> Iterator[str]:
     ssl, backbone = config.ssl, config.backbone
-    yield from _own_options(ssl, "ssl", SSL_OPTIONS)
-    if ssl.teacher_temperature is not None and len(ssl.teacher_temperature) != 2:
-        yield (
-            f"ssl.teacher_temperature={ssl.teacher_temperature}: two numbers are needed, "
-            "[first, last]."
-        )
-    for key in ("global_scale", "local_scale"):
-        scale = getattr(ssl, key)
-        if scale is not None and (len(scale) != 2 or scale[0] > scale[1]):
-            yield f"ssl.{key}={scale}: two numbers are needed, [low, high]."
-    fixed = backbone.embedding == "flatten" or backbone.name == "vit_small"
-    if ssl.local_views and ssl.local_size != 1 and fixed:
-        other = " or backbone.embedding=average" if backbone.embedding == "flatten" else ""
+    if isinstance(ssl, DINO) and ssl.local_views and ssl.local_size != 1 and backbone.one_size:
+        other = " or backbone.embedding=average" if isinstance(backbone, Chain) else ""
         yield (
             f"ssl.local_size={ssl.local_size}: backbone={backbone.name} embeds images of one size "
             f"only; set ssl.local_size=1{other}."
@@ -847,7 +683,7 @@ def _ssl(config: Config) -> Iterator[str]:
 def _untrained(config: Config) -> Iterator[str]:
     parts = [part for part in ("evolution", "sparsity") if getattr(config, part).enabled]
     tuned = any(stage.finetune.evolve for stage in stages_of(config))
-    if config.ssl.name == "none" and parts and not tuned:
+    if not config.ssl.trains and parts and not tuned:
         missing = " ".join(f"{part}=none" for part in parts)
         yield (
             f"ssl=none: nothing is trained, so add {missing}, or choose ablation=A1. Under labels "
@@ -922,7 +758,7 @@ def _finetune(config: Config) -> Iterator[str]:
             )
         return
     yield from _of_stages(config, _stage)
-    if config.hardware.compile and config.ssl.name == "none":
+    if config.hardware.compile and not config.ssl.trains:
         yield "hardware.compile=true: it has no effect on fine-tuning; leave it out."
 
 
@@ -957,7 +793,7 @@ def _stage(config: Config) -> Iterator[str]:
             f"episodes that judge it; set evaluation.ways={options.ways} or finetune.ways="
             f"{evaluation.ways}."
         )
-    if config.hardware.compile and config.ssl.name == "none":
+    if config.hardware.compile and not config.ssl.trains:
         value = str(config.hardware.compile).lower()
         yield f"hardware.compile={value}: it has no effect on fine-tuning; leave it out."
 
@@ -995,30 +831,11 @@ def _evolving(config: Config) -> Iterator[str]:
         )
 
 
-def _optimizer(config: Config) -> Iterator[str]:
-    optimizer = config.optimizer
-    yield from _own_options(
-        config.optimizer,
-        "optimizer",
-        {"adamw": {"betas"}, "adam": {"betas"}, "sgd": {"momentum", "nesterov"}},
-    )
-    if optimizer.betas is not None and len(optimizer.betas) != 2:
-        yield f"optimizer.betas={optimizer.betas}: two numbers are needed, such as [0.9,0.999]."
-    if optimizer.nesterov and not optimizer.momentum:
-        yield "optimizer.nesterov=true: it needs optimizer.momentum above 0."
-
-
-def _scheduler(config: Config) -> Iterator[str]:
-    yield from _own_options(
-        config.scheduler,
-        "scheduler",
-        {
-            "cosine": {"final_ratio"},
-            "step": {"step_size", "gamma"},
-            "constant": set(),
-            "constant_decay": {"final_ratio", "decay_share"},
-        },
-    )
+def _options(config: Config) -> Iterator[str]:
+    """What the option of each group says of its own values."""
+    for name, kind, _ in fields_of(Config):
+        if is_group(kind):
+            yield from getattr(config, name).wrong()
 
 
 def _tracking(config: Config) -> Iterator[str]:
@@ -1075,8 +892,7 @@ _RULES = cast(
         _untrained,
         _evaluation,
         _finetune,
-        _optimizer,
-        _scheduler,
+        _options,
         _tracking,
     ),
 )

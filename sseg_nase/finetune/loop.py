@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sseg_nase.config.options import fields_of, options_of
 from sseg_nase.config.schema import Config, FinetuneConfig, SchedulerConfig
 from sseg_nase.counting import BACKWARD
 from sseg_nase.data.episodes import EpisodeList, sample_episodes
@@ -578,15 +579,13 @@ def learner_of(
 
 def schedule_of(options: FinetuneConfig) -> SchedulerConfig:
     """The learning rates' course, as `training.optim` has it."""
-    return SchedulerConfig(
-        name=options.scheduler,
-        warmup_epochs=options.warmup_epochs,
-        rewarmup_steps=0,
-        final_ratio=0.0,
-        decay_share=options.decay_share,
-        step_size=options.step_size,
-        gamma=options.gamma,
+    kind = options_of(SchedulerConfig)[options.scheduler]
+    fixed = {"name": options.scheduler, "rewarmup_steps": 0, "final_ratio": 0.0}
+    names = [name for name, *_ in fields_of(kind)]
+    schedule: SchedulerConfig = kind(
+        **{name: fixed[name] if name in fixed else getattr(options, name) for name in names}
     )
+    return schedule
 
 
 def _none_of(parameter: Tensor, others: Sequence[Tensor]) -> bool:

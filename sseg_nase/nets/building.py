@@ -7,7 +7,15 @@ from typing import Any
 
 import torch
 
-from sseg_nase.config.schema import EVOLVABLE, RESNET12, RESNETS, SEARCHED, BackboneConfig
+from sseg_nase.config.groups.backbone import (
+    BackboneConfig,
+    Chain,
+    ResNet,
+    ResNet12,
+    Searched,
+    ViT,
+)
+from sseg_nase.config.options import fields_of, names_with, options_of
 from sseg_nase.errors import UserError, did_you_mean
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.backbone import Backbone
@@ -26,11 +34,14 @@ from sseg_nase.nets.searched import SearchedArchitecture
 # A run of before there were other backbones says nothing of them.
 _NOT_SAID_OF_OLD: Mapping[str, Any] = {
     "in_channels": 3,
-    **dict.fromkeys(("blocks_per_stage", "pooled_blocks", "stem", "patch_size", "weights")),
-    **dict.fromkeys(("space", "point", "imports")),
+    "blocks_per_stage": 1,
+    **dict.fromkeys(("pooled_blocks", "weights", "imports")),
 }
 # Networks that do not evolve, by the name in their description.
-KNOWN: Mapping[str, type[FixedArchitecture]] = {**FIXED, SEARCHED: SearchedArchitecture}
+KNOWN: Mapping[str, type[FixedArchitecture]] = {
+    **FIXED,
+    **dict.fromkeys(names_with(Searched), SearchedArchitecture),
+}
 
 
 def build(description: Description, *, generator: torch.Generator | None = None) -> Backbone:
@@ -61,7 +72,7 @@ def configured(backbone: BackboneConfig, image_size: int) -> Description:
     Operations of the user's own are registered first. Raises `UserError`.
     """
     registered_by("backbone.imports", backbone.imports)
-    return _CONFIGURED[backbone.name](backbone, image_size)
+    return _CONFIGURED[type(backbone)](backbone, image_size)
 
 
 def asked_for(config: Mapping[str, Any]) -> Description:
@@ -69,39 +80,35 @@ def asked_for(config: Mapping[str, Any]) -> Description:
 
     Raises `KeyError`, `TypeError` or `AssertionError` for what is no config.
     """
-    backbone = BackboneConfig(**{**_NOT_SAID_OF_OLD, **config["backbone"]})
+    said = {key: value for key, value in config["backbone"].items() if value is not None}
+    kind = options_of(BackboneConfig)[said["name"]]
+    values = {**_NOT_SAID_OF_OLD, **said}
+    backbone = kind(**{name: values[name] for name, *_ in fields_of(kind)})
     return configured(backbone, config["dataset"]["image_size"])
 
 
-def _evolvable(backbone: BackboneConfig, image_size: int) -> Architecture:
-    # The configuration has these where the backbone is a chain of ConvBlocks.
-    assert backbone.channels is not None
-    assert backbone.kernel_size is not None
-    assert backbone.activation is not None
-    assert backbone.embedding is not None
+def _evolvable(backbone: Chain, image_size: int) -> Architecture:
     return Architecture.seed(
         backbone.channels,
         resolution=image_size,
         in_channels=backbone.in_channels,
         kernel_size=backbone.kernel_size,
         activation=backbone.activation,
-        batch_norm=bool(backbone.batch_norm),
-        pooling=bool(backbone.pooling),
-        blocks_per_stage=backbone.blocks_per_stage or 1,
+        batch_norm=backbone.batch_norm,
+        pooling=backbone.pooling,
+        blocks_per_stage=backbone.blocks_per_stage,
         pooled_blocks=backbone.pooled_blocks,
-        residual=bool(backbone.residual),
+        residual=backbone.residual,
         embedding=backbone.embedding,
     )
 
 
-def _resnet12(backbone: BackboneConfig, image_size: int) -> ResNet12Architecture:
-    assert backbone.channels is not None
+def _resnet12(backbone: ResNet12, image_size: int) -> ResNet12Architecture:
     widths = tuple(backbone.channels)
     return ResNet12Architecture(backbone.name, image_size, backbone.in_channels, widths)
 
 
-def _resnet(backbone: BackboneConfig, image_size: int) -> ResNetArchitecture:
-    assert backbone.stem is not None
+def _resnet(backbone: ResNet, image_size: int) -> ResNetArchitecture:
     stem = backbone.stem
     if stem == "auto":
         small = image_size <= LARGEST_SMALL_IMAGE and not backbone.weights
@@ -110,20 +117,17 @@ def _resnet(backbone: BackboneConfig, image_size: int) -> ResNetArchitecture:
     return ResNetArchitecture(backbone.name, image_size, backbone.in_channels, stem, inputs)
 
 
-def _vit(backbone: BackboneConfig, image_size: int) -> ViTArchitecture:
-    assert backbone.patch_size is not None
+def _vit(backbone: ViT, image_size: int) -> ViTArchitecture:
     inputs = "imagenet" if backbone.weights else "centred"
     patch = backbone.patch_size
     return ViTArchitecture(backbone.name, image_size, backbone.in_channels, patch, inputs)
 
 
-def _searched(backbone: BackboneConfig, image_size: int) -> Description:
+def _searched(backbone: Searched, image_size: int) -> Description:
     """The network of a point of a search space; also a chain of ConvBlocks, from space=chain."""
     # Spaces are made of networks, so they stand beside this room and import it.
     from sseg_nase.spaces import named_space
 
-    assert backbone.space is not None
-    assert backbone.point is not None
     try:
         space = named_space(backbone.space, resolution=image_size, in_channels=backbone.in_channels)
         return space.describe(space.read(backbone.point))
@@ -132,10 +136,11 @@ def _searched(backbone: BackboneConfig, image_size: int) -> Description:
         raise UserError(f"{said}: {error}") from None
 
 
-_CONFIGURED: Mapping[str, Callable[[BackboneConfig, int], Description]] = {
-    **dict.fromkeys(EVOLVABLE, _evolvable),
-    **dict.fromkeys(RESNET12, _resnet12),
-    **dict.fromkeys(RESNETS, _resnet),
-    "vit_small": _vit,
-    SEARCHED: _searched,
+# Of every option of `backbone`; one from outside is added to it.
+_CONFIGURED: dict[type[BackboneConfig], Callable[[Any, int], Description]] = {
+    Chain: _evolvable,
+    ResNet12: _resnet12,
+    ResNet: _resnet,
+    ViT: _vit,
+    Searched: _searched,
 }

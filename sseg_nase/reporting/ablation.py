@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sseg_nase.config.validation import Switches
+from sseg_nase.config.ablations import Switches, switches_of
 from sseg_nase.reporting.aggregate import LOSS, Aggregate, Side
-from sseg_nase.reporting.provenance import switches_of
 from sseg_nase.rundir.config import config_of
 
 PARTS: Mapping[str, str] = {

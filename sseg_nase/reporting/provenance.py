@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sseg_nase.config.ablations import Switches, ablations, switches_of
 from sseg_nase.config.layout import group_option
-from sseg_nase.config.validation import ABLATIONS, OWN_METHODS, Switches
+from sseg_nase.config.validation import OWN_METHODS
 from sseg_nase.errors import UserError
 from sseg_nase.finite import finite
 from sseg_nase.rundir.architecture import read_architecture
@@ -185,7 +186,8 @@ def _method(
                 continue
             steps.append((FINETUNED.get(name, name), OWN_METHODS.get(name, PLAIN)))
     if not steps:
-        tag = " (A1)" if configs and configs[0].get("ablation") == "A1" else ""
+        named = _ablation_of(configs[0]) if configs else None
+        tag = f" ({configs[0]['ablation']})" if named is not None and not any(named) else ""
         steps.append((f"untrained{tag}", PLAIN))
     if steps[-1][0] == FINETUNED["linear"]:
         steps[-1] = (steps[-1][0], None)
@@ -210,22 +212,16 @@ def _pretraining(config: Tree) -> tuple[str, str | None]:
     elif ssl != "simclr":
         name = f"{name} with {objective}"
     ablation = config.get("ablation")
-    meant = ABLATIONS.get(ablation) if ablation else None
+    meant = _ablation_of(config)
     if meant is not None and _at(config, "curriculum.levels") == ["NATURAL"]:
         meant = meant._replace(progression=given.progression)  # one level has no order
     return (f"{name} ({ablation})" if meant == given else name), own
 
 
-def switches_of(config: Tree) -> Switches:
-    """Which parts of the method a stored config has switched on."""
-    trained = _at(config, "ssl.name", "none") != "none"
-    return Switches(
-        ssl=trained,
-        evolution=bool(_at(config, "evolution.enabled")),
-        sparsity=bool(_at(config, "sparsity.enabled")),
-        progression=bool(_at(config, "curriculum.progression")),
-        distillation=trained and _at(config, "ssl.distillation_weight", 0) > 0,
-    )
+def _ablation_of(config: Tree) -> Switches | None:
+    """What the ablation that a config names is defined as; None where it names none in conf/."""
+    known = ablations().get(str(config.get("ablation")))
+    return None if known is None else known.switches
 
 
 def _backbone(

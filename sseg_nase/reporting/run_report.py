@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from sseg_nase.config.commands import command as command_line
 from sseg_nase.config.compose import defaults
 from sseg_nase.config.fingerprint import decisive, flatten
+from sseg_nase.config.members import upgraded
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_json, write_text
 from sseg_nase.finite import finite, plain
@@ -594,7 +595,7 @@ def differing_from_defaults(record: RunRecord) -> list[Differing] | None:
     if record.config is None:
         return None
     usual = _defaults()
-    given = flatten(record.config)
+    given = flatten(upgraded(record.config))
     keys = list(dict.fromkeys([*usual, *given]))
     decides = decisive(dict.fromkeys(keys))
     return [

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sseg_nase.config.groups.evaluator import OfPredictor, OfProxies
 from sseg_nase.config.schema import Config
 from sseg_nase.data.random import derive
 from sseg_nase.errors import UserError
@@ -68,7 +69,7 @@ def check_proxies(config: Config) -> None:
     """Raise `UserError` for a zero-cost score that there is not."""
     from sseg_nase.search.proxies import named_score
 
-    for name in config.evaluator.proxies or ():
+    for name in config.evaluator.proxies if isinstance(config.evaluator, OfProxies) else ():
         named_score(name)
 
 
@@ -107,9 +108,7 @@ def batch_of(config: Config, size: int) -> tuple[Tensor, Tensor]:
 def proxy(config: Config, space: Space) -> Proxy:
     """Return the evaluator of zero-cost scores. Raises `UserError`."""
     asked = config.evaluator
-    assert asked.proxies
-    assert asked.batch
-    assert asked.draws
+    assert isinstance(asked, OfProxies)
     networks = of_networks(config, space, "evaluator=proxy")
     images, labels = batch_of(config, asked.batch)
     return Proxy(networks, asked.proxies, images, labels, range(asked.draws))
@@ -122,7 +121,7 @@ def learnt_from(config: Config, choices: Mapping[str, str], folder: Path | None 
     the other search. Raises `UserError` for a search in another space.
     """
     asked = config.evaluator
-    assert asked.learnt_from
+    assert isinstance(asked, OfPredictor)
     copy = None if folder is None else folder / LEARNT_FROM
     if copy is not None and copy.exists():
         return Log.read(copy)
@@ -143,7 +142,7 @@ def learnt_from(config: Config, choices: Mapping[str, str], folder: Path | None 
 
 def predicted(config: Config, space: Space, known: Log) -> Predicted:
     """Return the evaluator that asks a predictor. Raises `UserError`."""
-    assert config.evaluator.predictor
+    assert isinstance(config.evaluator, OfPredictor)
     predictor = PREDICTORS[config.evaluator.predictor]()
     return Predicted(space, predictor, known, config.seed, fullest(known))
 

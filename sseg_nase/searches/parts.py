@@ -12,7 +12,10 @@ from random import Random
 from typing import Any
 
 from sseg_nase.config.compose import Compositions, beside_hydra, load
-from sseg_nase.config.schema import OWN, Config, StrategyConfig
+from sseg_nase.config.groups import strategy as options
+from sseg_nase.config.groups.evaluator import OfProxies, OfTable
+from sseg_nase.config.groups.strategy import StrategyConfig
+from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
 from sseg_nase.search import Budget, Log, Objectives, Table, Tabular
 from sseg_nase.search import strategies as known
@@ -28,21 +31,22 @@ from sseg_nase.spaces.networks import NetworkSpace
 from sseg_nase.spaces.overrides import Overrides, written
 from sseg_nase.spaces.space import Space
 
-STRATEGIES: Mapping[str, Callable[..., Strategy]] = {
-    "random": known.RandomSearch,
-    "grid": known.Grid,
-    "local": known.LocalSearch,
-    "evolution": known.Evolution,
-    "genetic": known.Genetic,
-    "reinforce": known.Reinforce,
-    "bananas": known.Bananas,
-    "gp": known.GP,
-    "nsga2": known.NSGA2,
-    "halving": known.SuccessiveHalving,
-    "hyperband": known.Hyperband,
-    "asha": known.ASHA,
-    "pnas": known.PNAS,
-    "tpe": known.TPE,
+# Of every option of `strategy` of the house; one from outside is added to it.
+STRATEGIES: dict[type[StrategyConfig], Callable[..., Strategy]] = {
+    options.Random: known.RandomSearch,
+    options.Grid: known.Grid,
+    options.Local: known.LocalSearch,
+    options.Evolution: known.Evolution,
+    options.Genetic: known.Genetic,
+    options.Reinforce: known.Reinforce,
+    options.Bananas: known.Bananas,
+    options.GP: known.GP,
+    options.NSGA2: known.NSGA2,
+    options.Halving: known.SuccessiveHalving,
+    options.Hyperband: known.Hyperband,
+    options.ASHA: known.ASHA,
+    options.PNAS: known.PNAS,
+    options.TPE: known.TPE,
 }
 GOALS = {"accuracy": "max"}
 SEEDS = 3  # of the trainings from scratch, where candidates are runs
@@ -129,8 +133,7 @@ def final_seeds(config: Config) -> list[int]:
 
 def usual_goals(config: Config, known: Log | None) -> Mapping[str, str]:
     """Return what is looked for where the search does not say: the first score of its evaluator."""
-    if config.evaluator.name == "proxy":
-        assert config.evaluator.proxies
+    if isinstance(config.evaluator, OfProxies):
         return {config.evaluator.proxies[0]: "max"}
     if known is not None:
         name, direction = next(iter(known.objectives.goals.items()))
@@ -211,7 +214,9 @@ def latency_of(
     search, evaluator = config.search, config.evaluator
     path = Path(str(search.latency)).expanduser()
     if search.latency_column is not None:
-        form, column = evaluator.form or "string", evaluator.id_column or "arch"
+        form, column = "string", "arch"
+        if isinstance(evaluator, OfTable):
+            form, column = evaluator.form, evaluator.id_column
         return csv_latencies(path, space, search.latency_column, id_column=column, form=form)
     if not isinstance(space, NetworkSpace | Counted):
         raise UserError(
@@ -234,9 +239,8 @@ def latency_of(
 
 def strategy_of(config: StrategyConfig) -> Strategy:
     """Return the strategy with its settings. Raises `UserError`."""
-    if config.name == OWN:
+    if isinstance(config, options.OwnStrategy):
         target = config.target
-        assert target is not None
         found = imported("strategy.target", target)
         if isinstance(found, type):
             found = called("strategy", target, found, **config.settings)
@@ -248,7 +252,7 @@ def strategy_of(config: StrategyConfig) -> Strategy:
         if not callable(found):
             raise UserError(f"strategy.target={target}: it is no function (space, log, n, seed).")
         return found
-    kind = STRATEGIES[config.name]
+    kind = STRATEGIES[type(config)]
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     given = {name: getattr(config, name) for name in names - {"rungs"}}
     if "rungs" in names:
@@ -259,10 +263,7 @@ def strategy_of(config: StrategyConfig) -> Strategy:
 def tabular(config: Config, space: Space) -> Tabular:
     """Return the evaluator that looks into a table. Raises `UserError`."""
     asked = config.evaluator
-    assert asked.table
-    assert asked.id_column
-    assert asked.form
-    assert asked.protocol
+    assert isinstance(asked, OfTable)
     if not asked.scores:
         raise UserError(
             "evaluator.scores={}: which columns? Such as evaluator.scores='{accuracy: COLUMN}'."

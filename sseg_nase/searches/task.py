@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from sseg_nase.config.commands import command
-from sseg_nase.config.schema import OWN, Config
+from sseg_nase.config.groups.evaluator import (
+    EvaluatorConfig,
+    OfInherited,
+    OfPredictor,
+    OfProxies,
+    OfTable,
+    OwnEvaluator,
+)
+from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, write_json
 from sseg_nase.hardware.energy import why_no_energy
@@ -136,18 +144,27 @@ def evaluator_of(config: Config, parts: Parts, folder: Path) -> Evaluator:
 
     `folder`: the search's own. Raises `UserError`.
     """
-    name = config.evaluator.name
-    if name == "proxy":
-        return proxy(config, parts.space)
-    if name == "predicted":
-        assert parts.learnt_from is not None
-        return predicted(config, parts.space, parts.learnt_from)
-    if name == "inherited":
-        return inherited(config, parts.space, folder)
-    if name != OWN:
-        return tabular(config, parts.space)
-    target, settings = config.evaluator.target, config.evaluator.settings
-    assert target is not None
+    options = config.evaluator
+    if isinstance(options, OwnEvaluator):
+        return _own_evaluator(options.target, options.settings)
+    return EVALUATORS[type(options)](config, parts, folder)
+
+
+def _predicted(config: Config, parts: Parts, folder: Path) -> Evaluator:
+    assert parts.learnt_from is not None
+    return predicted(config, parts.space, parts.learnt_from)
+
+
+# Of every option of `evaluator` that starts no runs; one from outside is added to it.
+EVALUATORS: dict[type[EvaluatorConfig], Callable[[Config, Parts, Path], Evaluator]] = {
+    OfTable: lambda config, parts, folder: tabular(config, parts.space),
+    OfProxies: lambda config, parts, folder: proxy(config, parts.space),
+    OfPredictor: _predicted,
+    OfInherited: lambda config, parts, folder: inherited(config, parts.space, folder),
+}
+
+
+def _own_evaluator(target: str, settings: Mapping[str, Any]) -> Evaluator:
     found = imported("evaluator.target", target)
     if isinstance(found, type):
         found = called("evaluator", target, found, **settings)

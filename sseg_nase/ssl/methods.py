@@ -7,12 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from sseg_nase.config.schema import SSLConfig
+from sseg_nase.config.groups.ssl import (
+    BYOL,
+    DINO,
+    BarlowTwins,
+    Projected,
+    PrototypePairs,
+    SimCLR,
+    SSLConfig,
+)
+from sseg_nase.config.options import options_of
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.evolvable import Learner, ProjectionHead, PrototypeHead
 from sseg_nase.ssl.objectives import (
@@ -27,6 +36,8 @@ from sseg_nase.ssl.objectives import (
 from sseg_nase.ssl.teacher import batch_statistics
 
 CENTRE = "centre"
+S = TypeVar("S", bound=SSLConfig)
+Contra = TypeVar("Contra", bound=SSLConfig, contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,7 @@ def alone(rows: Tensor) -> Tensor:
     return rows
 
 
-class Loss(Protocol):
+class Loss(Protocol[Contra]):
     """The loss of a batch.
 
     `views`: per kind of `Crops` `[V, B, C, S, S]`, the first of every image, then the second. All
@@ -93,33 +104,33 @@ class Loss(Protocol):
         learner: nn.Module,
         teaching: Teaching,
         views: Sequence[Tensor],
-        ssl: SSLConfig,
+        ssl: Contra,
         gather: Callable[[Tensor], Tensor] = alone,
     ) -> Losses:
         """Of one batch."""
 
 
 @dataclass(frozen=True)
-class SSLMethod:
+class SSLMethod(Generic[S]):
     """`head` (of how many features) and `predictor`: what stands upon the backbone.
 
     `has_target`: the teacher is a part of the method, with a head of its own, whether or not the
     student is distilled from it, too. `memory`: the method's own tensors at the start.
     """
 
-    loss: Loss
-    crops: Callable[[SSLConfig], tuple[Crops, ...]]
-    head: Callable[[int, SSLConfig, torch.Generator | None], nn.Module | None]
-    predictor: Callable[[SSLConfig, torch.Generator | None], nn.Module | None]
+    loss: Loss[S]
+    crops: Callable[[S], tuple[Crops, ...]]
+    head: Callable[[int, S, torch.Generator | None], nn.Module | None]
+    predictor: Callable[[S, torch.Generator | None], nn.Module | None]
     has_target: bool = False
-    memory: Callable[[SSLConfig], dict[str, Tensor]] = lambda ssl: {}
+    memory: Callable[[S], dict[str, Tensor]] = lambda ssl: {}
 
 
 def make_learner(
     backbone: Backbone, ssl: SSLConfig, generator: torch.Generator | None = None
 ) -> Learner:
     """`backbone` with what the method of `ssl` puts upon it, drawn from `generator`."""
-    method = METHODS[ssl.name]
+    method = method_of(ssl)
     head = method.head(backbone.architecture.features, ssl, generator)
     return Learner(backbone, head, method.predictor(ssl, generator))
 
@@ -128,7 +139,7 @@ def make_learner(
 
 
 @dataclass(frozen=True)
-class Compared:
+class Compared(Generic[S]):
     """The loss of a method that compares the images of a batch with each other.
 
     `objective`: of all processes' projections, one `[B, D]` per view; the distillation is added.
@@ -136,14 +147,14 @@ class Compared:
     (see `sseg_nase.training.accumulation`): `rows` and `taught` of each, `compare` of all.
     """
 
-    objective: Callable[[Sequence[Tensor], SSLConfig], Tensor]
+    objective: Callable[[Sequence[Tensor], S], Tensor]
 
     def __call__(
         self,
         learner: nn.Module,
         teaching: Teaching,
         views: Sequence[Tensor],
-        ssl: SSLConfig,
+        ssl: S,
         gather: Callable[[Tensor], Tensor] = alone,
     ) -> Losses:
         """Of one batch."""
@@ -176,7 +187,7 @@ class Compared:
         features: Tensor,
         projections: Tensor,
         embeddings: Tensor | None,
-        ssl: SSLConfig,
+        ssl: S,
         gather: Callable[[Tensor], Tensor] = alone,
     ) -> Losses:
         """Of what `rows` and `taught` say of a whole batch."""
@@ -224,7 +235,7 @@ def _byol(
     learner: nn.Module,
     teaching: Teaching,
     views: Sequence[Tensor],
-    ssl: SSLConfig,
+    ssl: BYOL,
     gather: Callable[[Tensor], Tensor] = alone,
 ) -> Losses:
     """Grill et al. 2020, section 3.1: each view's prediction against the other view's target."""
@@ -240,12 +251,10 @@ def _dino(
     learner: nn.Module,
     teaching: Teaching,
     views: Sequence[Tensor],
-    ssl: SSLConfig,
+    ssl: DINO,
     gather: Callable[[Tensor], Tensor] = alone,
 ) -> Losses:
     """Caron et al. 2021, algorithm 1, with local crops that the student alone sees."""
-    assert ssl.student_temperature is not None
-    assert ssl.centre_momentum is not None
     whole, centre = views[0], teaching.memory[CENTRE]
     embeddings, aims = _aims(teaching, whole)
     features, logits = learner([images.flatten(0, 1) for images in views])
@@ -262,25 +271,21 @@ def _dino(
     return _distilled(own, features, embeddings, ssl, memory)
 
 
-def teacher_temperature(epoch: int, ssl: SSLConfig) -> float:
+def teacher_temperature(epoch: int, ssl: DINO) -> float:
     """DINO's τ_t at `epoch`: linear from the first to the last, over the epochs of the warm-up."""
-    assert ssl.teacher_temperature is not None
-    assert ssl.teacher_warmup_epochs is not None
     first, last = ssl.teacher_temperature
     return first + (last - first) * min(1.0, epoch / max(1, ssl.teacher_warmup_epochs))
 
 
-def _nt_xent(z: Sequence[Tensor], ssl: SSLConfig) -> Tensor:
+def _nt_xent(z: Sequence[Tensor], ssl: SimCLR) -> Tensor:
     return nt_xent(z[0], z[1], ssl.temperature)
 
 
-def _prototype_pairs(z: Sequence[Tensor], ssl: SSLConfig) -> Tensor:
-    assert ssl.distance_temperature is not None
+def _prototype_pairs(z: Sequence[Tensor], ssl: PrototypePairs) -> Tensor:
     return prototype_pairs(torch.stack(list(z)), ssl.distance_temperature)
 
 
-def _barlow_twins(z: Sequence[Tensor], ssl: SSLConfig) -> Tensor:
-    assert ssl.redundancy_weight is not None
+def _barlow_twins(z: Sequence[Tensor], ssl: BarlowTwins) -> Tensor:
     return barlow_twins(z[0], z[1], ssl.redundancy_weight)
 
 
@@ -291,16 +296,11 @@ def _pair(ssl: SSLConfig) -> tuple[Crops, ...]:
     return (Crops(),)
 
 
-def _several(ssl: SSLConfig) -> tuple[Crops, ...]:
-    assert ssl.views is not None
+def _several(ssl: PrototypePairs) -> tuple[Crops, ...]:
     return (Crops(ssl.views),)
 
 
-def _multi_crop(ssl: SSLConfig) -> tuple[Crops, ...]:
-    assert ssl.local_views is not None
-    assert ssl.local_scale is not None
-    assert ssl.local_size is not None
-    assert ssl.global_scale is not None
+def _multi_crop(ssl: DINO) -> tuple[Crops, ...]:
     low, high = ssl.global_scale
     whole = Crops(scale=(low, high))
     if not ssl.local_views:
@@ -313,10 +313,7 @@ def _nothing(*_: object) -> None:
     return None
 
 
-def _projector(features: int, ssl: SSLConfig, generator: torch.Generator | None) -> ProjectionHead:
-    assert ssl.projection_hidden is not None
-    assert ssl.projection_dim is not None
-    assert ssl.projection_layers is not None
+def _projector(features: int, ssl: Projected, generator: torch.Generator | None) -> ProjectionHead:
     return ProjectionHead(
         features,
         ssl.projection_hidden,
@@ -326,36 +323,37 @@ def _projector(features: int, ssl: SSLConfig, generator: torch.Generator | None)
     )
 
 
-def _predictor(ssl: SSLConfig, generator: torch.Generator | None) -> ProjectionHead:
+def _predictor(ssl: BYOL, generator: torch.Generator | None) -> ProjectionHead:
     """BYOL's: of the projector's shape, from projections to projections, with two layers."""
-    assert ssl.projection_hidden is not None
-    assert ssl.projection_dim is not None
     dim = ssl.projection_dim
     return ProjectionHead(dim, ssl.projection_hidden, dim, generator=generator)
 
 
-def _prototype_head(
-    features: int, ssl: SSLConfig, generator: torch.Generator | None
-) -> PrototypeHead:
-    assert ssl.projection_hidden is not None
-    assert ssl.projection_dim is not None
-    assert ssl.prototypes is not None
+def _prototype_head(features: int, ssl: DINO, generator: torch.Generator | None) -> PrototypeHead:
     return PrototypeHead(
         features, ssl.projection_hidden, ssl.projection_dim, ssl.prototypes, generator=generator
     )
 
 
-def _centre(ssl: SSLConfig) -> dict[str, Tensor]:
-    assert ssl.prototypes is not None
+def _centre(ssl: DINO) -> dict[str, Tensor]:
     return {CENTRE: torch.zeros(ssl.prototypes)}
 
 
-METHODS: Mapping[str, SSLMethod] = {
-    "simclr": SSLMethod(Compared(_nt_xent), _pair, _projector, _nothing),
-    "byol": SSLMethod(_byol, _pair, _projector, _predictor, has_target=True),
-    "prototype_pairs": SSLMethod(Compared(_prototype_pairs), _several, _nothing, _nothing),
-    "barlow_twins": SSLMethod(Compared(_barlow_twins), _pair, _projector, _nothing),
-    "dino": SSLMethod(
-        _dino, _multi_crop, _prototype_head, _nothing, has_target=True, memory=_centre
-    ),
+# Of every option of `ssl` that trains; a method from outside is added to it.
+BY_OPTION: dict[type[SSLConfig], SSLMethod[Any]] = {
+    SimCLR: SSLMethod(Compared(_nt_xent), _pair, _projector, _nothing),
+    BYOL: SSLMethod(_byol, _pair, _projector, _predictor, has_target=True),
+    PrototypePairs: SSLMethod(Compared(_prototype_pairs), _several, _nothing, _nothing),
+    BarlowTwins: SSLMethod(Compared(_barlow_twins), _pair, _projector, _nothing),
+    DINO: SSLMethod(_dino, _multi_crop, _prototype_head, _nothing, has_target=True, memory=_centre),
 }
+
+
+def method_of(ssl: SSLConfig) -> SSLMethod[Any]:
+    """The method that an option of `ssl` stands for."""
+    return BY_OPTION[type(ssl)]
+
+
+METHODS: Mapping[str, SSLMethod[Any]] = {
+    name: BY_OPTION[cls] for name, cls in options_of(SSLConfig).items() if cls in BY_OPTION
+}  # by the name that the configuration has for them

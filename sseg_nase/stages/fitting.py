@@ -256,8 +256,8 @@ def unused_images(config: Config) -> list[str]:
 
 def _why_unused(config: Config) -> str | None:
     curriculum = config.curriculum
-    if config.ssl.name == "none" or config.pretrain.epochs == 0:
-        asked = "ssl=none" if config.ssl.name == "none" else "pretrain.epochs=0"
+    if not config.ssl.trains or config.pretrain.epochs == 0:
+        asked = "ssl=none" if not config.ssl.trains else "pretrain.epochs=0"
         return f"{asked} trains nothing"
     if "NATURAL" in curriculum.levels:
         return None
@@ -269,7 +269,7 @@ def _why_unused(config: Config) -> str | None:
 
 def _never_reached(config: Config) -> str | None:
     curriculum, epochs = config.curriculum, config.pretrain.epochs
-    if config.ssl.name == "none" or epochs == 0 or config.finetune.start:
+    if not config.ssl.trains or epochs == 0 or config.finetune.start:
         return None
     begins = _natural_begins(config)
     if begins < epochs:
@@ -311,7 +311,7 @@ def _reaching_natural(config: Config) -> tuple[Config, list[str]]:
     For the user's own images only: elsewhere the epochs are divided as they always were.
     """
     curriculum, epochs = config.curriculum, config.pretrain.epochs
-    trained = config.task == "pipeline" and config.ssl.name != "none"
+    trained = config.task == "pipeline" and config.ssl.trains
     if config.dataset.name not in ROOTED or not trained:
         return config, []
     if curriculum.max_epochs_per_level is not None:

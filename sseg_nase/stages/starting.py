@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sseg_nase.config.groups.backbone import Pretrained
 from sseg_nase.config.schema import (
     Config,
     DatasetConfig,
@@ -66,7 +67,7 @@ def _seed_backbone(
     architecture = configured(config.backbone, config.dataset.image_size)
     refuse_over_caps(config, architecture)
     backbone = build(architecture, generator=generator)
-    if config.backbone.weights:
+    if isinstance(config.backbone, Pretrained) and config.backbone.weights:
         from sseg_nase.nets.weights import load_weights  # here, because it loads torchvision
 
         tell(load_weights(backbone, config.backbone.weights))

@@ -90,7 +90,9 @@ def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> 
         known = None if settings.rerun else same_as(planned, output_dir)
         for note in _frozen_otherwise(known, planned):
             say(note)
-        for caution in dict.fromkeys(said for job in planned for said in cautions(job.config)):
+        for caution in dict.fromkeys(
+            said for job in planned for said in cautions(job.config, *further)
+        ):
             say(caution)
         if settings.dry_run:
             return rehearse(title, planned, known, rerun=settings.rerun)

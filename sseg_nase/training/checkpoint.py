@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
-from sseg_nase.config.schema import EVOLVABLE, SEARCHED, Config
+from sseg_nase.config.groups.backbone import Chain, Searched
+from sseg_nase.config.options import names_with
+from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_bytes
 from sseg_nase.finite import not_finite, shortened
@@ -22,7 +24,7 @@ from sseg_nase.training.divergence import check_saved
 SCHEMA = 1
 # What each checkpoint that training goes on from tells of where it is.
 PROGRESS = {"last": ("epoch", "step", "history"), "finetune_last": ("finetune", "step", "history")}
-DEFAULT = EVOLVABLE[0]
+DEFAULT = names_with(Chain)[0]
 
 
 def save(path: Path, payload: dict[str, Any]) -> None:
@@ -182,11 +184,12 @@ def backbone_for(path: Path, config: Config) -> Backbone:
     architecture, dataset = backbone.architecture, config.dataset
     asked, size, trained_at = config.backbone.name, dataset.image_size, architecture.resolution
     # The default asks for nothing in particular; a chain of blocks may have been mutated since.
-    kind = DEFAULT if asked in EVOLVABLE else asked
+    chain = isinstance(config.backbone, Chain)
+    kind = DEFAULT if chain else asked
     same = asked == DEFAULT or architecture.name == kind
-    if asked == SEARCHED:  # whatever kind of network its space is made of
+    if isinstance(config.backbone, Searched):  # whatever kind of network its space is made of
         same = architecture == configured(config.backbone, trained_at)
-    if same and asked in EVOLVABLE and asked != DEFAULT:
+    if same and chain and asked != DEFAULT:
         mutated = any(record["accepted"] for record in load(path)["history"])
         same = mutated or architecture.channels == configured(config.backbone, size).channels
     if not same:

@@ -194,11 +194,10 @@ def _of_pretraining(config: Config) -> Iterator[tuple[str, Any, Any]]:
     yield from _of_decay("optimizer", optimizer.weight_decay)
     ssl = config.ssl
     usual = group_option("ssl", ssl.name)
-    plain = ssl.name == "simclr" or config.curriculum.perturbation > 0  # where it has an effect
-    named = ("temperature",) if plain else ()
-    for name in (*named, "distance_temperature", "student_temperature"):
-        if (now := getattr(ssl, name)) is not None:
-            yield f"ssl.{name}", now, max(now, usual[name] or now)
+    moved = ("temperature",) if config.curriculum.perturbation > 0 else ()  # it has an effect there
+    for name in dict.fromkeys((*moved, *ssl.temperatures)):
+        now = getattr(ssl, name)
+        yield f"ssl.{name}", now, max(now, usual[name])
     other = "adamw" if optimizer.name != "adamw" else "sgd"
     yield "optimizer", optimizer.name, other
 

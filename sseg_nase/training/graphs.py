@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sseg_nase.config.schema import Config
-from sseg_nase.ssl.methods import METHODS, Losses
+from sseg_nase.ssl.methods import Losses, method_of
 
 EAGER_STEPS = 3  # before a recording: libraries choose their algorithms in them
 Views = Sequence[Sequence[Tensor]]
@@ -60,7 +60,7 @@ def why_not(config: Config, *, batches: int) -> str | None:
     if config.hardware.compile:
         value = str(config.hardware.compile).lower()
         return f"with hardware.compile={value} the networks change within their time"
-    if METHODS[config.ssl.name].memory(config.ssl):
+    if method_of(config.ssl).memory(config.ssl):
         return f"ssl={config.ssl.name} changes more from step to step than its networks"
     return None
 

@@ -25,7 +25,7 @@ from sseg_nase.hardware.allocator import release_memory
 from sseg_nase.kinds import kind_of
 from sseg_nase.nets.evolvable import Learner
 from sseg_nase.nets.mutation import Mutation
-from sseg_nase.ssl.methods import METHODS, Losses
+from sseg_nase.ssl.methods import Losses, method_of
 from sseg_nase.ssl.objectives import nt_xent
 from sseg_nase.ssl.teacher import ema_decay
 from sseg_nase.tracking.sink import Sink
@@ -164,7 +164,7 @@ class Trainer:
         self.config, self.feed, self.fabric, self.stop = config, feed, fabric, stop
         self.interventions, self.callbacks = list(interventions), list(callbacks)
         self.sink = sink or Sink()
-        self.method = METHODS[config.ssl.name]
+        self.method = method_of(config.ssl)
         self.workshop = Workshop(config, fabric.device)
         self.ledger = Ledger()
         self.probe = Probe(config, feed, self.workshop, fabric, self.ledger)

@@ -23,7 +23,7 @@ from sseg_nase.nets.building import described
 from sseg_nase.nets.description import Description
 from sseg_nase.nets.evolvable import Learner, PrototypeHead
 from sseg_nase.nets.mutation import Mutation
-from sseg_nase.ssl.methods import METHODS, Teaching
+from sseg_nase.ssl.methods import Teaching, method_of
 from sseg_nase.ssl.teacher import ema_update, make_teacher
 from sseg_nase.training.distributed import ranks, synchronize_batch_norm
 from sseg_nase.training.optim import build_optimizer
@@ -120,7 +120,7 @@ class Workshop:
         if ranks() > 1:
             synchronize_batch_norm(learner)
         ssl = self.config.ssl
-        method = METHODS[ssl.name]
+        method = method_of(ssl)
         taught = method.has_target or ssl.distillation_weight > 0
         return Networks(
             learner,
@@ -128,8 +128,8 @@ class Workshop:
             build_optimizer(learner, self.config.optimizer),
             make_teacher(learner.head) if method.has_target else None,
             {name: tensor.to(self.device) for name, tensor in method.memory(ssl).items()},
-            own_statistics=ssl.teacher_statistics != "student",
-            held_epochs=ssl.freeze_last_layer_epochs or 0,
+            own_statistics=ssl.own_statistics,
+            held_epochs=ssl.held_epochs,
         )
 
     def mutated(self, networks: Networks, mutation: Mutation) -> Networks:

@@ -1,47 +1,59 @@
-"""Optimizers by name, and the learning rate as a pure function of the step."""
+"""Optimizers by their options, and the learning rate as a pure function of the step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
+from functools import singledispatch
 from typing import Any
 
 import torch
 from torch import nn
 
-from sseg_nase.config.schema import OptimizerConfig, SchedulerConfig
+from sseg_nase.config.groups.optimizer import SGD, Adam, AdamW, OptimizerConfig
+from sseg_nase.config.groups.scheduler import (
+    Constant,
+    ConstantDecay,
+    Cosine,
+    SchedulerConfig,
+    Step,
+)
 from sseg_nase.nets.evolvable import ConvBlock
 
+Groups = Iterable[dict[str, Any]]  # of parameters
 
-def _adamw(parameters: Iterable[dict[str, Any]], o: OptimizerConfig) -> torch.optim.Optimizer:
-    assert o.betas is not None
-    betas = (o.betas[0], o.betas[1])
+
+@singledispatch
+def stepping(options: OptimizerConfig, parameters: Groups) -> torch.optim.Optimizer:
+    """The optimizer that an option of `optimizer` stands for; `register` adds that of another."""
+    raise TypeError(f"optimizer={options.name}: nothing is registered that builds it")
+
+
+@stepping.register
+def _(options: AdamW, parameters: Groups) -> torch.optim.Optimizer:
+    o, betas = options, (options.betas[0], options.betas[1])
     return torch.optim.AdamW(
         parameters, lr=o.lr, betas=betas, weight_decay=o.weight_decay, fused=True
     )
 
 
-def _adam(parameters: Iterable[dict[str, Any]], o: OptimizerConfig) -> torch.optim.Optimizer:
-    assert o.betas is not None
-    betas = (o.betas[0], o.betas[1])
+@stepping.register
+def _(options: Adam, parameters: Groups) -> torch.optim.Optimizer:
+    o, betas = options, (options.betas[0], options.betas[1])
     return torch.optim.Adam(
         parameters, lr=o.lr, betas=betas, weight_decay=o.weight_decay, fused=True
     )
 
 
-def _sgd(parameters: Iterable[dict[str, Any]], o: OptimizerConfig) -> torch.optim.Optimizer:
+@stepping.register
+def _(options: SGD, parameters: Groups) -> torch.optim.Optimizer:
     return torch.optim.SGD(
         parameters,
-        lr=o.lr,
-        momentum=o.momentum or 0.0,
-        nesterov=bool(o.nesterov),
-        weight_decay=o.weight_decay,
+        lr=options.lr,
+        momentum=options.momentum,
+        nesterov=options.nesterov,
+        weight_decay=options.weight_decay,
     )  # not fused: that asks for all momenta or none, and new channels have none
-
-
-OPTIMIZERS: Mapping[
-    str, Callable[[Iterable[dict[str, Any]], OptimizerConfig], torch.optim.Optimizer]
-] = {"adamw": _adamw, "adam": _adam, "sgd": _sgd}
 
 
 LR_RATIO = "lr_ratio"  # of a group of parameters: times the learning rate of the others
@@ -75,38 +87,38 @@ def build_optimizer(module: nn.Module, optimizer: OptimizerConfig) -> torch.opti
         {"params": others, "weight_decay": 0.0},
         {"params": scaled, "weight_decay": 0.0, LR_RATIO: optimizer.gamma_lr_ratio},
     ]
-    return OPTIMIZERS[optimizer.name]([g for g in groups if g["params"]], optimizer)
+    return stepping(optimizer, [g for g in groups if g["params"]])
 
 
-def _cosine(epoch: float, epochs: float, s: SchedulerConfig) -> float:
-    assert s.final_ratio is not None
+@singledispatch
+def course(options: SchedulerConfig, epoch: float, epochs: float) -> float:
+    """The share of the learning rate at `epoch` of `epochs`, counted from the end of the warm-up.
+
+    By the option of `scheduler`; `register` adds another one's.
+    """
+    raise TypeError(f"scheduler={options.name}: nothing is registered that computes it")
+
+
+@course.register
+def _(options: Cosine, epoch: float, epochs: float) -> float:
     cosine = 0.5 * (1 + math.cos(math.pi * min(epoch / max(epochs, 1e-9), 1.0)))
-    return s.final_ratio + (1 - s.final_ratio) * cosine
+    return options.final_ratio + (1 - options.final_ratio) * cosine
 
 
-def _step(epoch: float, epochs: float, s: SchedulerConfig) -> float:
-    assert s.step_size is not None
-    assert s.gamma is not None
-    return s.gamma ** (int(epoch) // s.step_size)
+@course.register
+def _(options: Step, epoch: float, epochs: float) -> float:
+    return options.gamma ** (int(epoch) // options.step_size)
 
 
-def _constant(epoch: float, epochs: float, s: SchedulerConfig) -> float:
+@course.register
+def _(options: Constant, epoch: float, epochs: float) -> float:
     return 1.0
 
 
-def _constant_decay(epoch: float, epochs: float, s: SchedulerConfig) -> float:
-    assert s.final_ratio is not None
-    assert s.decay_share is not None
+@course.register
+def _(options: ConstantDecay, epoch: float, epochs: float) -> float:
     left = max(0.0, 1 - epoch / max(epochs, 1e-9))
-    return s.final_ratio + (1 - s.final_ratio) * min(1.0, left / s.decay_share)
-
-
-SCHEDULES: Mapping[str, Callable[[float, float, SchedulerConfig], float]] = {
-    "cosine": _cosine,
-    "step": _step,
-    "constant": _constant,
-    "constant_decay": _constant_decay,
-}
+    return options.final_ratio + (1 - options.final_ratio) * min(1.0, left / options.decay_share)
 
 
 def lr_ratio(
@@ -128,7 +140,7 @@ def lr_ratio(
     if epoch < warmup:
         ratio = (step + 1) / (warmup * steps_per_epoch + 1)
     else:
-        ratio = SCHEDULES[scheduler.name](epoch - warmup, epochs - warmup, scheduler)
+        ratio = course(scheduler, epoch - warmup, epochs - warmup)
     if mutated_at is None:
         return ratio
     return ratio * min(1.0, (step - mutated_at + 1) / (scheduler.rewarmup_steps + 1))

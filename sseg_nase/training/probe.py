@@ -21,7 +21,7 @@ from sseg_nase.nets.evolvable import Learner
 from sseg_nase.nets.maps import upon
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.sparsity.recalibration import recalibrate
-from sseg_nase.ssl.methods import METHODS, Crops, Losses
+from sseg_nase.ssl.methods import Crops, Losses, method_of
 from sseg_nase.training.accumulation import Views, differentiate, evaluate
 from sseg_nase.training.distributed import average_over_ranks, gather_rows, synchronizing
 from sseg_nase.training.divergence import MOST_SKIPPED
@@ -59,7 +59,7 @@ class Probe:
     ) -> None:
         self.config, self.feed, self.workshop, self.fabric = config, feed, workshop, fabric
         self.ledger = ledger
-        self.method = METHODS[config.ssl.name]
+        self.method = method_of(config.ssl)
         batch = config.hardware.batch_size
         assert batch is not None
         self.delta_batch = max(1, batch // WIDER)

@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 import sseg_nase
+from sseg_nase.config import ablations as defined
 from sseg_nase.config import compose as module
 from sseg_nase.config.compose import (
     dataset_choice,
@@ -27,10 +28,14 @@ from sseg_nase.config.compose import (
     register,
     stored,
 )
-from sseg_nase.config.layout import conf_dir, group_option, groups, key_types
-from sseg_nase.config.schema import BACKBONES, EVOLVABLE, Config, DatasetConfig, HardwareConfig
-from sseg_nase.config.validation import ABLATIONS, cautions, switches
+from sseg_nase.config.groups.backbone import BackboneConfig, Chain
+from sseg_nase.config.layout import _merged_file, conf_dir, groups, key_types
+from sseg_nase.config.options import names_with
+from sseg_nase.config.schema import Config, DatasetConfig, HardwareConfig
+from sseg_nase.config.validation import cautions, switches
 from sseg_nase.errors import UserError
+
+ABLATIONS = {name: one.switches for name, one in defined.ablations().items()}
 
 # What an option cannot do without.
 STILL = ["evolution=none", "sparsity=none"]
@@ -38,13 +43,19 @@ NEEDED = {
     ("dataset", "folder"): ["dataset.root=images"],
     ("dataset", "sketch"): ["dataset.root=images"],
     ("dataset", "csv"): ["dataset.root=images.csv"],
+    ("evaluator", "tabular"): ["evaluator.table=x.csv"],
+    ("evaluator", "predicted"): ["evaluator.learnt_from=runs/searches/x"],
     ("task", "evaluate"): ["checkpoint=best.pt"],
     ("task", "search"): ["search.choices={optimizer.lr: [0.001]}"],
     ("task", "replay"): ["run=runs/one"],
     ("task", "deliver"): ["run=runs/one"],
     ("ssl", "none"): STILL,
     ("backbone", "sketch_cnn"): ["evolution.max_channels=512", "evolution.max_params=4000000"],
-    **{("backbone", name): STILL for name in BACKBONES if name not in EVOLVABLE},
+    **{
+        ("backbone", name): STILL
+        for name in names_with(BackboneConfig)
+        if name not in names_with(Chain)
+    },
     ("backbone", "vit_small"): [*STILL, "backbone.patch_size=4"],
 }
 INHERITING = (
@@ -56,6 +67,7 @@ INHERITING = (
     "evolution",
     "sparsity",
     "optimizer",
+    "scheduler",
 )
 PLAIN = load()
 
@@ -252,8 +264,8 @@ def test_a_group_file_states_only_what_differs(group: str) -> None:
         own: Any = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{option}.yaml"))
         for parent in own.pop("defaults", []):
             if isinstance(parent, str) and parent != "_self_":  # else another group's
-                inherited = group_option(group, parent)
-                repeated = [key for key, value in own.items() if inherited[key] == value]
+                inherited = _merged_file(group, parent)
+                repeated = [k for k, v in own.items() if k in inherited and inherited[k] == v]
                 assert repeated == [], f"{group}/{option}.yaml repeats {repeated} of {parent}"
 
 

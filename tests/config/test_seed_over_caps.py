@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from sseg_nase.config.compose import load
-from sseg_nase.config.schema import BACKBONES, EVOLVABLE, SEARCHED, Config
+from sseg_nase.config.groups.backbone import BackboneConfig, Chain, Searched
+from sseg_nase.config.options import names_with
+from sseg_nase.config.schema import Config
 from sseg_nase.config.validation import validate
 from sseg_nase.errors import UserError
 from sseg_nase.nets.building import build, configured
@@ -40,7 +42,7 @@ def capped(config: Config, key: str, cap: int) -> Config:
 
 
 def test_every_preset_and_every_cap_is_here() -> None:
-    assert set(PRESETS) == set(BACKBONES)
+    assert set(PRESETS) == set(names_with(BackboneConfig))
     held_to = {field.name for field in dataclasses.fields(Caps)} - {"resolution"}
     assert held_to == set(LARGE)
     assert {key for key in vars(preset("evolvable").evolution) if key.startswith("max_")} == {
@@ -53,11 +55,11 @@ def test_every_preset_and_every_cap_is_here() -> None:
 def test_a_network_that_starts_over_a_cap_is_refused(name: str, key: str) -> None:
     """By the figures of the network that is built: at the cap where it may be reached, or under."""
     config = preset(name)
-    if name == SEARCHED:
+    if name in names_with(Searched):
         with pytest.raises(UserError, match=f"backbone={name}: it does not evolve"):
             validate(config)
         return
-    if name not in EVOLVABLE:  # counted when the network is described, before it is built
+    if name not in names_with(Chain):  # counted when the network is described, before it is built
         validate(capped(config, key, 1))
         described = configured(config.backbone, config.dataset.image_size)
         refuse_over_caps(config, described)

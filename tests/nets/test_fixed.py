@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sseg_nase.config.compose import load
-from sseg_nase.config.schema import BACKBONES, EVOLVABLE
+from sseg_nase.config.groups.backbone import BackboneConfig, Chain
+from sseg_nase.config.options import names_with
 from sseg_nase.errors import UserError
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.building import KNOWN, build, configured, described
@@ -63,7 +64,7 @@ def images(description: Description, count: int = 4) -> Tensor:
 
 def composed(name: str, *overrides: str) -> Description:
     """What `backbone=name` describes."""
-    needed = STILL if name not in EVOLVABLE else ["evolution.max_channels=512"]
+    needed = STILL if name not in names_with(Chain) else ["evolution.max_channels=512"]
     config = load([f"backbone={name}", *needed, *overrides])
     return configured(config.backbone, config.dataset.image_size)
 
@@ -102,7 +103,7 @@ def test_params_and_macs_are_the_published_ones(
         *(pytest.param(*each, marks=pytest.mark.slow) for each in [(3, 84), (1, 84), (3, 28)]),
     ],
 )
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", names_with(BackboneConfig))
 def test_images_become_embeddings(name: str, size: int, channels: int) -> None:
     more = ["backbone.patch_size=4"] if name == "vit_small" else []
     sizes = [f"dataset.image_size={size}", f"dataset.channels={channels}"]
@@ -134,7 +135,7 @@ def test_an_unknown_network_is_named() -> None:
 
 
 def test_every_fixed_network_has_a_description() -> None:
-    assert set(KNOWN) | set(EVOLVABLE) == set(BACKBONES)
+    assert set(KNOWN) | set(names_with(Chain)) == set(names_with(BackboneConfig))
 
 
 @pytest.mark.parametrize("description", SMALL, ids=lambda d: d.name)

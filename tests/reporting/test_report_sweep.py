@@ -13,11 +13,13 @@ from recorded_runs import accuracies, record
 from test_report_documents import Page, assert_alone
 from test_report_latex import compiled, needs_pdflatex
 
-from sseg_nase.config.validation import ABLATIONS
+from sseg_nase.config import ablations as defined
 from sseg_nase.reporting.ablation import ablations
 from sseg_nase.reporting.aggregate import Aggregate, Entry, aggregate
 from sseg_nase.reporting.document import Picture
 from sseg_nase.reporting.tables import write
+
+ABLATIONS = {name: one.switches for name, one in defined.ablations().items()}
 
 KEYS = ("digits/val/5w1s", "digits/val/5w5s")
 MEANS = {"A1": 40, "A2": 50, "A3": 52, "A4": 54, "A5": 53, "A6": 54, "A7": 58}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from recorded_runs import KEY, METHOD, accuracies, record, sweep
 
-from sseg_nase.config.validation import Switches
+from sseg_nase.config.ablations import Switches
 from sseg_nase.reporting.ablation import Ablation, Line
 from sseg_nase.reporting.aggregate import (
     COMPARISON_COLUMNS,

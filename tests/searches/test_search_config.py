@@ -10,10 +10,12 @@ from small_search import CHOICES, own
 from sseg_nase.config.compose import load, overrides_of, spelled_out
 from sseg_nase.config.fingerprint import fingerprint
 from sseg_nase.config.layout import group_option, groups
-from sseg_nase.config.schema import EVALUATORS, OWN, STRATEGIES
+from sseg_nase.config.options import options_of
+from sseg_nase.config.schema import OWN, EvaluatorConfig, StrategyConfig
 from sseg_nase.errors import UserError
 from sseg_nase.searches import parts
 from sseg_nase.searches.own import imported
+from sseg_nase.searches.task import EVALUATORS
 from sseg_nase.spaces import SPACES, named
 from sseg_nase.spaces.overrides import overrides_space
 
@@ -26,7 +28,10 @@ MISTAKES = [
     ([CHOICES, "space=nb201", "evaluator=tabular", "evaluator.table=x.csv"], "has no effect with"),
     (["space=nb201", "evaluator=tabular"], "evaluator.table=null"),
     ([CHOICES, "evaluator.seconds=x"], "choose evaluator=tabular or leave it out"),
-    ([CHOICES, "strategy.name=own"], "strategy=own: where is it"),
+    (
+        [CHOICES, "strategy.name=own"],
+        "strategy.target=null: strategy=own needs a value, FILE.py:NAME",
+    ),
     ([CHOICES, "strategy.target=a.py:b"], "choose strategy=own or leave it out"),
     ([CHOICES, "search=runs/searches/x"], "it has no effect with task=search"),
     ([CHOICES, "search.choices.seed=[1]", "search.cap={a: 1}"], "Did you mean 'search.caps'"),
@@ -64,16 +69,21 @@ def test_what_is_searched_does_not_change_what_a_run_is() -> None:
 
 def test_every_file_of_a_group_names_itself() -> None:
     named_in = groups()
-    assert set(named_in["strategy"]) == set(STRATEGIES) == set(parts.STRATEGIES)
-    assert set(named_in["evaluator"]) == set(EVALUATORS)
+    strategies, evaluators = options_of(StrategyConfig), options_of(EvaluatorConfig)
+    assert set(named_in["strategy"]) == set(strategies) - {OWN}
+    assert set(named_in["evaluator"]) == set(evaluators) - {OWN}
+    assert set(parts.STRATEGIES) == {kind for name, kind in strategies.items() if name != OWN}
+    assert set(EVALUATORS) == {
+        kind for name, kind in evaluators.items() if name not in (OWN, "run")
+    }
     assert set(named_in["space"]) == {"overrides", *SPACES}
     for group in ("strategy", "evaluator", "space"):
         assert all(group_option(group, name)["name"] == name for name in named_in[group])
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", groups()["strategy"])
 def test_the_values_of_conf_are_those_of_the_classes(name: str) -> None:
-    kind: Any = parts.STRATEGIES[name]
+    kind: Any = parts.STRATEGIES[options_of(StrategyConfig)[name]]
     made = parts.strategy_of(load([f"strategy={name}"]).strategy)
     assert made == kind()
     values = {key for key, value in group_option("strategy", name).items() if value is not None}
@@ -152,4 +162,3 @@ def test_a_target_that_is_not_there_is_named(target: str, said: str, tmp_path: P
     with pytest.raises(UserError) as refused:
         imported("strategy.target", target)
     assert said in str(refused.value)
-    assert OWN not in parts.STRATEGIES

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from sseg_nase import load_config
+from sseg_nase.config.groups.backbone import ResNet
 from sseg_nase.config.schema import Config, DatasetConfig
 from sseg_nase.data.curriculum.render import DRAWING
 from sseg_nase.data.store import ImageStore
@@ -324,6 +325,10 @@ def seen_by(path: Path, images: Data, padding: int = 0) -> Path:
     return path
 
 
+def beginning_with(weights: Path) -> ResNet:
+    return ResNet("resnet18", in_channels=3, imports=None, weights=str(weights), stem="auto")
+
+
 def test_what_the_weights_start_from_is_recorded_with_what_they_have_seen(
     tmp_path: Path, asked: list[Any]
 ) -> None:
@@ -336,7 +341,7 @@ def test_what_the_weights_start_from_is_recorded_with_what_they_have_seen(
         places = {
             "checkpoint": str(judged) if config.task == "evaluate" else None,
             "finetune": dataclasses.replace(config.finetune, start=str(start)),
-            "backbone": dataclasses.replace(config.backbone, weights=str(weights)),
+            "backbone": beginning_with(weights),
         }
         config = dataclasses.replace(config, **places)
         return data_of(config, [task("digits/val/5w1s")], pretrained=False)
@@ -380,9 +385,7 @@ def test_a_file_is_known_by_all_of_its_content(
         path = tmp_path / "weights.pt"
         path.write_bytes(content)
         config = config_of(DIGITS)
-        config = dataclasses.replace(
-            config, backbone=dataclasses.replace(config.backbone, weights=str(path))
-        )
+        config = dataclasses.replace(config, backbone=beginning_with(path))
         data = data_of(config, [task("digits/val/5w1s")], pretrained=False)
         sums.add(data["files"]["backbone.weights"]["sha256"])
     assert len(sums) == 2

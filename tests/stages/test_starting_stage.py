@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sseg_nase.config.compose import load
+from sseg_nase.config.groups.backbone import ResNet
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
 from sseg_nase.finetune.learner import EpisodeLearner, around
@@ -78,7 +79,7 @@ def test_the_untrained_network_is_the_one_that_training_begins_with() -> None:
 def test_what_is_loaded_of_weights_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sseg_nase.nets.weights.load_weights", lambda net, name: f"all of {name}")
     config = config_of()
-    backbone = dataclasses.replace(config.backbone, weights="w.pt")
+    backbone = ResNet("resnet18", in_channels=3, imports=None, weights="w.pt", stem="small")
     told: list[str] = []
     seed_backbone(dataclasses.replace(config, backbone=backbone), told.append)
     assert told == ["all of w.pt"]

@@ -21,7 +21,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from sseg_nase import stages
 from sseg_nase.config.compose import load
-from sseg_nase.config.schema import SSL_METHODS
 from sseg_nase.errors import UserError
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.evolvable import EvolvableCNN, Learner
@@ -111,7 +110,7 @@ class Case:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("distillation", [0.0, 0.5])
-@pytest.mark.parametrize("method", SSL_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_gradient_of_the_parts_is_that_of_the_batch(
     method: str, distillation: float, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +149,7 @@ def test_a_mean_over_parts_would_be_another_gradient(method: str) -> None:
     assert apart > 1e-2
 
 
-@pytest.mark.parametrize("method", SSL_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_teacher_tracks_every_part_once_where_it_is_to(method: str) -> None:
     case = Case(method)
     still = copy.deepcopy(case.teaching)
@@ -223,7 +222,7 @@ def test_untracked_leaves_modes_as_they_were() -> None:
     )
 
 
-@pytest.mark.parametrize("method", SSL_METHODS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("count", [1, 3])
 def test_losses_without_a_gradient_are_those_with_one(method: str, count: int) -> None:
     case = Case(method)

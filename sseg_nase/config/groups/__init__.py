@@ -1,0 +1,1 @@
+"""One module per config group: the classes of its options, with the checks of their values."""

@@ -1,0 +1,89 @@
+"""The sections of a composed or stored config as the options that they are.
+
+A key exists only where the option has it. Composition refuses a key of another option; of a config
+that an older version has stored, which had null there, it is dropped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sseg_nase.config.explain import wrong_type
+from sseg_nase.config.options import fields_of, having, is_group, options_of
+from sseg_nase.config.schema import Config
+from sseg_nase.errors import UserError, did_you_mean
+
+MISSING = "???"  # OmegaConf's word for a key of the schema without a value
+Tree = Mapping[str, Any]
+
+
+def chosen(kind: Any, section: Any) -> Any:
+    """Return the class of the option that `section` is; the group's where its name tells none."""
+    name = section.get("name") if isinstance(section, Mapping) else None
+    return options_of(kind).get(name, kind) if isinstance(name, str) else kind
+
+
+def without_unset(tree: Tree, kind: Any = Config) -> dict[str, Any]:
+    """Return `tree` without the keys that have no value because other options have them.
+
+    A null is none either, nor is an empty dictionary: options of one's own may say so of keys that
+    only others have.
+    """
+    return _kept(tree, kind, lambda value: value is None or value == MISSING or value == {})
+
+
+def upgraded(tree: Tree, kind: Any = Config) -> dict[str, Any]:
+    """Return a stored config without the keys that its options do not have.
+
+    Versions before stored the keys of all options of a group, null where they had no effect.
+    """
+    return _kept(tree, kind, lambda value: True)
+
+
+def _kept(tree: Tree, kind: Any, dropped: Any) -> dict[str, Any]:
+    known = {name: inner for name, inner, _ in fields_of(kind)}
+    own = {name for name, *_ in fields_of(chosen(kind, tree))} if is_group(kind) else set(known)
+    return {
+        key: _kept(value, known[key], dropped)
+        if dataclasses.is_dataclass(known.get(key)) and isinstance(value, Mapping)
+        else value
+        for key, value in tree.items()
+        if key in own or key not in known or not dropped(value)
+    }
+
+
+def of_others(kind: Any, tree: Tree, prefix: str = "") -> Iterator[str]:
+    """Yield what is wrong with the keys of groups: of another option, without a value, unnamed."""
+    if is_group(kind):
+        yield from _of_another(kind, tree, prefix.rstrip("."))
+    for name, inner, _ in fields_of(kind):
+        if dataclasses.is_dataclass(inner) and isinstance(tree.get(name), Mapping):
+            yield from of_others(inner, tree[name], f"{prefix}{name}.")
+
+
+def _of_another(kind: Any, section: Tree, group: str) -> Iterator[str]:
+    name = section.get("name", MISSING)
+    if name == MISSING or not isinstance(name, str):
+        raise UserError(wrong_type(f"{group}.name", None if name == MISSING else name))
+    names = tuple(options_of(kind))
+    if name not in names:
+        yield f"{group}.name={name}: choose one of {', '.join(names)}.{did_you_mean(name, names)}"
+        return
+    fields = fields_of(options_of(kind)[name])
+    own = {field: inner for field, inner, _ in fields}
+    needed = {field: said.get("path") or said.get("text") for field, _, said in fields}
+    wide = {field: inner for field, inner, _ in fields_of(kind)}
+    for key in sorted(wide):
+        value = section.get(key)
+        value = None if value == MISSING else value
+        if key not in own and value is not None:
+            others = " or ".join(having(kind, key))
+            yield (
+                f"{group}.{key}={value}: it has no effect with {group}={name}; "
+                f"choose {group}={others} or leave it out."
+            )
+        elif key in own and value is None and own[key] != wide[key]:
+            what = f", {needed[key]}" if needed[key] else ""
+            yield f"{group}.{key}=null: {group}={name} needs a value{what.rstrip(',')}."

@@ -1,0 +1,199 @@
+"""The options of config groups: one frozen dataclass each, registered under the names it has.
+
+A group's type is its base class, which has the fields that all options have; the class of an option
+adds its own, and says what is wrong with their values. Which one a section is, its `name` tells.
+Options of other packages are registered in the same way, in a module that the package names as an
+entry point of the group `sseg_nase.options`:
+
+    @register("optimizer", "lion")
+    @dataclass(frozen=True)
+    class Lion(OptimizerConfig):
+        betas: Annotated[list[float], option(least=0, most=0.99999)]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Annotated, Any, ClassVar, Optional, TypeVar
+
+from sseg_nase.errors import UserError
+
+T = TypeVar("T")
+Field = tuple[str, Any, Mapping[str, Any]]  # name, type, accepted values
+
+ENTRY_POINTS = "sseg_nase.options"
+
+_GROUPS: dict[str, Any] = {}  # the base class of every group
+_OPTIONS: dict[Any, dict[str, Any]] = {}  # of a base class its options, by name
+_CACHES: list[Any] = []
+
+
+def option(
+    *,
+    choices: tuple[Any, ...] | None = None,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    keys: tuple[str, ...] | None = None,
+    path: str | None = None,
+    text: str | None = None,
+) -> dict[str, Any]:
+    """Return the values a field accepts, to stand beside its type in `Annotated`.
+
+    Choices and bounds hold for every item of a list and every value of a dictionary; `keys` are
+    the keys a dictionary may have; `path` says in words which file or folder a text names,
+    `text` what else it is. A text without choices is never empty.
+    """
+    accepted = {
+        "choices": choices,
+        "least": least,
+        "above": above,
+        "most": most,
+        "keys": keys,
+        "path": path,
+        "text": text,
+    }
+    return {key: value for key, value in accepted.items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """What the options of all groups have."""
+
+    name: str
+
+    def wrong(self) -> Iterator[str]:
+        """Yield a sentence for everything that is wrong with the values taken together."""
+        return iter(())
+
+
+def group(name: str) -> Callable[[type[T]], type[T]]:
+    """Make the class the base of all options of the group of that name, its first key in YAML."""
+
+    def known(base: type[T]) -> type[T]:
+        _GROUPS[name], _OPTIONS[base] = base, {}
+        return base
+
+    return known
+
+
+def register(group: str, *names: str) -> Callable[[type[T]], type[T]]:
+    """Make the frozen dataclass the option of `group` that has these names.
+
+    Raises `ValueError` where there is no such group, where the class does not inherit from the
+    group's, and for a name that is taken.
+    """
+
+    def known(cls: type[T]) -> type[T]:
+        base = _GROUPS.get(group)
+        if base is None:
+            raise ValueError(f"{group}: there is no such group; there are {', '.join(_GROUPS)}.")
+        if not (dataclasses.is_dataclass(cls) and issubclass(cls, base)):
+            raise ValueError(f"{cls.__name__}: an option of {group} is a {base.__name__}.")
+        for name in names:
+            if _OPTIONS[base].get(name, cls) is not cls:
+                raise ValueError(f"{group}={name}: there is an option of that name already.")
+            _OPTIONS[base][name] = cls
+        for each in _CACHES:
+            each.cache_clear()
+        return cls
+
+    return known
+
+
+@cache
+def load_packages() -> None:
+    """Let the packages that are installed register their options, once in a process.
+
+    Raises `UserError` where the module of one cannot be imported.
+    """
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            point.load()
+        except (ImportError, AttributeError, ValueError) as error:
+            package = point.dist.name if point.dist is not None else point.name
+            raise UserError(
+                f"{package}: this package has options for sseg-nase, and its {point.value} cannot "
+                f"be imported ({error}). Mend it, or uninstall it."
+            ) from error
+
+
+def until_registered(function: Callable[..., T]) -> Callable[..., T]:
+    """Remember what the function returns, until a further option is registered."""
+    remembered = cache(function)
+    _CACHES.append(remembered)
+    return remembered
+
+
+def is_group(kind: Any) -> bool:
+    """Tell whether a type is the base class of a group's options."""
+    return isinstance(kind, type) and kind in _OPTIONS
+
+
+def options_of(kind: Any) -> Mapping[str, Any]:
+    """Return the classes of the options of a group, given by its base class, by their names."""
+    return _OPTIONS[kind]
+
+
+def names_of(group: str) -> tuple[str, ...]:
+    """Return the names of the options that are registered for a group."""
+    return tuple(_OPTIONS[_GROUPS[group]])
+
+
+def names_with(cls: Any) -> tuple[str, ...]:
+    """Return the names of the options that are of a class."""
+    return tuple(n for o in _OPTIONS.values() for n, kind in o.items() if issubclass(kind, cls))
+
+
+def having(kind: Any, key: str) -> list[str]:
+    """Return the names of those options of a group, given by its base class, that have a key."""
+    return [n for n, cls in options_of(kind).items() if any(key == f[0] for f in fields_of(cls))]
+
+
+@until_registered
+def fields_of(kind: Any) -> tuple[Field, ...]:
+    """Return name, type and accepted values of every field of a schema dataclass.
+
+    Of a group, given by its base class, those of all of its options: what only some of them have
+    may be null, and is of any type where they do not agree on it.
+    """
+    if not is_group(kind):
+        return tuple(_own_fields(kind))
+    choices, several = tuple(options_of(kind)), list(dict.fromkeys(options_of(kind).values()))
+    found: dict[str, Field] = {}
+    for cls in (kind, *several):
+        for name, inner, accepted in _own_fields(cls):
+            if name == "name":
+                accepted = option(choices=choices)
+            known = found.setdefault(name, (name, inner, accepted))
+            if known[1] not in (inner, Any):
+                inside = {_without_null(known[1]), _without_null(inner)}
+                agreed = Optional[inside.pop()] if len(inside) == 1 else Any
+                found[name] = name, agreed, known[2]
+    shared = set.intersection(*({f[0] for f in _own_fields(cls)} for cls in several or [kind]))
+    return tuple(
+        (n, inner if n in shared or dataclasses.is_dataclass(inner) else _or_null(inner), accepted)
+        for n, inner, accepted in found.values()
+    )
+
+
+def _own_fields(kind: Any) -> Iterator[Field]:
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        if typing.get_origin(hint) is ClassVar:
+            continue
+        annotated = typing.get_origin(hint) is Annotated
+        inner, accepted = typing.get_args(hint) if annotated else (hint, {})
+        yield name, inner, accepted
+
+
+def _or_null(kind: Any) -> Any:
+    return kind if kind is Any or typing.get_origin(kind) is dict else Optional[kind]
+
+
+def _without_null(kind: Any) -> Any:
+    inside = [one for one in typing.get_args(kind) if one is not type(None)]
+    return inside[0] if type(None) in typing.get_args(kind) and len(inside) == 1 else kind

@@ -1,0 +1,42 @@
+"""A config whose sections are other options of their groups, without composing it anew."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from sseg_nase.config.layout import group_option, groups
+from sseg_nase.config.members import chosen
+from sseg_nase.config.options import fields_of, is_group, options_of
+from sseg_nase.config.schema import Config
+
+GROUPS = {name: kind for name, kind, _ in fields_of(Config) if is_group(kind)}
+
+
+def having(config: Config, key: str) -> Config:
+    """`config`; where its option has no such key, with the values of one in conf/ that has it."""
+    group, _, name = key.partition(".")
+    before: Any = getattr(config, group)
+    if group not in GROUPS or not name or hasattr(before, name.partition(".")[0]):
+        return config
+    for option in groups()[group]:
+        values = group_option(group, option)
+        kind = chosen(GROUPS[group], values)
+        names = [each for each, *_ in fields_of(kind)]
+        if name in names:
+            kept = {each: getattr(before, each, values.get(each)) for each in names}
+            section = kind(**{**kept, "name": values["name"]})
+            return dataclasses.replace(config, **{group: section})
+    own = options_of(GROUPS[group])["own"]  # it has no file, as nothing is usual for it
+    section = own(name="own", target="mine.py:Mine", settings={})
+    return dataclasses.replace(config, **{group: section})
+
+
+def type_of(config: Config, key: str) -> Any:
+    """The type of a key in the options of `config`."""
+    kind: Any = Config
+    section: Any = config
+    for name in key.split("."):
+        kind = next(inner for each, inner, _ in fields_of(type(section)) if each == name)
+        section = getattr(section, name)
+    return kind
