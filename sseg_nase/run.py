@@ -318,8 +318,12 @@ def pipeline(this: Run) -> None:
                 f"by {len(reached.history)} mutations that stand in the log of that run; evolve it "
                 "in one run, or begin with a network that has not."
             )
+    teacher = None
     if config.finetune.name != "none":
-        stages.labelled(config)
+        base = stages.labelled(config)
+        teacher = stages.classifier_of(config, base)
+        if teacher is not None:
+            this.notes.append(f"finetune=linear is distilled from {teacher.words}")
     done = 0 if state is None else int(state["epoch"])
     if tuning is not None:
         done = int(tuning["finetune"]["epoch"])
@@ -364,7 +368,8 @@ def pipeline(this: Run) -> None:
         )
     results = _references(this, tasks, reached, trained)
     if place is not None:
-        reached = _tune(this, reached, place, tuning, extra)
+        reached = _tune(this, reached, place, tuning, extra, teacher)
+        results |= {} if teacher is None else {"teacher": teacher.in_results()}
         trained = False  # what counts is chosen: there is no other best
     best = this.directory / "checkpoints" / "best.pt" if trained else None
     _judge(this, reached, tasks, results, best)
@@ -376,6 +381,7 @@ def _tune(
     place: stages.Place,
     state: dict[str, Any] | None,
     extra: dict[str, Any],
+    teacher: stages.OtherRun | None,
 ) -> stages.Reached:
     """Fine-tune stage by stage, from `place` on, where `state` left off."""
     tunings, places = stages_of(this.config), stages.places_of(this.config)
@@ -392,6 +398,7 @@ def _tune(
                 place=now,
                 state=state if now == place else None,
                 extra=extra,
+                teacher=teacher if now.method == "linear" else None,
                 stop=this.interruption.is_requested,
                 at_once=this.interruption.at_once,
             )

@@ -33,7 +33,7 @@ from sseg_nase.config.schema import (
     EvolutionConfig,
     ViewsConfig,
 )
-from sseg_nase.config.sequence import FINETUNE_OPTIONS, in_words, stages_of
+from sseg_nase.config.sequence import DISTILLING, FINETUNE_OPTIONS, in_words, stages_of
 from sseg_nase.errors import UserError, did_you_mean
 
 # Beyond it whole numbers have no room in what computes with them, and float32 has infinities.
@@ -896,6 +896,7 @@ def _finetune(config: Config) -> Iterator[str]:
             f"evaluation.support_augmentations={evaluation.support_augmentations}: it averages "
             "embeddings, and evaluation.method=maml adapts to the images; leave it out."
         )
+    yield from _teacher(config)
     if options.name == "none":
         if options.start:
             yield (
@@ -906,6 +907,31 @@ def _finetune(config: Config) -> Iterator[str]:
     yield from _of_stages(config, _stage)
     if config.hardware.compile and config.ssl.name == "none":
         yield "hardware.compile=true: it has no effect on fine-tuning; leave it out."
+
+
+def _teacher(config: Config) -> Iterator[str]:
+    """The teacher of finetune=linear, and what is only for one."""
+    given = config.finetune.teacher
+    linear = [each for each in stages_of(config) if each.finetune.name == "linear"]
+    if given and not linear:
+        yield (
+            f"finetune.teacher={given}: it has no effect with finetune={config.finetune.name}; "
+            "choose finetune=linear, whose classifier is distilled, or leave it out."
+        )
+    usual = group_option("finetune", "linear")
+    for stage in linear:
+        begins, options = in_words(stage, config), stage.finetune
+        for key in DISTILLING:
+            if not given and getattr(options, key) not in (usual[key], None):
+                yield (
+                    f"{begins}.{key}={getattr(options, key)}: it has no effect without "
+                    "finetune.teacher=RUN; add that, or leave it out."
+                )
+        if given and not (options.distillation_weight or options.feature_weight):
+            yield (
+                f"{begins}.distillation_weight=0: with {begins}.feature_weight=0 nothing is "
+                f"learned from finetune.teacher={given}; raise one of them, or leave it out."
+            )
 
 
 def _stage(config: Config) -> Iterator[str]:

@@ -21,6 +21,7 @@ from sseg_nase.data.placement import fetch
 from sseg_nase.data.random import derive
 from sseg_nase.data.views import normalize
 from sseg_nase.evolution.operators import TrainingState, apply, output_change
+from sseg_nase.finetune.auxiliary import add_like
 from sseg_nase.finetune.learner import METHODS, EpisodeLearner, around
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.building import build
@@ -70,6 +71,7 @@ def mutated(
     generator = torch.Generator().manual_seed(mutation.seed)
     with torch.random.fork_rng(devices=[]):  # layers draw from the global generator, too
         new = around(build(mutation.after), options, classes, generator)
+        add_like(new.head, learner.head, generator)
     state = apply(
         mutation,
         TrainingState(learner.state_dict(), moments=moments),
@@ -105,7 +107,8 @@ class LabelledProbe:
             torch._foreach_mul_(
                 [p.grad for p in learner.parameters() if p.grad is not None], 1 / scale
             )
-            self._count(IMPORTANCE, images, 1 + BACKWARD, learner)
+            passed = (1 + BACKWARD) * tuner.embedded(images)
+            self._count(IMPORTANCE, images, passed, learner)
             yield
 
     @torch.no_grad()
@@ -116,7 +119,7 @@ class LabelledProbe:
         for step, images in self._batches("held", HELD_STEPS):
             for row, learner in zip(rows, copies, strict=True):
                 row.append(self.tuner.outcome(step, images, learner).loss.item())
-                self._count(CHECKS, images, 1, learner)
+                self._count(CHECKS, images, self.tuner.embedded(images), learner)
         return torch.tensor(rows, dtype=torch.float64)
 
     def recalibrate(self, learners: Iterable[EpisodeLearner], epoch: int, batches: int) -> None:
@@ -173,10 +176,11 @@ class LabelledProbe:
             again += 1
 
     def _counted(self, images: Tensor, learner: EpisodeLearner) -> Tensor:
-        self._count(CHECKS, images, 1, learner)
+        self._count(CHECKS, images, len(images), learner)
         return images
 
-    def _count(self, part: str, images: Tensor, passes: int, learner: EpisodeLearner) -> None:
+    def _count(self, part: str, images: Tensor, passed: int, learner: EpisodeLearner) -> None:
+        """`passed` images of the size of `images` have gone through the network."""
         spent = self.tuner.progress.beside
         macs = learner.backbone.architecture.macs(images.shape[-1])
-        spent[part] = spent.get(part, 0) + passes * len(images) * macs
+        spent[part] = spent.get(part, 0) + passed * macs

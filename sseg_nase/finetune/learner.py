@@ -16,6 +16,8 @@ from sseg_nase.nets.description import Description
 from sseg_nase.nets.heads import RelationHead, RidgeHead
 from sseg_nase.nets.mutation import ChannelMap, Mutation
 
+ROTATION, TO_TEACHER = BESIDE = ("rotation", "to_teacher")  # what a classifier may have beside it
+
 
 class EpisodeLearner(nn.Module):
     """A backbone and the head of its fine-tuning method, trained and kept together."""
@@ -60,6 +62,18 @@ class Ridge(RidgeHead):
         """Scores `[E, M, N]` of query `[E, M, D]` by support `[E, N, K, D]`."""
         scores = ridge_scores(support, query, self.log_regularization.exp())
         return self.scale * scores + self.shift
+
+
+class BaseClassifier(nn.Linear):
+    """A linear classifier of the base classes, `[B, features]` → `[B, classes]`.
+
+    `beside`: what else is learned upon the embedding, `[B, features]` → `[B, out]` each, and, like
+    the classifier, is no part of what is judged. See `finetune.auxiliary`.
+    """
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__(features, classes)
+        self.beside = nn.ModuleDict()
 
 
 def cross_entropy(scores: Tensor, truth: Tensor) -> Tensor:
@@ -115,19 +129,25 @@ def _maml(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -
 
 
 def _linear(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:
-    return linear_head(d.features, classes, g)
+    return linear_head(d.features, classes, g, BaseClassifier)
 
 
-def linear_head(features: int, classes: int, generator: torch.Generator) -> nn.Linear:
+def linear_head(
+    features: int,
+    classes: int,
+    generator: torch.Generator,
+    kind: Callable[[int, int], nn.Linear] = nn.Linear,
+) -> nn.Linear:
     """A linear classifier, small at the start: no class is preferred, and gradients are finite."""
-    head = nn.Linear(features, classes)
+    head = kind(features, classes)
     nn.init.normal_(head.weight, std=0.01, generator=generator)
     nn.init.zeros_(head.bias)
     return head
 
 
 def _weights(mutation: Mutation) -> Mapping[str, ChannelMap]:
-    return {"head.weight": mutation.features}
+    beside = (f"head.beside.{name}.weight" for name in BESIDE)
+    return dict.fromkeys(("head.weight", *beside), mutation.features)
 
 
 def _both_maps(mutation: Mutation) -> Mapping[str, ChannelMap]:

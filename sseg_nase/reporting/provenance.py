@@ -195,11 +195,13 @@ def _method(
         for name in _at(config, "finetune.sequence") or [_at(config, "finetune.name", "none")]:
             if name == "none":
                 continue
-            steps.append((FINETUNED.get(name, name), OWN_METHODS.get(name, PLAIN)))
+            distilled = name == "linear" and _at(config, "finetune.teacher")
+            called = f"{'distilled ' if distilled else ''}{FINETUNED.get(name, name)}"
+            steps.append((called, OWN_METHODS.get(name, PLAIN)))
     if not steps:
         tag = " (A1)" if configs and configs[0].get("ablation") == "A1" else ""
         steps.append((f"untrained{tag}", PLAIN))
-    if steps[-1][0] == FINETUNED["linear"]:
+    if steps[-1][0].endswith(FINETUNED["linear"]):
         steps[-1] = (steps[-1][0], None)
     return ", then ".join(name for name, _ in steps), steps[-1][1]
 

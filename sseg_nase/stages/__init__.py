@@ -17,13 +17,16 @@ from sseg_nase.stages.judging import (
 from sseg_nase.stages.pretraining import pretrain
 from sseg_nase.stages.replaying import replayed
 from sseg_nase.stages.starting import Reached, images_of, seed_backbone, seed_learner, stored
+from sseg_nase.stages.teaching import OtherRun, classifier_of
 
 __all__ = [
     "FewShotTask",
     "Judgement",
+    "OtherRun",
     "Place",
     "Reached",
     "check_head",
+    "classifier_of",
     "doubted",
     "draw_curriculum",
     "efficiency",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from sseg_nase.errors import UserError
 from sseg_nase.files import read_json
 from sseg_nase.stages.judging import FewShotTask
 from sseg_nase.stages.starting import images_of
+from sseg_nase.stages.teaching import classifier_file
 from sseg_nase.training import checkpoint
 
 NAME = "data.json"
 SCHEMA = 1
 TRAINING = ("pretrain", "finetune")  # roles of images that weights are made from
-FILES = ("finetune.start", "backbone.weights")
+FILES = ("finetune.start", "finetune.teacher", "backbone.weights")
 RECORDED = ("source", "layout", "split", "image_size", "channels")
 BLOCK = 1 << 20
 MOST_NAMED = 5
@@ -74,7 +75,7 @@ def data_of(config: Config, tasks: Sequence[FewShotTask], *, pretrained: bool) -
         "drawn": drawn if pretrained else [],
         "drawing": DRAWING,
         "files": {key: found for key in FILES if (found := _file(config, key)) is not None},
-        "trained_before": trained_on(start),
+        "trained_before": _distinct([*trained_on(start), *trained_on(_data_of_teacher(config))]),
         "drawn_before": drawings(start),
     }
 
@@ -139,7 +140,7 @@ def refuse(resume: str | Path, found: Mapping[str, str], epochs: int) -> UserErr
     listed = "\n  ".join(f"{key}: {what}" for key, what in found.items())
     remedy = (
         "Bring back what was there, or name where it is (paths.data_dir, dataset.root, "
-        "finetune.from, backbone.weights);"
+        "finetune.from, finetune.teacher, backbone.weights);"
     )
     if list(found) == ["drawn images"]:
         remedy = "Resume it with the version of sseg-nase that it was begun with;"
@@ -158,7 +159,11 @@ def trained_on(data: Mapping[str, Any]) -> list[Data]:
     # A run that was resumed with other images has seen both.
     earlier = [one for part in data.get("earlier") or () for one in trained_on(part)]
     every = [*own, *earlier, *(data.get("trained_before") or ())]
-    return list({(one["key"], one["identity"]): one for one in every}.values())
+    return _distinct(every)
+
+
+def _distinct(images: Iterable[Data]) -> list[Data]:
+    return list({(one["key"], one["identity"]): one for one in images}.values())
 
 
 def overlaps(seen: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> Iterator[str]:
@@ -261,7 +266,8 @@ def _file(config: Config, key: str) -> Data | None:
     value = place_of(config, key)
     if value is None or (key == "finetune.start" and config.finetune.name == "none"):
         return None
-    path = checkpoint.file_of(Path(value))
+    file_of = classifier_file if key == "finetune.teacher" else checkpoint.file_of
+    path = file_of(Path(value))
     return {"path": str(path), "sha256": _sha256(path)} if path.is_file() else None
 
 
@@ -271,6 +277,14 @@ def _data_of_start(config: Config) -> Mapping[str, Any]:
     if start is None or (config.task == "pipeline" and config.finetune.name == "none"):
         return {}
     return checkpoint.load(checkpoint.file_of(Path(start).expanduser())).get("data") or {}
+
+
+def _data_of_teacher(config: Config) -> Mapping[str, Any]:
+    """What the teacher was made with that the run distils from: its images were trained on, too."""
+    value = place_of(config, "finetune.teacher")
+    if value is None or config.task != "pipeline":
+        return {}
+    return checkpoint.load(classifier_file(Path(value))).get("data") or {}
 
 
 def _sha256(path: Path) -> str:

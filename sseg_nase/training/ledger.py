@@ -17,6 +17,7 @@ STUDENT, TEACHER, CONTROL, TRIALS, IMPORTANCE, CHECKS = PARTS = (
     "student", "teacher", "control", "trials", "importance", "checks",
 )  # fmt: skip
 FINETUNE = "finetune"  # what is counted by `finetune.loop`, after these
+TEACHER_RUN = "teacher_run"  # the training of a teacher from another run, in that run
 
 
 class Ledger:
