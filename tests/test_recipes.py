@@ -44,9 +44,15 @@ def test_the_recipe_without_labels_sees_no_label() -> None:
     [
         (
             "labels",
-            ["finetune.linear.epochs=10", "finetune.prototypical.epochs=1", "finetune.queries=3"]
-            + ["finetune.linear.warmup_epochs=1", "finetune.validation_episodes=10"]
-            + ["finetune.prototypical.episodes_per_epoch=4", "hardware.batch_size=256"],
+            [
+                "finetune.linear.epochs=10",
+                "finetune.linear.warmup_epochs=1",
+                "finetune.prototypical.epochs=1",
+                "finetune.prototypical.episodes_per_epoch=4",
+                "finetune.queries=3",
+                "finetune.validation_episodes=10",
+                "hardware.batch_size=256",
+            ],
         ),
         ("unlabeled", ["pretrain.epochs=10", "scheduler.warmup_epochs=1"]),
     ],

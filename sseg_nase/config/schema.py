@@ -268,6 +268,7 @@ class FinetuneConfig:
     frozen_blocks: Annotated[int, option(least=0)]
     freeze_norms: bool
     ema_decay: Annotated[float, option(least=0, most=0.9999)]
+    image_sizes: Annotated[Optional[list[str]], option(text="SIZE@SHARE, such as 24@0,")]
     validation_episodes: Annotated[int, option(least=2)]
     metric: Annotated[Optional[str], option(choices=("cosine", "euclidean"))]
     scale: Annotated[Optional[float], option(above=0)]
@@ -453,6 +454,7 @@ class TrackingConfig:
 class PretrainConfig:
     epochs: Annotated[int, option(least=0)]
     images_per_epoch: Annotated[int, option(least=1)]
+    image_sizes: Annotated[Optional[list[str]], option(text="SIZE@SHARE, such as 24@0,")]
     checkpoint_interval_epochs: Annotated[int, option(least=1)]
 
 

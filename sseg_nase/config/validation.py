@@ -34,6 +34,7 @@ from sseg_nase.config.schema import (
     ViewsConfig,
 )
 from sseg_nase.config.sequence import DISTILLING, FINETUNE_OPTIONS, in_words, stages_of
+from sseg_nase.config.sizes import sizes_of
 from sseg_nase.errors import UserError, did_you_mean
 
 # Beyond it whole numbers have no room in what computes with them, and float32 has infinities.
@@ -817,13 +818,65 @@ def _ssl(config: Config) -> Iterator[str]:
         scale = getattr(ssl, key)
         if scale is not None and (len(scale) != 2 or scale[0] > scale[1]):
             yield f"ssl.{key}={scale}: two numbers are needed, [low, high]."
-    fixed = backbone.embedding == "flatten" or backbone.name == "vit_small"
-    if ssl.local_views and ssl.local_size != 1 and fixed:
+    if ssl.local_views and ssl.local_size != 1 and _one_size(backbone):
         other = " or backbone.embedding=average" if backbone.embedding == "flatten" else ""
         yield (
             f"ssl.local_size={ssl.local_size}: backbone={backbone.name} embeds images of one size "
             f"only; set ssl.local_size=1{other}."
         )
+
+
+def _one_size(backbone: BackboneConfig) -> bool:
+    """Whether the weights of this backbone take images of one size only."""
+    return backbone.embedding == "flatten" or backbone.name == "vit_small"
+
+
+def _pretrain(config: Config) -> Iterator[str]:
+    schedule = config.pretrain.image_sizes
+    if schedule is None:
+        return
+    key = f"pretrain.image_sizes={_written(schedule)}"
+    said = list(_sizes(key, schedule, config))
+    yield from said
+    if said:
+        return
+    if config.ssl.name == "none":
+        yield f"{key}: it has no effect with ssl=none, which trains nothing; leave it out."
+    size, last = config.dataset.image_size, sizes_of(schedule)[-1][0]
+    if last != size:
+        yield (
+            f"{key}: the last size must be dataset.image_size={size}, at which the network is "
+            "judged with the BN statistics that it then has."
+        )
+    if config.evolution.enabled and config.evolution.order == "trials":
+        yield (
+            f"{key}: evolution.order=trials waits for a loss that stays as it is, and losses of "
+            "other sizes do not compare; add evolution=balanced, or evolution=none."
+        )
+
+
+def _sizes(key: str, schedule: Sequence[str], config: Config) -> Iterator[str]:
+    """A schedule of image sizes, at which the backbone can be trained."""
+    try:
+        sizes = [size for size, _ in sizes_of(schedule)]
+    except ValueError as error:
+        yield f"{key}: {error}."
+        return
+    least, most = 8, config.dataset.image_size
+    for size in sizes:
+        if not least <= size <= most:
+            yield f"{key}: sizes are {least} to dataset.image_size={most}, that of the images."
+            return
+    if _one_size(config.backbone):
+        other = " or set backbone.embedding=average" * (config.backbone.embedding == "flatten")
+        yield (
+            f"{key}: backbone={config.backbone.name} embeds images of one size only; leave it "
+            f"out{other}."
+        )
+
+
+def _written(values: Sequence[str]) -> str:
+    return f"[{','.join(values)}]"
 
 
 def _untrained(config: Config) -> Iterator[str]:
@@ -942,6 +995,14 @@ def _stage(config: Config) -> Iterator[str]:
     fitted = set() if options.queries is not None else {"queries"}
     own = {name: having - fitted for name, having in FINETUNE_OPTIONS.items()}
     yield from _own_options(options, "finetune", own)
+    if options.image_sizes is not None:
+        key = f"finetune.image_sizes={_written(options.image_sizes)}"
+        yield from _sizes(key, options.image_sizes, config)
+        if options.freeze != "none" or options.frozen_blocks or options.freeze_norms:
+            yield (
+                f"{key}: what is frozen keeps the BN statistics of the size that it was trained "
+                "at; leave it out, or what freezes."
+            )
     headless = ("prototypical", "matching")
     if options.freeze == "encoder" and options.name in headless:
         yield (
@@ -1080,6 +1141,7 @@ _RULES = cast(
         _architecture,
         _sparsity,
         _ssl,
+        _pretrain,
         _untrained,
         _evaluation,
         _finetune,

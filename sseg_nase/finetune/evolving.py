@@ -122,12 +122,18 @@ class LabelledProbe:
                 self._count(CHECKS, images, self.tuner.embedded(images), learner)
         return torch.tensor(rows, dtype=torch.float64)
 
-    def recalibrate(self, learners: Iterable[EpisodeLearner], epoch: int, batches: int) -> None:
-        """Compute all BN statistics of the backbones anew."""
+    def recalibrate(
+        self,
+        learners: Iterable[EpisodeLearner],
+        epoch: int,
+        batches: int,
+        image_size: int | None = None,
+    ) -> None:
+        """Compute all BN statistics of the backbones anew, of views of that or the epoch's size."""
         for learner in learners:
             backbone = learner.backbone
             if any(isinstance(part, nn.BatchNorm2d) for part in backbone.modules()):
-                made = self._batches(f"statistics {epoch}", batches)
+                made = self._batches(f"statistics {epoch}", batches, image_size)
                 with torch.no_grad():
                     recalibrate(backbone, (self._counted(images, learner) for _, images in made))
 
@@ -163,7 +169,9 @@ class LabelledProbe:
         fetch(tuner.images, torch.arange(count), raw)
         return normalize(raw).double()
 
-    def _batches(self, purpose: str, count: int) -> Iterator[tuple[Step, Tensor]]:
+    def _batches(
+        self, purpose: str, count: int, image_size: int | None = None
+    ) -> Iterator[tuple[Step, Tensor]]:
         tuner, made = self.tuner, 0
         again = 0
         while made < count:  # where more are asked for than an epoch has
@@ -171,7 +179,7 @@ class LabelledProbe:
             for index, step in enumerate(tuner.steps_of(seed)):
                 if made == count:
                     return
-                yield step, tuner.views_of(step, derive(seed, "views", index))
+                yield step, tuner.views_of(step, derive(seed, "views", index), image_size)
                 made += 1
             again += 1
 

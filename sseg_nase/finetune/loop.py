@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sseg_nase.config.schema import Config, FinetuneConfig, SchedulerConfig
+from sseg_nase.config.sizes import size_at
 from sseg_nase.counting import BACKWARD
 from sseg_nase.data.episodes import EpisodeList, sample_episodes
 from sseg_nase.data.placement import Images, fetch
@@ -60,6 +61,7 @@ from sseg_nase.training.optim import lr_ratio
 
 PURPOSE = "finetune"  # of what is drawn at random here
 BESIDE = "head.beside."  # in front of what is learned beside the head, and not kept with it
+STATISTICS_BATCHES = 20  # from which BN's are computed anew for another image size
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, fused=True),
     # Not fused: where the scaler of 16-mixed skips the first step, momenta would not be written.
@@ -292,10 +294,29 @@ class FineTuner:
     def _parts(self) -> dict[str, nn.Module]:
         return {"encoder": self.learner.backbone, "head": self.learner.head}
 
+    @property
+    def image_size(self) -> int:
+        """Of the views, in the epoch that is trained."""
+        options, usual = self.options, self.config.dataset.image_size
+        return size_at(options.image_sizes, self.progress.epoch, options.epochs, usual)
+
+    def _fit_to_be_judged(self) -> EpisodeLearner:
+        """`judged`, with BN statistics of the size at which it is judged.
+
+        Where the epoch has trained at another size they are computed anew, in a copy.
+        """
+        if self.image_size == self.config.dataset.image_size:
+            return self.judged
+        fitted = copy.deepcopy(self.judged)
+        size = self.config.dataset.image_size
+        self.probe.recalibrate([fitted], self.progress.epoch, STATISTICS_BATCHES, size)
+        return fitted
+
     def _close_epoch(self, speed: float) -> None:
         progress = self.progress
+        judged = self._fit_to_be_judged()
         try:
-            accuracy, ci95 = self.validate(self.judged)
+            accuracy, ci95 = self.validate(judged)
         except Interrupted:  # all steps of the epoch are done: they are not lost
             self.save("last", self.state_dict())
             raise
@@ -314,6 +335,8 @@ class FineTuner:
             "best": better,
             "images_per_second": speed,
         }
+        if self.options.image_sizes is not None:
+            figures["image_size"] = self.image_size
         if self.interventions:
             architecture = self.networks.architecture
             figures |= {"blocks": len(architecture.channels), "params": architecture.params}
@@ -326,7 +349,7 @@ class FineTuner:
         progress.position, progress.sums = 0, [0.0, 0.0]
         progress.epoch += 1
         if better:
-            self.save("best", {**self.state_dict(), "student": _kept(self.judged)})
+            self.save("best", {**self.state_dict(), "student": _kept(judged)})
         progress.epoch -= 1
         self._change()
         progress.epoch += 1
@@ -489,14 +512,15 @@ class FineTuner:
         seed = derive(self.config.seed, PURPOSE, "views", self.progress.epoch, index)
         return self.views_of(step, seed)
 
-    def views_of(self, step: Step, seed: int) -> Tensor:
-        """A random view of every image of a step, `[B, C, S, S]`."""
+    def views_of(self, step: Step, seed: int, image_size: int | None = None) -> Tensor:
+        """A random view of every image of a step, `[B, C, S, S]`; None: of the epoch's size."""
         size, channels = self.config.dataset.image_size, self.config.dataset.channels
         images = torch.empty(
             (len(step.indices), channels, size, size), dtype=torch.uint8, device=self.fabric.device
         )
         fetch(self.images, step.indices, images)
-        return make_views(images, self.options.views, image_size=size, seed=seed, count=1)[0]
+        side = self.image_size if image_size is None else image_size
+        return make_views(images, self.options.views, image_size=side, seed=seed, count=1)[0]
 
     def _update(self) -> bool:
         """A step of optimizer and average; False where the scaler of 16-mixed skips it.

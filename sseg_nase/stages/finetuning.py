@@ -23,7 +23,7 @@ from sseg_nase.finetune.learner import EpisodeLearner, around
 from sseg_nase.finetune.loop import Before, FineTuner, learner_of
 from sseg_nase.stages.judging import FewShotTask, judge_named
 from sseg_nase.stages.pretraining import interventions_of
-from sseg_nase.stages.starting import Reached, images_of, stored
+from sseg_nase.stages.starting import Reached, check_sizes, images_of, stored
 from sseg_nase.stages.teaching import OtherRun
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint, distributed
@@ -173,6 +173,11 @@ def fine_tune(
     classes = len(store.class_names)
     learner = around(before.backbone, config.finetune, classes, generator)
     _check_frozen(learner, config)
+    schedule = config.finetune.image_sizes
+    check_sizes(f"{place.keys}.image_sizes", schedule, learner.backbone.architecture)
+    if teacher is not None:
+        key = f"finetune.teacher={teacher.path} with {place.keys}.image_sizes"
+        check_sizes(key, schedule, teacher.reached.backbone.architecture)
     tuned_as = dataclasses.replace(
         config, pretrain=dataclasses.replace(config.pretrain, epochs=config.finetune.epochs)
     )

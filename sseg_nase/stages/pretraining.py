@@ -13,7 +13,7 @@ from sseg_nase.data.placement import place
 from sseg_nase.hardware.determinism import deterministic
 from sseg_nase.hardware.memory import enforce_memory_cap
 from sseg_nase.nets.evolvable import Learner
-from sseg_nase.stages.starting import images_of, seed_learner
+from sseg_nase.stages.starting import check_sizes, images_of, seed_learner
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint, distributed
 from sseg_nase.training.callbacks import ArchitectureMetrics, Checkpoints, MemoryWatch
@@ -125,9 +125,12 @@ def trainer_of(
         part=(fabric.global_rank, hardware.devices),
         micro=micro,
     )
+    learner = learner or seed_learner(config)
+    schedule = config.pretrain.image_sizes
+    check_sizes("pretrain.image_sizes", schedule, learner.backbone.architecture)
     trainer = Trainer(
         config,
-        learner=learner or seed_learner(config),
+        learner=learner,
         feed=feed,
         fabric=fabric,
         interventions=interventions_of(config),

@@ -23,6 +23,7 @@ from sseg_nase.finetune.learner import EpisodeLearner, around
 from sseg_nase.finite import not_finite, shortened
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.building import build, configured
+from sseg_nase.nets.description import Description
 from sseg_nase.nets.evolvable import Learner
 from sseg_nase.ssl.methods import make_learner
 from sseg_nase.training import checkpoint
@@ -68,6 +69,15 @@ def _seed_backbone(
 
         tell(load_weights(backbone, config.backbone.weights))
     return backbone
+
+
+def check_sizes(key: str, schedule: Sequence[str] | None, architecture: Description) -> None:
+    """Raise `UserError` where images of several sizes are meant for a network that takes one."""
+    if schedule is not None and not architecture.any_resolution:
+        raise UserError(
+            f"{key}=[{','.join(schedule)}]: {architecture.name} takes images of "
+            f"{architecture.resolution} px only; leave it out, or choose another network."
+        )
 
 
 @dataclass(frozen=True)

@@ -27,14 +27,15 @@ class Checkpoints(Callback):
 
     `last.pt` is written before an epoch when `interval` epochs are done or the architecture has
     changed, when training is interrupted, and at the end; always whole, so that the one before it
-    stays until then. Losses of different levels do not compare: a new level starts a new best.
+    stays until then. Losses of different levels, or image sizes, do not compare: each starts a new
+    best.
     `extra` goes into every file. Before the first epoch there must be room for what is
     missing of both files, or `StorageError` is raised.
     """
 
     def __init__(self, folder: Path, interval: int, extra: dict[str, Any]) -> None:
         self.folder, self.interval, self.extra = folder, interval, extra
-        self.best: tuple[int, float] | None = None
+        self.best: tuple[float, ...] | None = None
         self.saved_mutations: list[bool] = []
 
     def on(self, event: Event, trainer: Trainer) -> None:
@@ -45,7 +46,9 @@ class Checkpoints(Callback):
         if event is Event.EPOCH_END and trainer.means is not None:
             # The schedule may stand at the next level already.
             level = trainer.config.curriculum.levels.index(trainer.means.level)
-            score = (-level, trainer.means.contrastive)
+            scheduled = trainer.config.pretrain.image_sizes is not None
+            size = (-trainer.image_size,) if scheduled else ()
+            score = (-level, *size, trainer.means.contrastive)
             if self.best is None or score < self.best:
                 self.best = score
                 self._save("best.pt", trainer)

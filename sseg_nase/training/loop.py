@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sseg_nase.config.schema import Config
+from sseg_nase.config.sizes import size_at
 from sseg_nase.data.curriculum.render import perturb
 from sseg_nase.data.feed import Batch, CurriculumFeed
 from sseg_nase.data.random import derive
@@ -209,6 +210,7 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         progress, batches = self.progress, self.feed.batches_per_epoch
+        self.probe.image_size = self.image_size
         if progress.batch == 0:
             self._emit(Event.EPOCH_START)
         if self.config.hardware.compile and progress.epoch > 1 + self._epoch_of_last_change():
@@ -371,6 +373,12 @@ class Trainer:
         return images
 
     @property
+    def image_size(self) -> int:
+        """Of the views, in the epoch that is trained."""
+        pretrain, usual = self.config.pretrain, self.config.dataset.image_size
+        return size_at(pretrain.image_sizes, self.progress.epoch, pretrain.epochs, usual)
+
+    @property
     def learning_rate(self) -> float:
         """Of the next step."""
         accepted = [record.step for record in self.progress.history if record.accepted]
@@ -439,6 +447,8 @@ class Trainer:
             "blocks": len(architecture.channels),
             "params": architecture.params,
         }
+        if self.config.pretrain.image_sizes is not None:
+            figures["image_size"] = self.image_size
         if self.means is not None:
             figures |= {
                 "loss": self.means.loss,

@@ -58,6 +58,7 @@ class Probe:
     ) -> None:
         self.config, self.feed, self.workshop, self.fabric = config, feed, workshop, fabric
         self.ledger = ledger
+        self.image_size = config.dataset.image_size  # of the views, set by whoever trains
         self.method = METHODS[config.ssl.name]
         batch = config.hardware.batch_size
         assert batch is not None
@@ -354,7 +355,7 @@ class Probe:
 
         In the networks' memory format.
         """
-        ssl, side = self.config.ssl, self.config.dataset.image_size
+        ssl, side = self.config.ssl, self.image_size
         return tuple(
             self._crops(images, crops, round(side * crops.size), derived, first, of)
             for crops, derived in zip(self.method.crops(ssl), _seeds(seed), strict=False)
