@@ -42,6 +42,7 @@ from sseg_nase.tracking.sink import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.tracking.sweeps import ASKED_TAG
 from sseg_nase.training import checkpoint
 from sseg_nase.training.interruption import Interruption
+from sseg_nase.training.ledger import TEACHER_RUN
 
 NAME_LENGTH = 120
 KEPT = ("images", "roles", "files", "drawn", "drawing")  # of the data of earlier epochs
@@ -318,6 +319,9 @@ def pipeline(this: Run) -> None:
                 f"by {len(reached.history)} mutations that stand in the log of that run; evolve it "
                 "in one run, or begin with a network that has not."
             )
+    guide = stages.guide_of(config) if trained else None
+    if guide is not None:
+        this.notes.append(f"ssl={config.ssl.name} also follows {guide.words}")
     teacher = None
     if config.finetune.name != "none":
         base = stages.labelled(config)
@@ -356,6 +360,9 @@ def pipeline(this: Run) -> None:
         history = [record.to_dict() for record in progress.history]
         backbone = trainer.networks.learner.backbone
         name = f"checkpoint={this.place.last_checkpoint}"
+        spent = trainer.ledger.state()
+        if spent is not None and guide is not None:
+            spent = None if guide.spent is None else {**spent, TEACHER_RUN: guide.spent}
         reached = stages.Reached(
             backbone,
             progress.step,
@@ -363,10 +370,11 @@ def pipeline(this: Run) -> None:
             history,
             name,
             {"pretraining": progress.skipped},
-            trainer.ledger.state(),
+            spent,
             epochs=progress.epoch,
         )
     results = _references(this, tasks, reached, trained)
+    results |= {} if guide is None else {"ssl_teacher": guide.in_results()}
     if place is not None:
         reached = _tune(this, reached, place, tuning, extra, teacher)
         results |= {} if teacher is None else {"teacher": teacher.in_results()}

@@ -809,6 +809,24 @@ def _pretrained(config: Config) -> Iterator[str]:
 def _ssl(config: Config) -> Iterator[str]:
     ssl, backbone = config.ssl, config.backbone
     yield from _own_options(ssl, "ssl", SSL_OPTIONS)
+    usual = group_option("ssl", ssl.name)
+    for key in ("feature_weight", "feature_temperature"):
+        if ssl.teacher is None and getattr(ssl, key) != usual[key]:
+            yield (
+                f"ssl.{key}={getattr(ssl, key)}: it has no effect without ssl.teacher=RUN; add "
+                "that, or leave it out."
+            )
+    if ssl.teacher is not None:
+        why = "trains nothing" if ssl.name == "none" else None
+        why = "does not pretrain" if config.finetune.start else why
+        if why is not None:
+            given = "ssl=none" if ssl.name == "none" else f"finetune.from={config.finetune.start}"
+            yield f"ssl.teacher={ssl.teacher}: {given} {why}, so it has no effect; leave it out."
+        if not ssl.feature_weight:
+            yield (
+                f"ssl.feature_weight=0: nothing is learned from ssl.teacher={ssl.teacher}; raise "
+                "it, or leave ssl.teacher out."
+            )
     if ssl.teacher_temperature is not None and len(ssl.teacher_temperature) != 2:
         yield (
             f"ssl.teacher_temperature={ssl.teacher_temperature}: two numbers are needed, "

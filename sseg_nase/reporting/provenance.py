@@ -58,6 +58,7 @@ JUDGED = {
     "relation": "relation scores",
     "maml": "MAML adaptation",
 }
+TEACHERS = ("teacher", "ssl_teacher")  # sections of results.json
 PLAIN = "prototype"  # how a network is judged that was trained for nothing else
 
 Tree = Mapping[str, Any]
@@ -104,7 +105,7 @@ def provenance(run: Path, results: Tree) -> Provenance:
     configs, unknown = lineage(run)
     weights = _at(configs[0], "backbone.weights") if configs else None
     method, own = _method(configs, unknown, weights)
-    regime = OUTSIDE if weights else regime_of(section(results, "images_seen"))
+    regime = OUTSIDE if weights else regime_of(_seen(results))
     if regime == SYNTHETIC and _centred(results):
         regime = CENTRED
     backbone, shown, channels = _backbone(run, configs, results)
@@ -128,6 +129,15 @@ def regime_of(images_seen: Tree) -> str:
         return UNKNOWN
     sources = {"real_labeled": LABELS, "real_unlabeled": UNLABELED, "synthetic": SYNTHETIC}
     return next((name for key, name in sources.items() if images_seen.get(key)), NOTHING)
+
+
+def _seen(results: Tree) -> Tree:
+    """Images by source that the network has seen, and those that a teacher of it has."""
+    teachers = [section(section(results, name), "images_seen") for name in TEACHERS]
+    known = section(results, "images_seen")
+    if not known:
+        return known
+    return {key: known[key] or any(each.get(key) for each in teachers) for key in known}
 
 
 def _centred(results: Tree) -> bool:

@@ -17,7 +17,7 @@ from sseg_nase.stages.judging import (
 from sseg_nase.stages.pretraining import pretrain
 from sseg_nase.stages.replaying import replayed
 from sseg_nase.stages.starting import Reached, images_of, seed_backbone, seed_learner, stored
-from sseg_nase.stages.teaching import OtherRun, classifier_of
+from sseg_nase.stages.teaching import OtherRun, classifier_of, guide_of
 
 __all__ = [
     "FewShotTask",
@@ -35,6 +35,7 @@ __all__ = [
     "fewshot_tasks",
     "fine_tune",
     "fitted",
+    "guide_of",
     "images_of",
     "judge_before_tuning",
     "labelled",

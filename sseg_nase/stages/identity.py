@@ -28,7 +28,8 @@ from sseg_nase.training import checkpoint
 NAME = "data.json"
 SCHEMA = 1
 TRAINING = ("pretrain", "finetune")  # roles of images that weights are made from
-FILES = ("finetune.start", "finetune.teacher", "backbone.weights")
+TEACHERS = {"finetune.teacher": classifier_file, "ssl.teacher": checkpoint.file_of}
+FILES = ("finetune.start", *TEACHERS, "backbone.weights")
 RECORDED = ("source", "layout", "split", "image_size", "channels")
 BLOCK = 1 << 20
 MOST_NAMED = 5
@@ -75,7 +76,7 @@ def data_of(config: Config, tasks: Sequence[FewShotTask], *, pretrained: bool) -
         "drawn": drawn if pretrained else [],
         "drawing": DRAWING,
         "files": {key: found for key in FILES if (found := _file(config, key)) is not None},
-        "trained_before": _distinct([*trained_on(start), *trained_on(_data_of_teacher(config))]),
+        "trained_before": _distinct([*trained_on(start), *_seen_by_teachers(config)]),
         "drawn_before": drawings(start),
     }
 
@@ -140,7 +141,7 @@ def refuse(resume: str | Path, found: Mapping[str, str], epochs: int) -> UserErr
     listed = "\n  ".join(f"{key}: {what}" for key, what in found.items())
     remedy = (
         "Bring back what was there, or name where it is (paths.data_dir, dataset.root, "
-        "finetune.from, finetune.teacher, backbone.weights);"
+        "finetune.from, finetune.teacher, ssl.teacher, backbone.weights);"
     )
     if list(found) == ["drawn images"]:
         remedy = "Resume it with the version of sseg-nase that it was begun with;"
@@ -266,8 +267,7 @@ def _file(config: Config, key: str) -> Data | None:
     value = place_of(config, key)
     if value is None or (key == "finetune.start" and config.finetune.name == "none"):
         return None
-    file_of = classifier_file if key == "finetune.teacher" else checkpoint.file_of
-    path = file_of(Path(value))
+    path = TEACHERS.get(key, checkpoint.file_of)(Path(value))
     return {"path": str(path), "sha256": _sha256(path)} if path.is_file() else None
 
 
@@ -279,12 +279,12 @@ def _data_of_start(config: Config) -> Mapping[str, Any]:
     return checkpoint.load(checkpoint.file_of(Path(start).expanduser())).get("data") or {}
 
 
-def _data_of_teacher(config: Config) -> Mapping[str, Any]:
-    """What the teacher was made with that the run distils from: its images were trained on, too."""
-    value = place_of(config, "finetune.teacher")
-    if value is None or config.task != "pipeline":
-        return {}
-    return checkpoint.load(classifier_file(Path(value))).get("data") or {}
+def _seen_by_teachers(config: Config) -> Iterator[Data]:
+    """The images of the teachers that a run is distilled from: they were trained on, too."""
+    for key, file_of in TEACHERS.items():
+        value = place_of(config, key)
+        if value is not None and config.task == "pipeline":
+            yield from trained_on(checkpoint.load(file_of(Path(value))).get("data") or {})
 
 
 def _sha256(path: Path) -> str:

@@ -14,6 +14,7 @@ from sseg_nase.hardware.determinism import deterministic
 from sseg_nase.hardware.memory import enforce_memory_cap
 from sseg_nase.nets.evolvable import Learner
 from sseg_nase.stages.starting import check_sizes, images_of, seed_learner
+from sseg_nase.stages.teaching import guide_of
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint, distributed
 from sseg_nase.training.callbacks import ArchitectureMetrics, Checkpoints, MemoryWatch
@@ -128,6 +129,7 @@ def trainer_of(
     learner = learner or seed_learner(config)
     schedule = config.pretrain.image_sizes
     check_sizes("pretrain.image_sizes", schedule, learner.backbone.architecture)
+    guide = guide_of(config)
     trainer = Trainer(
         config,
         learner=learner,
@@ -137,6 +139,7 @@ def trainer_of(
         callbacks=callbacks,
         sink=sink,
         stop=stop,
+        guide=None if guide is None else guide.reached.backbone,
     )
     if state is not None:
         with checkpoint.taken_up("last.pt"):

@@ -14,7 +14,7 @@ from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.finetune.auxiliary import Teacher
 from sseg_nase.finetune.learner import BaseClassifier, EpisodeLearner
-from sseg_nase.stages.starting import Reached, stored
+from sseg_nase.stages.starting import Reached, check_sizes, stored
 from sseg_nase.training import checkpoint
 
 CLASSIFIER = "finetune=linear"
@@ -80,11 +80,7 @@ def classifier_of(config: Config, base: ImageStore) -> OtherRun | None:
         return None
     key = f"finetune.teacher={given}"
     path = classifier_file(Path(given).expanduser())
-    try:
-        any_kind = dataclasses.replace(config.backbone, name=checkpoint.DEFAULT)
-        reached = stored(path, dataclasses.replace(config, backbone=any_kind))
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from error
+    reached = _of_any_kind(key, path, config)
     network = reached.network
     if not (isinstance(network, EpisodeLearner) and isinstance(network.head, BaseClassifier)):
         raise UserError(
@@ -105,6 +101,30 @@ def classifier_of(config: Config, base: ImageStore) -> OtherRun | None:
             "same images."
         )
     return OtherRun(reached, path, data)
+
+
+def guide_of(config: Config) -> OtherRun | None:
+    """The network that `ssl.teacher` names; None without one.
+
+    Raises `UserError` where it is none, or one for other images.
+    """
+    given = config.ssl.teacher
+    if given is None:
+        return None
+    key, path = f"ssl.teacher={given}", checkpoint.file_of(Path(given).expanduser())
+    reached = _of_any_kind(key, path, config)
+    schedule = config.pretrain.image_sizes
+    check_sizes(f"{key} with pretrain.image_sizes", schedule, reached.backbone.architecture)
+    return OtherRun(reached, path, checkpoint.load(path).get("data") or {})
+
+
+def _of_any_kind(key: str, path: Path, config: Config) -> Reached:
+    """What a checkpoint holds, whatever backbone the run has."""
+    try:
+        any_kind = dataclasses.replace(config.backbone, name=checkpoint.DEFAULT)
+        return stored(path, dataclasses.replace(config, backbone=any_kind))
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
 
 
 def classes_tuned_on(data: Mapping[str, Any]) -> list[str] | None:

@@ -23,6 +23,7 @@ from sseg_nase.evolution.history import MutationRecord, counts
 from sseg_nase.evolution.selection import Difference, paired
 from sseg_nase.finite import finite, not_finite, shortened
 from sseg_nase.hardware.allocator import release_memory
+from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.evolvable import Learner
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.ssl.methods import METHODS, Losses
@@ -146,7 +147,7 @@ class Trainer:
     `Interrupted`. It raises `DivergenceError` within the epoch in which losses or weights stop
     being finite, or explode, and before anything of it is saved. With several processes all of them
     run the same `fit`: each on its share of every batch, with losses and BN statistics over the
-    whole of it.
+    whole of it. `guide`: the network of another run, which embeddings follow, too (ssl.teacher).
     """
 
     def __init__(
@@ -160,12 +161,13 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         sink: Sink | None = None,
         stop: Callable[[], bool] = lambda: False,
+        guide: Backbone | None = None,
     ) -> None:
         self.config, self.feed, self.fabric, self.stop = config, feed, fabric, stop
         self.interventions, self.callbacks = list(interventions), list(callbacks)
         self.sink = sink or Sink()
         self.method = METHODS[config.ssl.name]
-        self.workshop = Workshop(config, fabric.device)
+        self.workshop = Workshop(config, fabric.device, guide)
         self.ledger = Ledger()
         self.probe = Probe(config, feed, self.workshop, fabric, self.ledger)
         self.progress = Progress()
