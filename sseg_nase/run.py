@@ -373,6 +373,7 @@ def pipeline(this: Run) -> None:
             spent,
             epochs=progress.epoch,
         )
+    pretrained = trained
     results = _references(this, tasks, reached, trained)
     results |= {} if guide is None else {"ssl_teacher": guide.in_results()}
     if place is not None:
@@ -380,7 +381,45 @@ def pipeline(this: Run) -> None:
         results |= {} if teacher is None else {"teacher": teacher.in_results()}
         trained = False  # what counts is chosen: there is no other best
     best = this.directory / "checkpoints" / "best.pt" if trained else None
-    _judge(this, reached, tasks, results, best)
+    control = None
+    if config.report.control:
+        control = _train_control(this, extra, teacher, pretrained=pretrained)
+    _judge(this, reached, tasks, results, best, control)
+
+
+def _train_control(
+    this: Run, extra: dict[str, Any], teacher: stages.OtherRun | None, *, pretrained: bool
+) -> stages.Reached | None:
+    """What the network that the run began with comes to without mutations.
+
+    None where that training diverges, or cannot be gone on with: the run has its own results.
+    """
+    config = this.config
+    start = config.finetune.start
+    if start is None:
+        before = stages.Reached(stages.seed_backbone(config))
+    else:
+        before = stages.stored(Path(start), config)
+    alone = config.hardware.devices == 1
+    with this.stage("control"), this.interruption.deferred(first_at_once=alone):
+        try:
+            return stages.train_control(
+                config,
+                before,
+                this.sink,
+                this.directory / "control",
+                pretrained=pretrained,
+                resumed=this.place.resumed,
+                extra=extra,
+                teacher=teacher,
+                stop=this.interruption.is_requested,
+                at_once=this.interruption.at_once,
+            )
+        except StorageError:
+            raise
+        except UserError as error:
+            _warn(this, f"report.control=true: the control is not trained: {error}")
+            return None
 
 
 def _tune(
@@ -549,10 +588,12 @@ def _judge(
     tasks: list[stages.FewShotTask],
     results: dict[str, Any],
     best: Path | None = None,
+    control: stages.Reached | None = None,
 ) -> None:
     """Evaluate, write the files of the results, `results.json` last, and end the run.
 
-    `best`: the checkpoint of the best network of the run, where it has trained one.
+    `best`: the checkpoint of the best network of the run, where it has trained one. `control`: what
+    it is compared with, where one was trained.
     """
     backbone, mutations = reached.backbone, reached.history
     with this.stage("evaluate"):
@@ -571,6 +612,10 @@ def _judge(
                 tasks, best, backbone, judged[LAST], this.device
             )
             results = {**results, "fewshot_best": judged[BEST].results, "best": about}
+        if control is not None:
+            beside = stages.evaluate(tasks, control, this.device)
+            told = stages.compared(control, beside, judged[LAST])
+            results = {**results, "fewshot_control": beside.results, "control": told}
     for text in stages.doubted({"fewshot": fewshot, **results}):
         this.sink.event("warning", {"text": text})
     with this.stage("efficiency"):
@@ -596,7 +641,7 @@ def _judge(
     }
     # At step 0, and MLflow draws a bar per run; a run that goes on behind its results adds to them.
     at = reached.step if (this.directory / "results.json").exists() else 0
-    for group in ("fewshot", "fewshot_best"):
+    for group in ("fewshot", "fewshot_best", "fewshot_control"):
         for key, value in results.get(group, {}).items():
             figures = {f"{group}/{key}/{part}": value[part] for part in ("accuracy", "ci95")}
             figures |= {f"{group}/{key}/top{k}": share for k, share in value["top_k"].items()}

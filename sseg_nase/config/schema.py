@@ -586,6 +586,7 @@ class ReportConfig:
     output: Annotated[Optional[str], option(path="the folder of the report")]
     published: bool
     at_end: bool
+    control: bool
 
 
 @dataclass(frozen=True)

@@ -520,12 +520,26 @@ def _report(config: Config) -> Iterator[str]:
             f"runs={','.join(runs)}: not together with sweep={config.sweep.dir}; leave one of "
             "them out."
         )
+    if report.control and config.task != "pipeline":
+        yield f"report.control=true: it has no effect with task={config.task}; leave it out."
+    elif report.control and not _evolves(config):
+        yield (
+            "report.control=true: nothing changes the network of this run, so that its control "
+            "would be the same again; leave it out, or add evolution or sparsity."
+        )
     given = {f"report.output={report.output}": report.output is not None}
     reported = report.at_end and config.task in ("pipeline", "evaluate")
     given["report.published=false"] = not report.published and not reported
     for said, is_given in given.items():
         if is_given and runs is None:
             yield f"{said}: it has no effect without task=report runs=DIR1,DIR2; leave it out."
+
+
+def _evolves(config: Config) -> bool:
+    """Whether anything is trained in which evolution or pruning may change the network."""
+    pretrained = config.ssl.name != "none" and config.pretrain.epochs and not config.finetune.start
+    tuned = any(stage.finetune.evolve for stage in stages_of(config))
+    return bool((config.evolution.enabled or config.sparsity.enabled) and (pretrained or tuned))
 
 
 def _names(config: Config) -> Iterator[str]:

@@ -18,6 +18,7 @@ NETWORKS: Mapping[str, str] = {
     "pretrained": "fewshot_pretrained",
     "best": "fewshot_best",
     "last": "fewshot",
+    "control": "fewshot_control",
     "views": "fewshot_views",
 }
 RESULT_COLUMNS = (

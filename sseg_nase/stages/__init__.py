@@ -1,5 +1,6 @@
 """The steps of a run: pretrain, fine-tune, judge; and looks at a curriculum and at a run's past."""
 
+from sseg_nase.stages.controlling import compared, train_control
 from sseg_nase.stages.drawing import draw_curriculum
 from sseg_nase.stages.finetuning import Place, fine_tune, labelled, place_of, places_of, reached_by
 from sseg_nase.stages.fitting import fitted, unused_images
@@ -27,6 +28,7 @@ __all__ = [
     "Reached",
     "check_head",
     "classifier_of",
+    "compared",
     "doubted",
     "draw_curriculum",
     "efficiency",
@@ -47,5 +49,6 @@ __all__ = [
     "seed_backbone",
     "seed_learner",
     "stored",
+    "train_control",
     "unused_images",
 ]
