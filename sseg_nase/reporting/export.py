@@ -18,8 +18,8 @@ NETWORKS: Mapping[str, str] = {
     "pretrained": "fewshot_pretrained",
     "best": "fewshot_best",
     "last": "fewshot",
-    "control": "fewshot_control",
     "views": "fewshot_views",
+    "control": "fewshot_control",
 }
 RESULT_COLUMNS = (
     "key", "dataset", "split", "ways", "shots", "network", "accuracy", "ci95", "episodes",

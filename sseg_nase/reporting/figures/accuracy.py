@@ -21,6 +21,7 @@ NETWORKS: Mapping[str, tuple[str, style.Look]] = {
     "fewshot_best": ("best network (lowest loss)", style.Look(style.VERMILLION, "s", "-")),
     "fewshot": ("last network", style.Look(style.BLUE, "o", "-")),
     "fewshot_views": ("mean of several views", style.Look(style.BLACK, "^", "-")),
+    "fewshot_control": ("control, without mutations", style.Look(style.GREY, "v", "-")),
 }
 TUNED = "fine-tuned network"
 
