@@ -459,6 +459,7 @@ class PretrainConfig:
     images_per_epoch: Annotated[int, option(least=1)]
     image_sizes: Annotated[Optional[list[str]], option(text="SIZE@SHARE, such as 24@0,")]
     checkpoint_interval_epochs: Annotated[int, option(least=1)]
+    keep_checkpoints: Annotated[int, option(least=0)]
 
 
 @dataclass(frozen=True)

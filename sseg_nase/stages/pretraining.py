@@ -42,7 +42,10 @@ def pretrain(
     `UserError` where training diverges: with the keys to change, and how to resume.
     """
     checkpoints = Checkpoints(
-        folder / "checkpoints", config.pretrain.checkpoint_interval_epochs, extra or {}
+        folder / "checkpoints",
+        config.pretrain.checkpoint_interval_epochs,
+        extra or {},
+        keep=config.pretrain.keep_checkpoints,
     )
     callbacks = [ArchitectureMetrics(), MemoryWatch(), checkpoints]
     hardware = config.hardware
