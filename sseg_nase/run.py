@@ -46,6 +46,7 @@ from sseg_nase.tracking.mlflow_sink import resolve_uri, unused_address
 from sseg_nase.tracking.sweeps import ASKED_TAG
 from sseg_nase.training import checkpoint
 from sseg_nase.training.interruption import Interruption
+from sseg_nase.training.ledger import TEACHER_RUN
 
 NAME_LENGTH = 120
 REPLAY = "replay.json"
@@ -323,8 +324,15 @@ def pipeline(this: Run) -> None:
                 f"by {len(reached.history)} mutations that stand in the log of that run; evolve it "
                 "in one run, or begin with a network that has not."
             )
+    guide = stages.guide_of(config) if trained else None
+    if guide is not None:
+        this.notes.append(f"ssl={config.ssl.name} also follows {guide.words}")
+    teacher = None
     if config.finetune.name != "none":
-        stages.labelled(config)
+        base = stages.labelled(config)
+        teacher = stages.classifier_of(config, base)
+        if teacher is not None:
+            this.notes.append(f"finetune=linear is distilled from {teacher.words}")
     done = 0 if state is None else int(state["epoch"])
     if tuning is not None:
         done = int(tuning["finetune"]["epoch"])
@@ -357,6 +365,9 @@ def pipeline(this: Run) -> None:
         history = [record.to_dict() for record in progress.history]
         backbone = trainer.networks.learner.backbone
         name = f"checkpoint={this.place.last_checkpoint}"
+        spent = trainer.ledger.state()
+        if spent is not None and guide is not None:
+            spent = None if guide.spent is None else {**spent, TEACHER_RUN: guide.spent}
         reached = stages.Reached(
             backbone,
             progress.step,
@@ -364,15 +375,56 @@ def pipeline(this: Run) -> None:
             history,
             name,
             {"pretraining": progress.skipped},
-            trainer.ledger.state(),
+            spent,
             epochs=progress.epoch,
         )
+    pretrained = trained
     results = _references(this, tasks, reached, trained)
+    results |= {} if guide is None else {"ssl_teacher": guide.in_results()}
     if place is not None:
-        reached = _tune(this, reached, place, tuning, extra)
+        reached = _tune(this, reached, place, tuning, extra, teacher)
+        results |= {} if teacher is None else {"teacher": teacher.in_results()}
         trained = False  # what counts is chosen: there is no other best
     best = checkpoint_of(this.directory, "best") if trained else None
-    _judge(this, reached, tasks, results, best)
+    control = None
+    if config.report.control:
+        control = _train_control(this, extra, teacher, pretrained=pretrained)
+    _judge(this, reached, tasks, results, best, control)
+
+
+def _train_control(
+    this: Run, extra: dict[str, Any], teacher: stages.OtherRun | None, *, pretrained: bool
+) -> stages.Reached | None:
+    """What the network that the run began with comes to without mutations.
+
+    None where that training diverges, or cannot be gone on with: the run has its own results.
+    """
+    config = this.config
+    start = config.finetune.start
+    if start is None:
+        before = stages.Reached(stages.seed_backbone(config))
+    else:
+        before = stages.stored(Path(start), config)
+    alone = config.hardware.devices == 1
+    with this.stage("control"), this.interruption.deferred(first_at_once=alone):
+        try:
+            return stages.train_control(
+                config,
+                before,
+                this.sink,
+                this.directory / "control",
+                pretrained=pretrained,
+                resumed=this.place.resumed,
+                extra=extra,
+                teacher=teacher,
+                stop=this.interruption.is_requested,
+                at_once=this.interruption.at_once,
+            )
+        except StorageError:
+            raise
+        except UserError as error:
+            _warn(this, f"report.control=true: the control is not trained: {error}")
+            return None
 
 
 def _tune(
@@ -381,6 +433,7 @@ def _tune(
     place: stages.Place,
     state: dict[str, Any] | None,
     extra: dict[str, Any],
+    teacher: stages.OtherRun | None,
 ) -> stages.Reached:
     """Fine-tune stage by stage, from `place` on, where `state` left off."""
     tunings, places = stages_of(this.config), stages.places_of(this.config)
@@ -397,6 +450,7 @@ def _tune(
                 place=now,
                 state=state if now == place else None,
                 extra=extra,
+                teacher=teacher if now.method == "linear" else None,
                 stop=this.interruption.is_requested,
                 at_once=this.interruption.at_once,
             )
@@ -539,10 +593,12 @@ def _judge(
     tasks: list[stages.FewShotTask],
     results: dict[str, Any],
     best: Path | None = None,
+    control: stages.Reached | None = None,
 ) -> None:
     """Evaluate, write the files of the results, `results.json` last, and end the run.
 
-    `best`: the checkpoint of the best network of the run, where it has trained one.
+    `best`: the checkpoint of the best network of the run, where it has trained one. `control`: what
+    it is compared with, where one was trained.
     """
     backbone, mutations = reached.backbone, reached.history
     with this.stage("evaluate"):
@@ -561,6 +617,10 @@ def _judge(
                 tasks, best, backbone, judged[LAST], this.device
             )
             results = {**results, "fewshot_best": judged[BEST].results, "best": about}
+        if control is not None:
+            beside = stages.evaluate(tasks, control, this.device)
+            told = stages.compared(control, beside, judged[LAST])
+            results = {**results, "fewshot_control": beside.results, "control": told}
     for text in stages.doubted({"fewshot": fewshot, **results}):
         this.sink.event("warning", {"text": text})
     with this.stage("efficiency"):
@@ -586,7 +646,7 @@ def _judge(
     }
     # At step 0, and MLflow draws a bar per run; a run that goes on behind its results adds to them.
     at = reached.step if has_results(this.directory) else 0
-    for group in ("fewshot", "fewshot_best"):
+    for group in ("fewshot", "fewshot_best", "fewshot_control"):
         for key, value in results.get(group, {}).items():
             figures = {f"{group}/{key}/{part}": value[part] for part in ("accuracy", "ci95")}
             figures |= {f"{group}/{key}/top{k}": share for k, share in value["top_k"].items()}

@@ -30,6 +30,7 @@ _WITHOUT_EFFECT = (
     "hardware.num_workers",
     "evaluation.memory_mb",
     "pretrain.checkpoint_interval_epochs",
+    "pretrain.keep_checkpoints",
 )
 
 

@@ -165,11 +165,17 @@ class FinetuneConfig:
     frozen_blocks: Annotated[int, option(least=0)]
     freeze_norms: bool
     ema_decay: Annotated[float, option(least=0, most=0.9999)]
+    image_sizes: Annotated[Optional[list[str]], option(text="SIZE@SHARE, such as 24@0,")]
     validation_episodes: Annotated[int, option(least=2)]
     metric: Annotated[Optional[str], option(choices=("cosine", "euclidean"))]
     scale: Annotated[Optional[float], option(above=0)]
     label_smoothing: Annotated[Optional[float], option(least=0, most=0.9)]
     mixup: Annotated[Optional[float], option(least=0)]
+    rotation: Annotated[Optional[float], option(least=0)]
+    teacher: Annotated[Optional[str], option(path="the folder of a run, or a checkpoint,")]
+    distillation_weight: Annotated[Optional[float], option(least=0, most=1)]
+    distillation_temperature: Annotated[Optional[float], option(above=0)]
+    feature_weight: Annotated[Optional[float], option(least=0)]
     inner_lr: Annotated[Optional[float], option(above=0)]
     inner_steps: Annotated[Optional[int], option(least=1)]
     first_order: Optional[bool]
@@ -318,7 +324,9 @@ class TrackingConfig:
 class PretrainConfig:
     epochs: Annotated[int, option(least=0)]
     images_per_epoch: Annotated[int, option(least=1)]
+    image_sizes: Annotated[Optional[list[str]], option(text="SIZE@SHARE, such as 24@0,")]
     checkpoint_interval_epochs: Annotated[int, option(least=1)]
+    keep_checkpoints: Annotated[int, option(least=0)]
 
 
 @dataclass(frozen=True)
@@ -390,6 +398,7 @@ class ReportConfig:
     output: Annotated[Optional[str], option(path="the folder of the report")]
     published: bool
     at_end: bool
+    control: bool
 
 
 @dataclass(frozen=True)

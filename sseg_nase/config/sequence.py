@@ -18,15 +18,17 @@ from sseg_nase.errors import UserError, did_you_mean
 Tree = Mapping[str, Any]
 # Keys that only some methods have, and those that have them.
 EPISODES = {"queries", "episodes_per_epoch", "tasks_per_step"}
+DISTILLING = ("distillation_weight", "distillation_temperature", "feature_weight")
 FINETUNE_OPTIONS: Mapping[str, set[str]] = {
     "prototypical": {*EPISODES, "metric", "scale"},
     "matching": {*EPISODES, "scale"},
     "relation": EPISODES,
     "r2d2": {*EPISODES, "scale"},
     "maml": {*EPISODES, "inner_lr", "inner_steps", "first_order"},
-    "linear": {"label_smoothing", "mixup"},
+    "linear": {"label_smoothing", "mixup", "rotation", *DISTILLING},
 }
-OF_THE_RUN: Tree = {"sequence": [], "own": {}, "start": None}  # said once, for all stages
+# Said once, for all stages; the teacher is that of finetune=linear.
+OF_THE_RUN: Tree = {"sequence": [], "own": {}, "start": None, "teacher": None}
 WRITTEN = "'finetune=[linear,prototypical]'"
 
 
@@ -169,6 +171,11 @@ def _check(finetune: FinetuneConfig) -> None:
             raise UserError(
                 f"finetune.{stage}.from={start}: a stage begins with what the one before it has "
                 "reached; write finetune.from, which is for the first one."
+            )
+        if teacher := values.get("teacher"):
+            raise UserError(
+                f"finetune.{stage}.teacher={teacher}: write finetune.teacher, which is for the "
+                "stage linear."
             )
         for key, meant in (("name", stage), ("sequence", []), ("own", {})):
             if values.get(key, meant) != meant:

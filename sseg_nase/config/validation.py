@@ -34,7 +34,8 @@ from sseg_nase.config.schema import (
     EvolutionConfig,
     ViewsConfig,
 )
-from sseg_nase.config.sequence import FINETUNE_OPTIONS, in_words, stages_of
+from sseg_nase.config.sequence import DISTILLING, FINETUNE_OPTIONS, in_words, stages_of
+from sseg_nase.config.sizes import sizes_of
 from sseg_nase.errors import UserError, did_you_mean
 
 # Beyond it whole numbers have no room in what computes with them, and float32 has infinities.
@@ -408,12 +409,26 @@ def _report(config: Config) -> Iterator[str]:
             f"runs={','.join(runs)}: not together with sweep={config.sweep.dir}; leave one of "
             "them out."
         )
+    if report.control and config.task != "pipeline":
+        yield f"report.control=true: it has no effect with task={config.task}; leave it out."
+    elif report.control and not _evolves(config):
+        yield (
+            "report.control=true: nothing changes the network of this run, so that its control "
+            "would be the same again; leave it out, or add evolution or sparsity."
+        )
     given = {f"report.output={report.output}": report.output is not None}
     reported = report.at_end and config.task in ("pipeline", "evaluate")
     given["report.published=false"] = not report.published and not reported
     for said, is_given in given.items():
         if is_given and runs is None:
             yield f"{said}: it has no effect without task=report runs=DIR1,DIR2; leave it out."
+
+
+def _evolves(config: Config) -> bool:
+    """Whether anything is trained in which evolution or pruning may change the network."""
+    pretrained = config.ssl.name != "none" and config.pretrain.epochs and not config.finetune.start
+    tuned = any(stage.finetune.evolve for stage in stages_of(config))
+    return bool((config.evolution.enabled or config.sparsity.enabled) and (pretrained or tuned))
 
 
 def _names(config: Config) -> Iterator[str]:
@@ -672,12 +687,78 @@ def _mutated(config: Config) -> Iterator[str]:
 
 def _ssl(config: Config) -> Iterator[str]:
     ssl, backbone = config.ssl, config.backbone
+    usual = group_option("ssl", ssl.name)
+    for key in ("feature_weight", "feature_temperature"):
+        if ssl.teacher is None and getattr(ssl, key) != usual[key]:
+            yield (
+                f"ssl.{key}={getattr(ssl, key)}: it has no effect without ssl.teacher=RUN; add "
+                "that, or leave it out."
+            )
+    if ssl.teacher is not None:
+        why = None if ssl.trains else "trains nothing"
+        why = "does not pretrain" if config.finetune.start else why
+        if why is not None:
+            given = f"finetune.from={config.finetune.start}" if ssl.trains else "ssl=none"
+            yield f"ssl.teacher={ssl.teacher}: {given} {why}, so it has no effect; leave it out."
+        if not ssl.feature_weight:
+            yield (
+                f"ssl.feature_weight=0: nothing is learned from ssl.teacher={ssl.teacher}; raise "
+                "it, or leave ssl.teacher out."
+            )
     if isinstance(ssl, DINO) and ssl.local_views and ssl.local_size != 1 and backbone.one_size:
         other = " or backbone.embedding=average" if isinstance(backbone, Chain) else ""
         yield (
             f"ssl.local_size={ssl.local_size}: backbone={backbone.name} embeds images of one size "
             f"only; set ssl.local_size=1{other}."
         )
+
+
+def _pretrain(config: Config) -> Iterator[str]:
+    schedule = config.pretrain.image_sizes
+    if schedule is None:
+        return
+    key = f"pretrain.image_sizes={_written(schedule)}"
+    said = list(_sizes(key, schedule, config))
+    yield from said
+    if said:
+        return
+    if config.ssl.name == "none":
+        yield f"{key}: it has no effect with ssl=none, which trains nothing; leave it out."
+    size, last = config.dataset.image_size, sizes_of(schedule)[-1][0]
+    if last != size:
+        yield (
+            f"{key}: the last size must be dataset.image_size={size}, at which the network is "
+            "judged with the BN statistics that it then has."
+        )
+    if config.evolution.enabled and config.evolution.order == "trials":
+        yield (
+            f"{key}: evolution.order=trials waits for a loss that stays as it is, and losses of "
+            "other sizes do not compare; add evolution=balanced, or evolution=none."
+        )
+
+
+def _sizes(key: str, schedule: Sequence[str], config: Config) -> Iterator[str]:
+    """A schedule of image sizes, at which the backbone can be trained."""
+    try:
+        sizes = [size for size, _ in sizes_of(schedule)]
+    except ValueError as error:
+        yield f"{key}: {error}."
+        return
+    least, most = 8, config.dataset.image_size
+    for size in sizes:
+        if not least <= size <= most:
+            yield f"{key}: sizes are {least} to dataset.image_size={most}, that of the images."
+            return
+    if config.backbone.one_size:
+        other = " or set backbone.embedding=average" * isinstance(config.backbone, Chain)
+        yield (
+            f"{key}: backbone={config.backbone.name} embeds images of one size only; leave it "
+            f"out{other}."
+        )
+
+
+def _written(values: Sequence[str]) -> str:
+    return f"[{','.join(values)}]"
 
 
 def _untrained(config: Config) -> Iterator[str]:
@@ -750,6 +831,7 @@ def _finetune(config: Config) -> Iterator[str]:
             f"evaluation.support_augmentations={evaluation.support_augmentations}: it averages "
             "embeddings, and evaluation.method=maml adapts to the images; leave it out."
         )
+    yield from _teacher(config)
     if options.name == "none":
         if options.start:
             yield (
@@ -762,6 +844,31 @@ def _finetune(config: Config) -> Iterator[str]:
         yield "hardware.compile=true: it has no effect on fine-tuning; leave it out."
 
 
+def _teacher(config: Config) -> Iterator[str]:
+    """The teacher of finetune=linear, and what is only for one."""
+    given = config.finetune.teacher
+    linear = [each for each in stages_of(config) if each.finetune.name == "linear"]
+    if given and not linear:
+        yield (
+            f"finetune.teacher={given}: it has no effect with finetune={config.finetune.name}; "
+            "choose finetune=linear, whose classifier is distilled, or leave it out."
+        )
+    usual = group_option("finetune", "linear")
+    for stage in linear:
+        begins, options = in_words(stage, config), stage.finetune
+        for key in DISTILLING:
+            if not given and getattr(options, key) not in (usual[key], None):
+                yield (
+                    f"{begins}.{key}={getattr(options, key)}: it has no effect without "
+                    "finetune.teacher=RUN; add that, or leave it out."
+                )
+        if given and not (options.distillation_weight or options.feature_weight):
+            yield (
+                f"{begins}.distillation_weight=0: with {begins}.feature_weight=0 nothing is "
+                f"learned from finetune.teacher={given}; raise one of them, or leave it out."
+            )
+
+
 def _stage(config: Config) -> Iterator[str]:
     """One stage of fine-tuning."""
     options, evaluation = config.finetune, config.evaluation
@@ -770,6 +877,14 @@ def _stage(config: Config) -> Iterator[str]:
     fitted = set() if options.queries is not None else {"queries"}
     own = {name: having - fitted for name, having in FINETUNE_OPTIONS.items()}
     yield from _own_options(options, "finetune", own)
+    if options.image_sizes is not None:
+        key = f"finetune.image_sizes={_written(options.image_sizes)}"
+        yield from _sizes(key, options.image_sizes, config)
+        if options.freeze != "none" or options.frozen_blocks or options.freeze_norms:
+            yield (
+                f"{key}: what is frozen keeps the BN statistics of the size that it was trained "
+                "at; leave it out, or what freezes."
+            )
     headless = ("prototypical", "matching")
     if options.freeze == "encoder" and options.name in headless:
         yield (
@@ -889,6 +1004,7 @@ _RULES = cast(
         _architecture,
         _sparsity,
         _ssl,
+        _pretrain,
         _untrained,
         _evaluation,
         _finetune,

@@ -21,6 +21,7 @@ from sseg_nase.data.placement import fetch
 from sseg_nase.data.random import derive
 from sseg_nase.data.views import normalize
 from sseg_nase.evolution.operators import TrainingState, apply, output_change
+from sseg_nase.finetune.auxiliary import add_like
 from sseg_nase.finetune.learner import EpisodeLearner, around
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.building import build
@@ -62,6 +63,7 @@ def mutated(
     generator = torch.Generator().manual_seed(mutation.seed)
     with torch.random.fork_rng(devices=[]):  # layers draw from the global generator, too
         new = around(build(mutation.after), options, classes, generator)
+        add_like(new.head, learner.head, generator)
     state = apply(
         mutation,
         TrainingState(learner.state_dict(), moments=moments),
@@ -96,7 +98,8 @@ class LabelledProbe:
             torch._foreach_mul_(
                 [p.grad for p in learner.parameters() if p.grad is not None], 1 / scale
             )
-            self._count(IMPORTANCE, images, 1 + BACKWARD, learner)
+            passed = (1 + BACKWARD) * tuner.embedded(images)
+            self._count(IMPORTANCE, images, passed, learner)
             yield
 
     @torch.no_grad()
@@ -107,15 +110,21 @@ class LabelledProbe:
         for step, images in self._batches("held", HELD_STEPS):
             for row, learner in zip(rows, copies, strict=True):
                 row.append(self.tuner.outcome(step, images, learner).loss.item())
-                self._count(CHECKS, images, 1, learner)
+                self._count(CHECKS, images, self.tuner.embedded(images), learner)
         return torch.tensor(rows, dtype=torch.float64)
 
-    def recalibrate(self, learners: Iterable[EpisodeLearner], epoch: int, batches: int) -> None:
-        """Compute all BN statistics of the backbones anew."""
+    def recalibrate(
+        self,
+        learners: Iterable[EpisodeLearner],
+        epoch: int,
+        batches: int,
+        image_size: int | None = None,
+    ) -> None:
+        """Compute all BN statistics of the backbones anew, of views of that or the epoch's size."""
         for learner in learners:
             backbone = learner.backbone
             if any(isinstance(part, nn.BatchNorm2d) for part in backbone.modules()):
-                made = self._batches(f"statistics {epoch}", batches)
+                made = self._batches(f"statistics {epoch}", batches, image_size)
                 with torch.no_grad():
                     recalibrate(backbone, (self._counted(images, learner) for _, images in made))
 
@@ -146,7 +155,9 @@ class LabelledProbe:
         fetch(tuner.images, torch.arange(count), raw)
         return normalize(raw).double()
 
-    def _batches(self, purpose: str, count: int) -> Iterator[tuple[Step, Tensor]]:
+    def _batches(
+        self, purpose: str, count: int, image_size: int | None = None
+    ) -> Iterator[tuple[Step, Tensor]]:
         tuner, made = self.tuner, 0
         again = 0
         while made < count:  # where more are asked for than an epoch has
@@ -154,15 +165,16 @@ class LabelledProbe:
             for index, step in enumerate(tuner.steps_of(seed)):
                 if made == count:
                     return
-                yield step, tuner.views_of(step, derive(seed, "views", index))
+                yield step, tuner.views_of(step, derive(seed, "views", index), image_size)
                 made += 1
             again += 1
 
     def _counted(self, images: Tensor, learner: EpisodeLearner) -> Tensor:
-        self._count(CHECKS, images, 1, learner)
+        self._count(CHECKS, images, len(images), learner)
         return images
 
-    def _count(self, part: str, images: Tensor, passes: int, learner: EpisodeLearner) -> None:
+    def _count(self, part: str, images: Tensor, passed: int, learner: EpisodeLearner) -> None:
+        """`passed` images of the size of `images` have gone through the network."""
         spent = self.tuner.progress.beside
         macs = learner.backbone.architecture.macs(images.shape[-1])
-        spent[part] = spent.get(part, 0) + passes * len(images) * macs
+        spent[part] = spent.get(part, 0) + passed * macs

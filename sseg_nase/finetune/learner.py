@@ -14,6 +14,9 @@ from sseg_nase.fewshot.linear import ridge_scores
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.description import Description
 from sseg_nase.nets.heads import LinearHead, RelationHead, RidgeHead
+from sseg_nase.nets.maps import READS_FEATURES, Axis, Wires
+
+ROTATION, TO_TEACHER = "rotation", "to_teacher"  # what a classifier may have beside it
 
 
 class EpisodeLearner(nn.Module):
@@ -59,6 +62,23 @@ class Ridge(RidgeHead):
         """Scores `[E, M, N]` of query `[E, M, D]` by support `[E, N, K, D]`."""
         scores = ridge_scores(support, query, self.log_regularization.exp())
         return self.scale * scores + self.shift
+
+
+class BaseClassifier(LinearHead):
+    """A linear classifier of the base classes, `[B, features]` → `[B, classes]`.
+
+    `beside`: what else is learned upon the embedding, `[B, features]` → `[B, out]` each, and, like
+    the classifier, is no part of what is judged. See `finetune.auxiliary`.
+    """
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__(features, classes)
+        self.beside = nn.ModuleDict()
+
+    def wiring(self, embedding: Axis | None) -> dict[str, Wires]:
+        """What stands beside it reads the embedding, too."""
+        beside = (f"beside.{name}.weight" for name in self.beside)
+        return {**super().wiring(embedding), **dict.fromkeys(beside, READS_FEATURES)}
 
 
 def cross_entropy(scores: Tensor, truth: Tensor) -> Tensor:
@@ -112,12 +132,17 @@ def _maml(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -
 
 
 def _linear(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:
-    return linear_head(d.features, classes, g)
+    return linear_head(d.features, classes, g, BaseClassifier)
 
 
-def linear_head(features: int, classes: int, generator: torch.Generator) -> nn.Linear:
+def linear_head(
+    features: int,
+    classes: int,
+    generator: torch.Generator,
+    kind: Callable[[int, int], LinearHead] = LinearHead,
+) -> nn.Linear:
     """A linear classifier, small at the start: no class is preferred, and gradients are finite."""
-    head = LinearHead(features, classes)
+    head = kind(features, classes)
     nn.init.normal_(head.weight, std=0.01, generator=generator)
     nn.init.zeros_(head.bias)
     return head

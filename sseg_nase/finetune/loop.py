@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from sseg_nase.config.options import fields_of, options_of
 from sseg_nase.config.schema import Config, FinetuneConfig, SchedulerConfig
+from sseg_nase.config.sizes import size_at
 from sseg_nase.counting import BACKWARD
 from sseg_nase.data.episodes import EpisodeList, sample_episodes
 from sseg_nase.data.placement import Images, fetch
@@ -24,8 +25,27 @@ from sseg_nase.data.random import derive
 from sseg_nase.data.views import make_views
 from sseg_nase.evolution.history import MutationRecord, architecture_figures, counts
 from sseg_nase.evolution.operators import load_moments, named_moments
+from sseg_nase.finetune.auxiliary import (
+    Taught,
+    Teacher,
+    add_beside,
+    cosine_distance,
+    count_turned,
+    rotation_loss,
+    softened,
+    turned,
+)
 from sseg_nase.finetune.evolving import LabelledProbe, Tuned, mutated
-from sseg_nase.finetune.learner import METHODS, EpisodeLearner, around, frozen_parts, norms_of
+from sseg_nase.finetune.learner import (
+    METHODS,
+    ROTATION,
+    TO_TEACHER,
+    BaseClassifier,
+    EpisodeLearner,
+    around,
+    frozen_parts,
+    norms_of,
+)
 from sseg_nase.finetune.maml import Classifier, adapt
 from sseg_nase.finite import finite, not_finite, shortened
 from sseg_nase.hardware.allocator import release_memory
@@ -37,10 +57,13 @@ from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.divergence import Guard, tell_skipped
 from sseg_nase.training.fabric import Fabric, restore_precision
 from sseg_nase.training.interruption import Interrupted
+from sseg_nase.training.ledger import TEACHER
 from sseg_nase.training.loop import LARGEST_PRUNING_ERROR, Decision, Intervention, Trainer, within
 from sseg_nase.training.optim import lr_ratio
 
 PURPOSE = "finetune"  # of what is drawn at random here
+BESIDE = "head.beside."  # in front of what is learned beside the head, and not kept with it
+STATISTICS_BATCHES = 20  # from which BN's are computed anew for another image size
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, fused=True),
     # Not fused: where the scaler of 16-mixed skips the first step, momenta would not be written.
@@ -139,8 +162,9 @@ class FineTuner:
     after every step, says so: then `Interrupted` is raised. `DivergenceError` is raised within the
     epoch in which losses or weights stop being finite, or explode. `what` names the training in
     messages, `about` its stage in events. `interventions` change the network between epochs, as
-    they do in pretraining; then the best one is chosen anew. What is drawn at random follows
-    from the seed and the place in training, so `load_state_dict` goes on bit for bit on a CPU.
+    they do in pretraining; then the best one is chosen anew. A classifier is distilled from
+    `teacher`, where there is one. What is drawn at random follows from the seed and the place in
+    training, so `load_state_dict` goes on bit for bit on a CPU.
     """
 
     def __init__(
@@ -160,6 +184,7 @@ class FineTuner:
         about: Mapping[str, Any] | None = None,
         interventions: Sequence[Intervention] = (),
         before: Before | None = None,
+        teacher: Teacher | None = None,
     ) -> None:
         self.about, self.before = dict(about or {}), before or Before()
         self.interventions, self.probe = list(interventions), LabelledProbe(self)
@@ -169,8 +194,9 @@ class FineTuner:
         self.config, self.options, self.base, self.images = config, config.finetune, base, images
         self.fabric, self.validate, self.save, self.stop = fabric, validate, save, stop
         self.sink, self.first_step = sink or Sink(), first_step
-        self.method = METHODS[self.options.name]
+        self.method, self.teacher = METHODS[self.options.name], teacher
         self.progress = Progress()
+        self._add_beside(learner)
         learner.to(fabric.device).to(memory_format=torch.channels_last)
         self._install(learner, copy.deepcopy(learner) if self.options.ema_decay else learner)
         self.steps_per_epoch = sum(1 for _ in self._steps(0))
@@ -230,12 +256,25 @@ class FineTuner:
         """What `learner` makes of a step."""
         return OUTCOMES.get(self.options.name, episodic)(self, step, images, learner)
 
+    def taught(self, images: Tensor) -> Taught | None:
+        """What the teacher says of images, counted as its own; None without one."""
+        if self.teacher is None:
+            return None
+        macs = len(images) * self.teacher.architecture.macs(images.shape[-1])
+        self.progress.beside[TEACHER] = self.progress.beside.get(TEACHER, 0) + macs
+        with self.fabric.autocast():
+            return self.teacher(images)
+
+    def embedded(self, images: Tensor) -> int:
+        """How many images go through the network in a step on `images`: with turned copies."""
+        return len(images) + (count_turned(images) if self.options.rotation else 0)
+
     def _macs(self, step: Step, images: Tensor) -> int:
         """Of one step. To differentiate a pass and its gradient takes twice as much as the two."""
         encoder, options = self.learner.backbone, self.options
         learns = any(parameter.requires_grad for parameter in encoder.parameters())
         passes = 1 + BACKWARD if learns else 1
-        count = passes * len(images)
+        count = passes * self.embedded(images)
         if options.inner_steps is not None:
             support = step.tasks * step.ways * step.shots
             inner = passes if options.first_order else passes * (1 + BACKWARD)
@@ -257,10 +296,29 @@ class FineTuner:
     def _parts(self) -> dict[str, nn.Module]:
         return {"encoder": self.learner.backbone, "head": self.learner.head}
 
+    @property
+    def image_size(self) -> int:
+        """Of the views, in the epoch that is trained."""
+        options, usual = self.options, self.config.dataset.image_size
+        return size_at(options.image_sizes, self.progress.epoch, options.epochs, usual)
+
+    def _fit_to_be_judged(self) -> EpisodeLearner:
+        """`judged`, with BN statistics of the size at which it is judged.
+
+        Where the epoch has trained at another size they are computed anew, in a copy.
+        """
+        if self.image_size == self.config.dataset.image_size:
+            return self.judged
+        fitted = copy.deepcopy(self.judged)
+        size = self.config.dataset.image_size
+        self.probe.recalibrate([fitted], self.progress.epoch, STATISTICS_BATCHES, size)
+        return fitted
+
     def _close_epoch(self, speed: float) -> None:
         progress = self.progress
+        judged = self._fit_to_be_judged()
         try:
-            accuracy, ci95 = self.validate(self.judged)
+            accuracy, ci95 = self.validate(judged)
         except Interrupted:  # all steps of the epoch are done: they are not lost
             self.save("last", self.state_dict())
             raise
@@ -279,6 +337,8 @@ class FineTuner:
             "best": better,
             "images_per_second": speed,
         }
+        if self.options.image_sizes is not None:
+            figures["image_size"] = self.image_size
         if self.interventions:
             architecture = self.networks.architecture
             figures |= {"blocks": len(architecture.channels), "params": architecture.params}
@@ -291,7 +351,7 @@ class FineTuner:
         progress.position, progress.sums = 0, [0.0, 0.0]
         progress.epoch += 1
         if better:
-            self.save("best", {**self.state_dict(), "student": dict(self.judged.state_dict())})
+            self.save("best", {**self.state_dict(), "student": _kept(judged)})
         progress.epoch -= 1
         self._change()
         progress.epoch += 1
@@ -454,14 +514,15 @@ class FineTuner:
         seed = derive(self.config.seed, PURPOSE, "views", self.progress.epoch, index)
         return self.views_of(step, seed)
 
-    def views_of(self, step: Step, seed: int) -> Tensor:
-        """A random view of every image of a step, `[B, C, S, S]`."""
+    def views_of(self, step: Step, seed: int, image_size: int | None = None) -> Tensor:
+        """A random view of every image of a step, `[B, C, S, S]`; None: of the epoch's size."""
         size, channels = self.config.dataset.image_size, self.config.dataset.channels
         images = torch.empty(
             (len(step.indices), channels, size, size), dtype=torch.uint8, device=self.fabric.device
         )
         fetch(self.images, step.indices, images)
-        return make_views(images, self.options.views, image_size=size, seed=seed, count=1)[0]
+        side = self.image_size if image_size is None else image_size
+        return make_views(images, self.options.views, image_size=side, seed=seed, count=1)[0]
 
     def _update(self) -> bool:
         """A step of optimizer and average; False where the scaler of 16-mixed skips it.
@@ -539,8 +600,9 @@ class FineTuner:
             "stage": PURPOSE,
             "method": self.options.name,
             "architecture": self.learner.backbone.architecture.to_dict(),
-            "student": dict(self.learner.state_dict()),
-            "average": dict(self.judged.state_dict()),
+            "student": _kept(self.learner),
+            "beside": _beside(self.learner),
+            "average": _kept(self.judged),
             "optimizer": self.optimizer.state_dict(),
             "finetune": asdict(self.progress),
             "interventions": {i.name: i.state_dict() for i in self.interventions},
@@ -553,8 +615,10 @@ class FineTuner:
             self._install(*(self._learner_of(state["architecture"]) for _ in range(2)))
             if not self.options.ema_decay:
                 self.judged = self.learner
-        self.learner.load_state_dict(dict(state["student"]))
-        self.judged.load_state_dict(dict(state.get("average", state["student"])))
+        beside = state.get("beside", {})
+        self.learner.load_state_dict({**state["student"], **beside})
+        # What stands beside the average is never read.
+        self.judged.load_state_dict({**state.get("average", state["student"]), **beside})
         self.optimizer.load_state_dict(state["optimizer"])
         progress = {"macs": None, **state["finetune"]}
         history = [MutationRecord.from_dict(one) for one in progress.get("history", ())]
@@ -563,9 +627,15 @@ class FineTuner:
             intervention.load_state_dict(state["interventions"][intervention.name])
         restore_precision(self.fabric, state.get("precision"))
 
+    def _add_beside(self, learner: EpisodeLearner) -> None:
+        generator = torch.Generator().manual_seed(derive(self.config.seed, PURPOSE, "beside"))
+        with torch.random.fork_rng(devices=[]):  # layers draw from the global generator, too
+            add_beside(learner.head, self.options, self.teacher, generator)
+
     def _learner_of(self, architecture: Mapping[str, Any]) -> EpisodeLearner:
         """A learner with that architecture; its weights are to be loaded."""
         learner = learner_of(architecture, self.options, len(self.base.class_names))
+        self._add_beside(learner)
         return learner.to(self.fabric.device).to(memory_format=torch.channels_last)
 
 
@@ -575,6 +645,17 @@ def learner_of(
     """A learner with the architecture that a checkpoint describes; its weights are to be loaded."""
     with torch.random.fork_rng(devices=[]):  # layers draw from the global generator
         return around(build(described(architecture)), options, classes, torch.Generator())
+
+
+def _kept(learner: EpisodeLearner) -> dict[str, Tensor]:
+    """What of a learner is kept when it is trained."""
+    state = learner.state_dict()
+    return {name: tensor for name, tensor in state.items() if not name.startswith(BESIDE)}
+
+
+def _beside(learner: EpisodeLearner) -> dict[str, Tensor]:
+    state = learner.state_dict()
+    return {name: tensor for name, tensor in state.items() if name.startswith(BESIDE)}
 
 
 def schedule_of(options: FinetuneConfig) -> SchedulerConfig:
@@ -619,23 +700,57 @@ def classification(
     """Cross-entropy of a plain classifier of all base classes, smoothed and mixed as configured.
 
     With mixup: λ · CE(z, y) + (1 − λ) · CE(z, y'), z of λ · x + (1 − λ) · x' (Zhang et al. 2018).
-    Right is what has the image's own class.
+    Right is what has the image's own class. What a teacher and turned copies add is of the same
+    images, mixed or not: nothing tells them from each other but what is to be learned.
     """
     assert step.truth is not None
+    options, count = tuner.options, len(images)
     partner = None if step.partner is None else sent(step.partner, images.device)
     if partner is not None:
         images = images.lerp(images[partner], 1 - step.share)
+    shown = torch.cat((images, turned(images))) if options.rotation else images
     with tuner.fabric.autocast():
-        features = learner.backbone(images)
-    logits = learner.head(features.float())
+        features = learner.backbone(shown)
+    features = features.float()
+    logits = learner.head(features[:count])
     truth = sent(step.truth, logits.device)
     right = (logits.argmax(dim=-1) == truth).float().mean()
-    smoothing = tuner.options.label_smoothing or 0.0
+    smoothing = options.label_smoothing or 0.0
     loss = F.cross_entropy(logits, truth, label_smoothing=smoothing)
     if partner is not None:
         others = F.cross_entropy(logits, truth[partner], label_smoothing=smoothing)
         loss = step.share * loss + (1 - step.share) * others
+    taught = tuner.taught(images)
+    if taught is not None:
+        loss = _distilled(loss, features[:count], logits, taught, options, learner.head)
+    if options.rotation:
+        rotation = _beside_of(learner.head, ROTATION)
+        loss = loss + options.rotation * rotation_loss(rotation, features, count)
     return Outcome(loss, right)
+
+
+def _distilled(
+    loss: Tensor,
+    features: Tensor,
+    logits: Tensor,
+    taught: Taught,
+    options: FinetuneConfig,
+    head: nn.Module,
+) -> Tensor:
+    """(1 − w) · `loss` + w · `softened`, and the cosine distance of the embeddings."""
+    weight, temperature = options.distillation_weight, options.distillation_temperature
+    assert weight is not None
+    assert temperature is not None
+    loss = (1 - weight) * loss + weight * softened(logits, taught.logits, temperature)
+    if options.feature_weight:
+        mapped = _beside_of(head, TO_TEACHER)(features)
+        loss = loss + options.feature_weight * cosine_distance(mapped, taught.features)
+    return loss
+
+
+def _beside_of(head: nn.Module, name: str) -> nn.Module:
+    assert isinstance(head, BaseClassifier)
+    return head.beside[name]
 
 
 def meta_learned(tuner: FineTuner, step: Step, images: Tensor, learner: EpisodeLearner) -> Outcome:

@@ -59,6 +59,7 @@ JUDGED = {
     "relation": "relation scores",
     "maml": "MAML adaptation",
 }
+TEACHERS = ("teacher", "ssl_teacher")  # sections of results.json
 PLAIN = "prototype"  # how a network is judged that was trained for nothing else
 
 Tree = Mapping[str, Any]
@@ -105,7 +106,7 @@ def provenance(run: Path, results: Tree) -> Provenance:
     configs, unknown = lineage(run)
     weights = _at(configs[0], "backbone.weights") if configs else None
     method, own = _method(configs, unknown, weights)
-    regime = OUTSIDE if weights else regime_of(section(results, "images_seen"))
+    regime = OUTSIDE if weights else regime_of(_seen(results))
     if regime == SYNTHETIC and _centred(results):
         regime = CENTRED
     backbone, shown, channels = _backbone(run, configs, results)
@@ -129,6 +130,15 @@ def regime_of(images_seen: Tree) -> str:
         return UNKNOWN
     sources = {"real_labeled": LABELS, "real_unlabeled": UNLABELED, "synthetic": SYNTHETIC}
     return next((name for key, name in sources.items() if images_seen.get(key)), NOTHING)
+
+
+def _seen(results: Tree) -> Tree:
+    """Images by source that the network has seen, and those that a teacher of it has."""
+    teachers = [section(section(results, name), "images_seen") for name in TEACHERS]
+    known = section(results, "images_seen")
+    if not known:
+        return known
+    return {key: known[key] or any(each.get(key) for each in teachers) for key in known}
 
 
 def _centred(results: Tree) -> bool:
@@ -184,12 +194,14 @@ def _method(
         for name in _at(config, "finetune.sequence") or [_at(config, "finetune.name", "none")]:
             if name == "none":
                 continue
-            steps.append((FINETUNED.get(name, name), OWN_METHODS.get(name, PLAIN)))
+            distilled = name == "linear" and _at(config, "finetune.teacher")
+            called = f"{'distilled ' if distilled else ''}{FINETUNED.get(name, name)}"
+            steps.append((called, OWN_METHODS.get(name, PLAIN)))
     if not steps:
         named = _ablation_of(configs[0]) if configs else None
         tag = f" ({configs[0]['ablation']})" if named is not None and not any(named) else ""
         steps.append((f"untrained{tag}", PLAIN))
-    if steps[-1][0] == FINETUNED["linear"]:
+    if steps[-1][0].endswith(FINETUNED["linear"]):
         steps[-1] = (steps[-1][0], None)
     return ", then ".join(name for name, _ in steps), steps[-1][1]
 

@@ -66,7 +66,7 @@ from sseg_nase.rundir.names import ENVIRONMENT, RESULTS
 from sseg_nase.rundir.record import RunRecord, read_run
 from sseg_nase.rundir.results import EpisodeResult, doubts_of, section
 from sseg_nase.rundir.status import FINISHED, standing
-from sseg_nase.tracking.console import better, duration
+from sseg_nase.tracking.console import better, duration, gained
 from sseg_nase.tracking.mlflow_sink import shown
 from sseg_nase.version import __version__
 
@@ -81,6 +81,7 @@ MEANING = {
     "pretrained": "before fine-tuning",
     "best": "with the lowest training loss at the latest level, chosen without any labels",
     "last": "at the end of training, or what fine-tuning has chosen",
+    "control": "the network at the start, trained as the run was, but without mutations",
     "views": "the same, by the mean embedding of several views of every image",
 }
 COSTS = (
@@ -204,7 +205,7 @@ def _headline(record: RunRecord) -> Iterator[Block]:
         stands = standing(record.folder, record.status)
         yield Notice((f"This run is {stands}{because}. What it has written is shown.",))
     yield Facts(list(_facts(record)))
-    if said := better(record.results):
+    if said := [*better(record.results), *gained(record.results)]:
         yield Items([f"{line[0].upper()}{line[1:]}." for line in said])
     if (again := command(record)) is not None:
         yield Paragraph("Once more:")

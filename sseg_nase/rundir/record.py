@@ -176,13 +176,17 @@ def _is_network(value: Any) -> bool:
 
 def _is_best(value: Any) -> bool:
     differences = value.get("minus_last") or {} if _is_network(value) else None
-    return (
-        isinstance(differences, dict)
-        and isinstance(value.get("epoch"), int)
-        and all(
-            isinstance(one, dict) and finite(one.get("mean")) and finite(one.get("ci95"))
-            for one in differences.values()
-        )
+    return _are_differences(differences) and isinstance(value.get("epoch"), int)
+
+
+def _is_control(value: Any) -> bool:
+    return _is_network(value) and _are_differences(value.get("last_minus") or {})
+
+
+def _are_differences(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(one, dict) and finite(one.get("mean")) and finite(one.get("ci95"))
+        for one in value.values()
     )
 
 
@@ -306,6 +310,7 @@ _HOLDS: Mapping[str, Callable[[Any], bool]] = {
     "seconds": _are_figures,
     "architecture": _is_network,
     "best": _is_best,
+    "control": _is_control,
     "efficiency": _are_figures,
     "images_seen": _are_figures,
     "training_macs": _are_figures,

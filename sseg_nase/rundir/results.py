@@ -19,6 +19,7 @@ SECTIONS: Mapping[str, str] = {
     BEST: "fewshot_best",
     LAST: "fewshot",
     "views": "fewshot_views",
+    "control": "fewshot_control",
 }
 
 

@@ -32,6 +32,7 @@ from sseg_nase.ssl.objectives import (
     moved_centre,
     nt_xent,
     prototype_pairs,
+    similarity_distillation,
 )
 from sseg_nase.ssl.teacher import batch_statistics
 
@@ -59,7 +60,8 @@ class Teaching(NamedTuple):
     `backbone`: the teacher's, None without one. `head`: its head, where it is a method's target.
     `memory`: what the method keeps beside its networks. `epoch`: the one that is trained, from 0.
     `tracks`: the teacher's BN statistics follow the batch, as in a training step; else they stay.
-    `own`: it distils in the statistics of the batch; else in those that it has.
+    `own`: it distils in the statistics of the batch; else in those that it has. `guide`: the
+    network of another run, which stays as it is (ssl.teacher).
     """
 
     backbone: nn.Module | None = None
@@ -68,6 +70,7 @@ class Teaching(NamedTuple):
     epoch: int = 0
     tracks: bool = False
     own: bool = True
+    guide: nn.Module | None = None
 
 
 class Losses(NamedTuple):
@@ -159,7 +162,8 @@ class Compared(Generic[S]):
     ) -> Losses:
         """Of one batch."""
         features, projections = self.rows(learner, views)
-        return self.compare(features, projections, self.taught(teaching, views), ssl, gather)
+        taught, aims = self.taught(teaching, views), guided(teaching, views)
+        return self.compare(features, projections, taught, ssl, gather, aims)
 
     def rows(self, learner: nn.Module, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Embeddings `[V, B, features]` and projections `[V, B, D]` of the images."""
@@ -189,12 +193,38 @@ class Compared(Generic[S]):
         embeddings: Tensor | None,
         ssl: S,
         gather: Callable[[Tensor], Tensor] = alone,
+        aims: Tensor | None = None,
     ) -> Losses:
-        """Of what `rows` and `taught` say of a whole batch."""
+        """Of what `rows`, `taught` and `guided` say of a whole batch."""
         own = self.objective([gather(z) for z in projections], ssl)
-        if embeddings is None:
-            return Losses(own, own, None)
-        return _distilled(own, features[0], embeddings, ssl)
+        losses = Losses(own, own, None)
+        if embeddings is not None:
+            losses = _distilled(own, features[0], embeddings, ssl)
+        return _following(losses, features[0], aims, ssl, gather)
+
+
+@torch.no_grad()
+def guided(teaching: Teaching, views: Sequence[Tensor]) -> Tensor | None:
+    """The embeddings `[B, D]` that the guide has of every image's first view; None without one."""
+    if teaching.guide is None:
+        return None
+    embedded: Tensor = teaching.guide(views[0][0])
+    return embedded
+
+
+def _following(
+    losses: Losses,
+    features: Tensor,
+    aims: Tensor | None,
+    ssl: SSLConfig,
+    gather: Callable[[Tensor], Tensor],
+) -> Losses:
+    """`losses` with what the guide adds to their total, by embeddings of every first view."""
+    if aims is None:
+        return losses
+    rows, wanted = gather(features[: len(aims)]), gather(aims)
+    apart = similarity_distillation(rows, wanted, ssl.feature_temperature)
+    return losses._replace(total=losses.total + ssl.feature_weight * apart)
 
 
 def _distilled(
@@ -244,7 +274,8 @@ def _byol(
     features, predictions = learner(images.flatten(0, 1))
     q1, q2 = predictions.chunk(2)
     own = byol(q1, aims[1]) + byol(q2, aims[0])
-    return _distilled(own, features, embeddings, ssl)
+    losses = _distilled(own, features, embeddings, ssl)
+    return _following(losses, features, guided(teaching, views), ssl, gather)
 
 
 def _dino(
@@ -268,7 +299,8 @@ def _dino(
     with torch.no_grad():
         mean = gather(aims.to(centre.dtype).mean((0, 1))[None]).mean(0)
         memory = {CENTRE: moved_centre(centre, mean, ssl.centre_momentum)}
-    return _distilled(own, features, embeddings, ssl, memory)
+    losses = _distilled(own, features, embeddings, ssl, memory)
+    return _following(losses, features, guided(teaching, views), ssl, gather)
 
 
 def teacher_temperature(epoch: int, ssl: DINO) -> float:

@@ -59,6 +59,30 @@ def prototype_pairs(z: Tensor, temperature: float) -> Tensor:
         return F.cross_entropy(scores.flatten(0, 1) / temperature, own)
 
 
+def similarity_distillation(features: Tensor, aims: Tensor, temperature: float) -> Tensor:
+    """Return how far the similarities among images `[B, D]` are from those in `aims` `[B, D']`.
+
+    Mean over images i of KL(p_i ‖ q_i), with q_i the softmax over all other images j of the cosines
+    s_ij / τ of `features`, and p_i that of `aims` (SEED, Fang et al. 2021, eq. 3, with the images
+    of the batch for its queue): a scalar, ≥ 0. The two may differ in length. No gradient reaches
+    `aims`. At least in float32, under autocast too.
+    """
+    assert len(features) == len(aims)
+    with torch.autocast(features.device.type, enabled=False):
+        found, wanted = (
+            _others(F.normalize(at_least_float32(z), dim=1), temperature)
+            for z in (features, aims.detach())
+        )
+        return F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+
+
+def _others(z: Tensor, temperature: float) -> Tensor:
+    """Log-softmax of every row's cosines to the other rows, `[B, B - 1]`."""
+    count = len(z)
+    similarity = (z @ z.T / temperature).flatten()[1:]
+    return similarity.view(count - 1, count + 1)[:, :-1].reshape(count, count - 1).log_softmax(1)
+
+
 def barlow_twins(z1: Tensor, z2: Tensor, redundancy_weight: float) -> Tensor:
     """Return the loss of Barlow Twins for two views of the same images: a scalar, ≥ 0.
 

@@ -1,5 +1,6 @@
 """The steps of a run: pretrain, fine-tune, judge; and looks at a curriculum and at a run's past."""
 
+from sseg_nase.stages.controlling import compared, train_control
 from sseg_nase.stages.drawing import draw_curriculum
 from sseg_nase.stages.finetuning import Place, fine_tune, labelled, place_of, places_of, reached_by
 from sseg_nase.stages.fitting import fitted, unused_images
@@ -17,13 +18,17 @@ from sseg_nase.stages.judging import (
 from sseg_nase.stages.pretraining import pretrain
 from sseg_nase.stages.replaying import replayed
 from sseg_nase.stages.starting import Reached, images_of, seed_backbone, seed_learner, stored
+from sseg_nase.stages.teaching import OtherRun, classifier_of, guide_of
 
 __all__ = [
     "FewShotTask",
     "Judgement",
+    "OtherRun",
     "Place",
     "Reached",
     "check_head",
+    "classifier_of",
+    "compared",
     "doubted",
     "draw_curriculum",
     "efficiency",
@@ -32,6 +37,7 @@ __all__ = [
     "fewshot_tasks",
     "fine_tune",
     "fitted",
+    "guide_of",
     "images_of",
     "judge_before_tuning",
     "labelled",
@@ -43,5 +49,6 @@ __all__ = [
     "seed_backbone",
     "seed_learner",
     "stored",
+    "train_control",
     "unused_images",
 ]

@@ -24,12 +24,13 @@ from sseg_nase.finetune.loop import Before, FineTuner, learner_of
 from sseg_nase.rundir.names import CHECKPOINTS, checkpoint_of
 from sseg_nase.stages.judging import FewShotTask, judge_named
 from sseg_nase.stages.pretraining import interventions_of
-from sseg_nase.stages.starting import Reached, images_of, stored
+from sseg_nase.stages.starting import Reached, check_sizes, images_of, stored
+from sseg_nase.stages.teaching import OtherRun
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint, distributed
 from sseg_nase.training.callbacks import size_of
 from sseg_nase.training.divergence import DivergenceError, explained
-from sseg_nase.training.ledger import FINETUNE
+from sseg_nase.training.ledger import FINETUNE, TEACHER_RUN
 
 TUNED = "the network that is fine-tuned"
 
@@ -109,6 +110,7 @@ def fine_tune(
     place: Place | None = None,
     state: dict[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
+    teacher: OtherRun | None = None,
     stop: Callable[[], bool] = lambda: False,
     at_once: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Reached:
@@ -116,7 +118,8 @@ def fine_tune(
 
     `config` is that of one stage, at `place` among those of the run (None: the only one).
     `state`: of the checkpoint to go on from. Checkpoints with `extra` go to `folder`. `stop` is
-    asked after every step; when it says so, `Interrupted` is raised after a checkpoint. `at_once`:
+    asked after every step; when it says so, `Interrupted` is raised after a checkpoint. `teacher`:
+    what the classifier of finetune=linear is distilled from. `at_once`:
     a block in which a request to stop need not wait, because nothing is changed in it. One device
     trains, however many there are. Raises `UserError` for images without labels, or too few of a
     class, and where training diverges.
@@ -150,10 +153,13 @@ def fine_tune(
         seen["real_labeled"] += progress["images_seen"]
         step, macs = before.step + progress["step"], before.macs
         own = progress["macs"]
-        if macs is not None and own is not None:
+        known = own is not None and (teacher is None or teacher.spent is not None)
+        if macs is not None and known:
             more = {**progress["beside"], place.name: own}
+            if teacher is not None:  # once, whatever has been done here
+                more[TEACHER_RUN] = teacher.spent
             macs = {**macs, **{part: macs.get(part, 0) + n for part, n in more.items()}}
-        elif own is None:
+        else:
             macs = None
         history = [*before.history, *progress["history"]]
         return {"step": step, "images_seen": seen, "history": history, "macs": macs}
@@ -168,6 +174,11 @@ def fine_tune(
     classes = len(store.class_names)
     learner = around(before.backbone, config.finetune, classes, generator)
     _check_frozen(learner, config)
+    schedule = config.finetune.image_sizes
+    check_sizes(f"{place.keys}.image_sizes", schedule, learner.backbone.architecture)
+    if teacher is not None:
+        key = f"finetune.teacher={teacher.path} with {place.keys}.image_sizes"
+        check_sizes(key, schedule, teacher.reached.backbone.architecture)
     tuned_as = dataclasses.replace(
         config, pretrain=dataclasses.replace(config.pretrain, epochs=config.finetune.epochs)
     )
@@ -186,6 +197,7 @@ def fine_tune(
         about={"method": place.method, "number": place.number, "of": place.of},
         interventions=interventions_of(tuned_as) if config.finetune.evolve else [],
         before=Before(before.epochs, len(before.history)),
+        teacher=None if teacher is None else teacher.on(fabric.device),
     )
     if state is not None:
         with checkpoint.taken_up("finetune_last.pt"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,13 @@ from sseg_nase.rundir.data import read_data
 from sseg_nase.rundir.unreadable import UnreadableError
 from sseg_nase.stages.judging import FewShotTask
 from sseg_nase.stages.starting import images_of
+from sseg_nase.stages.teaching import classifier_file
 from sseg_nase.training import checkpoint
 
 SCHEMA = 1
 TRAINING = ("pretrain", "finetune")  # roles of images that weights are made from
-FILES = ("finetune.start", "backbone.weights")
+TEACHERS = {"finetune.teacher": classifier_file, "ssl.teacher": checkpoint.file_of}
+FILES = ("finetune.start", *TEACHERS, "backbone.weights")
 RECORDED = ("source", "layout", "split", "image_size", "channels")
 BLOCK = 1 << 20
 MOST_NAMED = 5
@@ -74,7 +76,7 @@ def data_of(config: Config, tasks: Sequence[FewShotTask], *, pretrained: bool) -
         "drawn": drawn if pretrained else [],
         "drawing": DRAWING,
         "files": {key: found for key in FILES if (found := _file(config, key)) is not None},
-        "trained_before": trained_on(start),
+        "trained_before": _distinct([*trained_on(start), *_seen_by_teachers(config)]),
         "drawn_before": drawings(start),
     }
 
@@ -142,7 +144,7 @@ def refuse(resume: str | Path, found: Mapping[str, str], epochs: int) -> UserErr
     listed = "\n  ".join(f"{key}: {what}" for key, what in found.items())
     remedy = (
         "Bring back what was there, or name where it is (paths.data_dir, dataset.root, "
-        "finetune.from, backbone.weights);"
+        "finetune.from, finetune.teacher, ssl.teacher, backbone.weights);"
     )
     if list(found) == ["drawn images"]:
         remedy = "Resume it with the version of sseg-nase that it was begun with;"
@@ -161,7 +163,11 @@ def trained_on(data: Mapping[str, Any]) -> list[Data]:
     # A run that was resumed with other images has seen both.
     earlier = [one for part in data.get("earlier") or () for one in trained_on(part)]
     every = [*own, *earlier, *(data.get("trained_before") or ())]
-    return list({(one["key"], one["identity"]): one for one in every}.values())
+    return _distinct(every)
+
+
+def _distinct(images: Iterable[Data]) -> list[Data]:
+    return list({(one["key"], one["identity"]): one for one in images}.values())
 
 
 def overlaps(seen: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> Iterator[str]:
@@ -264,7 +270,7 @@ def _file(config: Config, key: str) -> Data | None:
     value = place_of(config, key)
     if value is None or (key == "finetune.start" and config.finetune.name == "none"):
         return None
-    path = checkpoint.file_of(Path(value))
+    path = TEACHERS.get(key, checkpoint.file_of)(Path(value))
     return {"path": str(path), "sha256": _sha256(path)} if path.is_file() else None
 
 
@@ -274,6 +280,14 @@ def _data_of_start(config: Config) -> Mapping[str, Any]:
     if start is None or (config.task == "pipeline" and config.finetune.name == "none"):
         return {}
     return checkpoint.load(checkpoint.file_of(Path(start).expanduser())).get("data") or {}
+
+
+def _seen_by_teachers(config: Config) -> Iterator[Data]:
+    """The images of the teachers that a run is distilled from: they were trained on, too."""
+    for key, file_of in TEACHERS.items():
+        value = place_of(config, key)
+        if value is not None and config.task == "pipeline":
+            yield from trained_on(checkpoint.load(file_of(Path(value))).get("data") or {})
 
 
 def _sha256(path: Path) -> str:

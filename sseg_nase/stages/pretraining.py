@@ -15,7 +15,8 @@ from sseg_nase.hardware.determinism import deterministic
 from sseg_nase.hardware.memory import enforce_memory_cap
 from sseg_nase.nets.evolvable import Learner
 from sseg_nase.rundir.names import CHECKPOINTS
-from sseg_nase.stages.starting import images_of, seed_learner
+from sseg_nase.stages.starting import check_sizes, images_of, seed_learner
+from sseg_nase.stages.teaching import guide_of
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint, distributed
 from sseg_nase.training.callbacks import ArchitectureMetrics, Checkpoints, MemoryWatch
@@ -43,7 +44,10 @@ def pretrain(
     `UserError` where training diverges: with the keys to change, and how to resume.
     """
     checkpoints = Checkpoints(
-        folder / CHECKPOINTS, config.pretrain.checkpoint_interval_epochs, extra or {}
+        folder / CHECKPOINTS,
+        config.pretrain.checkpoint_interval_epochs,
+        extra or {},
+        keep=config.pretrain.keep_checkpoints,
     )
     callbacks = [ArchitectureMetrics(), MemoryWatch(), checkpoints]
     hardware = config.hardware
@@ -127,15 +131,20 @@ def trainer_of(
         part=(fabric.global_rank, hardware.devices),
         micro=micro,
     )
+    learner = learner or seed_learner(config)
+    schedule = config.pretrain.image_sizes
+    check_sizes("pretrain.image_sizes", schedule, learner.backbone.architecture)
+    guide = guide_of(config)
     trainer = Trainer(
         config,
-        learner=learner or seed_learner(config),
+        learner=learner,
         feed=feed,
         fabric=fabric,
         interventions=interventions_of(config),
         callbacks=callbacks,
         sink=sink,
         stop=stop,
+        guide=None if guide is None else guide.reached.backbone,
     )
     if config.evolution.enabled:
         for why in refusals(trainer.networks.architecture, config.evolution.operators):

@@ -90,6 +90,15 @@ def refuse_over_caps(config: Config, architecture: Description) -> None:
         )
 
 
+def check_sizes(key: str, schedule: Sequence[str] | None, architecture: Description) -> None:
+    """Raise `UserError` where images of several sizes are meant for a network that takes one."""
+    if schedule is not None and not architecture.any_resolution:
+        raise UserError(
+            f"{key}=[{','.join(schedule)}]: {architecture.name} takes images of "
+            f"{architecture.resolution} px only; leave it out, or choose another network."
+        )
+
+
 @dataclass(frozen=True)
 class Reached:
     """What training has come to.

@@ -284,7 +284,7 @@ def summary_table(
         for one in fewshot.values()
     ]
     table.caption = "; ".join(dict.fromkeys(judged)) or None
-    lines = [*better(results), f"mutations accepted: {_mutations(mutations)}"]
+    lines = [*better(results), *gained(results), f"mutations accepted: {_mutations(mutations)}"]
     seen = results.get("images_seen") or {}
     counts = [f"{_count(n)} {name.replace('_', ' ')}" for name, n in seen.items() if n]
     lines.append(f"images seen: {', '.join(counts) or '0'}")
@@ -331,6 +331,8 @@ def networks_of(
         kept = ("macs", "resolution", "params")
         costs = {key: costs[key] for key in kept if key in costs}
         found[f"{told.get('views', 'several')} views"] = (views, costs)
+    if control := results.get("fewshot_control") or {}:
+        found["control"] = (control, results.get("control") or {})
     if untrained := results.get("fewshot_untrained") or {}:
         found["untrained"] = (untrained, {})
     return found
@@ -352,6 +354,27 @@ def better(results: Mapping[str, Any]) -> list[str]:
         sure = "" if abs(mean) > ci95 else ", no difference that these episodes show"
         lines.append(
             f"best minus last, {key}: {mean:+.2f} ± {ci95:.2f} points on the same episodes{sure}"
+        )
+    return lines
+
+
+def gained(results: Mapping[str, Any]) -> list[str]:
+    """Return what evolution gave over the run's control, in sentences."""
+    about, own = results.get("control") or {}, results.get("training_macs") or {}
+    if not about or not results.get("fewshot_control"):
+        return []
+    costs = [own.get("total"), about.get("training_macs")]
+    told = [f"{cost / 1e12:,.3g} T" if cost and positive(cost) else "unknown" for cost in costs]
+    lines = [
+        "control: the network at the start, trained once more on the same images for as many steps "
+        f"without mutations; multiply-accumulates of training: {told[0]} with them, {told[1]} "
+        "without"
+    ]
+    for key, one in (about.get("last_minus") or {}).items():
+        mean, ci95 = one["mean"], one["ci95"]
+        sure = "" if abs(mean) > ci95 else ", no difference that these episodes show"
+        lines.append(
+            f"last minus control, {key}: {mean:+.2f} ± {ci95:.2f} points on the same episodes{sure}"
         )
     return lines
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sseg_nase.config.schema import SSLConfig
-from sseg_nase.ssl.methods import Compared, Loss, Losses, Teaching, alone
+from sseg_nase.ssl.methods import Compared, Loss, Losses, Teaching, alone, guided
 from sseg_nase.ssl.objectives import at_least_float32
 from sseg_nase.ssl.teacher import untracked
 
@@ -81,7 +81,8 @@ def evaluate(
     autocast: Callable[[], AbstractContextManager[None]] = nullcontext,
     gather: Callable[[Tensor], Tensor] = alone,
 ) -> Losses:
-    """The losses that `differentiate` returns, without their gradient."""
+    """The losses that `differentiate` returns, without their gradient, and without a guide's."""
+    teaching = teaching._replace(guide=None)
     with autocast():
         if isinstance(loss, Compared):
             rows = [loss.rows(learner, views) for views in parts]
@@ -104,19 +105,20 @@ def _replayed(
     around: Callable[[bool], AbstractContextManager[None]],
     known: Callable[[], None],
 ) -> Losses:
-    rows, taught = [], []
+    rows, taught, aims = [], [], []
     with torch.no_grad(), untracked(learner):
         for views in parts:
             with autocast():
                 rows.append(loss.rows(learner, views))
                 taught.append(loss.taught(teaching, views))
+                aims.append(guided(teaching, views))
     # Gradients of embeddings are small: float16 might lose them before anything scales them up.
     features, projections = (
         torch.cat([at_least_float32(row) for row in columns], dim=1).requires_grad_()
         for columns in zip(*rows, strict=True)
     )
     with autocast():
-        losses = loss.compare(features, projections, _joined(taught), ssl, gather)
+        losses = loss.compare(features, projections, _joined(taught), ssl, gather, _joined(aims))
     known()
     gradients = torch.autograd.grad(losses.total, (features, projections), allow_unused=True)
     start = 0

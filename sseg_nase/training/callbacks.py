@@ -27,25 +27,32 @@ class Checkpoints(Callback):
 
     `last.pt` is written before an epoch when `interval` epochs are done or the architecture has
     changed, when training is interrupted, and at the end; always whole, so that the one before it
-    stays until then. Losses of different levels do not compare: a new level starts a new best.
-    `extra` goes into every file. Before the first epoch there must be room for what is
-    missing of both files, or `StorageError` is raised.
+    stays until then. Losses of different levels, or image sizes, do not compare: each starts a new
+    best.
+    `extra` goes into every file. The latest `keep` of those after each `interval` are kept under
+    the number of their epochs, too: `epoch_0010.pt`. Before the first epoch there must be room for
+    what is missing of both files, and for those, or `StorageError` is raised.
     """
 
-    def __init__(self, folder: Path, interval: int, extra: dict[str, Any]) -> None:
-        self.folder, self.interval, self.extra = folder, interval, extra
-        self.best: tuple[int, float] | None = None
+    def __init__(
+        self, folder: Path, interval: int, extra: dict[str, Any], *, keep: int = 0
+    ) -> None:
+        self.folder, self.interval, self.extra, self.keep = folder, interval, extra, keep
+        self.best: tuple[float, ...] | None = None
         self.saved_mutations: list[bool] = []
 
     def on(self, event: Event, trainer: Trainer) -> None:
         """Save where the state is one to go on from, or the loss the best so far."""
         if event is Event.FIT_START:
             missing = sum(not (self.folder / name).exists() for name in FILES)
-            check_room(self.folder, max(1, missing) * size_of(trainer.state_dict()))
+            wanted = max(1, missing) + self.keep - min(self.keep, len(self._numbered()))
+            check_room(self.folder, wanted * size_of(trainer.state_dict()))
         if event is Event.EPOCH_END and trainer.means is not None:
             # The schedule may stand at the next level already.
             level = trainer.config.curriculum.levels.index(trainer.means.level)
-            score = (-level, trainer.means.contrastive)
+            scheduled = trainer.config.pretrain.image_sizes is not None
+            size = (-trainer.image_size,) if scheduled else ()
+            score = (-level, *size, trainer.means.contrastive)
             if self.best is None or score < self.best:
                 self.best = score
                 self._save("best.pt", trainer)
@@ -56,6 +63,15 @@ class Checkpoints(Callback):
         if between or event in (Event.INTERRUPT, Event.FIT_END):
             self.saved_mutations = mutations
             self._save("last.pt", trainer)
+        if self.keep and due and (between or event is Event.FIT_END):
+            self._save(f"epoch_{trainer.progress.epoch:04d}.pt", trainer)
+            for old in self._numbered()[: -self.keep]:
+                old.unlink()
+
+    def _numbered(self) -> list[Path]:
+        """The numbered checkpoints that are there, in the order of their epochs."""
+        found = self.folder.glob("epoch_*.pt")
+        return sorted(found, key=lambda path: (len(path.name), path.name))
 
     def _save(self, name: str, trainer: Trainer) -> None:
         checkpoint.save(self.folder / name, {**trainer.state_dict(), **self.extra})

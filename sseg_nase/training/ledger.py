@@ -17,15 +17,17 @@ STUDENT, TEACHER, CONTROL, TRIALS, IMPORTANCE, CHECKS = PARTS = (
     "student", "teacher", "control", "trials", "importance", "checks",
 )  # fmt: skip
 FINETUNE = "finetune"  # what is counted by `finetune.loop`, after these
+TEACHER_RUN = "teacher_run"  # the training of a teacher from another run, in that run
 
 
 class Ledger:
     """Multiply-accumulates of backbones, over all processes; heads and norms are not counted.
 
-    `student` and `teacher`: steps of the training. `control`: those of the network without a
-    mutation that is on probation. `trials`: of candidates. `importance`: of channels. `checks`:
-    held losses, the gap, BN statistics anew. An image counts at the architecture and the size of
-    the moment: once for a forward pass, three times with the backward pass.
+    `student` and `teacher` (a guide's passes, too): steps of the training. `control`: those of the
+    network without a mutation that is on probation. `trials`: of candidates. `importance`: of
+    channels. `checks`: held losses, the gap, BN statistics anew. An image counts at the
+    architecture and the size of the moment: once for a forward pass, three times with the backward
+    pass.
     """
 
     def __init__(self) -> None:
@@ -61,6 +63,8 @@ class Ledger:
             if networks.teacher is not None:
                 seen = views[0] if method.has_target else views[0][:1]
                 self.add(teacher or part, networks.architecture, [seen])
+            if networks.guide is not None and backward:
+                self.add(teacher or part, networks.guide.architecture, [views[0][:1]])
 
     def state(self) -> dict[str, int] | None:
         """For the checkpoint."""

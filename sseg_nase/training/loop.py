@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sseg_nase.config.schema import Config
+from sseg_nase.config.sizes import size_at
 from sseg_nase.data.curriculum.render import perturb
 from sseg_nase.data.feed import Batch, CurriculumFeed
 from sseg_nase.data.random import derive
@@ -23,6 +24,7 @@ from sseg_nase.evolution.selection import Difference, paired
 from sseg_nase.finite import finite, not_finite, shortened
 from sseg_nase.hardware.allocator import release_memory
 from sseg_nase.kinds import kind_of
+from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.evolvable import Learner
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.ssl.methods import Losses, method_of
@@ -146,7 +148,7 @@ class Trainer:
     `Interrupted`. It raises `DivergenceError` within the epoch in which losses or weights stop
     being finite, or explode, and before anything of it is saved. With several processes all of them
     run the same `fit`: each on its share of every batch, with losses and BN statistics over the
-    whole of it.
+    whole of it. `guide`: the network of another run, which embeddings follow, too (ssl.teacher).
     """
 
     def __init__(
@@ -160,12 +162,13 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         sink: Sink | None = None,
         stop: Callable[[], bool] = lambda: False,
+        guide: Backbone | None = None,
     ) -> None:
         self.config, self.feed, self.fabric, self.stop = config, feed, fabric, stop
         self.interventions, self.callbacks = list(interventions), list(callbacks)
         self.sink = sink or Sink()
         self.method = method_of(config.ssl)
-        self.workshop = Workshop(config, fabric.device)
+        self.workshop = Workshop(config, fabric.device, guide)
         self.ledger = Ledger()
         self.probe = Probe(config, feed, self.workshop, fabric, self.ledger)
         self.progress = Progress()
@@ -210,6 +213,7 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         progress, batches = self.progress, self.feed.batches_per_epoch
+        self.probe.image_size = self.image_size
         if progress.batch == 0:
             self._emit(Event.EPOCH_START)
         if self.config.hardware.compile and progress.epoch > 1 + self._epoch_of_last_change():
@@ -373,6 +377,12 @@ class Trainer:
         return images
 
     @property
+    def image_size(self) -> int:
+        """Of the views, in the epoch that is trained."""
+        pretrain, usual = self.config.pretrain, self.config.dataset.image_size
+        return size_at(pretrain.image_sizes, self.progress.epoch, pretrain.epochs, usual)
+
+    @property
     def learning_rate(self) -> float:
         """Of the next step."""
         accepted = [record.step for record in self.progress.history if record.accepted]
@@ -441,6 +451,8 @@ class Trainer:
             "blocks": len(architecture.channels),
             "params": architecture.params,
         }
+        if self.config.pretrain.image_sizes is not None:
+            figures["image_size"] = self.image_size
         if self.means is not None:
             figures |= {
                 "loss": self.means.loss,

@@ -35,7 +35,8 @@ class Networks:
 
     `teacher_head`: where the teacher is the method's target. `memory`: what the method keeps beside
     its networks. `own_statistics`: of the teacher; see ssl.teacher_statistics. `held_epochs`: at
-    the start, in which DINO's last layer is not trained.
+    the start, in which DINO's last layer is not trained. `guide`: the network of another run, which
+    nothing here changes; see ssl.teacher.
     """
 
     learner: Learner
@@ -45,6 +46,7 @@ class Networks:
     memory: Mapping[str, Tensor]
     own_statistics: bool = True
     held_epochs: int = 0
+    guide: Backbone | None = None
 
     @property
     def architecture(self) -> Description:
@@ -53,8 +55,8 @@ class Networks:
 
     def teaching(self, epoch: int, *, tracks: bool = False) -> Teaching:
         """What the loss of `epoch` is given beside the student; `tracks` in a step of training."""
-        own = self.own_statistics
-        return Teaching(self.teacher, self.teacher_head, self.memory, epoch, tracks, own)
+        own, guide = self.own_statistics, self.guide
+        return Teaching(self.teacher, self.teacher_head, self.memory, epoch, tracks, own, guide)
 
     def hold(self, epoch: int) -> None:
         """Take the gradient away from what is not trained in `epoch`, before a step."""
@@ -102,10 +104,13 @@ class Networks:
 
 
 class Workshop:
-    """Makes `Networks` as a config asks for: device, memory format, teacher, optimizer."""
+    """Makes `Networks` as a config asks for: device, memory format, teacher, optimizer, guide."""
 
-    def __init__(self, config: Config, device: torch.device) -> None:
+    def __init__(self, config: Config, device: torch.device, guide: Backbone | None = None) -> None:
         self.config, self.device = config, device
+        self.guide = None
+        if guide is not None:
+            self.guide = guide.for_inference().requires_grad_(False).to(device)
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -130,6 +135,7 @@ class Workshop:
             {name: tensor.to(self.device) for name, tensor in method.memory(ssl).items()},
             own_statistics=ssl.own_statistics,
             held_epochs=ssl.held_epochs,
+            guide=self.guide,
         )
 
     def mutated(self, networks: Networks, mutation: Mutation) -> Networks:

@@ -59,6 +59,7 @@ class Probe:
     ) -> None:
         self.config, self.feed, self.workshop, self.fabric = config, feed, workshop, fabric
         self.ledger = ledger
+        self.image_size = config.dataset.image_size  # of the views, set by whoever trains
         self.method = method_of(config.ssl)
         batch = config.hardware.batch_size
         assert batch is not None
@@ -352,7 +353,7 @@ class Probe:
 
         In the networks' memory format.
         """
-        ssl, side = self.config.ssl, self.config.dataset.image_size
+        ssl, side = self.config.ssl, self.image_size
         return tuple(
             self._crops(images, crops, round(side * crops.size), derived, first, of)
             for crops, derived in zip(self.method.crops(ssl), _seeds(seed), strict=False)

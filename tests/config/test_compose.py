@@ -123,14 +123,17 @@ def test_every_ablation_composes_with_every_dataset_on_every_profile() -> None:
         check_ablation(ablation, dataset, hardware)
 
 
+WITHOUT_ABLATIONS = ("sketch_fewshot", "search_digits", "sseg_nase_labels", "sseg_nase_unlabeled")
+
+
 @pytest.mark.parametrize("ablation", groups()["ablation"])
 @pytest.mark.parametrize(
     "experiment",
     [
         name
         for name in groups()["experiment"]
-        # of fixed networks
-        if not name.startswith("baseline/") and name not in ("sketch_fewshot", "search_digits")
+        # of fixed networks, and recipes whose switches are their own
+        if not name.startswith("baseline/") and name not in WITHOUT_ABLATIONS
     ],
 )
 def test_an_ablation_keeps_its_switches_in_every_experiment(ablation: str, experiment: str) -> None:

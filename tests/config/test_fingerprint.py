@@ -46,6 +46,7 @@ def test_it_is_the_same_in_every_process() -> None:
         "tracking.experiment=other",
         "hardware.num_workers=7",
         "pretrain.checkpoint_interval_epochs=3",
+        "pretrain.keep_checkpoints=3",
     ],
 )
 def test_it_leaves_out_what_does_not_change_the_result(override: str) -> None:
@@ -80,6 +81,7 @@ NAMES_PLACES_AND_SPEED = {
     "hardware.num_workers",
     "evaluation.memory_mb",
     "pretrain.checkpoint_interval_epochs",
+    "pretrain.keep_checkpoints",
 }
 OF_SEARCH = ("search.", "space.", "strategy.", "evaluator.")
 THEIR_SECTIONS = ("report.", "paths.", "tracking.", "sweep.", "data.", *OF_SEARCH)

@@ -196,7 +196,7 @@ def test_channels_are_scored_by_the_loss_with_labels() -> None:
     one = tuner("linear", *PRUNING)
     networks = Tuned(copy.deepcopy(one.learner).train())
     steps_of, views_of, seen = one.steps_of, one.views_of, []
-    one.views_of = lambda step, seed: seen.append((step, views_of(step, seed))) or seen[-1][1]  # type: ignore[method-assign]
+    one.views_of = lambda step, *how: seen.append((step, views_of(step, *how))) or seen[-1][1]  # type: ignore[method-assign]
     for _ in one.probe.gradients(networks, 2, 1):
         found = [p.grad.clone() for p in networks.learner.parameters()]
     ((step, images),) = seen

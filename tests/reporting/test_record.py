@@ -225,11 +225,24 @@ def test_accuracies_stand_list_by_list_in_the_order_of_their_making(run: Path) -
         (keys[0], "best", 20.0, None),
         (keys[0], "last", 30.0, 0.5),
         (keys[0], "views", 40.0, None),
+        (keys[0], "control", 50.0, None),
         (keys[1], "untrained", 1.0, None),
         (keys[1], "pretrained", 11.0, None),
         (keys[1], "last", 31.0, None),
         (keys[1], "views", 41.0, None),
+        (keys[1], "control", 51.0, None),
     ]
+
+
+def test_a_control_that_cannot_be_read_is_left_out(run: Path) -> None:
+    control = {"params": 5, "last_minus": {"d/val/5w1s": {"mean": 1.0, "ci95": 0.5}}}
+    (run / "results.json").write_text(json.dumps({"control": control}))
+    assert read_run(run).section("control") == control
+    for damaged in ({"params": "5"}, {"params": 5, "last_minus": {"d/val/5w1s": 1.0}}):
+        (run / "results.json").write_text(json.dumps({"control": damaged}))
+        record = read_run(run)
+        assert record.section("control") == {}
+        assert "control in results.json cannot be read: left out." in record.notes
 
 
 def test_lines_of_results() -> None:

@@ -76,6 +76,26 @@ def test_the_last_is_written_every_so_many_epochs_and_after_a_mutation(tmp_path:
         assert (tmp_path / "last.pt").exists()
 
 
+def test_the_latest_are_kept_by_the_number_of_their_epochs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, there = Stub(), []
+    for epoch in range(9):
+        # A new one each time, as after a resume: the folder says what is there.
+        checkpoints = Checkpoints(tmp_path, 2, {}, keep=2)
+        trainer.progress.epoch = epoch
+        checkpoints.on(Event.EPOCH_START if epoch < 8 else Event.FIT_END, trainer)  # type: ignore[arg-type]
+        there.append(sorted(int(path.stem[6:]) for path in tmp_path.glob("epoch_*.pt")))
+    assert there == [[], [], [2], [2], [2, 4], [2, 4], [4, 6], [4, 6], [6, 8]]
+    assert checkpoint.load(tmp_path / "epoch_0006.pt")["epoch"] == 6
+    wanted: list[int] = []
+    monkeypatch.setattr(callbacks, "check_room", lambda folder, needed: wanted.append(needed))
+    monkeypatch.setattr(callbacks, "size_of", lambda state: 100)
+    for folder in (tmp_path, tmp_path / "new"):
+        Checkpoints(folder, 2, {}, keep=3).on(Event.FIT_START, trainer)  # type: ignore[arg-type]
+    assert wanted == [100 + 100, 200 + 300]  # best.pt and one more; both and three
+
+
 class Hostile:
     """Runs code where it is unpickled."""
 

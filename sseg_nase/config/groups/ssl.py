@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Optional
 
 from sseg_nase.config.options import Option, group, option, register
 
@@ -16,6 +16,9 @@ class SSLConfig(Option):
 
     temperature: Annotated[float, option(above=0)]
     distillation_weight: Annotated[float, option(least=0)]
+    teacher: Annotated[Optional[str], option(path="the folder of a run, or a checkpoint,")]
+    feature_weight: Annotated[float, option(least=0)]
+    feature_temperature: Annotated[float, option(above=0)]
     ema_decay: Annotated[float, option(least=0, most=1)]
     ema_schedule: Annotated[str, option(choices=("constant", "cosine"))]
     trains: ClassVar[bool] = True

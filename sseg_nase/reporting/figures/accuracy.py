@@ -20,6 +20,7 @@ LOOKS: Mapping[str, tuple[str, style.Look]] = {
     BEST: ("best network (lowest loss)", style.Look(style.VERMILLION, "s", "-")),
     LAST: ("last network", style.Look(style.BLUE, "o", "-")),
     "views": ("mean of several views", style.Look(style.BLACK, "^", "-")),
+    "control": ("control, without mutations", style.Look(style.GREY, "v", "-")),
 }
 TUNED = "fine-tuned network"
 
