@@ -17,8 +17,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from sseg_nase.errors import UserError
 from sseg_nase.finite import plain
 from sseg_nase.redaction import redacted
@@ -220,6 +218,8 @@ def locked(path: Path) -> bool:
     """Tell whether a living process holds the directory, also one that may only be read."""
     if not (path / ".lock").exists():
         return False
+    from filelock import FileLock, Timeout  # here, because `runtime` does without it
+
     lock = FileLock(path / ".lock")
     try:
         lock.acquire(timeout=0)

@@ -20,7 +20,7 @@ FLOORS = [
     {"run", "stages", "directory"},
     {"finetune"},
     {"training", "fewshot", "reporting"},
-    {"evolution", "sparsity", "ssl"},
+    {"evolution", "sparsity", "ssl", "runtime"},
     {"nets", "data", "spaces"},
     {"hardware", "tracking", "config"},
     {"files"},
