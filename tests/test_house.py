@@ -17,7 +17,7 @@ FLOORS = [
     {"cli"},
     {"searches"},
     {"sweeps", "search"},
-    {"run", "stages", "directory"},
+    {"run", "stages", "directory", "export"},
     {"finetune"},
     {"training", "fewshot", "reporting"},
     {"evolution", "sparsity", "ssl", "runtime"},

@@ -224,6 +224,26 @@ MISTAKES = [
     ("task=report report.output=x", ["report.output=x", "without task=report runs="]),
     ("report.at_end=false report.published=false", ["report.published=false", "no effect without"]),
     ("task=status run=a", ["run=a", "no effect with task=status"]),
+    ("task=export", ["task=export", "which network?", "checkpoint=RUN"]),
+    ("task=predict checkpoint=x", ["which classes?", "support=FOLDER", "which images?"]),
+    ("support=a", ["support=a", "no effect with task=pipeline", "task=predict"]),
+    ("images=a,b", ["images=a,b", "no effect", "task=predict"]),
+    ("export.output=a", ["export.output=a", "no effect", "task=export"]),
+    ("predict.threshold=0.5", ["predict.threshold=0.5", "no effect", "task=predict"]),
+    (
+        "task=export checkpoint=x export.formats=[torchscript,executorch]",
+        ["export.formats=torchscript", "pt2", "export.formats=executorch", "cannot lower"],
+    ),
+    ("task=export checkpoint=x export.formats=[]", ["export.formats=[]", "at least one"]),
+    ("task=export checkpoint=x export.keep=fastest", ["export.keep=fastest", "export both"]),
+    (
+        "task=export checkpoint=x evaluation.method=ridge evaluation.test_views=2",
+        ["evaluation.method=ridge", "prototypes", "evaluation.test_views=2"],
+    ),
+    (
+        "task=predict checkpoint=x support=a images=b predict.output=c.txt",
+        ["predict.output=c.txt", ".csv or .json"],
+    ),
     ("dataset.background=[1,2]", ["dataset.background=[1, 2]", "three numbers"]),
     (
         "dataset=csv dataset.root=x dataset.value_range=[5,5]",
