@@ -280,10 +280,10 @@ def _main():
     print(f"{about['params']:,} params, {about['macs']:,} multiply-accumulates")
     for name, one in about["accuracy"].items():
         print(f"{name}: {one['accuracy']:.2f} +- {one['ci95']:.2f} %")
-    shape, kind = (1, size, size, channels), np.uint8
-    if METADATA["input"] == "float":
-        shape, kind = (1, channels, size, size), np.float32
-    print("features of a black image:", embed(np.zeros(shape, kind))[0, :4], "...")
+    taken = METADATA["input"]
+    shape = (1, size, size, channels) if taken == "uint8" else (1, channels, size, size)
+    black = np.zeros(shape, "uint8" if taken == "uint8" else "float32")
+    print("features of a black image:", embed(black)[0, :4], "...")
 
 
 # What follows is written by sseg-nase task=export.
