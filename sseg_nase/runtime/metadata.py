@@ -97,8 +97,8 @@ class Metadata:
     def batch(self, images: Sequence[Path | str | np.ndarray] | np.ndarray) -> np.ndarray:
         """Images as uint8 `[n, S, S, C]`; an array of that form is taken as it is."""
         size = self.image_size
-        ready = isinstance(images, np.ndarray) and images.dtype == np.uint8
-        if ready and np.shape(images)[1:] == (size, size, self.channels):
-            return np.asarray(images)
+        form = (size, size, self.channels)
+        if isinstance(images, np.ndarray) and images.dtype == np.uint8 and images.shape[1:] == form:
+            return images
         found = [self.pixels(image) for image in images]
         return np.stack(found) if found else np.zeros((0, size, size, self.channels), np.uint8)
