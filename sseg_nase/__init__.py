@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from sseg_nase.errors import UserError
     from sseg_nase.evolution.by_hand import Evolved, grow, grow_stages, prune, widen
     from sseg_nase.evolution.replay import replay
+    from sseg_nase.export.teaching import teach
     from sseg_nase.fewshot.evaluation import embed
     from sseg_nase.nets.architecture import Architecture
     from sseg_nase.nets.evolvable import EvolvableCNN
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sseg_nase.reporting.selection import latest_run
     from sseg_nase.run import run as run_config
     from sseg_nase.rundir.record import RunRecord, read_run
+    from sseg_nase.runtime.classifier import FewShotClassifier
     from sseg_nase.sparsity.importance import channel_importance
     from sseg_nase.sparsity.masks import ComplementaryMasks, complementary_masks
     from sseg_nase.sparsity.recalibration import recalibrate
@@ -66,6 +68,8 @@ __all__ = [  # noqa: RUF022  # in the order of the README
     "sample_episodes",
     "EpisodeList",
     "judge",
+    "teach",
+    "FewShotClassifier",
     "mean_ci95",
     "mean_t95",
     "paired_difference",
@@ -108,6 +112,8 @@ _HOMES = {
     "sample_episodes": "data.episodes",
     "EpisodeList": "data.episodes",
     "judge": "stages.by_hand",
+    "teach": "export.teaching",
+    "FewShotClassifier": "runtime.classifier",
     "mean_ci95": "statistics",
     "mean_t95": "statistics",
     "paired_difference": "statistics",

@@ -42,7 +42,7 @@ from sseg_nase.config.compose import (
 from sseg_nase.config.explain import explaining
 from sseg_nase.config.layout import groups
 from sseg_nase.config.multirun import refuse_several, superseded
-from sseg_nase.config.schema import Config
+from sseg_nase.config.schema import TAKEN_HOME, Config
 from sseg_nase.config.validation import cautions
 from sseg_nase.errors import DONE, FAILURE, MISTAKE, STOPPED, UserError
 from sseg_nase.redaction import guarded_output, redacted
@@ -124,10 +124,14 @@ def _one(config: Config) -> int:
         _say(caution)
     if config.task in LOOKS:
         return LOOKS[config.task](config, _say)
-    from sseg_nase.run import run  # here, because it imports torch
-
     hydras = HydraConfig.get()
     overrides = cast(list[str], OmegaConf.to_container(hydras.overrides.task))
+    if config.task in TAKEN_HOME:
+        from sseg_nase.export.task import TASKS
+
+        return TASKS[config.task](config, overrides, _say)
+    from sseg_nase.run import run  # here, because it imports torch
+
     if config.task != "search":
         run(config, overrides)
         return DONE

@@ -52,7 +52,10 @@ NAME_LENGTH = 120
 REPLAY = "replay.json"
 KEPT = ("images", "roles", "files", "drawn", "drawing")  # of the data of earlier epochs
 # No params of the method; those of `hardware` are recorded as they took effect.
-UNRECORDED = ("paths.", "tracking.", "hardware.", "data.", "sweep.", "report.")
+UNRECORDED = (
+    *("paths.", "tracking.", "hardware.", "data.", "sweep.", "report."),
+    *("export.", "predict."),
+)
 OF_SEARCH = ("search.", "space.", "strategy.", "evaluator.")  # no params of a run that is none
 UNNAMED = ("paths.", "tracking", "hydra", "sweep", "experiment_name=", "task=search")
 

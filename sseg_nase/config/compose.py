@@ -301,7 +301,7 @@ def _spelled_out(text: str, multirun: bool) -> str:
     stage = _OF_STAGE.fullmatch(key)
     if stage is not None:
         plus, key = "++", f"finetune.own.{stage[1]}.{stage[2]}"
-    elif key == "runs":
+    elif key in ("runs", "images"):
         value = _listed_runs(value)
     elif key in open_keys() or key.rpartition(".")[0] in open_keys():
         value = _RANGE.sub(lambda found: quoted(found[1]), value)

@@ -28,8 +28,11 @@ METHODS = ("prototype", "matching", "ridge", "logistic", "linear", "sinkhorn", "
 HEADED = ("relation", "maml")  # methods that need what finetune of that name trains
 FINETUNING = ("none", "prototypical", "matching", "relation", "r2d2", "maml", "linear")
 LOOKS = ("status", "report", "deliver")  # at what is on disk: no run of their own
-TASKS = ("pipeline", "evaluate", "curriculum", "replay", "search", *LOOKS)
+TAKEN_HOME = ("export", "predict")  # use a trained network, or make it usable: no runs either
+TASKS = ("pipeline", "evaluate", "curriculum", "replay", "search", *LOOKS, *TAKEN_HOME)
 RESUMED = ("pipeline", "search")  # tasks that can be resumed
+EXPORTS = ("onnx", "onnx_int8", "pt2", "python")  # forms of a network for use elsewhere
+REFUSED_EXPORTS = ("torchscript", "executorch")  # asked for, and refused with the reason
 OWN = "own"  # a strategy, a space, an evaluator of the user's, from a file of theirs
 
 
@@ -402,6 +405,24 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
+class ExportConfig:
+    """What `task=export` writes. None of it changes a result."""
+
+    formats: Annotated[list[str], option(choices=(*EXPORTS, *REFUSED_EXPORTS))]
+    output: Annotated[Optional[str], option(path="the folder of the exported files")]
+    input: Annotated[str, option(choices=("uint8", "float"))]
+    keep: Annotated[str, option(choices=("all", "fastest"))]
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """How `task=predict` tells what it found. None of it changes a result."""
+
+    output: Annotated[Optional[str], option(path="a file for the predictions, .csv or .json,")]
+    threshold: Annotated[float, option(least=0, most=1)]
+
+
+@dataclass(frozen=True)
 class Config:
     """One run, whole."""
 
@@ -412,6 +433,8 @@ class Config:
     checkpoint: Annotated[Optional[str], option(path="the file of a checkpoint")]
     run: Annotated[Optional[str], option(path="the folder of a run")]
     runs: Annotated[Optional[list[str]], option(path="the folder of a run")]
+    support: Annotated[Optional[str], option(path="a folder with a folder of images per class")]
+    images: Annotated[Optional[list[str]], option(text="a file, a folder or a pattern")]
     resume: Annotated[Optional[str], option(path="the folder of a run")]
     resume_overrides: bool
     paths: PathsConfig
@@ -436,3 +459,5 @@ class Config:
     strategy: StrategyConfig
     evaluator: EvaluatorConfig
     report: ReportConfig
+    export: ExportConfig
+    predict: PredictConfig

@@ -29,6 +29,7 @@ from sseg_nase.config.schema import (
     RESUMED,
     ROOTED,
     SYNTHETIC_LEVELS,
+    TAKEN_HOME,
     Config,
     DatasetConfig,
     EvolutionConfig,
@@ -266,7 +267,10 @@ def _not_one_of(key: str, value: Any, choices: Sequence[Any]) -> str:
 def _task(config: Config) -> Iterator[str]:
     inputs = {
         "checkpoint": {
-            "evaluate": "which network? Add checkpoint=FILE, such as RUN/checkpoints/best.pt."
+            "evaluate": "which network? Add checkpoint=FILE, such as RUN/checkpoints/best.pt.",
+            "export": "which network? Add checkpoint=RUN, a run's folder, or one of its files.",
+            "predict": "which network? Add checkpoint=RUN, the folder of a run, or an exported "
+            "FILE.onnx.",
         },
         "run": {
             "replay": "which run? Add run=RUN_DIR, a folder with config.yaml.",
@@ -429,6 +433,50 @@ def _evolves(config: Config) -> bool:
     pretrained = config.ssl.name != "none" and config.pretrain.epochs and not config.finetune.start
     tuned = any(stage.finetune.evolve for stage in stages_of(config))
     return bool((config.evolution.enabled or config.sparsity.enabled) and (pretrained or tuned))
+
+
+# Why a form that is asked for often is none of `export.formats`.
+_WHY_REFUSED = {
+    "torchscript": "TorchScript is deprecated and cannot hold these networks; its successor is pt2",
+    "executorch": "ExecuTorch 1.5 cannot lower these networks (its XNNPACK pass fails on their "
+    "channels-last convolutions); for small devices take onnx or onnx_int8",
+}
+
+
+def _taken_home(config: Config) -> Iterator[str]:
+    export, predict, task = config.export, config.predict, config.task
+    yield from _a_set("export.formats", export.formats)
+    for name in export.formats:
+        if name in _WHY_REFUSED:
+            yield f"export.formats={name}: {_WHY_REFUSED[name]}."
+    if export.keep == "fastest" and not {"onnx", "onnx_int8"} <= set(export.formats):
+        yield "export.keep=fastest: it chooses between onnx and onnx_int8; export both."
+    given = {
+        f"support={config.support}": (config.support is not None, "predict"),
+        f"images={','.join(config.images or ())}": (config.images is not None, "predict"),
+        f"predict.output={predict.output}": (predict.output is not None, "predict"),
+        f"predict.threshold={predict.threshold:g}": (predict.threshold > 0, "predict"),
+        f"export.output={export.output}": (export.output is not None, "export"),
+    }
+    for said, (is_given, of_task) in given.items():
+        if is_given and task != of_task:
+            yield f"{said}: it has no effect with task={task}; add task={of_task} or leave it out."
+    if task == "predict":
+        if not config.support:
+            yield "task=predict: which classes? Add support=FOLDER, with a folder of images each."
+        if not config.images:
+            yield "task=predict: which images? Add images=FILE, a folder, or a pattern in quotes."
+        if predict.output and not predict.output.lower().endswith((".csv", ".json")):
+            yield f"predict.output={predict.output}: its name has to end in .csv or .json."
+    evaluation = config.evaluation
+    if task in TAKEN_HOME:
+        usual = {"method": "prototype", "support_augmentations": 0, "test_views": 1}
+        for key, value in usual.items():
+            if (asked := getattr(evaluation, key)) != value:
+                yield (
+                    f"evaluation.{key}={asked}: a network that is taken home classifies by "
+                    f"prototypes of one view; leave it out, or add evaluation.{key}={value}."
+                )
 
 
 def _names(config: Config) -> Iterator[str]:
@@ -996,6 +1044,7 @@ _RULES = cast(
         _sweep,
         _search,
         _report,
+        _taken_home,
         _names,
         _dataset,
         _curriculum,

@@ -27,20 +27,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
-from PIL import Image
 
 from sseg_nase.data.duplicates import ONE_COLOUR, examine, hashes_of, of_one_colour
-from sseg_nase.data.opening import PLAIN, Facts, Reading, open_image, without_warnings
+from sseg_nase.data.opening import PLAIN, Facts, Reading, without_warnings
+from sseg_nase.data.pixels import MODES, load_with_facts
 from sseg_nase.data.remarks import Remarks, notices_of_one_colour
 from sseg_nase.errors import UserError, shown
 from sseg_nase.files import StorageError, check_room, read_json, storage_error, write_json
 
 SCHEMA = 2
 BLOCK = 128  # images per task of the thread pool
-MODES = {1: "L", 3: "RGB"}  # Pillow's, by channels
 CHECKSUM_BLOCK = 1024  # images read at once when a store is verified
 PATIENCE = 0.2  # seconds until a signal is heeded while threads decode
-LONGEST = 50  # times the shorter side: what is beyond is cut off before an image is resized
 
 logger = logging.getLogger("sseg_nase")
 
@@ -248,48 +246,10 @@ def build_store(
     return ImageStore.open(folder)
 
 
-def load_image(
-    image: Path | np.ndarray, image_size: int, channels: int = 3, reading: Reading = PLAIN
-) -> np.ndarray:
-    """Decode `image` to RGB uint8 `[image_size, image_size, 3]`, or grey with 1 of `channels`.
-
-    It is opened as `sseg_nase.data.opening` says. The shorter side is resized (bilinear,
-    antialiased), the longer one cropped at the centre; an image of that size keeps every byte.
-    Raises UserError naming a file that cannot be decoded.
-    """
-    return _load(image, image_size, channels, reading)[0]
-
-
 def outdated(folder: Path) -> bool:
     """Whether `folder` has a store of an earlier version, whose pixels may be other ones."""
     schema = (read_json(Path(folder) / "manifest.json") or {}).get("schema")
     return isinstance(schema, int) and schema < SCHEMA
-
-
-def _load(
-    image: Path | np.ndarray, size: int, channels: int, reading: Reading
-) -> tuple[np.ndarray, Facts]:
-    opened, facts = open_image(image, MODES[channels], reading)
-    return np.asarray(_cut(opened, size)).reshape(size, size, channels), facts
-
-
-def _cut(image: Image.Image, size: int) -> Image.Image:
-    width, height = image.size
-    if (width, height) == (size, size):
-        return image
-    if max(width, height) > LONGEST * min(width, height):
-        # A strip of 10 × 100,000 pixels would become one of size × 10,000 size.
-        keep = LONGEST * min(width, height)
-        left, top = max(0, (width - keep) // 2), max(0, (height - keep) // 2)
-        image = image.crop((left, top, left + min(width, keep), top + min(height, keep)))
-        width, height = image.size
-    if width <= height:
-        scaled = (size, max(size, int(size * height / width)))
-    else:
-        scaled = (max(size, int(size * width / height)), size)
-    image = image.resize(scaled, Image.Resampling.BILINEAR)
-    left, top = round((scaled[0] - size) / 2), round((scaled[1] - size) / 2)
-    return image.crop((left, top, left + size, top + size))
 
 
 class Form(NamedTuple):
@@ -464,7 +424,7 @@ def _nameless(classes: Sequence[str], labels: np.ndarray, index: int) -> str:
 
 def _decoded(listing: Listing, form: Form, workers: int) -> Generator[_Block, None, None]:
     """Yield the images in order, in blocks `[<= BLOCK, S, S, C]`, a few blocks ahead."""
-    load = listing.load or _load
+    load = listing.load or load_with_facts
     stopped = threading.Event()
 
     def decode(start: int) -> _Block:

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from sseg_nase.config.schema import Config
-from sseg_nase.data.store import ImageStore, load_image
+from sseg_nase.data.pixels import load_image
+from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.stages.fitting import fitted

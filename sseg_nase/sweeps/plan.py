@@ -13,7 +13,7 @@ from sseg_nase.config.explain import listed
 from sseg_nase.config.fingerprint import fingerprint
 from sseg_nase.config.multirun import expand, shared, swept
 from sseg_nase.config.places import settled
-from sseg_nase.config.schema import LOOKS, Config
+from sseg_nase.config.schema import LOOKS, TAKEN_HOME, Config
 from sseg_nase.errors import UserError
 from sseg_nase.redaction import overrides_without, redacted
 from sseg_nase.sweeps.folder import Planned
@@ -53,6 +53,10 @@ def plan(
     if looks := tasks & set(LOOKS):
         raise UserError(
             f"task={looks.pop()}: it looks at what is on disk and is no job of a sweep; no -m."
+        )
+    if taken := tasks & set(TAKEN_HOME):
+        raise UserError(
+            f"task={taken.pop()}: it is about one network and is no job of a sweep; no -m."
         )
     if "search" in tasks:
         raise UserError(

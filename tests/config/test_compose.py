@@ -49,6 +49,8 @@ NEEDED = {
     ("task", "search"): ["search.choices={optimizer.lr: [0.001]}"],
     ("task", "replay"): ["run=runs/one"],
     ("task", "deliver"): ["run=runs/one"],
+    ("task", "export"): ["checkpoint=best.pt"],
+    ("task", "predict"): ["checkpoint=best.pt", "support=photos", "images=photo.jpg"],
     ("ssl", "none"): STILL,
     ("backbone", "sketch_cnn"): ["evolution.max_channels=512", "evolution.max_params=4000000"],
     **{

@@ -77,6 +77,8 @@ NAMES_PLACES_AND_SPEED = {
     "resume",
     "resume_overrides",
     "runs",
+    "support",
+    "images",
     "hardware.name",
     "hardware.num_workers",
     "evaluation.memory_mb",
@@ -84,7 +86,8 @@ NAMES_PLACES_AND_SPEED = {
     "pretrain.keep_checkpoints",
 }
 OF_SEARCH = ("search.", "space.", "strategy.", "evaluator.")
-THEIR_SECTIONS = ("report.", "paths.", "tracking.", "sweep.", "data.", *OF_SEARCH)
+TAKEN_HOME = ("export.", "predict.")
+THEIR_SECTIONS = ("report.", "paths.", "tracking.", "sweep.", "data.", *TAKEN_HOME, *OF_SEARCH)
 DICTIONARIES = {"curriculum.images", *open_keys()}
 
 

@@ -16,8 +16,9 @@ from sseg_nase.config.schema import LEVELS, DatasetConfig
 from sseg_nase.data.benchmarks import load_split
 from sseg_nase.data.feed import CurriculumFeed
 from sseg_nase.data.grey import of_channels
+from sseg_nase.data.pixels import load_image
 from sseg_nase.data.placement import HeldImages
-from sseg_nase.data.store import ImageStore, Listing, build_store, load_image
+from sseg_nase.data.store import ImageStore, Listing, build_store
 from sseg_nase.data.views import batched, draw_parameters, make_views
 from sseg_nase.data.views.parameters import GREY
 from sseg_nase.stages.starting import images_of

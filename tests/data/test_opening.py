@@ -27,7 +27,8 @@ from sseg_nase.data import opening
 from sseg_nase.data.benchmarks import load_split, reading_of
 from sseg_nase.data.benchmarks.drawings import TURNS, Drawing, load_drawing
 from sseg_nase.data.opening import Reading, open_image
-from sseg_nase.data.store import ImageStore, load_image
+from sseg_nase.data.pixels import load_image
+from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 
 WIDTH, HEIGHT = 7, 5

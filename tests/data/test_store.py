@@ -23,7 +23,8 @@ from torchvision.transforms import functional as vision
 import sseg_nase
 from sseg_nase.data import store as store_module
 from sseg_nase.data.opening import ORDINARY, Facts, Reading
-from sseg_nase.data.store import ImageStore, Listing, build_store, load_image
+from sseg_nase.data.pixels import load_image
+from sseg_nase.data.store import ImageStore, Listing, build_store
 from sseg_nase.errors import UserError
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sseg_nase.data.store import ImageStore, load_image
+from sseg_nase.data.pixels import load_image
+from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 
 CLASSES = {"train": range(5), "val": range(5, 10)}

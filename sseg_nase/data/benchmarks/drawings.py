@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from sseg_nase.data.benchmarks.layouts import SplitSource
-from sseg_nase.data.opening import Facts, Reading, open_image
-from sseg_nase.data.store import MODES, Listing
-from sseg_nase.errors import UserError
+from sseg_nase.data.opening import Facts, Reading
+from sseg_nase.data.pixels import drawn_with_facts
+from sseg_nase.data.store import Listing
 
-LONGEST_SIDE = 16_384  # pixels of a drawing that is not square
 TURNS = (0, 90, 180, 270)  # degrees counterclockwise
 
 
@@ -68,47 +65,6 @@ def load_drawing(
     beside it, and a pixel is the mean of the area that it covers; a smaller drawing is enlarged
     bilinearly. Raises UserError naming a file that cannot be decoded.
     """
-    image, facts = open_image(drawing.path, MODES[channels], reading)
-    pixels = _square(drawing.path, image, reading.background)
-    pixels = _resized(pixels.reshape(*pixels.shape[:2], channels), image_size)
+    pixels, facts = drawn_with_facts(drawing.path, image_size, channels, reading)
     pixels = np.rot90(pixels, TURNS.index(drawing.degrees))
     return np.ascontiguousarray(255 - pixels if drawing.invert else pixels), facts
-
-
-def _square(path: Path, image: Image.Image, paper: tuple[int, int, int]) -> np.ndarray:
-    width, height = image.size
-    side = max(width, height)
-    if width == height:
-        return np.asarray(image)
-    if side > LONGEST_SIDE:
-        raise UserError(
-            f"The drawing {path} has {width:,} × {height:,} pixels: at most {LONGEST_SIDE:,} a "
-            "side are read, since paper is added to make it square. Make it smaller or cut it up."
-        )
-    square = Image.new("RGB", (side, side), paper).convert(image.mode)
-    square.paste(image, ((side - width) // 2, (side - height) // 2))
-    return np.asarray(square)
-
-
-def _resized(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Square uint8 `[H, H, C]` → `[size, size, C]`."""
-    side, _, channels = pixels.shape
-    if side == size:
-        return pixels
-    if side < size:
-        image = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
-        return np.asarray(image).reshape(size, size, channels)
-    shares = _shares(side, size)
-    planes = shares @ np.moveaxis(pixels, 2, 0).astype(np.float32) @ shares.T
-    return np.moveaxis(np.rint(planes).astype(np.uint8), 0, 2)
-
-
-@lru_cache(maxsize=16)
-def _shares(side: int, size: int) -> np.ndarray:
-    """Of each of `side` pixels, its share in each of `size` larger ones; float32 `[size, side]`."""
-    edges = np.arange(size + 1) * (side / size)
-    starts = np.arange(side)
-    stop = np.minimum(edges[1:, None], starts + 1)
-    overlap = (stop - np.maximum(edges[:-1, None], starts)).clip(min=0)
-    return (overlap / overlap.sum(axis=1, keepdims=True)).astype(np.float32)

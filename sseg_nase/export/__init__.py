@@ -1,0 +1,1 @@
+"""A trained network taken home: files that run elsewhere, and predictions from a few photos."""

@@ -1,0 +1,228 @@
+"""What is exported: a network with all that is to be said of it, measured once for all files."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sseg_nase.config.schema import Config
+from sseg_nase.data.episodes import EpisodeList, sample_episodes
+from sseg_nase.data.opening import PLAIN
+from sseg_nase.data.random import derive
+from sseg_nase.data.store import ImageStore
+from sseg_nase.data.views import normalize
+from sseg_nase.errors import UserError, shown
+from sseg_nase.export.calibration import calibration_error, fitted_temperature
+from sseg_nase.export.origin import as_trained, run_id, run_of
+from sseg_nase.fewshot.evaluation import embed, evaluate_episodes, normalized
+from sseg_nase.fewshot.methods import METHODS
+from sseg_nase.nets.backbone import Backbone
+from sseg_nase.nets.own import registered_by
+from sseg_nase.runtime.metadata import Metadata
+from sseg_nase.stages import FewShotTask, fitted, images_of, stored
+from sseg_nase.statistics import mean_ci95
+from sseg_nase.training import checkpoint
+from sseg_nase.version import __version__
+
+CPU = torch.device("cpu")
+CALIBRATING = 200  # episodes of base classes that the temperature is fitted on
+DRAWN = ("omniglot", "sketch")  # data sets of line drawings
+Features = Callable[[ImageStore], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network on the CPU as it is used, with what is said of it.
+
+    `base` are the images that it may be calibrated on; `accuracies` of the episodes in percent, by
+    the key of their list; `judge` gives those of other features float32 `[n, D]` of `store`.
+    """
+
+    network: Backbone
+    metadata: Metadata
+    base: ImageStore
+    store: ImageStore
+    accuracies: dict[str, np.ndarray]
+    judge: Callable[[np.ndarray], dict[str, np.ndarray]]
+    run: Path | None
+
+
+class TorchEmbedder:
+    """A checkpoint's network as the runtime uses one: uint8 `[B, S, S, C]` → `[B, features]`."""
+
+    def __init__(self, network: Backbone, metadata: Metadata) -> None:
+        self.network = network
+        self.metadata = metadata
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """Embed uint8 `[B, S, S, C]` as float32 `[B, features]`."""
+        with torch.inference_mode():
+            images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
+            features = [self.network(normalize(part)) for part in images.split(64)]
+            return np.asarray(torch.cat(features).float())
+
+
+def prepared(config: Config, overrides: Sequence[str], *, judged: bool = True) -> Subject:
+    """The network of `config.checkpoint`, its base mean, temperature and accuracy.
+
+    Without `judged` the accuracy is left out, for who only wants to predict. Raises `UserError`
+    for what is wrong with the checkpoint or the images.
+    """
+    assert config.checkpoint is not None
+    path = Path(config.checkpoint).expanduser()
+    if not path.exists():
+        raise UserError(f"checkpoint={shown(path)}: there is no such file or folder.")
+    config = as_trained(config, overrides)
+    registered_by("backbone.imports", config.backbone.imports)
+    config, _ = fitted(dataclasses.replace(config, task="evaluate"))
+    reached = stored(path, config)
+    network = reached.backbone.for_inference()
+    evaluation = config.evaluation
+
+    def features(store: ImageStore) -> torch.Tensor:
+        return embed(
+            network, store, batch_size=evaluation.batch_size, device=CPU, preprocess=normalize
+        )
+
+    base = images_of(config, config.dataset, "train")
+    base_features = features(base)
+    mean = base_features.mean(0) if evaluation.normalize == "cl2n" else None
+    scores, labels, calibrated = _calibrating(config, base, base_features, mean)
+    temperature = fitted_temperature(scores, labels)
+    task = FewShotTask(config, config.dataset) if judged else None
+
+    def judge(embedded: np.ndarray) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        assert task is not None
+        for episodes in task.episodes:
+            one = evaluate_episodes(
+                torch.from_numpy(np.ascontiguousarray(embedded)),
+                episodes,
+                METHODS["prototype"],
+                evaluation,
+                mean=mean,
+                classes=len(task.store.class_names),
+            )
+            found[episodes.key] = 100 * one.accuracies
+        return found
+
+    accuracies: dict[str, np.ndarray] = {}
+    told: dict[str, Any] = {}
+    if task is not None:
+        embedded = features(task.store)
+        accuracies = judge(embedded.numpy())
+        as_judged = normalized(embedded, mean, evaluation)
+        for episodes in task.episodes:
+            accuracy, ci95 = mean_ci95(accuracies[episodes.key])
+            own, true = _scores(as_judged, episodes, config)
+            told[episodes.key] = {
+                "accuracy": accuracy,
+                "ci95": ci95,
+                "episodes": len(episodes),
+                "calibration_error": calibration_error(own, true, temperature),
+            }
+    run = run_of(path)
+    architecture = reached.backbone.architecture
+    drawn = config.dataset.name in DRAWN
+    value_range = config.dataset.value_range
+    about = {
+        "version": __version__,
+        "architecture": architecture.to_dict(),
+        "params": architecture.params,
+        "macs": architecture.macs(),
+        "run": None if run is None else run.name,
+        "run_id": run_id(run),
+        "checkpoint": checkpoint.file_of(path).name,
+        "accuracy": told,
+        "calibration": {
+            **calibrated,
+            "calibration_error": calibration_error(scores, labels, temperature),
+        },
+    }
+    metadata = Metadata(
+        image_size=architecture.resolution,
+        channels=architecture.in_channels,
+        features=architecture.features,
+        input=config.export.input,
+        reading={
+            "background": list(config.dataset.background or PLAIN.background),
+            "value_range": None if value_range is None else list(value_range),
+            "drawing": drawn,
+            "invert": bool(drawn and config.dataset.invert),
+        },
+        normalize=evaluation.normalize,
+        base_mean=None if mean is None else mean.tolist(),
+        metric=evaluation.metric,
+        temperature=temperature,
+        weights=_digest(reached.backbone, mean),
+        about=about,
+    )
+    store = base if task is None else task.store
+    return Subject(network, metadata, base, store, accuracies, judge, run)
+
+
+def _calibrating(
+    config: Config, base: ImageStore, features: torch.Tensor, mean: torch.Tensor | None
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Scores `[E, M, N]` and labels `[E, M]` of episodes of base classes, and which these are.
+
+    As many ways and shots as are judged, or what the base classes allow.
+    """
+    evaluation, smallest = config.evaluation, int(base.counts().min())
+    classes = len(base.class_names)
+    if classes < 2 or smallest < 2:
+        raise UserError(
+            f"dataset={config.dataset.name}: its train split has {classes} classes, the smallest "
+            f"of {smallest} images; confidences are fitted on episodes of it, which need two "
+            "classes of two images. Add images."
+        )
+    assert evaluation.ways is not None
+    assert evaluation.shots is not None
+    assert evaluation.queries is not None
+    ways = min(evaluation.ways, classes)
+    found = []
+    shots = sorted({min(shots, smallest - 1) for shots in evaluation.shots})
+    for count in shots:
+        episodes = sample_episodes(
+            base.class_indices,
+            dataset=config.dataset.name,
+            split="train",
+            ways=ways,
+            shots=count,
+            queries=min(evaluation.queries, smallest - count),
+            episodes=CALIBRATING,
+            seed=derive(evaluation.seed, "calibration"),
+        )
+        found.append(_scores(normalized(features, mean, evaluation), episodes, config))
+    scores = np.concatenate([each.reshape(-1, ways) for each, _ in found])
+    labels = np.concatenate([each.reshape(-1) for _, each in found])
+    about = {"split": "train", "ways": ways, "shots": shots, "episodes": CALIBRATING}
+    return scores, labels, about
+
+
+def _scores(
+    features: torch.Tensor, episodes: EpisodeList, config: Config
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores `[E, M, N]` by prototypes of normalised features, and the ways `[E, M]`."""
+    support = features[torch.tensor(episodes.support)]
+    query = features[torch.tensor(episodes.query)].flatten(1, 2)
+    scores = METHODS["prototype"].scores(support, query, config.evaluation)
+    return scores.double().numpy(), episodes.labels
+
+
+def _digest(network: Backbone, mean: torch.Tensor | None) -> str:
+    """16 hexadecimal digits of the weights and the base mean: what features depend on."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
+    if mean is not None:
+        digest.update(mean.numpy().tobytes())
+    return digest.hexdigest()[:16]
