@@ -19,7 +19,7 @@ FLOORS = [
     {"sweeps", "search"},
     {"run", "stages", "directory"},
     {"finetune"},
-    {"training", "fewshot", "reporting"},
+    {"training", "oneshot", "fewshot", "reporting"},
     {"evolution", "sparsity", "ssl"},
     {"nets", "data", "spaces"},
     {"hardware", "tracking", "config"},

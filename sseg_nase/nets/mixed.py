@@ -1,6 +1,6 @@
 """The operation that is several at once, weighed by gates: what a supernet is made of.
 
-    plan.add("cell0.0-1", "mixed", 0, 16, choices=("skip_connect", "nor_conv_3x3"), gate="0-1")
+    plan.add("cell0.0-1", "mixed", 0, 16, choices="skip_connect|nor_conv_3x3", gate="0-1")
 
 It is an entry of the table of operations like any other, so that a supernet is described, counted
 and built as every searched network. Without gates its candidates are averaged.
@@ -8,7 +8,7 @@ and built as every searched network. Without gates its candidates are averaged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -19,11 +19,30 @@ from sseg_nase.errors import UserError
 from sseg_nase.nets.ops import Zero, build_operation, register
 
 
-class Compared(Protocol):
-    """Two candidates, of which number `active` of `candidates` is computed."""
+class Mixture(str):
+    """In the place of an operation's name: all of `choices` at once, weighed by the gate `gate`."""
 
-    candidates: tuple[int, int]
-    active: int
+    options: Mapping[str, Any]
+
+    def __new__(cls, gate: str, choices: Sequence[str], partial: int = 1) -> Mixture:
+        """`partial`: only one in so many channels is mixed."""
+        made = super().__new__(cls, "mixed")
+        made.options = {"gate": gate, "choices": "|".join(choices)}
+        if partial > 1:
+            made.options |= {"partial": partial}
+        return made
+
+
+class Compared(Protocol):
+    """Two candidates that are compared."""
+
+    @property
+    def candidates(self) -> tuple[int, int]:
+        """Their numbers."""
+
+    @property
+    def active(self) -> int:
+        """Which of the two is computed: 0 or 1."""
 
 
 class GatesOf(Protocol):
@@ -56,7 +75,7 @@ class MixedOperation(nn.Module):
         inside: int,
         outside: int,
         stride: int,
-        choices: Sequence[str],
+        choices: str,
         gate: str,
         partial: int = 1,
     ) -> None:
@@ -68,7 +87,7 @@ class MixedOperation(nn.Module):
                 f"which one part is mixed. The nearest number of channels that is: {near}."
             )
         self.gate, self.partial, self.stride = gate, partial, stride
-        self.choices = tuple(choices)
+        self.choices = tuple(choices.split("|"))
         self.candidates = nn.ModuleList(
             build_operation(name, inside // partial, outside // partial, stride)
             for name in self.choices

@@ -70,7 +70,7 @@ class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        choices = ("skip_connect", "nor_conv_1x1", "nor_conv_3x3")
+        choices = "skip_connect|nor_conv_1x1|nor_conv_3x3"
         self.stem = nn.Conv2d(3, 4, 3, padding=1)
         self.edges = nn.ModuleList(MixedOperation(4, 4, 1, choices, name) for name in "ab")
         self.head = nn.Linear(4, 3)

@@ -13,7 +13,8 @@ from sseg_nase.nets import ops
 from sseg_nase.nets.mixed import MixedOperation
 from sseg_nase.oneshot.gates import Gates, Pair
 
-CHOICES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+NAMES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
+CHOICES = "|".join(NAMES)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -138,8 +139,10 @@ def test_draws_follow_the_weights() -> None:
 
 def test_the_order_of_the_parameters_is_that_of_the_names() -> None:
     """An optimizer's state finds its tensor again under another order of a dict."""
-    ours = Gates({"b": 2, "a": 3}, {"n": ("b",), "m": ("a",)}, generator=seeded())
-    theirs = Gates({"a": 3, "b": 2}, {"m": ("a",), "n": ("b",)}, generator=seeded(9))
+    edges = {"n": ("b", "c"), "m": ("a",)}
+    ours = Gates({"b": 2, "a": 3, "c": 2}, edges, generator=seeded())
+    turned = dict(reversed(edges.items()))
+    theirs = Gates({"c": 2, "a": 3, "b": 2}, turned, generator=seeded(9))
     assert [p.shape for p in ours.parameters()] == [p.shape for p in theirs.parameters()]
     adam = [torch.optim.Adam(gates.parameters(), lr=0.1) for gates in (ours, theirs)]
     (ours.alpha("b")[0] + ours.share("a") * 2).backward()
@@ -157,7 +160,7 @@ def test_the_order_of_the_parameters_is_that_of_the_names() -> None:
 def test_a_mixed_operation_is_counted_as_all_its_candidates() -> None:
     options = (("choices", CHOICES), ("gate", "a"))
     whole = ops.cost("mixed", 8, 8, 1, 6, options)
-    parts = [ops.cost(name, 8, 8, 1, 6) for name in CHOICES]
+    parts = [ops.cost(name, 8, 8, 1, 6) for name in NAMES]
     assert whole.macs == sum(part.macs for part in parts)
     norms = 2 * 2 * 8  # γ and β of both convolutions: not trained
     assert whole.params == sum(part.params for part in parts) - norms
@@ -174,7 +177,7 @@ def test_norms_inside_are_not_trained() -> None:
 
 def test_where_nothing_can_be_mixed_there_are_zeros() -> None:
     gates = wide(Gates({"a": 1}))
-    op = MixedOperation(4, 4, 2, ("none",), "a").double()
+    op = MixedOperation(4, 4, 2, "none", "a").double()
     op.gates.append(gates)
     x: Tensor = torch.randn(2, 4, 6, 6).double()
     assert torch.equal(op(x), torch.zeros(2, 4, 3, 3).double())
