@@ -134,6 +134,6 @@ def _edges(architecture: SearchedArchitecture) -> dict[str, tuple[str, ...]]:
     for node in architecture.nodes:
         read = [architecture.nodes[source] for source in node.inputs if source != IMAGE]
         gates = tuple(str(dict(each.options)["gate"]) for each in read if each.op == "mixed")
-        if gates and node.op != "mixed":
+        if gates:
             found["+".join(gates)] = gates
     return found
