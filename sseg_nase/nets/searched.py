@@ -14,6 +14,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.nets import ops, searched_axes
 from sseg_nase.nets.fixed import FixedArchitecture
 from sseg_nase.nets.maps import Axis, Wires
+from sseg_nase.nets.mixed import Mixture
 
 if TYPE_CHECKING:
     import torch
@@ -86,8 +87,10 @@ class Plan:
     ) -> int:
         """Append a node."""
         read = (inputs,) if isinstance(inputs, int) else tuple(inputs)
+        if isinstance(op, Mixture):
+            options |= op.options
         given = tuple(sorted(options.items()))
-        self.nodes.append(Node(place, op, read, channels, stride, join, given))
+        self.nodes.append(Node(place, str(op), read, channels, stride, join, given))
         return len(self.nodes) - 1
 
 

@@ -1,0 +1,143 @@
+"""The operation that is several at once, weighed by gates: what a supernet is made of.
+
+    plan.add("cell0.0-1", "mixed", 0, 16, choices="skip_connect|nor_conv_3x3", gate="0-1")
+
+It is an entry of the table of operations like any other, so that a supernet is described, counted
+and built as every searched network. Without gates its candidates are averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sseg_nase.errors import UserError
+from sseg_nase.nets.ops import Zero, build_operation, register
+
+
+class Mixture(str):
+    """In the place of an operation's name: all of `choices` at once, weighed by the gate `gate`."""
+
+    options: Mapping[str, Any]
+
+    def __new__(cls, gate: str, choices: Sequence[str], partial: int = 1) -> Mixture:
+        """`partial`: only one in so many channels is mixed."""
+        made = super().__new__(cls, "mixed")
+        made.options = {"gate": gate, "choices": "|".join(choices)}
+        if partial > 1:
+            made.options |= {"partial": partial}
+        return made
+
+
+class Compared(Protocol):
+    """Two candidates that are compared."""
+
+    @property
+    def candidates(self) -> tuple[int, int]:
+        """Their numbers."""
+
+    @property
+    def active(self) -> int:
+        """Which of the two is computed: 0 or 1."""
+
+
+class GatesOf(Protocol):
+    """What is read of `sseg_nase.oneshot.gates.Gates`, which says more."""
+
+    def weights(self, name: str) -> Tensor:
+        """Of all candidates, `[candidates]`."""
+
+    def share(self, name: str) -> Tensor | None:
+        """Of the edge, a number; None where edges are not weighed."""
+
+    def pick_of(self, name: str) -> int | Compared | None:
+        """The candidate that is computed alone, or two; None: all are mixed."""
+
+    def binary(self, name: str, pair: Any) -> Tensor:
+        """The gates `[2]` of two."""
+
+
+class MixedOperation(nn.Module):
+    """Σ_o w_o · o(x) over candidates o, with the weights w of the gate `gate`.
+
+    With `partial` = K only the first 1/K of the channels are mixed; the others pass, halved by a
+    2×2 max-pool where the stride is 2, and the channels are shuffled so that others are the first
+    ones in what reads them (PC-DARTS). The candidates' BN has no γ and β of its own while it
+    searches: they are there for the network that is chosen, at 1 and 0, and are not trained.
+    """
+
+    def __init__(
+        self,
+        inside: int,
+        outside: int,
+        stride: int,
+        choices: str,
+        gate: str,
+        partial: int = 1,
+    ) -> None:
+        super().__init__()
+        if inside % partial or outside % partial or (partial > 1 and inside != outside):
+            near = max(partial, round(outside / partial) * partial)
+            raise UserError(
+                f"gate {gate}: {inside} and {outside} channels are not divisible by {partial}, of "
+                f"which one part is mixed. The nearest number of channels that is: {near}."
+            )
+        self.gate, self.partial, self.stride = gate, partial, stride
+        self.choices = tuple(choices.split("|"))
+        self.candidates = nn.ModuleList(
+            build_operation(name, inside // partial, outside // partial, stride)
+            for name in self.choices
+        )
+        for module in self.candidates.modules():
+            if isinstance(module, nn.BatchNorm2d) and module.affine:
+                module.weight.requires_grad_(False)
+                module.bias.requires_grad_(False)
+        self.gates: list[GatesOf] = []  # a list: what it holds is no part of this module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` → `[B, C', ⌈H / stride⌉, ⌈W / stride⌉]`."""
+        if self.partial == 1:
+            y = self._mixed(x)
+        else:
+            part = x.shape[1] // self.partial
+            mixed, passed = x[:, :part], x[:, part:]
+            if self.stride > 1:
+                passed = F.max_pool2d(passed, self.stride, ceil_mode=True)
+            y = F.channel_shuffle(torch.cat((self._mixed(mixed), passed), 1), self.partial)
+        share = self.gates[0].share(self.gate) if self.gates else None
+        return y if share is None else share * y
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        if not self.gates:
+            return _sum([op(x) / len(self.candidates) for op in self.candidates])
+        (gates,) = self.gates
+        pick = gates.pick_of(self.gate)
+        if isinstance(pick, int):
+            return self.candidates[pick](x)
+        if pick is not None:
+            g, outputs = gates.binary(self.gate, pick), []
+            for row, number in enumerate(pick.candidates):
+                with torch.set_grad_enabled(row == pick.active and torch.is_grad_enabled()):
+                    outputs.append(self.candidates[number](x))
+            return _sum([g[row] * output for row, output in enumerate(outputs)])
+        weights = gates.weights(self.gate)
+        terms = [
+            weight * op(x)
+            for weight, op in zip(weights.unbind(), self.candidates, strict=True)
+            if not isinstance(op, Zero)
+        ]
+        return _sum(terms) if terms else self.candidates[0](x)
+
+
+def _sum(terms: Sequence[Tensor]) -> Tensor:
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
+register("mixed", MixedOperation)
