@@ -119,7 +119,7 @@ def macs_by_epoch(config: Config) -> list[int]:
     trainer: Any = SimpleNamespace(
         progress=SimpleNamespace(epoch=0),
         config=config,
-        networks=SimpleNamespace(evolving=architecture),
+        networks=SimpleNamespace(architecture=architecture),
     )
     for epoch in range(epochs):
         found.append(trainer.networks.architecture.macs(side))

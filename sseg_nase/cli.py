@@ -221,7 +221,7 @@ def _main() -> int:
         shown = flags.cfg or flags.info
         with (
             guarded_output() if shown else nullcontext(),
-            shown_as_chosen() if shown else nullcontext(),
+            shown_as_chosen(resolve=bool(flags.resolve)) if shown else nullcontext(),
         ):
             _hydra(None, [*overrides, *continued(overrides)])
     return _code

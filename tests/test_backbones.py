@@ -227,7 +227,7 @@ def test_a_run_of_before_there_were_backbones_is_replayed(tmp_path: Path) -> Non
         "patch_size",
         "weights",
     ):
-        del config["backbone"][key]
+        config["backbone"].pop(key, None)
     del config["dataset"]["channels"]
     old = tmp_path / "old"
     shutil.copytree(directory, old)

@@ -208,15 +208,20 @@ def _flat(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 @contextmanager
-def shown_as_chosen() -> Iterator[None]:
-    """Hydra shows within what it composes, without the keys that only other options have."""
+def shown_as_chosen(*, resolve: bool = False) -> Iterator[None]:
+    """Hydra shows within what it composes, without the keys that only other options have.
+
+    `resolve`: it will be asked for the values of interpolations, which lists without the schema's
+    types cannot be given later.
+    """
     composing = ConfigLoaderImpl.load_configuration
 
     def load_configuration(*args: Any, **kwargs: Any) -> DictConfig:
         composed = composing(*args, **kwargs)
-        tree = cast(dict[str, Any], OmegaConf.to_container(composed))
-        hydras, shown = tree.pop("hydra", None), OmegaConf.create(without_unset(tree))
-        if hydras is not None:
+        ours = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+        tree = cast(dict[str, Any], OmegaConf.to_container(ours, resolve=resolve))
+        shown = OmegaConf.create(without_unset(tree))
+        if "hydra" in composed:
             shown["hydra"] = composed.hydra
         return shown
 

@@ -401,9 +401,10 @@ def _grid(
     that is named."""
     chosen = {dim: _positions(channels) for dim, channels in kept} | dict(at)
     count = 1 + max(chosen, default=-1)
+    whole = (torch.arange(size) for size in tensor.shape)
     return tuple(
-        chosen.get(dim, torch.arange(tensor.shape[dim])).reshape(-1, *[1] * (count - 1 - dim))
-        for dim in range(count)
+        chosen.get(dim, every).reshape(-1, *[1] * (count - 1 - dim)).to(tensor.device)
+        for dim, every in zip(range(count), whole, strict=False)
     )
 
 

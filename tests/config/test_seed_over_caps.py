@@ -20,7 +20,7 @@ from sseg_nase.nets.mutations.operator import Caps
 from sseg_nase.stages.starting import refuse_over_caps
 
 PRESETS = sorted(
-    path.stem for path in (Path(__file__).parents[2] / "conf" / "backbone").glob("*.yaml")
+    path.stem for path in (Path(__file__).parents[2] / "conf" / "backbone").glob("[!_]*.yaml")
 )
 LARGE = {
     "max_blocks": 100, "max_channels": 10_000, "max_params": 10**8, "max_flops": 10**12,

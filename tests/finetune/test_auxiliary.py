@@ -146,7 +146,7 @@ def test_what_teacher_and_turned_copies_cost_is_counted() -> None:
 
 def test_what_stands_beside_the_classifier_follows_a_mutation() -> None:
     one = tuner(*TAUGHT, "finetune.rotation=0.5")
-    architecture = one.networks.evolving
+    architecture = one.networks.architecture
     images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     for mutation in (widen(architecture, 1, ratio=1.5), prune(architecture, [[0, 1], [2, 5, 7]])):
         new, _ = mutated(mutation, one.learner, one.options, len(one.base.class_names), {})

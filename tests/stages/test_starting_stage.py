@@ -78,7 +78,7 @@ def test_the_untrained_network_is_the_one_that_training_begins_with() -> None:
 
 def test_what_is_loaded_of_weights_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sseg_nase.nets.weights.load_weights", lambda net, name: f"all of {name}")
-    config = config_of()
+    config = config_of("evolution=none")
     backbone = ResNet("resnet18", in_channels=3, imports=None, weights="w.pt", stem="small")
     told: list[str] = []
     seed_backbone(dataclasses.replace(config, backbone=backbone), told.append)
@@ -170,6 +170,7 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             load_state_dict=lambda state: made.update(state=state),
             fit=lambda: made["fit"](),
             fabric=SimpleNamespace(device="device"),
+            networks=SimpleNamespace(architecture=more["learner"].backbone.architecture),
         )
 
     monkeypatch.setattr(pretraining, "images_of", images_of)

@@ -134,7 +134,9 @@ def test_sparsity_is_the_share_of_channels_that_were_removed() -> None:
         accepted=True, kind="PRUNE", target={"removed": {"0": range(4), "1": range(6)}}
     )
     told: list[dict[str, float]] = []
-    architecture = SimpleNamespace(channels=(10, 20), params=5, macs=lambda: 7)
+    architecture = SimpleNamespace(
+        channels=(10, 20), axes={"b0": 10, "b1": 20}, params=5, macs=lambda: 7
+    )
     trainer: Any = SimpleNamespace(
         networks=SimpleNamespace(architecture=architecture),
         progress=SimpleNamespace(history=[pruned], step=3),

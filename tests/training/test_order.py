@@ -39,7 +39,7 @@ def decided(
         trainer: Any = SimpleNamespace(
             progress=SimpleNamespace(epoch=epoch),
             config=SimpleNamespace(pretrain=SimpleNamespace(epochs=epochs)),
-            networks=SimpleNamespace(evolving=architecture),
+            networks=SimpleNamespace(architecture=architecture),
         )
         decision = expand.decide(trainer)
         found.append((epoch + 1, decision))
