@@ -218,7 +218,7 @@ def shown_as_chosen(*, resolve: bool = False) -> Iterator[None]:
 
     def load_configuration(*args: Any, **kwargs: Any) -> DictConfig:
         composed = composing(*args, **kwargs)
-        ours = OmegaConf.masked_copy(composed, [key for key in composed if key != "hydra"])
+        ours = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
         tree = cast(dict[str, Any], OmegaConf.to_container(ours, resolve=resolve))
         shown = OmegaConf.create(without_unset(tree))
         if "hydra" in composed:
