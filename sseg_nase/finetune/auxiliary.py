@@ -46,7 +46,7 @@ class Teacher:
 def add_beside(
     head: nn.Module, options: FinetuneConfig, teacher: Teacher | None, generator: torch.Generator
 ) -> None:
-    """Put upon the embedding, beside a `BaseClassifier`, what `options` need, drawn anew."""
+    """Add to the embedding, beside a `BaseClassifier`, what `options` need, newly drawn."""
     if options.rotation:
         _add(head, ROTATION, ANGLES, generator)
     if teacher is not None and options.feature_weight:
