@@ -139,11 +139,6 @@ def options_of(kind: Any) -> Mapping[str, Any]:
     return _OPTIONS[kind]
 
 
-def names_of(group: str) -> tuple[str, ...]:
-    """Return the names of the options that are registered for a group."""
-    return tuple(_OPTIONS[_GROUPS[group]])
-
-
 def names_with(cls: Any) -> tuple[str, ...]:
     """Return the names of the options that are of a class."""
     return tuple(n for o in _OPTIONS.values() for n, kind in o.items() if issubclass(kind, cls))

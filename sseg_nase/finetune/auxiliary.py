@@ -54,7 +54,7 @@ def add_beside(
 
 
 def add_like(head: nn.Module, like: nn.Module, generator: torch.Generator) -> None:
-    """Put beside `head` what stands beside `like`, drawn anew, for the embedding of `head`."""
+    """Give `head` parts like those beside `like`, newly drawn, for its own embedding."""
     if isinstance(like, BaseClassifier):
         for name, part in like.beside.items():
             assert isinstance(part, nn.Linear)

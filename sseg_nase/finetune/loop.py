@@ -63,7 +63,7 @@ from sseg_nase.training.optim import lr_ratio
 
 PURPOSE = "finetune"  # of what is drawn at random here
 BESIDE = "head.beside."  # in front of what is learned beside the head, and not kept with it
-STATISTICS_BATCHES = 20  # from which BN's are computed anew for another image size
+STATISTICS_BATCHES = 20  # BN statistics are re-estimated from so many for another image size
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, fused=True),
     # Not fused: where the scaler of 16-mixed skips the first step, momenta would not be written.
@@ -305,7 +305,7 @@ class FineTuner:
     def _fit_to_be_judged(self) -> EpisodeLearner:
         """`judged`, with BN statistics of the size at which it is judged.
 
-        Where the epoch has trained at another size they are computed anew, in a copy.
+        Where the epoch has trained at another size they are re-estimated, in a copy.
         """
         if self.image_size == self.config.dataset.image_size:
             return self.judged

@@ -41,7 +41,6 @@ ONE_SEED, SIGNIFICANT = "†", "*"
 ABLATION = "ablation="
 SPENT = "training MACs"
 SPENT_MEANS = "Training MACs: of student, teacher, trials and all else, see results.json."
-SHORT_PARTS = ("self-sup.", "evolution", "sparsity", "curric.", "distill.")
 
 Row = Mapping[str, Any]
 

@@ -25,7 +25,7 @@ class Ledger:
 
     `student` and `teacher` (a guide's passes, too): steps of the training. `control`: those of the
     network without a mutation that is on probation. `trials`: of candidates. `importance`: of
-    channels. `checks`: held losses, the gap, BN statistics anew. An image counts at the
+    channels. `checks`: held losses, the gap, re-estimated BN statistics. An image counts at the
     architecture and the size of the moment: once for a forward pass, three times with the backward
     pass.
     """

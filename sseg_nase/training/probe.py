@@ -204,7 +204,7 @@ class Probe:
         return [self.views(each.images, seed, first=each.first, of=each.of) for each in parts]
 
     def recalibrate(self, networks: Networks, epoch: int, batches: int) -> None:
-        """Compute all BN statistics anew, from `batches` that are like those of `epoch`.
+        """Re-estimate all BN statistics, from `batches` that are like those of `epoch`.
 
         On views of the whole size: embeddings are of such images. The teacher has statistics of its
         own, and they are those of a network that is gone, too.
