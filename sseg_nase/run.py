@@ -544,7 +544,11 @@ def evaluate(this: Run) -> None:
 
 
 def curriculum(this: Run) -> None:
-    """Draw a preview picture per level and the difficulty table."""
+    """Draw a preview picture per level and the difficulty table; write all images where asked."""
+    export = None
+    if this.config.curriculum.export is not None:
+        export = Path(this.config.curriculum.export)
+        stages.check_export(export)
     this.open()
     with this.stage("curriculum"):
         rows = stages.draw_curriculum(this.config, this.directory)
@@ -587,6 +591,12 @@ TASKS: Mapping[str, Callable[[Run], None]] = {
     "evaluate": evaluate,
     "curriculum": curriculum,
     "replay": replay,
+    if export is not None:
+        with this.stage("export"):
+            counts = stages.export_curriculum(this.config, export)
+        total, levels = sum(counts.values()), len(counts)
+        text = f"{export}: {total:,} images of {levels} levels as PNG, with {stages.EXPORT_TABLE}"
+        this.sink.event("message", {"text": text})
 }
 
 

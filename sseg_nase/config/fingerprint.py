@@ -35,6 +35,7 @@ _WITHOUT_EFFECT = (
     "evaluation.memory_mb",
     "pretrain.checkpoint_interval_epochs",
     "pretrain.keep_checkpoints",
+    "curriculum.export",
 )
 
 

@@ -111,6 +111,7 @@ class ViewsConfig:
 
     crop_scale: Annotated[list[float], option(above=0, most=1)]
     crop_ratio: Annotated[list[float], option(above=0)]
+    export: Annotated[Optional[str], option(path="a folder for the images")]
     flip: Annotated[float, option(least=0, most=1)]
     jitter: Annotated[float, option(least=0, most=1)]
     brightness: Annotated[float, option(least=0, most=1)]

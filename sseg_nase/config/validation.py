@@ -545,6 +545,11 @@ def _views(config: Config) -> Iterator[str]:
         for name in ("crop_scale", "crop_ratio", "blur_sigma", "zoom", "thickness", "erase_area"):
             pair = getattr(views, name)
             if len(pair) != 2 or pair[0] > pair[1]:
+    if curriculum.export and config.task != "curriculum":
+        yield (
+            f"curriculum.export={curriculum.export}: it has no effect with task={config.task}; add "
+            "task=curriculum or leave it out."
+        )
                 yield f"{key}.{name}={pair}: two numbers are needed, [low, high]."
         yield from _ink(config.dataset, key, views)
 

@@ -85,6 +85,8 @@ MISTAKES = [
     ("curriculum.images.BASIC=0", ["curriculum.images.BASIC=0", "at least 1"]),
     ("curriculum.levels=[BASIC,BASIC]", ["curriculum.levels", "twice"]),
     ("curriculum.levels=[]", ["curriculum.levels=[]", "at least one"]),
+    ("curriculum.export=here", ["curriculum.export=here", "no effect", "add task=curriculum"]),
+    ("task=curriculum curriculum.export=", ["curriculum.export= is empty", "a folder"]),
     ("task=evaluate", ["task=evaluate", "checkpoint=FILE"]),
     ("checkpoint=best.pt", ["checkpoint=best.pt", "task=evaluate"]),
     ("task=replay", ["task=replay", "run=RUN_DIR"]),
