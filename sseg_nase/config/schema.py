@@ -181,6 +181,8 @@ class FinetuneConfig:
     distillation_temperature: Annotated[Optional[float], option(above=0)]
     feature_weight: Annotated[Optional[float], option(least=0)]
     inner_lr: Annotated[Optional[float], option(above=0)]
+    head: Annotated[Optional[str], option(choices=("cosine", "maps", "mlp"))]
+    head_width: Annotated[Optional[int], option(least=1)]
     inner_steps: Annotated[Optional[int], option(least=1)]
     first_order: Optional[bool]
     views: ViewsConfig

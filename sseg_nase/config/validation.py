@@ -35,7 +35,7 @@ from sseg_nase.config.schema import (
     EvolutionConfig,
     ViewsConfig,
 )
-from sseg_nase.config.sequence import DISTILLING, FINETUNE_OPTIONS, in_words, stages_of
+from sseg_nase.config.sequence import DISTILLING, FINETUNE_OPTIONS, HEADS, in_words, stages_of
 from sseg_nase.config.sizes import sizes_of
 from sseg_nase.errors import UserError, did_you_mean
 
@@ -930,6 +930,8 @@ def _stage(config: Config) -> Iterator[str]:
     fitted = set() if options.queries is not None else {"queries"}
     own = {name: having - fitted for name, having in FINETUNE_OPTIONS.items()}
     yield from _own_options(options, "finetune", own)
+    if options.head is not None and options.name in HEADS:
+        yield from _head(config)
     if options.image_sizes is not None:
         key = f"finetune.image_sizes={_written(options.image_sizes)}"
         yield from _sizes(key, options.image_sizes, config)
@@ -964,6 +966,28 @@ def _stage(config: Config) -> Iterator[str]:
     if config.hardware.compile and not config.ssl.trains:
         value = str(config.hardware.compile).lower()
         yield f"hardware.compile={value}: it has no effect on fine-tuning; leave it out."
+
+
+def _head(config: Config) -> Iterator[str]:
+    """What finetune=matching or relation puts upon the embedding."""
+    options, evaluation, heads = config.finetune, config.evaluation, HEADS[config.finetune.name]
+    if options.head not in heads:
+        yield _not_one_of("finetune.head", options.head, heads)
+        return
+    usual, mlp = group_option("finetune", options.name), options.head == "mlp"
+    idle = {"scale": "finetune.head=cosine"} if mlp else {"head_width": "finetune.head=mlp"}
+    for key, needed in idle.items():
+        if getattr(options, key) not in (usual[key], None):
+            yield (
+                f"finetune.{key}={getattr(options, key)}: it has no effect without {needed}; add "
+                "that, or leave it out."
+            )
+    learned = mlp and options.name == "matching" and evaluation.method == "matching"
+    if learned and evaluation.normalize != "none":
+        yield (
+            f"evaluation.normalize={evaluation.normalize}: finetune.head=mlp is trained on "
+            "features as they are; set evaluation.normalize=none."
+        )
 
 
 def _evolving(config: Config) -> Iterator[str]:

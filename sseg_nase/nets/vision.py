@@ -22,11 +22,12 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class VisionBackbone(Backbone):
     """A network `body` of torchvision, whose tensors have torchvision's names.
 
-    `classifier`: the prefix of those that are left out.
+    `classifier`: the prefix of those that are left out; `stem`: the weights that read images.
     """
 
     body: nn.Module
     classifier: str
+    stem: str
     architecture: ResNetArchitecture | ViTArchitecture
 
     def __init__(self, architecture: ResNetArchitecture | ViTArchitecture) -> None:
@@ -133,6 +134,7 @@ class ResNet(VisionBackbone):
     """torchvision's ResNet up to the average over the last map."""
 
     classifier = "fc."
+    stem = "conv1.weight"
     body: models.ResNet
 
     def __init__(
@@ -179,6 +181,7 @@ class VisionTransformer(VisionBackbone):
     """torchvision's VisionTransformer up to the class token."""
 
     classifier = "heads."
+    stem = "conv_proj.weight"
     body: models.VisionTransformer
 
     def __init__(

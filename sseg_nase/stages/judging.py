@@ -38,6 +38,7 @@ from sseg_nase.hardware.energy import energy
 from sseg_nase.hardware.latency import latency_ms
 from sseg_nase.hardware.memory import peak_memory_mb
 from sseg_nase.nets.backbone import Backbone
+from sseg_nase.nets.heads import AttentionMLP
 from sseg_nase.rundir.confusion import Confusion
 from sseg_nase.rundir.embeddings import Embeddings, chosen_images
 from sseg_nase.rundir.results import LAST, EpisodeResult
@@ -330,6 +331,12 @@ def evaluate_best(
         for key, accuracies in judged.accuracies.items()
     }
     return {**about, "minus_last": differences}, found
+    normalize = config.evaluation.normalize
+    if method == "matching" and isinstance(head, AttentionMLP) and normalize != "none":
+        raise UserError(
+            f"evaluation.normalize={normalize}: the attention in checkpoint={config.checkpoint} "
+            "was trained on features as they are; set evaluation.normalize=none."
+        )
 
 
 def efficiency(

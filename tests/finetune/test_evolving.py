@@ -101,6 +101,8 @@ def scores(learner: nn.Module, images: torch.Tensor, masks: Any = None) -> torch
         ("linear", []),
         ("linear", ["backbone.embedding=flatten"]),
         ("relation", ["backbone.embedding=flatten"]),
+        ("relation", ["finetune.head=mlp", "finetune.head_width=8"]),
+        ("matching", ["finetune.head=mlp", "finetune.head_width=8"]),
         ("r2d2", []),
     ],
 )

@@ -113,9 +113,12 @@ def test_the_relation_loss() -> None:
     assert squared_error(relations, truth).item() == pytest.approx(sum(errors) / len(errors))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_has_a_head_for_every_backbone(name: str) -> None:
-    config = load([f"finetune={name}"])
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [*((name, None) for name in METHODS), ("matching", "mlp"), ("relation", "mlp")],
+)
+def test_every_method_has_a_head_for_every_backbone(name: str, head: str | None) -> None:
+    config = load([f"finetune={name}", *([f"finetune.head={head}"] if head else [])])
     for embedding in ("average", "flatten"):
         architecture = Architecture.seed((4, 8), resolution=16, embedding=embedding)
         generator = torch.Generator().manual_seed(0)
