@@ -19,14 +19,20 @@ from sseg_nase.config.groups.ssl import SSLConfig
 from sseg_nase.config.groups.strategy import StrategyConfig
 from sseg_nase.config.options import option
 
-DATASETS = ("cifar_fs", "minimagenet", "omniglot", "digits", "folder", "sketch", "csv")
+MNISTS = ("mnist", "fashion_mnist", "kmnist", "qmnist", "emnist")
+CLOSED = ("cifar10", "cifar100", *MNISTS, "svhn", "stl10", "dtd", "gtsrb")  # the classes of train
+DATASETS = ("cifar_fs", "minimagenet", "omniglot", "digits", "folder", "sketch", "csv", *CLOSED)
+VARIANTS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")  # of EMNIST
 ROOTED = ("folder", "sketch", "csv")  # datasets of the user's own, in dataset.root
 SPLITS = ("train", "val", "test")
 SYNTHETIC_LEVELS = ("BASIC", "TEXTURE", "OBJECT", "ADVERSARIAL")
 LEVELS = (*SYNTHETIC_LEVELS, "NATURAL")
 METHODS = ("prototype", "matching", "ridge", "logistic", "linear", "sinkhorn", "relation", "maml")
 HEADED = ("relation", "maml")  # methods that need what finetune of that name trains
-FINETUNING = ("none", "prototypical", "matching", "relation", "r2d2", "maml", "linear")
+EVALUATIONS = ("fewshot", "classification", "linear_probe", "knn")  # all but the first: closed sets
+FINETUNING = (
+    *("none", "prototypical", "matching", "relation", "r2d2", "maml", "linear", "classifier"),
+)
 LOOKS = ("status", "report", "deliver")  # at what is on disk: no run of their own
 TAKEN_HOME = ("export", "predict")  # use a trained network, or make it usable: no runs either
 TASKS = ("pipeline", "evaluate", "curriculum", "replay", "search", *LOOKS, *TAKEN_HOME)
@@ -81,6 +87,8 @@ class DatasetConfig:
     overlap: Annotated[str, option(choices=("refuse", "keep"))]
     rotations: Optional[bool]
     invert: Optional[bool]
+    validation: Annotated[Optional[float], option(above=0, most=0.5)]
+    variant: Annotated[Optional[str], option(choices=VARIANTS)]
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,7 @@ class CurriculumConfig:
     plateau_window_size: Annotated[int, option(least=1)]
     gap_threshold: Annotated[float, option(least=0)]
     perturbation: Annotated[float, option(least=0, most=0.5)]
+    export: Annotated[Optional[str], option(path="a folder for the images")]
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,6 @@ class ViewsConfig:
 
     crop_scale: Annotated[list[float], option(above=0, most=1)]
     crop_ratio: Annotated[list[float], option(above=0)]
-    export: Annotated[Optional[str], option(path="a folder for the images")]
     flip: Annotated[float, option(least=0, most=1)]
     jitter: Annotated[float, option(least=0, most=1)]
     brightness: Annotated[float, option(least=0, most=1)]
@@ -173,6 +181,8 @@ class FinetuneConfig:
     validation_episodes: Annotated[int, option(least=2)]
     metric: Annotated[Optional[str], option(choices=("cosine", "euclidean"))]
     scale: Annotated[Optional[float], option(above=0)]
+    head: Annotated[Optional[str], option(choices=("cosine", "maps", "mlp"))]
+    head_width: Annotated[Optional[int], option(least=1)]
     label_smoothing: Annotated[Optional[float], option(least=0, most=0.9)]
     mixup: Annotated[Optional[float], option(least=0)]
     rotation: Annotated[Optional[float], option(least=0)]
@@ -180,9 +190,9 @@ class FinetuneConfig:
     distillation_weight: Annotated[Optional[float], option(least=0, most=1)]
     distillation_temperature: Annotated[Optional[float], option(above=0)]
     feature_weight: Annotated[Optional[float], option(least=0)]
+    fraction: Annotated[Optional[float], option(above=0, most=1)]
+    samples: Annotated[Optional[int], option(least=0)]
     inner_lr: Annotated[Optional[float], option(above=0)]
-    head: Annotated[Optional[str], option(choices=("cosine", "maps", "mlp"))]
-    head_width: Annotated[Optional[int], option(least=1)]
     inner_steps: Annotated[Optional[int], option(least=1)]
     first_order: Optional[bool]
     views: ViewsConfig
@@ -285,12 +295,25 @@ class MamlConfig:
 
 
 @dataclass(frozen=True)
+class LinearProbeConfig:
+    regularization: Annotated[list[float], option(least=1e-6)]
+
+
+@dataclass(frozen=True)
+class KnnConfig:
+    neighbours: Annotated[int, option(least=1)]
+    temperature: Annotated[float, option(least=0.001)]
+
+
+@dataclass(frozen=True)
 class EvaluationConfig:
     """The sections are options of the methods of their names; the others have no effect.
 
-    Ways, shots and queries that are `None` are fitted to the images when the run starts.
+    `name`: on episodes, or how a closed set is judged. Ways, shots and queries that are `None` are
+    fitted to the images when the run starts.
     """
 
+    name: Annotated[str, option(choices=EVALUATIONS)]
     split: Annotated[str, option(choices=SPLITS)]
     ways: Annotated[Optional[int], option(least=2)]
     shots: Annotated[Optional[list[int]], option(least=1)]
@@ -312,6 +335,8 @@ class EvaluationConfig:
     linear: LinearConfig
     sinkhorn: SinkhornConfig
     maml: MamlConfig
+    linear_probe: LinearProbeConfig
+    knn: KnnConfig
     batch_size: Annotated[int, option(least=1)]
     memory_mb: Annotated[float, option(above=0)]
     untrained_reference: bool

@@ -30,6 +30,7 @@ FINETUNE_OPTIONS: Mapping[str, set[str]] = {
     "r2d2": {*EPISODES, "scale"},
     "maml": {*EPISODES, "inner_lr", "inner_steps", "first_order"},
     "linear": {"label_smoothing", "mixup", "rotation", *DISTILLING},
+    "classifier": {"label_smoothing", "mixup", "rotation", "fraction", "samples"},
 }
 # Said once, for all stages; the teacher is that of finetune=linear.
 OF_THE_RUN: Tree = {"sequence": [], "own": {}, "start": None, "teacher": None}

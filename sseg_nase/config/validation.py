@@ -20,7 +20,9 @@ from sseg_nase.config.groups.strategy import Promoting
 from sseg_nase.config.layout import WRITTEN_AS, group_option, is_section
 from sseg_nase.config.options import fields_of, is_group
 from sseg_nase.config.schema import (
+    CLOSED,
     DATASETS,
+    EVALUATIONS,
     FINETUNING,
     HEADED,
     LOOKS,
@@ -50,6 +52,8 @@ DATASET_OPTIONS: Mapping[str, set[str]] = {
     **{name: set() for name in DATASETS},
     "omniglot": {"rotations", "invert"},
     "sketch": {"invert"},
+    **{name: {"validation"} for name in CLOSED if name != "dtd"},  # which has a val split
+    "emnist": {"validation", "variant"},
 }
 SPLIT_BY: Mapping[str, tuple[str, ...]] = {
     "omniglot": ("alphabets", "classes", "vinyals"),
@@ -203,15 +207,18 @@ def _placed_in_vain(config: Config) -> list[str]:
 def _judged_in_vain(config: Config) -> list[str]:
     """Options of the evaluation that were changed from `conf/` and have no effect in this run."""
     evaluation = config.evaluation
-    usual = group_option("evaluation", "fewshot")
-    effective = {"metric": evaluation.method == "prototype"}
-    effective |= {name: evaluation.method == name for name in METHODS if name in usual}
-    effective["dirichlet_alpha"] = evaluation.query_balance == "dirichlet"
-    needed = {"metric": "method=prototype", "dirichlet_alpha": "query_balance=dirichlet"}
+    usual = group_option("evaluation", evaluation.name)
+    open_set = evaluation.name == "fewshot"
+    effective = {"metric": open_set and evaluation.method == "prototype"}
+    effective |= {n: open_set and evaluation.method == n for n in METHODS if n in usual}
+    effective["dirichlet_alpha"] = open_set and evaluation.query_balance == "dirichlet"
+    effective |= {name: evaluation.name == name for name in EVALUATIONS if name in usual}
+    needed = {"metric": ".method=prototype", "dirichlet_alpha": ".query_balance=dirichlet"}
+    needed |= {name: f"={name}" for name in EVALUATIONS}
     given = dataclasses.asdict(evaluation)
     return [
         f"evaluation.{name}: it was changed but has no effect without "
-        f"evaluation.{needed.get(name, f'method={name}')}."
+        f"evaluation{needed.get(name, f'.method={name}')}."
         for name, used in effective.items()
         if not used and given[name] != usual[name]
     ]
@@ -538,6 +545,11 @@ def _curriculum(config: Config) -> Iterator[str]:
     for level in curriculum.levels:
         if level in SYNTHETIC_LEVELS and level not in curriculum.images:
             yield f"curriculum.images.{level}: the level is used, so a number is needed."
+    if curriculum.export and config.task != "curriculum":
+        yield (
+            f"curriculum.export={curriculum.export}: it has no effect with task={config.task}; add "
+            "task=curriculum or leave it out."
+        )
 
 
 def _views(config: Config) -> Iterator[str]:
@@ -545,11 +557,6 @@ def _views(config: Config) -> Iterator[str]:
         for name in ("crop_scale", "crop_ratio", "blur_sigma", "zoom", "thickness", "erase_area"):
             pair = getattr(views, name)
             if len(pair) != 2 or pair[0] > pair[1]:
-    if curriculum.export and config.task != "curriculum":
-        yield (
-            f"curriculum.export={curriculum.export}: it has no effect with task={config.task}; add "
-            "task=curriculum or leave it out."
-        )
                 yield f"{key}.{name}={pair}: two numbers are needed, [low, high]."
         yield from _ink(config.dataset, key, views)
 
@@ -866,6 +873,50 @@ def _evaluation(config: Config) -> Iterator[str]:
         )
 
 
+def _closed(config: Config) -> Iterator[str]:
+    """Closed sets are judged as such, and no others are."""
+    evaluation, dataset = config.evaluation, config.dataset.name
+    is_closed, ways = dataset in CLOSED, " or ".join(f"evaluation={n}" for n in EVALUATIONS[1:])
+    chosen = f"evaluation={evaluation.name}"
+    if is_closed and evaluation.name == "fewshot":
+        yield (
+            f"{chosen}: the classes of dataset={dataset} are the same in train, val and test, so "
+            f"no episode is of new ones; choose {ways}."
+        )
+    if not is_closed and evaluation.name != "fewshot":
+        yield (
+            f"{chosen}: val and test of dataset={dataset} have other classes than train; choose "
+            f"one of {', '.join(CLOSED)}, or evaluation=fewshot."
+        )
+    others = [name for name in evaluation.datasets if name != dataset]
+    if others and (is_closed or set(others) & set(CLOSED)):
+        yield (
+            f"evaluation.datasets={evaluation.datasets}: a closed set is judged alone, after "
+            f"training on it; leave it out."
+        )
+    if evaluation.name == "linear_probe":
+        given = evaluation.linear_probe.regularization
+        yield from _a_set("evaluation.linear_probe.regularization", given)
+    methods = [stage.finetune.name for stage in stages_of(config)]
+    for method in methods:
+        if is_closed and method != "classifier":
+            yield (
+                f"finetune={method}: it is chosen by episodes of classes that are not trained on, "
+                f"and dataset={dataset} has none; choose finetune=classifier or finetune=none."
+            )
+        if not is_closed and method == "classifier":
+            yield (
+                f"finetune=classifier: val and test of dataset={dataset} have other classes than "
+                "train; choose finetune=linear, whose embedding is judged."
+            )
+    pipeline = config.task == "pipeline"
+    if pipeline and evaluation.name == "classification" and methods[-1:] != ["classifier"]:
+        yield (
+            f"{chosen}: it needs what finetune=classifier trains; add that, or choose "
+            "evaluation=knn or evaluation=linear_probe."
+        )
+
+
 def _finetune(config: Config) -> Iterator[str]:
     options, evaluation = config.finetune, config.evaluation
     method = evaluation.method
@@ -930,6 +981,11 @@ def _stage(config: Config) -> Iterator[str]:
     fitted = set() if options.queries is not None else {"queries"}
     own = {name: having - fitted for name, having in FINETUNE_OPTIONS.items()}
     yield from _own_options(options, "finetune", own)
+    if options.samples and options.fraction not in (1, None):
+        yield (
+            f"finetune.samples={options.samples}: not together with finetune.fraction="
+            f"{options.fraction:g}; leave one of them out."
+        )
     if options.head is not None and options.name in HEADS:
         yield from _head(config)
     if options.image_sizes is not None:
@@ -1085,6 +1141,7 @@ _RULES = cast(
         _pretrain,
         _untrained,
         _evaluation,
+        _closed,
         _finetune,
         _options,
         _tracking,

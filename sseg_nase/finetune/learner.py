@@ -22,6 +22,7 @@ from sseg_nase.nets.heads import (
 )
 from sseg_nase.nets.maps import READS_FEATURES, Axis, Wires
 
+CLASSIFIERS = ("linear", "classifier")  # methods that see plain batches and no episodes
 ROTATION, TO_TEACHER = "rotation", "to_teacher"  # what a classifier may have beside it
 
 
@@ -118,18 +119,18 @@ def _prototypes(f: FinetuneConfig, d: Description, classes: int, g: torch.Genera
 
 
 def _matching(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:
-    assert f.scale is not None
     if f.head == "mlp":
         assert f.head_width is not None
         return AttentionMLP(d.features, [f.head_width], generator=g)
+    assert f.scale is not None
     return Matching(f.scale)
 
 
 def _relation(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:
-    side = round((d.features // d.channels[-1]) ** 0.5)
     if f.head == "mlp":
         assert f.head_width is not None
         return RelationMLP(d.features, [2 * f.head_width, f.head_width], generator=g)
+    side = round((d.features // d.channels[-1]) ** 0.5)
     return RelationHead(d.channels[-1], side, generator=g)
 
 
@@ -167,6 +168,7 @@ METHODS: Mapping[str, Method] = {
     "r2d2": Method(_ridge, "ridge"),
     "maml": Method(_maml, "maml"),
     "linear": Method(_linear, "prototype"),
+    "classifier": Method(_linear, "classification"),  # an `evaluation`, of a closed set
 }
 
 

@@ -19,6 +19,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.files import write_json, write_text
 from sseg_nase.finite import finite, plain
 from sseg_nase.kinds import kinds
+from sseg_nase.reporting import closed_sets
 from sseg_nase.reporting.comparison import compare
 from sseg_nase.reporting.comparison_tables import (
     PUBLISHED,
@@ -64,7 +65,13 @@ from sseg_nase.rundir.environment import read_environment
 from sseg_nase.rundir.events import span
 from sseg_nase.rundir.names import ENVIRONMENT, RESULTS
 from sseg_nase.rundir.record import RunRecord, read_run
-from sseg_nase.rundir.results import EpisodeResult, doubts_of, section
+from sseg_nase.rundir.results import (
+    EpisodeResult,
+    class_results,
+    doubts_of,
+    judged,
+    section,
+)
 from sseg_nase.rundir.status import FINISHED, standing
 from sseg_nase.tracking.console import better, duration, gained
 from sseg_nase.tracking.mlflow_sink import shown
@@ -228,7 +235,12 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, Text]]:
         by_network = {one.network: one for one in results if one.key == key}
         if headline := [by_network[name] for name in (BEST, LAST) if name in by_network]:
             yield _in_words(key), _first_and_beside(headline)
-    best = record.section("best") if any(one.network == BEST for one in results) else {}
+    closed = class_results(record.results, (BEST, LAST))
+    for key in dict.fromkeys(one.key for one in closed):
+        said = [f"{closed_sets.accuracy(each)} % ({each.network})" for each in closed]
+        yield key, "; ".join(said)
+    networks_judged = {one.network for one in results} | {one.network for one in closed}
+    best = record.section("best") if BEST in networks_judged else {}
     networks = {BEST: best, LAST: record.section("architecture")}
     sizes = {name: _size(network) for name, network in networks.items() if network}
     if len(sizes) == 2:
@@ -255,7 +267,8 @@ def _stage(told: Mapping[str, Any]) -> str:
     epochs, best = told.get("epochs"), told.get("best_epoch")
     words = f"{told['method']}, {_figure(epochs, ',.0f')} epochs"
     if finite(best) and finite(told.get("val_accuracy")):
-        words += f" (chosen after {best + 1:,.0f}, {told['val_accuracy']:.2f} % on val episodes)"
+        on = "images" if "labelled_images" in told else "episodes"
+        words += f" (chosen after {best + 1:,.0f}, {told['val_accuracy']:.2f} % on val {on})"
     return words
 
 
@@ -311,6 +324,9 @@ def _fingerprint(record: RunRecord) -> str | None:
 def _results(record: RunRecord, *, published: bool) -> Iterator[Block]:
     yield Heading(2, "Results")
     results = results_of(record)
+    if class_results(record.results):
+        yield from closed_sets.blocks(record)
+        return
     if not results:
         yield Notice("There are no few-shot accuracies: the run has not come to judge a network.")
         return
@@ -708,8 +724,8 @@ def _of_skipped_steps(record: RunRecord) -> Iterator[str]:
 
 def _of_accuracies(record: RunRecord) -> Iterator[str]:
     """What is to be said of the accuracies, a sentence each."""
-    for group, network in (("fewshot", "last"), ("fewshot_best", "best")):
-        for key, result in record.section(group).items():
+    for network in (LAST, BEST):
+        for key, result in judged(record.results, network).items():
             about = f"{key}, {network} network"
             if not isinstance(result, dict) or not finite(result.get("accuracy")):
                 yield f"{about}: results.json holds no accuracy: left out."

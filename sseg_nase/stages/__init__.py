@@ -1,5 +1,6 @@
 """The steps of a run: pretrain, fine-tune, judge; and looks at a curriculum and at a run's past."""
 
+from sseg_nase.stages.classifying import ClosedTask, check_classifier, is_closed, tasks_of
 from sseg_nase.stages.controlling import compared, train_control
 from sseg_nase.stages.curriculum_images import TABLE as EXPORT_TABLE
 from sseg_nase.stages.curriculum_images import check_export, export_curriculum
@@ -9,6 +10,7 @@ from sseg_nase.stages.fitting import fitted, unused_images
 from sseg_nase.stages.judging import (
     FewShotTask,
     Judgement,
+    Task,
     check_head,
     doubted,
     efficiency,
@@ -24,11 +26,14 @@ from sseg_nase.stages.teaching import OtherRun, classifier_of, guide_of
 
 __all__ = [
     "EXPORT_TABLE",
+    "ClosedTask",
     "FewShotTask",
     "Judgement",
     "OtherRun",
     "Place",
     "Reached",
+    "Task",
+    "check_classifier",
     "check_export",
     "check_head",
     "classifier_of",
@@ -44,6 +49,7 @@ __all__ = [
     "fitted",
     "guide_of",
     "images_of",
+    "is_closed",
     "judge_before_tuning",
     "labelled",
     "place_of",
@@ -54,6 +60,7 @@ __all__ = [
     "seed_backbone",
     "seed_learner",
     "stored",
+    "tasks_of",
     "train_control",
     "unused_images",
 ]

@@ -270,6 +270,29 @@ MISTAKES = [
         ["evaluation.support_augmentations=2", "evaluation.method=maml adapts"],
     ),
     ("evaluation.method=maml evaluation.normalize=none", ["it needs what finetune=maml trains"]),
+    ("dataset=cifar10 evaluation=fewshot", ["evaluation=fewshot", "the same", "evaluation=knn"]),
+    ("evaluation=knn", ["evaluation=knn", "dataset=digits", "cifar10, cifar100"]),
+    ("dataset=cifar10 evaluation.datasets=[digits]", ["evaluation.datasets", "judged alone"]),
+    ("evaluation.datasets=[cifar_fs,mnist]", ["evaluation.datasets", "judged alone"]),
+    ("dataset=cifar10 finetune=linear", ["finetune=linear", "choose finetune=classifier"]),
+    ("finetune=classifier", ["finetune=classifier", "choose finetune=linear"]),
+    ("dataset=cifar10 evaluation=classification", ["it needs what finetune=classifier trains"]),
+    (
+        "dataset=cifar10 finetune=classifier finetune.fraction=0.1 finetune.samples=200",
+        ["finetune.samples=200", "finetune.fraction=0.1", "leave one"],
+    ),
+    ("dataset=cifar10 finetune=classifier finetune.fraction=0", ["fraction=0", "more than 0"]),
+    ("dataset=cifar10 finetune=classifier finetune.fraction=1.5", ["fraction=1.5", "at most 1"]),
+    ("finetune=prototypical finetune.samples=200", ["samples=200", "finetune=classifier"]),
+    ("dataset.validation=0.1", ["dataset.validation=0.1", "no effect with dataset=digits"]),
+    ("dataset=cifar10 dataset.validation=0.9", ["dataset.validation=0.9", "at most 0.5"]),
+    ("dataset=cifar10 dataset.variant=letters", ["variant=letters", "choose dataset=emnist"]),
+    ("dataset=emnist dataset.variant=greek", ["variant=greek", "balanced, byclass"]),
+    ("dataset=cifar10 evaluation.knn.neighbours=0", ["knn.neighbours=0", "at least 1"]),
+    (
+        "dataset=cifar10 evaluation=linear_probe evaluation.linear_probe.regularization=[]",
+        ["linear_probe.regularization=[]", "at least one"],
+    ),
     ("finetune=matching finetune.head=maps", ["finetune.head=maps", "cosine, mlp"]),
     ("finetune=relation finetune.head=cosine", ["finetune.head=cosine", "maps, mlp"]),
     ("finetune=linear finetune.head=mlp", ["finetune.head=mlp", "matching or relation"]),
@@ -295,7 +318,7 @@ MISTAKES = [
     ("experiment_name=" + 201 * "x", ["experiment_name=xxx", "200 bytes"]),
     (f'experiment_name="{101 * "é"}"', ["experiment_name=ééé", "200 bytes"]),
     ('experiment_name="a\x07b"', [r"'a\x07b'", "control characters"]),
-    ("~dataset", ["~dataset: every run has dataset.*", "; choose one of cifar_fs"]),
+    ("~dataset", ["~dataset: every run has dataset.*", "; choose one of cifar10"]),
 ]
 
 

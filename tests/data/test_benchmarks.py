@@ -52,6 +52,8 @@ def config(name: str, **changed: Any) -> DatasetConfig:
         overlap="refuse",
         rotations=None,
         invert=None,
+        validation=None,
+        variant=None,
     )
     return dataclasses.replace(default, **{**ALWAYS.get(name, {}), **changed})
 

@@ -38,7 +38,7 @@ def everything(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_every_image_is_the_one_that_is_trained_on(tmp_path: Path, channels: int) -> None:
     folder = tmp_path / "new" / "images"
     given = config("seed=5", f"dataset.channels={channels}", "curriculum=progressive")

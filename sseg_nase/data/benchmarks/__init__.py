@@ -21,6 +21,7 @@ import numpy as np
 from sseg_nase.config.schema import SPLITS, DatasetConfig
 from sseg_nase.data.benchmarks import (
     cifar_fs,
+    closed,
     csv_file,
     dealing,
     digits,
@@ -51,6 +52,7 @@ READERS: Mapping[str, Reader] = {
     "folder": folder.find,
     "sketch": sketch.find,
     "csv": csv_file.find,
+    **dict.fromkeys(closed.SETS, closed.find),
 }
 # Fields of DatasetConfig of which all that matters is known by the files, the layout and `options`.
 NOT_IN_KEY = ("root", "split_by", "split_fractions", "split_seed", "overlap")
@@ -288,7 +290,8 @@ def _check_disjoint(dataset: DatasetConfig, found: Found, split: str, listing: L
 
     Names that differ in case, spaces or Unicode form only are common.
     """
-    if found.layout == dealing.BY_IMAGES:  # other images of the same classes, and it is said
+    # Other images of the same classes: it is said, or how a closed set is.
+    if found.closed or found.layout == dealing.BY_IMAGES:
         return
     own, files = listing.class_names, found.splits[split].files()
     for other, source in found.splits.items():
