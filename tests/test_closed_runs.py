@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sseg_nase.config.compose import load
 from sseg_nase.config.schema import Config
 from sseg_nase.data.benchmarks import closed
 from sseg_nase.errors import UserError
+from sseg_nase.finetune.learner import around
 from sseg_nase.reporting.markdown import as_markdown
 from sseg_nase.reporting.run_report import document
 from sseg_nase.run import run
@@ -204,6 +206,7 @@ def test_going_on_is_bit_for_bit_the_same(tmp_path: Path) -> None:
         assert torch.equal(parts.network.state_dict()[name], tensor), name
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_that_of_most_val_images_right(tmp_path: Path) -> None:
     config = composed(*CLASSIFIED, "finetune.epochs=3")
     reached = tuned(config, tmp_path)
@@ -221,25 +224,32 @@ def test_the_best_epoch_is_that_of_most_val_images_right(tmp_path: Path) -> None
 
 def test_what_is_learned_from_does_not_depend_on_the_network() -> None:
     parts = []
-    for further in ((), ("backbone=conv4",), ("optimizer.lr=0.1",)):
+    for further in ((), ("backbone=conv4", "optimizer.lr=0.1")):
         config = composed(*CLASSIFIED, "finetune.fraction=0.25", *further)
         parts.append(stages.classifying.labelled_part(config, stages.labelled(config)))
     assert parts[0].counts().tolist() == [4] * 10
-    for other in parts[1:]:
-        assert np.array_equal(other.images, parts[0].images)
-    seeded = composed(*CLASSIFIED, "finetune.fraction=0.25", "seed=1")
-    assert not np.array_equal(
-        stages.classifying.labelled_part(seeded, stages.labelled(seeded)).images, parts[0].images
-    )
-    whole = composed(*CLASSIFIED)
-    assert len(stages.classifying.labelled_part(whole, stages.labelled(whole))) == 160
+    assert np.array_equal(parts[1].images, parts[0].images)
+    base = stages.labelled(config)
+    seeded = stages.classifying.labelled_part(dataclasses.replace(config, seed=1), base)
+    assert not np.array_equal(seeded.images, parts[0].images)
+    options = dataclasses.replace(config.finetune, fraction=1.0)
+    whole = dataclasses.replace(config, finetune=options)
+    assert len(stages.classifying.labelled_part(whole, base)) == 160
 
 
 def test_a_checkpoint_without_a_classifier_is_refused() -> None:
-    directory = run(composed("ablation=A2", "pretrain.epochs=1"))
-    last = f"checkpoint={directory}/checkpoints/last.pt"
-    with pytest.raises(UserError, match="holds no classifier for the 10 classes"):
-        run(composed("task=evaluate", "evaluation=classification", last))
+    config = composed("task=evaluate", "evaluation=classification", "checkpoint=x.pt")
+    tasks, plain = stages.tasks_of(config), stages.seed_backbone(config)
+    with pytest.raises(UserError, match=r"checkpoint=x\.pt holds no classifier for the 10 classes"):
+        stages.check_classifier(stages.Reached(plain), config, tasks)
+    options = composed(*CLASSIFIED).finetune
+    for classes, fits in ((7, False), (10, True)):
+        reached = stages.Reached(around(plain, options, classes, torch.Generator()))
+        if fits:
+            stages.check_classifier(reached, config, tasks)
+            continue
+        with pytest.raises(UserError, match="holds another head for the 10 classes"):
+            stages.check_classifier(reached, config, tasks)
 
 
 def test_a_class_of_test_that_was_not_trained_on_is_refused(tmp_path: Path) -> None:
