@@ -49,6 +49,7 @@ def results_of(directory: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_with_control_is_that_run_and_one_without_evolution() -> None:
     both, alone = run(load(CONTROL)), run(load([*SMALL, "evolution=none"]))
     results, without = results_of(both), results_of(alone)
