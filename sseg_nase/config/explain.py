@@ -16,7 +16,7 @@ from typing import Any, Union
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sseg_nase.config.commands import argument
@@ -228,6 +228,21 @@ def fits(kind: Any, value: Any) -> bool:
         return False
     inner = typing.get_args(kind)[1] if typing.get_origin(kind) is dict else None
     return inner is None or all(fits(inner, item) for item in value.values())
+
+
+def has_type(kind: Any, value: Any) -> bool:
+    """Whether a value is of a type of the schema as it stands, nothing being left to convert."""
+    if isinstance(value, str) and (value == MISSING or "${" in value):
+        return False
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Union:
+        return any(has_type(each, value) for each in inner)
+    if origin is list:
+        return type(value) is list and all(has_type(inner[0], item) for item in value)
+    if origin is dict:
+        keys_fit = type(value) is dict and all(has_type(inner[0], key) for key in value)
+        return keys_fit and all(has_type(inner[1], item) for item in value.values())
+    return type(value) is kind
 
 
 @cache

@@ -11,7 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from sseg_nase.config.compose import Compositions, beside_hydra, load
+from sseg_nase.config.compose import beside_hydra, load
 from sseg_nase.config.groups import strategy as options
 from sseg_nase.config.groups.evaluator import OfProxies, OfTable
 from sseg_nase.config.groups.strategy import StrategyConfig
@@ -191,13 +191,11 @@ def counted(space: Overrides, overrides: Sequence[str], further: Sequence[Path])
     """Return the space with the costs of its networks, which follow from its overrides."""
     from sseg_nase.nets.building import configured  # here, because it imports torch
 
-    known: Compositions = {}
-
     @cache
     def describe(shape: tuple[str, ...]) -> Any:
         try:
             with beside_hydra():
-                run = load([*of_jobs(overrides), *shape, "task=pipeline"], *further, known=known)
+                run = load([*of_jobs(overrides), *shape, "task=pipeline"], *further)
         except UserError:  # no run has these values together
             return None
         return configured(run.backbone, run.dataset.image_size)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from other_options import having, type_of
 
-from sseg_nase.config.compose import Compositions, load, to_config
+from sseg_nase.config.compose import load, to_config
 from sseg_nase.config.explain import explaining, fits, mistake, one_line
 from sseg_nase.config.layout import (
     WRITTEN_AS,
@@ -30,8 +30,6 @@ from sseg_nase.errors import UserError
 from sseg_nase.nets.architecture import Architecture
 
 PLAIN = load()
-# What is composed of groups alone is the same for most of these.
-KNOWN: Compositions = {}
 
 # Overrides, and what the message must contain.
 MISTAKES = [
@@ -293,19 +291,10 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "known",
-    [
-        pytest.param(KNOWN, id="as in a sweep"),
-        pytest.param(None, id="alone", marks=pytest.mark.slow),
-    ],
-)
 @pytest.mark.parametrize(("overrides", "said"), MISTAKES, ids=[text for text, _ in MISTAKES])
-def test_a_mistake_is_refused_in_one_clear_message(
-    overrides: str, said: list[str], known: Optional[Compositions]
-) -> None:
+def test_a_mistake_is_refused_in_one_clear_message(overrides: str, said: list[str]) -> None:
     with pytest.raises(UserError) as refused:
-        load(overrides.split(), known=known)
+        load(overrides.split())
     message = str(refused.value)
     for part in said:
         assert part in message
@@ -551,7 +540,7 @@ def test_a_limit_itself_is_accepted_where_it_may_be_reached(limit: str) -> None:
     ],
 )
 def test_what_is_possible_but_hardly_meant_is_said(overrides: str, said: list[str]) -> None:
-    found = cautions(load(overrides.split(), known=KNOWN))
+    found = cautions(load(overrides.split()))
     assert len(found) == bool(said), found
     for part in said:
         assert part in found[0]
@@ -606,7 +595,7 @@ def test_what_a_tree_may_hold_is_checked(overrides: str, key: str, value: Any, s
     ],
 )
 def test_what_fits_together_is_accepted(fine: str) -> None:
-    load(fine.split(), known=KNOWN)
+    load(fine.split())
 
 
 def test_an_error_that_is_no_mistake_stays_what_it_is() -> None:
