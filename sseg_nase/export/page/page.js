@@ -3,6 +3,7 @@
 const SHOWN = 5; // classes beside an answer, the likeliest ones
 const THUMBNAIL = 144; // pixels
 const TOLERANCE = 1e-3; // of the largest feature, of what the exporting program computed
+const SAID_FOR = 8000; // milliseconds
 const LIVE_EVERY = 200; // milliseconds between two looks through the camera
 
 const $ = (id) => document.getElementById(id);
@@ -13,6 +14,7 @@ const { metadata } = model;
 const classes = []; // {name, known: {sum, count} or null, photos: [{label, features}], element}
 const questions = []; // {label, features, element}
 let stream = null; // of the camera
+let silence = 0; // the timer that ends what is said
 
 const pause = (milliseconds) => new Promise((go) => setTimeout(go, milliseconds));
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
@@ -31,8 +33,11 @@ function button(text, label, act, className = "") {
   return element;
 }
 
+/** Say shortly what has happened; it goes by itself. */
 function say(text) {
   $("status").textContent = text;
+  clearTimeout(silence);
+  silence = setTimeout(() => { $("status").textContent = ""; }, SAID_FOR);
 }
 
 function complain(messages) {
