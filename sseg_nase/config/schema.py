@@ -31,7 +31,7 @@ LOOKS = ("status", "report", "deliver")  # at what is on disk: no run of their o
 TAKEN_HOME = ("export", "predict")  # use a trained network, or make it usable: no runs either
 TASKS = ("pipeline", "evaluate", "curriculum", "replay", "search", *LOOKS, *TAKEN_HOME)
 RESUMED = ("pipeline", "search")  # tasks that can be resumed
-EXPORTS = ("onnx", "onnx_int8", "pt2", "python")  # forms of a network for use elsewhere
+EXPORTS = ("onnx", "onnx_int8", "pt2", "python", "html")  # forms of a network for use elsewhere
 REFUSED_EXPORTS = ("torchscript", "executorch")  # asked for, and refused with the reason
 OWN = "own"  # a strategy, a space, an evaluator of the user's, from a file of theirs
 

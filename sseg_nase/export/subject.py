@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Subject:
 
     `base` are the images that it may be calibrated on; `accuracies` of the episodes in percent, by
     the key of their list; `judge` gives those of other features float32 `[n, D]` of `store`.
+    `graph` holds the ONNX file of this very network once there is one: more than one form uses it.
     """
 
     network: Backbone
@@ -52,6 +53,7 @@ class Subject:
     accuracies: dict[str, np.ndarray]
     judge: Callable[[np.ndarray], dict[str, np.ndarray]]
     run: Path | None
+    graph: dict[str, bytes] = field(default_factory=dict, init=False, repr=False, compare=False)
 
 
 class TorchEmbedder:
