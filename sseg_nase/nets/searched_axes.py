@@ -10,12 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from sseg_nase.nets.maps import Axis, Wires, module
-
-if TYPE_CHECKING:
-    from sseg_nase.nets.searched import Node
+from sseg_nase.nets.plan import Node
 
 Names = tuple[str, ...]
 
@@ -79,7 +77,7 @@ class Part(NamedTuple):
     wires: Mapping[str, Wires] = {}
 
 
-Rule = Callable[["Node", Names, int, Axes], Part | None]
+Rule = Callable[[Node, Names, int, Axes], Part | None]
 
 
 def _dense(name: str, makes: Names, reads: Names) -> dict[str, Wires]:

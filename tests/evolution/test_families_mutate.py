@@ -29,17 +29,16 @@ from sseg_nase.evolution.operators import (
     named_moments,
 )
 from sseg_nase.nets.description import Description
-from sseg_nase.nets.fixed import (
-    FixedArchitecture,
-    ResNet12Architecture,
-    ResNetArchitecture,
-    ViTArchitecture,
-)
+from sseg_nase.nets.families.resnet.network import ResNetArchitecture
+from sseg_nase.nets.families.resnet12.network import ResNet12Architecture
+from sseg_nase.nets.families.vit.network import ViTArchitecture
+from sseg_nase.nets.family import FamilyArchitecture
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.nets.mutations.operator import rebuild
 from sseg_nase.nets.mutations.prune import prune
 from sseg_nase.nets.mutations.widen import widen
-from sseg_nase.nets.searched import IMAGE, Plan, SearchedArchitecture
+from sseg_nase.nets.plan import IMAGE, Plan
+from sseg_nase.nets.searched import SearchedArchitecture
 
 MUTATIONS = 5
 EXACT = 1e-8  # float64; batch statistics of a few pixels magnify rounding, a fault is far larger
@@ -47,7 +46,7 @@ MASKED = 1e-5  # relative, in float32
 WIDEST = 9
 
 
-def narrow(rng: random.Random, family: FixedArchitecture) -> FixedArchitecture:
+def narrow(rng: random.Random, family: FamilyArchitecture) -> FamilyArchitecture:
     """A family of large networks, with few channels in every axis."""
     return family.with_widths({axis: rng.randint(1, 4) for axis in family.axes})
 
