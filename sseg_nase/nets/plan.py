@@ -11,6 +11,8 @@ from typing import Any
 
 JOINS = ("sum", "concat")
 IMAGE = -1  # as an input: the images
+ACTIVATIONS = ("relu", "leaky_relu", "elu", "selu", "gelu", "silu")
+SMALLEST = 4  # pixels: maps are halved down to these
 
 
 @dataclass(frozen=True)
@@ -64,3 +66,8 @@ class Plan:
         given = tuple(sorted(options.items()))
         self.nodes.append(Node(place, str(op), read, channels, stride, join, given))
         return len(self.nodes) - 1
+
+
+def halving(side: int) -> int:
+    """The stride that halves a map of `side` pixels, 1 where it would become too small."""
+    return 2 if side >= 2 * SMALLEST else 1

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sseg_nase.config.groups.backbone import Planned
 from sseg_nase.errors import UserError
 from sseg_nase.nets import ops, searched_axes
 from sseg_nase.nets.backbone import Backbone, drawing_from
@@ -39,9 +40,10 @@ class Count(NamedTuple):
 
 @dataclass(frozen=True)
 class SearchedArchitecture(FamilyArchitecture):
-    """A network out of a search space. Its embedding is the average over the last node's map.
+    """A network of operations: out of a search space, or of a family that says them in `plan`.
 
-    `space` and `point` say where it comes from, as text; nothing but people reads them.
+    Its embedding is the average over the last node's map. `space` and `point` say where it comes
+    from, as text; nothing but people reads them.
     """
 
     nodes: tuple[Node, ...] = ()
@@ -64,6 +66,12 @@ class SearchedArchitecture(FamilyArchitecture):
                 raise UserError(f"Node {node.place!r} reads {node.inputs}: none comes before it.")
             places.add(node.place)
         ops.check_operations(node.op for node in self.nodes)
+
+    @classmethod
+    def configured(cls, backbone: Planned, image_size: int) -> SearchedArchitecture:
+        """The untrained network of a run, of a family that says its operations."""
+        nodes = tuple(backbone.plan(image_size).nodes)
+        return cls(backbone.name, image_size, backbone.in_channels, nodes)
 
     def network(self, generator: torch.Generator | None) -> SearchedNetwork:
         """The network itself, with weights that `generator` draws."""
@@ -117,7 +125,7 @@ class SearchedArchitecture(FamilyArchitecture):
     @property
     def any_resolution(self) -> bool:
         """Whether the same weights take images of other sizes, too."""
-        return all(node.op != "flatten" for node in self.nodes)
+        return not any(node.op in ops.ONE_SIZE for node in self.nodes)
 
     @property
     def params(self) -> int:

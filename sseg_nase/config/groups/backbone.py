@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Annotated, ClassVar, Optional
+from typing import Annotated, Any, ClassVar, Optional
 
 from sseg_nase.config.options import Option, group, option, register
 
@@ -81,10 +81,31 @@ class Chain(BackboneConfig):
 
 
 @dataclass(frozen=True)
+class Planned(BackboneConfig):
+    """Backbones that are made of operations, which `plan` says; the rest follows from these."""
+
+    evolves = True
+    described_by: ClassVar[str] = "sseg_nase.nets.searched:SearchedArchitecture"
+
+    def plan(self, image_size: int) -> Any:
+        """Return the operations for such images, a `sseg_nase.nets.plan.Plan`."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
 class Pretrained(BackboneConfig):
     """Backbones that may begin with weights from outside. `weights` None: with drawn ones."""
 
     weights: Annotated[Optional[str], option(path="a file of weights, or imagenet,")]
+
+
+def stages_fit(channels: Sequence[int], depths: Sequence[int], such: str) -> Iterator[str]:
+    """Every stage has its channels and its number of blocks; `such`: some that are accepted."""
+    if not channels or len(channels) != len(depths):
+        yield (
+            f"backbone.channels={list(channels)} backbone.depths={list(depths)}: one number for "
+            f"every stage is needed in each of them, such as {such}."
+        )
 
 
 def patches_fit(patch_size: int, image_size: int) -> Iterator[str]:
