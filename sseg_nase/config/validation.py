@@ -12,13 +12,13 @@ from typing import Any, cast
 from sseg_nase import counting
 from sseg_nase.config.ablations import Switches, ablations, switches_of
 from sseg_nase.config.explain import listed, shown
-from sseg_nase.config.groups.backbone import Chain, Searched, ViT
+from sseg_nase.config.groups.backbone import BackboneConfig, Chain
 from sseg_nase.config.groups.evaluator import OfProxies
 from sseg_nase.config.groups.optimizer import SGD
 from sseg_nase.config.groups.ssl import DINO
 from sseg_nase.config.groups.strategy import Promoting
 from sseg_nase.config.layout import WRITTEN_AS, group_option, is_section
-from sseg_nase.config.options import fields_of, is_group
+from sseg_nase.config.options import fields_of, is_group, options_of
 from sseg_nase.config.schema import (
     DATASETS,
     FINETUNING,
@@ -696,20 +696,15 @@ def _backbone(config: Config) -> Iterator[str]:
             f"backbone.in_channels={backbone.in_channels}: the images have dataset.channels="
             f"{dataset.channels}; set one of them to the other, or leave backbone.in_channels out."
         )
-    searched = isinstance(backbone, Searched) or config.task == "search"
-    if backbone.imports is not None and not searched:
+    if backbone.imports is not None and not backbone.takes_imports and config.task != "search":
+        taking = [n for n, cls in options_of(BackboneConfig).items() if cls.takes_imports]
         yield (
             f"backbone.imports={backbone.imports}: it has no effect with backbone={backbone.name}; "
-            "choose backbone=searched or leave it out."
+            f"choose backbone={' or '.join(taking)} or leave it out."
         )
     if config.task == "pipeline":
         yield from _mutated(config)
-    if isinstance(backbone, ViT) and dataset.image_size % (patch := backbone.patch_size):
-        fitting = [n for n in range(4, 33) if dataset.image_size % n == 0]
-        yield (
-            f"backbone.patch_size={patch}: it must divide dataset.image_size={dataset.image_size}; "
-            f"set one of {fitting}, or another dataset.image_size."
-        )
+    yield from backbone.unfit(dataset.image_size)
 
 
 def _mutated(config: Config) -> Iterator[str]:

@@ -19,8 +19,8 @@ from torch import Tensor
 from sseg_nase.errors import UserError
 from sseg_nase.nets import ops
 from sseg_nase.nets.mixed import MixedOperation, Mixture
-from sseg_nase.nets.searched import IMAGE, SearchedArchitecture
-from sseg_nase.nets.searched_network import SearchedNetwork
+from sseg_nase.nets.plan import IMAGE
+from sseg_nase.nets.searched import SearchedArchitecture, SearchedNetwork
 from sseg_nase.oneshot.gates import Gates
 from sseg_nase.spaces.choice import Options, Value
 from sseg_nase.spaces.networks import NetworkSpace

@@ -16,7 +16,7 @@ import torch
 from taken_home import asked, config_of, exported, photos
 
 from sseg_nase.config.compose import load
-from sseg_nase.config.groups.backbone import Chain, ResNet, ResNet12
+from sseg_nase.config.groups.backbone import Chain
 from sseg_nase.config.options import names_with
 from sseg_nase.config.schema import Config
 from sseg_nase.data.views import normalize
@@ -30,6 +30,8 @@ from sseg_nase.export.task import _fastest, export, line
 from sseg_nase.export.teaching import teach
 from sseg_nase.fewshot.classifiers import cl2n, prototype_scores
 from sseg_nase.fewshot.evaluation import embed
+from sseg_nase.nets.families.resnet import ResNet
+from sseg_nase.nets.families.resnet12 import ResNet12
 from sseg_nase.runtime import FewShotClassifier, OnnxEmbedder
 from sseg_nase.stages import FewShotTask, seed_backbone
 from sseg_nase.training.checkpoint import load_network

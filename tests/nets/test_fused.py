@@ -19,7 +19,8 @@ from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.batch_norm import twice_differentiable
 from sseg_nase.nets.evolvable import ConvBlock, EvolvableCNN
-from sseg_nase.nets.fixed import ResNet12Architecture, ResNetArchitecture
+from sseg_nase.nets.families.resnet.network import ResNetArchitecture
+from sseg_nase.nets.families.resnet12.network import ResNet12Architecture
 from sseg_nase.nets.fused import norm_act_pool
 from sseg_nase.ssl.teacher import batch_statistics
 
@@ -628,7 +629,7 @@ def test_mistakes_are_torchs() -> None:
 
 FIRST_STEP = """
 import time, torch
-from sseg_nase.nets.fixed import ResNet12Architecture
+from sseg_nase.nets.families.resnet12.network import ResNet12Architecture
 network = ResNet12Architecture("resnet12_quarter", 32, widths=(16, 40)).network(None)
 network = network.to(memory_format=torch.channels_last)
 images = torch.zeros(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)

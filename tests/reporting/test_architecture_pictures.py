@@ -21,7 +21,9 @@ from sseg_nase.config.compose import load
 from sseg_nase.errors import UserError
 from sseg_nase.evolution.history import MutationRecord, counts
 from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.fixed import ResNet12Architecture, ResNetArchitecture, ViTArchitecture
+from sseg_nase.nets.families.resnet.network import ResNetArchitecture
+from sseg_nase.nets.families.resnet12.network import ResNet12Architecture
+from sseg_nase.nets.families.vit.network import ViTArchitecture
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.nets.mutations.grow import grow, grow_stages
 from sseg_nase.nets.mutations.prune import prune

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from sseg_nase.config.compose import load
-from sseg_nase.config.groups.backbone import ResNet
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
 from sseg_nase.finetune.learner import EpisodeLearner, around
 from sseg_nase.nets.backbone import Backbone
+from sseg_nase.nets.families.resnet import ResNet
 from sseg_nase.nets.heads import RelationHead
 from sseg_nase.stages import (
     images_of,
