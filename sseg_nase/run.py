@@ -18,6 +18,7 @@ from sseg_nase import stages
 from sseg_nase.config.commands import command
 from sseg_nase.config.compose import hardware_profiles, overrides_of
 from sseg_nase.config.fingerprint import fingerprint, flat
+from sseg_nase.config.groups.tracking import InStore
 from sseg_nase.config.places import settled
 from sseg_nase.config.schema import RESUMED, Config, HardwareConfig
 from sseg_nase.config.sequence import stages_of
@@ -255,7 +256,7 @@ def _held(
 def _tracked_where_it_was(config: Config, place: RunDirectory) -> Config:
     """With the store's address made absolute: a resumed run may be started from another folder."""
     tracking = config.tracking
-    if tracking.name == "jsonl":
+    if not isinstance(tracking, InStore):
         return config
     if tracking.uri is None and place.tracking_uri is not None:
         tracking = dataclasses.replace(tracking, uri=place.tracking_uri)

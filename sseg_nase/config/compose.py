@@ -42,6 +42,7 @@ from sseg_nase.config.explain import (
     unknown_key,
     wrong_type,
 )
+from sseg_nase.config.groups.dataset import OwnImages
 from sseg_nase.config.layout import (
     WRITTEN_AS,
     conf_dir,
@@ -55,7 +56,7 @@ from sseg_nase.config.layout import (
 from sseg_nase.config.members import chosen, of_others, upgraded, without_unset
 from sseg_nase.config.options import Option, fields_of, is_group, load_packages, until_registered
 from sseg_nase.config.places import still_there
-from sseg_nase.config.schema import FINETUNING, ROOTED, Config, DatasetConfig, FinetuneConfig
+from sseg_nase.config.schema import FINETUNING, Config, DatasetConfig, FinetuneConfig
 from sseg_nase.config.sequence import OF_THE_RUN, abridged, completed
 from sseg_nase.config.validation import validate
 from sseg_nase.errors import UserError
@@ -86,6 +87,7 @@ __all__ = [
     "conf_dir",
     "continued",
     "dataset_choice",
+    "dataset_of",
     "defaults",
     "hardware_profiles",
     "load",
@@ -469,9 +471,19 @@ def hardware_profiles() -> dict[str, dict[str, Any]]:
 def dataset_choice(name: str) -> DatasetConfig:
     """Return the settings of `conf/dataset/<name>.yaml` as they stand there.
 
-    Raises `UserError` when there is no such file.
+    Raises `UserError` when there is no such file, and for images of the user's own, whose place it
+    does not tell.
     """
-    return _checked(DatasetConfig, group_option("dataset", name))
+    return dataset_of(group_option("dataset", name))
+
+
+def dataset_of(values: Mapping[str, Any]) -> DatasetConfig:
+    """Return the data set that plain data, such as a run has stored, are of.
+
+    Keys that only other data sets have are left out. Raises `UserError` for what is none.
+    """
+    tree = upgraded(literal(values), DatasetConfig)
+    return _checked(DatasetConfig, tree, "dataset.")
 
 
 def _half_the_cores() -> int:
@@ -481,7 +493,8 @@ def _half_the_cores() -> int:
 
 def _fitted(usual: Any, *, _root_: Any) -> Any:
     """`usual`; with images of the user's own None, which is fitted to them when the run starts."""
-    return None if _root_.dataset.name in ROOTED else usual
+    own = issubclass(chosen(DatasetConfig, _root_.dataset), OwnImages)
+    return None if own else usual
 
 
 def _minutes(given: float | None, otherwise: int) -> int:
@@ -573,8 +586,9 @@ def _plain_twin(frozen: Any) -> type:
 
 
 def _unset(frozen: Any, kind: Any) -> Any:
-    """Where nothing is said: missing, but of an option's dictionary, which is then empty."""
-    if issubclass(frozen, Option) and typing.get_origin(kind) is dict:
+    """Where nothing is said: missing, but of an option's dictionary, or one of settings: empty."""
+    of_option = issubclass(frozen, Option) and typing.get_origin(kind) is dict
+    if of_option or kind == dict[str, Any]:
         return dataclasses.field(default_factory=dict)
     return dataclasses.field(default=MISSING)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sseg_nase.config.groups.dataset import Drawings, OnDisk
 from sseg_nase.config.schema import Config
 from sseg_nase.data.episodes import EpisodeList, sample_episodes
 from sseg_nase.data.opening import PLAIN
@@ -33,7 +34,6 @@ from sseg_nase.version import __version__
 
 CPU = torch.device("cpu")
 CALIBRATING = 200  # episodes of base classes that the temperature is fitted on
-DRAWN = ("omniglot", "sketch")  # data sets of line drawings
 Features = Callable[[ImageStore], np.ndarray]
 
 
@@ -132,8 +132,8 @@ def prepared(config: Config, overrides: Sequence[str], *, judged: bool = True) -
             }
     run = run_of(path)
     architecture = reached.backbone.architecture
-    drawn = config.dataset.name in DRAWN
-    value_range = config.dataset.value_range
+    dataset = config.dataset
+    value_range = dataset.value_range if isinstance(dataset, OnDisk) else None
     about = {
         "version": __version__,
         "architecture": architecture.to_dict(),
@@ -154,10 +154,10 @@ def prepared(config: Config, overrides: Sequence[str], *, judged: bool = True) -
         features=architecture.features,
         input=config.export.input,
         reading={
-            "background": list(config.dataset.background or PLAIN.background),
+            "background": list(dataset.background or PLAIN.background),
             "value_range": None if value_range is None else list(value_range),
-            "drawing": drawn,
-            "invert": bool(drawn and config.dataset.invert),
+            "drawing": isinstance(dataset, Drawings),
+            "invert": isinstance(dataset, Drawings) and dataset.invert,
         },
         normalize=evaluation.normalize,
         base_mean=None if mean is None else mean.tolist(),

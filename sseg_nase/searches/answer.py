@@ -22,7 +22,8 @@ from typing import Any
 
 from sseg_nase.config.commands import override
 from sseg_nase.config.compose import stored
-from sseg_nase.config.schema import OWN, Config
+from sseg_nase.config.groups.strategy import OwnStrategy
+from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_json
 from sseg_nase.rundir.names import CONFIG
@@ -155,7 +156,8 @@ def _random_arm(
         one.candidate.asks: one for one in log.told if dict(one.candidate.fidelity) == fidelity
     }
     drawn: list[Point] = []
-    if not isinstance(parts.strategy, Screened) and config.strategy.name != OWN:
+    own = isinstance(config.strategy, OwnStrategy)
+    if not own and not isinstance(parts.strategy, Screened):
         # What a strategy has drawn at random is a sample; what it has chosen is none.
         drawn = [s.candidate.point for s in known.values() if s.candidate.how == "random"]
     about = {key: parts.about[key] for key in ("space", "choices", "caps", "seed")}

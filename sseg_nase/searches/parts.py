@@ -14,6 +14,7 @@ from typing import Any
 from sseg_nase.config.compose import beside_hydra, load
 from sseg_nase.config.groups import strategy as options
 from sseg_nase.config.groups.evaluator import OfProxies, OfTable
+from sseg_nase.config.groups.space import OfNetworks
 from sseg_nase.config.groups.strategy import StrategyConfig
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
@@ -99,9 +100,10 @@ def parts_of(
     objectives = Objectives(config.search.objectives or usual_goals(config, known_log), measured)
     refuse_test_scores(objectives.goals, "search.objectives")
     refuse_test_scores(objectives.caps, "search.caps")
+    settings = config.space.settings if isinstance(config.space, OfNetworks) else {}
     chosen = {k: v for k, v in dataclasses.asdict(config.strategy).items() if v not in (None, {})}
     about = {
-        "space": {"name": config.space.name, **config.space.settings},
+        "space": {"name": config.space.name, **settings},
         "choices": choices,
         "caps": capped,
         "strategy": chosen,

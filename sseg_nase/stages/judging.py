@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from sseg_nase.config.groups.evaluation import MethodConfig
+from sseg_nase.config.options import option_of
 from sseg_nase.config.schema import (
-    HEADED,
     Config,
     DatasetConfig,
     EvaluationConfig,
@@ -265,7 +266,7 @@ def judge_before_tuning(
 ) -> Judgement:
     """Judge a network that is not fine-tuned; a method that needs a head gets an untrained one."""
     config = tasks[0].config
-    if config.evaluation.method in HEADED:
+    if option_of(MethodConfig, config.evaluation.method).headed:
         generator = torch.Generator().manual_seed(derive(config.seed, "head"))
         assert config.finetune.ways is not None
         headed = around(reached.backbone, config.finetune, config.finetune.ways, generator)
@@ -289,7 +290,7 @@ def check_head(reached: Reached, config: Config) -> None:
     method, ways = config.evaluation.method, config.evaluation.ways
     head = reached.network.head if isinstance(reached.network, EpisodeLearner) else None
     assert ways is not None
-    if method not in HEADED or fits(head, method, ways):
+    if not option_of(MethodConfig, method).headed or fits(head, method, ways):
         return
     has = "no head of it" if head is None else "another head"
     raise UserError(

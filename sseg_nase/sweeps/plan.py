@@ -11,6 +11,7 @@ from pathlib import Path
 from sseg_nase.config.compose import load
 from sseg_nase.config.explain import listed
 from sseg_nase.config.fingerprint import fingerprint
+from sseg_nase.config.groups.tracking import InStore
 from sseg_nase.config.multirun import expand, shared, swept
 from sseg_nase.config.places import settled
 from sseg_nase.config.schema import LOOKS, TAKEN_HOME, Config
@@ -143,6 +144,6 @@ def placed(config: Config) -> Config:
     """
     config = settled(config)
     tracking = config.tracking
-    if tracking.name != "jsonl":
+    if isinstance(tracking, InStore):
         tracking = dataclasses.replace(tracking, uri=resolve_uri(tracking.uri))
     return dataclasses.replace(config, tracking=tracking)

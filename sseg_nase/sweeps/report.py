@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
+from sseg_nase.config.groups.tracking import InStore
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import DONE, UserError
 from sseg_nase.files import StorageError, make_own, storage_error
@@ -69,7 +70,7 @@ def _attached(run: Path, folder: Path, files: Sequence[Path], config: Config) ->
     said = status_of(run)
     uri, run_id = said.get("tracking_uri"), said.get("tracker_run_id")
     stay = f"the files stay in {folder}"
-    if config.tracking.name == "jsonl":
+    if not isinstance(config.tracking, InStore):
         return f"not used (tracking=jsonl); {stay}"
     if not uri or not run_id:
         return f"this run has no MLflow run; {stay}"

@@ -30,7 +30,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from sseg_nase.config.commands import command
-from sseg_nase.config.schema import TrackingConfig
+from sseg_nase.config.groups.tracking import InStore, TrackingConfig
 from sseg_nase.errors import UserError
 from sseg_nase.files import FULL, free_bytes, in_bytes
 from sseg_nase.home import expanded
@@ -552,7 +552,7 @@ def resolve_uri(uri: str | None) -> str:
 def unused_address(tracking: TrackingConfig) -> str | None:
     """Return in words that MLFLOW_TRACKING_URI is set and not used; None where it is used."""
     wanted = os.environ.get(ADDRESS_VARIABLE)
-    if not wanted or tracking.name == "jsonl":
+    if not wanted or not isinstance(tracking, InStore):
         return None
     used = resolve_uri(tracking.uri)
     if _accepted(wanted):

@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from sseg_nase.config.compose import load
-from sseg_nase.config.schema import DATASETS, ROOTED, DatasetConfig
+from sseg_nase.config.groups.dataset import DatasetConfig, OwnImages
+from sseg_nase.config.options import names_with
 from sseg_nase.data.benchmarks import cifar_fs, load_split
 from sseg_nase.data.benchmarks.layouts import Official
 from sseg_nase.data.duplicates import (
@@ -55,7 +56,9 @@ def own(tmp_path: Path) -> Path:
 
 @cache
 def default(name: str) -> DatasetConfig:
-    return load([f"dataset={name}", *(["dataset.root=here"] if name in ROOTED else [])]).dataset
+    return load(
+        [f"dataset={name}", *(["dataset.root=here"] if name in names_with(OwnImages) else [])]
+    ).dataset
 
 
 def read(root: Path, split: str = "train", name: str = "folder", **changed: Any) -> ImageStore:
@@ -285,10 +288,10 @@ def test_a_complete_benchmark_is_taken_as_it_was_published(
             read_one(split)
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", names_with(DatasetConfig))
 def test_own_images_are_cleaned_and_benchmarks_are_not(name: str) -> None:
     dataset = default(name)
-    assert dataset.duplicates == ("drop" if name in ROOTED else "keep")
+    assert dataset.duplicates == ("drop" if name in names_with(OwnImages) else "keep")
     assert dataset.overlap == "refuse"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from own_images import own, save, tree
 
-from sseg_nase.config.schema import SPLITS
+from sseg_nase.config.groups.dataset import SPLITS
 from sseg_nase.data.benchmarks import walk
 from sseg_nase.data.benchmarks.layouts import (
     NAMELESS,

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from own_images import SIDE, content, freeze, load, own, picture, save, tree
 
-from sseg_nase.config.schema import SPLITS, DatasetConfig
+from sseg_nase.config.groups.dataset import SPLITS, DatasetConfig
 from sseg_nase.data.benchmarks import NOT_IN_KEY, _stem
 from sseg_nase.data.benchmarks.layouts import Found
 from sseg_nase.data.benchmarks.walk import of_file
@@ -226,7 +226,7 @@ def test_every_setting_of_a_data_set_has_stores_of_its_own() -> None:
     plain = _stem(dataset, found, "train")
     same = [
         one.name
-        for one in dataclasses.fields(DatasetConfig)
+        for one in dataclasses.fields(dataset)
         if _stem(dataclasses.replace(dataset, **{one.name: "another"}), found, "train") == plain
     ]
     # What these decide is in the layout, the source, its files and Found.options.

@@ -11,13 +11,15 @@ from sseg_nase.config.compose import load, overrides_of, spelled_out
 from sseg_nase.config.fingerprint import fingerprint
 from sseg_nase.config.layout import group_option, groups
 from sseg_nase.config.options import options_of
-from sseg_nase.config.schema import OWN, EvaluatorConfig, StrategyConfig
+from sseg_nase.config.schema import EvaluatorConfig, StrategyConfig
 from sseg_nase.errors import UserError
 from sseg_nase.searches import parts
 from sseg_nase.searches.own import imported
 from sseg_nase.searches.task import EVALUATORS
 from sseg_nase.spaces import SPACES, named
 from sseg_nase.spaces.overrides import overrides_space
+
+OWN = "own"  # of the user's, from a file of theirs
 
 MISTAKES = [
     ([], "space=overrides: which keys"),

@@ -48,7 +48,7 @@ def test_images_of_every_data_set_are_as_the_run_works_with_them(
         starting, "load_split", lambda dataset, split, **how: asked.append((dataset, split, how))
     )
     config = config_of("dataset.channels=1", "backbone.in_channels=1", "paths.data_dir=~/data")
-    further = dataclasses.replace(config.dataset, name="omniglot", image_size=99, channels=3)
+    further = load(["dataset=omniglot", "dataset.image_size=99"]).dataset
     images_of(config, further, "test")
     [(dataset, split, how)] = asked
     assert (dataset.name, split) == ("omniglot", "test")
