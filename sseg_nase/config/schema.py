@@ -13,11 +13,12 @@ from typing import Annotated, Any, Optional, Union
 
 from sseg_nase.config.groups.backbone import BackboneConfig
 from sseg_nase.config.groups.evaluator import EvaluatorConfig
+from sseg_nase.config.groups.oneshot import OneShot
 from sseg_nase.config.groups.optimizer import OptimizerConfig
 from sseg_nase.config.groups.scheduler import SchedulerConfig
 from sseg_nase.config.groups.ssl import SSLConfig
 from sseg_nase.config.groups.strategy import StrategyConfig
-from sseg_nase.config.options import option
+from sseg_nase.config.options import names_with, option
 
 DATASETS = ("cifar_fs", "minimagenet", "omniglot", "digits", "folder", "sketch", "csv")
 ROOTED = ("folder", "sketch", "csv")  # datasets of the user's own, in dataset.root
@@ -33,6 +34,7 @@ TASKS = ("pipeline", "evaluate", "curriculum", "replay", "search", *LOOKS, *TAKE
 RESUMED = ("pipeline", "search")  # tasks that can be resumed
 EXPORTS = ("onnx", "onnx_int8", "pt2", "python")  # forms of a network for use elsewhere
 REFUSED_EXPORTS = ("torchscript", "executorch")  # asked for, and refused with the reason
+ONE_SHOT = names_with(OneShot)  # strategies that train one network that contains all others
 OWN = "own"  # a strategy, a space, an evaluator of the user's, from a file of theirs
 
 
