@@ -18,6 +18,7 @@ from sseg_nase.config.groups.evaluation import EvaluationConfig
 from sseg_nase.config.groups.evaluator import EvaluatorConfig
 from sseg_nase.config.groups.evolution import EvolutionConfig
 from sseg_nase.config.groups.hardware import HardwareConfig
+from sseg_nase.config.groups.oneshot import OneShot
 from sseg_nase.config.groups.optimizer import OptimizerConfig
 from sseg_nase.config.groups.scheduler import SchedulerConfig
 from sseg_nase.config.groups.space import SpaceConfig
@@ -25,7 +26,7 @@ from sseg_nase.config.groups.sparsity import SparsityConfig
 from sseg_nase.config.groups.ssl import SSLConfig
 from sseg_nase.config.groups.strategy import StrategyConfig
 from sseg_nase.config.groups.tracking import TrackingConfig
-from sseg_nase.config.options import option
+from sseg_nase.config.options import names_with, option
 
 FINETUNING = ("none", "prototypical", "matching", "relation", "r2d2", "maml", "linear")
 LOOKS = ("status", "report", "deliver")  # at what is on disk: no run of their own
@@ -34,6 +35,7 @@ TASKS = ("pipeline", "evaluate", "curriculum", "replay", "search", *LOOKS, *TAKE
 RESUMED = ("pipeline", "search")  # tasks that can be resumed
 EXPORTS = ("onnx", "onnx_int8", "pt2", "python", "html")  # forms of a network for use elsewhere
 REFUSED_EXPORTS = ("torchscript", "executorch")  # asked for, and refused with the reason
+ONE_SHOT = names_with(OneShot)  # strategies that train one network that contains all others
 
 
 @dataclass(frozen=True)

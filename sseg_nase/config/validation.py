@@ -18,6 +18,7 @@ from sseg_nase.config.groups.dataset import DatasetConfig, Omniglot, OwnImages
 from sseg_nase.config.groups.evaluation import MethodConfig
 from sseg_nase.config.groups.evaluator import OfProxies
 from sseg_nase.config.groups.evolution import EvolutionConfig, Planned, Trials
+from sseg_nase.config.groups.oneshot import OneShot
 from sseg_nase.config.groups.optimizer import SGD
 from sseg_nase.config.groups.space import OfKeys
 from sseg_nase.config.groups.ssl import DINO
@@ -340,12 +341,33 @@ def _searched(config: Config) -> Iterator[str]:
             f"search.screen={search.screen}: strategy={strategy.name} promotes, and what it "
             "promotes must not be left out; leave it out, or choose another strategy."
         )
+    if isinstance(strategy, OneShot):
+        yield from _one_shot(config, strategy)
     yield from _in_this_process(config)
     if evaluator.name in ("run", "inherited") and config.evaluation.split == "test":
         yield (
             "evaluation.split=test: a search must not see test classes; leave it out, and judge "
             "the answer afterwards with task=evaluate evaluation.split=test."
         )
+
+
+def _one_shot(config: Config, strategy: OneShot) -> Iterator[str]:
+    """One network is trained that contains all others: nothing is asked for, nor measured."""
+    said = f"strategy={strategy.name}: "
+    if config.evaluator.name != "run":
+        yield (
+            f"evaluator={config.evaluator.name}: {said}it scores networks with the weights of its "
+            "supernet; leave the evaluator out."
+        )
+    if config.search.screen is not None:
+        yield (
+            f"search.screen={config.search.screen}: {said}it asks for no candidates that could be "
+            "left out; leave it out."
+        )
+    if config.hardware.devices > 1:
+        yield f"hardware.devices={config.hardware.devices}: {said}it trains on one; leave it out."
+    if strategy.objective == "ssl" and not config.ssl.trains:
+        yield f"strategy.objective=ssl: ssl={config.ssl.name} trains nothing; choose a method."
 
 
 def _in_this_process(config: Config) -> Iterator[str]:

@@ -14,6 +14,7 @@ from typing import Any
 from sseg_nase.config.compose import beside_hydra, load
 from sseg_nase.config.groups import strategy as options
 from sseg_nase.config.groups.evaluator import OfProxies, OfTable
+from sseg_nase.config.groups.oneshot import OneShot
 from sseg_nase.config.groups.space import OfNetworks
 from sseg_nase.config.groups.strategy import StrategyConfig
 from sseg_nase.config.schema import Config
@@ -26,6 +27,7 @@ from sseg_nase.search.strategies.halving import Rungs
 from sseg_nase.searches.asked_space import space_of
 from sseg_nase.searches.evaluators import learnt_from, refuse_test_scores, screened
 from sseg_nase.searches.jobs import of_jobs
+from sseg_nase.searches.oneshot import NoCandidates, goals_of
 from sseg_nase.searches.own import called, imported
 from sseg_nase.spaces.choice import Point, Value
 from sseg_nase.spaces.networks import NetworkSpace
@@ -135,6 +137,8 @@ def final_seeds(config: Config) -> list[int]:
 
 def usual_goals(config: Config, known: Log | None) -> Mapping[str, str]:
     """Return what is looked for where the search does not say: the first score of its evaluator."""
+    if isinstance(config.strategy, OneShot):
+        return goals_of(config.strategy)
     if isinstance(config.evaluator, OfProxies):
         return {config.evaluator.proxies[0]: "max"}
     if known is not None:
@@ -252,6 +256,8 @@ def strategy_of(config: StrategyConfig) -> Strategy:
         if not callable(found):
             raise UserError(f"strategy.target={target}: it is no function (space, log, n, seed).")
         return found
+    if isinstance(config, OneShot):
+        return NoCandidates(config.name)
     kind = STRATEGIES[type(config)]
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     given = {name: getattr(config, name) for name in names - {"rungs"}}
