@@ -34,7 +34,8 @@ def drawn(drawings: Iterable[Drawing], folder: Path) -> list[Picture]:
             raise  # the folder cannot be written
         except Exception as error:
             missing = _ours(error)
-        pictures.append(Picture(drawing.title, drawing.caption, files, missing))
+        small = drawing.small
+        pictures.append(Picture(drawing.title, drawing.caption, files, missing, small))
 
 
 def _ours(error: Exception) -> str:
