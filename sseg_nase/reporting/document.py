@@ -135,7 +135,7 @@ class Listing:
 class Picture:
     """A figure: its `files` by suffix (png, svg, pdf), or why it is missing.
 
-    `small`: a first look, that needs no width.
+    `small`: a first look, for the first screen. `width`: in inches, of the drawing.
     """
 
     title: str
@@ -143,6 +143,7 @@ class Picture:
     files: Mapping[str, Path]
     missing: str | None = None
     small: bool = False
+    width: float | None = None
 
 
 Block = Union[Heading, Paragraph, Notice, Items, Facts, Table, Listing, Picture]

@@ -30,8 +30,9 @@ from sseg_nase.reporting.rendering import environment
 LARGEST_SVG = 400_000
 CLASSES = {LEFT: "", CENTRE: "mark", RIGHT: "figure"}
 BROAD = 8  # columns of a table that may be wider than the text
-NARROW = 4  # columns that a phone shows one beside the other; of more, one below the other
+NARROW = 3  # columns that a phone shows one beside the other; of more, one below the other
 SHORT = 12  # lines of a table that a printed page should not break
+REM_PER_INCH = 54 / 6.9  # letters look alike in all figures, whose widths differ
 MEDIA = {"svg": "image/svg+xml", "png": "image/png"}
 # A browser that is told so loads nothing, whatever stands in the text.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -44,6 +45,7 @@ def as_html(document: Document) -> str:
     return _page().render(
         title=document.title,
         policy=POLICY,
+        rem=REM_PER_INCH,
         blocks=document.blocks,
         sections=[(names[id(one)], one.text) for one in headings if one.level == 2],
         name=lambda block: names[id(block)],

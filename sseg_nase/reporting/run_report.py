@@ -232,7 +232,7 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, Text]]:
     best = record.section("best") if BEST in judged else {}
     networks = {BEST: best, LAST: record.section("architecture")}
     sizes = {name: _size(network) for name, network in networks.items() if network}
-    if len(sizes) == 2:
+    if len(set(sizes.values())) == 2:
         yield "Networks", "; ".join(f"{name}: {size}" for name, size in sizes.items())
     elif sizes:
         yield "Network", next(iter(sizes.values()))

@@ -744,6 +744,16 @@ def test_judging_keeps_embeddings_of_the_judged_split(normalize: str) -> None:
 # -- costs -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("high", [1.2e6, 9.6e5, 3.1e5, 5e8])
+def test_ticks_of_a_logarithmic_axis_have_room(high: float) -> None:
+    axes = style.page(2.0).subplots()
+    axes.set_xscale("log")
+    axes.set_xlim(1.2e5, high)
+    style.log_ticks(axes.xaxis)
+    there = [tick for tick in axes.get_xticks() if 1.2e5 <= tick <= high]
+    assert 2 <= len(there) <= style.MOST_TICKS
+
+
 def test_the_front_is_what_no_other_beats() -> None:
     rng = np.random.default_rng(0)
     points = [(float(x), float(y)) for x, y in rng.integers(0, 12, (60, 2))]

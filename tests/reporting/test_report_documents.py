@@ -91,7 +91,7 @@ def whole(folder: Path) -> Document:
                 [[ODD, "✓", Bold("1")], [Code("a|b"), "–", "2"]],
             ),
             Listing("sseg-nase x=`y` ```\nz"),
-            Picture("A figure", ODD, {"svg": svg, "png": png}),
+            Picture("A figure", ODD, {"svg": svg, "png": png}, width=3.45),
             Picture("Another", "", {}, f"it is missing: {ODD}"),
         ],
     )
@@ -114,6 +114,7 @@ def test_html_shows_texts_as_they_are_and_loads_nothing(tmp_path: Path) -> None:
     (image,) = (attributes for tag, attributes in page.tags if tag == "img")
     kind, _, data = str(image["src"]).partition(";base64,")
     assert (kind, image["alt"]) == ("data:image/svg+xml", "A figure")
+    assert image["style"] == "max-width: 27.0rem"  # half a page's: letters look as in others
     assert b"svg" in base64.b64decode(data)
 
 
