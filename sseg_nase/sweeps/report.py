@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
+from sseg_nase.config.commands import command
 from sseg_nase.config.groups.tracking import InStore
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import DONE, UserError
@@ -113,6 +115,19 @@ def _compare(runs: Sequence[Path], config: Config, say: Say) -> None:
     )
 
 
+def again_of(sweep: SweepFolder) -> str | None:
+    """The command that does a sweep once more; None where its jobs are no grid of overrides."""
+    values: dict[str, list[str]] = {}
+    for job in sweep.jobs:
+        for text in job.overrides:
+            key, _, value = text.partition("=")
+            if value not in values.setdefault(key, []):
+                values[key].append(value)
+    if math.prod(map(len, values.values())) != len(sweep.jobs):
+        return None
+    return command("-m", *(f"{key}={','.join(those)}" for key, those in values.items()))
+
+
 def _unwritable(folder: Path, error: OSError | StorageError) -> UserError:
     full = storage_error(error, folder)
     why = f"cannot be written ({error})." if full is None else str(full)
@@ -155,7 +170,8 @@ def report_sweep(
     if figures:
         records = [read_run(entry.run) for entry in entries]
         pictures = drawn(figures_of_sweep(found, records), sweep.report)
-    files = [*write(found, sweep.report, sweep.title, pictures), *files_of(pictures)]
+    again = again_of(sweep)
+    files = [*write(found, sweep.report, sweep.title, pictures, again), *files_of(pictures)]
     say(f"report: {sweep.report / 'report.html'}, and the same as .md, .tex, .csv and .json")
     if parent is not None:
         placed = [(path, artifact_folder(path, sweep.report)) for path in files]

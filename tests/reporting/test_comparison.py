@@ -660,7 +660,7 @@ def test_a_comparison_does_without_torch() -> None:
         "from sseg_nase.cli import main\n"
         "try:\n    main()\n"
         "except SystemExit as end:\n    assert end.code == 0\n"
-        "heavy = {'torch', 'mlflow', 'pandas', 'sklearn', 'lightning'}\n"
+        "heavy = {'torch', 'mlflow', 'sklearn', 'lightning'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     root = str(Path(entry.__file__).parents[1])

@@ -75,7 +75,7 @@ def test_a_run_with_control_is_that_run_and_one_without_evolution() -> None:
     logged = [line.get("values") or {} for line in lines]
     assert any("fewshot_control/digits/val/5w1s/accuracy" in values for values in logged)
     text = next(path for path in write_report(both) if path.name == "report.md").read_text()
-    assert "Last minus control, digits/val/5w1s" in text
+    assert "points** on digits val, 5-way 1-shot over the seed network" in text
 
 
 def test_the_difference_is_paired() -> None:
