@@ -16,13 +16,15 @@ from PIL import Image
 from taken_home import config_of
 
 from sseg_nase.config.compose import load
-from sseg_nase.config.groups.backbone import Chain, ResNet, ResNet12
+from sseg_nase.config.groups.backbone import Chain
 from sseg_nase.config.options import names_with
 from sseg_nase.errors import UserError
 from sseg_nase.export import html_file, runner
 from sseg_nase.export.formats import FORMATS
 from sseg_nase.export.graph import expected
 from sseg_nase.export.subject import Subject
+from sseg_nase.nets.families.resnet import ResNet
+from sseg_nase.nets.families.resnet12 import ResNet12
 from sseg_nase.runtime import FewShotClassifier, OnnxEmbedder, rule
 from sseg_nase.stages import images_of, seed_backbone
 

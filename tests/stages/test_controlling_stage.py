@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sseg_nase import stages
-from sseg_nase.config.compose import Compositions, load
+from sseg_nase.config.compose import load
 from sseg_nase.errors import UserError
 from sseg_nase.finetune.loop import FineTuner
 from sseg_nase.reporting.run_report import write_report
@@ -41,7 +41,6 @@ TUNED = ["ssl=none", "finetune=[linear,prototypical]", "finetune.linear.evolve=t
 TUNED += ["finetune.linear.epochs=2", "finetune.prototypical.epochs=1", "finetune.queries=3"]
 TUNED += ["finetune.episodes_per_epoch=2", "hardware.batch_size=256"]
 TUNED += ["finetune.validation_episodes=10"]
-COMPOSED: Compositions = {}  # composing takes most of the time of a refusal
 
 
 def results_of(directory: Path) -> dict[str, Any]:
@@ -81,7 +80,7 @@ def test_a_run_with_control_is_that_run_and_one_without_evolution() -> None:
 def test_the_difference_is_paired() -> None:
     accuracies = [np.array([50.0, 60, 80]), np.array([40.0, 58, 70])]
     last, control = (Judgement({}, {"d/val/5w1s": each}, {}) for each in accuracies)
-    network = stages.Reached(stages.seed_backbone(load(SMALL, known=COMPOSED)), macs=None)
+    network = stages.Reached(stages.seed_backbone(load(SMALL)), macs=None)
     about = stages.compared(network, control, last)
     mean, ci95 = mean_ci95(np.array([10.0, 2, 10]))
     assert about["last_minus"]["d/val/5w1s"]["mean"] == pytest.approx(mean)
@@ -138,5 +137,5 @@ def test_a_control_that_fails_costs_the_run_nothing(monkeypatch: pytest.MonkeyPa
 )
 def test_a_control_that_would_be_the_run_again_is_refused(overrides: list[str], said: str) -> None:
     with pytest.raises(UserError) as error:
-        load([*CONTROL, *overrides], known=COMPOSED)
+        load([*CONTROL, *overrides])
     assert f"report.control=true: {said}" in str(error.value).replace("it has ", "")
