@@ -244,12 +244,22 @@ def _nested(kind: Any) -> bool:
 
 
 def _own_fields(kind: Any) -> Iterator[Field]:
-    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+    hints: dict[str, Any] = {}
+    for cls in reversed(kind.__mro__):
+        hints |= _said_in(cls)
+    for name, hint in hints.items():
         if typing.get_origin(hint) is ClassVar:
             continue
         annotated = typing.get_origin(hint) is Annotated
         inner, accepted = typing.get_args(hint) if annotated else (hint, {})
         yield name, inner, accepted
+
+
+@cache
+def _said_in(cls: type) -> dict[str, Any]:
+    """The types that stand in a class itself: read once, not with every class that inherits it."""
+    own = {key: vars(cls)[key] for key in ("__annotations__", "__module__") if key in vars(cls)}
+    return typing.get_type_hints(type(cls.__name__, (), own), include_extras=True)
 
 
 def _or_null(kind: Any) -> Any:

@@ -148,13 +148,14 @@ def _destination(
             f"run={directory}: it has no MLflow store (tracking=jsonl). Name one: add "
             "tracking.uri=sqlite:///FILE or tracking.uri=http://HOST:PORT."
         )
-    return resolve_uri(said.get("tracking_uri") or config.get("uri"))
+    return resolve_uri(said.get("tracking_uri") or config["uri"])
 
 
 def _stored_tracking(directory: Path) -> Mapping[str, Any]:
     try:
         tracking = read_config(directory)["tracking"]
-        return {key: tracking[key] for key in ("name", "uri", "experiment")}
+        known = {key: tracking[key] for key in ("name", "experiment")}
+        return {**known, "uri": tracking.get("uri")}
     except (UnreadableError, KeyError, TypeError) as error:
         raise UserError(
             f"run={directory}: not the directory of a run (no readable {CONFIG} there). "
