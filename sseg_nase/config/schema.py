@@ -17,7 +17,8 @@ from sseg_nase.config.groups.optimizer import OptimizerConfig
 from sseg_nase.config.groups.scheduler import SchedulerConfig
 from sseg_nase.config.groups.ssl import SSLConfig
 from sseg_nase.config.groups.strategy import StrategyConfig
-from sseg_nase.config.options import option
+from sseg_nase.config.options import OrOfPackages, option
+from sseg_nase.packages import OPERATORS
 
 DATASETS = ("cifar_fs", "minimagenet", "omniglot", "digits", "folder", "sketch", "csv")
 ROOTED = ("folder", "sketch", "csv")  # datasets of the user's own, in dataset.root
@@ -196,7 +197,9 @@ class EvolutionConfig:
     order: Annotated[str, option(choices=("trials", "balanced", "random"))]
     expand_at: Annotated[Optional[list[float]], option(above=0, most=LATEST_EXPANSION)]
     blocks_per_stage: Annotated[Optional[int], option(least=2)]
-    operators: Annotated[list[str], option(choices=("grow", "widen", "widen_all"))]
+    operators: Annotated[
+        list[str], option(choices=OrOfPackages(("grow", "widen", "widen_all"), OPERATORS))
+    ]
     max_blocks: Annotated[int, option(least=1)]
     max_channels: Annotated[int, option(least=1)]
     max_params: Annotated[int, option(least=1)]
