@@ -3,7 +3,7 @@
 A group's type is its base class, which has the fields that all options have; the class of an option
 adds its own, and says what is wrong with their values. Which one a section is, its `name` tells.
 Options of other packages are registered in the same way, in a module that the package names as an
-entry point of the group `sseg_nase.options`:
+entry point of the group `sseg_nase.options`, of a family of backbones `sseg_nase.families`:
 
     @register("optimizer", "lion")
     @dataclass(frozen=True)
@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Annotated, Any, ClassVar, Optional, TypeVar
 
+from sseg_nase import packages
 from sseg_nase.errors import UserError
 
 T = TypeVar("T")
 Field = tuple[str, Any, Mapping[str, Any]]  # name, type, accepted values
 
-ENTRY_POINTS = "sseg_nase.options"
 ANY = "*"  # where an option is registered that every name is one of which no other option has
 
 _GROUPS: dict[str, Any] = {}  # the base class of every group
@@ -37,7 +36,7 @@ _CACHES: list[Any] = []
 
 def option(
     *,
-    choices: tuple[Any, ...] | None = None,
+    choices: Sequence[Any] | None = None,
     least: float | None = None,
     above: float | None = None,
     most: float | None = None,
@@ -125,15 +124,31 @@ def load_packages() -> None:
 
     Raises `UserError` where the module of one cannot be imported.
     """
-    for point in entry_points(group=ENTRY_POINTS):
-        try:
-            point.load()
-        except (ImportError, AttributeError, ValueError) as error:
-            package = point.dist.name if point.dist is not None else point.name
-            raise UserError(
-                f"{package}: this package has options for sseg-nase, and its {point.value} cannot "
-                f"be imported ({error}). Mend it, or uninstall it."
-            ) from error
+    for group in (packages.OPTIONS, packages.FAMILIES):
+        packages.load(group)
+
+
+class OrOfPackages(Sequence[str]):
+    """The choices that there are, and the names of what packages have in a group of entry points.
+
+    These are read when somebody asks, and nothing is imported.
+    """
+
+    def __init__(self, own: tuple[str, ...], group: str) -> None:
+        self.own, self.group = own, group
+
+    @property
+    def _all(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.own, *packages.names_in(self.group))))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._all[index]
 
 
 @cache

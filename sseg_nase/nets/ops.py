@@ -247,6 +247,26 @@ class Shuffle(nn.Module):
         return joined.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
 
+class Take(nn.Module):
+    """Some of the channels, in `ranges` such as "0-12,24-30": what a split leads on."""
+
+    def __init__(self, inside: int, outside: int, stride: int, *, ranges: str) -> None:
+        super().__init__()
+        self.ranges = ranges_of(ranges)
+        assert sum(end - begin for begin, end in self.ranges) == outside, (ranges, outside)
+        assert stride == 1, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` → `[B, C', H, W]`."""
+        return torch.cat([x[:, begin:end] for begin, end in self.ranges], 1)
+
+
+def ranges_of(text: str) -> tuple[tuple[int, int], ...]:
+    """Begin and end of every range in "0-12,24-30"."""
+    pairs = (part.split("-") for part in text.split(","))
+    return tuple((int(begin), int(end)) for begin, end in pairs)
+
+
 class ToVector(nn.Module):
     """A map as one vector: `[B, C, H, W]` → `[B, C · H · W, 1, 1]`."""
 
@@ -404,6 +424,12 @@ def depthwise_separable(
     return body
 
 
+def depthwise(inside: int, outside: int, stride: int, *, kernel: int = 3) -> nn.Module:
+    """Depthwise convolution and BN, with no activation: between two others."""
+    assert inside == outside, (inside, outside)
+    return nn.Sequential(*_conv_norm(inside, inside, kernel, stride, groups=inside))
+
+
 def squeeze_excite(inside: int, outside: int, stride: int) -> nn.Module:
     """Squeeze and excitation alone, after what changes the shape where that is needed."""
     return nn.Sequential(skip(inside, outside, stride), SqueezeExcite(outside))
@@ -418,8 +444,12 @@ def conv(
     activation: str = "relu",
     norm: bool = True,
     residual: bool = False,
+    pieces: str | None = None,
 ) -> nn.Module:
-    """Convolution, BN, act; `residual` adds the input where the shape stays."""
+    """Convolution, BN, act; `residual` adds the input where the shape stays.
+
+    `pieces`: channels that go different ways later, such as "12,6,6": an axis each.
+    """
     body = nn.Sequential(
         *_conv_norm(inside, outside, kernel, stride, norm=norm), ACTIVATIONS[activation]()
     )
@@ -631,6 +661,8 @@ register("inverted_residual", inverted_residual)
 register("dense_layer", dense_layer)
 register("transition", transition)
 register("shuffle_unit", Shuffle)
+register("take", Take)
+register("depthwise", depthwise)
 register("flatten", _flatten)
 register("units", dense_units)
 register("patches", patches)

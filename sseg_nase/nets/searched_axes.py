@@ -2,15 +2,17 @@
 
 An operation that only acts on each channel alone (an identity, a pooling, a norm) passes the axes
 on that it reads; a sum joins what it adds under one name; a concatenation has several names, one
-after the other, and what a dense layer adds comes behind what it reads; a depthwise convolution and
-the gates of squeeze and excitation have one axis. What an operation is not known to do to its
-channels holds the axes beside it fast: mutations leave them as they are.
+after the other, and what a dense layer adds comes behind what it reads; what a split takes are some
+of these names. A depthwise convolution and the gates of squeeze and excitation have one axis. What
+an operation is not known to do to its channels holds the axes beside it fast: mutations leave them
+as they are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from sseg_nase.nets import ops
@@ -88,11 +90,37 @@ def _dense(name: str, makes: Names, reads: Names) -> dict[str, Wires]:
     return {**module(name, makes), f"{name}.weight": weight}
 
 
+def _pieces(node: Node, axes: Axes) -> Names:
+    """The axes of what an operation makes: one, or those that go different ways later."""
+    pieces = str(dict(node.options).get("pieces") or node.channels).split(",")
+    if len(pieces) == 1:
+        return axes.new(node.place, node.channels)
+    names = (axes.new(f"{node.place}:{at}", int(wide)) for at, wide in enumerate(pieces))
+    return tuple(name for each in names for name in each)
+
+
+def _taken(ranges: str, read: Names, widths: Mapping[str, int]) -> list[Names] | None:
+    """The axes in every range of channels; None where one is divided."""
+    ends = list(accumulate((widths[name] for name in read), initial=0))
+    if not all(edge in ends for pair in ops.ranges_of(ranges) for edge in pair):
+        return None
+    return [read[ends.index(a) : ends.index(b)] for a, b in ops.ranges_of(ranges)]
+
+
+def _take(node: Node, read: Names, inside: int, axes: Axes) -> Part | None:
+    taken = _taken(dict(node.options)["ranges"], read, axes.widths)
+    return None if taken is None else Part(tuple(name for names in taken for name in names))
+
+
+def _depthwise(node: Node, read: Names, inside: int, axes: Axes) -> Part | None:
+    return Part(read, module("0", read) | module("1", read))
+
+
 def _convolution(first: int, *, norm: int | None) -> Rule:
     """A dense convolution as module `first` of a sequence, with its norm as module `norm`."""
 
     def rule(node: Node, read: Names, inside: int, axes: Axes) -> Part | None:
-        out = axes.new(node.place, node.channels)
+        out = _pieces(node, axes)
         wires = _dense(str(first), out, read)
         if norm is not None and dict(node.options).get("norm", True):
             wires |= module(str(norm), out)
@@ -286,6 +314,8 @@ RULES: Mapping[str, Rule] = {
     "transition": _transition,
     "shuffle_unit": _shuffle_unit,
     "units": _units,
+    "take": _take,
+    "depthwise": _depthwise,
     "mlp_block": _mlps(("wide", "fc1", "fc2")),
     "mixer_block": _mlps(("mixed", "token_fc1", "token_fc2"), ("wide", "fc1", "fc2")),
 }
@@ -295,12 +325,13 @@ class Found(NamedTuple):
     """What there is to change, and what of the network it is.
 
     `widths`: channels of the changeable axes, in order. `wires`: of the network's tensors.
-    `outputs`: the axes of every node's output; `fixed`: channels of those that are held fast.
-    `embedding`: what the embedding is made of, where that can change.
+    `inputs`, `outputs`: the axes of what every node reads and makes. `fixed`: channels of those
+    that are held fast. `embedding`: what the embedding is made of, where that can change.
     """
 
     widths: dict[str, int]
     wires: dict[str, Wires]
+    inputs: tuple[Names, ...]
     outputs: tuple[Names, ...]
     fixed: dict[str, int]
     embedding: Axis | None
@@ -310,6 +341,7 @@ def axes_of(nodes: Sequence[Node], insides: Sequence[int], image: int) -> Found:
     """`insides`: the channels that each node reads; `image`: the number that stands for images."""
     axes = Axes()
     made: list[Names] = []
+    reads: list[Names] = []
     wires: dict[str, Wires] = {}
     for node, inside in zip(nodes, insides, strict=True):
         given = [made[source] if source != image else () for source in node.inputs]
@@ -331,18 +363,21 @@ def axes_of(nodes: Sequence[Node], insides: Sequence[int], image: int) -> Found:
         for name, one in part.wires.items():
             full = ".".join(filter(None, ("blocks", node.block, node.module, *name.split("."))))
             wires[full] = one
+        reads.append(read)
         made.append(part.out)
     runs = [axis.names for one in wires.values() for axis in one.axes if axis is not None] + made
     while axes.held_beside(runs):
         pass
     widths = axes.changeable()
-    outputs = tuple(tuple(axes.name(name) for name in names) for names in made)
+    inputs, outputs = (
+        tuple(tuple(axes.name(name) for name in names) for names in each) for each in (reads, made)
+    )
     named = {
         name: Wires(tuple(a and _named(a, axes, widths) for a in one.axes))
         for name, one in wires.items()
     }
     fixed = {name: width for name, width in axes.widths.items() if name not in widths}
-    return Found(widths, named, outputs, fixed, _named(Axis(made[-1]), axes, widths))
+    return Found(widths, named, inputs, outputs, fixed, _named(Axis(made[-1]), axes, widths))
 
 
 def _named(axis: Axis, axes: Axes, widths: Mapping[str, int]) -> Axis | None:
@@ -357,17 +392,27 @@ def resized(nodes: Sequence[Node], found: Found, widths: Mapping[str, int]) -> t
     return tuple(
         replace(
             node,
-            channels=sum(have[name] for name in outputs),
-            options=_with_inner(node, found.widths, have),
+            channels=sum(have[name] for name in made),
+            options=_options(node, read, made, found, have),
         )
-        for node, outputs in zip(nodes, found.outputs, strict=True)
+        for node, read, made in zip(nodes, found.inputs, found.outputs, strict=True)
     )
 
 
-def _with_inner(
-    node: Node, changeable: Mapping[str, int], have: Mapping[str, int]
+def _options(
+    node: Node, read: Names, made: Names, found: Found, have: Mapping[str, int]
 ) -> tuple[tuple[str, Any], ...]:
-    """The options of `node`; an inner width that is an axis is said, whatever it would follow."""
-    names = {key: f"{node.place}.{key}" for key in INNER}
-    said = {key: have[name] for key, name in names.items() if name in changeable}
-    return tuple(sorted({**dict(node.options), **said}.items()))
+    """The options of `node` that say widths; an inner one that is an axis, whatever it followed."""
+    inner = {key: f"{node.place}.{key}" for key in INNER}
+    said: dict[str, Any] = {key: have[n] for key, n in inner.items() if n in found.widths}
+    options = dict(node.options)
+    if "pieces" in options and len(made) > 1:
+        said["pieces"] = ",".join(str(have[name]) for name in made)
+    taken = None
+    if "ranges" in options:
+        taken = _taken(options["ranges"], read, {**found.fixed, **found.widths})
+    if taken is not None:
+        begins = dict(zip(read, accumulate((have[name] for name in read), initial=0), strict=False))
+        ranges = ((begins[names[0]], sum(have[name] for name in names)) for names in taken)
+        said["ranges"] = ",".join(f"{begin}-{begin + wide}" for begin, wide in ranges)
+    return tuple(sorted({**options, **said}.items()))

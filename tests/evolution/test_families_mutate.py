@@ -116,8 +116,16 @@ def dense(rng: random.Random) -> Description:
 
 
 def shuffled(rng: random.Random) -> Description:
-    depths = [rng.randint(1, 3), rng.randint(1, 2)]
-    channels = [rng.randint(2, 4), rng.randint(4, 6)]
+    """Splits and shuffles; as one operation they hold fast what they shuffle."""
+    if rng.random() < 0.3:
+        plan, wide = Plan(), 2 * rng.randint(1, 3)
+        last = plan.add("stem", "conv", IMAGE, wide)
+        for number, stride in enumerate((1, 2, 1)):
+            last = plan.add(f"unit{number}", "shuffle_unit", last, wide, stride)
+        plan.add("last", "conv", last, 4, kernel=1)
+        return SearchedArchitecture("searched", 8, 3, nodes=tuple(plan.nodes))
+    depths = [rng.randint(1, 3), rng.randint(1, 4)]
+    channels = [rng.randint(2, 6), rng.randint(4, 8)]
     return planned(ShuffleNetV2, channels=channels, depths=depths, stem=3, last=4, multiplier=1.0)
 
 
@@ -176,6 +184,7 @@ QUICK = [
     ("dense", 0),
     ("dense", 1),
     ("shuffled", 0),
+    ("shuffled", 1),
     ("squeezed", 0),
     ("squeezed", 1),
     ("basic_blocks", 0),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 
 from sseg_nase.config.compose import load
 from sseg_nase.config.groups.backbone import Planned
@@ -14,6 +15,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.hardware.complexity import count_macs, count_params
 from sseg_nase.nets.building import build, configured
 from sseg_nase.nets.description import Description
+from sseg_nase.nets.families.shufflenetv2 import _pieces
 from sseg_nase.nets.mutation import carry_network
 from sseg_nase.nets.mutations.prune import prune
 from sseg_nase.nets.mutations.widen import widen
@@ -28,7 +30,7 @@ AXES = {
     "mobilenet": 14,
     "efficientnet": 21,
     "densenet": 27,
-    "shufflenetv2": 9,
+    "shufflenetv2": 34,
 }
 
 
@@ -68,6 +70,32 @@ def test_counts_are_those_of_torch_and_the_axes_mutate_exactly(name: str) -> Non
     expected = expected[:, list(wide.features.index)]
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     assert wide.after.macs() == count_macs(larger.float(), size, channels) > before.macs()
+
+
+def test_shufflenetv2_has_the_parameters_of_torchvisions() -> None:
+    theirs = torchvision.models.ShuffleNetV2([2, 4, 2], [24, 48, 96, 192, 256], num_classes=1)
+    expected = count_params(theirs) - count_params(theirs.fc)
+    assert composed("shufflenetv2").params == expected
+
+
+def test_pieces_are_what_splits_and_shuffles_keep_together() -> None:
+    """By chunk and shuffle of numbered channels."""
+    half, depth = 6, 4
+    pieces = _pieces(half, depth)
+    taken: dict[int, list[int]] = {}
+    x = torch.arange(2 * half).view(2, half).t().flatten()  # of the first unit, shuffled
+    for unit in range(1, depth):
+        passed, second = x.chunk(2)
+        taken[unit] = second.tolist()
+        made = torch.arange(half) + (unit + 1) * half
+        x = torch.stack((passed, made)).t().flatten()
+    taken[depth] = x.tolist()
+    for number, source in enumerate(("left", 0, 1, 2, 3)):
+        at = number * half
+        for unit, wide in pieces[source]:
+            assert set(range(at, at + wide)) <= set(taken[unit]), (source, unit)
+            at += wide
+        assert at == (number + 1) * half
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Optional
 
-from sseg_nase.config.options import Checked, group, option, register
+from sseg_nase.config.options import Checked, OrOfPackages, group, option, register
+from sseg_nase.packages import OPERATORS
 
 LATEST_EXPANSION = 0.6  # of all epochs: what is new then is trained for the rest of them
 AS_USUAL = "such as that of evolution=balanced"
@@ -19,7 +20,9 @@ class EvolutionConfig(Checked):
 
     enabled: bool
     order: str
-    operators: Annotated[list[str], option(choices=("grow", "widen", "widen_all"))]
+    operators: Annotated[
+        list[str], option(choices=OrOfPackages(("grow", "widen", "widen_all"), OPERATORS))
+    ]
     max_blocks: Annotated[int, option(least=1)]
     max_channels: Annotated[int, option(least=1)]
     max_params: Annotated[int, option(least=1)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
-from typing import Annotated
+from typing import Annotated, Any
 
 from sseg_nase.config.groups.backbone import Planned, stages_fit
 from sseg_nase.config.options import option, register
@@ -52,13 +52,14 @@ class EfficientNet(Planned):
                 stride = halving(side) if stage and block == 0 else 1
                 side = -(-side // stride)
                 times = self.expansion if stage else 1
+                wider: dict[str, Any] = {"wide": inside * times} if stage else {}
                 node = plan.add(
                     f"stage{stage}.{block}",
                     "inverted_residual",
                     node,
                     width,
                     stride,
-                    **({"wide": inside * times} if stage else {}),
+                    **wider,
                     expansion=times,
                     kernel=self.kernel_size,
                     squeeze=self.squeeze / times,  # of the wider channels, as the paper counts it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from sseg_nase.config.groups.backbone import Planned, stages_fit
 from sseg_nase.config.options import option, register
@@ -47,13 +47,14 @@ class MobileNet(Planned):
             for block in range(depth):
                 stride = halving(side) if stage and block == 0 else 1
                 side = -(-side // stride)
+                wider: dict[str, Any] = {"wide": inside * self.expansion} if stage else {}
                 node = plan.add(
                     f"stage{stage}.{block}",
                     "inverted_residual",
                     node,
                     width,
                     stride,
-                    **({"wide": inside * self.expansion} if stage else {}),
+                    **wider,
                     expansion=self.expansion if stage else 1,
                     kernel=self.kernel_size,
                     activation=self.activation,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from sseg_nase.config.groups.backbone import Planned, stages_fit
 from sseg_nase.config.options import option, register
@@ -32,7 +32,7 @@ class SmallResNet(Planned):
     def plan(self, image_size: int) -> Plan:
         """Return the stem and the stages."""
         plan, side = Plan(), image_size
-        given = {"activation": self.activation, "norm": self.batch_norm}
+        given: dict[str, Any] = {"activation": self.activation, "norm": self.batch_norm}
         last = plan.add("stem", "conv", IMAGE, self.channels[0], **given)
         for stage, (width, depth) in enumerate(zip(self.channels, self.depths, strict=True)):
             for block in range(depth):
