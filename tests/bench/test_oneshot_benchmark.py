@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -18,11 +19,12 @@ TINY = ["--width=2", "--images=48", "--side=8", "--epochs=1", "--seeds=1", "--ou
 
 
 @pytest.fixture
-def bench() -> ModuleType:
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec = importlib.util.spec_from_file_location("oneshot_benchmark", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)  # its dataclasses look for it there
     spec.loader.exec_module(module)
     return module
 
@@ -42,6 +44,7 @@ def given(tmp_path: Path) -> list[str]:
     return [str(tmp_path / "images"), str(tmp_path / "table.csv"), *TINY]
 
 
+@pytest.mark.slow
 def test_cells_are_looked_up_and_the_command_goes_on(
     bench: ModuleType, given: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

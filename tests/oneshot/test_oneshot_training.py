@@ -15,6 +15,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.evolution.replay import replay
 from sseg_nase.nets.mixed import MixedOperation
 from sseg_nase.oneshot import rules
+from sseg_nase.oneshot.bilevel import second_order
 from sseg_nase.oneshot.gates import Gates
 from sseg_nase.oneshot.images import halves
 from sseg_nase.oneshot.supernet import described_supernet
@@ -142,6 +143,7 @@ def test_before_the_weights_are_warm_the_gates_stay() -> None:
     before = [alpha.detach().clone() for alpha in one.gates.alphas]
     one.train_epoch()
     assert all(map(torch.equal, one.gates.alphas, before))
+    assert all(alpha.grad is None for alpha in one.gates.alphas)  # of the weights alone
     assert one.progress.images == len(one.halves[0])
     one.close_epoch()
     one.train_epoch()
@@ -157,6 +159,46 @@ def test_a_step_of_the_gates_leaves_weights_and_statistics_alone() -> None:
         one.rule.train(one, seen)
         assert all(torch.equal(t, kept[n]) for n, t in one.learner.state_dict().items())
         assert all(p.grad is None for p in one.learner.parameters())
+
+
+def test_the_gates_are_trained_through_the_next_step_as_the_weights_will_take_it() -> None:
+    """With their rate, decay and momentum: by hand from the same place."""
+    one = training_of("darts", weight_decay=0.1)
+    one.train_epoch()
+    other = training_of("darts", weight_decay=0.1)
+    other.load_state_dict(stored(one.state_dict()))
+    seen = one.objective.see(one.halves[0].at(0), 0)
+    one.rule.train(one, seen)
+    val = other.validation()
+    with other.without_tracking():
+        _, gradients = second_order(
+            other.learner,
+            other.weights,
+            list(other.gates.parameters()),
+            lambda: other.loss(seen),
+            lambda: other.loss(val),
+            rate=other.rate,
+            momentum=0.9,
+            buffers=[other.optimizer.state[w]["momentum_buffer"] for w in other.weights],
+            weight_decay=0.1,
+        )
+    other.rule.apply(gradients)
+    assert all(map(torch.equal, one.gates.alphas, other.gates.alphas))
+
+
+def test_a_step_on_two_candidates_leaves_the_others_as_likely_as_they_were() -> None:
+    one = training_of("proxyless", alpha_lr=0.5)
+    set_gates(one.gates, CONV, 0.5)
+    before = [one.gates.weights(name).detach() for name in one.gates.names]
+    pairs = one.gates.sample_pairs(one.generator(rules.ALPHA))
+    one.rule.train(one, one.objective.see(one.halves[0].at(0), 0))
+    moved = 0
+    for name, was in zip(one.gates.names, before, strict=True):
+        others = [n for n in range(5) if n not in pairs[name].candidates]
+        now = one.gates.weights(name).detach()
+        torch.testing.assert_close(now[others], was[others])
+        moved += int((now - was).abs().max() > 1e-3)
+    assert moved
 
 
 def test_paths_that_are_not_taken_keep_their_weights() -> None:
