@@ -91,17 +91,17 @@ def markdown(comparison: Comparison) -> str:
 
 
 def document(comparison: Comparison, pictures: Sequence[Picture] = ()) -> Document:
-    """Who is best, the figures, the tables, the runs, and what could not be compared."""
+    """Who is best, the tables, the figures, the runs, and what could not be compared."""
     blocks: list[Block] = []
     if short := [said for one in comparison.tables for said in _in_short(one)]:
         blocks.append(Items(short))
-    if pictures:
-        blocks += [Heading(2, "Figures"), *pictures]
     for (dataset, split, ways), group in groupby(comparison.tables, key=lambda t: t.place[:3]):
         blocks.append(Heading(2, f"{dataset}, {split} classes, {ways}-way"))
         for one in group:
             blocks += _section(one, comparison)
     blocks += published_blocks(comparison)
+    if pictures:
+        blocks += [Heading(2, "Figures"), *pictures]
     blocks += [Heading(2, "Runs"), _runs(comparison)]
     blocks += [Heading(2, "How to read this"), Items(list(_legend(comparison)))]
     if comparison.notes:

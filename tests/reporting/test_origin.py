@@ -57,5 +57,6 @@ def test_of_several_runs_on_several_machines(tmp_path: Path) -> None:
 def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
     assert made([tmp_path / "none"]) is None
     run = a_run(tmp_path / "a", 5, 6, code=None)
+    assert made([run]) == ("second 5, 1.0 s", ", on A chip (2 threads)")
     (run / "environment.json").unlink()
     assert made([run, tmp_path / "none"]) == ("second 5 to second 6, 1.0 s of runs in all",)

@@ -124,6 +124,11 @@ def test_a_table_that_is_too_long_goes_on_over_pages_and_loses_nothing(tmp_path:
     assert len(re.findall(r"^a & 1 \\\\$", text, re.MULTILINE)) == 100
 
 
+def test_a_rule_stands_above_the_lines_that_are_named() -> None:
+    text = as_latex([table("", ["n"], [RIGHT], [["1"], ["2"], ["3"]], rules=[2])])
+    assert "\\midrule\n1 \\\\\n2 \\\\\n\\midrule\n3 \\\\\n" in text
+
+
 def test_letters() -> None:
     assert in_latex("a_b & 5 % <x> {y}") == r"a\_b \& 5 \% $<$x$>$ \{y\}"
     assert in_latex("-1.50 ± 0.20") == r"$-$1.50 $\pm$ 0.20"

@@ -189,6 +189,7 @@ def test_the_first_screen_says_what_evolution_gave_and_what_it_costs(tmp_path: P
     ):
         assert part in said, part
     assert "latency" not in said  # nobody has measured it
+    assert "is not known" not in said
 
 
 @pytest.mark.parametrize(

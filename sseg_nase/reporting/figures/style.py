@@ -157,7 +157,7 @@ def whole(axis: Any) -> None:
 
 def short(value: float) -> str:
     """A large number for a tick or a label."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
