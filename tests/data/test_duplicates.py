@@ -19,6 +19,7 @@ from PIL import Image
 from sseg_nase.config.compose import load
 from sseg_nase.config.groups.dataset import DatasetConfig, OwnImages
 from sseg_nase.config.options import names_with
+from sseg_nase.data import benchmarks
 from sseg_nase.data.benchmarks import cifar_fs, load_split
 from sseg_nase.data.benchmarks.layouts import Official
 from sseg_nase.data.duplicates import (
@@ -104,8 +105,9 @@ def test_a_copy_in_its_class_is_left_out_whatever_its_name_and_format(
     said = "3 of 9 images, such as train/train-"
     assert any(said in record.getMessage() for record in caplog.records)
     caplog.clear()
+    benchmarks._said.clear()
     with caplog.at_level(logging.WARNING, "sseg_nase"):
-        read(own)  # from the cache
+        read(own)  # from the cache, by another command
     assert any(said in record.getMessage() for record in caplog.records)
 
 
@@ -220,6 +222,12 @@ def test_an_image_in_two_splits_can_be_kept_with_a_notice(
     [said] = [record.getMessage() for record in caplog.records]
     assert "images of val that are also in train: 1," in said
     assert "val/val-1/leak.bmp (val) = train/train-0/1.png (train)" in said
+    read(own, "val", overlap="keep")  # as each stage of a run does
+    assert len(caplog.records) == 1
+    put(own / "val" / "val-1" / "leak, too.bmp", picture(0, 0, 2))
+    with caplog.at_level(logging.WARNING, "sseg_nase"):
+        read(own, "val", overlap="keep")
+    assert "images of val that are also in train: 2," in caplog.records[1].getMessage()
 
 
 def test_classes_dealt_into_splits_are_compared_too(tmp_path: Path) -> None:

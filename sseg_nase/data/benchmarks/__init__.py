@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,10 +78,10 @@ def load_split(
             if old != target:
                 shutil.rmtree(old, ignore_errors=True)
         _remove_outdated(store, target.parent)
-    _say_once(dataset, found)
+    _say_once(dataset, found.path, found.notices)
     notices = [*notices, *store.manifest["notices"]]
-    for notice in (*notices, *_overlaps(dataset, found, split, store, cache_dir)):
-        logger.warning("dataset=%s: %s", dataset.name, notice)
+    # The store is another one when a file has changed.
+    _say_once(dataset, target, [*notices, *_overlaps(dataset, found, split, store, cache_dir)])
     return store
 
 
@@ -115,11 +115,11 @@ def _counts(listing: Listing) -> dict[str, int]:
 _said: set[tuple[str, str]] = set()
 
 
-def _say_once(dataset: DatasetConfig, found: Found) -> None:
-    """Say what holds for all splits of a data set, once in this process."""
-    for notice in found.notices:
-        if (place := (str(found.path.absolute()), notice)) not in _said:
-            _said.add(place)
+def _say_once(dataset: DatasetConfig, place: Path, notices: Iterable[str]) -> None:
+    """Say once in this process what is to be known of images that every stage opens anew."""
+    for notice in notices:
+        if (said := (str(place.absolute()), notice)) not in _said:
+            _said.add(said)
             logger.warning("dataset=%s: %s", dataset.name, notice)
 
 
