@@ -134,3 +134,11 @@ def test_without_the_package_nobody_knows_of_it() -> None:
         load(["backbone=twins"])
     with pytest.raises(UserError, match="mirror"):
         load(["evolution.operators=[mirror]"])
+
+
+def test_the_table_names_files_that_there_are() -> None:
+    table = PAGE.read_text(encoding="utf-8").partition("## What each of them takes")[2]
+    named = re.findall(r"`([\w/]+\.(?:py|yaml))`", table)
+    assert len(named) > 10
+    for name in named:
+        assert any((PAGE.parents[1] / room / name).is_file() for room in ("sseg_nase", "")), name

@@ -19,6 +19,8 @@ from sseg_nase.nets.families.shufflenetv2 import _pieces
 from sseg_nase.nets.mutation import carry_network
 from sseg_nase.nets.mutations.prune import prune
 from sseg_nase.nets.mutations.widen import widen
+from sseg_nase.nets.plan import IMAGE, Plan
+from sseg_nase.nets.searched import SearchedArchitecture
 
 STILL = ["evolution=none", "sparsity=none"]
 # Channels of every axis that a network as in conf/ has: what is held fast is not among them.
@@ -70,6 +72,27 @@ def test_counts_are_those_of_torch_and_the_axes_mutate_exactly(name: str) -> Non
     expected = expected[:, list(wide.features.index)]
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     assert wide.after.macs() == count_macs(larger.float(), size, channels) > before.macs()
+
+
+@pytest.mark.parametrize(
+    ("op", "options", "inside"),
+    [
+        ("mlp_block", {"wide": 3}, {"norm.wide": 3}),
+        ("mixer_block", {"side": 1, "mixed": 2, "wide": 3}, {"norm.mixed": 2, "norm.wide": 3}),
+        ("shuffle_unit", {}, {"norm.wide": 2}),
+        ("place_norm", {}, {}),
+    ],
+)
+def test_what_mixes_channels_holds_them_fast(
+    op: str, options: dict[str, int], inside: dict[str, int]
+) -> None:
+    """A layer norm is over all channels: those before it cannot change, nor those behind it."""
+    plan = Plan()
+    last = plan.add("before", "conv", IMAGE, 4, 8)
+    last = plan.add("norm", op, last, 4, **options)
+    plan.add("behind", "conv", last, 5)
+    found = SearchedArchitecture("searched", 8, 3, nodes=tuple(plan.nodes))
+    assert found.axes == {**inside, "behind": 5}
 
 
 def test_shufflenetv2_has_the_parameters_of_torchvisions() -> None:
