@@ -156,6 +156,8 @@ def train_supernet(this: Run, space: Space, log: Log, told: Told, say: Say) -> N
             records = training.close_epoch()
             save()
             _tell(training, log, told)
+            if (text := _gap(training, records[0])) is not None:
+                say(text)
             this.sink.event("gates", {"epoch": records[0]["epoch"], **_said(records[0])})
         assert training.ended is not None
         if training.ended.why:
@@ -171,6 +173,18 @@ def train_supernet(this: Run, space: Space, log: Log, told: Told, say: Say) -> N
             save()
             say(f"epoch {epoch} of the network that was chosen: loss {loss:.4f}")
         _keep(this, training)
+
+
+def _gap(training: OneShotTraining, record: Mapping[str, Any]) -> str | None:
+    """What is lost when something is chosen; None of a supernet that never computes all at once."""
+    goal, scores = training.objective.goal, record["scores"]
+    if f"supernet_{goal}" not in scores:
+        return None
+    return (
+        f"epoch {record['epoch'] + 1}/{training.options.epochs}: {goal} of the supernet "
+        f"{scores[f'supernet_{goal}']:.2f}, of the network that would be chosen {scores[goal]:.2f} "
+        f"with {scores['skips']} skip connections"
+    )
 
 
 def _said(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from sseg_nase.training.divergence import DivergenceError
 
 SKIP = OPERATIONS.index("skip_connect")
 CONV = OPERATIONS.index("nor_conv_3x3")
+FOUR = dict(zip(NAMES, ["nor_conv_3x3"] * 4 + ["none"] * 2, strict=True))
 
 
 def stored(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +61,13 @@ def set_gates(gates: Gates, operation: int, size: float = 5.0) -> None:
             alpha[operation] = size
 
 
-@pytest.mark.parametrize("strategy", OF)
+SLOW = ("pc_darts", "proxyless", "random_sharing")  # as the others, to go on with
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in OF],
+)
 def test_what_was_stopped_anywhere_goes_on_bit_for_bit(strategy: str) -> None:
     whole = finished(training_of(strategy))
     whole.choose(whole.ended.record)
@@ -259,8 +266,7 @@ def test_a_cap_on_skips_holds_in_what_is_derived() -> None:
 
 
 def test_a_cap_of_the_space_holds_in_what_is_derived() -> None:
-    point = dict.fromkeys(NAMES, "nor_conv_1x1")
-    most = SPACE.costs(point)["params"]
+    most = SPACE.costs(FOUR)["params"]
     one = training_of("darts", space=SPACE.under({"params": most}), alpha_lr=1e-9)
     set_gates(one.gates, CONV)
     (picks,) = one.rule.derived(one)
@@ -320,8 +326,7 @@ def test_the_expected_latency_is_the_mean_over_all_networks_that_are_drawn() -> 
 def test_latency_moves_the_gates_and_presses_harder_above_a_cap() -> None:
     times = {name: [0.0, 0.0, 0.0, 10.0, 0.0] for name in NAMES}
     given = {"latency_weight": 100.0, "latency_target": 1.0, "alpha_lr": 0.05, "epochs": 3}
-    point = dict.fromkeys(NAMES, "nor_conv_1x1")
-    capped = SPACE.under({"params": SPACE.costs(point)["params"]})
+    capped = SPACE.under({"params": SPACE.costs(FOUR)["params"]})
     one = training_of("proxyless", latencies=times, space=capped, **given)
     set_gates(one.gates, CONV, 1.0)
     before = one.gates.weights(NAMES[0])[CONV].item()
@@ -349,7 +354,7 @@ def test_gates_move_every_so_many_steps() -> None:
 # -- without labels ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ssl", ["barlow_twins", "byol"])
+@pytest.mark.parametrize("ssl", ["byol", pytest.param("barlow_twins", marks=pytest.mark.slow)])
 def test_it_runs_without_labels(ssl: str) -> None:
     whole = finished(training_of("darts", ssl=ssl, epochs=1, order="second"))
     record = whole.records[0]

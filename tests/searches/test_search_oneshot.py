@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,8 +53,12 @@ def log_of(path: Path) -> Log:
 @pytest.mark.parametrize(
     "strategy", ["darts", *(pytest.param(s, marks=pytest.mark.slow) for s in ONE_SHOT[1:])]
 )
-def test_each_of_them_searches(strategy: str, tmp_path: Path) -> None:
+def test_each_of_them_searches(
+    strategy: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     path = searched(*given(strategy))
+    lost = re.findall(r"epoch [12]/2: accuracy of the supernet [\d.]+", capsys.readouterr().out)
+    assert len(lost) == (2 if strategy in ("darts", "pc_darts") else 0)
     assert status_of(path)["status"] == "FINISHED"
     log = log_of(path)
     epochs = [one.candidate.fidelity["supernet_epochs"] for one in log.told]
