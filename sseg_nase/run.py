@@ -132,6 +132,7 @@ class Run:
                 tags=tags,
                 resumed=resumed,
                 parent_run_id=None if self.sweep is None else self.sweep.parent_run_id,
+                datasets=identity.datasets(self.data),
             )
         )
         self.opened = True
