@@ -321,6 +321,8 @@ class TrackingConfig:
     experiment: Annotated[str, option(text="the name of an experiment in MLflow")]
     required: bool
     interval_steps: Annotated[int, option(least=1)]
+    model: bool = True
+    checkpoints: bool = False
 
 
 @dataclass(frozen=True)

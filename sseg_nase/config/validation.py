@@ -1010,6 +1010,11 @@ def _tracking(config: Config) -> Iterator[str]:
             f"tracking.uri={tracking.uri}: it has no effect with tracking=jsonl; choose "
             "tracking=mlflow or tracking=server."
         )
+    if tracking.name == "jsonl" and tracking.checkpoints:
+        yield (
+            "tracking.checkpoints=true: it has no effect with tracking=jsonl; choose "
+            "tracking=mlflow or tracking=server, or leave it out."
+        )
     if config.task == "deliver" and tracking.name == "jsonl":
         yield (
             "tracking=jsonl: nothing can be delivered there; leave it out for the store that the "
