@@ -24,6 +24,7 @@ from sseg_nase.rundir.unreadable import UnreadableError
 from sseg_nase.stages.judging import FewShotTask
 from sseg_nase.stages.starting import images_of
 from sseg_nase.stages.teaching import classifier_file
+from sseg_nase.tracking.sink import Dataset
 from sseg_nase.training import checkpoint
 
 SCHEMA = 1
@@ -92,6 +93,20 @@ def identity(store: ImageStore) -> Data:
         **told,
         **{key: manifest[key] for key in RECORDED if key in manifest},
     }
+
+
+def datasets(data: Mapping[str, Any]) -> tuple[Dataset, ...]:
+    """What a tracker is told of the images in data.json."""
+    roles = data.get("roles") or {}
+    return tuple(
+        Dataset(
+            name=key,
+            digest=one["identity"],
+            roles=", ".join(role for role, keys in roles.items() if key in keys),
+            images=one["count"],
+        )
+        for key, one in (data.get("images") or {}).items()
+    )
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:

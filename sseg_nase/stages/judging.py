@@ -56,13 +56,15 @@ class Judgement(NamedTuple):
 
     `results`: accuracy and interval in percent per episode list; `accuracies`: of every episode in
     percent, float64 `[episodes]`; `confusions`: which class was taken for which; `embeddings`: of
-    some images of the first list, where it is judged by embeddings.
+    some images of the first list, where it is judged by embeddings; `mean` float32 `[features]` of
+    the first data set's base split, where features are centred by it.
     """
 
     results: dict[str, dict[str, Any]]
     accuracies: dict[str, np.ndarray]
     confusions: dict[str, Confusion]
     embeddings: Embeddings | None = None
+    mean: torch.Tensor | None = None
 
 
 class FewShotTask:
@@ -141,7 +143,8 @@ class FewShotTask:
         looked_at: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
         if evaluation.method != "maml":  # which looks at the images themselves
             looked_at = embedded, normalized(embedded, mean, evaluation)
-        judged = Judgement({}, {}, {}, self._chosen(looked_at[1]))
+        centre = None if mean is None else mean.cpu()
+        judged = Judgement({}, {}, {}, self._chosen(looked_at[1]), centre)
         for episodes in self.episodes:
             one = evaluate_episodes(
                 embedded,
@@ -239,7 +242,8 @@ def evaluate(
     judged = Judgement({}, {}, {})
     for task in tasks:
         part = judge_named(task, reached, device, views)
-        judged = judged._replace(embeddings=judged.embeddings or part.embeddings)
+        mean = part.mean if task is tasks[0] else judged.mean
+        judged = judged._replace(embeddings=judged.embeddings or part.embeddings, mean=mean)
         judged.results.update(part.results)
         judged.accuracies.update(part.accuracies)
         judged.confusions.update(part.confusions)

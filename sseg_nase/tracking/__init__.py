@@ -13,9 +13,9 @@ from sseg_nase.redaction import redacted
 from sseg_nase.tracking.console import ConsoleSink
 from sseg_nase.tracking.jsonl import JsonlSink
 from sseg_nase.tracking.mlflow_sink import MlflowSink, is_server
-from sseg_nase.tracking.sink import Resumed, RunInfo, Sink, Tracker
+from sseg_nase.tracking.sink import Dataset, Resumed, RunInfo, Sink, Tracker
 
-__all__ = ["Resumed", "RunInfo", "Sink", "Tracker", "build_tracker"]
+__all__ = ["Dataset", "Resumed", "RunInfo", "Sink", "Tracker", "build_tracker"]
 
 
 def build_tracker(tracking: TrackingConfig, console: bool = True) -> Tracker:

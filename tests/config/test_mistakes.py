@@ -213,6 +213,7 @@ MISTAKES = [
     ("scheduler.gamma=0.5", ["scheduler.gamma=0.5", "no effect", "scheduler=step"]),
     ("scheduler=step scheduler.step_size=null", ["scheduler.step_size=null", "needs a value"]),
     ("tracking=jsonl tracking.uri=x", ["tracking.uri=x", "no effect"]),
+    ("tracking=jsonl tracking.checkpoints=true", ["tracking.checkpoints=true", "no effect"]),
     ("tracking=server tracking.uri=null", ["tracking=server", "tracking.uri=http"]),
     ("tracking.experiment=''", ["tracking.experiment", "empty"]),
     ("experiment_name=a/b", ["experiment_name=a/b", "slashes"]),

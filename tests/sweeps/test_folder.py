@@ -56,6 +56,13 @@ def sweep(tmp_path: Path) -> SweepFolder:
     return made(tmp_path / "runs", "seed=0,1", "tracking=jsonl")
 
 
+def test_a_plan_of_an_older_version_has_fewer_keys_of_the_tracker(sweep: SweepFolder) -> None:
+    known = sweep.plan["tracking"]
+    sweep.note(tracking={k: v for k, v in known.items() if k not in ("model", "checkpoints")})
+    assert SweepFolder(sweep.path).tracking == sweep.tracking
+    assert (sweep.tracking.model, sweep.tracking.checkpoints) == (True, False)
+
+
 @pytest.mark.parametrize(
     ("change", "wrong"),
     [

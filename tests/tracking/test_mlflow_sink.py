@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import client_of, mutation, only_run, refuse, run_info
+from stores import DATASETS, client_of, datasets_of, mutation, only_run, refuse, run_info
 
 from sseg_nase.config.groups.tracking import TrackingConfig
 from sseg_nase.config.members import restored
@@ -206,6 +206,7 @@ def test_a_resumed_run_goes_on_without_repeating_rows(tmp_path: Path, uri: str) 
     assert sorted(row.step for row in history) == list(range(8))
     assert run.info.status == "FINISHED"
     assert run.data.params == {"seed": "0", "optimizer.lr": "0.001", "resumed": "True"}
+    assert datasets_of(only_run(uri)) == DATASETS  # once
 
 
 def test_a_resumed_run_is_found_by_its_directory_and_gets_what_did_not_arrive(

@@ -27,9 +27,15 @@ class OnlyFiles(TrackingConfig):
 @register("tracking", "mlflow")
 @dataclass(frozen=True)
 class InStore(TrackingConfig):
-    """In an MLflow store. `uri` None: what MLFLOW_TRACKING_URI says, or mlflow.db."""
+    """In an MLflow store. `uri` None: what MLFLOW_TRACKING_URI says, or mlflow.db.
+
+    With `model` it gets the final network as a model, with `checkpoints` these, too. The plans of
+    sweeps that older versions began have neither.
+    """
 
     uri: Annotated[Optional[str], option(text="the address of a store")]
+    model: bool = True
+    checkpoints: bool = False
 
 
 @register("tracking", "server")
