@@ -340,8 +340,8 @@ def test_every_family_is_exported(
 ) -> None:
     channels = 1 if taken == "float" else 3
     given = [f"backbone={name}", f"dataset.image_size={size}", f"dataset.channels={channels}"]
-    frozen = ["evolution=none", "sparsity=none"] if name not in names_with(Chain) else []
-    config = load([*given, f"backbone.in_channels={channels}", *frozen])
+    given += [f"backbone.in_channels={channels}", "evolution=none", "sparsity=none"]
+    config = load(given)
     network = seed_backbone(config).for_inference()
     metadata = dataclasses.replace(
         subject.metadata,
