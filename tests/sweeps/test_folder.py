@@ -15,6 +15,7 @@ import pytest
 from test_plan import made, planned
 
 from sseg_nase.config.compose import load
+from sseg_nase.config.groups.tracking import InStore
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_json
 from sseg_nase.rundir.directory import RunDirectory
@@ -57,10 +58,12 @@ def sweep(tmp_path: Path) -> SweepFolder:
 
 
 def test_a_plan_of_an_older_version_has_fewer_keys_of_the_tracker(sweep: SweepFolder) -> None:
-    known = sweep.plan["tracking"]
-    sweep.note(tracking={k: v for k, v in known.items() if k not in ("model", "checkpoints")})
-    assert SweepFolder(sweep.path).tracking == sweep.tracking
-    assert (sweep.tracking.model, sweep.tracking.checkpoints) == (True, False)
+    known = {**sweep.plan["tracking"], "name": "mlflow", "uri": None}
+    assert not {"model", "checkpoints"} & set(known)
+    sweep.note(tracking=known)
+    tracking = SweepFolder(sweep.path).tracking
+    assert isinstance(tracking, InStore)
+    assert (tracking.model, tracking.checkpoints) == (True, False)
 
 
 @pytest.mark.parametrize(
