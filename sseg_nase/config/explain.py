@@ -299,6 +299,7 @@ def _roots() -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """Return a value for a message: what is very long is cut."""
-    text = "null" if value is None else str(value)
+    """Return a value for a message, as it is typed: what is very long is cut."""
+    typed = {None: "null", True: "true", False: "false"}
+    text = typed[value] if value is None or isinstance(value, bool) else str(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"

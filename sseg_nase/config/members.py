@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sseg_nase.config.explain import wrong_type
+from sseg_nase.config.explain import shown, wrong_type
 from sseg_nase.config.options import fields_of, having, is_group, option_of, options_of, told_by
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError, did_you_mean
@@ -89,7 +89,7 @@ def _of_another(kind: Any, section: Tree, group: str) -> Iterator[str]:
         if key not in own and value is not None:
             others = " or ".join(having(kind, key))
             yield (
-                f"{group}.{key}={value}: it has no effect with {choice}={name}; "
+                f"{group}.{key}={shown(value)}: it has no effect with {choice}={name}; "
                 f"choose {choice}={others} or leave it out."
             )
         elif key in own and value is None and own[key] != wide[key]:

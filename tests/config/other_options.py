@@ -7,7 +7,7 @@ from typing import Any
 
 from sseg_nase.config.layout import group_option, groups
 from sseg_nase.config.members import chosen
-from sseg_nase.config.options import fields_of, is_group, told_by
+from sseg_nase.config.options import fields_of, is_group
 from sseg_nase.config.schema import Config
 
 GROUPS = {name: kind for name, kind, _ in fields_of(Config) if is_group(kind)}
@@ -24,9 +24,10 @@ def having(config: Config, key: str) -> Config:
         kind = chosen(GROUPS[group], values)
         names = [each for each, *_ in fields_of(kind)]
         if name in names:
-            kept = {each: getattr(before, each, values.get(each)) for each in names}
-            teller = told_by(GROUPS[group])
-            section = kind(**{**kept, teller: values[teller]})
+            # What its file leaves to the rest of the config is as it was.
+            own = {each: value for each, value in values.items() if "${" not in str(value)}
+            kept = {each: own.get(each, getattr(before, each, None)) for each in names}
+            section = kind(**kept)
             return dataclasses.replace(config, **{group: section})
     raise AssertionError(f"{key}: no option has it")
 
