@@ -2,16 +2,18 @@
 
 Records hold a kind by its name alone. Who reads them asks here, and needs to know no operator: one
 registers itself when its module is imported. Those of this package are imported when first asked
-for; import one of your own before.
+for, and those that installed packages name as entry points `sseg_nase.operators`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from importlib import import_module
 from typing import Any
 
+from sseg_nase import packages
 from sseg_nase.errors import UserError, did_you_mean
 
 OWN = "sseg_nase.nets.mutations"  # by name: it stands above those who read records
@@ -59,7 +61,13 @@ def register(kind: Kind) -> None:
 def kinds() -> Mapping[str, Kind]:
     """Every kind that is known, by name."""
     import_module(OWN)
+    _load_packages()
     return dict(sorted(_KINDS.items(), key=lambda item: item[1].code))
+
+
+@cache
+def _load_packages() -> None:
+    packages.load(packages.OPERATORS)
 
 
 def kind_of(name: str) -> Kind:

@@ -18,15 +18,18 @@ from sseg_nase import stages
 from sseg_nase.config.commands import command
 from sseg_nase.config.compose import hardware_profiles, overrides_of
 from sseg_nase.config.fingerprint import fingerprint, flat
+from sseg_nase.config.groups.tracking import InStore
 from sseg_nase.config.places import settled
 from sseg_nase.config.schema import RESUMED, Config, HardwareConfig
 from sseg_nase.config.sequence import stages_of
+from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, storage_error, write_json
 from sseg_nase.finite import figure
 from sseg_nase.hardware.determinism import deterministic, explain_refused
 from sseg_nase.hardware.memory import enforce_memory_cap, explain_out_of_memory
 from sseg_nase.hardware.profiles import resolve
+from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.own import registered_by
 from sseg_nase.redaction import overrides_without, redacted
 from sseg_nase.rundir.architecture import write_architecture
@@ -36,7 +39,7 @@ from sseg_nase.rundir.directory import RunDirectory, with_former_values
 from sseg_nase.rundir.embeddings import write_embeddings
 from sseg_nase.rundir.environment import write_environment
 from sseg_nase.rundir.episodes import write_episodes
-from sseg_nase.rundir.names import ARCHITECTURE, CONFIG, checkpoint_of
+from sseg_nase.rundir.names import ARCHITECTURE, CHECKPOINTS, CONFIG, checkpoint_of
 from sseg_nase.rundir.results import (
     BEST,
     CLOSED_SECTIONS,
@@ -47,6 +50,7 @@ from sseg_nase.rundir.results import (
 )
 from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED, RUNNING
 from sseg_nase.stages import identity
+from sseg_nase.stages.served import write_model
 from sseg_nase.tracking import Resumed, RunInfo, Sink, build_tracker
 from sseg_nase.tracking.console import print_summary, unbroken_output
 from sseg_nase.tracking.mlflow_sink import resolve_uri, unused_address
@@ -139,6 +143,7 @@ class Run:
                 tags=tags,
                 resumed=resumed,
                 parent_run_id=None if self.sweep is None else self.sweep.parent_run_id,
+                datasets=identity.datasets(self.data),
             )
         )
         self.opened = True
@@ -276,7 +281,7 @@ def _held(
 def _tracked_where_it_was(config: Config, place: RunDirectory) -> Config:
     """With the store's address made absolute: a resumed run may be started from another folder."""
     tracking = config.tracking
-    if tracking.name == "jsonl":
+    if not isinstance(tracking, InStore):
         return config
     if tracking.uri is None and place.tracking_uri is not None:
         tracking = dataclasses.replace(tracking, uri=place.tracking_uri)
@@ -720,10 +725,40 @@ def _judge(
     if (shown := judged[LAST].embeddings) is not None:
         write_embeddings(this.directory, shown)
     write_results(this.directory, results)
+    if isinstance(this.config.tracking, InStore):
+        chosen = checkpoint.backbone_of(best) if headline == "best" and best else backbone
+        *_, (_, _, examples) = tasks[0].stores()
+        _keep(this, this.config.tracking, chosen, judged[headline], examples)
     if this.config.report.at_end:
         _report(this)
     _end(this, FINISHED)
     print_summary(results, mutations, this.sink.page)
+
+
+def _keep(
+    this: Run,
+    tracking: InStore,
+    backbone: Backbone,
+    judged: stages.Judgement,
+    examples: ImageStore,
+) -> None:
+    """Give the tracker the network that the results are headed by, and the checkpoints.
+
+    `examples` of images go with the network. A run that has its results loses nothing where that
+    fails.
+    """
+    files: list[Path] = []
+    if tracking.model:
+        try:
+            files += write_model(
+                this.directory, this.config, backbone, judged.mean, examples, this.sink.run_id
+            )
+        except Exception as error:
+            _warn(this, f"tracking.model=true: the model is not written: {error}")
+    if tracking.checkpoints:
+        files += sorted((this.directory / CHECKPOINTS).glob("*.pt"))
+    for path in files:
+        this.sink.artifact(path, path.parent.relative_to(this.directory).as_posix())
 
 
 def _positive(counts: Mapping[str, int]) -> dict[str, int]:

@@ -24,7 +24,8 @@ from sseg_nase.errors import UserError
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.building import build
 from sseg_nase.nets.description import Description
-from sseg_nase.nets.fixed import ResNet12Architecture, ViTArchitecture
+from sseg_nase.nets.families.resnet12.network import ResNet12Architecture
+from sseg_nase.nets.families.vit.network import ViTArchitecture
 from sseg_nase.reporting.markdown import as_markdown
 from sseg_nase.reporting.run_report import document
 from sseg_nase.run import run

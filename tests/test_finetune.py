@@ -196,6 +196,7 @@ def test_what_was_frozen_is_told_by_the_checkpoint(tmp_path: Path) -> None:
     assert all(p.requires_grad for p in free.parameters())
 
 
+@pytest.mark.slow
 def test_the_moving_average_of_the_weights_is_kept_and_changes_no_training(tmp_path: Path) -> None:
     """After step t of T the average is Σ_t w_t θ_t: decays of min(d, t / (t + 10))."""
     decay, steps = 0.3, []

@@ -213,7 +213,7 @@ def test_kernels_run_where_their_folder_is_lost_or_broken(
 )
 def test_the_home_of_an_unknown_user_is_a_mistake(override: str) -> None:
     with pytest.raises(UserError, match="~nobody-here is no home folder that is known"):
-        load(["dataset=folder", override, *continued([override])])
+        load(["dataset=folder", "dataset.root=x", override, *continued([override])])
 
 
 @pytest.mark.slow
@@ -245,4 +245,4 @@ def test_an_unknown_user_without_a_home_runs_the_program(request: pytest.Fixture
 @pytest.mark.parametrize("key", ["paths.output_dir", "dataset.root", "resume"])
 def test_a_home_folder_that_is_not_known_is_named_with_its_whole_key(key: str) -> None:
     with pytest.raises(UserError, match=rf"^{key}=~nobody-of-that-name/x: "):
-        load([f"{key}=~nobody-of-that-name/x", "dataset=folder"])
+        load(["dataset=folder", "dataset.root=x", f"{key}=~nobody-of-that-name/x"])

@@ -203,6 +203,7 @@ def test_searches_of_cells_and_of_real_networks_end_with_their_best() -> None:
     assert len(seen.pictures) == 2
 
 
+@pytest.mark.slow
 def test_evolving_by_hand_keeps_the_function_and_shows_the_networks() -> None:
     seen = executed(
         FOLDER / "3_evolve_by_hand.ipynb",
@@ -242,6 +243,7 @@ def test_without_a_sweep_the_comparison_says_what_to_run(
     assert json.loads(seen.text.strip().splitlines()[-1]) == [1, []]
 
 
+@pytest.mark.slow
 def test_a_sweep_is_compared(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (swept / "notebooks").mkdir()
     monkeypatch.chdir(swept / "notebooks")  # from there, too

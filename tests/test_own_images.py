@@ -7,7 +7,6 @@ import dataclasses
 import json
 import re
 import shlex
-import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,14 @@ from PIL import Image
 from sseg_nase import UserError, judge, load_config, load_network, open_dataset
 from sseg_nase.config.compose import continued, defaults, load
 from sseg_nase.config.fingerprint import fingerprint
-from sseg_nase.config.schema import ROOTED, DatasetConfig
+from sseg_nase.config.groups.dataset import OwnImages
+from sseg_nase.config.options import names_with
 from sseg_nase.data.benchmarks.dealing import class_counts
 from sseg_nase.files import read_json, write_json
 from sseg_nase.run import run
 from sseg_nase.stages.fitting import Room, episodes_that_fit, fitted, what_fits
 
 TINY = ["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "tracking=jsonl"]
-CHOICES = typing.get_type_hints(DatasetConfig, include_extras=True)["split_by"].__metadata__[0]
-# Class folders are told from split folders by the program itself where it knows how.
-BY_CLASSES = [] if "auto" in CHOICES["choices"] else ["dataset.split_by=classes"]
 USUAL = defaults().evaluation
 
 
@@ -49,8 +46,7 @@ def photos(root: Path, counts: Sequence[int], suffix: str = ".jpg", first: int =
 
 
 def own(root: Path | str, *more: str, kind: str = "folder") -> list[str]:
-    layout = BY_CLASSES if kind != "csv" else []
-    return [*TINY, f"dataset={kind}", f"dataset.root={root}", *layout, *more]
+    return [*TINY, f"dataset={kind}", f"dataset.root={root}", *more]
 
 
 def events(folder: Path, kind: str) -> list[str]:
@@ -226,7 +222,7 @@ def test_no_benchmark_is_fitted() -> None:
     assert notes == []
 
 
-@pytest.mark.parametrize("kind", ROOTED)
+@pytest.mark.parametrize("kind", names_with(OwnImages))
 def test_own_images_are_trained_on_unless_something_else_is_said(kind: str) -> None:
     grey = ["backbone.in_channels=1"] if kind == "sketch" else []
     chosen = [f"dataset={kind}", "dataset.root=somewhere", *grey]

@@ -164,7 +164,17 @@ def kill_again_and_again(folder: Path, moments: list[Callable[[], Callable[[], b
     assert code == 0, err
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, reference: Path) -> None:
+def test_a_run_killed_at_a_mutation_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, reference: Path
+) -> None:
+    kill_again_and_again(tmp_path, [lambda: more(tmp_path, "mutations.jsonl")])
+    assert_same(tmp_path, reference)
+
+
+@pytest.mark.slow
+def test_a_run_killed_while_it_writes_a_checkpoint_goes_on_alike(
+    tmp_path: Path, reference: Path
+) -> None:
     moments = [
         lambda: checkpoint_being_written(tmp_path),
         lambda: more(tmp_path, "mutations.jsonl"),

@@ -121,6 +121,19 @@ def test_paths_are_absolute_in_what_a_run_has_written(one: Path) -> None:
     assert f"dataset.root={one / 'imgs'}" in (only_run(one) / "overrides.yaml").read_text()
 
 
+def test_the_tracker_is_told_of_every_split_and_what_it_is_for(one: Path) -> None:
+    first = (only_run(one) / "events.jsonl").read_text().splitlines()[0]
+    told = json.loads(first)["values"]["datasets"]
+    known = json.loads((only_run(one) / "data.json").read_text())["images"]
+    assert {each["name"]: each["roles"] for each in told} == {
+        "folder/val": "evaluate",
+        "folder/train": "centre, pretrain",
+    }
+    assert {each["name"]: (each["digest"], each["images"]) for each in told} == {
+        key: (image["identity"], image["count"]) for key, image in known.items()
+    }
+
+
 @pytest.mark.parametrize("name", ["it's (1), 50%", 'a "b" = [c]', "back\\slash"])
 def test_odd_paths_come_back_as_they_are(name: str, tmp_path: Path) -> None:
     place = tmp_path / name

@@ -114,6 +114,7 @@ def test_nothing_of_a_run_holds_a_password_of_the_environment(
     run(load(overrides), overrides)
     overrides = [*TINY, "report.at_end=false"]  # tracking=mlflow, which reads that variable, too
     run(load(overrides), overrides)
+    assert len(list(Path("runs").glob("*/*/model/MLmodel"))) == 2  # which are looked at, too
     assert not holding(SECRET, Path.cwd())
     assert not holding("abcDEF123", Path.cwd())
     said = capfd.readouterr()

@@ -33,7 +33,16 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from sseg_nase.config.commands import literal, override, quoted
-from sseg_nase.config.explain import explaining, fits, listed, one_line, unknown_key, wrong_type
+from sseg_nase.config.explain import (
+    explaining,
+    fits,
+    has_type,
+    listed,
+    one_line,
+    unknown_key,
+    wrong_type,
+)
+from sseg_nase.config.groups.dataset import OwnImages
 from sseg_nase.config.layout import (
     WRITTEN_AS,
     conf_dir,
@@ -47,7 +56,7 @@ from sseg_nase.config.layout import (
 from sseg_nase.config.members import chosen, of_others, upgraded, without_unset
 from sseg_nase.config.options import Option, fields_of, is_group, load_packages, until_registered
 from sseg_nase.config.places import still_there
-from sseg_nase.config.schema import FINETUNING, ROOTED, Config, DatasetConfig, FinetuneConfig
+from sseg_nase.config.schema import FINETUNING, Config, DatasetConfig, FinetuneConfig
 from sseg_nase.config.sequence import OF_THE_RUN, abridged, completed
 from sseg_nase.config.validation import validate
 from sseg_nase.errors import UserError
@@ -78,6 +87,7 @@ __all__ = [
     "conf_dir",
     "continued",
     "dataset_choice",
+    "dataset_of",
     "defaults",
     "hardware_profiles",
     "load",
@@ -110,52 +120,61 @@ def register() -> None:
     OmegaConf.register_new_resolver("fitted", _fitted, replace=True)
 
 
-# The overrides that choose options of groups, and what Hydra composes with them alone.
-Compositions = dict[tuple[str, ...], DictConfig]
+# What Hydra composed of options of groups alone, by these, the files of the configuration and the
+# schema; the last used at the end.
+_compositions: dict[Any, DictConfig] = {}
+COMPOSITIONS = 32
 
 
-def load(
-    overrides: Sequence[str] = (), *further: Path, known: Compositions | None = None
-) -> Config:
+def load(overrides: Sequence[str] = (), *further: Path) -> Config:
     """Compose `conf/` with `overrides`, exactly as the command line does, and check the result.
 
     With `resume=RUN_DIR` the run's own overrides come with it. `further` are config folders that
-    are searched too. `known` is filled, and used, where many are composed one after the other,
-    while no file of the configuration changes. Raises `UserError`.
+    are searched too. Raises `UserError`.
     """
     register()
     GlobalHydra.instance().clear()
     overrides = spelled_out(overrides)
     overrides = [*overrides, *continued(overrides)]
     with explaining(overrides, *further):
-        lines = [*overrides, *searched(*further)]
-        composed = None if known is None else _composed_before(lines, known, groups(*further))
-        return to_config(composed or _composed(lines))
+        composed = _composed_in_parts(overrides, *further)
+        return to_config(composed or _composed([*overrides, *searched(*further)]))
 
 
-def _composed_before(
-    overrides: Sequence[str], known: Compositions, options: Mapping[str, Sequence[str]]
-) -> DictConfig | None:
-    """As `_composed`, with the options of groups from `known`; None where Hydra does not take it.
+def _composed_in_parts(overrides: Sequence[str], *further: Path) -> DictConfig | None:
+    """As `_composed`, options of groups first; None where Hydra does not take it.
 
     Hydra itself puts the values of keys into what it has composed of the options, which takes most
-    of the time and is the same for many jobs of a sweep.
+    of the time and is remembered, being the same for many jobs of a sweep.
     """
+    if any("hydra.searchpath" in each for each in overrides):
+        return None  # the files of these folders are not watched
+    options, overrides = groups(*further), [*overrides, *searched(*further)]
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = OverridesParser.create().parse_overrides(overrides)
         values = [
             one
             for one in parsed
             if one.key_or_group in key_types() and one.key_or_group not in options
         ]
         chosen = tuple(str(one.input_line) for one in parsed if one not in values)
-        if chosen not in known:
-            known[chosen] = _composed(chosen)
-        composed = copy.deepcopy(known[chosen])
+        composed = _remembered(chosen, *further)
         ConfigLoaderImpl._apply_overrides_to_config(values, composed)
     except (HydraException, OmegaConfBaseException, ValueError, OverflowError):
         return None  # what is wrong is said where it is composed as a whole
     return composed
+
+
+def _remembered(chosen: tuple[str, ...], *further: Path) -> DictConfig:
+    roots = [root.absolute() for root in (conf_dir(), *further)]
+    files = [file for root in roots for file in sorted(root.rglob("*.yaml"))]
+    states = ((file, file.stat()) for file in files)
+    of = (chosen, _twin(Config), *((str(f), s.st_mtime_ns, s.st_size) for f, s in states))
+    found = _compositions.pop(of, None) or _composed(chosen)
+    if len(_compositions) >= COMPOSITIONS:
+        del _compositions[next(iter(_compositions))]
+    _compositions[of] = found
+    return copy.deepcopy(found)
 
 
 def _composed(overrides: Sequence[str]) -> DictConfig:
@@ -452,9 +471,19 @@ def hardware_profiles() -> dict[str, dict[str, Any]]:
 def dataset_choice(name: str) -> DatasetConfig:
     """Return the settings of `conf/dataset/<name>.yaml` as they stand there.
 
-    Raises `UserError` when there is no such file.
+    Raises `UserError` when there is no such file, and for images of the user's own, whose place it
+    does not tell.
     """
-    return _checked(DatasetConfig, group_option("dataset", name))
+    return dataset_of(group_option("dataset", name))
+
+
+def dataset_of(values: Mapping[str, Any]) -> DatasetConfig:
+    """Return the data set that plain data, such as a run has stored, are of.
+
+    Keys that only other data sets have are left out. Raises `UserError` for what is none.
+    """
+    tree = upgraded(literal(values), DatasetConfig)
+    return _checked(DatasetConfig, tree, "dataset.")
 
 
 def _half_the_cores() -> int:
@@ -464,7 +493,8 @@ def _half_the_cores() -> int:
 
 def _fitted(usual: Any, *, _root_: Any) -> Any:
     """`usual`; with images of the user's own None, which is fitted to them when the run starts."""
-    return None if _root_.dataset.name in ROOTED else usual
+    own = issubclass(chosen(DatasetConfig, _root_.dataset), OwnImages)
+    return None if own else usual
 
 
 def _minutes(given: float | None, otherwise: int) -> int:
@@ -486,19 +516,35 @@ def _built(kind: Any, tree: Mapping[str, Any], prefix: str) -> Any:
     kind = chosen(kind, tree) if is_group(kind) else kind
     fields = fields_of(kind)
     sections = {name: inner for name, inner, _ in fields if is_section(inner)}
-    names = {name for name, *_ in fields}
-    given = {key: value for key, value in tree.items() if key in names and key not in sections}
+    kinds = {name: inner for name, inner, _ in fields if name not in sections}
+    given = {key: value for key, value in tree.items() if key in kinds}
+    values = _as_given(kinds, given) or _converted(kind, given, tree, prefix)
+    for name, inner in sections.items():
+        values[name] = _built(inner, tree.get(name, {}), f"{prefix}{name}.")
+    return _at_home(kind, values, prefix)
+
+
+def _as_given(kinds: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The values where each key has one of its very type; None where OmegaConf has to convert.
+
+    That is what it takes most of the time of checking to find out.
+    """
+    if given.keys() != kinds.keys() or not all(has_type(kinds[key], given[key]) for key in given):
+        return None
+    return {key: copy.deepcopy(value) for key, value in given.items()}
+
+
+def _converted(
+    kind: Any, given: Mapping[str, Any], tree: Mapping[str, Any], prefix: str
+) -> dict[str, Any]:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(_plain_twin(kind)), given)
         OmegaConf.to_container(merged, throw_on_missing=True)
-        values = cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
+        return cast(dict[str, Any], OmegaConf.to_container(merged, resolve=True))
     except (OmegaConfBaseException, OverflowError) as error:
         found = list(_unfit(kind, tree, prefix))
         found.sort(key=lambda one: one[1] is None)  # what is wrong before what is missing
         raise UserError(wrong_type(*found[0]) if found else one_line(error)) from error
-    for name, inner in sections.items():
-        values[name] = _built(inner, tree.get(name, {}), f"{prefix}{name}.")
-    return _at_home(kind, values, prefix)
 
 
 def _unfit(kind: Any, tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -540,8 +586,9 @@ def _plain_twin(frozen: Any) -> type:
 
 
 def _unset(frozen: Any, kind: Any) -> Any:
-    """Where nothing is said: missing, but of an option's dictionary, which is then empty."""
-    if issubclass(frozen, Option) and typing.get_origin(kind) is dict:
+    """Where nothing is said: missing, but of an option's dictionary, or one of settings: empty."""
+    of_option = issubclass(frozen, Option) and typing.get_origin(kind) is dict
+    if of_option or kind == dict[str, Any]:
         return dataclasses.field(default_factory=dict)
     return dataclasses.field(default=MISSING)
 

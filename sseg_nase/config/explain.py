@@ -16,7 +16,7 @@ from typing import Any, Union
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sseg_nase.config.commands import argument
@@ -230,6 +230,21 @@ def fits(kind: Any, value: Any) -> bool:
     return inner is None or all(fits(inner, item) for item in value.values())
 
 
+def has_type(kind: Any, value: Any) -> bool:
+    """Whether a value is of a type of the schema as it stands, nothing being left to convert."""
+    if isinstance(value, str) and (value == MISSING or "${" in value):
+        return False
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Union:
+        return any(has_type(each, value) for each in inner)
+    if origin is list:
+        return type(value) is list and all(has_type(inner[0], item) for item in value)
+    if origin is dict:
+        keys_fit = type(value) is dict and all(has_type(inner[0], key) for key in value)
+        return keys_fit and all(has_type(inner[1], item) for item in value.values())
+    return type(value) is kind
+
+
 @cache
 def _holder(kind: Any) -> type:
     """Return a dataclass with one field of this type: OmegaConf converts as in the real one."""
@@ -284,6 +299,7 @@ def _roots() -> list[str]:
 
 
 def shown(value: Any) -> str:
-    """Return a value for a message: what is very long is cut."""
-    text = "null" if value is None else str(value)
+    """Return a value for a message, as it is typed: what is very long is cut."""
+    typed = {None: "null", True: "true", False: "false"}
+    text = typed[value] if value is None or isinstance(value, bool) else str(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"

@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import typing
 from collections.abc import Mapping
 from typing import Any
 
-from sseg_nase.config.options import fields_of, is_group, options_of, until_registered
+from sseg_nase.config.options import fields_of, is_group, null_before, until_registered
 from sseg_nase.config.schema import Config
 
 # What changes where a run stands, how it is called or how fast it is, but not its result.
@@ -81,15 +80,8 @@ def _once_null() -> dict[str, None]:
 
     So a run has the fingerprint that it had then.
     """
-    return {
-        f"{group}.{key}": None
-        for group, kind, _ in fields_of(Config)
-        if is_group(kind)
-        for option in set(options_of(kind).values())
-        if option.__module__.startswith("sseg_nase.")
-        for key, inner, _ in fields_of(option)
-        if typing.get_origin(inner) is not dict and not dataclasses.is_dataclass(inner)
-    }
+    groups = ((name, kind) for name, kind, _ in fields_of(Config) if is_group(kind))
+    return {f"{name}.{key}": None for name, kind in groups for key in null_before(kind)}
 
 
 def _flatten(value: Any, key: str, found: dict[str, Any]) -> None:

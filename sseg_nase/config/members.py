@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sseg_nase.config.explain import wrong_type
-from sseg_nase.config.options import fields_of, having, is_group, options_of
+from sseg_nase.config.explain import shown, wrong_type
+from sseg_nase.config.options import fields_of, having, is_group, option_of, options_of, told_by
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError, did_you_mean
 
@@ -21,8 +21,7 @@ Tree = Mapping[str, Any]
 
 def chosen(kind: Any, section: Any) -> Any:
     """Return the class of the option that `section` is; the group's where its name tells none."""
-    name = section.get("name") if isinstance(section, Mapping) else None
-    return options_of(kind).get(name, kind) if isinstance(name, str) else kind
+    return option_of(kind, section.get(told_by(kind)) if isinstance(section, Mapping) else None)
 
 
 def without_unset(tree: Tree, kind: Any = Config) -> dict[str, Any]:
@@ -40,6 +39,11 @@ def upgraded(tree: Tree, kind: Any = Config) -> dict[str, Any]:
     Versions before stored the keys of all options of a group, null where they had no effect.
     """
     return _kept(tree, kind, lambda value: True)
+
+
+def restored(kind: Any, values: Tree) -> Any:
+    """Return the option of a group, given by its base class, that plain data were made of."""
+    return chosen(kind, values)(**upgraded(values, kind))
 
 
 def _kept(tree: Tree, kind: Any, dropped: Any) -> dict[str, Any]:
@@ -64,16 +68,20 @@ def of_others(kind: Any, tree: Tree, prefix: str = "") -> Iterator[str]:
 
 
 def _of_another(kind: Any, section: Tree, group: str) -> Iterator[str]:
-    name = section.get("name", MISSING)
+    teller = told_by(kind)
+    name = section.get(teller, MISSING)
     if name == MISSING or not isinstance(name, str):
-        raise UserError(wrong_type(f"{group}.name", None if name == MISSING else name))
-    names = tuple(options_of(kind))
-    if name not in names:
-        yield f"{group}.name={name}: choose one of {', '.join(names)}.{did_you_mean(name, names)}"
+        raise UserError(wrong_type(f"{group}.{teller}", None if name == MISSING else name))
+    names, cls = tuple(options_of(kind)), option_of(kind, name)
+    if cls is kind and name not in names:
+        near = did_you_mean(name, names)
+        yield f"{group}.{teller}={name}: choose one of {', '.join(names)}.{near}"
         return
-    fields = fields_of(options_of(kind)[name])
+    # What is written to choose an option: the name of its file, or the key that tells it.
+    choice = group if teller == "name" else f"{group}.{teller}"
+    fields = fields_of(cls)
     own = {field: inner for field, inner, _ in fields}
-    needed = {field: said.get("path") or said.get("text") for field, _, said in fields}
+    accepted = {field: said for field, _, said in fields}
     wide = {field: inner for field, inner, _ in fields_of(kind)}
     for key in sorted(wide):
         value = section.get(key)
@@ -81,9 +89,12 @@ def _of_another(kind: Any, section: Tree, group: str) -> Iterator[str]:
         if key not in own and value is not None:
             others = " or ".join(having(kind, key))
             yield (
-                f"{group}.{key}={value}: it has no effect with {group}={name}; "
-                f"choose {group}={others} or leave it out."
+                f"{group}.{key}={shown(value)}: it has no effect with {choice}={name}; "
+                f"choose {choice}={others} or leave it out."
             )
         elif key in own and value is None and own[key] != wide[key]:
-            what = f", {needed[key]}" if needed[key] else ""
-            yield f"{group}.{key}=null: {group}={name} needs a value{what.rstrip(',')}."
+            said = accepted[key]
+            needed = said.get("path") or said.get("text")
+            what = f", {needed}".rstrip(",") if needed else ""
+            without = f"{group}.{key}=null: {choice}={name} needs a value{what}."
+            yield f"{choice}={name}: {said['question']}" if "question" in said else without

@@ -9,27 +9,25 @@ Nothing here imports torch, so that `--help` and `--cfg job` stay fast.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Optional, Union
+from typing import Annotated, Any, Optional
 
 from sseg_nase.config.groups.backbone import BackboneConfig
+from sseg_nase.config.groups.curriculum import CurriculumConfig
+from sseg_nase.config.groups.dataset import DatasetConfig
+from sseg_nase.config.groups.evaluation import EvaluationConfig
 from sseg_nase.config.groups.evaluator import EvaluatorConfig
+from sseg_nase.config.groups.evolution import EvolutionConfig
+from sseg_nase.config.groups.hardware import HardwareConfig
+from sseg_nase.config.groups.oneshot import OneShot
 from sseg_nase.config.groups.optimizer import OptimizerConfig
 from sseg_nase.config.groups.scheduler import SchedulerConfig
+from sseg_nase.config.groups.space import SpaceConfig
+from sseg_nase.config.groups.sparsity import SparsityConfig
 from sseg_nase.config.groups.ssl import SSLConfig
 from sseg_nase.config.groups.strategy import StrategyConfig
-from sseg_nase.config.options import option
+from sseg_nase.config.groups.tracking import TrackingConfig
+from sseg_nase.config.options import names_with, option
 
-MNISTS = ("mnist", "fashion_mnist", "kmnist", "qmnist", "emnist")
-CLOSED = ("cifar10", "cifar100", *MNISTS, "svhn", "stl10", "dtd", "gtsrb")  # the classes of train
-DATASETS = ("cifar_fs", "minimagenet", "omniglot", "digits", "folder", "sketch", "csv", *CLOSED)
-VARIANTS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")  # of EMNIST
-ROOTED = ("folder", "sketch", "csv")  # datasets of the user's own, in dataset.root
-SPLITS = ("train", "val", "test")
-SYNTHETIC_LEVELS = ("BASIC", "TEXTURE", "OBJECT", "ADVERSARIAL")
-LEVELS = (*SYNTHETIC_LEVELS, "NATURAL")
-METHODS = ("prototype", "matching", "ridge", "logistic", "linear", "sinkhorn", "relation", "maml")
-HEADED = ("relation", "maml")  # methods that need what finetune of that name trains
-EVALUATIONS = ("fewshot", "classification", "linear_probe", "knn")  # all but the first: closed sets
 FINETUNING = (
     *("none", "prototypical", "matching", "relation", "r2d2", "maml", "linear", "classifier"),
 )
@@ -37,9 +35,9 @@ LOOKS = ("status", "report", "deliver")  # at what is on disk: no run of their o
 TAKEN_HOME = ("export", "predict")  # use a trained network, or make it usable: no runs either
 TASKS = ("pipeline", "evaluate", "curriculum", "replay", "search", *LOOKS, *TAKEN_HOME)
 RESUMED = ("pipeline", "search")  # tasks that can be resumed
-EXPORTS = ("onnx", "onnx_int8", "pt2", "python")  # forms of a network for use elsewhere
+EXPORTS = ("onnx", "onnx_int8", "pt2", "python", "html")  # forms of a network for use elsewhere
 REFUSED_EXPORTS = ("torchscript", "executorch")  # asked for, and refused with the reason
-OWN = "own"  # a strategy, a space, an evaluator of the user's, from a file of theirs
+ONE_SHOT = names_with(OneShot)  # strategies that train one network that contains all others
 
 
 @dataclass(frozen=True)
@@ -50,68 +48,11 @@ class PathsConfig:
 
 
 @dataclass(frozen=True)
-class HardwareConfig:
-    """What the machine gives. `None` and `auto` are filled in when the run starts."""
-
-    name: Annotated[str, option(choices=("auto", "cpu", "rtx3050", "rtx3060"))]
-    accelerator: Annotated[str, option(choices=("auto", "cpu", "cuda"))]
-    devices: Annotated[int, option(least=1)]
-    batch_size: Annotated[Optional[int], option(least=2)]
-    gradient_accumulation_steps: Annotated[Optional[int], option(least=1)]
-    accumulate: Annotated[str, option(choices=("auto", "plain", "exact"))]
-    precision: Annotated[str, option(choices=("auto", "32-true", "16-mixed", "bf16-mixed"))]
-    num_workers: Annotated[Optional[int], option(least=0)]
-    max_memory_gb: Annotated[Optional[float], option(above=0)]
-    gradient_checkpointing: bool
-    channels_last: bool
-    compile: Annotated[Union[bool, str], option(choices=(True, False, "auto"))]
-    cuda_graphs: bool
-    deterministic: bool
-    threads: Annotated[Optional[int], option(least=1)]
-
-
-@dataclass(frozen=True)
-class DatasetConfig:
-    """`None` marks what the chosen dataset does not have; of `split_fractions`: as fits."""
-
-    name: Annotated[str, option(choices=DATASETS)]
-    image_size: Annotated[int, option(least=8, most=512)]
-    channels: Annotated[int, option(choices=(1, 3))]
-    root: Annotated[Optional[str], option(path="the folder, or CSV file, of the images")]
-    split_by: Annotated[str, option(choices=("auto", "folder", "classes", "alphabets", "vinyals"))]
-    split_fractions: Annotated[Optional[list[float]], option(least=0, most=1)]
-    split_seed: int
-    background: Annotated[list[int], option(least=0, most=255)]
-    value_range: Optional[list[float]]
-    duplicates: Annotated[str, option(choices=("drop", "keep", "refuse"))]
-    overlap: Annotated[str, option(choices=("refuse", "keep"))]
-    rotations: Optional[bool]
-    invert: Optional[bool]
-    validation: Annotated[Optional[float], option(above=0, most=0.5)]
-    variant: Annotated[Optional[str], option(choices=VARIANTS)]
-
-
-@dataclass(frozen=True)
 class DataConfig:
     """Where the images of the training lie. None of it changes a result."""
 
     placement: Annotated[str, option(choices=("auto", "disk", "ram", "device"))]
     memory_gb: Annotated[float, option(least=0)]
-
-
-@dataclass(frozen=True)
-class CurriculumConfig:
-    name: Annotated[str, option(choices=("synthetic", "natural", "progressive", "mixed"))]
-    levels: Annotated[list[str], option(choices=LEVELS)]
-    images: Annotated[dict[str, int], option(least=1, keys=SYNTHETIC_LEVELS)]
-    progression: bool
-    gradual_mixing_ratio: Annotated[float, option(least=0, most=0.9)]
-    max_epochs_per_level: Annotated[Optional[int], option(least=1)]
-    plateau_threshold: Annotated[float, option(least=0)]
-    plateau_window_size: Annotated[int, option(least=1)]
-    gap_threshold: Annotated[float, option(least=0)]
-    perturbation: Annotated[float, option(least=0, most=0.5)]
-    export: Annotated[Optional[str], option(path="a folder for the images")]
 
 
 @dataclass(frozen=True)
@@ -198,159 +139,6 @@ class FinetuneConfig:
     views: ViewsConfig
 
 
-LATEST_EXPANSION = 0.6  # of all epochs: what is new then is trained for the rest of them
-
-
-@dataclass(frozen=True)
-class EvolutionConfig:
-    """`None` marks what the chosen order does not have."""
-
-    enabled: bool
-    order: Annotated[str, option(choices=("trials", "balanced", "random"))]
-    expand_at: Annotated[Optional[list[float]], option(above=0, most=LATEST_EXPANSION)]
-    blocks_per_stage: Annotated[Optional[int], option(least=2)]
-    operators: Annotated[list[str], option(choices=("grow", "widen", "widen_all"))]
-    max_blocks: Annotated[int, option(least=1)]
-    max_channels: Annotated[int, option(least=1)]
-    max_params: Annotated[int, option(least=1)]
-    max_flops: Annotated[int, option(least=1)]
-    cap_resolution: Annotated[int, option(least=8)]
-    channel_expansion_ratio: Annotated[float, option(above=1)]
-    detector: Annotated[str, option(choices=("window", "slope"))]
-    plateau_threshold: Annotated[float, option(least=0)]
-    plateau_window_size: Annotated[int, option(least=1)]
-    patience_epochs: Annotated[int, option(least=1)]
-    smoothing: Annotated[float, option(least=0, most=0.999)]
-    distillation_gap_threshold: Annotated[float, option(least=0)]
-    burn_in_epochs: Annotated[int, option(least=0)]
-    cooldown_epochs: Annotated[int, option(least=0)]
-    fitness_alpha: Annotated[float, option(least=0)]
-    trial_steps: Annotated[int, option(least=0)]
-    trial_margin: Annotated[Optional[float], option(least=0)]
-    trial_new_lr_ratio: Annotated[float, option(least=1)]
-    max_repeats: Annotated[int, option(least=1)]
-    grow_mode: Annotated[str, option(choices=("preserve", "fresh"))]
-    grow_positions: Annotated[str, option(choices=("last", "stages", "all"))]
-    widen_mode: Annotated[str, option(choices=("duplicate", "zero", "pairs"))]
-    widen_noise: Annotated[float, option(least=0, most=1)]
-    probation: Annotated[str, option(choices=("control", "tolerance"))]
-    rollback_tolerance: Annotated[float, option(least=-1)]
-    rollback_grace_epochs: Annotated[int, option(least=0)]
-
-
-@dataclass(frozen=True)
-class SparsityConfig:
-    enabled: bool
-    ratio: Annotated[float, option(least=0, most=0.95)]
-    importance: Annotated[str, option(choices=("taylor", "magnitude", "random"))]
-    importance_batches: Annotated[int, option(least=1)]
-    pruning_interval_epochs: Annotated[int, option(least=1)]
-    start_epoch: Annotated[Optional[int], option(least=0)]
-    min_channels: Annotated[int, option(least=1)]
-    round_to: Annotated[int, option(least=1)]
-    recalibration_batches: Annotated[int, option(least=0)]
-    negative_path: bool
-    probation: Annotated[str, option(choices=("control", "tolerance"))]
-    rollback_tolerance: Annotated[float, option(least=-1)]
-    rollback_grace_epochs: Annotated[int, option(least=0)]
-
-
-@dataclass(frozen=True)
-class MatchingConfig:
-    temperature: Annotated[float, option(least=0.001)]
-
-
-@dataclass(frozen=True)
-class RidgeConfig:
-    regularization: Annotated[float, option(least=1e-6)]
-
-
-@dataclass(frozen=True)
-class LogisticConfig:
-    regularization: Annotated[float, option(least=1e-6)]
-
-
-@dataclass(frozen=True)
-class LinearConfig:
-    steps: Annotated[int, option(least=1)]
-    lr: Annotated[float, option(above=0)]
-    momentum: Annotated[float, option(least=0, most=0.999)]
-    weight_decay: Annotated[float, option(least=0)]
-
-
-@dataclass(frozen=True)
-class SinkhornConfig:
-    marginal: Annotated[str, option(choices=("auto", "uniform", "free"))]
-    power: Annotated[float, option(above=0)]
-    entropy: Annotated[float, option(least=0.01)]
-    scalings: Annotated[int, option(least=1)]
-    updates: Annotated[int, option(least=0)]
-    update_rate: Annotated[float, option(above=0, most=1)]
-
-
-@dataclass(frozen=True)
-class MamlConfig:
-    steps: Annotated[int, option(least=0)]
-    lr: Annotated[float, option(above=0)]
-
-
-@dataclass(frozen=True)
-class LinearProbeConfig:
-    regularization: Annotated[list[float], option(least=1e-6)]
-
-
-@dataclass(frozen=True)
-class KnnConfig:
-    neighbours: Annotated[int, option(least=1)]
-    temperature: Annotated[float, option(least=0.001)]
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """The sections are options of the methods of their names; the others have no effect.
-
-    `name`: on episodes, or how a closed set is judged. Ways, shots and queries that are `None` are
-    fitted to the images when the run starts.
-    """
-
-    name: Annotated[str, option(choices=EVALUATIONS)]
-    split: Annotated[str, option(choices=SPLITS)]
-    ways: Annotated[Optional[int], option(least=2)]
-    shots: Annotated[Optional[list[int]], option(least=1)]
-    queries: Annotated[Optional[int], option(least=1)]
-    query_balance: Annotated[str, option(choices=("balanced", "dirichlet"))]
-    dirichlet_alpha: Annotated[float, option(least=0.1)]
-    episodes: Annotated[int, option(least=2)]
-    seed: int
-    datasets: Annotated[list[str], option(choices=DATASETS)]
-    method: Annotated[str, option(choices=METHODS)]
-    metric: Annotated[str, option(choices=("cosine", "euclidean"))]
-    normalize: Annotated[str, option(choices=("cl2n", "l2n", "none"))]
-    support_augmentations: Annotated[int, option(least=0)]
-    test_views: Annotated[int, option(least=1, most=12)]
-    top_k: Annotated[list[int], option(least=2)]
-    matching: MatchingConfig
-    ridge: RidgeConfig
-    logistic: LogisticConfig
-    linear: LinearConfig
-    sinkhorn: SinkhornConfig
-    maml: MamlConfig
-    linear_probe: LinearProbeConfig
-    knn: KnnConfig
-    batch_size: Annotated[int, option(least=1)]
-    memory_mb: Annotated[float, option(above=0)]
-    untrained_reference: bool
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    name: Annotated[str, option(choices=("mlflow", "server", "jsonl"))]
-    uri: Annotated[Optional[str], option(text="the address of a store")]
-    experiment: Annotated[str, option(text="the name of an experiment in MLflow")]
-    required: bool
-    interval_steps: Annotated[int, option(least=1)]
-
-
 @dataclass(frozen=True)
 class PretrainConfig:
     epochs: Annotated[int, option(least=0)]
@@ -407,19 +195,6 @@ class SearchConfig:
     choices: dict[str, Any]
     screen: Annotated[Optional[str], option(text="a zero-cost score or a predictor")]
     screen_factor: Annotated[int, option(least=2)]
-
-
-@dataclass(frozen=True)
-class SpaceConfig:
-    """`settings`: what the space of that name takes; `target` only for `space=own`.
-
-    `imports` is what a run gets as `backbone.imports`, which tells it of the same operations.
-    """
-
-    name: Annotated[str, option(text="the name of a space")]
-    target: Annotated[Optional[str], option(text="FILE.py:NAME or MODULE:NAME")]
-    imports: Annotated[Optional[str], option(path="a file that registers operations of your own")]
-    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)

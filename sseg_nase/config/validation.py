@@ -11,30 +11,27 @@ from typing import Any, cast
 
 from sseg_nase import counting
 from sseg_nase.config.ablations import Switches, ablations, switches_of
-from sseg_nase.config.explain import listed, shown
-from sseg_nase.config.groups.backbone import Chain, Searched, ViT
+from sseg_nase.config.explain import described, fits, listed, shown
+from sseg_nase.config.groups.backbone import BackboneConfig, Chain
+from sseg_nase.config.groups.curriculum import SYNTHETIC_LEVELS
+from sseg_nase.config.groups.dataset import Closed, DatasetConfig, Omniglot, OwnImages
+from sseg_nase.config.groups.evaluation import CLOSED_SETS, EPISODES, MethodConfig
 from sseg_nase.config.groups.evaluator import OfProxies
+from sseg_nase.config.groups.evolution import EvolutionConfig, Planned, Trials
+from sseg_nase.config.groups.oneshot import OneShot
 from sseg_nase.config.groups.optimizer import SGD
+from sseg_nase.config.groups.space import OfKeys
 from sseg_nase.config.groups.ssl import DINO
 from sseg_nase.config.groups.strategy import Promoting
+from sseg_nase.config.groups.tracking import InStore
 from sseg_nase.config.layout import WRITTEN_AS, group_option, is_section
-from sseg_nase.config.options import fields_of, is_group
+from sseg_nase.config.options import fields_of, is_group, names_with, option_of, options_of
 from sseg_nase.config.schema import (
-    CLOSED,
-    DATASETS,
-    EVALUATIONS,
     FINETUNING,
-    HEADED,
     LOOKS,
-    METHODS,
-    OWN,
     RESUMED,
-    ROOTED,
-    SYNTHETIC_LEVELS,
     TAKEN_HOME,
     Config,
-    DatasetConfig,
-    EvolutionConfig,
     ViewsConfig,
 )
 from sseg_nase.config.sequence import DISTILLING, FINETUNE_OPTIONS, HEADS, in_words, stages_of
@@ -48,17 +45,6 @@ LONGEST_NAME = 200  # in bytes; file systems take 255
 
 # The evaluation.method that judges as finetune=NAME trains, where that is not prototype.
 OWN_METHODS = {"matching": "matching", "relation": "relation", "r2d2": "ridge", "maml": "maml"}
-DATASET_OPTIONS: Mapping[str, set[str]] = {
-    **{name: set() for name in DATASETS},
-    "omniglot": {"rotations", "invert"},
-    "sketch": {"invert"},
-    **{name: {"validation"} for name in CLOSED if name != "dtd"},  # which has a val split
-    "emnist": {"validation", "variant"},
-}
-SPLIT_BY: Mapping[str, tuple[str, ...]] = {
-    "omniglot": ("alphabets", "classes", "vinyals"),
-    **dict.fromkeys(("folder", "sketch"), ("auto", "folder", "classes")),
-}
 
 
 def validate(config: Config) -> None:
@@ -208,13 +194,14 @@ def _judged_in_vain(config: Config) -> list[str]:
     """Options of the evaluation that were changed from `conf/` and have no effect in this run."""
     evaluation = config.evaluation
     usual = group_option("evaluation", evaluation.name)
-    open_set = evaluation.name == "fewshot"
+    open_set = evaluation.name == EPISODES
     effective = {"metric": open_set and evaluation.method == "prototype"}
-    effective |= {n: open_set and evaluation.method == n for n in METHODS if n in usual}
+    names = (name for name in options_of(MethodConfig) if name in usual)
+    effective |= {name: open_set and evaluation.method == name for name in names}
     effective["dirichlet_alpha"] = open_set and evaluation.query_balance == "dirichlet"
-    effective |= {name: evaluation.name == name for name in EVALUATIONS if name in usual}
+    effective |= {name: evaluation.name == name for name in CLOSED_SETS if name in usual}
     needed = {"metric": ".method=prototype", "dirichlet_alpha": ".query_balance=dirichlet"}
-    needed |= {name: f"={name}" for name in EVALUATIONS}
+    needed |= {name: f"={name}" for name in CLOSED_SETS}
     given = dataclasses.asdict(evaluation)
     return [
         f"evaluation.{name}: it was changed but has no effect without "
@@ -333,29 +320,21 @@ def _search(config: Config) -> Iterator[str]:
     if config.task != "search":
         return
     yield from _searched(config)
-    if config.space.imports is not None and config.space.name == "overrides":
+    if config.space.imports is not None and isinstance(config.space, OfKeys):
         yield (
             f"space.imports={config.space.imports}: it has no effect with space=overrides; set "
             "backbone.imports, or choose a space of networks."
-        )
-    space = config.space
-    if space.name == OWN and space.target is None:
-        yield "space=own: where is it? Add space.target=FILE.py:NAME."
-    if space.name != OWN and space.target is not None:
-        yield (
-            f"space.target={space.target}: it has no effect with space={space.name}; "
-            "choose space=own or leave it out."
         )
 
 
 def _searched(config: Config) -> Iterator[str]:
     search, strategy, evaluator = config.search, config.strategy, config.evaluator
-    if config.space.name == "overrides" and not search.choices:
+    if isinstance(config.space, OfKeys) and not search.choices:
         yield (
             "space=overrides: which keys? Add search.choices='{optimizer.lr: "
             "loguniform(1e-4,1e-2)}', or choose another space."
         )
-    if config.space.name != "overrides" and search.choices:
+    if not isinstance(config.space, OfKeys) and search.choices:
         yield (
             f"search.choices={search.choices}: it has no effect with space={config.space.name}; "
             "choose space=overrides or leave it out."
@@ -365,12 +344,33 @@ def _searched(config: Config) -> Iterator[str]:
             f"search.screen={search.screen}: strategy={strategy.name} promotes, and what it "
             "promotes must not be left out; leave it out, or choose another strategy."
         )
+    if isinstance(strategy, OneShot):
+        yield from _one_shot(config, strategy)
     yield from _in_this_process(config)
     if evaluator.name in ("run", "inherited") and config.evaluation.split == "test":
         yield (
             "evaluation.split=test: a search must not see test classes; leave it out, and judge "
             "the answer afterwards with task=evaluate evaluation.split=test."
         )
+
+
+def _one_shot(config: Config, strategy: OneShot) -> Iterator[str]:
+    """One network is trained that contains all others: nothing is asked for, nor measured."""
+    said = f"strategy={strategy.name}: "
+    if config.evaluator.name != "run":
+        yield (
+            f"evaluator={config.evaluator.name}: {said}it scores networks with the weights of its "
+            "supernet; leave the evaluator out."
+        )
+    if config.search.screen is not None:
+        yield (
+            f"search.screen={config.search.screen}: {said}it asks for no candidates that could be "
+            "left out; leave it out."
+        )
+    if config.hardware.devices > 1:
+        yield f"hardware.devices={config.hardware.devices}: {said}it trains on one; leave it out."
+    if strategy.objective == "ssl" and not config.ssl.trains:
+        yield f"strategy.objective=ssl: ssl={config.ssl.name} trains nothing; choose a method."
 
 
 def _in_this_process(config: Config) -> Iterator[str]:
@@ -496,49 +496,6 @@ def _names(config: Config) -> Iterator[str]:
         yield f"experiment_name={name[:40]}…: it names a folder; {LONGEST_NAME} bytes are the most."
 
 
-def _dataset(config: Config) -> Iterator[str]:
-    dataset = config.dataset
-    yield from _own_options(dataset, "dataset", DATASET_OPTIONS)
-    ways = SPLIT_BY.get(dataset.name, ("folder", "classes"))
-    if dataset.split_by not in ways:
-        yield (
-            f"dataset.split_by={dataset.split_by}: with dataset={dataset.name} choose one of "
-            f"{', '.join(ways)}."
-        )
-    if dataset.name in ROOTED and not dataset.root:
-        what = "CSV file" if dataset.name == "csv" else "folder with one sub-folder per class"
-        yield f"dataset={dataset.name}: which images? Add dataset.root=PATH, a {what}."
-    if dataset.name == "digits" and dataset.root:
-        yield (
-            f"dataset.root={dataset.root}: it has no effect with dataset=digits, which comes with "
-            "scikit-learn; choose dataset=folder, dataset=sketch or dataset=csv."
-        )
-    if len(dataset.background) != 3:
-        yield (
-            f"dataset.background={dataset.background}: three numbers from 0 to 255 are needed, "
-            "red, green and blue, such as [255,255,255]."
-        )
-    values = dataset.value_range
-    if values is not None and not (len(values) == 2 and values[0] < values[1]):
-        yield (
-            f"dataset.value_range={values}: two numbers are needed, [low,high], the values that "
-            "are black and white, such as [0,4095]."
-        )
-    if dataset.name == "digits" and values is not None:
-        yield f"dataset.value_range={values}: it has no effect with dataset=digits; leave it out."
-    fractions = dataset.split_fractions
-    if fractions is None and dataset.name not in ROOTED:
-        yield (
-            f"dataset.split_fractions=null: with dataset={dataset.name} three numbers are needed, "
-            "for train, val and test."
-        )
-    if fractions is not None and (len(fractions) != 3 or abs(sum(fractions) - 1) > 1e-6):
-        yield (
-            f"dataset.split_fractions={fractions}: three numbers with the sum 1 are needed, "
-            "for train, val and test."
-        )
-
-
 def _curriculum(config: Config) -> Iterator[str]:
     curriculum = config.curriculum
     yield from _a_set("curriculum.levels", curriculum.levels)
@@ -563,8 +520,10 @@ def _views(config: Config) -> Iterator[str]:
 
 def _ink(dataset: DatasetConfig, key: str, views: ViewsConfig) -> Iterator[str]:
     """What is known of the ink of a dataset agrees with the views, where that has an effect."""
+    if not isinstance(dataset, Omniglot):
+        return
     ink = "light" if dataset.invert else "dark"
-    if dataset.name == "omniglot" and views.strokes and views.ink != ink:
+    if views.strokes and views.ink != ink:
         yield (
             f"{key}.ink={views.ink}: the strokes of dataset=omniglot are {ink} with "
             f"dataset.invert={str(dataset.invert).lower()}; set {key}.ink={ink}."
@@ -593,7 +552,6 @@ def _architecture(config: Config) -> Iterator[str]:
             f"evolution.max_channels={evolution.max_channels}: backbone.channels={channels} "
             "starts with more channels."
         )
-    yield from _order(evolution)
     blocks = _blocks(backbone)
     seed = f"the seed network, {_asked(backbone)}, has"
     refused = list(
@@ -602,8 +560,8 @@ def _architecture(config: Config) -> Iterator[str]:
         )
     )
     yield from refused
-    most = evolution.blocks_per_stage
-    if evolution.order != "trials" and most and not refused:
+    if isinstance(evolution, Planned) and not refused:
+        most = evolution.blocks_per_stage
         grown = _grown(blocks, config.dataset.image_size, most)
         last = f"with evolution.blocks_per_stage={most} the network grows"
         if len(grown) > evolution.max_blocks:
@@ -614,23 +572,6 @@ def _architecture(config: Config) -> Iterator[str]:
         yield from _caps_below(
             backbone, evolution, grown, f"{last} to {{}}; raise it, start smaller, lower that, or"
         )
-
-
-def _order(evolution: EvolutionConfig) -> Iterator[str]:
-    """Every option of an order is given where it has effect, and expansions follow in time."""
-    shares, balanced = evolution.expand_at, evolution.order != "trials"
-    for key in ("expand_at", "blocks_per_stage"):
-        value = getattr(evolution, key)
-        if balanced and (value is None or value == []):
-            given = "null" if value is None else "[]"
-            yield f"evolution.{key}={given}: evolution.order={evolution.order} needs a value."
-        if not balanced and value is not None:
-            yield (
-                f"evolution.{key}={value}: it has no effect with evolution.order=trials; choose "
-                "evolution=balanced, or leave it out."
-            )
-    if shares is not None and shares != sorted(set(shares)):
-        yield f"evolution.expand_at={shares}: name each share once, from early to late."
 
 
 def _grown(blocks: Sequence[tuple[int, bool]], side: int, most: int) -> list[tuple[int, bool]]:
@@ -708,20 +649,15 @@ def _backbone(config: Config) -> Iterator[str]:
             f"backbone.in_channels={backbone.in_channels}: the images have dataset.channels="
             f"{dataset.channels}; set one of them to the other, or leave backbone.in_channels out."
         )
-    searched = isinstance(backbone, Searched) or config.task == "search"
-    if backbone.imports is not None and not searched:
+    if backbone.imports is not None and not backbone.takes_imports and config.task != "search":
+        taking = [n for n, cls in options_of(BackboneConfig).items() if cls.takes_imports]
         yield (
             f"backbone.imports={backbone.imports}: it has no effect with backbone={backbone.name}; "
-            "choose backbone=searched or leave it out."
+            f"choose backbone={' or '.join(taking)} or leave it out."
         )
     if config.task == "pipeline":
         yield from _mutated(config)
-    if isinstance(backbone, ViT) and dataset.image_size % (patch := backbone.patch_size):
-        fitting = [n for n in range(4, 33) if dataset.image_size % n == 0]
-        yield (
-            f"backbone.patch_size={patch}: it must divide dataset.image_size={dataset.image_size}; "
-            f"set one of {fitting}, or another dataset.image_size."
-        )
+    yield from backbone.unfit(dataset.image_size)
 
 
 def _mutated(config: Config) -> Iterator[str]:
@@ -736,7 +672,7 @@ def _mutated(config: Config) -> Iterator[str]:
     if backbone.grows or not evolution.enabled:
         return
     can = f"there is no rule for more blocks in backbone={backbone.name}, only for its widths"
-    if evolution.order != "trials":
+    if isinstance(evolution, Planned):
         yield f"evolution.order={evolution.order}: {can}; add evolution=sseg, or evolution=none."
     elif set(evolution.operators) == {"grow"}:
         yield (
@@ -790,7 +726,7 @@ def _pretrain(config: Config) -> Iterator[str]:
             f"{key}: the last size must be dataset.image_size={size}, at which the network is "
             "judged with the BN statistics that it then has."
         )
-    if config.evolution.enabled and config.evolution.order == "trials":
+    if config.evolution.enabled and isinstance(config.evolution, Trials):
         yield (
             f"{key}: evolution.order=trials waits for a loss that stays as it is, and losses of "
             "other sizes do not compare; add evolution=balanced, or evolution=none."
@@ -832,13 +768,48 @@ def _untrained(config: Config) -> Iterator[str]:
         )
 
 
+def _method(config: Config) -> Iterator[str]:
+    """The few-shot method, and what one of another package takes."""
+    evaluation, known = config.evaluation, options_of(MethodConfig)
+    if evaluation.method not in known:
+        yield _not_one_of("evaluation.method", evaluation.method, tuple(known))
+        return
+    kind, settings = known[evaluation.method], evaluation.settings
+    section = isinstance(getattr(evaluation, evaluation.method, None), MethodConfig)
+    own = {} if section else {name: said for name, *said in fields_of(kind)}
+    said = []
+    for key, value in settings.items():
+        name = f"evaluation.settings.{key}"
+        if key not in own:
+            has = f"it has {', '.join(own)}" if own else "it has none there"
+            said.append(
+                f"{name}={shown(value)}: evaluation.method={evaluation.method} takes no such "
+                f"setting; {has}."
+            )
+        elif not fits(own[key][0], value):
+            said.append(f"{name}={shown(value)}: {described(own[key][0])} is needed.")
+        else:
+            for each in value if isinstance(value, list) else [value]:
+                said += _refused(name, each, own[key][1])
+    said += [
+        f"evaluation.settings.{key}: evaluation.method={evaluation.method} needs a value."
+        for key in own
+        if key not in settings
+    ]
+    yield from said or (kind(**settings).wrong() if own else ())
+
+
 def _evaluation(config: Config) -> Iterator[str]:
     evaluation = config.evaluation
+    kind = option_of(MethodConfig, evaluation.method)
     if evaluation.shots is not None:
         yield from _a_set("evaluation.shots", evaluation.shots)
     yield from _a_set("evaluation.datasets", evaluation.datasets)
+    known = options_of(DatasetConfig)
     for name in evaluation.datasets:
-        if name in ROOTED and name != config.dataset.name:
+        if name not in known:
+            yield _not_one_of("evaluation.datasets", name, tuple(known))
+        elif issubclass(known[name], OwnImages) and name != config.dataset.name:
             yield (
                 f"evaluation.datasets={evaluation.datasets}: {name} is only possible together "
                 f"with dataset={name} dataset.root=PATH."
@@ -854,10 +825,10 @@ def _evaluation(config: Config) -> Iterator[str]:
         yield f"evaluation.top_k={list(evaluation.top_k)}: none twice."
     if evaluation.test_views > 1:
         views = f"evaluation.test_views={evaluation.test_views}"
-        if evaluation.method == "maml":
+        if kind.adapts:
             yield (
-                f"{views}: it averages embeddings, and evaluation.method=maml adapts to the "
-                "images; leave it out."
+                f"{views}: it averages embeddings, and evaluation.method={evaluation.method} "
+                "adapts to the images; leave it out."
             )
         if evaluation.support_augmentations:
             yield (
@@ -865,10 +836,10 @@ def _evaluation(config: Config) -> Iterator[str]:
                 f"{evaluation.support_augmentations}, which has other views of the support alone; "
                 "leave one of them out."
             )
-    if evaluation.method == "sinkhorn" and evaluation.queries == 1:
+    if kind.transductive and evaluation.queries == 1:
         yield (
-            "evaluation.queries=1: evaluation.method=sinkhorn judges the queries of a class "
-            "together and needs several; set evaluation.queries to 2 or more, or choose an "
+            f"evaluation.queries=1: evaluation.method={evaluation.method} judges the queries of a "
+            "class together and needs several; set evaluation.queries to 2 or more, or choose an "
             "inductive method, such as evaluation.method=prototype."
         )
 
@@ -876,20 +847,21 @@ def _evaluation(config: Config) -> Iterator[str]:
 def _closed(config: Config) -> Iterator[str]:
     """Closed sets are judged as such, and no others are."""
     evaluation, dataset = config.evaluation, config.dataset.name
-    is_closed, ways = dataset in CLOSED, " or ".join(f"evaluation={n}" for n in EVALUATIONS[1:])
+    closed, ways = names_with(Closed), " or ".join(f"evaluation={name}" for name in CLOSED_SETS)
+    is_closed = isinstance(config.dataset, Closed)
     chosen = f"evaluation={evaluation.name}"
-    if is_closed and evaluation.name == "fewshot":
+    if is_closed and evaluation.name == EPISODES:
         yield (
             f"{chosen}: the classes of dataset={dataset} are the same in train, val and test, so "
             f"no episode is of new ones; choose {ways}."
         )
-    if not is_closed and evaluation.name != "fewshot":
+    if not is_closed and evaluation.name != EPISODES:
         yield (
             f"{chosen}: val and test of dataset={dataset} have other classes than train; choose "
-            f"one of {', '.join(CLOSED)}, or evaluation=fewshot."
+            f"one of {', '.join(closed)}, or evaluation=fewshot."
         )
     others = [name for name in evaluation.datasets if name != dataset]
-    if others and (is_closed or set(others) & set(CLOSED)):
+    if others and (is_closed or set(others) & set(closed)):
         yield (
             f"evaluation.datasets={evaluation.datasets}: a closed set is judged alone, after "
             f"training on it; leave it out."
@@ -920,20 +892,21 @@ def _closed(config: Config) -> Iterator[str]:
 def _finetune(config: Config) -> Iterator[str]:
     options, evaluation = config.finetune, config.evaluation
     method = evaluation.method
-    if method in HEADED and config.task == "pipeline" and options.name != method:
+    kind = option_of(MethodConfig, method)
+    if kind.headed and config.task == "pipeline" and options.name != method:
         yield (
             f"evaluation.method={method}: it needs what finetune={method} trains; add that, or "
             "choose another evaluation.method."
         )
-    if method in HEADED and evaluation.normalize != "none":
+    if kind.headed and evaluation.normalize != "none":
         yield (
             f"evaluation.normalize={evaluation.normalize}: evaluation.method={method} "
             "was trained on features as they are; set evaluation.normalize=none."
         )
-    if method == "maml" and evaluation.support_augmentations:
+    if kind.adapts and evaluation.support_augmentations:
         yield (
             f"evaluation.support_augmentations={evaluation.support_augmentations}: it averages "
-            "embeddings, and evaluation.method=maml adapts to the images; leave it out."
+            f"embeddings, and evaluation.method={method} adapts to the images; leave it out."
         )
     yield from _teacher(config)
     if options.name == "none":
@@ -1054,7 +1027,7 @@ def _evolving(config: Config) -> Iterator[str]:
         yield f"{said}, whose inner steps are those of one network; choose another method."
     if not (evolution.enabled or sparsity.enabled):
         yield "finetune.evolve=true: nothing changes the network; add evolution=balanced."
-    if evolution.enabled and evolution.order == "trials":
+    if evolution.enabled and isinstance(evolution, Trials):
         yield (
             "finetune.evolve=true: evolution.order=trials compares networks on images that are not "
             "trained on, and the base split has none of these with labels; add evolution=balanced, "
@@ -1087,18 +1060,11 @@ def _options(config: Config) -> Iterator[str]:
 
 
 def _tracking(config: Config) -> Iterator[str]:
-    tracking = config.tracking
-    if tracking.name == "server" and not tracking.uri:
-        yield "tracking=server: where is it? Add tracking.uri=http://HOST:PORT."
-    if tracking.name == "jsonl" and tracking.uri:
+    if config.task == "deliver" and not isinstance(config.tracking, InStore):
         yield (
-            f"tracking.uri={tracking.uri}: it has no effect with tracking=jsonl; choose "
-            "tracking=mlflow or tracking=server."
-        )
-    if config.task == "deliver" and tracking.name == "jsonl":
-        yield (
-            "tracking=jsonl: nothing can be delivered there; leave it out for the store that the "
-            "run has, or choose tracking=mlflow or tracking=server with tracking.uri=ADDRESS."
+            f"tracking={config.tracking.name}: nothing can be delivered there; leave it out for "
+            "the store that the run has, or choose tracking=mlflow or tracking=server with "
+            "tracking.uri=ADDRESS."
         )
 
 
@@ -1131,7 +1097,6 @@ _RULES = cast(
         _report,
         _taken_home,
         _names,
-        _dataset,
         _curriculum,
         _views,
         _backbone,
@@ -1140,6 +1105,7 @@ _RULES = cast(
         _ssl,
         _pretrain,
         _untrained,
+        _method,
         _evaluation,
         _closed,
         _finetune,

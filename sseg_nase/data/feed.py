@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sseg_nase.config.schema import SYNTHETIC_LEVELS, CurriculumConfig
+from sseg_nase.config.groups.curriculum import SYNTHETIC_LEVELS, CurriculumConfig
 from sseg_nase.data.curriculum.schedule import LevelSchedule, plan_epoch
 from sseg_nase.data.placement import Images, fetch
 from sseg_nase.data.prefetch import one_ahead

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -76,7 +76,8 @@ def apply(
         theirs = backbone if state.teacher_head is None else backbone | fresh_head
         bundle["teacher"] = Tensors(teacher, theirs)
     sources = {name: maps[name].source for name in fresh}
-    bundle |= _moments(state.moments, fresh, sources)
+    known = {each.source for each in maps.values()}
+    bundle |= _moments(state.moments, fresh, sources, known)
     carried = carry(maps, bundle)
     moments: dict[str, dict[str, Any]] = {
         name: {k: v if k in MOMENTS else _copied(v) for k, v in state.moments[source].items()}
@@ -107,15 +108,18 @@ def _moments(
     moments: Mapping[str, Mapping[str, Any]],
     fresh: Mapping[str, Tensor],
     sources: Mapping[str, str | None],
+    known: Set[str | None],
 ) -> dict[str, Tensors]:
-    """The optimizer's state that moves with its weights, one part per key."""
+    """The optimizer's state that moves with its weights, one part per key.
+
+    `known`: the tensors that the mutation knows, with those that it takes nowhere.
+    """
     keys = dict.fromkeys(key for each in moments.values() for key in each)
     unknown = [key for key in keys if key != "step" and key not in MOMENTS and _moves(moments, key)]
     if unknown:
         raise KeyError(
             f"optimizer state '{unknown[0]}' has no rule; known: step, {', '.join(MOMENTS)}"
         )
-    known = set(sources.values())
     strangers = sorted(name for name in moments if name not in known)
     if strangers:
         raise KeyError(f"the mutation does not know the optimizer state's {', '.join(strangers)}")

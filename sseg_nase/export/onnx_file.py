@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,47 @@ def write(subject: Subject, path: Path, threads: int) -> dict[str, Any]:
 
 def write_graph(subject: Subject, path: Path) -> None:
     """Export through torch's graph to ONNX, check it, and add the metadata."""
+    if "onnx" not in subject.graph:
+        _export(subject, path)
+        subject.graph["onnx"] = path.read_bytes()
+    path.write_bytes(subject.graph["onnx"])
+
+
+def taken_apart(subject: Subject) -> tuple[list[Any], dict[str, np.ndarray]]:
+    """The graph's nodes as plain data, and its constants by name.
+
+    A node is [operation, inputs, outputs, attributes], as ONNX has them, in the order of running.
+    """
+    onnx = package()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.onnx"
+        write_graph(subject, path)
+        graph = onnx.load(str(path)).graph
+    weights = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+    nodes = []
+    for node in graph.node:
+        attributes = {
+            each.name: _plain(onnx.helper.get_attribute_value(each)) for each in node.attribute
+        }
+        if node.op_type == "Constant":
+            [value] = node.attribute
+            array = onnx.helper.get_attribute_value(value)
+            is_tensor = value.type == onnx.AttributeProto.TENSOR
+            weights[node.output[0]] = (
+                onnx.numpy_helper.to_array(array) if is_tensor else np.asarray(array)
+            )
+            continue
+        nodes.append([node.op_type, list(node.input), list(node.output), attributes])
+    return nodes, weights
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode()
+    return value if isinstance(value, int | float | str) else list(value)
+
+
+def _export(subject: Subject, path: Path) -> None:
     onnx = package()
     onnxruntime()
     batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)

@@ -7,7 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sseg_nase.config.schema import Config
+from sseg_nase.config.compose import dataset_of
+from sseg_nase.config.layout import group_option, groups
+from sseg_nase.config.options import fields_of
+from sseg_nase.config.schema import Config, DatasetConfig
 from sseg_nase.config.validation import validate
 from sseg_nase.rundir.config import config_of
 from sseg_nase.rundir.names import CONFIG
@@ -47,7 +50,7 @@ def as_trained(config: Config, overrides: Sequence[str]) -> Config:
         return config
     known = config_of(run) or {}
     if "dataset" not in given:
-        dataset = _overlaid(config.dataset, section(known, "dataset"), given, "dataset")
+        dataset = _dataset(config.dataset, section(known, "dataset"), given)
         config = dataclasses.replace(config, dataset=dataset)
     evaluation = _overlaid(config.evaluation, section(known, "evaluation"), given, "evaluation")
     evaluation = dataclasses.replace(evaluation, datasets=[config.dataset.name])
@@ -61,6 +64,15 @@ def as_trained(config: Config, overrides: Sequence[str]) -> Config:
     config = dataclasses.replace(config, evaluation=evaluation, backbone=backbone, paths=paths)
     validate(config)
     return config
+
+
+def _dataset(own: DatasetConfig, known: Mapping[str, Any], given: set[str]) -> DatasetConfig:
+    """The run's, but for the keys that are given; what it has not stored is as usual."""
+    name = known.get("name", own.name)
+    usual = group_option("dataset", name) if name in groups()["dataset"] else {}
+    keys = {key for key, *_ in fields_of(DatasetConfig) if f"dataset.{key}" not in given}
+    taken = {key: value for key, value in known.items() if key in keys}
+    return dataset_of({**usual, **dataclasses.asdict(own), **taken})
 
 
 def _overlaid(own: Any, known: Mapping[str, Any], given: set[str], prefix: str) -> Any:

@@ -26,14 +26,7 @@ LINE = 96  # characters of weights
 @register("python", ".py")
 def write(subject: Subject, path: Path, threads: int) -> dict[str, Any]:
     """Write `runner.py` with the graph and its weights behind it, and compare it with torch."""
-    onnx = onnx_file.package()
-    whole = path.with_name("graph.onnx")
-    try:
-        onnx_file.write_graph(subject, whole)
-        graph = onnx.load(str(whole)).graph
-    finally:
-        whole.unlink(missing_ok=True)
-    nodes, weights = _taken_apart(graph, onnx)
+    nodes, weights = onnx_file.taken_apart(subject)
     if unknown := sorted({node[0] for node in nodes} - set(runner._OPERATIONS)):
         raise UserError(
             f"export.formats=python: the network has operations that it does not know "
@@ -60,32 +53,6 @@ def imported(path: Path) -> ModuleType:
     finally:
         sys.dont_write_bytecode = before
     return module
-
-
-def _taken_apart(graph: Any, onnx: Any) -> tuple[list[Any], dict[str, np.ndarray]]:
-    """The nodes as plain data in their order, and all constants by their names."""
-    weights = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
-    nodes = []
-    for node in graph.node:
-        attributes = {
-            each.name: _plain(onnx.helper.get_attribute_value(each)) for each in node.attribute
-        }
-        if node.op_type == "Constant":
-            [value] = node.attribute
-            array = onnx.helper.get_attribute_value(value)
-            is_tensor = value.type == onnx.AttributeProto.TENSOR
-            weights[node.output[0]] = (
-                onnx.numpy_helper.to_array(array) if is_tensor else np.asarray(array)
-            )
-            continue
-        nodes.append([node.op_type, list(node.input), list(node.output), attributes])
-    return nodes, weights
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode()
-    return value if isinstance(value, int | float | str) else list(value)
 
 
 def _source(subject: Subject, nodes: list[Any], weights: dict[str, np.ndarray]) -> str:

@@ -24,9 +24,13 @@ def embed(pixels):
     pixels = np.asarray(pixels)
     if pixels.dtype != wanted:
         raise TypeError(f"images of {pixels.dtype} were given, {np.dtype(wanted)} is needed")
-    values = {**_WEIGHTS, "images": pixels, "": None}
+    return _run(_NODES, _WEIGHTS, pixels)
+
+
+def _run(nodes, weights, images):
+    values = {**weights, "images": images, "": None}
     with np.errstate(over="ignore"):
-        for operation, inputs, outputs, attributes in _NODES:
+        for operation, inputs, outputs, attributes in nodes:
             found = _OPERATIONS[operation](*[values[name] for name in inputs], **attributes)
             several = found if isinstance(found, tuple) else (found,)
             values.update(zip(outputs, several, strict=False))

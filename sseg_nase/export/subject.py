@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import torch
 
 from sseg_nase.config.schema import Config
 from sseg_nase.data.episodes import EpisodeList, sample_episodes
-from sseg_nase.data.opening import PLAIN
 from sseg_nase.data.random import derive
 from sseg_nase.data.store import ImageStore
 from sseg_nase.data.views import normalize
@@ -27,13 +25,13 @@ from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.own import registered_by
 from sseg_nase.runtime.metadata import Metadata
 from sseg_nase.stages import FewShotTask, fitted, images_of, stored
+from sseg_nase.stages.served import metadata_of
 from sseg_nase.statistics import mean_ci95
 from sseg_nase.training import checkpoint
 from sseg_nase.version import __version__
 
 CPU = torch.device("cpu")
 CALIBRATING = 200  # episodes of base classes that the temperature is fitted on
-DRAWN = ("omniglot", "sketch")  # data sets of line drawings
 Features = Callable[[ImageStore], np.ndarray]
 
 
@@ -43,6 +41,7 @@ class Subject:
 
     `base` are the images that it may be calibrated on; `accuracies` of the episodes in percent, by
     the key of their list; `judge` gives those of other features float32 `[n, D]` of `store`.
+    `graph` holds the ONNX file of this very network once there is one: more than one form uses it.
     """
 
     network: Backbone
@@ -52,21 +51,7 @@ class Subject:
     accuracies: dict[str, np.ndarray]
     judge: Callable[[np.ndarray], dict[str, np.ndarray]]
     run: Path | None
-
-
-class TorchEmbedder:
-    """A checkpoint's network as the runtime uses one: uint8 `[B, S, S, C]` → `[B, features]`."""
-
-    def __init__(self, network: Backbone, metadata: Metadata) -> None:
-        self.network = network
-        self.metadata = metadata
-
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """Embed uint8 `[B, S, S, C]` as float32 `[B, features]`."""
-        with torch.inference_mode():
-            images = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
-            features = [self.network(normalize(part)) for part in images.split(64)]
-            return np.asarray(torch.cat(features).float())
+    graph: dict[str, bytes] = field(default_factory=dict, init=False, repr=False, compare=False)
 
 
 def prepared(config: Config, overrides: Sequence[str], *, judged: bool = True) -> Subject:
@@ -130,8 +115,6 @@ def prepared(config: Config, overrides: Sequence[str], *, judged: bool = True) -
             }
     run = run_of(path)
     architecture = reached.backbone.architecture
-    drawn = config.dataset.name in DRAWN
-    value_range = config.dataset.value_range
     about = {
         "version": __version__,
         "architecture": architecture.to_dict(),
@@ -146,24 +129,7 @@ def prepared(config: Config, overrides: Sequence[str], *, judged: bool = True) -
             "calibration_error": calibration_error(scores, labels, temperature),
         },
     }
-    metadata = Metadata(
-        image_size=architecture.resolution,
-        channels=architecture.in_channels,
-        features=architecture.features,
-        input=config.export.input,
-        reading={
-            "background": list(config.dataset.background or PLAIN.background),
-            "value_range": None if value_range is None else list(value_range),
-            "drawing": drawn,
-            "invert": bool(drawn and config.dataset.invert),
-        },
-        normalize=evaluation.normalize,
-        base_mean=None if mean is None else mean.tolist(),
-        metric=evaluation.metric,
-        temperature=temperature,
-        weights=_digest(reached.backbone, mean),
-        about=about,
-    )
+    metadata = metadata_of(config, reached.backbone, mean, temperature, about)
     store = base if task is None else task.store
     return Subject(network, metadata, base, store, accuracies, judge, run)
 
@@ -215,14 +181,3 @@ def _scores(
     query = features[torch.tensor(episodes.query)].flatten(1, 2)
     scores = METHODS["prototype"].scores(support, query, config.evaluation)
     return scores.double().numpy(), episodes.labels
-
-
-def _digest(network: Backbone, mean: torch.Tensor | None) -> str:
-    """16 hexadecimal digits of the weights and the base mean: what features depend on."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
-    if mean is not None:
-        digest.update(mean.numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -14,7 +14,7 @@ import torch
 
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import DONE
-from sseg_nase.export import onnx_file, onnx_int8, pt2, python_file
+from sseg_nase.export import html_file, onnx_file, onnx_int8, pt2, python_file
 from sseg_nase.export.formats import FORMATS
 from sseg_nase.export.origin import run_of
 from sseg_nase.export.predict import predict
@@ -29,7 +29,8 @@ from sseg_nase.version import __version__
 NAME = "network"
 RESULTS = "export.json"
 SCHEMA = 1
-__all__ = ["FORMATS", "TASKS", "export", "onnx_file", "onnx_int8", "predict", "pt2", "python_file"]
+FORMS = (html_file, onnx_file, onnx_int8, pt2, python_file)  # each of them registers itself
+__all__ = ["FORMATS", "FORMS", "TASKS", "export", "predict"]
 
 Say = Callable[[str], None]
 
@@ -41,7 +42,7 @@ def export(config: Config, overrides: Sequence[str], say: Say) -> int:
     """
     assert config.checkpoint is not None
     options = config.export
-    if {"onnx", "onnx_int8", "python"} & set(options.formats):
+    if set(options.formats) - {"pt2"}:
         onnx_file.package()  # said before the network is judged, which may take minutes
         onnxruntime()
     output = _folder(config)

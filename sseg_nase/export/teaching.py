@@ -35,7 +35,8 @@ def classifier_of(config: Config, overrides: Sequence[str]) -> FewShotClassifier
     path = expanded("checkpoint", config.checkpoint)
     if path.suffix.lower() == ".onnx":
         return FewShotClassifier(OnnxEmbedder(path, threads=config.hardware.threads))
-    from sseg_nase.export.subject import TorchEmbedder, prepared  # here, because of torch
+    from sseg_nase.export.subject import prepared  # here, because of torch
+    from sseg_nase.stages.served import TorchEmbedder
 
     subject = prepared(config, overrides, judged=False)
     return FewShotClassifier(TorchEmbedder(subject.network, subject.metadata))

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sseg_nase.config.schema import EvaluationConfig
+from sseg_nase.config.groups.evaluation import EvaluationConfig, MethodConfig
+from sseg_nase.config.options import imported, of_this_package, options_of
 from sseg_nase.fewshot.classifiers import matching_scores, prototype_scores
 from sseg_nase.fewshot.linear import linear_scores, logistic_scores, ridge_scores
 from sseg_nase.fewshot.transport import transport_scores
@@ -136,13 +137,48 @@ def _of_transport(s: Sizes) -> int:
     return 4 * (s.support + s.queries) * s.features + 12 * s.queries * s.ways
 
 
+def prototype() -> Method:
+    """The nearest mean of a class, by `evaluation.metric`."""
+    return Method(_prototype, lambda e: f"prototype/{e.metric}", _of_prototype)
+
+
+def matching() -> Method:
+    """Attention over the support (Vinyals et al. 2016)."""
+    return Method(_matching, lambda _: "matching", _of_matching)
+
+
+def ridge() -> Method:
+    """Ridge regression on the support."""
+    return Method(_ridge, lambda _: "ridge", _of_solving)
+
+
+def logistic() -> Method:
+    """Logistic regression on the support."""
+    return Method(_logistic, lambda _: "logistic", _of_logistic)
+
+
+def linear() -> Method:
+    """A linear layer, trained on the support by SGD."""
+    return Method(_linear, lambda _: "linear", _of_linear)
+
+
+def sinkhorn() -> Method:
+    """Optimal transport of all queries together."""
+    return Method(_sinkhorn, lambda e: f"sinkhorn/{marginal(e)}", _of_transport, transductive=True)
+
+
+def method_named(name: str) -> Method:
+    """The method that `evaluation.method` names, one that needs no head.
+
+    Raises `UserError` where what another package has for it cannot be imported.
+    """
+    made: Method = imported(options_of(MethodConfig)[name].made_by)()
+    return made
+
+
+# Those of this package, by the name that the configuration has for them.
 METHODS: Mapping[str, Method] = {
-    "prototype": Method(_prototype, lambda e: f"prototype/{e.metric}", _of_prototype),
-    "matching": Method(_matching, lambda _: "matching", _of_matching),
-    "ridge": Method(_ridge, lambda _: "ridge", _of_solving),
-    "logistic": Method(_logistic, lambda _: "logistic", _of_logistic),
-    "linear": Method(_linear, lambda _: "linear", _of_linear),
-    "sinkhorn": Method(
-        _sinkhorn, lambda e: f"sinkhorn/{marginal(e)}", _of_transport, transductive=True
-    ),
+    name: method_named(name)
+    for name, kind in options_of(MethodConfig).items()
+    if of_this_package(kind) and not kind.headed
 }

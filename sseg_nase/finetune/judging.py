@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sseg_nase.config.schema import EvaluationConfig
-from sseg_nase.fewshot.methods import METHODS, Method, Sizes
+from sseg_nase.fewshot.methods import METHODS, Method, Sizes, method_named
 from sseg_nase.finetune.learner import EpisodeLearner, Ridge
 from sseg_nase.finetune.maml import adapted_scores
 from sseg_nase.hardware.probe import eval_mode
@@ -47,7 +47,7 @@ def method_of(
     if evaluation.method == "maml":
         assert learner is not None
         return _maml(learner, read, precision)
-    return METHODS[evaluation.method]
+    return method_named(evaluation.method)
 
 
 def _judging(head: torch.nn.Module) -> Callable[[Tensor, Tensor, EvaluationConfig], Tensor]:

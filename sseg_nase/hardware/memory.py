@@ -19,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sseg_nase.config.commands import argument
-from sseg_nase.config.groups.backbone import Chain, ResNet12
 from sseg_nase.config.schema import Config
 from sseg_nase.hardware.probe import blank_images, device_of, eval_mode
 
@@ -181,8 +180,8 @@ def _training_remedies(config: Config) -> list[str]:
         found.append(
             f"evolution.max_params={evolution.max_params // 2} (the network stops growing earlier)"
         )
-    if isinstance(config.backbone, (Chain, ResNet12)):
-        channels = [max(1, width // 2) for width in config.backbone.channels]
+    if widths := getattr(config.backbone, "channels", None):
+        channels = [max(1, width // 2) for width in widths]
         narrower = argument("backbone.channels", channels)
         found.append(f"{narrower} (a narrower network to start from)")
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from sseg_nase import counting
@@ -13,10 +14,13 @@ from sseg_nase.nets.maps import IMAGES, Axis, Wires, layer
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-    from sseg_nase.nets.evolvable import EvolvableCNN
+    from sseg_nase.config.groups.backbone import Chain
 
 __all__ = ["Architecture", "Block", "pools"]
+
+NETWORK = "sseg_nase.nets.evolvable"  # by name: it has operators for use by hand, which know this
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,23 @@ class Architecture:
             activation=activation,
             batch_norm=batch_norm,
             embedding=embedding,
+        )
+
+    @classmethod
+    def configured(cls, backbone: Chain, image_size: int) -> Architecture:
+        """The untrained network of a run."""
+        return cls.seed(
+            backbone.channels,
+            resolution=image_size,
+            in_channels=backbone.in_channels,
+            kernel_size=backbone.kernel_size,
+            activation=backbone.activation,
+            batch_norm=backbone.batch_norm,
+            pooling=backbone.pooling,
+            blocks_per_stage=backbone.blocks_per_stage,
+            pooled_blocks=backbone.pooled_blocks,
+            residual=backbone.residual,
+            embedding=backbone.embedding,
         )
 
     @property
@@ -160,11 +181,9 @@ class Architecture:
             ),
         )
 
-    def network(self, generator: torch.Generator | None) -> EvolvableCNN:
+    def network(self, generator: torch.Generator | None) -> nn.Module:
         """The network itself, with weights that `generator` draws."""
-        from sseg_nase.nets.evolvable import EvolvableCNN
-
-        return EvolvableCNN(self, generator=generator)
+        return import_module(NETWORK).EvolvableCNN(self, generator=generator)
 
     @property
     def params(self) -> int:

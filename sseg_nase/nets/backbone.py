@@ -75,6 +75,7 @@ class Backbone(nn.Module):
         state = carry_network(change, self.state_dict())
         with torch.random.fork_rng(devices=[]):
             new = change.after.network(None)
+        assert isinstance(new, Backbone), type(new)
         new.to(device=like.device, dtype=like.dtype).train(training)
         new.load_state_dict(state)
         new.requires_grad_(like.requires_grad)

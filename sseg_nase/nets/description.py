@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-    from sseg_nase.nets.backbone import Backbone
     from sseg_nase.nets.maps import Axis, Wiring
 
 
@@ -57,7 +57,7 @@ class Description(Protocol):
     def with_widths(self, widths: Mapping[str, int]) -> Description:
         """The same network with as many channels in the named axes."""
 
-    def network(self, generator: torch.Generator | None) -> Backbone:
+    def network(self, generator: torch.Generator | None) -> nn.Module:
         """The network itself, with weights that `generator` draws."""
 
     def macs(self, resolution: int | None = None) -> int:
@@ -84,3 +84,13 @@ def summarize(description: Description) -> dict[str, Any]:
         "flops": 2 * macs,
         "resolution": description.resolution,
     }
+
+
+class Family(Protocol):
+    """What makes the descriptions of a family, as the option of `backbone` names it: a class."""
+
+    def configured(self, backbone: Any, image_size: int) -> Description:
+        """The untrained network that an option describes. Raises `UserError`."""
+
+    def from_dict(self, data: Any) -> Description:
+        """The description that `to_dict` wrote."""

@@ -30,6 +30,7 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
     "selu": nn.SELU,
     "gelu": nn.GELU,
+    "silu": nn.SiLU,
     "none": nn.Identity,
 }
 LEAST_SQUEEZED = 4  # channels: a quarter of five would be one
@@ -166,11 +167,14 @@ class FactorizedReduce(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Channels weighed by what their means say (Hu et al. 2018); at least 4 are squeezed to."""
+    """Channels weighed by what their means say (Hu et al. 2018).
 
-    def __init__(self, channels: int, ratio: float = 0.25) -> None:
+    They are squeezed to `squeezed` channels, by default `ratio` times as many, and at least 4.
+    """
+
+    def __init__(self, channels: int, ratio: float = 0.25, squeezed: int | None = None) -> None:
         super().__init__()
-        squeezed = max(LEAST_SQUEEZED, round(channels * ratio))
+        squeezed = max(LEAST_SQUEEZED, round(channels * ratio)) if squeezed is None else squeezed
         self.down = nn.Conv2d(channels, squeezed, 1)
         self.up = nn.Conv2d(squeezed, channels, 1)
 
@@ -205,14 +209,18 @@ class Dense(nn.Module):
 
 
 class Shuffle(nn.Module):
-    """ShuffleNetV2's unit: two branches, concatenated and shuffled (Ma et al. 2018)."""
+    """ShuffleNetV2's unit: two branches, concatenated and shuffled (Ma et al. 2018).
 
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
+    `wide`: channels inside of the right one, instead of as many as it gives.
+    """
+
+    def __init__(self, inside: int, outside: int, stride: int, *, wide: int | None = None) -> None:
         super().__init__()
         self.splits = stride == 1 and inside == outside and inside % 2 == 0
         left = inside // 2 if self.splits else outside // 2
         start = inside // 2 if self.splits else inside
         right = outside - left
+        wide = right if wide is None else wide
         self.left = (
             nn.Identity()
             if self.splits
@@ -223,10 +231,10 @@ class Shuffle(nn.Module):
             )
         )
         self.right = nn.Sequential(
-            *_conv_norm(start, right, 1),
+            *_conv_norm(start, wide, 1),
             nn.ReLU(),
-            *_conv_norm(right, right, 3, stride, groups=right),
-            *_conv_norm(right, right, 1),
+            *_conv_norm(wide, wide, 3, stride, groups=wide),
+            *_conv_norm(wide, right, 1),
             nn.ReLU(),
         )
 
@@ -237,6 +245,26 @@ class Shuffle(nn.Module):
         if joined.shape[1] % 2:
             return joined
         return joined.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+
+
+class Take(nn.Module):
+    """Some of the channels, in `ranges` such as "0-12,24-30": what a split leads on."""
+
+    def __init__(self, inside: int, outside: int, stride: int, *, ranges: str) -> None:
+        super().__init__()
+        self.ranges = ranges_of(ranges)
+        assert sum(end - begin for begin, end in self.ranges) == outside, (ranges, outside)
+        assert stride == 1, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` → `[B, C', H, W]`."""
+        return torch.cat([x[:, begin:end] for begin, end in self.ranges], 1)
+
+
+def ranges_of(text: str) -> tuple[tuple[int, int], ...]:
+    """Begin and end of every range in "0-12,24-30"."""
+    pairs = (part.split("-") for part in text.split(","))
+    return tuple((int(begin), int(end)) for begin, end in pairs)
 
 
 class ToVector(nn.Module):
@@ -345,10 +373,14 @@ def inverted_residual(
     squeeze: float = 0.0,
     activation: str = "relu",
     wide: int | None = None,
+    squeezed: int | None = None,
+    residual: bool = True,
 ) -> nn.Module:
     """1×1 wider, depthwise, 1×1 linear, each with BN; the input is added where the shape stays.
 
-    `wide`: channels in between, instead of `expansion` times those of the input.
+    `wide`: channels in between, instead of `expansion` times those of the input. `squeeze`: they
+    are weighed by means of so large a share of them, or of `squeezed`. Not `residual`: nothing is
+    added, even where it could be.
     """
     grows = wide is not None or round(inside * expansion) != inside
     wide = max(1, round(inside * expansion)) if wide is None else wide
@@ -358,10 +390,11 @@ def inverted_residual(
         layers += [*_conv_norm(inside, wide, 1), act()]
     layers += [*_conv_norm(wide, wide, kernel, stride, groups=wide), act()]
     if squeeze:
-        layers.append(SqueezeExcite(wide, squeeze))
+        layers.append(SqueezeExcite(wide, squeeze, squeezed))
     layers += _conv_norm(wide, outside, 1)
     body = nn.Sequential(*layers)
-    return Residual(body, nn.Identity()) if stride == 1 and inside == outside else body
+    adds = residual and stride == 1 and inside == outside
+    return Residual(body, nn.Identity()) if adds else body
 
 
 def depthwise_separable(
@@ -391,6 +424,12 @@ def depthwise_separable(
     return body
 
 
+def depthwise(inside: int, outside: int, stride: int, *, kernel: int = 3) -> nn.Module:
+    """Depthwise convolution and BN, with no activation: between two others."""
+    assert inside == outside, (inside, outside)
+    return nn.Sequential(*_conv_norm(inside, inside, kernel, stride, groups=inside))
+
+
 def squeeze_excite(inside: int, outside: int, stride: int) -> nn.Module:
     """Squeeze and excitation alone, after what changes the shape where that is needed."""
     return nn.Sequential(skip(inside, outside, stride), SqueezeExcite(outside))
@@ -405,8 +444,12 @@ def conv(
     activation: str = "relu",
     norm: bool = True,
     residual: bool = False,
+    pieces: str | None = None,
 ) -> nn.Module:
-    """Convolution, BN, act; `residual` adds the input where the shape stays."""
+    """Convolution, BN, act; `residual` adds the input where the shape stays.
+
+    `pieces`: channels that go different ways later, such as "12,6,6": an axis each.
+    """
     body = nn.Sequential(
         *_conv_norm(inside, outside, kernel, stride, norm=norm), ACTIVATIONS[activation]()
     )
@@ -423,14 +466,20 @@ def basic_block(
     kernel: int = 3,
     activation: str = "relu",
     norm: bool = True,
+    wide: int | None = None,
+    project: bool = False,
 ) -> nn.Module:
-    """ResNet's block of two convolutions (He et al. 2016)."""
+    """ResNet's block of two convolutions (He et al. 2016), with `wide` channels between them.
+
+    `project`: the shortcut is a convolution even where the shape stays.
+    """
+    wide = outside if wide is None else wide
     body = nn.Sequential(
-        *_conv_norm(inside, outside, kernel, stride, norm=norm),
+        *_conv_norm(inside, wide, kernel, stride, norm=norm),
         ACTIVATIONS[activation](),
-        *_conv_norm(outside, outside, kernel, norm=norm),
+        *_conv_norm(wide, outside, kernel, norm=norm),
     )
-    same = stride == 1 and inside == outside
+    same = stride == 1 and inside == outside and not project
     shortcut = (
         nn.Identity() if same else nn.Sequential(*_conv_norm(inside, outside, 1, stride, norm=norm))
     )
@@ -455,12 +504,16 @@ def dense_layer(
     bottleneck: int = 4,
     activation: str = "relu",
     norm: bool = True,
+    wide: int | None = None,
 ) -> nn.Module:
-    """DenseNet-BC's layer: `outside − inside` channels are added (Huang et al. 2017)."""
+    """DenseNet-BC's layer: `outside − inside` channels are added (Huang et al. 2017).
+
+    `wide`: channels in between, instead of `bottleneck` times as many.
+    """
     growth = outside - inside
     assert growth > 0, (inside, outside)
     assert stride == 1, stride
-    wide = bottleneck * growth
+    wide = bottleneck * growth if wide is None else wide
     act = ACTIVATIONS[activation]
     first = [nn.BatchNorm2d(inside)] if norm else []
     return Dense(
@@ -497,6 +550,70 @@ def dense_units(
         layers.append(ChannelNorm(outside))
     body = nn.Sequential(*layers, ACTIVATIONS[activation]())
     return Residual(body, nn.Identity()) if residual and inside == outside else body
+
+
+def patches(inside: int, outside: int, stride: int) -> nn.Module:
+    """Square patches of `stride` pixels as one pixel each: linear, as a ViT begins."""
+    return nn.Conv2d(inside, outside, stride, stride)
+
+
+class MLPBlock(nn.Module):
+    """`x + W₂ act(W₁ norm(x))` of vectors `[B, C, 1, 1]`, with `wide` units inside."""
+
+    def __init__(
+        self, inside: int, outside: int, stride: int, *, wide: int, activation: str = "gelu"
+    ) -> None:
+        super().__init__()
+        assert inside == outside, (inside, outside)
+        self.norm = nn.LayerNorm(inside)
+        self.fc1 = nn.Linear(inside, wide)
+        self.activation = ACTIVATIONS[activation]()
+        self.fc2 = nn.Linear(wide, inside)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, 1, 1]` → `[B, C, 1, 1]`."""
+        y = self.fc2(self.activation(self.fc1(self.norm(x.flatten(1)))))
+        return x + y[:, :, None, None]
+
+
+class MixerBlock(nn.Module):
+    """MLP-Mixer's layer on maps of `side` × `side` patches (Tolstikhin et al. 2021).
+
+    An MLP over the places of every channel with `mixed` units, then one over the channels of every
+    place with `wide`, each behind a layer norm and with its input added.
+    """
+
+    def __init__(
+        self, inside: int, outside: int, stride: int, *, side: int, mixed: int, wide: int
+    ) -> None:
+        super().__init__()
+        assert inside == outside, (inside, outside)
+        self.norm1, self.norm2 = nn.LayerNorm(inside), nn.LayerNorm(inside)
+        self.token_fc1 = nn.Linear(side**2, mixed)
+        self.token_fc2 = nn.Linear(mixed, side**2)
+        self.fc1 = nn.Linear(inside, wide)
+        self.fc2 = nn.Linear(wide, inside)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, S, S]` → `[B, C, S, S]`."""
+        tokens = x.flatten(2).transpose(1, 2)  # [B, S², C]
+        y = self.norm1(tokens).transpose(1, 2)
+        tokens = tokens + self.token_fc2(F.gelu(self.token_fc1(y))).transpose(1, 2)
+        tokens = tokens + self.fc2(F.gelu(self.fc1(self.norm2(tokens))))
+        return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class PlaceNorm(nn.Module):
+    """Layer normalisation of the channels at every place of a map `[B, C, S, S]`."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        assert inside == outside, (inside, outside)
+        self.norm = nn.LayerNorm(inside)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, S, S]` → `[B, C, S, S]`."""
+        return self.norm(x.movedim(1, -1)).movedim(-1, 1)
 
 
 def norm_relu(inside: int, outside: int, stride: int) -> nn.Module:
@@ -544,8 +661,15 @@ register("inverted_residual", inverted_residual)
 register("dense_layer", dense_layer)
 register("transition", transition)
 register("shuffle_unit", Shuffle)
+register("take", Take)
+register("depthwise", depthwise)
 register("flatten", _flatten)
 register("units", dense_units)
+register("patches", patches)
+register("mlp_block", MLPBlock)
+register("mixer_block", MixerBlock)
+register("place_norm", PlaceNorm)
+ONE_SIZE = frozenset({"flatten", "mixer_block"})  # their weights hold for one size of the map
 
 NB201 = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 DARTS = (

@@ -1,4 +1,4 @@
-"""A network of a search as data: operations in the order in which they run, and what each reads.
+"""A network of operations, as data and built from it.
 
 Whatever a search space describes becomes this: one description, one count and one builder for
 cells, chains and families. It needs its space no more once it is written down.
@@ -6,51 +6,21 @@ cells, chains and families. It needs its space no more once it is written down.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor, nn
+
+from sseg_nase.config.groups.backbone import Planned
 from sseg_nase.errors import UserError
 from sseg_nase.nets import ops, searched_axes
-from sseg_nase.nets.fixed import FixedArchitecture
+from sseg_nase.nets.backbone import Backbone, drawing_from
+from sseg_nase.nets.evolvable import initialize
+from sseg_nase.nets.family import FamilyArchitecture
 from sseg_nase.nets.maps import Axis, Wires
-from sseg_nase.nets.mixed import Mixture
-
-if TYPE_CHECKING:
-    import torch
-
-    from sseg_nase.nets.backbone import Backbone
-
-JOINS = ("sum", "concat")
-IMAGE = -1  # as an input: the images
-
-
-@dataclass(frozen=True)
-class Node:
-    """One operation. `inputs` are the numbers of earlier nodes, `IMAGE` the images.
-
-    `place` names it, unlike any other: `cell3.0-2`. What stands before the first point is its
-    block, and nodes of one block follow each other. Several inputs are summed or concatenated
-    before the operation; their shapes must fit.
-    """
-
-    place: str
-    op: str
-    inputs: tuple[int, ...]
-    channels: int
-    stride: int = 1
-    join: str = "sum"
-    options: tuple[tuple[str, Any], ...] = ()
-
-    @property
-    def block(self) -> str:
-        """The block that it belongs to."""
-        return self.place.partition(".")[0]
-
-    @property
-    def module(self) -> str:
-        """The name of its module within the block: no points in it."""
-        return self.place.partition(".")[2].replace(".", "_") or "op"
+from sseg_nase.nets.plan import IMAGE, JOINS, Node
 
 
 class Shape(NamedTuple):
@@ -68,37 +38,12 @@ class Count(NamedTuple):
     memory: int
 
 
-class Plan:
-    """Nodes under construction; `add` returns the number by which later nodes read one."""
-
-    def __init__(self) -> None:
-        self.nodes: list[Node] = []
-
-    def add(
-        self,
-        place: str,
-        op: str,
-        inputs: int | Sequence[int],
-        channels: int,
-        stride: int = 1,
-        *,
-        join: str = "sum",
-        **options: Any,
-    ) -> int:
-        """Append a node."""
-        read = (inputs,) if isinstance(inputs, int) else tuple(inputs)
-        if isinstance(op, Mixture):
-            options |= op.options
-        given = tuple(sorted(options.items()))
-        self.nodes.append(Node(place, str(op), read, channels, stride, join, given))
-        return len(self.nodes) - 1
-
-
 @dataclass(frozen=True)
-class SearchedArchitecture(FixedArchitecture):
-    """A network out of a search space. Its embedding is the average over the last node's map.
+class SearchedArchitecture(FamilyArchitecture):
+    """A network of operations: out of a search space, or of a family that says them in `plan`.
 
-    `space` and `point` say where it comes from, as text; nothing but people reads them.
+    Its embedding is the average over the last node's map. `space` and `point` say where it comes
+    from, as text; nothing but people reads them.
     """
 
     nodes: tuple[Node, ...] = ()
@@ -122,10 +67,14 @@ class SearchedArchitecture(FixedArchitecture):
             places.add(node.place)
         ops.check_operations(node.op for node in self.nodes)
 
-    def network(self, generator: torch.Generator | None) -> Backbone:
-        """The network itself, with weights that `generator` draws."""
-        from sseg_nase.nets.searched_network import SearchedNetwork
+    @classmethod
+    def configured(cls, backbone: Planned, image_size: int) -> SearchedArchitecture:
+        """The untrained network of a run, of a family that says its operations."""
+        nodes = tuple(backbone.plan(image_size).nodes)
+        return cls(backbone.name, image_size, backbone.in_channels, nodes)
 
+    def network(self, generator: torch.Generator | None) -> SearchedNetwork:
+        """The network itself, with weights that `generator` draws."""
         return SearchedNetwork(self, generator=generator)
 
     @property
@@ -176,7 +125,7 @@ class SearchedArchitecture(FixedArchitecture):
     @property
     def any_resolution(self) -> bool:
         """Whether the same weights take images of other sizes, too."""
-        return all(node.op != "flatten" for node in self.nodes)
+        return not any(node.op in ops.ONE_SIZE for node in self.nodes)
 
     @property
     def params(self) -> int:
@@ -289,3 +238,64 @@ class SearchedArchitecture(FixedArchitecture):
             alive = sum(sizes[n] for n in range(now + 1) if last[n] >= now)
             largest = max(largest, alive + (image if now <= image_until else 0))
         return largest
+
+
+class SearchedNetwork(Backbone):
+    """Embeds images `[B, C, S, S]` as `[B, features]`; a module per node, named by its place."""
+
+    architecture: SearchedArchitecture
+
+    def __init__(
+        self, architecture: SearchedArchitecture, *, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.architecture = architecture
+        shapes = [*architecture.shapes(), (architecture.in_channels, architecture.resolution)]
+        self.blocks = nn.ModuleDict()
+        with drawing_from(generator):
+            for block, numbers in architecture.blocks():
+                parts = nn.ModuleDict()
+                for number in numbers:
+                    node = architecture.nodes[number]
+                    read = [shapes[source][0] for source in node.inputs]
+                    inside = sum(read) if node.join == "concat" else read[0]
+                    parts[node.module] = ops.build_operation(
+                        node.op, inside, node.channels, node.stride, dict(node.options)
+                    )
+                self.blocks[block] = parts
+        initialize(self, generator)
+
+    def operation(self, number: int) -> nn.Module:
+        """The module of a node."""
+        node = self.architecture.nodes[number]
+        return self.blocks[node.block][node.module]  # type: ignore[index]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Embed `[B, C, H, W]` as `[B, features]`."""
+        return self.last_map(x).mean(dim=(2, 3))
+
+    def last_map(self, x: Tensor) -> Tensor:
+        """The map `[B, features, H', W']` that is averaged."""
+        maps: list[Tensor | None] = []
+        last = self.architecture.last_reads()
+        for number, node in enumerate(self.architecture.nodes):
+            read: list[Tensor] = []
+            for source in node.inputs:
+                given = x if source == IMAGE else maps[source]
+                assert given is not None
+                read.append(given)
+            joined = torch.cat(read, 1) if node.join == "concat" else read[0]
+            if node.join == "sum":
+                for other in read[1:]:
+                    joined = joined + other
+            maps.append(self.run(self.operation(number), joined))
+            for source in node.inputs:  # what nothing reads any more
+                if source != IMAGE and last[source] == number:
+                    maps[source] = None
+        found = maps[-1]
+        assert found is not None
+        return found
+
+    def stages(self) -> list[nn.Module]:
+        """The blocks in order."""
+        return list(self.blocks.values())

@@ -102,9 +102,12 @@ class Gates(nn.Module):
         return hard + p - p.detach()
 
     @torch.no_grad()
-    def best(self) -> dict[str, int]:
-        """The candidate of the largest α of every gate; the first of equal ones."""
-        return {name: int(a.argmax()) for name, a in zip(self.names, self.alphas, strict=True)}
+    def scores(self) -> dict[str, list[float]]:
+        """log softmax(α) of the candidates of every gate, by the order of the names."""
+        return {
+            name: alpha.double().log_softmax(0).tolist()
+            for name, alpha in zip(self.names, self.alphas, strict=True)
+        }
 
     @torch.no_grad()
     def sample_pairs(self, generator: torch.Generator) -> dict[str, Pair]:
@@ -128,6 +131,21 @@ class Gates(nn.Module):
             p = torch.ones(len(alpha)) if uniform else alpha.softmax(0).cpu()
             found[name] = int(torch.multinomial(p, 1, generator=generator))
         return found
+
+    @contextmanager
+    def perturbed(self, size: float, generator: torch.Generator) -> Iterator[None]:
+        """α with uniform noise up to `size` within (SmoothDARTS, Chen and Hsieh, ICML 2020)."""
+        kept = [alpha.detach().clone() for alpha in self.alphas]
+        try:
+            with torch.no_grad():
+                for alpha in self.alphas:
+                    noise = 2 * torch.rand(alpha.shape, generator=generator) - 1
+                    alpha.add_(size * noise.to(alpha))
+            yield
+        finally:
+            with torch.no_grad():
+                for alpha, before in zip(self.alphas, kept, strict=True):
+                    alpha.copy_(before)
 
     @contextmanager
     def keeping_mass(self, pairs: Mapping[str, Pair]) -> Iterator[None]:

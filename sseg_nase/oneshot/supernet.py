@@ -1,8 +1,8 @@
 """A supernet of a search space: its network with a mixed operation wherever a point chooses one.
 
     network, gates = supernet(NB201(width=8, cells=1))
-    point = chosen_point(space, gates.best())
-    derived = choose(space, network, gates.best())   # with the weights it had
+    picks = derive(gates.scores(), allowed)
+    derived = choose(space, network, picks)   # with the weights it had
 
 A supernet is a description like any other, so it is counted, built and stored like any other. The
 space is not asked for anything new: a point whose values are `Mixture`s gives the plan.
@@ -14,13 +14,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sseg_nase.errors import UserError
 from sseg_nase.nets import ops
+from sseg_nase.nets.description import Description
 from sseg_nase.nets.mixed import MixedOperation, Mixture
-from sseg_nase.nets.searched import IMAGE, SearchedArchitecture
-from sseg_nase.nets.searched_network import SearchedNetwork
+from sseg_nase.nets.mutation import carry_network
+from sseg_nase.nets.mutations.choose import Choice
+from sseg_nase.nets.mutations.choose import choose as choose_of
+from sseg_nase.nets.plan import IMAGE
+from sseg_nase.nets.searched import SearchedArchitecture, SearchedNetwork
 from sseg_nase.oneshot.gates import Gates
 from sseg_nase.spaces.choice import Options, Value
 from sseg_nase.spaces.networks import NetworkSpace
@@ -75,6 +78,12 @@ def chosen_point(space: NetworkSpace, picks: Mapping[str, int]) -> dict[str, Val
     return {choice.name: _values(choice)[picks[choice.name]] for choice in space.choices}
 
 
+def choosing(space: NetworkSpace, supernet: Description, picks: Mapping[str, int]) -> Choice:
+    """The mutation from a supernet of `space` to the network of `picks`."""
+    point = chosen_point(space, picks)
+    return choose_of(supernet, space.describe(point), {name: str(op) for name, op in point.items()})
+
+
 def choose(
     space: NetworkSpace, network: SearchedNetwork, picks: Mapping[str, int]
 ) -> SearchedNetwork:
@@ -83,44 +92,18 @@ def choose(
     It computes what the supernet does with these `picks` alone. Raises `UserError` where only part
     of the channels was mixed: its weights do not fit.
     """
-    derived = space.describe(chosen_point(space, picks))
-    assert isinstance(derived, SearchedArchitecture)
-    like = next(network.parameters())
-    found = SearchedNetwork(derived).to(device=like.device, dtype=like.dtype)
-    sources = chosen_names(network.architecture, derived, picks)
-    state: dict[str, Tensor] = network.state_dict()
-    for name, tensor in found.state_dict().items():
-        given = state[sources[name]]
-        if given.shape != tensor.shape:
+    mutation = choosing(space, network.architecture, picks)
+    for name, source in mutation.sources.items():
+        if source is None:
             raise UserError(
-                f"The weights of {name} were of {tuple(given.shape)} in the supernet, of which "
-                f"only a part of the channels was mixed, and are of {tuple(tensor.shape)} in the "
-                "network that was chosen. Train it from scratch."
+                f"The network that was chosen has no weights for {name}: only a part of the "
+                "channels was mixed. Train it from scratch."
             )
-    found.load_state_dict({name: state[source] for name, source in sources.items()})
+    assert isinstance(mutation.after, SearchedArchitecture)
+    like = next(network.parameters())
+    found = SearchedNetwork(mutation.after).to(device=like.device, dtype=like.dtype)
+    found.load_state_dict(carry_network(mutation, network.state_dict()))
     return found.train(network.training)
-
-
-def chosen_names(
-    supernet: SearchedArchitecture, derived: SearchedArchitecture, picks: Mapping[str, int]
-) -> dict[str, str]:
-    """For every tensor of the derived network the supernet's that it continues."""
-    number_of = {}
-    for node in supernet.nodes:
-        if node.op == "mixed":
-            gate = str(dict(node.options)["gate"])
-            number_of[node.block, node.module] = picks[gate]
-    with torch.device("meta"):
-        names = SearchedNetwork(derived).state_dict()
-    found = {}
-    for name in names:
-        blocks, block, module, rest = name.split(".", 3)
-        chosen = number_of.get((block, module))
-        path = [blocks, block, module]
-        if chosen is not None:
-            path += ["candidates", str(chosen)]
-        found[name] = ".".join([*path, rest])
-    return found
 
 
 def _values(choice: Any) -> tuple[Value, ...]:

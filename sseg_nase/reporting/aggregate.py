@@ -317,7 +317,7 @@ def _settings(run: Path) -> dict[str, Any] | None:
         if evaluation.get("query_balance", "balanced") != "balanced":
             balance = {key: evaluation[key] for key in BALANCE_SETTINGS}
         found |= {f"evaluation.{key}": value for key, value in balance.items()}
-        dataset = config["dataset"]
+        dataset = {"root": None, **config["dataset"]}  # images without files have no root
         kept = ("name", "image_size", *IMAGE_SETTINGS)
         found |= {f"dataset.{key}": dataset[key] for key in kept}
         return found | {f"dataset.{key}": bool(dataset.get(key)) for key in CLASS_SETTINGS}

@@ -17,7 +17,7 @@ def blocks(record: RunRecord) -> Iterator[Block]:
     """Yield the figures of every network, and those of every class of the last one."""
     results = class_results(record.results)
     top = sorted({k for one in results for k in one.top_k}, key=int)
-    yield Table(
+    yield Table.of(
         [
             *("images", "network", "accuracy ± 95 % CI (%)", "n"),
             *(f"top-{k} (%)" for k in top),
@@ -47,7 +47,7 @@ def blocks(record: RunRecord) -> Iterator[Block]:
         rows = section.get("per_class")
         if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
             yield Heading(3, f"Classes of {key}")
-            yield Table(
+            yield Table.of(
                 ["class", "n", *(f"{NAMES[each]} (%)" for each in FIGURES)],
                 [LEFT, *[RIGHT] * (1 + len(FIGURES))],
                 [

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sseg_nase.files import write_json, write_text
 from sseg_nase.finite import plain
 from sseg_nase.reporting.comparison import (
-    Cell,
     Comparison,
-    Difference,
     Place,
     Row,
     Table,
@@ -28,24 +26,31 @@ from sseg_nase.reporting.document import (
     Block,
     Bold,
     Code,
+    Column,
     Document,
     Heading,
     Items,
     Paragraph,
     Picture,
     Text,
+    framed,
     p_value,
+    rows_of,
 )
+from sseg_nase.reporting.document import Row as Values
 from sseg_nase.reporting.document import Table as TableBlock
+from sseg_nase.reporting.document import as_csv as frame_as_csv
 from sseg_nase.reporting.html import as_html
-from sseg_nase.reporting.latex import LatexTable, as_latex, preview
+from sseg_nase.reporting.latex import as_latex, preview
 from sseg_nase.reporting.markdown import as_markdown
 from sseg_nase.reporting.provenance import NOTHING as UNTRAINED
 from sseg_nase.reporting.provenance import REGIMES
 from sseg_nase.reporting.published import WAYS, Published
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 NAME = "comparison"
-WORDS = ("method", "backbone", "source")  # columns that are no figures
 CSV_COLUMNS = (
     "dataset", "split", "ways", "shots", "transductive", "regime", "run", "method", "backbone",
     "params", "flops", "resolution", "accuracy", "ci95", "episodes", "judged_by", "best",
@@ -86,8 +91,10 @@ def markdown(comparison: Comparison) -> str:
 
 
 def document(comparison: Comparison, pictures: Sequence[Picture] = ()) -> Document:
-    """The tables, how they are read, the runs, and what could not be compared."""
+    """Who is best, the tables, the figures, the runs, and what could not be compared."""
     blocks: list[Block] = []
+    if short := [said for one in comparison.tables for said in _in_short(one)]:
+        blocks.append(Items(short))
     for (dataset, split, ways), group in groupby(comparison.tables, key=lambda t: t.place[:3]):
         blocks.append(Heading(2, f"{dataset}, {split} classes, {ways}-way"))
         for one in group:
@@ -100,6 +107,23 @@ def document(comparison: Comparison, pictures: Sequence[Picture] = ()) -> Docume
     if comparison.notes:
         blocks += [Heading(2, "Notes"), Items(comparison.notes)]
     return Document("Comparison", blocks)
+
+
+def _in_short(one: Table) -> Iterator[Text]:
+    """Which run of a table is best at each number of shots, whether that is sure, and its size."""
+    dataset, split, ways = one.place[:3]
+    among = _heading(one.place.regime, one.place.transductive).lower()
+    for shots in one.shots:
+        key = f"accuracy_{shots}"
+        rows = [row for row in rows_of(_frame(one)) if row[key] is not None]
+        first = max(rows, key=itemgetter(key))
+        sure = "significantly" if first[f"best_{shots}"] else "but not significantly"
+        yield (
+            f"{dataset} {split}, {ways}-way {shots}-shot, {among}: run {first['run']} "
+            f"({first['method']}, {in_units(first['params'])} params) has ",
+            _measured(shots, first),
+            f" %, {sure} better than every other." if len(rows) > 1 else " %, beside no other.",
+        )
 
 
 def _section(one: Table, comparison: Comparison) -> Iterator[Block]:
@@ -120,23 +144,43 @@ def _section(one: Table, comparison: Comparison) -> Iterator[Block]:
 
 def measured_block(one: Table) -> TableBlock:
     """The accuracies of a table, and what is published beside them."""
-    shots, known = one.shots, _published_shots(one)
-    header = ["run", "method", "backbone", "params", "FLOPs"]
-    header += [f"{k}-shot measured (%)" for k in shots]
-    header += [*map(_published_name, known), "source"] if known else []
-    lines = []
-    for row in one.rows:
-        line = [str(row.run), row.method, row.backbone, in_units(row.params), _flops(row)]
-        line += [_measured(row.cells.get(k)) for k in shots]
-        line += [_published(row.published, k) for k in known]
-        if known:
-            line.append(row.published.source if row.published else NOTHING)
-        lines.append(line)
-    return TableBlock(header, _aligned(header), lines)
+    known = _published_shots(one)
+    columns = [*ABOUT, Column("FLOPs", _flops)]
+    columns += [Column(f"{k}-shot measured (%)", partial(_measured, k)) for k in one.shots]
+    columns += [Column(_published_name(k), partial(_published, k)) for k in known]
+    return TableBlock(_frame(one), [*columns, *([SOURCE] if known else [])])
 
 
-def _aligned(header: Sequence[str]) -> list[str]:
-    return [LEFT if name in WORDS else RIGHT for name in header]
+def _frame(one: Table) -> pd.DataFrame:
+    """A row per run: the network, and what is measured and published of each number of shots."""
+    shots = sorted({*one.shots, *_published_shots(one)})
+    rows = [
+        {
+            "run": row.run,
+            "method": row.method,
+            "backbone": row.backbone,
+            "params": row.params,
+            "flops": row.flops,
+            "resolution": row.resolution,
+            "source": row.published.source if row.published else None,
+            **{f"{key}_{k}": value for k in shots for key, value in _numbers(row, k).items()},
+        }
+        for row in one.rows
+    ]
+    return framed(rows, list(rows[0]) if rows else [])
+
+
+def _numbers(row: Row, shots: int) -> dict[str, Any]:
+    """What a row has of one number of shots."""
+    cell = row.cells.get(shots)
+    result = cell.result if cell else None
+    return {
+        "accuracy": result.accuracy if result else None,
+        "ci95": result.ci95 if result else None,
+        "episodes": (result.episodes or 0) if result else None,
+        "best": cell is not None and cell.best,
+        "published": row.published.accuracy.get(shots) if row.published else None,
+    }
 
 
 def _published_shots(one: Table) -> list[int]:
@@ -144,50 +188,47 @@ def _published_shots(one: Table) -> list[int]:
 
 
 def _differences(one: Table) -> TableBlock:
-    header = ["run", "method", "shots", "difference ± 95 % CI (% points)", "p", "p (Holm)"]
+    difference = Column(
+        "difference ± 95 % CI (% points)",
+        lambda row: f"{_difference(row)} (n={row['episodes']})",
+    )
+    return TableBlock(_difference_frame(one), [*PAIRED, difference, *TESTED])
+
+
+def _difference_frame(one: Table) -> pd.DataFrame:
     methods = {row.run: row.method for row in one.rows}
-    lines = [
-        [
-            str(found.run),
-            methods[found.run],
-            str(found.shots),
-            f"{_difference(found)} (n={found.episodes})",
-            p_value(found.p),
-            p_value(found.p_holm),
-        ]
-        for found in one.differences
-    ]
-    return TableBlock(header, [RIGHT, LEFT, RIGHT, RIGHT, RIGHT, RIGHT], lines)
+    rows = [{**dataclasses.asdict(each), "method": methods[each.run]} for each in one.differences]
+    return framed(rows, list(rows[0]))
 
 
-def _difference(found: Difference) -> str:
-    return f"{found.mean:+.2f} ± {found.ci95:.2f}"
+def _difference(row: Values) -> str:
+    return f"{row['mean']:+.2f} ± {row['ci95']:.2f}"
 
 
 def _gains(one: Table) -> TableBlock | None:
     """What is known of the networks before training, and before fine-tuning."""
-    if one.place.regime == UNTRAINED:
-        return None
-    known = [
-        (row, shots, cell)
+    rows = [
+        {
+            "run": row.run,
+            "method": row.method,
+            "shots": shots,
+            "untrained": cell.untrained,
+            "pretrained": cell.pretrained,
+            "trained": cell.result.accuracy,
+        }
         for row in one.rows
         for shots, cell in row.cells.items()
         if cell.untrained is not None or cell.pretrained is not None
     ]
-    if not known:
+    if one.place.regime == UNTRAINED or not rows:
         return None
-    columns = {
-        "untrained (%)": [_percent(cell.untrained) for *_, cell in known],
-        "before fine-tuning (%)": [_percent(cell.pretrained) for *_, cell in known],
-        "trained (%)": [_percent(cell.result.accuracy) for *_, cell in known],
-    }
-    columns = {name: values for name, values in columns.items() if set(values) != {NOTHING}}
-    lines = [
-        [str(row.run), row.method, str(shots), *values]
-        for (row, shots, _), *values in zip(known, *columns.values(), strict=True)
+    names = {"untrained": "untrained", "pretrained": "before fine-tuning", "trained": "trained"}
+    columns = [
+        Column(f"{name} (%)", partial(_percent_of, key))
+        for key, name in names.items()
+        if any(row[key] is not None for row in rows)
     ]
-    header = ["run", "method", "shots", *columns]
-    return TableBlock(header, [RIGHT, LEFT, *[RIGHT] * (1 + len(columns))], lines)
+    return TableBlock(framed(rows, list(rows[0])), [*PAIRED, *columns])
 
 
 def published_blocks(comparison: Comparison) -> Iterator[Block]:
@@ -196,27 +237,34 @@ def published_blocks(comparison: Comparison) -> Iterator[Block]:
         yield Heading(2, f"{dataset}, test classes, {WAYS}-way: published only")
         for (regime, transductive), group in _by_place(list(entries)):
             yield Heading(3, _heading(regime, transductive))
-            header, lines = _published_columns(group)
-            yield TableBlock(header, _aligned(header), lines)
+            yield _published_table(group, _published_name)
 
 
-def _published_columns(group: Sequence[Published]) -> tuple[list[str], list[list[str]]]:
+def _published_table(
+    group: Sequence[Published], name: Callable[[int], str], caption: str = ""
+) -> TableBlock:
+    """`name`: of the column of a number of shots."""
     shots = sorted({k for one in group for k in one.accuracy})
-    lines = [
-        [
-            one.method,
-            one.backbone_name,
-            in_units(one.params),
-            *(_published(one, k) for k in shots),
-            one.source,
-        ]
+    rows = [
+        {
+            "method": one.method,
+            "backbone": one.backbone_name,
+            "params": one.params,
+            "source": one.source,
+            **{f"published_{k}": one.accuracy.get(k) for k in shots},
+        }
         for one in group
     ]
-    return ["method", "backbone", "params", *map(_published_name, shots), "source"], lines
+    accuracies = [Column(name(k), partial(_published, k)) for k in shots]
+    return TableBlock(framed(rows, list(rows[0])), [*ABOUT[1:], *accuracies, SOURCE], caption)
 
 
 def _published_name(shots: int) -> str:
     return f"{shots}-shot published (test, %)"
+
+
+def _short_name(shots: int) -> str:
+    return f"{shots}-shot"
 
 
 def _by_place(entries: Sequence[Published]) -> list[tuple[tuple[str, bool], list[Published]]]:
@@ -247,7 +295,7 @@ def _runs(comparison: Comparison) -> TableBlock:
     ]
     sources = ["synthetic images seen", "unlabeled real ones", "labeled real ones"]
     header = ["run", "seed", "judged by", *sources, "folder"]
-    return TableBlock(header, [RIGHT, RIGHT, LEFT, RIGHT, RIGHT, RIGHT, LEFT], lines)
+    return TableBlock.of(header, [RIGHT, RIGHT, LEFT, RIGHT, RIGHT, RIGHT, LEFT], lines)
 
 
 def _seen(images: Mapping[str, int] | None) -> list[str]:
@@ -305,14 +353,11 @@ def latex(comparison: Comparison) -> str:
         for (regime, transductive), group in _by_place(list(entries)):
             heading = _heading(regime, transductive).lower()
             caption = f"{dataset}, test classes, {WAYS}-way, published: {heading}. Accuracy in %."
-            header, lines = _published_columns(group)
-            shots = sorted({k for one in group for k in one.accuracy})
-            short = ["method", "backbone", "params", *(f"{k}-shot" for k in shots), "source"]
-            tables.append(LatexTable(caption, short, _aligned(header), lines))
+            tables.append(_published_table(group, _short_name, caption))
     return as_latex(tables)
 
 
-def _latex(one: Table, comparison: Comparison) -> Iterator[LatexTable]:
+def _latex(one: Table, comparison: Comparison) -> Iterator[TableBlock]:
     place = one.place
     about = (
         f"{place.dataset}, {place.split} classes, {place.ways}-way: "
@@ -322,52 +367,35 @@ def _latex(one: Table, comparison: Comparison) -> Iterator[LatexTable]:
     sizes = {row.resolution for row in one.rows if row.flops is not None}
     episodes = f", n = {counts.pop():,} episodes" if len(counts) == 1 else ""
     pixels = f" FLOPs at {next(iter(sizes))} px." if len(sizes) == 1 and None not in sizes else ""
-    lines = []
-    for row in one.rows:
-        flops = in_units(row.flops) if pixels else _flops(row)
-        line = [str(row.run), row.method, row.backbone, in_units(row.params), flops]
-        lines.append([*line, *(_measured(row.cells.get(k), bool(episodes)) for k in one.shots)])
-    header = ["run", "method", "backbone", "params", "FLOPs", *(f"{k}-shot" for k in one.shots)]
-    yield LatexTable(
+    frame = _frame(one)
+    flops = Column("FLOPs", (lambda row: in_units(row["flops"])) if pixels else _flops)
+    yield TableBlock(
+        frame,
+        [*ABOUT, flops]
+        + [Column(_short_name(k), partial(_measured, k, short=bool(episodes))) for k in one.shots],
         f"{about}. Accuracy in % ± 95 % CI{episodes}.{pixels}",
-        header,
-        _aligned(header),
-        lines,
         ["Bold: significantly better than every other of these networks."]
         if any(cell.best for row in one.rows for cell in row.cells.values())
         else [],
     )
     if known := _published_shots(one):
-        header = ["run", "method", *(f"{k}-shot" for k in known), "source"]
-        yield LatexTable(
+        yield TableBlock(
+            frame[frame["source"].notna()],
+            [*ABOUT[:2], *(Column(_short_name(k), partial(_published, k)) for k in known), SOURCE],
             f"Published beside the runs of {about}. Accuracy on the test classes in %.",
-            header,
-            _aligned(header),
-            [
-                [str(row.run), row.method, *shown, row.published.source]
-                for row in one.rows
-                if row.published
-                for shown in [[_published(row.published, k) for k in known]]
-            ],
         )
     if one.differences:
-        methods = {row.run: row.method for row in one.rows}
         names = {run.number: run.method for run in comparison.runs}
         reference = one.differences[0].reference
-        header = ["run", "method", "shots", "difference", "n", "p", "p (Holm)"]
-        yield LatexTable(
+        shown = [
+            Column("difference", _difference), Column("n", lambda row: str(row["episodes"]))
+        ]  # fmt: skip
+        yield TableBlock(
+            _difference_frame(one),
+            [*PAIRED, *shown, *TESTED],
             f"Paired differences to run {reference} ({names[reference]}) on the same episodes in "
             f"% points ± 95 % CI. {about}.",
-            header,
-            _aligned(header),
-            [
-                [
-                    str(found.run), methods[found.run], str(found.shots), _difference(found),
-                    str(found.episodes), p_value(found.p), p_value(found.p_holm),
-                ]
-                for found in one.differences
-            ],
-        )  # fmt: skip
+        )
 
 
 # -- CSV and JSON ------------------------------------------------------------------------------
@@ -375,11 +403,7 @@ def _latex(one: Table, comparison: Comparison) -> Iterator[LatexTable]:
 
 def as_csv(comparison: Comparison) -> str:
     """A line per accuracy, in full precision; empty where something is not known."""
-    text = io.StringIO()
-    lines = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
-    lines.writeheader()
-    lines.writerows(records(comparison))
-    return text.getvalue()
+    return frame_as_csv(framed(records(comparison), CSV_COLUMNS))
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -404,29 +428,32 @@ def _place(place: Place) -> dict[str, Any]:
 # -- cells -------------------------------------------------------------------------------------
 
 
-def _measured(cell: Cell | None, short: bool = False) -> str:
-    if cell is None:
+def _measured(shots: int, row: Values, *, short: bool = False) -> str:
+    if row[f"accuracy_{shots}"] is None:
         return NOTHING
-    result = cell.result
-    interval = NOTHING if result.ci95 is None else f"{result.ci95:.2f}"
-    count = "" if short else f" (n={result.episodes or 0:,})"
-    text = f"{result.accuracy:.2f} ± {interval}{count}"
-    return Bold(text) if cell.best else text
+    count = "" if short else f" (n={row[f'episodes_{shots}']:,})"
+    interval = _percent(row[f"ci95_{shots}"])
+    text = f"{row[f'accuracy_{shots}']:.2f} ± {interval}{count}"
+    return Bold(text) if row[f"best_{shots}"] else text
 
 
-def _published(entry: Published | None, shots: int) -> str:
-    return _percent(None if entry is None else entry.accuracy.get(shots))
+def _published(shots: int, row: Values) -> str:
+    return _percent(row[f"published_{shots}"])
+
+
+def _percent_of(key: str, row: Values) -> str:
+    return _percent(row[key])
 
 
 def _percent(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.2f}"
 
 
-def _flops(row: Row) -> str:
-    if row.flops is None:
+def _flops(row: Values) -> str:
+    if row["flops"] is None:
         return NOTHING
-    at = "" if row.resolution is None else f" ({row.resolution} px)"
-    return f"{in_units(row.flops)}{at}"
+    at = "" if row["resolution"] is None else f" ({row['resolution']} px)"
+    return f"{in_units(row['flops'])}{at}"
 
 
 def in_units(value: float | None) -> str:
@@ -438,3 +465,22 @@ def in_units(value: float | None) -> str:
             scaled = value / unit
             return f"{scaled:.{max(0, 3 - len(str(int(scaled))))}f} {name}"
     return f"{value:.0f}"
+
+
+# -- columns of several tables -----------------------------------------------------------------
+
+PAIRED = (
+    Column("run", lambda row: str(row["run"])),
+    Column("method", itemgetter("method"), LEFT),
+    Column("shots", lambda row: str(row["shots"])),
+)
+TESTED = (
+    Column("p", lambda row: p_value(row["p"])),
+    Column("p (Holm)", lambda row: p_value(row["p_holm"])),
+)
+ABOUT = (
+    *PAIRED[:2],
+    Column("backbone", itemgetter("backbone"), LEFT),
+    Column("params", lambda row: in_units(row["params"])),
+)
+SOURCE = Column("source", lambda row: row["source"] or NOTHING, LEFT)

@@ -1,16 +1,18 @@
-"""What one run says, as flat lines for CSV and JSON."""
+"""What one run says, as data frames: for its tables, for CSV and for JSON."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from sseg_nase.reporting.document import framed
 from sseg_nase.rundir.mutations import MUTATION_KEYS
-from sseg_nase.rundir.record import RunRecord
+from sseg_nase.rundir.record import RunRecord, Values
 from sseg_nase.rundir.results import EpisodeResult, episode_results
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RESULT_COLUMNS = (
     "key", "dataset", "split", "ways", "shots", "network", "accuracy", "ci95", "episodes",
@@ -36,44 +38,45 @@ def results_of(record: RunRecord) -> list[EpisodeResult]:
     return sorted(found, key=lambda one: keys.index(one.key))
 
 
-def result_lines(results: Sequence[EpisodeResult]) -> Iterator[dict[str, Any]]:
-    """The lines of results.csv."""
-    for one in results:
+def results_frame(results: Sequence[EpisodeResult]) -> pd.DataFrame:
+    """A row per accuracy: results.csv. `top_k` is JSON text."""
+
+    def row(one: EpisodeResult) -> dict[str, Any]:
         dataset, split, list_ = [*one.key.split("/"), "", ""][:3]
         ways, _, shots = list_.removesuffix("s").partition("w")
         about = {"dataset": dataset, "split": split, "ways": ways, "shots": shots}
-        yield {**one._asdict(), **about, "top_k": json.dumps(one.top_k) if one.top_k else ""}
+        return {**one._asdict(), **about, "top_k": json.dumps(one.top_k) if one.top_k else ""}
+
+    return framed(map(row, results), RESULT_COLUMNS)
 
 
-def mutation_lines(record: RunRecord) -> Iterator[dict[str, Any]]:
-    """The lines of mutations.csv; what has parts of its own is JSON text."""
-    for mutation in record.mutations:
-        line: dict[str, Any] = {}
+def mutations_frame(record: RunRecord) -> pd.DataFrame:
+    """A row per mutation: mutations.csv. What has parts of its own is JSON text."""
+
+    def row(mutation: Values) -> dict[str, Any]:
+        found: dict[str, Any] = {}
         for key in MUTATION_KEYS:
             value = mutation.get(key)
             if key in ("before", "after"):
-                line |= {f"{key}_{count}": _flat((value or {}).get(count)) for count in COUNTS}
+                found |= {f"{key}_{count}": _flat((value or {}).get(count)) for count in COUNTS}
             else:
-                line[key] = _flat(value)
-        yield line
+                found[key] = _flat(value)
+        return found
+
+    return framed(map(row, record.mutations), MUTATION_COLUMNS)
 
 
-def epoch_lines(record: RunRecord) -> Iterator[dict[str, Any]]:
-    """The lines of epochs.csv: of pretraining, then of fine-tuning; epochs count from 0."""
+def epochs_frame(record: RunRecord) -> pd.DataFrame:
+    """A row per epoch: epochs.csv. Of pretraining, then of fine-tuning; epochs count from 0."""
+    return framed(_epochs(record), EPOCH_COLUMNS)
+
+
+def _epochs(record: RunRecord) -> Iterator[dict[str, Any]]:
     for kind, stage in STAGES.items():
         for values in record.events.get(kind, ()):
             known = {key: values[key] for key in EPOCH_COLUMNS if key in values}
             several = values.get("of", 1) > 1
             yield {**known, "stage": f"{stage}_{values['method']}" if several else stage}
-
-
-def as_csv(columns: Sequence[str], lines: Iterator[dict[str, Any]]) -> str:
-    """The lines as CSV, in full precision; empty where something is not known."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows(lines)
-    return text.getvalue()
 
 
 def _flat(value: Any) -> Any:

@@ -5,37 +5,34 @@ from __future__ import annotations
 import base64
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
-from html import escape
-from pathlib import Path
-from typing import Any
+
+from jinja2 import Template
+from markupsafe import Markup
 
 from sseg_nase.reporting.document import (
     CENTRE,
     LEFT,
     RIGHT,
-    Block,
     Bold,
     Code,
     Document,
-    Facts,
     Heading,
-    Items,
-    Listing,
-    Notice,
-    Paragraph,
     Picture,
     Table,
     Text,
     pieces,
 )
+from sseg_nase.reporting.rendering import environment
 
 # Drawn lines are sharp at every size, but for many of them pixels are smaller.
 LARGEST_SVG = 400_000
-CLASSES = {LEFT: "", CENTRE: ' class="mark"', RIGHT: ' class="figure"'}
+CLASSES = {LEFT: "", CENTRE: "mark", RIGHT: "figure"}
 BROAD = 8  # columns of a table that may be wider than the text
+NARROW = 3  # columns that a phone shows one beside the other; of more, one below the other
 SHORT = 12  # lines of a table that a printed page should not break
+REM_PER_INCH = 54 / 6.9  # letters look alike in all figures, whose widths differ
 MEDIA = {"svg": "image/svg+xml", "png": "image/png"}
 # A browser that is told so loads nothing, whatever stands in the text.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -44,47 +41,21 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 def as_html(document: Document) -> str:
     """The document with its figures in it."""
     headings = [block for block in document.blocks if isinstance(block, Heading)]
-    names = _names([block.text for block in headings])
-    links = [
-        f'<li><a href="#{name}">{escape(block.text)}</a></li>'
-        for block, name in zip(headings, names, strict=True)
-        if block.level == 2
-    ]
-    left = iter(names)
-    body = [
-        _heading(block, next(left)) if isinstance(block, Heading) else _WRITERS[type(block)](block)
-        for block in document.blocks
-    ]
-    nav = [f'<nav aria-label="Contents"><ul>{"".join(links)}</ul></nav>'] if links else []
-    title = escape(document.title)
-    return "\n".join(
-        [
-            "<!DOCTYPE html>",
-            '<html lang="en">',
-            "<head>",
-            '<meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="color-scheme" content="light dark">',
-            f"<title>{title}</title>",
-            f"<style>\n{_style()}</style>",
-            "</head>",
-            "<body>",
-            f"<h1>{title}</h1>",
-            *nav,
-            "<main>",
-            *body,
-            "</main>",
-            "</body>",
-            "</html>",
-            "",
-        ]
+    names = dict(zip(map(id, headings), _names([one.text for one in headings]), strict=True))
+    return _page().render(
+        title=document.title,
+        policy=POLICY,
+        rem=REM_PER_INCH,
+        blocks=document.blocks,
+        sections=[(names[id(one)], one.text) for one in headings if one.level == 2],
+        name=lambda block: names[id(block)],
     )
 
 
 @cache
-def _style() -> str:
-    return Path(__file__).with_name("report.css").read_text(encoding="utf-8")
+def _page() -> Template:
+    filters = {"inline": _inline, "look": _look, "image": _image, "side": CLASSES.__getitem__}
+    return environment(None, filters).get_template("page.html")
 
 
 def _names(headings: Sequence[str]) -> list[str]:
@@ -97,87 +68,30 @@ def _names(headings: Sequence[str]) -> list[str]:
     return names
 
 
-def _inline(text: Text) -> str:
-    return "".join(_piece(piece) for piece in pieces(text))
+def _inline(text: Text) -> Markup:
+    return Markup("").join(map(_piece, pieces(text)))
 
 
-def _piece(piece: str) -> str:
-    inner = escape(piece)
-    if isinstance(piece, Bold):
-        return f"<strong>{inner}</strong>"
-    return f"<code>{inner}</code>" if isinstance(piece, Code) else inner
+def _piece(piece: str) -> Markup:
+    tag = "strong" if isinstance(piece, Bold) else "code" if isinstance(piece, Code) else None
+    return Markup("<{0}>{1}</{0}>").format(tag, str(piece)) if tag else Markup.escape(str(piece))
 
 
-def _heading(block: Heading, name: str) -> str:
-    return f'<h{block.level} id="{name}">{escape(block.text)}</h{block.level}>'
+def _look(table: Table) -> str:
+    """The classes of a table, by its size."""
+    looks = {
+        "wide": True,
+        "short": len(table.lines) <= SHORT,
+        "broad": len(table.columns) >= BROAD,
+        "cards": len(table.columns) > NARROW,
+    }
+    return " ".join(name for name, on in looks.items() if on)
 
 
-def _paragraph(block: Paragraph) -> str:
-    return f"<p>{_inline(block.text)}</p>"
-
-
-def _notice(block: Notice) -> str:
-    return f'<p class="notice">{_inline(block.text)}</p>'
-
-
-def _items(block: Items) -> str:
-    return f"<ul>{''.join(f'<li>{_inline(item)}</li>' for item in block.items)}</ul>"
-
-
-def _facts(block: Facts) -> str:
-    pairs = (f"<dt>{escape(name)}</dt><dd>{_inline(text)}</dd>" for name, text in block.pairs)
-    return f"<dl>{''.join(pairs)}</dl>"
-
-
-def _table(block: Table) -> str:
-    kinds = [CLASSES[align] for align in block.align]
-    head = "".join(
-        f'<th scope="col"{kind}>{escape(name)}</th>'
-        for kind, name in zip(kinds, block.header, strict=True)
-    )
-    rows = [
-        "<tr>"
-        + "".join(f"<td{kind}>{_inline(text)}</td>" for kind, text in zip(kinds, line, strict=True))
-        + "</tr>"
-        for line in block.lines
-    ]
-    kind = "wide short" if len(block.lines) <= SHORT else "wide"
-    kind += " broad" if len(block.header) >= BROAD else ""
-    return (
-        f'<div class="{kind}" tabindex="0"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n'
-        + "\n".join(rows)
-        + "\n</tbody></table></div>"
-    )
-
-
-def _listing(block: Listing) -> str:
-    return f"<pre>{escape(block.text)}</pre>"
-
-
-def _picture(block: Picture) -> str:
-    if block.missing is not None:
-        return f'<p class="notice">{escape(block.title)}: {escape(block.missing)}</p>'
-    return (
-        f'<figure><div class="wide" tabindex="0">{_image(block)}</div>'
-        f"<figcaption><strong>{escape(block.title)}.</strong> {escape(block.caption)}</figcaption>"
-        "</figure>"
-    )
-
-
-def _image(block: Picture) -> str:
+def _image(picture: Picture) -> str:
+    """The figure as the address of an image that holds it."""
     suffix = "png"
-    if "svg" in block.files and block.files["svg"].stat().st_size <= LARGEST_SVG:
+    if "svg" in picture.files and picture.files["svg"].stat().st_size <= LARGEST_SVG:
         suffix = "svg"
-    data = base64.b64encode(block.files[suffix].read_bytes()).decode("ascii")
-    return f'<img alt="{escape(block.title)}" src="data:{MEDIA[suffix]};base64,{data}">'
-
-
-_WRITERS: Mapping[type[Block], Callable[[Any], str]] = {
-    Paragraph: _paragraph,
-    Notice: _notice,
-    Items: _items,
-    Facts: _facts,
-    Table: _table,
-    Listing: _listing,
-    Picture: _picture,
-}
+    data = base64.b64encode(picture.files[suffix].read_bytes()).decode("ascii")
+    return f"data:{MEDIA[suffix]};base64,{data}"

@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+
+from jinja2 import Template
 
 from sseg_nase.reporting.document import (
     CENTRE,
     LEFT,
     RIGHT,
-    Block,
     Bold,
     Code,
     Document,
-    Facts,
-    Heading,
-    Items,
-    Listing,
-    Notice,
-    Paragraph,
     Picture,
-    Table,
     Text,
     pieces,
 )
+from sseg_nase.reporting.rendering import Ready, environment
 
 RULES = {LEFT: "---", CENTRE: ":---:", RIGHT: "---:"}
 # Brackets are links, and angles tags, only with what follows here.
@@ -35,9 +29,7 @@ _SPECIAL = re.compile(r"[\\|*_`]|<(?=[A-Za-z/!?])|\](?=[(:])")
 
 def as_markdown(document: Document, folder: Path = Path()) -> str:
     """The document as the text of a file in `folder`, from where its figures are named."""
-    parts = [f"# {escaped(document.title)}"]
-    parts += [_WRITERS[type(block)](block, folder) for block in document.blocks]
-    return "\n\n".join(parts) + "\n"
+    return _page().render(document=document, folder=folder)
 
 
 def escaped(text: str) -> str:
@@ -45,82 +37,54 @@ def escaped(text: str) -> str:
     return " ".join(_SPECIAL.sub(r"\\\g<0>", text).split())
 
 
-def _inline(text: Text) -> str:
-    return "".join(_piece(piece) for piece in pieces(text))
+@cache
+def _page() -> Template:
+    filters = {"inline": _inline, "cell": _cell, "rule": _rule, "fence": _fence, "path": _path}
+    return environment(escaped, filters).get_template("page.md")
+
+
+def _inline(text: Text) -> Ready:
+    return Ready("".join(map(_piece, pieces(text))))
 
 
 def _piece(piece: str) -> str:
     if isinstance(piece, Code):
         return _code(" ".join(piece.split()))
-    inner = _SPECIAL.sub(r"\\\g<0>", piece)
-    inner = re.sub(r"\s+", " ", inner)
+    inner = re.sub(r"\s+", " ", _SPECIAL.sub(r"\\\g<0>", piece))
     return f"**{inner}**" if isinstance(piece, Bold) and inner else inner
 
 
 def _code(text: str) -> str:
     """Between as many backticks as it takes."""
-    longest = max(map(len, re.findall("`+", text)), default=0)
-    fence = "`" * (longest + 1)
+    fence = "`" * (_ticks(text) + 1)
     space = " " if text.startswith("`") or text.endswith("`") or not text else ""
     return f"{fence}{space}{text}{space}{fence}"
 
 
-def _heading(block: Heading, _: Path) -> str:
-    return f"{'#' * block.level} {escaped(block.text)}"
+def _ticks(text: str) -> int:
+    """The most backticks in a row."""
+    return max(map(len, re.findall("`+", text)), default=0)
 
 
-def _paragraph(block: Paragraph, _: Path) -> str:
-    return _inline(block.text)
-
-
-def _notice(block: Notice, _: Path) -> str:
-    return f"> {_inline(block.text)}"
-
-
-def _items(block: Items, _: Path) -> str:
-    return "\n".join(f"- {_inline(item)}" for item in block.items)
-
-
-def _facts(block: Facts, _: Path) -> str:
-    return "\n".join(f"- **{escaped(name)}**: {_inline(text)}" for name, text in block.pairs)
-
-
-def _table(block: Table, _: Path) -> str:
-    header = [escaped(name) for name in block.header]
-    rule = [RULES[align] for align in block.align]
-    lines = [[_cell(text) for text in line] for line in block.lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *lines])
-
-
-def _cell(text: Text) -> str:
+def _cell(text: Text) -> Ready:
     """Even in code, a bar would end the cell."""
-    return "".join(
-        _piece(piece).replace("|", r"\|") if isinstance(piece, Code) else _piece(piece)
-        for piece in pieces(text)
+    return Ready(
+        "".join(
+            _piece(piece).replace("|", r"\|") if isinstance(piece, Code) else _piece(piece)
+            for piece in pieces(text)
+        )
     )
 
 
-def _listing(block: Listing, _: Path) -> str:
-    longest = max(map(len, re.findall("`+", block.text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{block.text}\n{fence}"
+def _rule(align: str) -> Ready:
+    return Ready(RULES[align])
 
 
-def _picture(block: Picture, folder: Path) -> str:
-    if block.missing is not None:
-        return f"> {escaped(block.title)}: {escaped(block.missing)}"
-    path = Path(os.path.relpath(block.files["png"], folder)).as_posix()
-    title = escaped(block.title)
-    return f"![{title}](<{path}>)\n\n**{title}.** {escaped(block.caption)}"
+def _fence(text: str) -> Ready:
+    """The text between lines of as many backticks as it takes."""
+    fence = "`" * max(3, _ticks(text) + 1)
+    return Ready(f"{fence}\n{text}\n{fence}")
 
 
-_WRITERS: Mapping[type[Block], Callable[[Any, Path], str]] = {
-    Heading: _heading,
-    Paragraph: _paragraph,
-    Notice: _notice,
-    Items: _items,
-    Facts: _facts,
-    Table: _table,
-    Listing: _listing,
-    Picture: _picture,
-}
+def _path(picture: Picture, folder: Path) -> Ready:
+    return Ready(Path(os.path.relpath(picture.files["png"], folder)).as_posix())

@@ -34,7 +34,9 @@ def drawn(drawings: Iterable[Drawing], folder: Path) -> list[Picture]:
             raise  # the folder cannot be written
         except Exception as error:
             missing = _ours(error)
-        pictures.append(Picture(drawing.title, drawing.caption, files, missing))
+        width = None if drawing.figure is None else float(drawing.figure.get_figwidth())
+        about = drawing.title, drawing.caption
+        pictures.append(Picture(*about, files, missing, drawing.small, width))
 
 
 def _ours(error: Exception) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from sseg_nase.files import write_json, write_text
 from sseg_nase.finite import finite, plain
 from sseg_nase.kinds import kinds
 from sseg_nase.reporting import closed_sets
-from sseg_nase.reporting.comparison import compare
+from sseg_nase.reporting.comparison import Comparison, compare
 from sseg_nase.reporting.comparison_tables import (
     PUBLISHED,
     in_units,
@@ -30,10 +30,10 @@ from sseg_nase.reporting.comparison_tables import (
 from sseg_nase.reporting.document import (
     LEFT,
     NOTHING,
-    RIGHT,
     Block,
     Bold,
     Code,
+    Column,
     Document,
     Facts,
     Heading,
@@ -42,24 +42,20 @@ from sseg_nase.reporting.document import (
     Notice,
     Paragraph,
     Picture,
+    Row,
     Table,
     Text,
-)
-from sseg_nase.reporting.export import (
-    EPOCH_COLUMNS,
-    MUTATION_COLUMNS,
-    RESULT_COLUMNS,
     as_csv,
-    epoch_lines,
-    mutation_lines,
-    result_lines,
-    results_of,
+    framed,
 )
+from sseg_nase.reporting.export import epochs_frame, mutations_frame, results_frame, results_of
 from sseg_nase.reporting.html import as_html
-from sseg_nase.reporting.latex import LatexTable, as_latex, preview
+from sseg_nase.reporting.latex import as_latex, preview
 from sseg_nase.reporting.markdown import as_markdown
+from sseg_nase.reporting.origin import made
 from sseg_nase.reporting.pictures import drawn, files_of
 from sseg_nase.reporting.provenance import provenance
+from sseg_nase.reporting.run_summary import in_words, summary
 from sseg_nase.rundir.config import read_overrides
 from sseg_nase.rundir.environment import read_environment
 from sseg_nase.rundir.events import span
@@ -73,12 +69,12 @@ from sseg_nase.rundir.results import (
     section,
 )
 from sseg_nase.rundir.status import FINISHED, standing
-from sseg_nase.tracking.console import better, duration, gained
+from sseg_nase.tracking.console import better
 from sseg_nase.tracking.mlflow_sink import shown
 from sseg_nase.version import __version__
 
 NAME = "report"
-UNTRAINED, LAST, BEST = "untrained", "last", "best"
+LAST, BEST = "last", "best"
 SAME_SETTINGS = (
     "the same settings; the same result only on the same kind of machine, with the same versions, "
     "threads, code and images"
@@ -137,9 +133,9 @@ def write_report(run: Path, folder: Path | None = None, *, published: bool = Tru
         "report.html": as_html(whole),
         "results.tex": as_latex(latex(record, results)),
         "preview.tex": preview(["results.tex"]),
-        "results.csv": as_csv(RESULT_COLUMNS, result_lines(results)),
-        "mutations.csv": as_csv(MUTATION_COLUMNS, mutation_lines(record)),
-        "epochs.csv": as_csv(EPOCH_COLUMNS, epoch_lines(record)),
+        "results.csv": as_csv(results_frame(results)),
+        "mutations.csv": as_csv(mutations_frame(record)),
+        "epochs.csv": as_csv(epochs_frame(record)),
     }
     for name, text in texts.items():
         write_text(folder / name, text)
@@ -150,11 +146,17 @@ def write_report(run: Path, folder: Path | None = None, *, published: bool = Tru
 def document(
     record: RunRecord, pictures: Sequence[Picture] = (), *, published: bool = True
 ) -> Document:
-    """The report as a document."""
-    figures: list[Block] = [Heading(2, "Figures"), *pictures] if pictures else []
-    blocks = [
+    """The report as a document: the answers first, then what they rest on."""
+    results = results_of(record)
+    known = compare([record.folder]) if published and results else None
+    large = [picture for picture in pictures if not picture.small]
+    figures: list[Block] = [Heading(2, "Figures"), *large] if large else []
+    blocks: list[Block] = [
+        *_unfinished(record),
+        *summary(record, results, known),
+        *(picture for picture in pictures if picture.small),
         *_headline(record),
-        *_results(record, published=published),
+        *_results(record, results, known),
         *_efficiency(record),
         *figures,
         *_mutations(record),
@@ -205,14 +207,17 @@ def _title(record: RunRecord) -> str:
     return f"{experiment}: {name}" if experiment and experiment not in name else str(name)
 
 
-def _headline(record: RunRecord) -> Iterator[Block]:
+def _unfinished(record: RunRecord) -> Iterator[Block]:
     if record.ended != FINISHED:
         reason = str(record.status.get("error") or "").strip().split("\n")[0]
         because = f": {reason}" if reason else ""
         stands = standing(record.folder, record.status)
         yield Notice((f"This run is {stands}{because}. What it has written is shown.",))
+
+
+def _headline(record: RunRecord) -> Iterator[Block]:
     yield Facts(list(_facts(record)))
-    if said := [*better(record.results), *gained(record.results)]:
+    if said := better(record.results):
         yield Items([f"{line[0].upper()}{line[1:]}." for line in said])
     if (again := command(record)) is not None:
         yield Paragraph("Once more:")
@@ -230,31 +235,23 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, Text]]:
     if (task := record.setting("task", "pipeline")) != "pipeline":
         yield "Task", str(task)
     yield "Status", Bold(record.ended)
-    results = results_of(record)
-    for key in dict.fromkeys(one.key for one in results):
-        by_network = {one.network: one for one in results if one.key == key}
-        if headline := [by_network[name] for name in (BEST, LAST) if name in by_network]:
-            yield _in_words(key), _first_and_beside(headline)
     closed = class_results(record.results, (BEST, LAST))
     for key in dict.fromkeys(one.key for one in closed):
         said = [f"{closed_sets.accuracy(each)} % ({each.network})" for each in closed]
         yield key, "; ".join(said)
-    networks_judged = {one.network for one in results} | {one.network for one in closed}
+    networks_judged = {one.network for one in results_of(record)}
+    networks_judged |= {one.network for one in closed}
     best = record.section("best") if BEST in networks_judged else {}
     networks = {BEST: best, LAST: record.section("architecture")}
     sizes = {name: _size(network) for name, network in networks.items() if network}
-    if len(sizes) == 2:
+    if len(set(sizes.values())) == 2:
         yield "Networks", "; ".join(f"{name}: {size}" for name, size in sizes.items())
     elif sizes:
         yield "Network", next(iter(sizes.values()))
     if tuned := "; ".join(map(_stage, record.results.get("finetuning", ()))):
         yield "Fine-tuning", tuned
-    began, ended = span(record.folder)
-    if began is not None and ended is not None:
-        yield "Began", _moment(began)
-        seconds = record.section("seconds")
-        parts = ", ".join(f"{name} {duration(s)}" for name, s in seconds.items() if finite(s))
-        yield "Took", f"{duration(ended - began)}{f' ({parts})' if parts else ''}"
+    if (line := made([record.folder], record.section("seconds"))) is not None:
+        yield "Made", line
     yield "Seed", str(record.setting("seed", NOTHING))
     if (fingerprint := _fingerprint(record)) is not None:
         yield "Fingerprint", (Code(fingerprint), f": {SAME_SETTINGS}")
@@ -270,14 +267,6 @@ def _stage(told: Mapping[str, Any]) -> str:
         on = "images" if "labelled_images" in told else "episodes"
         words += f" (chosen after {best + 1:,.0f}, {told['val_accuracy']:.2f} % on val {on})"
     return words
-
-
-def _first_and_beside(results: Sequence[EpisodeResult]) -> Text:
-    """The network that was chosen by its loss, where there is one, and the last one beside it."""
-    first, *others = results
-    name = f" % ({first.network})" if others else " %"
-    beside = "".join(f"; {one.network} {_accuracy(one)} %" for one in others)
-    return (Bold(_accuracy(first)), name, beside, _count(first))
 
 
 def _size(network: Mapping[str, Any]) -> str:
@@ -302,10 +291,6 @@ def command(record: RunRecord) -> str | None:
     return None if overrides is None else command_line(*overrides)
 
 
-def _moment(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M:%S %Z}"
-
-
 def _opened(record: RunRecord) -> Mapping[str, Any]:
     """What the run said of itself when it opened."""
     return next(iter(record.events.get("open", ())), {})
@@ -321,9 +306,10 @@ def _fingerprint(record: RunRecord) -> str | None:
 # -- results -----------------------------------------------------------------------------------
 
 
-def _results(record: RunRecord, *, published: bool) -> Iterator[Block]:
+def _results(
+    record: RunRecord, results: Sequence[EpisodeResult], known: Comparison | None
+) -> Iterator[Block]:
     yield Heading(2, "Results")
-    results = results_of(record)
     if class_results(record.results):
         yield from closed_sets.blocks(record)
         return
@@ -333,102 +319,72 @@ def _results(record: RunRecord, *, published: bool) -> Iterator[Block]:
     for transductive in dict.fromkeys(one.transductive for one in results):
         judged = [one for one in results if one.transductive == transductive]
         yield Heading(3, "Transductive" if transductive else "Inductive")
-        top = sorted({k for one in judged for k in one.top_k}, key=str)
-        yield Table(
-            ["episodes", "network", "accuracy ± 95 % CI (%)", "n", *_top_names(top), "method"],
-            [LEFT, LEFT, RIGHT, RIGHT, *[RIGHT] * len(top), LEFT],
-            [
-                [
-                    _in_words(one.key),
-                    one.network,
-                    _accuracy(one),
-                    NOTHING if one.episodes is None else f"{one.episodes:,}",
-                    *(_figure(one.top_k.get(k), ".2f") for k in top),
-                    one.method,
-                ]
-                for one in judged
-            ],
-        )
+        episodes, network, accuracy, n, method = _result_columns("accuracy ± 95 % CI (%)")
+        tops = [
+            Column(f"top-{k} (%)", partial(_top, k))
+            for k in sorted({k for one in judged for k in one.top_k}, key=str)
+        ]
+        yield Table(results_frame(judged), [episodes, network, accuracy, n, *tops, method])
     networks = dict.fromkeys(one.network for one in results)
     yield Items([(Bold(name), f": {MEANING[name]}") for name in networks])
     yield Paragraph(
         "Mean accuracy over n episodes, ± 1.96·s/√n. It covers other episodes of the same classes, "
         "but no other seeds; nothing is bold, because one run compares with nothing."
     )
-    if published:
-        yield from _published(record)
+    if known is not None:
+        yield from _published(known)
 
 
-def _top_names(top: Sequence[str]) -> list[str]:
-    return [f"top-{k} (%)" for k in top]
+def _result_columns(accuracy: str) -> list[Column]:
+    return [
+        Column("episodes", lambda row: in_words(row["key"]), LEFT),
+        Column("network", itemgetter("network"), LEFT),
+        Column(accuracy, _accuracy),
+        Column("n", lambda row: _figure(row["episodes"], ",")),
+        Column("method", itemgetter("method"), LEFT),
+    ]
 
 
-def _published(record: RunRecord) -> Iterator[Block]:
+def _top(k: str, row: Row) -> str:
+    return _figure(json.loads(row["top_k"] or "{}").get(k), ".2f")
+
+
+def _published(known: Comparison) -> Iterator[Block]:
     """What is known of the same data set, and of the same method and network on it."""
-    comparison = compare([record.folder])
-    beside = [table for table in comparison.tables if any(row.published for row in table.rows)]
-    if not beside and not comparison.alone:
+    beside = [table for table in known.tables if any(row.published for row in table.rows)]
+    if not beside and not known.alone:
         return
     yield Heading(2, "Beside published figures")
     for table in beside:
         yield measured_block(table)
-    for block in published_blocks(comparison):
+    for block in published_blocks(known):
         yield Heading(block.level + 1, block.text) if isinstance(block, Heading) else block
     yield Paragraph(PUBLISHED)
 
 
-def latex(record: RunRecord, results: Sequence[EpisodeResult]) -> list[LatexTable]:
+def latex(record: RunRecord, results: Sequence[EpisodeResult]) -> list[Table]:
     """The results and the costs for a paper; inductive and transductive ones apart."""
     tables = []
     about = str(record.setting("experiment_name", record.folder.name))
     for transductive in dict.fromkeys(one.transductive for one in results):
         judged = [one for one in results if one.transductive == transductive]
-        lines = [
-            [
-                _in_words(one.key),
-                one.network,
-                _accuracy(one),
-                NOTHING if one.episodes is None else f"{one.episodes:,}",
-                one.method,
-            ]
-            for one in judged
-        ]
-        firsts = [n for n, one in enumerate(judged) if n and one.key != judged[n - 1].key]
         kind = "transductive" if transductive else "inductive"
         tables.append(
-            LatexTable(
+            Table(
+                results_frame(judged),
+                _result_columns("accuracy"),
                 f"{about}: accuracy in % ± 95 % CI over n episodes, {kind}.",
-                ["episodes", "network", "accuracy", "n", "method"],
-                [LEFT, LEFT, RIGHT, RIGHT, LEFT],
-                lines,
                 ["One run: the intervals cover other episodes, but no other seeds."],
-                firsts,
+                [n for n, one in enumerate(judged) if n and one.key != judged[n - 1].key],
             )
         )
-    if costs := list(_costs(record)):
-        header = ["", *costs[0][1]]
-        align = [LEFT, *[RIGHT] * (len(header) - 1)]
-        lines = [[name, *values.values()] for name, values in costs]
-        tables.append(LatexTable(f"{about}: {_of_what(record)}.", header, align, lines))
+    if costs := _costs(record, f"{about}: {_of_what(record)}."):
+        tables.append(costs)
     return tables
 
 
-def _in_words(key: str) -> str:
-    dataset, _, rest = key.partition("/")
-    split, _, list_ = rest.partition("/")
-    ways, _, shots = list_.removesuffix("s").partition("w")
-    if not ways.isdigit() or not shots.isdigit():
-        return key
-    return f"{dataset} {split}, {ways}-way {shots}-shot"
-
-
-def _accuracy(result: EpisodeResult) -> str:
-    interval = NOTHING if result.ci95 is None else f"{result.ci95:.2f}"
-    return f"{result.accuracy:.2f} ± {interval}"
-
-
-def _count(result: EpisodeResult) -> str:
-    return "" if result.episodes is None else f" (n={result.episodes:,})"
+def _accuracy(result: Row) -> str:
+    return f"{result['accuracy']:.2f} ± {_figure(result['ci95'], '.2f')}"
 
 
 # -- efficiency --------------------------------------------------------------------------------
@@ -436,11 +392,8 @@ def _count(result: EpisodeResult) -> str:
 
 def _efficiency(record: RunRecord) -> Iterator[Block]:
     yield Heading(2, "Efficiency")
-    costs = list(_costs(record))
-    if costs:
-        header = ["", *costs[0][1]]
-        lines = [[name, *values.values()] for name, values in costs]
-        yield Table(header, [LEFT, *[RIGHT] * (len(header) - 1)], lines)
+    if costs := _costs(record):
+        yield costs
         yield Paragraph(f"{_of_what(record)}, without heads.")
     else:
         yield Notice("There are no figures of size and speed: the run has not come to that.")
@@ -460,26 +413,29 @@ def _spent(count: float, spent: Mapping[str, Any]) -> str:
     return f"{count:.3g}{share}"
 
 
-def _costs(record: RunRecord) -> Iterator[tuple[str, dict[str, str]]]:
-    """What the networks cost: a name, and values by network; those that no network has left out."""
+def _costs(record: RunRecord, caption: str = "") -> Table | None:
+    """What the networks cost, a row per cost; without those that no network has told."""
     networks = {
-        "at the start": _seed_network(record),
+        "at the start": record.mutations[0]["before"] if record.mutations else {},
         "best": record.section("best"),
         "last": record.section("efficiency"),
     }
     networks = {name: costs for name, costs in networks.items() if costs}
-    for key, name, form in COSTS if "last" in networks else ():
+    rows = [
         # None of these can be 0; an older version may have read so from a coarse clock.
-        values = {
-            network: _figure(costs.get(key) or None, form) for network, costs in networks.items()
-        }
-        if set(values.values()) != {NOTHING}:
-            yield name, values
+        {"cost": name, "form": form} | {n: costs.get(key) or None for n, costs in networks.items()}
+        for key, name, form in COSTS
+        if "last" in networks and any(finite(costs.get(key) or None) for costs in networks.values())
+    ]
+    if not rows:
+        return None
 
+    def shows(network: str) -> Callable[[Row], Text]:
+        return lambda row: _figure(row[network], row["form"])
 
-def _seed_network(record: RunRecord) -> Mapping[str, Any]:
-    """Params and MACs before the first mutation, where there was one."""
-    return record.mutations[0]["before"] if record.mutations else {}
+    columns = [Column("", itemgetter("cost"), LEFT)]
+    columns += [Column(name, shows(name)) for name in networks]
+    return Table(framed(rows, ["cost", "form", *networks]), columns, caption)
 
 
 def _of_what(record: RunRecord) -> str:
@@ -495,12 +451,7 @@ def _mutations(record: RunRecord) -> Iterator[Block]:
     if not record.mutations:
         yield Notice(_why_no_mutations(record))
         return
-    header = [
-        "#", "after epoch", "kind", "what", "channels", "params", "MACs", "loss",
-        "function delta", "outcome", "why",
-    ]  # fmt: skip
-    align = [RIGHT, RIGHT, LEFT, LEFT, LEFT, RIGHT, RIGHT, RIGHT, RIGHT, LEFT, LEFT]
-    yield Table(header, align, [_mutation(one) for one in record.mutations])
+    yield Table(mutations_frame(record), _mutation_columns())
     yield Paragraph(
         "Epochs and blocks count from 1. All of it is before → after; losses (nats) are of the "
         "same held batches. Function delta: how far the projections of one of them moved, "
@@ -519,12 +470,18 @@ def _prunings(record: RunRecord) -> Iterator[Block]:
     ]
     if not rows:
         return
-    header = [
-        "#", "held episodes (%)", "change (points)", "at the end of probation (points)",
-        "removed channels alone (%)", "undecided", "latency (ms)", "batch",
-    ]  # fmt: skip
     yield Paragraph("What every PRUNE has cost and given:")
-    yield Table(header, [RIGHT] * len(header), rows)
+    columns = [
+        Column("#", lambda row: str(row["index"])),
+        Column("held episodes (%)", partial(_turned, "accuracy", ".2f")),
+        Column("change (points)", partial(_with_error, "change")),
+        Column("at the end of probation (points)", partial(_with_error, "ended")),
+        Column("removed channels alone (%)", lambda row: _figure(row["removed"], ".2f")),
+        Column("undecided", lambda row: _figure(row["undecided"], ".0f")),
+        Column("latency (ms)", partial(_turned, "ms", ".2f")),
+        Column("batch", lambda row: _figure(row["batch"], ".0f")),
+    ]
+    yield Table(framed(rows, list(rows[0])), columns)
     yield Paragraph(
         "Held episodes: 5-way 1-shot on held images without their labels, every image a class of "
         "its own, one view its support and another its query; ± the standard error of the paired "
@@ -534,29 +491,35 @@ def _prunings(record: RunRecord) -> Iterator[Block]:
     )
 
 
-def _pruning(one: Mapping[str, Any], ended: Mapping[str, Any]) -> list[Text]:
+def _pruning(one: Mapping[str, Any], ended: Mapping[str, Any]) -> dict[str, Any]:
     accuracy, latency = (section(one["measured"], key) for key in ("accuracy", "latency"))
     trigger = one.get("trigger")
-    undecided = trigger.get("undecided") if isinstance(trigger, Mapping) else None
-    return [
-        str(one["index"]),
-        " → ".join(_figure(accuracy.get(key), ".2f") for key in ("before", "after")),
-        _with_error(accuracy, "change"),
-        _with_error(ended, "accuracy_change"),
-        _figure(accuracy.get("removed"), ".2f"),
-        _figure(undecided, ".0f"),
-        " → ".join(_figure(latency.get(key), ".2f") for key in ("before_ms", "after_ms")),
-        _figure(latency.get("batch"), ".0f"),
-    ]
+    return {
+        "index": one["index"],
+        "accuracy_before": accuracy.get("before"),
+        "accuracy_after": accuracy.get("after"),
+        "change": accuracy.get("change"),
+        "change_error": accuracy.get("change_error"),
+        "ended": ended.get("accuracy_change"),
+        "ended_error": ended.get("accuracy_change_error"),
+        "removed": accuracy.get("removed"),
+        "undecided": trigger.get("undecided") if isinstance(trigger, Mapping) else None,
+        "ms_before": latency.get("before_ms"),
+        "ms_after": latency.get("after_ms"),
+        "batch": latency.get("batch"),
+    }
 
 
-def _with_error(figures: Mapping[str, Any], key: str) -> str:
-    error = figures.get(f"{key}_error")
-    return (
-        f"{_figure(figures.get(key), '+.2f')} ± {_figure(error, '.2f')}"
-        if finite(error)
-        else NOTHING
-    )
+def _turned(key: str, form: str, row: Row) -> str:
+    """A figure before and after."""
+    return " → ".join(_figure(row[f"{key}_{when}"], form) for when in ("before", "after"))
+
+
+def _with_error(key: str, row: Row) -> str:
+    error = row[f"{key}_error"]
+    if not finite(error):
+        return NOTHING
+    return f"{_figure(row[key], '+.2f')} ± {_figure(error, '.2f')}"
 
 
 def _why_no_mutations(record: RunRecord) -> str:
@@ -567,24 +530,47 @@ def _why_no_mutations(record: RunRecord) -> str:
     return f"There are none.{last}"
 
 
-def _mutation(one: Mapping[str, Any]) -> list[Text]:
-    before, after = one["before"], one["after"]
+def _mutation_columns() -> list[Column]:
+    """Of mutations.csv, where what has parts is JSON text."""
+
+    def turned(key: str, show: Callable[[Any], str]) -> Callable[[Row], Text]:
+        return lambda row: f"{show(row[f'before_{key}'])} → {show(row[f'after_{key}'])}"
+
+    def losses(row: Row) -> Text:
+        return " → ".join(_figure(row[f"loss_{when}"], ".3f") for when in ("before", "after"))
+
+    def outcome(row: Row) -> Text:
+        return "accepted" if row["accepted"] else Bold("rolled back")
+
+    def why(row: Row) -> Text:
+        trigger = _read(row["trigger"])
+        return str(trigger.get("reason", NOTHING)) if isinstance(trigger, Mapping) else NOTHING
+
     return [
-        str(one["index"]),
-        str(one["epoch"] + 1),
-        one["kind"],
-        _target(one["kind"], one.get("target")),
-        f"{_channels(before)} → {_channels(after)}",
-        *(f"{in_units(before[key])} → {in_units(after[key])}" for key in ("params", "macs")),
-        " → ".join(_figure(one.get(key), ".3f") for key in ("loss_before", "loss_after")),
-        _figure(one.get("function_delta"), ".2g"),
-        "accepted" if one["accepted"] else Bold("rolled back"),
-        str((one.get("trigger") or {}).get("reason", NOTHING)),
+        Column("#", lambda row: str(row["index"])),
+        Column("after epoch", lambda row: str(row["epoch"] + 1)),
+        Column("kind", itemgetter("kind"), LEFT),
+        Column("what", lambda row: _target(row["kind"], _read(row["target"])), LEFT),
+        Column("channels", turned("channels", _channels), LEFT),
+        Column("params", turned("params", in_units)),
+        Column("MACs", turned("macs", in_units)),
+        Column("loss", losses),
+        Column("function delta", lambda row: _figure(row["function_delta"], ".2g")),
+        Column("outcome", outcome, LEFT),
+        Column("why", why, LEFT),
     ]
 
 
-def _channels(counts: Mapping[str, Any]) -> str:
-    return "-".join(str(channels) for channels in counts["channels"])
+def _read(cell: Any) -> Any:
+    """What a cell of mutations.csv holds."""
+    try:
+        return json.loads(cell) if isinstance(cell, str) else cell
+    except ValueError:
+        return cell
+
+
+def _channels(text: str) -> str:
+    return "-".join(str(channels) for channels in json.loads(text))
 
 
 def _target(kind: str, target: Any) -> str:
@@ -645,13 +631,14 @@ def _config(record: RunRecord) -> Iterator[Block]:
     }
     for name, decides in sorts.items():
         yield Heading(3, name)
-        lines: list[list[Text]] = [
-            [Code(one.key), _typed(one.default), _typed(one.value)]
-            for one in differing
-            if one.decides == decides
-        ]
-        if lines:
-            yield Table(["key", "default", "this run"], [LEFT, LEFT, LEFT], lines)
+        rows = [one._asdict() for one in differing if one.decides == decides]
+        if rows:
+            columns = [
+                Column("key", lambda row: Code(row["key"]), LEFT),
+                Column("default", lambda row: _typed(row["default"]), LEFT),
+                Column("this run", lambda row: _typed(row["value"]), LEFT),
+            ]
+            yield Table(framed(rows, Differing._fields), columns)
         else:
             yield Paragraph("Nothing.")
     yield Paragraph(

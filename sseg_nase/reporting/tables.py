@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sseg_nase.files import write_json, write_text
-from sseg_nase.finite import plain
+from sseg_nase.finite import finite, plain
 from sseg_nase.reporting.ablation import PARTS, Ablation, Line, ablations
 from sseg_nase.reporting.aggregate import LOSS, OVER_BOTH, Aggregate, Side
 from sseg_nase.reporting.document import (
@@ -19,18 +21,26 @@ from sseg_nase.reporting.document import (
     Block,
     Bold,
     Code,
+    Column,
     Document,
+    Facts,
     Heading,
     Items,
+    Listing,
     Paragraph,
     Picture,
+    Row,
     Table,
     Text,
+    as_csv,
+    framed,
     p_value,
+    rows_of,
 )
 from sseg_nase.reporting.html import as_html
-from sseg_nase.reporting.latex import CHECK, LatexTable, as_latex, preview
+from sseg_nase.reporting.latex import CHECK, as_latex, preview
 from sseg_nase.reporting.markdown import as_markdown
+from sseg_nase.reporting.origin import made
 from sseg_nase.rundir.results import BEST, LAST, NETWORKS
 
 if TYPE_CHECKING:
@@ -38,11 +48,16 @@ if TYPE_CHECKING:
 
 FRAMES = ("runs", "summary", "comparisons")
 ONE_SEED, SIGNIFICANT = "†", "*"
+DIFFERENCES = (
+    "difference ± CI over episodes (% points)",
+    "p over episodes",
+    "± CI over seeds and episodes (% points)",
+    "p over seeds and episodes",
+    "common seeds",
+)
 ABLATION = "ablation="
 SPENT = "training MACs"
 SPENT_MEANS = "Training MACs: of student, teacher, trials and all else, see results.json."
-
-Row = Mapping[str, Any]
 
 
 class Compared(NamedTuple):
@@ -55,13 +70,15 @@ class Compared(NamedTuple):
 class Judged(NamedTuple):
     """All that was judged on one episode list, inductive or transductive.
 
-    `cells` and `ranked` (from the highest mean to the lowest) by network; `winners`: who is
-    significantly better than every other; `several`: whether more than one method judged.
+    `sides`: in the order of the sweep, which all tables have. `cells` and `ranked` (from the
+    highest mean to the lowest) by network; `winners`: who is significantly better than every
+    other; `several`: whether more than one method judged.
     """
 
     key: str
     transductive: bool
     methods: tuple[str, ...]
+    sides: tuple[Side, ...]
     cells: Mapping[str, Mapping[Side, Row]]
     ranked: Mapping[str, Sequence[Side]]
     winners: Mapping[str, Side | None]
@@ -79,19 +96,21 @@ class Judged(NamedTuple):
 
 
 def write(
-    aggregate: Aggregate, folder: Path, title: str, pictures: Sequence[Picture] = ()
+    aggregate: Aggregate,
+    folder: Path,
+    title: str,
+    pictures: Sequence[Picture] = (),
+    command: str | None = None,
 ) -> list[Path]:
     """Write the report to `folder`, and return its files.
 
     `runs.csv`, `summary.csv`, `comparisons.csv` (full precision), all of them as `report.json`,
     `report.md`, `report.html` with the `pictures` in it, `results.tex`, `ablation.tex` where
     configurations differ by parts of the method, and `preview.tex`, a document that shows them.
+    `command`: what does the sweep once more.
     """
-    whole = document(aggregate, title, pictures)
-    texts = {
-        f"{name}.csv": getattr(aggregate, name).to_csv(index=False, lineterminator="\n")
-        for name in FRAMES
-    }
+    whole = document(aggregate, title, pictures, command)
+    texts = {f"{name}.csv": as_csv(getattr(aggregate, name)) for name in FRAMES}
     texts["report.md"] = as_markdown(whole, folder)
     texts["report.html"] = as_html(whole)
     texts |= {f"{name}.tex": as_latex(tables) for name, tables in latex(aggregate).items()}
@@ -104,7 +123,7 @@ def write(
 
 def as_json(aggregate: Aggregate, title: str) -> dict[str, Any]:
     """Everything that the CSV files hold, and the notes; what is not a number is null."""
-    frames = {name: plain(_rows(getattr(aggregate, name))) for name in FRAMES}
+    frames = {name: plain(rows_of(getattr(aggregate, name))) for name in FRAMES}
     return {"schema": 1, "title": title, **frames, "notes": list(aggregate.notes)}
 
 
@@ -113,30 +132,38 @@ def markdown(aggregate: Aggregate, title: str) -> str:
     return as_markdown(document(aggregate, title))
 
 
-def document(aggregate: Aggregate, title: str, pictures: Sequence[Picture] = ()) -> Document:
-    """The report: per episode list the configurations, and how they compare with the best one."""
-    runs = aggregate.runs["run"].nunique()
+def document(
+    aggregate: Aggregate, title: str, pictures: Sequence[Picture] = (), command: str | None = None
+) -> Document:
+    """The report: who is best and whether that is sure, the figures, then list by list."""
+    runs = list(dict.fromkeys(aggregate.runs["run"]))
     count = aggregate.runs["configuration"].nunique()
-    blocks: list[Block] = [Paragraph(f"Finished runs: {runs}, of {count} configurations.")]
     judgements = list(_judgements(aggregate))
+    blocks: list[Block] = [Paragraph(f"Finished runs: {len(runs)}, of {count} configurations.")]
+    if judgements:
+        blocks.append(Items([_in_short(judged) for judged in judgements]))
+    if (line := made([Path(run) for run in runs])) is not None:
+        blocks.append(Facts([("Made", line)]))
+    if command is not None:
+        blocks += [Paragraph("Once more:"), Listing(command)]
+    if pictures:
+        blocks += [Heading(2, "Figures"), *pictures]
     for judged in judgements:
         blocks += _section(judged)
     parts = ablations(aggregate)
     blocks += _ablation_section(parts)
-    summary = _rows(aggregate.summary)
+    summary = rows_of(aggregate.summary)
     blocks += _losses([row for row in summary if row["key"] == LOSS])
-    if pictures:
-        blocks += [Heading(2, "Figures"), *pictures]
     if judgements:
         accuracies = [row for row in summary if row["key"] != LOSS]
-        legend = _legend(accuracies, _rows(aggregate.comparisons), parts)
+        legend = _legend(accuracies, rows_of(aggregate.comparisons), parts)
         blocks += [Heading(2, "How to read this"), Items(list(legend))]
     if aggregate.notes:
         blocks += [Heading(2, "Notes"), Items(aggregate.notes)]
     return Document(title, blocks)
 
 
-def latex(aggregate: Aggregate) -> dict[str, list[LatexTable]]:
+def latex(aggregate: Aggregate) -> dict[str, list[Table]]:
     """The tables for papers, by the names of their files: results, and ablation if there is one."""
     tables = {"results": [table for one in _judgements(aggregate) for table in _latex(one)]}
     parts = [_ablation_latex(one) for one in ablations(aggregate)]
@@ -144,8 +171,8 @@ def latex(aggregate: Aggregate) -> dict[str, list[LatexTable]]:
 
 
 def _judgements(aggregate: Aggregate) -> Iterator[Judged]:
-    rows = [row for row in _rows(aggregate.summary) if row["key"] != LOSS]
-    compared = _rows(aggregate.comparisons)
+    rows = [row for row in rows_of(aggregate.summary) if row["key"] != LOSS]
+    compared = rows_of(aggregate.comparisons)
     for key, transductive in dict.fromkeys((r["key"], r["transductive"]) for r in rows):
         here = [r for r in rows if (r["key"], r["transductive"]) == (key, transductive)]
         pairs = [r for r in compared if (r["key"], r["transductive"]) == (key, transductive)]
@@ -158,6 +185,7 @@ def _judgements(aggregate: Aggregate) -> Iterator[Judged]:
             key=key,
             transductive=transductive,
             methods=tuple(dict.fromkeys(row["method"] for row in here)),
+            sides=tuple(dict.fromkeys(map(_side, here))),
             cells=cells,
             ranked=ranked,
             winners={
@@ -171,49 +199,102 @@ def _judgements(aggregate: Aggregate) -> Iterator[Judged]:
 # -- results -----------------------------------------------------------------------------------
 
 
+def _in_short(judged: Judged) -> Text:
+    """Which configuration has the highest mean, whether that is sure, and what it costs."""
+    first, *others = judged.ranked[LAST] or judged.ranked[BEST]
+    network = LAST if judged.ranked[LAST] else BEST
+    row = judged.cells[network][first]
+    told: list[str] = [f"{judged.key} ({judged.kind}): "]
+    name = _label(first, judged.several)
+    won = judged.winners[network] == first
+    told += [Bold(name) if won else name, f" {_accuracy(row, seeds=True)} %"]
+    if others:
+        told[1:1] = ["the highest mean has "]
+        pair = _pairs(judged, network).get(others[0])
+        second = _label(others[0], judged.several)
+        if pair is None:
+            told.append(f", not compared with {second}, the next one")
+        else:
+            sure = "significant" if pair.row["significant"] else "not significant"
+            half, p = _decisive(pair.row)
+            told.append(
+                f", {pair.difference:+.2f} ± {half:.2f} points over {second}, the next one: {sure} "
+                f"(p {'' if p < 0.001 else '= '}{p_value(p)}, over {pair.row['over']})"
+            )
+    params, macs = _count(row.get("params")), _count(row.get("macs"))
+    return (*told, f"; {params} params, {macs} MACs.")
+
+
+def _decisive(row: Row) -> tuple[float, float]:
+    """The interval and the p that count: over seeds, too, where there are several."""
+    test = "seeds_episodes" if row["over"] == OVER_BOTH else "episodes"
+    return row[f"ci95_{test}"], row[f"p_{test}_holm"]
+
+
 def _section(judged: Judged) -> Iterator[Block]:
     yield Heading(2, f"{judged.key} ({judged.kind})")
     yield Paragraph(f"Accuracy in % with {', '.join(judged.methods)}.")
-    header = ["configuration", "last network (%)", "best network (%)", "params", "MACs", SPENT]
-    lines = [
-        [
-            _label(side, judged.several),
-            *(_seeds_told(judged, network, side) for network in NETWORKS),
-            *_sizes(judged, side),
-        ]
-        for side in _sides(judged)
-    ]
-    yield Table(header, [LEFT, *[RIGHT] * (len(header) - 1)], lines)
+    headed = {network: f"{network} network (%)" for network in NETWORKS}
+    yield Table(_frame(judged), _result_columns(headed, seeds=True))
     if max(map(len, judged.ranked.values())) == 1:
         yield Paragraph("One configuration: there is nothing to compare, so nothing is bold.")
     for network in NETWORKS:
         if len(judged.ranked[network]) < 2:
             continue
         yield Paragraph(_verdict(judged, network))
-        if pairs := _pairs(judged, network):
+        if (pairs := _pairs_frame(judged, network)) is not None:
             first = _label(judged.ranked[network][0], judged.several)
-            yield _comparison_table(judged, network, first, pairs)
+            names = [f"{first} minus", *DIFFERENCES]
+            yield Table(pairs, [*_pair_columns(names), Column("significant", _significant, LEFT)])
 
 
-def _sides(judged: Judged) -> list[Side]:
-    """Of all networks, the best last network first."""
-    return list(dict.fromkeys([*judged.ranked[LAST], *judged.ranked[BEST]]))
+def _frame(judged: Judged) -> pd.DataFrame:
+    """A row per configuration: what the summary has of each of its networks."""
+    rows = [
+        {
+            "configuration": _label(side, judged.several),
+            **{
+                f"{network}_{key}": value
+                for network in NETWORKS
+                for key, value in judged.cells[network].get(side, {}).items()
+            },
+            **{f"{network}_wins": judged.winners[network] == side for network in NETWORKS},
+        }
+        for side in judged.sides
+    ]
+    return framed(rows, list(dict.fromkeys(key for row in rows for key in row)))
 
 
-def _seeds_told(judged: Judged, network: str, side: Side) -> str:
-    row = judged.cells[network].get(side)
-    return _emphasised(judged, network, side, _accuracy(row, seeds=True))
+def _network(row: Row, network: str) -> dict[str, Any]:
+    """What a row of `_frame` has of one network; nothing where that was not judged."""
+    start = f"{network}_"
+    found = {key.removeprefix(start): row[key] for key in row if key.startswith(start)}
+    return found if finite(found.get("mean")) else {}
 
 
-def _emphasised(judged: Judged, network: str, side: Side, text: str) -> str:
-    return Bold(text) if judged.winners[network] == side else text
+def _result_columns(names: Mapping[str, str], *, seeds: bool) -> list[Column]:
+    """`names`: of the columns of accuracies, by network; `seeds`: with their number in each."""
+
+    def accuracy(network: str, row: Row) -> Text:
+        shown = _accuracy(_network(row, network), seeds=seeds)
+        return Bold(shown) if row[f"{network}_wins"] else shown
+
+    def cost(key: str, form: str, row: Row) -> Text:
+        value = _network(row, LAST).get(key)
+        return format(value, form) if finite(value) else NOTHING
+
+    return [
+        Column("configuration", itemgetter("configuration"), LEFT),
+        *(Column(names[network], partial(accuracy, network)) for network in NETWORKS),
+        *([] if seeds else [Column("n", _most_seeds)]),
+        Column("params", partial(cost, "params", ",.0f")),
+        Column("MACs", partial(cost, "macs", ",.0f")),
+        Column(SPENT, partial(cost, "training_macs", ".3g")),
+    ]
 
 
-def _sizes(judged: Judged, side: Side) -> list[str]:
-    row = judged.cells[LAST].get(side, {})
-    spent = row.get("training_macs")
-    told = NOTHING if spent is None or math.isnan(spent) else f"{spent:.3g}"
-    return [_count(row.get("params")), _count(row.get("macs")), told]
+def _most_seeds(row: Row) -> str:
+    return str(max(_network(row, network).get("seeds", 0) for network in NETWORKS))
 
 
 def _pairs(judged: Judged, network: str) -> dict[Side, Compared]:
@@ -234,81 +315,65 @@ def _verdict(judged: Judged, network: str) -> str:
     )
 
 
-def _comparison_table(
-    judged: Judged, network: str, first: str, pairs: Mapping[Side, Compared]
-) -> Table:
-    header = [
-        f"{first} minus",
-        "difference ± CI over episodes (% points)",
-        "p over episodes",
-        "± CI over seeds and episodes (% points)",
-        "p over seeds and episodes",
-        "common seeds",
-        "significant",
-    ]
-    lines = [
-        [*_differences(side, pairs[side], judged.several), _significant(pairs[side].row)]
-        for side in judged.ranked[network]
+def _pairs_frame(judged: Judged, network: str) -> pd.DataFrame | None:
+    """A row per configuration that the first was compared with; None where there is none."""
+    pairs = _pairs(judged, network)
+    rows = [
+        {
+            **pairs[side].row,
+            "configuration": _label(side, judged.several),
+            "difference": pairs[side].difference,
+        }
+        for side in judged.sides
         if side in pairs
     ]
-    return Table(header, [LEFT, RIGHT, RIGHT, RIGHT, RIGHT, RIGHT, LEFT], lines)
+    return framed(rows, list(rows[0])) if rows else None
 
 
-def _differences(side: Side, pair: Compared, several: bool) -> list[str]:
-    difference, row = pair
-    both = row["over"] == OVER_BOTH
-    return [
-        _label(side, several),
-        f"{difference:+.2f} ± {row['ci95_episodes']:.2f}",
-        p_value(row["p_episodes_holm"]),
-        f"± {row['ci95_seeds_episodes']:.2f}" if both else NOTHING,
-        p_value(row["p_seeds_episodes_holm"]) if both else NOTHING,
-        str(row["seeds"]),
+def _pair_columns(names: Sequence[str]) -> list[Column]:
+    """Of `_pairs_frame`: the other, both differences with their p, and the common seeds."""
+
+    def over_both(shown: Callable[[Row], str]) -> Callable[[Row], Text]:
+        return lambda row: shown(row) if row["over"] == OVER_BOTH else NOTHING
+
+    shows: list[Callable[[Row], Text]] = [
+        itemgetter("configuration"),
+        lambda row: f"{row['difference']:+.2f} ± {row['ci95_episodes']:.2f}",
+        lambda row: p_value(row["p_episodes_holm"]),
+        over_both(lambda row: f"± {row['ci95_seeds_episodes']:.2f}"),
+        over_both(lambda row: p_value(row["p_seeds_episodes_holm"])),
+        lambda row: str(row["seeds"]),
     ]
+    aligned = [LEFT, *[RIGHT] * (len(shows) - 1)]
+    return [Column(*column) for column in zip(names, shows, aligned, strict=True)]
 
 
 def _significant(row: Row) -> str:
     return f"{'yes' if row['significant'] else 'no'}, over {row['over']}"
 
 
-def _latex(judged: Judged) -> Iterator[LatexTable]:
-    sides = _sides(judged)
+def _latex(judged: Judged) -> Iterator[Table]:
     about = f"{judged.key}, {judged.kind}, {', '.join(judged.methods)}"
-    lines: list[list[Text]] = []
-    for side in sides:
-        rows = [judged.cells[network].get(side) for network in NETWORKS]
-        shown = [
-            _emphasised(judged, network, side, _accuracy(row, seeds=False))
-            for network, row in zip(NETWORKS, rows, strict=True)
-        ]
-        seeds = max(row["seeds"] for row in rows if row is not None)
-        lines.append([_label(side, judged.several), *shown, str(seeds), *_sizes(judged, side)])
     notes = [f"n: seeds. Params and MACs: of the last network. {SPENT_MEANS}"]
     if any(judged.winners.values()):
         notes.append("Bold: significantly better than every other.")
     if any(row["seeds"] == 1 for row in judged.cells[LAST].values()):
         notes.append(f"{ONE_SEED} one seed: 95 % CI over its episodes.")
-    yield LatexTable(
+    yield Table(
+        _frame(judged),
+        _result_columns({network: network for network in NETWORKS}, seeds=False),
         f"Accuracy in % ± 95 % CI over seeds: {about}.",
-        ["Configuration", "last", "best", "n", "params", "MACs", SPENT],
-        [LEFT, *[RIGHT] * 6],
-        lines,
         notes,
     )
     for network in NETWORKS:
-        if len(judged.ranked[network]) < 2 or not (pairs := _pairs(judged, network)):
+        if len(judged.ranked[network]) < 2 or (pairs := _pairs_frame(judged, network)) is None:
             continue
         first = _label(judged.ranked[network][0], judged.several)
-        yield LatexTable(
+        yield Table(
+            pairs,
+            _pair_columns(["configuration", "E", "p (E)", "S, E", "p (S, E)", "seeds"]),
             f"{first} minus the others in % points, {network} network: {about}. Paired "
             "differences over episodes (E) and over seeds and episodes (S, E) with 95 % CI.",
-            ["Configuration", "E", "p (E)", "S, E", "p (S, E)", "seeds"],
-            [LEFT, RIGHT, RIGHT, RIGHT, RIGHT, RIGHT],
-            [
-                _differences(side, pairs[side], judged.several)
-                for side in judged.ranked[network]
-                if side in pairs
-            ],
             ["p: adjusted by Holm for all pairs of the report."],
         )
 
@@ -323,7 +388,7 @@ def _ablation_section(parts: Sequence[Ablation]) -> Iterator[Block]:
     for one in parts:
         kind = "transductive" if one.transductive else "inductive"
         yield Heading(3, f"{one.key} ({kind}), {one.network} network")
-        yield Table(
+        yield Table.of(
             ["configuration", *PARTS.values(), "accuracy (%)", _from(one), "p", "params"],
             [LEFT, *[CENTRE] * len(PARTS), RIGHT, RIGHT, RIGHT, RIGHT],
             [
@@ -340,37 +405,29 @@ def _ablation_section(parts: Sequence[Ablation]) -> Iterator[Block]:
         )
 
 
-def _ablation_latex(one: Ablation) -> LatexTable:
+def _ablation_latex(one: Ablation) -> Table:
     kind = "transductive" if one.transductive else "inductive"
     notes = [f"{SIGNIFICANT} significant (p < 0.05, Holm). n: seeds."]
     if any(line.summary["seeds"] == 1 for line in one.lines):
         notes.append(f"{ONE_SEED} one seed: 95 % CI over its episodes.")
-    return LatexTable(
+    parts = ["self-sup.", "evolution", "sparsity", "curric.", "distill."]
+    lines: list[list[Text]] = [
+        [
+            _name(line, one),
+            *_marks(line),
+            _accuracy(line.summary, seeds=False),
+            str(line.summary["seeds"]),
+            _lost(line, one),
+        ]
+        for line in one.lines
+    ]
+    return Table.of(
+        ["", *parts, "accuracy", "n", "difference"],
+        [LEFT, *[CENTRE] * len(PARTS), RIGHT, RIGHT, RIGHT],
+        lines,
         f"Ablation: accuracy in % ± 95 % CI over seeds, and paired difference from "
         f"{_short(one.reference.configuration)} in % points ± 95 % CI. {one.key}, {kind}, "
         f"{one.network} network.",
-        [
-            "",
-            "self-sup.",
-            "evolution",
-            "sparsity",
-            "curric.",
-            "distill.",
-            "accuracy",
-            "n",
-            "difference",
-        ],
-        [LEFT, *[CENTRE] * len(PARTS), RIGHT, RIGHT, RIGHT],
-        [
-            [
-                _name(line, one),
-                *_marks(line),
-                _accuracy(line.summary, seeds=False),
-                str(line.summary["seeds"]),
-                _lost(line, one),
-            ]
-            for line in one.lines
-        ],
         notes,
     )
 
@@ -400,17 +457,14 @@ def _lost(line: Line, one: Ablation) -> str:
         return "reference"
     if line.difference is None or line.comparison is None:
         return "not compared"
-    row = line.comparison
-    interval = row["ci95_seeds_episodes" if row["over"] == OVER_BOTH else "ci95_episodes"]
-    mark = SIGNIFICANT if row["significant"] else ""
-    return f"{line.difference:+.2f} ± {interval:.2f}{mark}"
+    mark = SIGNIFICANT if line.comparison["significant"] else ""
+    return f"{line.difference:+.2f} ± {_decisive(line.comparison)[0]:.2f}{mark}"
 
 
 def _p_of(line: Line) -> str:
     if line.comparison is None:
         return NOTHING
-    both = line.comparison["over"] == OVER_BOTH
-    return p_value(line.comparison["p_seeds_episodes_holm" if both else "p_episodes_holm"])
+    return p_value(_decisive(line.comparison)[1])
 
 
 # -- losses and legend -------------------------------------------------------------------------
@@ -428,7 +482,7 @@ def _losses(rows: Sequence[Row]) -> Iterator[Block]:
             line.append(NOTHING if row is None else _loss(row))
         lines.append(line)
     yield Heading(2, "Training loss")
-    yield Table(["configuration", "last (nats)", "lowest (nats)"], [LEFT, RIGHT, RIGHT], lines)
+    yield Table.of(["configuration", "last (nats)", "lowest (nats)"], [LEFT, RIGHT, RIGHT], lines)
     yield Paragraph(
         (
             "The loss of single batches, as logged every ",
@@ -492,10 +546,6 @@ def _legend(
 # -- parts -------------------------------------------------------------------------------------
 
 
-def _rows(frame: pd.DataFrame) -> list[Row]:
-    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
-
-
 def _side(row: Row) -> Side:
     return Side(row["configuration"], row["method"])
 
@@ -538,8 +588,8 @@ def _label(side: Side, with_method: bool) -> str:
     return f"{side.configuration} ({side.method})" if with_method else side.configuration
 
 
-def _accuracy(row: Row | None, *, seeds: bool) -> str:
-    if row is None:
+def _accuracy(row: Row, *, seeds: bool) -> str:
+    if not row:
         return NOTHING
     one = row["seeds"] == 1
     ci95 = row["ci95_episodes"] if one else row["ci95"]

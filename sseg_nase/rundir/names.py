@@ -13,6 +13,7 @@ CONFUSION, PER_CLASS = "confusion.npz", "per_class.csv"
 SEARCH = "search.json"  # what tells the folder of a search
 SEARCHES = "searches"  # the folder of all searches
 CHECKPOINTS = "checkpoints"
+MODEL = "model"  # the folder of a run's network as a model of MLflow
 
 
 def checkpoint_of(run: Path, name: str) -> Path:

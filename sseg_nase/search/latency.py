@@ -28,7 +28,8 @@ from sseg_nase.nets import ops
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.building import build
 from sseg_nase.nets.description import Description
-from sseg_nase.nets.searched import IMAGE, SearchedArchitecture
+from sseg_nase.nets.plan import IMAGE
+from sseg_nase.nets.searched import SearchedArchitecture
 from sseg_nase.provenance.environment import describe_environment
 from sseg_nase.spaces.choice import Point
 from sseg_nase.spaces.space import Space

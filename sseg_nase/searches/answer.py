@@ -22,17 +22,19 @@ from typing import Any
 
 from sseg_nase.config.commands import override
 from sseg_nase.config.compose import stored
-from sseg_nase.config.schema import OWN, Config
+from sseg_nase.config.groups.strategy import OwnStrategy
+from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_json
 from sseg_nase.rundir.names import CONFIG
-from sseg_nase.search import Budget, Candidate, Cost, Log, Scored, search
+from sseg_nase.search import Budget, Candidate, Cost, Log, Objectives, Scored, search
 from sseg_nase.search.loop import Evaluator, Strategy
 from sseg_nase.search.strategies import Screened
 from sseg_nase.search.strategies.ask import Ask
 from sseg_nase.searches.analysis import fullest
-from sseg_nase.searches.jobs import Jobs
-from sseg_nase.searches.parts import Counted, Parts, final_seeds
+from sseg_nase.searches.jobs import FIDELITY_KEYS, Jobs
+from sseg_nase.searches.oneshot import EPOCHS
+from sseg_nase.searches.parts import GOALS, Counted, Parts, final_seeds
 from sseg_nase.searches.progress import said_of
 from sseg_nase.spaces import NetworkSpace
 from sseg_nase.spaces.choice import Point
@@ -81,7 +83,7 @@ def find_answer(
     overrides = [override("evaluation.seed", config.evaluation.seed + 1)]
     performed = jobs.of("final", overrides)
     wanted = _ours(log, best)
-    with Log.open(folder / FINAL, log.objectives, {"of": "trainings from scratch"}) as final:
+    with Log.open(folder / FINAL, _objectives(log), {"of": "trainings from scratch"}) as final:
         _train(final, wanted, seeds, parts.space, performed, say)
         wanted += _rivals(best, log, arm, parts.space, final, seeds, performed, notes)
         _train(final, wanted, seeds, parts.space, performed, say)
@@ -150,16 +152,17 @@ def _random_arm(
     """
     if config.strategy.name == "random" and not isinstance(parts.strategy, Screened):
         return log
-    fidelity = fullest(log)
+    fidelity = of_runs(fullest(log))
     known: dict[tuple[str, str], Scored] = {
         one.candidate.asks: one for one in log.told if dict(one.candidate.fidelity) == fidelity
     }
     drawn: list[Point] = []
-    if not isinstance(parts.strategy, Screened) and config.strategy.name != OWN:
+    own = isinstance(config.strategy, OwnStrategy)
+    if not own and not isinstance(parts.strategy, Screened):
         # What a strategy has drawn at random is a sample; what it has chosen is none.
         drawn = [s.candidate.point for s in known.values() if s.candidate.how == "random"]
     about = {key: parts.about[key] for key in ("space", "choices", "caps", "seed")}
-    with Log.open(folder / RANDOM, log.objectives, about) as arm:
+    with Log.open(folder / RANDOM, _objectives(log), about) as arm:
         before = len(arm.told)
         if before == 0:
             say("random search with the same budget, for comparison")
@@ -188,7 +191,8 @@ def same_budget(log: Log, budget: Budget) -> Budget:
 
     Of a search over fidelities, whose candidates are not equally dear, it is what was spent.
     """
-    if all(candidate.fidelity == log.candidates[0].fidelity for candidate in log.candidates):
+    fidelities = [candidate.fidelity for candidate in log.candidates]
+    if all(each == fidelities[0] and EPOCHS not in each for each in fidelities):
         return budget if not budget.endless else Budget(candidates=len(log.candidates))
     spent = log.spent
     for name in ("training_macs", "images", "seconds"):
@@ -218,7 +222,19 @@ def _thinned(front: list[Scored]) -> list[Scored]:
 
 def _contender(role: str, one: Scored) -> Contender:
     candidate = one.candidate
-    return Contender(role, candidate.point, candidate.key, candidate.number, candidate.fidelity)
+    fidelity = of_runs(candidate.fidelity)
+    return Contender(role, candidate.point, candidate.key, candidate.number, fidelity)
+
+
+def of_runs(fidelity: Mapping[str, float]) -> dict[str, float]:
+    """Return that part of a fidelity that a run has: a supernet's epochs are no run's."""
+    return {name: value for name, value in fidelity.items() if name in FIDELITY_KEYS}
+
+
+def _objectives(log: Log) -> Objectives:
+    """What runs are compared by: where a supernet was trained, no goal but that of runs."""
+    supernet = any(EPOCHS in candidate.fidelity for candidate in log.candidates)
+    return Objectives(GOALS) if supernet else log.objectives
 
 
 def _rivals(
@@ -232,7 +248,7 @@ def _rivals(
     notes: list[str],
 ) -> list[Contender]:
     """Random search's answer and the largest network, with the training macs of the answer."""
-    fidelity, found = best.candidate.fidelity, list[Contender]()
+    fidelity, found = of_runs(best.candidate.fidelity), list[Contender]()
     trained = [final.find(best.candidate.key, {**fidelity, "seed": seed}) for seed in seeds]
     results = [final.result(one.number) for one in trained if one is not None]
     ours = next((r for r in results if r is not None and r.error is None), None)

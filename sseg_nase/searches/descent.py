@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from sseg_nase.errors import UserError
-from sseg_nase.nets.searched import IMAGE
+from sseg_nase.nets.plan import IMAGE
 from sseg_nase.reporting.figures import Drawing, absent, style
 from sseg_nase.search import Log, Scored
 from sseg_nase.searches.analysis import leading, near_the_best

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sseg_nase.config.commands import override
-from sseg_nase.config.compose import Compositions, beside_hydra, load
+from sseg_nase.config.compose import beside_hydra, load
 from sseg_nase.config.fingerprint import fingerprint
 from sseg_nase.config.places import key_of
 from sseg_nase.config.schema import Config
@@ -121,7 +121,6 @@ class Jobs:
         imports = [] if own is None else [override("backbone.imports", own)]
         self._overrides = [*SPARED, *of_jobs(overrides), *imports]
         self._further = list(further)
-        self._known: Compositions = {}
         self._results: queue.Queue[Scored] = queue.Queue()
         self._pool = ThreadPoolExecutor(self.slots, thread_name_prefix="candidate")
         self._running: list[Future[None]] = []
@@ -236,7 +235,7 @@ class Jobs:
         overrides = [*self._overrides, *self._given(candidate), *self._arms_overrides]
         overrides.append("task=pipeline")
         with beside_hydra():
-            return overrides, placed(load(overrides, *self._further, known=self._known))
+            return overrides, placed(load(overrides, *self._further))
 
     def _run_before(self, candidate: Candidate, sweep: SweepFolder) -> Path | None:
         """The run of the candidate that this one is promoted from; None where it begins anew."""

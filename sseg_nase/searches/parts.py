@@ -11,9 +11,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from sseg_nase.config.compose import Compositions, beside_hydra, load
+from sseg_nase.config.compose import beside_hydra, load
 from sseg_nase.config.groups import strategy as options
 from sseg_nase.config.groups.evaluator import OfProxies, OfTable
+from sseg_nase.config.groups.oneshot import OneShot
+from sseg_nase.config.groups.space import OfNetworks
 from sseg_nase.config.groups.strategy import StrategyConfig
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
@@ -25,6 +27,7 @@ from sseg_nase.search.strategies.halving import Rungs
 from sseg_nase.searches.asked_space import space_of
 from sseg_nase.searches.evaluators import learnt_from, refuse_test_scores, screened
 from sseg_nase.searches.jobs import of_jobs
+from sseg_nase.searches.oneshot import NoCandidates, goals_of
 from sseg_nase.searches.own import called, imported
 from sseg_nase.spaces.choice import Point, Value
 from sseg_nase.spaces.networks import NetworkSpace
@@ -99,9 +102,10 @@ def parts_of(
     objectives = Objectives(config.search.objectives or usual_goals(config, known_log), measured)
     refuse_test_scores(objectives.goals, "search.objectives")
     refuse_test_scores(objectives.caps, "search.caps")
+    settings = config.space.settings if isinstance(config.space, OfNetworks) else {}
     chosen = {k: v for k, v in dataclasses.asdict(config.strategy).items() if v not in (None, {})}
     about = {
-        "space": {"name": config.space.name, **config.space.settings},
+        "space": {"name": config.space.name, **settings},
         "choices": choices,
         "caps": capped,
         "strategy": chosen,
@@ -133,6 +137,8 @@ def final_seeds(config: Config) -> list[int]:
 
 def usual_goals(config: Config, known: Log | None) -> Mapping[str, str]:
     """Return what is looked for where the search does not say: the first score of its evaluator."""
+    if isinstance(config.strategy, OneShot):
+        return goals_of(config.strategy)
     if isinstance(config.evaluator, OfProxies):
         return {config.evaluator.proxies[0]: "max"}
     if known is not None:
@@ -191,13 +197,11 @@ def counted(space: Overrides, overrides: Sequence[str], further: Sequence[Path])
     """Return the space with the costs of its networks, which follow from its overrides."""
     from sseg_nase.nets.building import configured  # here, because it imports torch
 
-    known: Compositions = {}
-
     @cache
     def describe(shape: tuple[str, ...]) -> Any:
         try:
             with beside_hydra():
-                run = load([*of_jobs(overrides), *shape, "task=pipeline"], *further, known=known)
+                run = load([*of_jobs(overrides), *shape, "task=pipeline"], *further)
         except UserError:  # no run has these values together
             return None
         return configured(run.backbone, run.dataset.image_size)
@@ -252,6 +256,8 @@ def strategy_of(config: StrategyConfig) -> Strategy:
         if not callable(found):
             raise UserError(f"strategy.target={target}: it is no function (space, log, n, seed).")
         return found
+    if isinstance(config, OneShot):
+        return NoCandidates(config.name)
     kind = STRATEGIES[type(config)]
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     given = {name: getattr(config, name) for name in names - {"rungs"}}

@@ -15,7 +15,7 @@ from typing import Any
 
 from sseg_nase.files import writing
 from sseg_nase.rundir.lock import LOCK
-from sseg_nase.rundir.names import EPISODES, RESULTS
+from sseg_nase.rundir.names import EPISODES, MODEL, RESULTS
 from sseg_nase.rundir.results import read_results
 from sseg_nase.rundir.status import INTERRUPTED, status_of, write_status
 from sseg_nase.search.log import Candidate, Cost
@@ -25,7 +25,7 @@ from sseg_nase.search.log import Candidate, Cost
 GOES_ON = ("epochs", "episodes")
 # What a run that goes on makes anew. Fine-tuning begins anew with the network that is longer
 # trained, and what is delivered of it would be that of the run before.
-LEFT = (LOCK, "report", "export", RESULTS, EPISODES, "finetune_*")
+LEFT = (LOCK, "report", "export", MODEL, RESULTS, EPISODES, "finetune_*")
 
 
 def goes_on(before: Mapping[str, Any], candidate: Candidate) -> bool:

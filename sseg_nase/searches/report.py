@@ -15,6 +15,7 @@ from sseg_nase.reporting.document import (
     LEFT,
     RIGHT,
     Block,
+    Bold,
     Code,
     Document,
     Facts,
@@ -65,7 +66,10 @@ def write_report(search: SearchFolder, folder: Path) -> list[Path]:
     by_name = {picture.title: picture for picture in pictures}
     found = outcome(search.path)
     space = search.space()
-    blocks: list[Block] = [*_head(search, log, results), *_answer(log, results, space, found)]
+    blocks: list[Block] = []
+    if found is not None:
+        blocks.append(Paragraph((Bold(_sentence(found.verdict)),)))
+    blocks += [*_head(search, log, results), *_answer(log, results, space, found)]
     if found is not None:
         blocks += _from_scratch(found, space)
     blocks += [Heading(2, "Course of the search"), *by_name.values()]
@@ -164,17 +168,15 @@ def _from_scratch(found: Outcome, space: Space | None) -> list[Block]:
         ]
         for one in found.standings
     ]
-    sentence = f"{found.verdict[:1].upper()}{found.verdict[1:]}."
     blocks: list[Block] = [
         Heading(2, "Trained from scratch"),
-        Paragraph(sentence),
         Paragraph(
             f"Each with {several} that no candidate has had, on other episodes of val than the "
             f"candidates. Random search evaluated {found.random_candidates} candidates at the "
             "same fidelity and budget. Its answer and the largest network saw as many images as "
             "cost the training MACs of the answer. ± is the 95 % interval over seeds."
         ),
-        Table(header, [LEFT, *(RIGHT for _ in header[1:])], rows),
+        Table.of(header, [LEFT, *(RIGHT for _ in header[1:])], rows),
     ]
     if found.comparisons:
         columns = ["the answer minus", "points", "over", "seeds", "episodes", "p (Holm)"]
@@ -190,13 +192,17 @@ def _from_scratch(found: Outcome, space: Space | None) -> list[Block]:
             for one in found.comparisons
         ]
         align = [LEFT, RIGHT, LEFT, RIGHT, RIGHT, RIGHT]
-        blocks.append(Table(columns, align, lines))
-    blocks += [Paragraph(f"{note[:1].upper()}{note[1:]}.") for note in found.notes]
+        blocks.append(Table.of(columns, align, lines))
+    blocks += [Paragraph(_sentence(note)) for note in found.notes]
     rivals = [one for one in found.standings if one.role in (OF_RANDOM, LARGEST)]
     for one in rivals:
         told = " ".join(said_of_point(one.point, space))
         blocks.append(Paragraph(f"{NAMES[one.role]}: {told}"))
     return blocks
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _as_told(found: Outcome | None) -> dict[str, Any] | None:
@@ -245,7 +251,7 @@ def _table(log: Log, rows: Sequence[Scored], space: Space | None) -> Table:
         ]
         for one in rows
     ]
-    return Table(header, align, lines)
+    return Table.of(header, align, lines)
 
 
 def rankings(
@@ -279,7 +285,7 @@ def _predictors(ranked: Mapping[str, RankCorrelation]) -> list[Block]:
             "region has results that are hard to tell apart. The better ones are worth a try as "
             "search.screen or in evaluator=predicted."
         ),
-        Table(["predictor", "Spearman", "Kendall"], [LEFT, RIGHT, RIGHT], lines),
+        Table.of(["predictor", "Spearman", "Kendall"], [LEFT, RIGHT, RIGHT], lines),
     ]
 
 
@@ -288,7 +294,7 @@ def _failures(log: Log) -> list[Block]:
     if not failed:
         return []
     lines: list[list[Text]] = [[str(one.candidate.number), str(one.error)] for one in failed]
-    return [Heading(2, "Failed candidates"), Table(["candidate", "why"], [RIGHT, LEFT], lines)]
+    return [Heading(2, "Failed candidates"), Table.of(["candidate", "why"], [RIGHT, LEFT], lines)]
 
 
 def _as_data(

@@ -16,6 +16,7 @@ from sseg_nase.config.groups.evaluator import (
     OfTable,
     OwnEvaluator,
 )
+from sseg_nase.config.groups.oneshot import OneShot
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, write_json
@@ -38,6 +39,7 @@ from sseg_nase.searches.evaluators import (
 from sseg_nase.searches.folder import CANDIDATES, SearchFolder
 from sseg_nase.searches.jobs import check_goals, check_space
 from sseg_nase.searches.launched import Launcher, jobs_for
+from sseg_nase.searches.oneshot import check_one_shot, train_supernet, with_supernet
 from sseg_nase.searches.outcome import outcome, outcome_lines
 from sseg_nase.searches.own import called, imported
 from sseg_nase.searches.parts import Parts, final_seeds, parts_of, tabular
@@ -64,7 +66,9 @@ def check_search(
         )
     if config.evaluator.name == "run" or final_seeds(config):
         check_space(config, parts.space)
-    if config.evaluator.name == "run":
+    if isinstance(config.strategy, OneShot):
+        check_one_shot(config, parts.space, parts.objectives.goals)
+    elif config.evaluator.name == "run":
         check_goals(config, parts.objectives, why_no_energy(config.hardware.accelerator))
     if config.evaluator.name in ("proxy", "inherited"):
         of_networks(config, parts.space, f"evaluator={config.evaluator.name}")
@@ -117,16 +121,19 @@ def perform_search(
             evaluator = jobs
         try:
             with this.stage("search"):
-                search(
-                    parts.space,
-                    parts.strategy,
-                    evaluator,
-                    log,
-                    parts.budget,
-                    seed=config.seed,
-                    at_once=config.search.at_once,
-                    told=told,
-                )
+                if isinstance(config.strategy, OneShot):
+                    train_supernet(this, parts.space, log, told, say)
+                else:
+                    search(
+                        parts.space,
+                        parts.strategy,
+                        evaluator,
+                        log,
+                        parts.budget,
+                        seed=config.seed,
+                        at_once=config.search.at_once,
+                        told=told,
+                    )
             if jobs is not None and final_seeds(config):
                 with this.stage("answer"):
                     find_answer(this.directory, config, parts, log, evaluator, jobs, say)
@@ -193,7 +200,7 @@ def _describe(this: Run, parts: Parts) -> None:
         f"evaluator={config.evaluator.name} seed={config.seed}",
         "choices": {choice.name: described(choice) for choice in parts.space.choices},
     }
-    write_json(before, plan)
+    write_json(before, with_supernet(config, parts.space, plan))
 
 
 def _conclude(this: Run, log: Log, space: Space, say: Callable[[str], None]) -> None:

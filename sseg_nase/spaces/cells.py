@@ -13,7 +13,7 @@ from itertools import combinations, combinations_with_replacement
 
 from sseg_nase.errors import UserError
 from sseg_nase.nets import ops
-from sseg_nase.nets.searched import IMAGE, Plan
+from sseg_nase.nets.plan import IMAGE, Plan
 from sseg_nase.spaces.choice import Choice, Integers, Options, Point, Value
 from sseg_nase.spaces.networks import NetworkSpace, register_space
 

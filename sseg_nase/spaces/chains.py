@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sseg_nase.errors import UserError
 from sseg_nase.nets import ops
 from sseg_nase.nets.architecture import Architecture, Block, pools
-from sseg_nase.nets.searched import IMAGE, Plan
+from sseg_nase.nets.plan import IMAGE, Plan
 from sseg_nase.spaces.choice import Choice, Integers, Options, Point, Value
 from sseg_nase.spaces.graph import Graph
 from sseg_nase.spaces.networks import NetworkSpace, register_space

@@ -16,7 +16,7 @@ from typing import Any
 
 from sseg_nase.errors import UserError, did_you_mean
 from sseg_nase.nets.ops import same_definition
-from sseg_nase.nets.searched import IMAGE, Plan
+from sseg_nase.nets.plan import IMAGE, Plan
 from sseg_nase.spaces.choice import Choice, Integers, Options, Point, Value
 from sseg_nase.spaces.networks import NetworkSpace, register_space
 

@@ -15,7 +15,7 @@ from itertools import product
 from typing import Any
 
 from sseg_nase.errors import UserError
-from sseg_nase.nets.searched import IMAGE, Plan
+from sseg_nase.nets.plan import IMAGE, Plan
 from sseg_nase.spaces.choice import Choice, Options, Point, Value
 from sseg_nase.spaces.graph import Graph
 from sseg_nase.spaces.networks import NetworkSpace, register_space

@@ -12,7 +12,8 @@ from sseg_nase.config.commands import override
 from sseg_nase.errors import UserError, did_you_mean
 from sseg_nase.nets.description import Description
 from sseg_nase.nets.ops import same_definition
-from sseg_nase.nets.searched import IMAGE, Plan, SearchedArchitecture
+from sseg_nase.nets.plan import IMAGE, Plan
+from sseg_nase.nets.searched import SearchedArchitecture
 from sseg_nase.spaces.choice import Choice, Point, Value
 from sseg_nase.spaces.graph import Graph
 from sseg_nase.spaces.space import TRIES, Encoding, Space

@@ -43,11 +43,15 @@ TEST = "test"
 
 
 class Scored(NamedTuple):
-    """Scores float64 `[n, C]` of images; `method`: what gave them; `embedded` `[n, D]`."""
+    """Scores float64 `[n, C]` of images; `method`: what gave them; `embedded` `[n, D]`.
+
+    `mean`: that of train, `[D]`, where embeddings are centred.
+    """
 
     scores: np.ndarray
     method: str
     embedded: Tensor
+    mean: Tensor | None = None
 
 
 class ClosedTask:
@@ -132,7 +136,9 @@ class ClosedTask:
             classes=confusion.extremes(),
         )
         shown = chosen_embeddings(self.store, scored.embedded, self.images_key)
-        return Judgement({self.key: section}, {self.key: right}, {self.key: confusion}, shown)
+        return Judgement(
+            {self.key: section}, {self.key: right}, {self.key: confusion}, shown, scored.mean
+        )
 
     def _scored(
         self, trained: Backbone | EpisodeLearner, device: torch.device, views: int
@@ -148,6 +154,7 @@ class ClosedTask:
             return Scored(scores, f"classifier{suffix}", found)
         base = embedded_by(network, self.train, evaluation, device, views)
         mean = base.mean(0) if evaluation.normalize == "cl2n" else None
+        centre = None if mean is None else mean.cpu()
         base, query = (normalized(each, mean, evaluation) for each in (base, found))
         labels = torch.from_numpy(self.train.labels).to(device)
         suffix = f"/{evaluation.normalize}{suffix}"
@@ -162,7 +169,7 @@ class ClosedTask:
                 temperature=options.temperature,
             )
             method = f"knn/{options.neighbours}{suffix}"
-            return Scored(shares.double().cpu().numpy(), method, query)
+            return Scored(shares.double().cpu().numpy(), method, query, centre)
         held_store = images_of(self.config, self.dataset, "val")
         held = embedded_by(network, held_store, evaluation, device, views)
         probe, regularization = best_probe(
@@ -174,7 +181,7 @@ class ClosedTask:
             regularizations=evaluation.linear_probe.regularization,
         )
         scores = probe.probabilities(query).cpu().numpy()
-        return Scored(scores, f"linear_probe/{regularization:g}{suffix}", query)
+        return Scored(scores, f"linear_probe/{regularization:g}{suffix}", query, centre)
 
 
 def is_closed(config: Config) -> bool:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from sseg_nase.config.schema import LEVELS, Config
+from sseg_nase.config.groups.curriculum import LEVELS
+from sseg_nase.config.schema import Config
 from sseg_nase.data.curriculum.render import render
 from sseg_nase.data.curriculum.scenes import STYLES, TWIN_EDITS, scenes, twin_attributes
 from sseg_nase.data.curriculum.shapes import SHAPES

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from sseg_nase.config.commands import argument
 from sseg_nase.config.compose import dataset_choice, defaults
+from sseg_nase.config.groups.dataset import OwnImages
 from sseg_nase.config.schema import (
-    ROOTED,
     Config,
     DatasetConfig,
     EvaluationConfig,
@@ -123,7 +123,9 @@ def _fitted_to_images(config: Config, usual: Config) -> tuple[Config, list[str]]
 def _check_two_classes(config: Config) -> None:
     """Raise `UserError` for a single class of one's own, which no episode can be drawn from."""
     dataset = config.dataset
-    if dataset.split_fractions is None and dataset.name in config.evaluation.datasets:
+    if not isinstance(dataset, OwnImages) or dataset.split_fractions is not None:
+        return
+    if dataset.name in config.evaluation.datasets:
         splits = available_splits(dataset, **_places(config))
         names = images_of(config, dataset, "train").class_names if splits == ("train",) else ()
         if names == (NAMELESS,):
@@ -245,7 +247,7 @@ def unused_images(config: Config) -> list[str]:
     Of a benchmark only where the config means to train on them.
     """
     why = _why_unused(config) if config.finetune.name == "none" else None
-    why = why if config.dataset.name in ROOTED else None
+    why = why if isinstance(config.dataset, OwnImages) else None
     perhaps = _never_reached(config) if why is None else None
     said = why or perhaps
     if said is None or "train" not in available_splits(config.dataset, **_places(config)):
@@ -313,7 +315,7 @@ def _reaching_natural(config: Config) -> tuple[Config, list[str]]:
     """
     curriculum, epochs = config.curriculum, config.pretrain.epochs
     trained = config.task == "pipeline" and config.ssl.trains
-    if config.dataset.name not in ROOTED or not trained:
+    if not isinstance(config.dataset, OwnImages) or not trained:
         return config, []
     if curriculum.max_epochs_per_level is not None:
         return config, []

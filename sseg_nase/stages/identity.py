@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sseg_nase.config.compose import dataset_choice
+from sseg_nase.config.groups.dataset import Closed
+from sseg_nase.config.options import names_with
 from sseg_nase.config.places import place_of
-from sseg_nase.config.schema import CLOSED, Config
+from sseg_nase.config.schema import Config
 from sseg_nase.data.curriculum.render import DRAWING
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
@@ -24,6 +26,7 @@ from sseg_nase.rundir.unreadable import UnreadableError
 from sseg_nase.stages.judging import Task
 from sseg_nase.stages.starting import images_of
 from sseg_nase.stages.teaching import classifier_file
+from sseg_nase.tracking.sink import Dataset
 from sseg_nase.training import checkpoint
 
 SCHEMA = 1
@@ -90,6 +93,20 @@ def identity(store: ImageStore) -> Data:
         **told,
         **{key: manifest[key] for key in RECORDED if key in manifest},
     }
+
+
+def datasets(data: Mapping[str, Any]) -> tuple[Dataset, ...]:
+    """What a tracker is told of the images in data.json."""
+    roles = data.get("roles") or {}
+    return tuple(
+        Dataset(
+            name=key,
+            digest=one["identity"],
+            roles=", ".join(role for role, keys in roles.items() if key in keys),
+            images=one["count"],
+        )
+        for key, one in (data.get("images") or {}).items()
+    )
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
@@ -172,7 +189,9 @@ def overlaps(seen: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> Iter
     """Yield in words what of the evaluated images of `data` was trained on."""
     for key in data["roles"].get("evaluate", ()):
         judged, name = data["images"][key], key.partition("/")[0]
-        is_closed = name in CLOSED  # its classes are meant to be those that were trained on
+        is_closed = name in names_with(
+            Closed
+        )  # its classes are meant to be those that were trained on
         for one in seen:
             if one["key"].partition("/")[0] != name:
                 continue  # names mean nothing across data sets

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from sseg_nase.config.groups.evaluation import MethodConfig
+from sseg_nase.config.options import option_of
 from sseg_nase.config.schema import (
-    HEADED,
     Config,
     DatasetConfig,
     EvaluationConfig,
@@ -57,13 +58,15 @@ class Judgement(NamedTuple):
 
     `results`: accuracy and interval in percent per episode list; `accuracies`: of every episode in
     percent, float64 `[episodes]`; `confusions`: which class was taken for which; `embeddings`: of
-    some images of the first list, where it is judged by embeddings.
+    some images of the first list, where it is judged by embeddings; `mean` float32 `[features]` of
+    the first data set's base split, where features are centred by it.
     """
 
     results: dict[str, dict[str, Any]]
     accuracies: dict[str, np.ndarray]
     confusions: dict[str, Confusion]
     embeddings: Embeddings | None = None
+    mean: torch.Tensor | None = None
 
 
 class FewShotTask:
@@ -134,7 +137,8 @@ class FewShotTask:
         if evaluation.method != "maml":  # which looks at the images themselves
             looked_at = embedded, normalized(embedded, mean, evaluation)
         shown = looked_at[1]
-        judged = Judgement({}, {}, {})
+        centre = None if mean is None else mean.cpu()
+        judged = Judgement({}, {}, {}, mean=centre)
         if shown is not None:
             judged = judged._replace(
                 embeddings=chosen_embeddings(self.store, shown, self.images_key)
@@ -285,7 +289,8 @@ def evaluate(
     judged = Judgement({}, {}, {})
     for task in tasks:
         part = judge_named(task, reached, device, views)
-        judged = judged._replace(embeddings=judged.embeddings or part.embeddings)
+        mean = part.mean if task is tasks[0] else judged.mean
+        judged = judged._replace(embeddings=judged.embeddings or part.embeddings, mean=mean)
         judged.results.update(part.results)
         judged.accuracies.update(part.accuracies)
         judged.confusions.update(part.confusions)
@@ -307,7 +312,7 @@ def judge_named(task: Task, reached: Reached, device: torch.device, views: int =
 def judge_before_tuning(tasks: Sequence[Task], reached: Reached, device: torch.device) -> Judgement:
     """Judge a network that is not fine-tuned; a method that needs a head gets an untrained one."""
     config = tasks[0].config
-    if config.evaluation.method in HEADED:
+    if option_of(MethodConfig, config.evaluation.method).headed:
         generator = torch.Generator().manual_seed(derive(config.seed, "head"))
         assert config.finetune.ways is not None
         headed = around(reached.backbone, config.finetune, config.finetune.ways, generator)
@@ -337,7 +342,7 @@ def check_head(reached: Reached, config: Config) -> None:
             f"evaluation.normalize={normalize}: the attention in checkpoint={config.checkpoint} "
             "was trained on features as they are; set evaluation.normalize=none."
         )
-    if method not in HEADED or fits(head, method, ways):
+    if not option_of(MethodConfig, method).headed or fits(head, method, ways):
         return
     has = "no head of it" if head is None else "another head"
     raise UserError(

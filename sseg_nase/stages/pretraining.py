@@ -84,7 +84,7 @@ def interventions_of(config: Config) -> list[Intervention]:
             Sparsify(config.sparsity, config.evolution, config.pretrain, config.seed)
         )
     if config.evolution.enabled:
-        interventions.append(ORDERS[config.evolution.order](config.evolution, config.seed))
+        interventions.append(ORDERS[type(config.evolution)](config.evolution, config.seed))
     return interventions
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 from sseg_nase.errors import UserError
 from sseg_nase.evolution.replay import ReplayError, replay
+from sseg_nase.files import read_json
 from sseg_nase.nets.building import asked_for, described
 from sseg_nase.nets.description import Description
 from sseg_nase.rundir.architecture import read_architecture
 from sseg_nase.rundir.config import read_config
 from sseg_nase.rundir.mutations import read_mutations
-from sseg_nase.rundir.names import ARCHITECTURE, CONFIG, MUTATIONS
+from sseg_nase.rundir.names import ARCHITECTURE, CONFIG, MUTATIONS, SEARCH
 from sseg_nase.rundir.unreadable import UnreadableError, unreadable
 
 
@@ -45,23 +46,34 @@ def _seed_of(folder: Path) -> Description:
     try:
         config = read_config(folder)
         task = config["task"]
-        seed = asked_for(config)
+        seed = _supernet_of(folder) if task == "search" else asked_for(config)
         seed.summary()
     except UnreadableError as error:
         raise _refused(folder, error) from error
     except (KeyError, TypeError, AssertionError) as error:
         raise _refused(folder, unreadable(folder / CONFIG, error)) from error
-    if task != "pipeline":
+    if task not in ("pipeline", "search"):
         raise UserError(
             f"run={folder}: its task was {task}, so it mutated nothing. Give the folder of "
             "the run that trained the network."
         )
-    if not seed.axes:
+    if not seed.axes and task != "search":
         raise UserError(
             f"run={folder}: its backbone is {seed.name}, which does not evolve: there is "
             "nothing to replay."
         )
     return seed
+
+
+def _supernet_of(folder: Path) -> Description:
+    """The network that a one-shot search has begun with. Raises `UserError` for other searches."""
+    told = (read_json(folder / SEARCH) or {}).get("supernet")
+    if told is None:
+        raise UserError(
+            f"run={folder}: this search has trained no supernet, so it mutated nothing. Give the "
+            "folder of a candidate's run."
+        )
+    return described(told)
 
 
 def _records_of(folder: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,8 @@ from typing import Any
 from filelock import Timeout
 
 from sseg_nase.config.commands import command
-from sseg_nase.config.schema import Config, TrackingConfig
+from sseg_nase.config.groups.tracking import InStore
+from sseg_nase.config.schema import Config
 from sseg_nase.errors import DONE, FAILURE, UserError
 from sseg_nase.rundir.config import read_config
 from sseg_nase.rundir.events import has_events
@@ -40,7 +41,8 @@ def deliver(config: Config, say: Say) -> int:
 
     `tracking.uri` of this command names another store than the one that a run has.
     """
-    given = None if config.tracking.uri is None else config.tracking
+    asked = config.tracking
+    given = asked if isinstance(asked, InStore) and asked.uri is not None else None
     if config.sweep.dir is not None:
         return deliver_sweep(looked_at(config.sweep.dir, Path(config.paths.output_dir)), say, given)
     assert config.run is not None
@@ -53,7 +55,7 @@ def deliver(config: Config, say: Say) -> int:
     return DONE
 
 
-def deliver_sweep(sweep: SweepFolder, say: Say, given: TrackingConfig | None = None) -> int:
+def deliver_sweep(sweep: SweepFolder, say: Say, given: InStore | None = None) -> int:
     """Deliver the ended runs of a sweep that say `undelivered`, as far as the store answers.
 
     Each is told about; nothing is said when there is none. With a store that is `given`, all ended
@@ -78,7 +80,7 @@ def deliver_sweep(sweep: SweepFolder, say: Say, given: TrackingConfig | None = N
 
 
 def deliver_run(
-    directory: Path, given: TrackingConfig | None = None, parent_run_id: str | None = None
+    directory: Path, given: InStore | None = None, parent_run_id: str | None = None
 ) -> str:
     """Send what MLflow has not got of a run that is over, and say what that was.
 
@@ -137,7 +139,7 @@ def _destination(
     directory: Path,
     said: Status,
     config: Mapping[str, Any],
-    given: TrackingConfig | None,
+    given: InStore | None,
 ) -> str:
     if given is not None:
         return resolve_uri(given.uri)
@@ -152,7 +154,8 @@ def _destination(
 def _stored_tracking(directory: Path) -> Mapping[str, Any]:
     try:
         tracking = read_config(directory)["tracking"]
-        return {key: tracking[key] for key in ("name", "uri", "experiment")}
+        known = {key: tracking[key] for key in ("name", "experiment")}
+        return {**known, "uri": tracking.get("uri")}
     except (UnreadableError, KeyError, TypeError) as error:
         raise UserError(
             f"run={directory}: not the directory of a run (no readable {CONFIG} there). "

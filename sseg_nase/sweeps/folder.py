@@ -31,6 +31,7 @@ from filelock import FileLock, Timeout
 
 from sseg_nase.config.commands import command
 from sseg_nase.config.compose import stored
+from sseg_nase.config.members import restored
 from sseg_nase.config.schema import Config, SweepConfig, TrackingConfig
 from sseg_nase.errors import UserError
 from sseg_nase.files import make_own, read_json, write_json, write_text
@@ -245,7 +246,8 @@ class SweepFolder:
     @property
     def tracking(self) -> TrackingConfig:
         """Where the sweep's runs are recorded."""
-        return TrackingConfig(**self.plan["tracking"])
+        tracking: TrackingConfig = restored(TrackingConfig, self.plan["tracking"])
+        return tracking
 
     @property
     def report(self) -> Path:

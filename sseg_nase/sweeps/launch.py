@@ -17,6 +17,7 @@ from typing import Any
 from sseg_nase.config.commands import command, override
 from sseg_nase.config.compose import load, spelled_out
 from sseg_nase.config.fingerprint import flat
+from sseg_nase.config.groups.tracking import InStore
 from sseg_nase.config.multirun import launcher, once, shared, split, superseded
 from sseg_nase.config.schema import SweepConfig
 from sseg_nase.config.validation import cautions
@@ -198,7 +199,7 @@ def rehearse(
         print(f"       {_would(known, images, rerun=rerun)}")
     for why, numbers in images.unknown.items():
         print(f"{_jobs(numbers)}: whether the images are those of today is not known: {why}")
-    tracked = any(job.config.tracking.name != "jsonl" for job in jobs[:1])
+    tracked = any(isinstance(job.config.tracking, InStore) for job in jobs[:1])
     asked = " MLflow was not asked whether it knows runs of the same config, which would be taken"
     print(f"sweep.dry_run=true: nothing was run or written.{f'{asked} over.' if tracked else ''}")
     return DONE

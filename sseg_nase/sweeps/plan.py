@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from sseg_nase.config.compose import Compositions, load
+from sseg_nase.config.compose import load
 from sseg_nase.config.explain import listed
 from sseg_nase.config.fingerprint import fingerprint
+from sseg_nase.config.groups.tracking import InStore
 from sseg_nase.config.multirun import expand, shared, swept
 from sseg_nase.config.places import settled
 from sseg_nase.config.schema import LOOKS, TAKEN_HOME, Config
@@ -37,14 +38,13 @@ def plan(
     jobs = expand(overrides, *further)
     differing = swept(jobs)
     configs, mistakes = list[Config](), list[str]()
-    composed: Compositions = {}
     began = time.monotonic()
     for number, job in enumerate(jobs):
         left = (time.monotonic() - began) / max(number, 1) * (len(jobs) - number)
         if number == JOBS_TIMED and left > LONG:
             say(f"{len(jobs)} jobs are composed and checked first, in {duration(left)} or less")
         try:
-            configs.append(placed(load(job, *further, known=composed)))
+            configs.append(placed(load(job, *further)))
         except UserError as error:
             mistakes.append(f"job {number} ({label(job, differing)}): {error}")
     if mistakes:
@@ -144,6 +144,6 @@ def placed(config: Config) -> Config:
     """
     config = settled(config)
     tracking = config.tracking
-    if tracking.name != "jsonl":
+    if isinstance(tracking, InStore):
         tracking = dataclasses.replace(tracking, uri=resolve_uri(tracking.uri))
     return dataclasses.replace(config, tracking=tracking)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
+from sseg_nase.config.commands import command
+from sseg_nase.config.groups.tracking import InStore
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import DONE, UserError
 from sseg_nase.files import StorageError, make_own, storage_error
@@ -69,7 +72,7 @@ def _attached(run: Path, folder: Path, files: Sequence[Path], config: Config) ->
     said = status_of(run)
     uri, run_id = said.get("tracking_uri"), said.get("tracker_run_id")
     stay = f"the files stay in {folder}"
-    if config.tracking.name == "jsonl":
+    if not isinstance(config.tracking, InStore):
         return f"not used (tracking=jsonl); {stay}"
     if not uri or not run_id:
         return f"this run has no MLflow run; {stay}"
@@ -110,6 +113,19 @@ def _compare(runs: Sequence[Path], config: Config, say: Say) -> None:
         f"comparison: {folder / NAME}.html, and the same as .md, .csv, .json and .tex; its "
         "figures in figures/"
     )
+
+
+def again_of(sweep: SweepFolder) -> str | None:
+    """The command that does a sweep once more; None where its jobs are no grid of overrides."""
+    values: dict[str, list[str]] = {}
+    for job in sweep.jobs:
+        for text in job.overrides:
+            key, _, value = text.partition("=")
+            if value not in values.setdefault(key, []):
+                values[key].append(value)
+    if math.prod(map(len, values.values())) != len(sweep.jobs):
+        return None
+    return command("-m", *(f"{key}={','.join(those)}" for key, those in values.items()))
 
 
 def _unwritable(folder: Path, error: OSError | StorageError) -> UserError:
@@ -154,7 +170,8 @@ def report_sweep(
     if figures:
         records = [read_run(entry.run) for entry in entries]
         pictures = drawn(figures_of_sweep(found, records), sweep.report)
-    files = [*write(found, sweep.report, sweep.title, pictures), *files_of(pictures)]
+    again = again_of(sweep)
+    files = [*write(found, sweep.report, sweep.title, pictures, again), *files_of(pictures)]
     say(f"report: {sweep.report / 'report.html'}, and the same as .md, .tex, .csv and .json")
     if parent is not None:
         placed = [(path, artifact_folder(path, sweep.report)) for path in files]

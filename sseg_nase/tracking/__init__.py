@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
-from sseg_nase.config.schema import TrackingConfig
+from sseg_nase.config.groups.tracking import InStore, OnlyFiles, OnServer, TrackingConfig
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError
 from sseg_nase.redaction import redacted
 from sseg_nase.tracking.console import ConsoleSink
 from sseg_nase.tracking.jsonl import JsonlSink
 from sseg_nase.tracking.mlflow_sink import MlflowSink, is_server
-from sseg_nase.tracking.sink import Resumed, RunInfo, Sink, Tracker
+from sseg_nase.tracking.sink import Dataset, Resumed, RunInfo, Sink, Tracker
 
-__all__ = ["Resumed", "RunInfo", "Sink", "Tracker", "build_tracker"]
+__all__ = ["Dataset", "Resumed", "RunInfo", "Sink", "Tracker", "build_tracker"]
 
 
 def build_tracker(tracking: TrackingConfig, console: bool = True) -> Tracker:
@@ -23,14 +24,12 @@ def build_tracker(tracking: TrackingConfig, console: bool = True) -> Tracker:
     Raises `UserError` when `tracking.uri` does not fit `tracking.name`; whether a store answers
     shows when the tracker is opened.
     """
-    if tracking.name not in STORES:
-        raise UserError(f"tracking.name={tracking.name}: accepted are {', '.join(STORES)}.")
     local: list[Sink] = [ConsoleSink()] if console else []
     local.append(JsonlSink())
-    return Tracker([*local, *STORES[tracking.name](tracking, Tracker(local))])
+    return Tracker([*local, *STORES[type(tracking)](tracking, Tracker(local))])
 
 
-def _mlflow(tracking: TrackingConfig, local: Sink) -> list[Sink]:
+def _mlflow(tracking: InStore, local: Sink) -> list[Sink]:
     def notify(kind: str, text: str) -> None:
         try:
             local.event(kind, {"text": text})
@@ -42,10 +41,10 @@ def _mlflow(tracking: TrackingConfig, local: Sink) -> list[Sink]:
     ]
 
 
-def _server(tracking: TrackingConfig, local: Sink) -> list[Sink]:
-    if tracking.uri is None or not is_server(tracking.uri):
+def _server(tracking: OnServer, local: Sink) -> list[Sink]:
+    if not is_server(tracking.uri):
         raise UserError(
-            f"tracking.uri={redacted(str(tracking.uri))}: tracking=server needs the address of an "
+            f"tracking.uri={redacted(tracking.uri)}: tracking=server needs the address of an "
             "MLflow server, such as tracking.uri=http://127.0.0.1:5000. "
             "For a database file choose tracking=mlflow."
         )
@@ -56,8 +55,8 @@ def _jsonl(tracking: TrackingConfig, local: Sink) -> list[Sink]:
     return []
 
 
-STORES: dict[str, Callable[[TrackingConfig, Sink], list[Sink]]] = {
-    "mlflow": _mlflow,
-    "server": _server,
-    "jsonl": _jsonl,
+STORES: dict[type[TrackingConfig], Callable[[Any, Sink], list[Sink]]] = {
+    InStore: _mlflow,
+    OnServer: _server,
+    OnlyFiles: _jsonl,
 }

@@ -40,6 +40,7 @@ class JsonlSink(Sink):
                 "total_epochs": run.total_epochs,
                 "resumed": None if run.resumed is None else asdict(run.resumed),
                 "parent_run_id": run.parent_run_id,
+                "datasets": [asdict(one) for one in run.datasets],
             },
         )
 

@@ -27,7 +27,7 @@ from sseg_nase.tracking.mlflow_sink import (
     terminate,
 )
 from sseg_nase.tracking.rows import Rows, damaged, recorded_rows
-from sseg_nase.tracking.sink import RunInfo
+from sseg_nase.tracking.sink import Dataset, RunInfo
 
 File = tuple[Path, str | None]
 
@@ -193,6 +193,7 @@ def _read_whole(directory: Path, parent_run_id: str | None) -> _Record:
         params=opened["params"],
         tags=opened["tags"],
         parent_run_id=opened.get("parent_run_id") or parent_run_id,
+        datasets=tuple(Dataset(**one) for one in opened.get("datasets", ())),
     )
     return _Record(run, tuple(files), round(1000 * began), round(1000 * ended))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import importlib
 import itertools
+import json
 import logging
 import os
 import re
@@ -30,7 +31,7 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 
 from sseg_nase.config.commands import command
-from sseg_nase.config.schema import TrackingConfig
+from sseg_nase.config.groups.tracking import InStore, TrackingConfig
 from sseg_nase.errors import UserError
 from sseg_nase.files import FULL, free_bytes, in_bytes
 from sseg_nase.home import expanded
@@ -416,17 +417,19 @@ def create_run(
     )
     run_id: str = created.info.run_id
     _log_params(client, run_id, _params(run))
+    _log_datasets(client, run_id, run)
     return run_id
 
 
 def describe(client: Any, found: Any, run: RunInfo) -> None:
-    """Write the tags, and those params that the run lacks: they cannot be changed."""
+    """Write tags and data sets, and those params that the run lacks: they cannot be changed."""
     from mlflow.entities import RunTag
 
     run_id, params = found.info.run_id, _params(run)
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in _tags(run).items()])
     missing = params.keys() - found.data.params.keys()
     _log_params(client, run_id, {key: params[key] for key in missing})
+    _log_datasets(client, run_id, run)
 
 
 def stored_steps(
@@ -552,7 +555,7 @@ def resolve_uri(uri: str | None) -> str:
 def unused_address(tracking: TrackingConfig) -> str | None:
     """Return in words that MLFLOW_TRACKING_URI is set and not used; None where it is used."""
     wanted = os.environ.get(ADDRESS_VARIABLE)
-    if not wanted or tracking.name == "jsonl":
+    if not wanted or not isinstance(tracking, InStore):
         return None
     used = resolve_uri(tracking.uri)
     if _accepted(wanted):
@@ -685,6 +688,27 @@ def _log_params(client: Any, run_id: str, params: dict[str, str]) -> None:
     entries = iter([MlflowParam(key, value) for key, value in params.items()])
     while chunk := list(itertools.islice(entries, PARAMS_PER_CALL)):
         client.log_batch(run_id, params=chunk)
+
+
+def _log_datasets(client: Any, run_id: str, run: RunInfo) -> None:
+    """The data sets of the run, as MLflow's inputs; it keeps equal ones once."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    inputs = [
+        DatasetInput(
+            Dataset(
+                name=one.name,
+                digest=one.digest,
+                source_type="sseg-nase",
+                source=json.dumps({"uri": one.name}),
+                profile=json.dumps({"images": one.images}),
+            ),
+            [InputTag("mlflow.data.context", one.roles)],
+        )
+        for one in run.datasets
+    ]
+    if inputs:
+        client.log_inputs(run_id, inputs)
 
 
 def _check_answer(uri: str) -> None:

@@ -48,6 +48,19 @@ class Resumed:
 
 
 @dataclass(frozen=True)
+class Dataset:
+    """Images that a run works with: `name` such as digits/val, `digest` of pixels, labels, classes.
+
+    `roles` says what for, such as `evaluate`; `images` how many there are.
+    """
+
+    name: str
+    digest: str
+    roles: str
+    images: int
+
+
+@dataclass(frozen=True)
 class RunInfo:
     """What a sink is told about the run when it opens.
 
@@ -65,6 +78,7 @@ class RunInfo:
     tags: dict[str, str] = field(default_factory=dict)
     resumed: Resumed | None = None
     parent_run_id: str | None = None
+    datasets: tuple[Dataset, ...] = ()
 
 
 class Sink:

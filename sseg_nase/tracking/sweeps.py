@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sseg_nase.config.schema import TrackingConfig
+from sseg_nase.config.groups.tracking import InStore, TrackingConfig
 from sseg_nase.provenance.git import origin
 from sseg_nase.tracking.mlflow_sink import (
     DIRECTORY_TAG,
@@ -51,7 +51,7 @@ class SweepStore:
         self._client: Any = None
         self._experiment_id = ""
         self._uri = ""
-        if tracking.name == "jsonl":
+        if not isinstance(tracking, InStore):
             return
         self._uri = resolve_uri(tracking.uri)
         try:

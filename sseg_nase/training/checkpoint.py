@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sseg_nase.config.groups.backbone import Chain, Searched
+from sseg_nase.config.groups.backbone import Chain
 from sseg_nase.config.options import names_with
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
@@ -187,7 +187,7 @@ def backbone_for(path: Path, config: Config) -> Backbone:
     chain = isinstance(config.backbone, Chain)
     kind = DEFAULT if chain else asked
     same = asked == DEFAULT or architecture.name == kind
-    if isinstance(config.backbone, Searched):  # whatever kind of network its space is made of
+    if config.backbone.exact:  # whatever kind of network its space is made of
         same = architecture == configured(config.backbone, trained_at)
     if same and chain and asked != DEFAULT:
         mutated = any(record["accepted"] for record in load(path)["history"])

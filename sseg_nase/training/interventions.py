@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sseg_nase.config.groups.evolution import LATEST_EXPANSION, Planned
 from sseg_nase.config.schema import (
-    LATEST_EXPANSION,
     EvolutionConfig,
     PretrainConfig,
     SparsityConfig,
@@ -79,7 +79,7 @@ def growth_ends(evolution: EvolutionConfig, epochs: int) -> int:
     """How many of `epochs` are done when nothing grows any more; 0 where nothing ever does."""
     if not evolution.enabled:
         return 0
-    if evolution.order != "trials":
+    if isinstance(evolution, Planned):
         return round(LATEST_EXPANSION * epochs) + 1
     return max(0, epochs - epochs_to_settle(evolution, epochs) + 1)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sseg_nase.config.schema import LATEST_EXPANSION, EvolutionConfig
+from sseg_nase.config.groups.evolution import LATEST_EXPANSION, EvolutionConfig, Planned, Trials
 from sseg_nase.data.random import derive
 from sseg_nase.errors import UserError
 from sseg_nase.nets.mutations.grow import grow_stages
@@ -21,7 +21,7 @@ from sseg_nase.training.loop import Decision, Intervention, Trainer
 class Expand(Intervention):
     """`grow_stages` whenever an expansion is due, until every stage has its blocks.
 
-    With order=random the stage of every block is drawn, which balanced growth is to be better than.
+    With `evolution.drawn` the stage of every block is drawn: balanced growth is to be better.
 
     One that could not be done when it was due, because another mutation was on probation, is made
     up for at the next occasion, but never after `LATEST_EXPANSION` of the epochs. The function
@@ -30,12 +30,10 @@ class Expand(Intervention):
 
     name = "evolution"
 
-    def __init__(self, evolution: EvolutionConfig, seed: int) -> None:
-        assert evolution.expand_at is not None
-        assert evolution.blocks_per_stage is not None
+    def __init__(self, evolution: Planned, seed: int) -> None:
         self.shares, self.most, self.seed = evolution.expand_at, evolution.blocks_per_stage, seed
         self.caps = Caps.of(evolution)
-        self.drawn = evolution.order == "random"
+        self.drawn = evolution.drawn
         self.rounds = 0  # of the expansions that are over
 
     def observe(self, trainer: Trainer) -> None:
@@ -75,8 +73,7 @@ class Expand(Intervention):
         self.rounds = state["rounds"]
 
 
-ORDERS: Mapping[str, Callable[[EvolutionConfig, int], Intervention]] = {
-    "trials": Evolve,
-    "balanced": Expand,
-    "random": Expand,
+ORDERS: Mapping[type[EvolutionConfig], Callable[[Any, int], Intervention]] = {
+    Trials: Evolve,
+    Planned: Expand,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sseg_nase.config.schema import SYNTHETIC_LEVELS
+from sseg_nase.config.groups.curriculum import SYNTHETIC_LEVELS
 from sseg_nase.data.curriculum.render import render
 from tests.bench.child import Work
 from tests.bench.setting import BATCH, device

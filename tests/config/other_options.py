@@ -7,10 +7,11 @@ from typing import Any
 
 from sseg_nase.config.layout import group_option, groups
 from sseg_nase.config.members import chosen
-from sseg_nase.config.options import fields_of, is_group, options_of
+from sseg_nase.config.options import fields_of, is_group
 from sseg_nase.config.schema import Config
 
 GROUPS = {name: kind for name, kind, _ in fields_of(Config) if is_group(kind)}
+OWN = {"name": "own", "target": "mine.py:Mine", "settings": {}}  # no file: nothing is usual for it
 
 
 def having(config: Config, key: str) -> Config:
@@ -19,17 +20,16 @@ def having(config: Config, key: str) -> Config:
     before: Any = getattr(config, group)
     if group not in GROUPS or not name or hasattr(before, name.partition(".")[0]):
         return config
-    for option in groups()[group]:
-        values = group_option(group, option)
+    for values in (*(group_option(group, option) for option in groups()[group]), OWN):
         kind = chosen(GROUPS[group], values)
         names = [each for each, *_ in fields_of(kind)]
         if name in names:
-            kept = {each: getattr(before, each, values.get(each)) for each in names}
-            section = kind(**{**kept, "name": values["name"]})
+            # What its file leaves to the rest of the config is as it was.
+            own = {each: value for each, value in values.items() if "${" not in str(value)}
+            kept = {each: own.get(each, getattr(before, each, None)) for each in names}
+            section = kind(**kept)
             return dataclasses.replace(config, **{group: section})
-    own = options_of(GROUPS[group])["own"]  # it has no file, as nothing is usual for it
-    section = own(name="own", target="mine.py:Mine", settings={})
-    return dataclasses.replace(config, **{group: section})
+    raise AssertionError(f"{key}: no option has it")
 
 
 def type_of(config: Config, key: str) -> Any:

@@ -20,8 +20,8 @@ from sseg_nase.config.compose import _checked, load, overrides_of, stored
 from sseg_nase.config.fingerprint import decisive, fingerprint, flatten
 from sseg_nase.config.groups.optimizer import SGD, AdamW
 from sseg_nase.config.layout import group_option, groups, key_types
-from sseg_nase.config.members import upgraded
-from sseg_nase.config.options import fields_of, load_packages, options_of, register
+from sseg_nase.config.members import chosen, upgraded
+from sseg_nase.config.options import fields_of, load_packages, options_of, register, told_by
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
 
@@ -73,24 +73,24 @@ def test_an_upgrade_drops_nothing_but_keys_of_other_options() -> None:
 def test_every_option_in_conf_has_exactly_the_keys_of_its_class(group: str) -> None:
     for option in groups()[group]:
         values = group_option(group, option)
-        cls = options_of(GROUPS[group])[values["name"]]
+        cls = chosen(GROUPS[group], values)
         assert set(values) == {name for name, *_ in fields_of(cls)}, option
 
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_a_key_of_another_option_is_refused_with_those_that_have_it(group: str) -> None:
     """Of every key that only some options of a group have."""
-    section = getattr(PLAIN, group)
+    section, teller = getattr(PLAIN, group), told_by(GROUPS[group])
+    choice = group if teller == "name" else f"{group}.{teller}"
     others = sorted(key for key in key_types() if having(PLAIN, key) is not PLAIN)
     for key in (key for key in others if key.startswith(f"{group}.")):
         name = key.partition(".")[2]
         value = getattr(getattr(having(PLAIN, key), group), name)
         tree = dataclasses.asdict(section) | {name: "x" if value in (None, "???") else value}
-        with pytest.raises(UserError, match=f"^{key}=.*: it has no effect with {group}=") as said:
+        with pytest.raises(UserError, match=f"^{key}=.*: it has no effect with {choice}=") as said:
             _checked(GROUPS[group], tree, f"{group}.")
-        several = options_of(GROUPS[group]).items()
-        names = [other for other, cls in several if name in {n for n, *_ in fields_of(cls)}]
-        remedy = f"; choose {group}={' or '.join(names)} or leave it out."
+        names = options.having(GROUPS[group], name)
+        remedy = f"; choose {choice}={' or '.join(names)} or leave it out."
         assert str(said.value).endswith(remedy)
 
 

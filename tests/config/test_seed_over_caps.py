@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from sseg_nase.config.compose import load
-from sseg_nase.config.groups.backbone import BackboneConfig, Chain, Searched
+from sseg_nase.config.groups.backbone import BackboneConfig, Chain
 from sseg_nase.config.options import names_with
 from sseg_nase.config.schema import Config
 from sseg_nase.config.validation import validate
 from sseg_nase.errors import UserError
 from sseg_nase.nets.building import build, configured
+from sseg_nase.nets.families.searched import Searched
 from sseg_nase.nets.mutations.operator import Caps
 from sseg_nase.stages.starting import refuse_over_caps
 

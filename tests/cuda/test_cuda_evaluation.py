@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sseg_nase import stages
 from sseg_nase.config.compose import load
-from sseg_nase.config.schema import SYNTHETIC_LEVELS
+from sseg_nase.config.groups.curriculum import SYNTHETIC_LEVELS
 from sseg_nase.data.curriculum.difficulty import difficulty
 from sseg_nase.data.curriculum.render import render
 from sseg_nase.data.random import derive

@@ -20,7 +20,9 @@ import pytest
 import torchvision
 from PIL import Image
 
-from sseg_nase.config.schema import ROOTED, SPLITS, DatasetConfig
+from sseg_nase.config.groups.dataset import SPLITS, DatasetConfig, OwnImages
+from sseg_nase.config.options import fields_of, options_of
+from sseg_nase.data import benchmarks
 from sseg_nase.data.benchmarks import available_splits, cifar_fs, load_split
 from sseg_nase.data.benchmarks.layouts import split_classes
 from sseg_nase.data.benchmarks.official import packed
@@ -38,24 +40,24 @@ TINY = {"train": ["ant", "bee", "cat"], "val": ["dog"], "test": ["elk", "fox"]}
 
 
 def config(name: str, **changed: Any) -> DatasetConfig:
-    default = DatasetConfig(
-        name=name,
-        image_size=8,
-        channels=3,
-        root=None,
-        split_by="folder",
-        split_fractions=[0.5, 0.25, 0.25],
-        split_seed=0,
-        background=[255, 255, 255],
-        value_range=None,
-        duplicates="drop" if name in ROOTED else "keep",
-        overlap="refuse",
-        rotations=None,
-        invert=None,
-        validation=None,
-        variant=None,
-    )
-    return dataclasses.replace(default, **{**ALWAYS.get(name, {}), **changed})
+    """`dataset=name` as it is by default, but small."""
+    kind: Any = options_of(DatasetConfig)[name]
+    usual: dict[str, Any] = {
+        "name": name,
+        "image_size": 8,
+        "channels": 3,
+        "root": None,
+        "split_by": "folder",
+        "split_fractions": [0.5, 0.25, 0.25],
+        "split_seed": 0,
+        "background": [255, 255, 255],
+        "value_range": None,
+        "duplicates": "drop" if issubclass(kind, OwnImages) else "keep",
+        "overlap": "refuse",
+    }
+    keys = {key for key, *_ in fields_of(kind)}
+    given = {**usual, **ALWAYS.get(name, {}), **changed}
+    return kind(**{key: value for key, value in given.items() if key in keys})
 
 
 def pixels(name: str, index: int, size: int = 8) -> np.ndarray:
@@ -488,11 +490,6 @@ def test_a_missing_split_is_reported_only_when_it_is_asked_for(
         load(config("cifar_fs"), "tset")
 
 
-def test_an_unknown_data_set_lists_the_known_ones(load: Callable[..., ImageStore]) -> None:
-    with pytest.raises(UserError, match=r"cifar_fs, csv, digits.*Did you mean 'minimagenet'"):
-        load(config("miniimagenet"), "train")
-
-
 # Omniglot
 
 
@@ -801,7 +798,8 @@ def test_a_train_folder_of_images_is_one_nameless_class(
     (root / "train" / ".thumbnails").mkdir()
     class_folder(root / "val" / "dog")
     mine = config(name, root=str(root), channels=3)
-    for _ in range(2):  # read, and from the cache
+    for _ in range(2):  # read, and from the cache by another command
+        benchmarks._said.clear()
         caplog.clear()
         with caplog.at_level(logging.WARNING, "sseg_nase"):
             store = load(mine, "train")
@@ -905,8 +903,6 @@ def test_folder_says_which_way_of_splitting_fits(
 
 @pytest.mark.parametrize("name", ["folder", "csv"])
 def test_a_root_is_required(tmp_path: Path, load: Callable[..., ImageStore], name: str) -> None:
-    with pytest.raises(UserError, match=r"dataset\.root is not set"):
-        load(config(name), "train")
     with pytest.raises(UserError, match=r"dataset\.root=.*gone does not exist"):
         load(config(name, root=str(tmp_path / "gone")), "train")
     (tmp_path / "file").write_text("")
@@ -1121,7 +1117,8 @@ def test_a_data_set_of_other_counts_is_noticed(
     tmp_path: Path, load: Callable[..., ImageStore], caplog: pytest.LogCaptureFixture
 ) -> None:
     split_tree(tmp_path / "data" / "cifar_fs")
-    for _ in range(2):  # read, and from the cache
+    for _ in range(2):  # read, and from the cache by another command
+        benchmarks._said.clear()
         caplog.clear()
         with caplog.at_level(logging.WARNING, "sseg_nase"):
             load(config("cifar_fs"), "val")

@@ -16,7 +16,8 @@ import torchvision
 from PIL import Image
 
 from sseg_nase.config.compose import dataset_choice
-from sseg_nase.config.schema import CLOSED, DatasetConfig
+from sseg_nase.config.groups.dataset import Closed, DatasetConfig
+from sseg_nase.config.options import names_with
 from sseg_nase.data.benchmarks import available_splits, load_split
 from sseg_nase.data.benchmarks.closed import SETS
 from sseg_nase.data.store import ImageStore
@@ -60,7 +61,7 @@ MAKERS: dict[str, tuple[Callable[[Path], Path], int]] = {
 }
 
 
-@pytest.mark.parametrize("name", CLOSED)
+@pytest.mark.parametrize("name", names_with(Closed))
 def test_every_set_is_read_in_its_official_format(
     name: str, tmp_path: Path, load: Callable[..., ImageStore]
 ) -> None:
@@ -164,7 +165,7 @@ def test_class_folders_are_taken_too(tmp_path: Path, load: Callable[..., ImageSt
     assert load("svhn", "train").counts().tolist() == [4, 4, 4]
 
 
-@pytest.mark.parametrize("name", CLOSED)
+@pytest.mark.parametrize("name", names_with(Closed))
 def test_what_is_nowhere_is_one_message_with_the_layouts(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as missing:
         available_splits(chosen(name), data_dir=tmp_path / "data", cache_dir=tmp_path)

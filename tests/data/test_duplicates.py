@@ -17,7 +17,9 @@ import pytest
 from PIL import Image
 
 from sseg_nase.config.compose import load
-from sseg_nase.config.schema import DATASETS, ROOTED, DatasetConfig
+from sseg_nase.config.groups.dataset import DatasetConfig, OwnImages
+from sseg_nase.config.options import names_with
+from sseg_nase.data import benchmarks
 from sseg_nase.data.benchmarks import cifar_fs, load_split
 from sseg_nase.data.benchmarks.layouts import Official
 from sseg_nase.data.duplicates import (
@@ -55,7 +57,9 @@ def own(tmp_path: Path) -> Path:
 
 @cache
 def default(name: str) -> DatasetConfig:
-    return load([f"dataset={name}", *(["dataset.root=here"] if name in ROOTED else [])]).dataset
+    return load(
+        [f"dataset={name}", *(["dataset.root=here"] if name in names_with(OwnImages) else [])]
+    ).dataset
 
 
 def read(root: Path, split: str = "train", name: str = "folder", **changed: Any) -> ImageStore:
@@ -101,8 +105,9 @@ def test_a_copy_in_its_class_is_left_out_whatever_its_name_and_format(
     said = "3 of 9 images, such as train/train-"
     assert any(said in record.getMessage() for record in caplog.records)
     caplog.clear()
+    benchmarks._said.clear()
     with caplog.at_level(logging.WARNING, "sseg_nase"):
-        read(own)  # from the cache
+        read(own)  # from the cache, by another command
     assert any(said in record.getMessage() for record in caplog.records)
 
 
@@ -217,6 +222,12 @@ def test_an_image_in_two_splits_can_be_kept_with_a_notice(
     [said] = [record.getMessage() for record in caplog.records]
     assert "images of val that are also in train: 1," in said
     assert "val/val-1/leak.bmp (val) = train/train-0/1.png (train)" in said
+    read(own, "val", overlap="keep")  # as each stage of a run does
+    assert len(caplog.records) == 1
+    put(own / "val" / "val-1" / "leak, too.bmp", picture(0, 0, 2))
+    with caplog.at_level(logging.WARNING, "sseg_nase"):
+        read(own, "val", overlap="keep")
+    assert "images of val that are also in train: 2," in caplog.records[1].getMessage()
 
 
 def test_classes_dealt_into_splits_are_compared_too(tmp_path: Path) -> None:
@@ -285,10 +296,10 @@ def test_a_complete_benchmark_is_taken_as_it_was_published(
             read_one(split)
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", names_with(DatasetConfig))
 def test_own_images_are_cleaned_and_benchmarks_are_not(name: str) -> None:
     dataset = default(name)
-    assert dataset.duplicates == ("drop" if name in ROOTED else "keep")
+    assert dataset.duplicates == ("drop" if name in names_with(OwnImages) else "keep")
     assert dataset.overlap == "refuse"
 
 

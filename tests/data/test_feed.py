@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sseg_nase.config.compose import load
-from sseg_nase.config.schema import LEVELS, SYNTHETIC_LEVELS, CurriculumConfig
+from sseg_nase.config.groups.curriculum import LEVELS, SYNTHETIC_LEVELS, CurriculumConfig
 from sseg_nase.data import rendered
 from sseg_nase.data.curriculum.render import render
 from sseg_nase.data.feed import CurriculumFeed

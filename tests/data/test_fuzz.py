@@ -20,7 +20,7 @@ import pytest
 from own_images import SIDE, Content, content, load, own, picture
 from PIL import Image
 
-from sseg_nase.config.schema import SPLITS, DatasetConfig
+from sseg_nase.config.groups.dataset import SPLITS, DatasetConfig
 from sseg_nase.data.benchmarks import available_splits
 from sseg_nase.data.opening import reads_avif
 from sseg_nase.errors import UserError

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from sseg_nase.config.compose import load
-from sseg_nase.config.schema import LEVELS, DatasetConfig
+from sseg_nase.config.groups.curriculum import LEVELS
+from sseg_nase.config.schema import DatasetConfig
 from sseg_nase.data.benchmarks import load_split
 from sseg_nase.data.feed import CurriculumFeed
 from sseg_nase.data.grey import of_channels

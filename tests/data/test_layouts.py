@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from own_images import own, save, tree
+from own_images import save, tree
 
-from sseg_nase.config.schema import SPLITS
+from sseg_nase.config.groups.dataset import SPLITS
 from sseg_nase.data.benchmarks import walk
 from sseg_nase.data.benchmarks.layouts import (
     NAMELESS,
@@ -68,15 +68,13 @@ def test_a_root_may_begin_with_the_home_folder_and_must_be_unpacked(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "photos").mkdir()
-    assert required_root(own("folder", "~/photos"), "photos") == tmp_path / "photos"
+    assert required_root("~/photos", "photos") == tmp_path / "photos"
     with pytest.raises(UserError, match="does not exist"):
-        required_root(own("folder", "~/gone"), "photos")
-    with pytest.raises(UserError, match=r"dataset\.root is not set"):
-        required_root(own("folder", None), "photos")
+        required_root("~/gone", "photos")
     for name in ("photos.zip", "photos.TAR.GZ"):
         (tmp_path / name).touch()
         with pytest.raises(UserError, match="is an archive: unpack it"):
-            required_root(own("folder", tmp_path / name), "photos")
+            required_root(str(tmp_path / name), "photos")
 
 
 def test_folders_are_looked_for_in_the_order_of_the_names_in_any_case() -> None:

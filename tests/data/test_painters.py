@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from sseg_nase.config.schema import SYNTHETIC_LEVELS
+from sseg_nase.config.groups.curriculum import SYNTHETIC_LEVELS
 from sseg_nase.data import random
 from sseg_nase.data.curriculum import batched, drawing, native
 from sseg_nase.data.curriculum.scenes import STYLES, scenes

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from sseg_nase.config.schema import SYNTHETIC_LEVELS
+from sseg_nase.config.groups.curriculum import SYNTHETIC_LEVELS
 from sseg_nase.data.curriculum.difficulty import difficulty
 from sseg_nase.data.curriculum.render import DRAWING, perturb, render
 from sseg_nase.data.curriculum.scenes import STYLES, TWIN_EDITS, Scene, scenes, twin_attributes

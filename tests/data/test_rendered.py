@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sseg_nase.config.schema import SYNTHETIC_LEVELS
+from sseg_nase.config.groups.curriculum import SYNTHETIC_LEVELS
 from sseg_nase.data import rendered
 from sseg_nase.data.curriculum.render import render
 from sseg_nase.data.rendered import ABSENT, RenderedImages

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from sseg_nase.config.schema import SYNTHETIC_LEVELS
+from sseg_nase.config.groups.curriculum import SYNTHETIC_LEVELS
 from sseg_nase.data.curriculum.schedule import LevelSchedule, plan_epoch
 from sseg_nase.errors import UserError
 

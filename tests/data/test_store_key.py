@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from own_images import SIDE, content, freeze, load, own, picture, save, tree
 
-from sseg_nase.config.schema import SPLITS, DatasetConfig
+from sseg_nase.config.compose import load as load_config
+from sseg_nase.config.groups.dataset import SPLITS, DatasetConfig, OnDisk
 from sseg_nase.data.benchmarks import NOT_IN_KEY, _stem
 from sseg_nase.data.benchmarks.layouts import Found
 from sseg_nase.data.benchmarks.walk import of_file
@@ -226,7 +227,7 @@ def test_every_setting_of_a_data_set_has_stores_of_its_own() -> None:
     plain = _stem(dataset, found, "train")
     same = [
         one.name
-        for one in dataclasses.fields(DatasetConfig)
+        for one in dataclasses.fields(dataset)
         if _stem(dataclasses.replace(dataset, **{one.name: "another"}), found, "train") == plain
     ]
     # What these decide is in the layout, the source, its files and Found.options.
@@ -288,3 +289,20 @@ def test_a_file_removed_while_it_is_looked_at_is_one_message(
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(UserError, match=r"^own/train/c3 cannot be read: Permission denied\."):
         load(own("folder", ROOT))
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("cifar_fs", "cifar_fs-train-84-b7b41770f61d"),
+        ("omniglot", "omniglot-train-28-grey-55f1fd4cad56"),
+        ("sketch", "sketch-train-64-grey-af9c9ccf153e"),
+    ],
+)
+def test_stores_have_the_names_that_they_had_before_data_sets_had_keys_of_their_own(
+    name: str, known: str
+) -> None:
+    root = ["dataset.root=x"] if name == "sketch" else []
+    dataset = load_config([f"dataset={name}", *root]).dataset
+    assert isinstance(dataset, OnDisk)
+    assert _stem(dataset, Found("folders", Path("/nowhere"), {}), "train") == known

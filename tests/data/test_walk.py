@@ -15,7 +15,7 @@ import pytest
 from own_images import content, load, own, picture, save, tree
 from PIL import Image, features
 
-from sseg_nase.config.schema import SPLITS
+from sseg_nase.config.groups.dataset import SPLITS
 from sseg_nase.data.benchmarks import available_splits, walk
 from sseg_nase.data.benchmarks.layouts import split_classes
 from sseg_nase.data.benchmarks.walk import image_suffixes

@@ -12,7 +12,9 @@ from sseg_nase.errors import UserError
 from sseg_nase.evolution.by_hand import grow, prune, widen
 from sseg_nase.evolution.replay import replay
 from sseg_nase.nets.backbone import Backbone
-from sseg_nase.nets.fixed import FixedArchitecture, ResNet12Architecture, ViTArchitecture
+from sseg_nase.nets.families.resnet12.network import ResNet12Architecture
+from sseg_nase.nets.families.vit.network import ViTArchitecture
+from sseg_nase.nets.family import FamilyArchitecture
 from sseg_nase.sparsity.importance import channel_importance, makers
 from sseg_nase.sparsity.router import SparseRouter
 
@@ -20,7 +22,7 @@ RESNET = ResNet12Architecture("resnet12_quarter", 8, 3, (4, 6))
 VIT = ViTArchitecture("vit_small", 8, 3, 4, hidden=8, layers=2, heads=2, mlp=6)
 
 
-def network(architecture: FixedArchitecture) -> Backbone:
+def network(architecture: FamilyArchitecture) -> Backbone:
     built = architecture.network(torch.Generator().manual_seed(1)).double()
     for part in built.modules():
         if isinstance(part, nn.BatchNorm2d):  # as a trained network could have them
@@ -62,7 +64,7 @@ def test_one_axis_is_widened_with_all_that_goes_along(axis: str | int) -> None:
 
 
 @pytest.mark.parametrize("architecture", [RESNET, VIT], ids=lambda a: a.name)
-def test_what_is_masked_is_what_is_pruned(architecture: FixedArchitecture) -> None:
+def test_what_is_masked_is_what_is_pruned(architecture: FamilyArchitecture) -> None:
     net = network(architecture)
     router = SparseRouter(0.4, min_channels=1)
     masks = router.update_masks(net, losses(net))

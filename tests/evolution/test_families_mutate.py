@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,8 @@ from learners import (
     snapshot,
 )
 
+from sseg_nase.config.groups.backbone import Planned
+from sseg_nase.config.options import names_with
 from sseg_nase.evolution.operators import (
     TrainingState,
     apply,
@@ -28,18 +31,25 @@ from sseg_nase.evolution.operators import (
     load_moments,
     named_moments,
 )
+from sseg_nase.nets.building import configured
 from sseg_nase.nets.description import Description
-from sseg_nase.nets.fixed import (
-    FixedArchitecture,
-    ResNet12Architecture,
-    ResNetArchitecture,
-    ViTArchitecture,
-)
+from sseg_nase.nets.families.densenet import DenseNet
+from sseg_nase.nets.families.efficientnet import EfficientNet
+from sseg_nase.nets.families.enhanced_mlp import EnhancedMLP
+from sseg_nase.nets.families.mlp import MLP
+from sseg_nase.nets.families.mlp_mixer import MLPMixer
+from sseg_nase.nets.families.resnet.network import ResNetArchitecture
+from sseg_nase.nets.families.resnet12.network import ResNet12Architecture
+from sseg_nase.nets.families.resnet_small import SmallResNet
+from sseg_nase.nets.families.shufflenetv2 import ShuffleNetV2
+from sseg_nase.nets.families.vit.network import ViTArchitecture
+from sseg_nase.nets.family import FamilyArchitecture
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.nets.mutations.operator import rebuild
 from sseg_nase.nets.mutations.prune import prune
 from sseg_nase.nets.mutations.widen import widen
-from sseg_nase.nets.searched import IMAGE, Plan, SearchedArchitecture
+from sseg_nase.nets.plan import IMAGE, Plan
+from sseg_nase.nets.searched import SearchedArchitecture
 
 MUTATIONS = 5
 EXACT = 1e-8  # float64; batch statistics of a few pixels magnify rounding, a fault is far larger
@@ -47,7 +57,7 @@ MASKED = 1e-5  # relative, in float32
 WIDEST = 9
 
 
-def narrow(rng: random.Random, family: FixedArchitecture) -> FixedArchitecture:
+def narrow(rng: random.Random, family: FamilyArchitecture) -> FamilyArchitecture:
     """A family of large networks, with few channels in every axis."""
     return family.with_widths({axis: rng.randint(1, 4) for axis in family.axes})
 
@@ -92,12 +102,76 @@ def depthwise(rng: random.Random) -> Description:
     return SearchedArchitecture("searched", 8, 3, nodes=tuple(plan.nodes))
 
 
+def planned(cls: type[Planned], **values: Any) -> Description:
+    """What an option describes for images of 8 px."""
+    (name,) = names_with(cls)
+    return configured(cls(name=name, in_channels=3, imports=None, **values), 8)
+
+
+def dense(rng: random.Random) -> Description:
+    """Concatenations of concatenations, and what is made of them."""
+    depths = [rng.randint(1, 3) for _ in range(rng.randint(1, 2))]
+    growth, share = rng.randint(1, 3), rng.choice((0.5, 1.0))
+    return planned(DenseNet, depths=depths, growth=growth, bottleneck=2, compression=share)
+
+
+def shuffled(rng: random.Random) -> Description:
+    """Splits and shuffles; as one operation they hold fast what they shuffle."""
+    if rng.random() < 0.3:
+        plan, wide = Plan(), 2 * rng.randint(1, 3)
+        last = plan.add("stem", "conv", IMAGE, wide)
+        for number, stride in enumerate((1, 2, 1)):
+            last = plan.add(f"unit{number}", "shuffle_unit", last, wide, stride)
+        plan.add("last", "conv", last, 4, kernel=1)
+        return SearchedArchitecture("searched", 8, 3, nodes=tuple(plan.nodes))
+    depths = [rng.randint(1, 3), rng.randint(1, 4)]
+    channels = [rng.randint(2, 6), rng.randint(4, 8)]
+    return planned(ShuffleNetV2, channels=channels, depths=depths, stem=3, last=4, multiplier=1.0)
+
+
+def squeezed(rng: random.Random) -> Description:
+    """Inverted residuals with squeeze and excitation."""
+    channels, depths = [rng.randint(2, 4), rng.randint(2, 4)], [rng.randint(1, 2) for _ in range(2)]
+    return planned(
+        EfficientNet, channels=channels, depths=depths, stem=rng.randint(1, 3), last=4, expansion=2,
+        kernel_size=3, width=1.0, depth=1.0, squeeze=0.5, activation="silu",
+    )  # fmt: skip
+
+
+def basic_blocks(rng: random.Random) -> Description:
+    channels, depths = [rng.randint(1, 4) for _ in range(2)], [rng.randint(1, 2) for _ in range(2)]
+    return planned(
+        SmallResNet, channels=channels, depths=depths, kernel_size=3, activation="relu",
+        batch_norm=rng.random() < 0.5,
+    )  # fmt: skip
+
+
+def mixer(rng: random.Random) -> Description:
+    return planned(
+        MLPMixer, patch_size=4, width=3, depth=rng.randint(1, 2), hidden=rng.randint(1, 4),
+        mixed=rng.randint(1, 4),
+    )  # fmt: skip
+
+
+def units(rng: random.Random) -> Description:
+    if rng.random() < 0.5:
+        return planned(EnhancedMLP, width=4, hidden=rng.randint(1, 4), depth=2, activation="gelu")
+    channels = [rng.randint(1, 5) for _ in range(rng.randint(1, 3))]
+    return planned(MLP, channels=channels, activation="relu", batch_norm=False)
+
+
 FAMILIES: dict[str, Callable[[random.Random], Description]] = {
     "resnet12": resnet12,
     "basic": basic,
     "bottleneck": bottleneck,
     "vit": vit,
     "depthwise": depthwise,
+    "dense": dense,
+    "shuffled": shuffled,
+    "squeezed": squeezed,
+    "basic_blocks": basic_blocks,
+    "mixer": mixer,
+    "units": units,
 }
 QUICK = [
     ("resnet12", 0),
@@ -107,6 +181,16 @@ QUICK = [
     ("vit", 0),
     ("vit", 1),
     ("depthwise", 1),
+    ("dense", 0),
+    ("dense", 1),
+    ("shuffled", 0),
+    ("shuffled", 1),
+    ("squeezed", 0),
+    ("squeezed", 1),
+    ("basic_blocks", 0),
+    ("mixer", 0),
+    ("units", 0),
+    ("units", 1),
 ]
 CASES = [
     pytest.param(family, seed, marks=() if (family, seed) in QUICK else pytest.mark.slow)

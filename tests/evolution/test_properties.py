@@ -40,6 +40,7 @@ from sseg_nase.nets.mutations.prune import prune
 from sseg_nase.nets.mutations.widen import widen
 
 ARCHITECTURES = 200
+QUICK = 60
 MUTATIONS = 5
 EXACT = 1e-12  # relative, in float64
 MASKED = 1e-5  # relative, in float32
@@ -182,7 +183,13 @@ def check_teacher(
         assert not found[:, ~kept].any()
 
 
-@pytest.mark.parametrize("seed", range(ARCHITECTURES))
+@pytest.mark.parametrize(
+    "seed",
+    [
+        pytest.param(seed, marks=[pytest.mark.slow] if seed >= QUICK else [])
+        for seed in range(ARCHITECTURES)
+    ],
+)
 def test_any_sequence_of_mutations_is_exact(seed: int) -> None:
     rng = random.Random(seed)
     architecture = drawn_architecture(rng)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from taken_home import asked, config_of, exported, make_run, photos
+from taken_home import asked, config_of, exported, photos
 
 from sseg_nase.config.compose import load
-from sseg_nase.config.groups.backbone import Chain, ResNet, ResNet12
+from sseg_nase.config.groups.backbone import Chain
 from sseg_nase.config.options import names_with
 from sseg_nase.config.schema import Config
 from sseg_nase.data.views import normalize
@@ -25,11 +25,13 @@ from sseg_nase.export import graph, python_file
 from sseg_nase.export.formats import FORMATS
 from sseg_nase.export.onnx_int8 import accuracy_differences, calibration_images
 from sseg_nase.export.origin import as_trained
-from sseg_nase.export.subject import Subject, prepared
+from sseg_nase.export.subject import Subject
 from sseg_nase.export.task import _fastest, export, line
 from sseg_nase.export.teaching import teach
 from sseg_nase.fewshot.classifiers import cl2n, prototype_scores
 from sseg_nase.fewshot.evaluation import embed
+from sseg_nase.nets.families.resnet import ResNet
+from sseg_nase.nets.families.resnet12 import ResNet12
 from sseg_nase.runtime import FewShotClassifier, OnnxEmbedder
 from sseg_nase.stages import FewShotTask, seed_backbone
 from sseg_nase.training.checkpoint import load_network
@@ -38,32 +40,6 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
-ALL = ["onnx", "onnx_int8", "pt2", "python"]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_run(tmp_path_factory.mktemp("runs") / "a-run")
-
-
-@pytest.fixture(scope="module")
-def said(run: Path) -> str:
-    return exported(run, formats=ALL)
-
-
-@pytest.fixture(scope="module")
-def files(run: Path, said: str) -> Path:
-    return run / "export"
-
-
-@pytest.fixture(scope="module")
-def results(files: Path) -> dict[str, object]:
-    return json.loads((files / "export.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def subject(run: Path) -> Subject:
-    return prepared(asked(run), [])
 
 
 # -- what is said ----------------------------------------------------------------------------------
@@ -81,7 +57,7 @@ def test_the_accuracy_is_that_of_the_evaluation(run: Path, results: dict, said: 
 
 
 def test_what_is_printed_is_what_was_measured(files: Path, results: dict, said: str) -> None:
-    assert set(results["files"]) == {"onnx", "onnx_int8", "pt2", "python"}
+    assert set(results["files"]) == {"onnx", "onnx_int8", "pt2", "python", "html"}
     for figures in results["files"].values():
         path = files / figures["file"]
         assert figures["bytes"] == path.stat().st_size
@@ -364,8 +340,8 @@ def test_every_family_is_exported(
 ) -> None:
     channels = 1 if taken == "float" else 3
     given = [f"backbone={name}", f"dataset.image_size={size}", f"dataset.channels={channels}"]
-    frozen = ["evolution=none", "sparsity=none"] if name not in names_with(Chain) else []
-    config = load([*given, f"backbone.in_channels={channels}", *frozen])
+    given += [f"backbone.in_channels={channels}", "evolution=none", "sparsity=none"]
+    config = load(given)
     network = seed_backbone(config).for_inference()
     metadata = dataclasses.replace(
         subject.metadata,
@@ -376,6 +352,6 @@ def test_every_family_is_exported(
         base_mean=[0.0] * network.architecture.features,
     )
     here = dataclasses.replace(subject, network=network, metadata=metadata)
-    for form in ("onnx", "pt2", "python"):
+    for form in ("onnx", "pt2", "python", "html"):
         path = tmp_path / f"network{FORMATS[form].suffix}"
         assert FORMATS[form].write(here, path, 1)["difference"] <= 1e-5

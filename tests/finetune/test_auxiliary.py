@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from sseg_nase import stages
-from sseg_nase.config.compose import Compositions, load
+from sseg_nase.config.compose import load
 from sseg_nase.data.placement import HeldImages
 from sseg_nase.finetune.auxiliary import Teacher, count_turned, rotation_loss, softened, turned
 from sseg_nase.finetune.evolving import mutated
@@ -35,16 +35,13 @@ TINY = [
 TAUGHT = ["finetune.teacher=given", "finetune.distillation_weight=0.3", "finetune.feature_weight=2"]
 
 
-COMPOSED: Compositions = {}
-
-
 def tuner(*further: str) -> FineTuner:
-    config = load([*TINY, *further], known=COMPOSED)
+    config = load([*TINY, *further])
     store = stages.labelled(config)
     classes = len(store.class_names)
 
     def learner(*channels: str, seed: int) -> Any:
-        own = load([*TINY, *channels], known=COMPOSED)
+        own = load([*TINY, *channels])
         generator = torch.Generator().manual_seed(seed)
         return around(stages.seed_backbone(own), own.finetune, classes, generator)
 

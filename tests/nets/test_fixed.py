@@ -14,17 +14,15 @@ from torch.nn import functional as F
 
 from sseg_nase.config.compose import load
 from sseg_nase.config.groups.backbone import BackboneConfig, Chain
-from sseg_nase.config.options import names_with
+from sseg_nase.config.options import names_with, options_of
 from sseg_nase.errors import UserError
 from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.building import KNOWN, build, configured, described
+from sseg_nase.nets.building import build, configured, described, family_of
 from sseg_nase.nets.description import Description
-from sseg_nase.nets.fixed import (
-    FixedArchitecture,
-    ResNet12Architecture,
-    ResNetArchitecture,
-    ViTArchitecture,
-)
+from sseg_nase.nets.families.resnet.network import ResNetArchitecture
+from sseg_nase.nets.families.resnet12.network import ResNet12Architecture
+from sseg_nase.nets.families.vit.network import ViTArchitecture
+from sseg_nase.nets.family import FamilyArchitecture
 from sseg_nase.nets.mutations.grow import grow
 from sseg_nase.nets.searched import SearchedArchitecture
 from sseg_nase.spaces import Tiny
@@ -45,7 +43,7 @@ def searched() -> SearchedArchitecture:
     return description
 
 
-SMALL: list[FixedArchitecture] = [
+SMALL: list[FamilyArchitecture] = [
     ResNet12Architecture("resnet12_quarter", 16, 3, (4, 5, 6, 7)),
     ResNetArchitecture("resnet18", 16, 1, "small"),
     ViTArchitecture("vit_small", 16, 3, patch_size=8, hidden=12, layers=2, heads=3, mlp=16),
@@ -134,12 +132,15 @@ def test_an_unknown_network_is_named() -> None:
         described({"name": "resnet_12", "resolution": 32})
 
 
-def test_every_fixed_network_has_a_description() -> None:
-    assert set(KNOWN) | set(names_with(Chain)) == set(names_with(BackboneConfig))
+@pytest.mark.parametrize("name", names_with(BackboneConfig))
+def test_every_option_names_what_describes_it(name: str) -> None:
+    family = family_of(options_of(BackboneConfig)[name])
+    assert callable(family.configured)
+    assert callable(family.from_dict)
 
 
 @pytest.mark.parametrize("description", SMALL, ids=lambda d: d.name)
-def test_weights_are_drawn_from_the_generator_alone(description: FixedArchitecture) -> None:
+def test_weights_are_drawn_from_the_generator_alone(description: FamilyArchitecture) -> None:
     before = torch.random.get_rng_state()
     first, second, other = (build(description, generator=generator(s)) for s in (0, 0, 1))
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -155,7 +156,7 @@ def test_counting_leaves_the_generator_alone() -> None:
 
 
 @pytest.mark.parametrize("description", SMALL, ids=lambda d: d.name)
-def test_the_copy_for_inference_computes_the_same(description: FixedArchitecture) -> None:
+def test_the_copy_for_inference_computes_the_same(description: FamilyArchitecture) -> None:
     network = build(description, generator=generator()).train()
     network(images(description, 8))  # statistics of BN that are not the first ones
     copied, x = network.for_inference(), images(description)
@@ -164,7 +165,7 @@ def test_the_copy_for_inference_computes_the_same(description: FixedArchitecture
 
 
 @pytest.mark.parametrize("description", SMALL, ids=lambda d: d.name)
-def test_gradient_checkpointing_changes_nothing(description: FixedArchitecture) -> None:
+def test_gradient_checkpointing_changes_nothing(description: FamilyArchitecture) -> None:
     plain = build(description, generator=generator()).train()
     saving = copy.deepcopy(plain)
     saving.gradient_checkpointing = True

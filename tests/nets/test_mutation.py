@@ -418,7 +418,7 @@ PRUNED, ALL = prune(SEED, [[0], [1], [2]]).target, widen(SEED, None).target
 @pytest.mark.parametrize(
     ("kind", "target", "message"),
     [
-        ("GORW", GROWN, "'GORW': accepted GROW, WIDEN, PRUNE. Did you mean 'GROW'"),
+        ("GORW", GROWN, "'GORW': accepted GROW, WIDEN, PRUNE, CHOOSE. Did you mean 'GROW'"),
         ("GROW", {k: v for k, v in GROWN.items() if k != "seed"}, "'seed' is missing"),
         ("GROW", {**GROWN, "block": 9}, "position 9: accepted 1 to 3"),
         ("GROW", {**GROWN, "block": None}, "'blocks' is missing"),

@@ -12,7 +12,8 @@ from sseg_nase.errors import UserError
 from sseg_nase.hardware.complexity import count_macs, count_params
 from sseg_nase.nets import ops
 from sseg_nase.nets.building import build, described
-from sseg_nase.nets.searched import IMAGE, Plan, SearchedArchitecture
+from sseg_nase.nets.plan import IMAGE, Plan
+from sseg_nase.nets.searched import SearchedArchitecture
 
 SEARCHED = {*ops.NB201, *ops.DARTS, *ops.ENAS_MACRO, *ops.PNAS, *ops.MOBILE, *ops.TINY}
 

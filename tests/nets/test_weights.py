@@ -15,7 +15,7 @@ from sseg_nase.data.views import normalize
 from sseg_nase.errors import UserError
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.building import build
-from sseg_nase.nets.fixed import ResNetArchitecture
+from sseg_nase.nets.families.resnet.network import ResNetArchitecture
 from sseg_nase.nets.weights import load_weights
 
 ARCHITECTURE = ResNetArchitecture("resnet18", 40, inputs="imagenet")

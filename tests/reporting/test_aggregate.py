@@ -318,6 +318,18 @@ def test_runs_that_were_judged_on_other_episodes_are_not_compared(
     assert [row["p_episodes_holm"] for row in every] == holm(p).tolist()
 
 
+def test_a_run_whose_data_set_has_no_root_is_compared_with_one_that_had_none(
+    entries: list[Entry],
+) -> None:
+    """Versions before stored null there."""
+    for entry in entries:
+        if entry.configuration == "A7":
+            config = yaml.safe_load((entry.run / "config.yaml").read_text())
+            del config["dataset"]["root"]
+            (entry.run / "config.yaml").write_text(json.dumps(config))
+    assert pairs(aggregate(entries)) == {("A1", "A2"), ("A1", "A7"), ("A2", "A7")}
+
+
 def test_another_number_of_episodes_is_not_compared(tmp_path: Path) -> None:
     entries = sweep(tmp_path / "a", {"A1": 50, "A2": 60})
     entries += sweep(tmp_path / "b", {"A7": 60}, episodes=60)

@@ -21,7 +21,9 @@ from sseg_nase.config.compose import load
 from sseg_nase.errors import UserError
 from sseg_nase.evolution.history import MutationRecord, counts
 from sseg_nase.nets.architecture import Architecture
-from sseg_nase.nets.fixed import ResNet12Architecture, ResNetArchitecture, ViTArchitecture
+from sseg_nase.nets.families.resnet.network import ResNetArchitecture
+from sseg_nase.nets.families.resnet12.network import ResNet12Architecture
+from sseg_nase.nets.families.vit.network import ViTArchitecture
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.nets.mutations.grow import grow, grow_stages
 from sseg_nase.nets.mutations.prune import prune
@@ -30,7 +32,8 @@ from sseg_nase.reporting.figures import Drawing
 from sseg_nase.reporting.figures.architecture import (
     HIGHEST,
     LOWEST,
-    MOST_PICTURES,
+    MOST_SHOWN,
+    ROWS,
     architecture_pictures,
     continued,
     draw_architecture,
@@ -213,18 +216,20 @@ def test_a_run_is_shown_step_by_step(tmp_path: Path) -> None:
     mutations = a_history()
     record = recorded(tmp_path, list(lines_of(mutations, rolled_back=1)))
     (tmp_path / "architecture.json").write_text(json.dumps(mutations[-1].after.to_dict()))
-    whole, grown, pruned = drawn(record)
-    assert [d.name for d in (whole, grown, pruned)] == [
-        "architecture", "mutation_00_grow", "mutation_02_prune",
-    ]  # fmt: skip
-    assert grown.title == "Mutation 0: GROW of block 2 before pooling after epoch 5"
-    assert pruned.title == "Mutation 2: PRUNE after epoch 7"
+    whole, steps = drawn(record)
+    assert [d.name for d in (whole, steps)] == ["architecture", "mutations_00"]
+    assert steps.title == "Mutations 0 to 2"
     assert "2 accepted mutations" in whole.caption
-    assert "5.50 before and 5.25 after" in grown.caption
-    assert "Loss" not in pruned.caption
-    for drawing in (whole, grown, pruned):
+    for drawing in (whole, steps):
         assert drawing.figure is not None
         assert_readable(drawing.figure)
+    assert steps.figure is not None
+    said = texts(steps.figure)
+    assert {"0 GROW", "2 PRUNE"} <= set(said)
+    assert "1 WIDEN" not in said  # it was rolled back
+    assert any(text.endswith("MACs at 32 px, after epoch 7") for text in said)
+    assert said.count("new") == 1
+    assert [text for text in said if "→" in text] == ["16 → 8", "64 → 32"]
     assert whole.figure is not None
     said = texts(whole.figure)
     # The block that was put between the first and the second is the new one, not the last.
@@ -234,16 +239,22 @@ def test_a_run_is_shown_step_by_step(tmp_path: Path) -> None:
 
 def test_of_many_mutations_the_first_and_the_last_are_shown(tmp_path: Path) -> None:
     mutations, now = [], SEED
-    for _ in range(MOST_PICTURES + 3):
+    for _ in range(MOST_SHOWN + 3):
         mutations.append(widen(now, 0, channels=now.channels[0] + 1))
         now = mutations[-1].after
     whole, *rest = drawn(recorded(tmp_path, list(lines_of(mutations))))
-    assert [d.name for d in rest] == [
-        f"mutation_{n:02d}_widen" for n in (*range(6), *range(len(mutations) - 6, len(mutations)))
-    ]
+    first_of_last = len(mutations) - MOST_SHOWN // 2
+    assert [d.name for d in rest] == ["mutations_00", f"mutations_{first_of_last:02d}"]
+    shown = [text for d in rest if d.figure is not None for text in texts(d.figure)]
+    numbers = [*range(MOST_SHOWN // 2), *range(first_of_last, len(mutations))]
+    assert [text for text in shown if text.endswith(" WIDEN")] == [f"{n} WIDEN" for n in numbers]
     assert "The first 6 and the last 6" in whole.caption
-    few = recorded(tmp_path, list(lines_of(mutations[:MOST_PICTURES])))
-    assert len(list(architecture_pictures(few))) == 1 + MOST_PICTURES
+    for drawing in rest:
+        assert drawing.figure is not None
+        assert_readable(drawing.figure)
+    (one, few) = drawn(recorded(tmp_path, list(lines_of(mutations[:ROWS]))))
+    assert "The first" not in one.caption
+    assert few.title == f"Mutations 0 to {ROWS - 1}"
 
 
 def test_a_run_without_mutations_has_one_picture(tmp_path: Path) -> None:

@@ -292,6 +292,7 @@ def test_nothing_overlaps_and_axes_are_named(tmp_path: Path, name: str) -> None:
     for drawing in (
         accuracy.accuracy(run),
         trajectory.trajectory(run),
+        *([trajectory.growth(run)] if run.mutations else []),
         training.losses(run),
         training.fine_tuning(run),
         curriculum.difficulty_per_level(run),
@@ -307,7 +308,7 @@ def test_nothing_overlaps_and_axes_are_named(tmp_path: Path, name: str) -> None:
 def test_all_figures_of_a_run_have_their_own_names(run: RunRecord) -> None:
     names = [drawing.name for drawing in figures_of_run(run)]
     assert len(set(names)) == len(names)
-    assert names[:2] == ["accuracy", "trajectory"]
+    assert names[:3] == ["growth", "accuracy", "trajectory"]
     assert names[-4:] == ["losses", "curriculum", "sparsity", "embeddings"]
     assert "finetuning" not in names  # the run has no such stage: nothing is missing
     tuned = dataclasses.replace(run, config={**(run.config or {}), "finetune": {"name": "linear"}})
@@ -421,6 +422,17 @@ def test_the_trajectory_has_params_marks_and_levels(run: RunRecord) -> None:
     assert (above.get_ylabel(), below.get_xlabel()) == ("parameters", "epochs of pretraining")
 
 
+def test_growth_is_a_first_look(run: RunRecord) -> None:
+    drawing = trajectory.growth(run)
+    figure = figure_of(drawing)
+    assert drawing.small
+    assert figure.get_figwidth() == style.COLUMN
+    (axes,) = figure.axes
+    assert len(by_gid(axes, "mutation")) == len(HISTORY)
+    first, last = counts(HISTORY[0][2])["params"], trajectory.states(run)[-1].params
+    assert f"From {first:,} to {last:,} parameters" in drawing.caption
+
+
 def test_the_widths_are_those_of_every_epoch(run: RunRecord) -> None:
     below = figure_of(trajectory.trajectory(run)).axes[1]
     (image,) = below.get_images()
@@ -494,6 +506,17 @@ def test_without_distillation_there_is_one_loss(tmp_path: Path) -> None:
         "total = contrastive (batches)",
     ]
     assert by_gid(figure.axes[0], "mutation") == []
+
+
+def test_an_interval_of_fine_tuning_stays_within_0_and_100(tmp_path: Path) -> None:
+    record = a_run(tmp_path / "run", finetuned=2, config={"finetune": {"name": "linear"}})
+    lines = record.events["finetune"]
+    for line, value in zip(lines, (1.0, 99.0), strict=True):
+        line.update(val_accuracy=value, val_ci95=5.0)  # type: ignore[attr-defined]
+    _, below = figure_of(training.fine_tuning(record)).axes
+    (bars,) = (one for one in below.containers if isinstance(one, ErrorbarContainer))
+    ends = [y for segment in bars[2][0].get_segments() for _, y in segment]
+    assert (min(ends), max(ends)) == (0.0, 100.0)
 
 
 def test_fine_tuning_marks_the_epoch_that_counts(tmp_path: Path) -> None:
@@ -721,6 +744,16 @@ def test_judging_keeps_embeddings_of_the_judged_split(normalize: str) -> None:
 # -- costs -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("high", [1.2e6, 9.6e5, 3.1e5, 5e8])
+def test_ticks_of_a_logarithmic_axis_have_room(high: float) -> None:
+    axes = style.page(2.0).subplots()
+    axes.set_xscale("log")
+    axes.set_xlim(1.2e5, high)
+    style.log_ticks(axes.xaxis)
+    there = [tick for tick in axes.get_xticks() if 1.2e5 <= tick <= high]
+    assert 2 <= len(there) <= style.MOST_TICKS
+
+
 def test_the_front_is_what_no_other_beats() -> None:
     rng = np.random.default_rng(0)
     points = [(float(x), float(y)) for x, y in rng.integers(0, 12, (60, 2))]
@@ -930,6 +963,8 @@ def test_figures_of_a_sweep(entries: list[Entry]) -> None:
         check_layout(figure)
         assert legend_of(figure)[:7] == [f"A{n}" for n in range(1, 8)]
         assert "Student's t" in drawings[name].caption
+        dots = by_gid(figure.axes[0], "seeds")
+        assert [len(seeds.get_ydata()) for seeds in dots] == [3] * 7
 
 
 def test_a_sweep_without_results() -> None:

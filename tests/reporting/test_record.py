@@ -13,6 +13,7 @@ import yaml
 from filelock import FileLock
 
 from sseg_nase.reporting import export, run_report
+from sseg_nase.reporting.document import rows_of
 from sseg_nase.rundir.mutations import MUTATION_KEYS
 from sseg_nase.rundir.record import RunRecord, Series, read_run
 from sseg_nase.rundir.results import SECTIONS, EpisodeResult
@@ -248,7 +249,7 @@ def test_a_control_that_cannot_be_read_is_left_out(run: Path) -> None:
 def test_lines_of_results() -> None:
     one = EpisodeResult("d/val/5w1s", "last", 50.0, None, 4, "m", True, {"2": 90.0})
     plain = one._replace(key="odd", top_k={})
-    lines = list(export.result_lines([one, plain]))
+    lines = rows_of(export.results_frame([one, plain]))
     assert [line["top_k"] for line in lines] == ['{"2": 90.0}', ""]
     told = [[line[key] for key in ("dataset", "split", "ways", "shots")] for line in lines]
     assert told == [["d", "val", "5", "1"], ["odd", "", "", ""]]
@@ -267,13 +268,13 @@ def test_lines_of_epochs_and_mutations(run: Path) -> None:
     sink = opened(run)
     sink.event("finetune", {"epoch": 0, "loss": 2.0, "val_accuracy": 50.0})
     record = read_run(run)
-    lines = list(export.epoch_lines(record))
+    lines = rows_of(export.epochs_frame(record))
     assert [(line["stage"], line["epoch"]) for line in lines] == [
         *(("pretrain", epoch) for epoch in range(4)),
         ("finetune", 0),
     ]
     assert lines[-1]["val_accuracy"] == 50.0
-    (line,) = export.mutation_lines(record)
+    (line,) = rows_of(export.mutations_frame(record))
     assert (line["before_params"], line["after_params"]) == (5000, 7000)
     assert (line["before_channels"], line["after_channels"]) == ("[16, 16, 32]", "[16, 24, 32]")
 

@@ -26,8 +26,9 @@ from sseg_nase.reporting.document import (
     Picture,
     Table,
 )
-from sseg_nase.reporting.html import as_html
+from sseg_nase.reporting.html import NARROW, as_html
 from sseg_nase.reporting.markdown import as_markdown, escaped
+from sseg_nase.reporting.rendering import FOLDER
 
 ODD = '<script>alert("x")</script> & a|b *c* d_e `f` [g](http://h) \\'
 PIXEL = base64.b64decode(
@@ -84,13 +85,13 @@ def whole(folder: Path) -> Document:
             Notice(ODD),
             Items([ODD, (Bold("b"), "c")]),
             Facts([(ODD, Code("v"))]),
-            Table(
+            Table.of(
                 ["name", "mark", "figure"],
                 [LEFT, CENTRE, RIGHT],
                 [[ODD, "✓", Bold("1")], [Code("a|b"), "–", "2"]],
             ),
             Listing("sseg-nase x=`y` ```\nz"),
-            Picture("A figure", ODD, {"svg": svg, "png": png}),
+            Picture("A figure", ODD, {"svg": svg, "png": png}, width=3.45),
             Picture("Another", "", {}, f"it is missing: {ODD}"),
         ],
     )
@@ -113,7 +114,22 @@ def test_html_shows_texts_as_they_are_and_loads_nothing(tmp_path: Path) -> None:
     (image,) = (attributes for tag, attributes in page.tags if tag == "img")
     kind, _, data = str(image["src"]).partition(";base64,")
     assert (kind, image["alt"]) == ("data:image/svg+xml", "A figure")
+    assert image["style"] == "max-width: 27.0rem"  # half a page's: letters look as in others
     assert b"svg" in base64.b64decode(data)
+
+
+def test_a_phone_shows_tables_of_many_columns_as_lists(tmp_path: Path) -> None:
+    columns = [f"column {n}" for n in range(NARROW + 1)]
+    few, many = (
+        Page(as_html(Document("t", [Table.of(names, [LEFT] * len(names), [["x"] * len(names)])])))
+        for names in (columns[:-1], columns)
+    )
+    for page, cards in ((few, False), (many, True)):
+        (looks,) = (a["class"] for tag, a in page.tags if tag == "div")
+        assert ("cards" in str(looks).split()) is cards
+    cells = [attributes["data-name"] for tag, attributes in many.tags if tag == "td"]
+    assert cells == columns
+    assert "attr(data-name)" in (FOLDER / "report.css").read_text()
 
 
 def test_a_large_drawing_is_embedded_as_pixels(
@@ -127,7 +143,7 @@ def test_a_large_drawing_is_embedded_as_pixels(
 
 
 def test_the_style_asks_for_nothing_from_outside() -> None:
-    style = Path(html.__file__).with_name("report.css").read_text()
+    style = (FOLDER / "report.css").read_text()
     assert not re.search(r"url\(|@import|http", style)
     assert "prefers-color-scheme: dark" in style
     assert "@media print" in style

@@ -146,14 +146,114 @@ def test_the_network_chosen_by_its_loss_stands_first_and_the_last_beside(tmp_pat
     run = a_run(tmp_path / "both", best=best, fewshot_best=judged)
     text = text_of(run)
     for said in (
-        "**58.04 ± 0.60** % (best); last 56.79 ± 0.65 % (n=600)",
+        "|  | untrained | best | last |",
+        "| digits val, 5-way 1-shot (%) | 41.50 ± – | 58.04 ± 0.60 | 56.79 ± 0.65 |",
+        "| parameters | 5,000 | 6,000 | 7,000 |",
         "best: 6,000 parameters; last: 3 blocks, channels 16-24-32, 7,000 parameters",
         "Best: lowest loss at the latest level, after epoch 5, chosen without labels.",
         "Best minus last, digits/val/5w1s: +1.25 ± 0.40 points on the same episodes.",
         "the same result only on the same kind of machine",
     ):
         assert said in text, said
-    assert text.index("58.04") < text.index("**Took**")
+    assert text.index("58.04") < text.index("**Made**")
+
+
+def first_screen(run: Path) -> str:
+    """What stands above the facts of a run."""
+    return text_of(run).split("- **What**")[0]
+
+
+CONTROL = {
+    "blocks": 3,
+    "channels": [16, 16, 32],
+    "params": 5000,
+    "macs": 70000,
+    "training_macs": 4 * 10**9,
+    "last_minus": {"digits/val/5w1s": {"mean": 2.5, "ci95": 0.75, "p_value": 0.0004}},
+}
+
+
+def test_the_first_screen_says_what_evolution_gave_and_what_it_costs(tmp_path: Path) -> None:
+    judged = {"digits/val/5w1s": {**RESULT, "accuracy": 54.25, "ci95": 0.5}}
+    said = first_screen(a_run(tmp_path / "one", control=CONTROL, fewshot_control=judged))
+    for part in (
+        "- Evolution gave **+2.50 ± 0.75 points** on digits val, 5-way 1-shot over the seed",
+        "without mutations: significant (p < 0.001).",
+        "- Training gave +15.29 points on digits val, 5-way 1-shot over the untrained network.",
+        "1.40 times the parameters and 1.14 times the multiply-accumulates",
+        "2.00 times the multiply-accumulates of training the seed network (0.008 T and 0.004 T)",
+        "|  | untrained | seed network, trained | last |",
+        "| digits val, 5-way 1-shot (%) | 41.50 ± – | 54.25 ± 0.50 | 56.79 ± 0.65 |",
+        "| parameters | 5,000 | 5,000 | 7,000 |",
+        "| multiply-accumulates (MACs) | 70,000 | 70,000 | 80,000 |",
+    ):
+        assert part in said, part
+    assert "latency" not in said  # nobody has measured it
+    assert "is not known" not in said
+
+
+@pytest.mark.parametrize(
+    ("difference", "sure"),
+    [
+        ({"mean": 0.5, "ci95": 0.4, "p_value": 0.2}, "not significant (p = 0.200)"),
+        ({"mean": 0.5, "ci95": 0.4}, "significant."),
+        ({"mean": 0.3, "ci95": 0.4}, "not significant."),
+    ],
+)
+def test_what_evolution_gave_is_sure_or_not(
+    difference: dict[str, float], sure: str, tmp_path: Path
+) -> None:
+    control = CONTROL | {"last_minus": {"digits/val/5w1s": difference}}
+    assert f"without mutations: {sure}" in first_screen(a_run(tmp_path / "one", control=control))
+
+
+def test_without_a_control_it_is_said_how_to_get_one(run: Path) -> None:
+    said = first_screen(run)
+    assert "What evolution gave is not known: report.control=true trains the seed network" in said
+    assert "Evolution gave" not in said
+    (run / "mutations.jsonl").write_text("")
+    lines = (run / "events.jsonl").read_text().splitlines()
+    kept = [line for line in lines if '"mutation"' not in line]
+    (run / "events.jsonl").write_text("\n".join(kept) + "\n")
+    said = first_screen(run)
+    assert "evolution" not in said
+    assert "| parameters | 7,000 | 7,000 |" in said  # the untrained network is that of the end
+
+
+def test_the_published_figure_of_the_same_method_stands_beside(tmp_path: Path) -> None:
+    fewshot = {"cifar_fs/test/5w1s": {**RESULT, "accuracy": 50.0, "ci95": 0.5}}
+    run = a_run(tmp_path / "one", fewshot=fewshot, fewshot_untrained={})
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["finetune"] = {"name": "prototypical", "start": None}
+    config["ssl"] = {"name": "none", "distillation_weight": 0}
+    config["backbone"] = {"name": "conv4", "weights": None}
+    config["evolution"]["enabled"] = config["sparsity"]["enabled"] = False
+    config["dataset"]["name"] = "cifar_fs"
+    write(run / "config.yaml", yaml.safe_dump(config))
+    results = json.loads((run / "results.json").read_text())
+    results["architecture"]["channels"] = [64] * 4
+    results["images_seen"] = {"synthetic": 0, "real_unlabeled": 0, "real_labeled": 9}
+    results["fewshot"]["cifar_fs/test/5w1s"]["method"] = "prototype/euclidean/none"
+    write(run / "results.json", json.dumps(results))
+    assert "| cifar_fs test, 5-way 1-shot (%) | 50.00 ± 0.50 | 55.50 |".replace("_", r"\_") in (
+        first_screen(run)
+    )
+
+
+def test_the_small_picture_stands_on_the_first_screen(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_growth(record: RunRecord) -> Iterator[Drawing]:
+        yield dataclasses.replace(next(two_drawings(record)), name="growth", small=True)
+        yield from two_drawings(record)
+
+    monkeypatch.setattr(figures, "figures_of_run", with_growth)
+    text = text_of(run)
+    first, later = text.split("## Figures")
+    assert "](<figures/growth.png>)" in first.split("- **What**")[0]
+    assert "growth" not in later
+    page = (run / "report" / "report.html").read_text()
+    assert page.count('<figure class="small">') == 1
 
 
 def test_a_whole_run(run: Path) -> None:
@@ -166,8 +266,7 @@ def test_a_whole_run(run: Path) -> None:
     for said in (
         r"# quickstart: \<b>a\|run\</b>",
         "- **Status**: **FINISHED**",
-        "(pretrain 0:12)",
-        "- **digits val, 5-way 1-shot**: **56.79 ± 0.65** % (n=600)",
+        "(pretrain 0:12), on A chip (2 threads), commit `abc+changes`",
         "- **Network**: 3 blocks, channels 16-24-32, 7,000 parameters",
         "- **Seed**: 3",
         "`0123456789abcdef`",

@@ -17,7 +17,8 @@ from sseg_nase.config import ablations as defined
 from sseg_nase.reporting.ablation import ablations
 from sseg_nase.reporting.aggregate import Aggregate, Entry, aggregate
 from sseg_nase.reporting.document import Picture
-from sseg_nase.reporting.tables import write
+from sseg_nase.reporting.markdown import as_markdown
+from sseg_nase.reporting.tables import document, write
 
 ABLATIONS = {name: one.switches for name, one in defined.ablations().items()}
 
@@ -70,6 +71,24 @@ def test_the_parts_and_the_differences(tmp_path: Path) -> None:
                 line.side.configuration,
                 "ablation=A7",
             }
+
+
+def test_figures_stand_before_tables_and_all_tables_have_one_order(tmp_path: Path) -> None:
+    picture = Picture("A figure", "", {}, "it is missing")
+    names = ("A7", "A1", "A3")
+    text = as_markdown(document(swept(tmp_path, names), "t", [picture], "sseg-nase -m x=1,2"))
+    order = ["Finished runs", "highest mean", "- **Made**: ", "sseg-nase -m x=1,2", "## Figures",
+             "A figure", "| configuration |", "## Ablation", "## How to read this"]  # fmt: skip
+    places = [text.index(part) for part in order]
+    assert places == sorted(places)
+    columns = [
+        [line.split("|")[1].strip().removeprefix("ablation=") for line in part.splitlines()[2:]]
+        for part in text.split("\n\n")
+        if part.startswith("| ")
+    ]
+    assert len(columns) > 4
+    for column in columns:
+        assert column == [name for name in names if name in column]
 
 
 def test_configurations_with_the_same_parts_are_no_ablation(tmp_path: Path) -> None:

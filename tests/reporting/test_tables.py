@@ -68,28 +68,68 @@ def test_a_clear_winner_is_bold(tmp_path: Path) -> None:
         "MACs",
         "training MACs",
     ]
-    assert [line[0] for line in main[1:]] == ["A7", "A2", "A1"]
+    assert [line[0] for line in main[1:]] == list(CLEAR)
     row = summary(found, configuration="A7", key=KEY, network="last")
-    assert main[1][1] == f"**{row['mean']:.2f} ± {row['ci95']:.2f} (n=3)**"
-    assert main[1][2].startswith("**")
-    assert main[1][3:] == ["1,000", "10,000", "3e+06"]
-    assert "**" not in str(main[2:])
+    assert main[3][1] == f"**{row['mean']:.2f} ± {row['ci95']:.2f} (n=3)**"
+    assert main[3][2].startswith("**")
+    assert main[3][3:] == ["1,000", "10,000", "3e+06"]
+    assert "**" not in str(main[:3])
     assert "The last network of A7 is significantly better than every other." in text
     assert last[0][0] == best[0][0] == "A7 minus"
-    assert [line[0] for line in last[1:]] == ["A2", "A1"]
+    assert [line[0] for line in last[1:]] == ["A1", "A2"]
     (row,) = found.comparisons.query("a == 'A2' and b == 'A7' and network == 'last'").to_dict(
         "records"
     )
-    assert last[1][1] == f"+{-row['difference']:.2f} ± {row['ci95_episodes']:.2f}"
-    assert last[1][3] == f"± {row['ci95_seeds_episodes']:.2f}"
+    assert last[2][1] == f"+{-row['difference']:.2f} ± {row['ci95_episodes']:.2f}"
+    assert last[2][3] == f"± {row['ci95_seeds_episodes']:.2f}"
     p = row["p_seeds_episodes_holm"]
-    assert last[1][2] == "< 0.001"
-    assert last[1][4] == ("< 0.001" if p < 0.001 else f"{p:.3f}")
-    assert last[1][5:] == ["3", "yes, over seeds and episodes"]
+    assert last[2][2] == "< 0.001"
+    assert last[2][4] == ("< 0.001" if p < 0.001 else f"{p:.3f}")
+    assert last[2][5:] == ["3", "yes, over seeds and episodes"]
     assert loss[0] == ["configuration", "last (nats)", "lowest (nats)"]
     assert loss[1][1] == "4.0000 ± 0.0000 (n=3)"
     assert "one seed" not in text
     assert "## Notes" not in text
+
+
+def test_the_first_lines_say_who_is_best_whether_that_is_sure_and_what_it_costs(
+    tmp_path: Path,
+) -> None:
+    found = aggregate(sweep(tmp_path / "clear", CLEAR))
+    best = summary(found, configuration="A7", key=KEY, network="last")
+    (row,) = found.comparisons.query("a == 'A2' and b == 'A7' and network == 'last'").to_dict(
+        "records"
+    )
+    said, costs = markdown(found, "t").split("\n\n")[2].split("; ")
+    assert said.startswith(
+        f"- {KEY} (inductive): the highest mean has **A7** {best['mean']:.2f} ± {best['ci95']:.2f} "
+        f"(n=3) %, +{-row['difference']:.2f} ± {row['ci95_seeds_episodes']:.2f} points over A2"
+    )
+    assert said.endswith("over seeds and episodes)")
+    assert ": significant (p" in said
+    assert costs == "1,000 params, 10,000 MACs."
+    close = markdown(aggregate(sweep(tmp_path / "close", CLOSE)), "t").split("\n\n")[2]
+    assert ": not significant (p = " in close
+    one = markdown(aggregate(sweep(tmp_path / "one", CLEAR, seeds=1)), "t").split("\n\n")[2]
+    assert one.partition(";")[0].endswith(": significant (p < 0.001, over episodes)")
+    alone = markdown(aggregate(sweep(tmp_path / "alone", {"A1": 50.0})), "t").split("\n\n")[2]
+    assert alone.startswith(f"- {KEY} (inductive): A1 ")
+    apart = sweep(tmp_path / "apart", {"A1": 50.0, "A2": 60.0})
+    for entry in apart:
+        if entry.configuration == "A1":
+            (entry.run / "episodes.npz").unlink()
+    said = markdown(aggregate(apart), "t").split("\n\n")[2]
+    assert "not compared with A1, the next one" in said
+
+
+def test_a_report_of_nothing_but_best_networks_says_so_too(tmp_path: Path) -> None:
+    found = aggregate(sweep(tmp_path, CLEAR))
+    runs, rows, pairs = (
+        frame[frame["network"] == "best"]
+        for frame in (found.runs, found.summary, found.comparisons)
+    )
+    only = dataclasses.replace(found, runs=runs, summary=rows, comparisons=pairs)
+    assert "the highest mean has **A7**" in markdown(only, "t")
 
 
 def test_without_a_clear_winner_nothing_is_bold_and_it_is_said(tmp_path: Path) -> None:
@@ -109,7 +149,7 @@ def test_one_seed_says_nothing_about_others(tmp_path: Path) -> None:
     text = markdown(found, "t")
     main, last, *_ = tables(text)
     row = summary(found, configuration="A7", key=KEY, network="last")
-    assert main[1][1] == f"**{row['mean']:.2f} ± {row['ci95_episodes']:.2f}† (n=1)**"
+    assert main[3][1] == f"**{row['mean']:.2f} ± {row['ci95_episodes']:.2f}† (n=1)**"
     assert last[1][3:] == ["–", "–", "1", "yes, over episodes"]
     assert "† one seed: says nothing about other seeds" in text
     assert "over seeds, Student's t" not in text
@@ -140,7 +180,7 @@ def test_what_was_not_trained_has_no_best_network(tmp_path: Path) -> None:
     trained = record(tmp_path / "b", x, x, losses=[2.0])
     text = markdown(aggregate([Entry("A1", 0, untrained), Entry("A2", 0, trained)]), "t")
     main, last, loss = tables(text)
-    assert main[2][2] == "–"
+    assert main[1][2] == "–"
     assert last[0][0] == "A2 minus"
     assert [line[0] for line in loss[1:]] == ["A2"]
     assert "nan" not in text
@@ -238,7 +278,7 @@ def test_odd_names_do_not_break_the_tables(tmp_path: Path) -> None:
     entries = sweep(tmp_path, {"A": 50.0, "B": 60.0})
     entries = [Entry(odd if e.configuration == "A" else "B", e.seed, e.run) for e in entries]
     main = tables(markdown(aggregate(entries), "t"))[0]
-    assert main[2][0] == r"ssl.a\_b=1\|2 \*x\*"
+    assert main[1][0] == r"ssl.a\_b=1\|2 \*x\*"
 
 
 def test_nothing_makes_a_report_all_the_same(tmp_path: Path) -> None:

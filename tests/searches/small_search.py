@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from sseg_nase.config.compose import Compositions, load, spelled_out
+from sseg_nase.config.compose import load, spelled_out
 from sseg_nase.run import run
 from sseg_nase.searches.task import perform_search
 
 CHOICES = "search.choices={optimizer.lr: loguniform(1e-4,1e-2), ssl.temperature: [0.1,0.2,0.5]}"
-KNOWN: Compositions = {}  # composing takes most of the time of a search that is this small
 QUIET = ("tracking=jsonl", "hardware=cpu", "report.at_end=false", "search.final_seeds=0")
 OWN = '''
 import os
@@ -75,6 +74,6 @@ def measured(folder: Path) -> list[str]:
 def searched(*given: str, further: Sequence[Path] = ()) -> Path:
     """Run `task=search` with these overrides, and return its folder."""
     overrides = spelled_out(given)
-    config = load(overrides, *further, known=KNOWN if not further else None)
+    config = load(overrides, *further)
     task = partial(perform_search, overrides=overrides, further=further)
     return run(config, overrides, task=task)

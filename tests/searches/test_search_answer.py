@@ -339,7 +339,8 @@ def test_a_training_that_fails_is_told_and_left_out(stand_in: StandIn) -> None:
     text = (path / "report" / "report.md").read_text(encoding="utf-8")
     assert "## Trained from scratch" in text
     told = json.loads((path / "report" / "report.json").read_text())["answer"]
-    assert told["verdict"][1:] in text
+    assert text.count(told["verdict"][1:]) == 1
+    assert text.index(told["verdict"][1:]) < text.index("## The best")  # it stands first
     front = {one.candidate.number for one in log_of(path).front()}
     trained = {one["candidate"] for one in told["networks"] if one["role"] in ("answer", "front")}
     assert trained == front

@@ -11,13 +11,16 @@ from sseg_nase.config.compose import load, overrides_of, spelled_out
 from sseg_nase.config.fingerprint import fingerprint
 from sseg_nase.config.layout import group_option, groups
 from sseg_nase.config.options import options_of
-from sseg_nase.config.schema import OWN, EvaluatorConfig, StrategyConfig
+from sseg_nase.config.schema import ONE_SHOT, EvaluatorConfig, StrategyConfig
 from sseg_nase.errors import UserError
+from sseg_nase.oneshot.rules import RULES
 from sseg_nase.searches import parts
 from sseg_nase.searches.own import imported
 from sseg_nase.searches.task import EVALUATORS
 from sseg_nase.spaces import SPACES, named
 from sseg_nase.spaces.overrides import overrides_space
+
+OWN = "own"  # of the user's, from a file of theirs
 
 MISTAKES = [
     ([], "space=overrides: which keys"),
@@ -72,7 +75,9 @@ def test_every_file_of_a_group_names_itself() -> None:
     strategies, evaluators = options_of(StrategyConfig), options_of(EvaluatorConfig)
     assert set(named_in["strategy"]) == set(strategies) - {OWN}
     assert set(named_in["evaluator"]) == set(evaluators) - {OWN}
-    assert set(parts.STRATEGIES) == {kind for name, kind in strategies.items() if name != OWN}
+    supernets = {strategies[name] for name in ONE_SHOT}
+    assert set(RULES) == supernets
+    assert set(parts.STRATEGIES) == {strategies[name] for name in {*strategies} - {OWN}} - supernets
     assert set(EVALUATORS) == {
         kind for name, kind in evaluators.items() if name not in (OWN, "run")
     }
@@ -81,7 +86,7 @@ def test_every_file_of_a_group_names_itself() -> None:
         assert all(group_option(group, name)["name"] == name for name in named_in[group])
 
 
-@pytest.mark.parametrize("name", groups()["strategy"])
+@pytest.mark.parametrize("name", [n for n in groups()["strategy"] if n not in ONE_SHOT])
 def test_the_values_of_conf_are_those_of_the_classes(name: str) -> None:
     kind: Any = parts.STRATEGIES[options_of(StrategyConfig)[name]]
     made = parts.strategy_of(load([f"strategy={name}"]).strategy)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from sseg_nase.config.compose import load
-from sseg_nase.config.schema import Config
+from sseg_nase.config.members import restored
+from sseg_nase.config.schema import Config, SpaceConfig
 from sseg_nase.errors import UserError
 from sseg_nase.search import Budget, Candidate, Function, Log, Objectives, search
 from sseg_nase.search.strategies import (
@@ -121,7 +122,7 @@ def config() -> Config:
 def test_a_search_with_an_impossible_cap_is_refused_before_it_begins(
     name: str, tmp_path: Path
 ) -> None:
-    space = dataclasses.replace(config().space, name=name)
+    space = restored(SpaceConfig, {**dataclasses.asdict(config().space), "name": name})
     choices = WIDTHS if name == "overrides" else {}
     asked = dataclasses.replace(config().search, caps={"params": 3, "macs": 3}, choices=choices)
     given = dataclasses.replace(config(), space=space, search=asked)

@@ -14,7 +14,8 @@ from sseg_nase.errors import UserError
 from sseg_nase.hardware.complexity import count_macs, count_params
 from sseg_nase.nets.building import build, described
 from sseg_nase.nets.mutations.grow import grow
-from sseg_nase.nets.searched import IMAGE, Plan, SearchedArchitecture
+from sseg_nase.nets.plan import IMAGE, Plan
+from sseg_nase.nets.searched import SearchedArchitecture
 from sseg_nase.search import Log, Objectives
 from sseg_nase.search.strategies import RandomSearch
 from sseg_nase.spaces import (

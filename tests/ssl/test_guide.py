@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sseg_nase import stages
-from sseg_nase.config.compose import Compositions, load
+from sseg_nase.config.compose import load
 from sseg_nase.errors import UserError
 from sseg_nase.reporting.provenance import provenance, regime_of
 from sseg_nase.run import run
@@ -34,7 +34,6 @@ SMALL = [
     "backbone.channels=[8,8]",
     "evaluation.untrained_reference=false",
 ]
-COMPOSED: Compositions = {}  # composing takes most of the time of a refusal
 
 
 def results_of(directory: Path) -> dict[str, Any]:
@@ -69,13 +68,11 @@ def test_the_distance_of_similarities_is_a_mean_of_divergences() -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_follows_a_guide_by_the_first_views(name: str) -> None:
-    config = load(
-        [*SMALL, f"ssl={name}", "ssl.teacher=x", "ssl.feature_weight=999"], known=COMPOSED
-    )
+    config = load([*SMALL, f"ssl={name}", "ssl.teacher=x", "ssl.feature_weight=999"])
     ssl, method = config.ssl, METHODS[name]
     generator = torch.Generator().manual_seed(0)
     learner = make_learner(stages.seed_backbone(config), ssl, generator)
-    other = load([*SMALL, "backbone.channels=[8,12]", "seed=5"], known=COMPOSED)
+    other = load([*SMALL, "backbone.channels=[8,12]", "seed=5"])
     alone, with_guide = (
         Workshop(config, torch.device("cpu"), guide).around(learner)
         for guide in (None, stages.seed_backbone(other).eval())
@@ -102,9 +99,9 @@ def test_every_method_follows_a_guide_by_the_first_views(name: str) -> None:
 
 
 def test_a_batch_in_parts_follows_the_guide_as_a_whole() -> None:
-    config = load([*SMALL, "ssl.teacher=x"], known=COMPOSED)
+    config = load([*SMALL, "ssl.teacher=x"])
     learner = make_learner(stages.seed_backbone(config), config.ssl).eval()
-    guide = stages.seed_backbone(load([*SMALL, "seed=5"], known=COMPOSED)).eval()
+    guide = stages.seed_backbone(load([*SMALL, "seed=5"])).eval()
     networks = Workshop(config, torch.device("cpu"), guide).around(learner)
     views = torch.randn(2, 8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     loss = METHODS["simclr"].loss
@@ -185,7 +182,7 @@ def test_a_network_that_grows_follows_and_goes_on_bit_for_bit(
 )
 def test_what_cannot_be_followed_is_refused(overrides: list[str], said: str) -> None:
     with pytest.raises(UserError) as error:
-        load([*SMALL, *overrides], known=COMPOSED)
+        load([*SMALL, *overrides])
     assert said in str(error.value)
 
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from sseg_nase import load_config
-from sseg_nase.config.groups.backbone import ResNet
 from sseg_nase.config.schema import Config, DatasetConfig
 from sseg_nase.data.curriculum.render import DRAWING
 from sseg_nase.data.store import ImageStore
 from sseg_nase.files import write_json
+from sseg_nase.nets.families.resnet import ResNet
 from sseg_nase.stages import identity as module
 from sseg_nase.stages.identity import (
     changed_base,

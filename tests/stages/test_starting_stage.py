@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from sseg_nase.config.compose import load
-from sseg_nase.config.groups.backbone import ResNet
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
 from sseg_nase.finetune.learner import EpisodeLearner, around
 from sseg_nase.nets.backbone import Backbone
+from sseg_nase.nets.families.resnet import ResNet
 from sseg_nase.nets.heads import RelationHead
 from sseg_nase.stages import (
     images_of,
@@ -48,7 +48,7 @@ def test_images_of_every_data_set_are_as_the_run_works_with_them(
         starting, "load_split", lambda dataset, split, **how: asked.append((dataset, split, how))
     )
     config = config_of("dataset.channels=1", "backbone.in_channels=1", "paths.data_dir=~/data")
-    further = dataclasses.replace(config.dataset, name="omniglot", image_size=99, channels=3)
+    further = load(["dataset=omniglot", "dataset.image_size=99"]).dataset
     images_of(config, further, "test")
     [(dataset, split, how)] = asked
     assert (dataset.name, split) == ("omniglot", "test")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sseg_nase import stages
-from sseg_nase.config.compose import Compositions, load
+from sseg_nase.config.compose import load
 from sseg_nase.errors import UserError
 from sseg_nase.finetune.loop import FineTuner
 from sseg_nase.run import run
@@ -31,7 +31,6 @@ TINY = [
     "finetune.validation_episodes=10",
     "evaluation.untrained_reference=false",
 ]
-COMPOSED: Compositions = {}  # composing takes most of the time of a refusal
 
 
 def results_of(directory: Path) -> dict[str, Any]:
@@ -138,7 +137,7 @@ def test_another_teacher_is_not_gone_on_with(
 )  # fmt: skip
 def test_what_cannot_be_distilled_is_refused(overrides: list[str], said: str) -> None:
     with pytest.raises(UserError) as error:
-        load([*TINY, *overrides], known=COMPOSED)
+        load([*TINY, *overrides])
     assert said in str(error.value)
 
 

@@ -15,6 +15,7 @@ import pytest
 from test_plan import made, planned
 
 from sseg_nase.config.compose import load
+from sseg_nase.config.groups.tracking import InStore
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_json
 from sseg_nase.rundir.directory import RunDirectory
@@ -54,6 +55,15 @@ def test_a_launch_takes_back_an_earlier_stop_and_the_order_of_jobs_is_no_other_s
 @pytest.fixture
 def sweep(tmp_path: Path) -> SweepFolder:
     return made(tmp_path / "runs", "seed=0,1", "tracking=jsonl")
+
+
+def test_a_plan_of_an_older_version_has_fewer_keys_of_the_tracker(sweep: SweepFolder) -> None:
+    known = {**sweep.plan["tracking"], "name": "mlflow", "uri": None}
+    assert not {"model", "checkpoints"} & set(known)
+    sweep.note(tracking=known)
+    tracking = SweepFolder(sweep.path).tracking
+    assert isinstance(tracking, InStore)
+    assert (tracking.model, tracking.checkpoints) == (True, False)
 
 
 @pytest.mark.parametrize(

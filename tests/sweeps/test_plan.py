@@ -163,7 +163,7 @@ def test_jobs_are_recorded_in_one_store_wherever_they_run() -> None:
     for job in plan(["seed=0,1", "tracking=mlflow", "tracking.uri=sqlite:///here.db"])[1]:
         assert job.config.tracking.uri == f"sqlite:///{Path.cwd()}/here.db"
     for job in plan(["seed=0,1", "tracking=jsonl"])[1]:
-        assert job.config.tracking.uri is None
+        assert not hasattr(job.config.tracking, "uri")
 
 
 def test_jobs_know_no_password_and_are_named_without_it() -> None:
@@ -346,7 +346,6 @@ def test_keys_that_a_sweep_goes_on_without_are_said(
     asked = ["seed=0,1", place, "tracking=server", "tracking.uri=http://h:1", "sweep.dry_run=true"]
     launch(asked, lambda overrides: None, said.append)
     assert "tracking.name=jsonl and not tracking.name=server" in said[0]
-    assert "tracking.uri=null and not" in said[0]
     assert "sweep.rerun=true" in said[0]
     said.clear()
     launch(["seed=0,1", place, "tracking=jsonl", asked[-1]], lambda overrides: None, said.append)

@@ -21,7 +21,7 @@ from sseg_nase.rundir.episodes import write_episodes
 from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.sweeps import report
 from sseg_nase.sweeps.folder import SweepFolder
-from sseg_nase.sweeps.report import LONGEST_NOTE, artifact_folder, report_sweep
+from sseg_nase.sweeps.report import LONGEST_NOTE, again_of, artifact_folder, report_sweep
 from sseg_nase.sweeps.seen import look
 
 KEY = "digits/val/5w1s"
@@ -151,6 +151,16 @@ def test_what_the_store_has_not_got_is_sent_first(
     judged(sweep, 0)
     report_sweep(sweep, look(sweep), store, print, figures=False)
     assert order == ["runs", "parent"]
+
+
+def test_a_report_says_how_the_sweep_is_done_once_more(sweep: SweepFolder, store: Any) -> None:
+    again = "sseg-nase -m ablation=A1,A2 seed=4,5 tracking=jsonl"
+    assert again_of(sweep) == again
+    judged(sweep, 0)
+    report_sweep(sweep, look(sweep), store, print, figures=False)
+    assert f"\n{again}\n" in (sweep.report / "report.md").read_text()
+    sweep.jobs[0].overrides.append("seed=6")  # no grid any more
+    assert again_of(sweep) is None
 
 
 def test_a_note_is_no_longer_than_a_page_takes(

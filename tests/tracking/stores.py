@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from sseg_nase.tracking import RunInfo
+from sseg_nase.tracking import Dataset, RunInfo
 
 
 def client_of(uri: str) -> Any:
@@ -28,8 +28,20 @@ def run_info(directory: Path, **changes: Any) -> RunInfo:
         "config_file": config,
         "total_epochs": 3,
         "params": {"seed": 0, "optimizer.lr": 1e-3},
+        "datasets": (Dataset("digits/val", "0a" * 16, "evaluate, select", 900),),
     }
     return RunInfo(**{**settings, **changes})
+
+
+def datasets_of(run: Any) -> list[tuple[str, str, str, str]]:
+    """Name, digest, roles and profile of what MLflow says that a run was made with."""
+    return [
+        (one.dataset.name, one.dataset.digest, one.tags[0].value, one.dataset.profile)
+        for one in run.inputs.dataset_inputs
+    ]
+
+
+DATASETS = [("digits/val", "0a" * 16, "evaluate, select", '{"images": 900}')]
 
 
 def mutation(index: int = 0, step: int = 4, kind: str = "GROW") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from sseg_nase.rundir import events, mutations
 from sseg_nase.rundir.mutations import MUTATION_KEYS, MutationLog
 from sseg_nase.tracking import jsonl as module
 from sseg_nase.tracking.jsonl import JsonlSink
-from sseg_nase.tracking.sink import Resumed, RunInfo
+from sseg_nase.tracking.sink import Dataset, Resumed, RunInfo
 
 SHAPE = {"blocks": 3, "channels": [16, 32, 64], "params": 23584, "macs": 1000}
 
@@ -209,6 +209,7 @@ def test_the_first_line_says_who_runs_what_and_what_it_goes_on_from(
         tags={"task": "pipeline"},
         resumed=Resumed("abc", step=7, mutations=1),
         parent_run_id="parent",
+        datasets=(Dataset("digits/val", "0a", "evaluate", 3),),
     )
     JsonlSink().open(run)
     (line,) = lines_of(tmp_path / "events.jsonl")
@@ -220,6 +221,7 @@ def test_the_first_line_says_who_runs_what_and_what_it_goes_on_from(
         "total_epochs": 7,
         "resumed": {"run_id": "abc", "step": 7, "mutations": 1},
         "parent_run_id": "parent",
+        "datasets": [{"name": "digits/val", "digest": "0a", "roles": "evaluate", "images": 3}],
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import client_of, mutation, only_run, refuse, run_info
+from stores import DATASETS, client_of, datasets_of, mutation, only_run, refuse, run_info
 
 from sseg_nase.errors import UserError
 from sseg_nase.tracking import Resumed, RunInfo, Tracker
@@ -92,6 +92,7 @@ def test_a_run_that_no_store_knows_is_created_as_it_was(tmp_path: Path, uri: str
     assert {run.data.tags[key] for key in ("sweep", "task", "error")} == {"s", "x", "out of memory"}
     assert run.data.tags["mlflow.parentRunId"] == parent
     assert run.data.tags["directory"] == str(info.directory)
+    assert datasets_of(run) == DATASETS
     assert run.info.status == "FAILED"
     assert run.info.start_time == round(1000 * first)
     assert time.time() - run.info.end_time / 1000 > HOUR - 60

@@ -145,7 +145,7 @@ def test_a_figure_that_a_mutation_lacks_is_left_out() -> None:
     }
 
 
-@pytest.mark.parametrize(("kind", "code"), [("GROW", 1), ("WIDEN", 2), ("PRUNE", 3)])
+@pytest.mark.parametrize(("kind", "code"), [("GROW", 1), ("WIDEN", 2), ("PRUNE", 3), ("CHOOSE", 4)])
 def test_kinds_of_mutations_are_numbers(kind: str, code: int) -> None:
     found = Rows().mutation(mutation(0, kind=kind), 0)
     assert [row[1] for row in found if row[0] == "mutation/kind"] == [code]

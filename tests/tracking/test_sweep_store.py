@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from stores import client_of, refuse
 
-from sseg_nase.config.schema import TrackingConfig
+from sseg_nase.config.groups.tracking import TrackingConfig
+from sseg_nase.config.members import restored
 from sseg_nase.errors import UserError
 from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.tracking import sweeps as module
@@ -16,10 +17,8 @@ from sseg_nase.tracking.sweeps import ASKED_TAG, SweepStore
 
 
 def store_at(uri: str | None, warned: list[str], **changes: Any) -> SweepStore:
-    settings: dict[str, Any] = {"name": "mlflow", "required": False, **changes}
-    tracking = TrackingConfig(
-        settings["name"], uri, experiment="trial", required=settings["required"], interval_steps=1
-    )
+    settings = {"name": "mlflow", "uri": uri, "required": False, **changes}
+    tracking = restored(TrackingConfig, {**settings, "experiment": "trial", "interval_steps": 1})
     return SweepStore(tracking, warned.append)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sseg_nase import stages
-from sseg_nase.config.compose import Compositions, load
+from sseg_nase.config.compose import load
 from sseg_nase.config.sizes import size_at, sizes_of
 from sseg_nase.data.placement import HeldImages
 from sseg_nase.errors import UserError
@@ -38,7 +38,6 @@ SMALL = [
 TUNING = ["ssl=none", "finetune=linear", "hardware.batch_size=256", "finetune.epochs=4"]
 TUNING += ["finetune.image_sizes=[8@0,12@0.5]", "finetune.validation_episodes=10"]
 PRETRAINING = ["pretrain.epochs=3", "pretrain.image_sizes=[12@0,16@0.5]", "curriculum=natural"]
-COMPOSED: Compositions = {}  # composing takes most of the time of a refusal
 
 
 def results_of(directory: Path) -> dict[str, Any]:
@@ -88,12 +87,12 @@ def test_what_is_no_schedule_is_refused(schedule: list[str], said: str) -> None:
 def test_sizes_that_cannot_be_are_refused(overrides: list[str], said: str) -> None:
     more = ["finetune=linear"] if overrides[0].startswith("finetune") else []
     with pytest.raises(UserError) as error:
-        load([*SMALL, *more, *overrides], known=COMPOSED)
+        load([*SMALL, *more, *overrides])
     assert said in str(error.value)
 
 
 def tuner(*further: str) -> FineTuner:
-    config = load([*SMALL, *TUNING, *further], known=COMPOSED)
+    config = load([*SMALL, *TUNING, *further])
     store = stages.labelled(config)
     generator = torch.Generator().manual_seed(0)
     backbone = stages.seed_backbone(config)

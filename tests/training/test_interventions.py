@@ -279,12 +279,15 @@ def test_importance_that_is_not_finite_decides_nothing(monkeypatch: pytest.Monke
 
 
 PLAIN = load([])
+PLANNED = load(["evolution=balanced"]).evolution
 
 
 def sparsify(epochs: int, evolution: dict[str, Any] | None = None, **settings: Any) -> Sparsify:
+    given = evolution or {}
+    usual = PLANNED if given.get("order") == "balanced" else PLAIN.evolution
     return Sparsify(
         dataclasses.replace(PLAIN.sparsity, **settings),
-        dataclasses.replace(PLAIN.evolution, **(evolution or {})),
+        dataclasses.replace(usual, **given),
         dataclasses.replace(PLAIN.pretrain, epochs=epochs),
         0,
     )

@@ -201,6 +201,7 @@ def few_held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feed, "HELD_IMAGES", 16)  # of batches of 2
 
 
+@pytest.mark.slow
 def test_twenty_configurations_of_thresholds() -> None:
     seen = endings(range(20))
     assert {kind for kind, ending in seen if ending == "accepted"} == {"GROW", "WIDEN", "PRUNE"}

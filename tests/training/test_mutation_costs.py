@@ -229,7 +229,7 @@ def along(rank: int, overrides: list[str]) -> None:
 @pytest.mark.parametrize(
     ("method", "further"),
     [
-        ("simclr", []),
+        pytest.param("simclr", [], marks=pytest.mark.slow),
         pytest.param("byol", EXACT, marks=pytest.mark.slow),
         pytest.param("simclr", EXACT, marks=pytest.mark.slow),
         pytest.param("byol", [], marks=pytest.mark.slow),

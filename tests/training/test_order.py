@@ -13,6 +13,8 @@ from test_going_on import TINY, Told, after, same, whole
 
 from sseg_nase import stages
 from sseg_nase.config.compose import load
+from sseg_nase.config.options import options_of
+from sseg_nase.config.schema import EvolutionConfig
 from sseg_nase.evolution.replay import replay
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.training import checkpoint
@@ -99,7 +101,12 @@ def test_an_expansion_over_a_cap_is_refused_in_words() -> None:
 
 
 def test_an_order_by_its_name() -> None:
-    assert dict(ORDERS) == {"trials": Evolve, "balanced": Expand, "random": Expand}
+    known = options_of(EvolutionConfig)
+    assert {name: ORDERS[kind] for name, kind in known.items()} == {
+        "trials": Evolve,
+        "balanced": Expand,
+        "random": Expand,
+    }
 
 
 def test_stages_are_drawn() -> None:

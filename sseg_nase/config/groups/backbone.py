@@ -1,12 +1,13 @@
-"""`backbone`: the network. Described in `sseg_nase.nets.building`."""
+"""`backbone`: the network. Its other options stand in `sseg_nase.nets.families`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Optional
+from importlib import import_module
+from typing import Annotated, Any, ClassVar, Optional
 
-from sseg_nase.config.options import Option, group, names_with, option, register
+from sseg_nase.config.options import Option, group, option, register
 
 
 @group("backbone")
@@ -15,17 +16,27 @@ class BackboneConfig(Option):
     """What all backbones have.
 
     `evolves`: mutations and pruning know how to change its widths; `grows`: and its blocks.
+    `described_by`: MODULE:CLASS of its descriptions (`nets.description.Family`), imported where one
+    is wanted. `exact`: of a checkpoint that is to hold it, the whole network must be this one, not
+    the name alone. `takes_imports`: it may have operations of the user's own.
     """
 
     in_channels: Annotated[int, option(choices=(1, 3))]
     imports: Annotated[Optional[str], option(path="a file that registers operations of your own")]
     evolves: ClassVar[bool] = False
     grows: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
+    takes_imports: ClassVar[bool] = False
+    described_by: ClassVar[str]
 
     @property
     def one_size(self) -> bool:
         """Whether it embeds images of one size only."""
         return False
+
+    def unfit(self, image_size: int) -> Iterator[str]:
+        """Yield a sentence for everything that is wrong with images of that size."""
+        return iter(())
 
 
 @register("backbone", "evolvable", "seed_wide", "conv4", "conv4_wide", "sketch_cnn")
@@ -43,6 +54,7 @@ class Chain(BackboneConfig):
     residual: bool
     embedding: Annotated[str, option(choices=("average", "flatten"))]
     evolves = grows = True
+    described_by: ClassVar[str] = "sseg_nase.nets.architecture:Architecture"
 
     @property
     def one_size(self) -> bool:
@@ -68,23 +80,16 @@ class Chain(BackboneConfig):
             )
 
 
-@register("backbone", "resnet12", "resnet12_quarter")
 @dataclass(frozen=True)
-class ResNet12(BackboneConfig):
-    """Four residual blocks of three convolutions."""
+class Planned(BackboneConfig):
+    """Backbones that are made of operations, which `plan` says; the rest follows from these."""
 
-    channels: Annotated[list[int], option(least=1)]
     evolves = True
+    described_by: ClassVar[str] = "sseg_nase.nets.searched:SearchedArchitecture"
 
-    def wrong(self) -> Iterator[str]:
-        """The blocks are four."""
-        if not self.channels:
-            yield "backbone.channels=[]: at least one block is needed, such as [16,32,64]."
-        elif len(self.channels) != 4:
-            yield (
-                f"backbone.channels={self.channels}: backbone={self.name} has four blocks, "
-                "such as [64,160,320,640]."
-            )
+    def plan(self, image_size: int) -> Any:
+        """Return the operations for such images, a `sseg_nase.nets.plan.Plan`."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -94,49 +99,24 @@ class Pretrained(BackboneConfig):
     weights: Annotated[Optional[str], option(path="a file of weights, or imagenet,")]
 
 
-@register("backbone", "resnet18", "resnet34", "resnet50")
-@dataclass(frozen=True)
-class ResNet(Pretrained):
-    """torchvision's."""
-
-    stem: Annotated[str, option(choices=("auto", "imagenet", "small"))]
-    evolves = True
-
-    def wrong(self) -> Iterator[str]:
-        """ImageNet's weights fit one stem."""
-        if self.weights == "imagenet" and self.stem == "small":
-            yield (
-                "backbone.stem=small: backbone.weights=imagenet fits backbone.stem=imagenet only; "
-                "leave one of them out."
-            )
+def stages_fit(channels: Sequence[int], depths: Sequence[int], such: str) -> Iterator[str]:
+    """Every stage has its channels and its number of blocks; `such`: some that are accepted."""
+    if not channels or len(channels) != len(depths):
+        yield (
+            f"backbone.channels={list(channels)} backbone.depths={list(depths)}: one number for "
+            f"every stage is needed in each of them, such as {such}."
+        )
 
 
-@register("backbone", "vit_small")
-@dataclass(frozen=True)
-class ViT(Pretrained):
-    """torchvision's VisionTransformer in its small size."""
-
-    patch_size: Annotated[int, option(least=1)]
-    evolves = True
-
-    @property
-    def one_size(self) -> bool:
-        """Its positions are those of one size."""
-        return True
-
-    def wrong(self) -> Iterator[str]:
-        """There are no weights of ImageNet for it."""
-        if self.weights == "imagenet":
-            yield (
-                f"backbone.weights=imagenet: torchvision has none for backbone={self.name}; "
-                f"choose one of {', '.join(names_with(ResNet))}, or set backbone.weights=FILE."
-            )
+def patches_fit(patch_size: int, image_size: int) -> Iterator[str]:
+    """Square patches fill the images."""
+    if image_size % patch_size:
+        fitting = [n for n in range(4, 33) if image_size % n == 0]
+        yield (
+            f"backbone.patch_size={patch_size}: it must divide dataset.image_size={image_size}; "
+            f"set one of {fitting}, or another dataset.image_size."
+        )
 
 
-@register("backbone", "searched")
-@dataclass(frozen=True)
-class Searched(BackboneConfig):
-    """A point of a search space."""
-
-    space: str
-    point: str
+# By name, as they stand above; each of them registers its option, and imports no torch.
+import_module("sseg_nase.nets.families")

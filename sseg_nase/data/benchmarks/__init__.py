@@ -11,25 +11,16 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sseg_nase.config.schema import SPLITS, DatasetConfig
-from sseg_nase.data.benchmarks import (
-    cifar_fs,
-    closed,
-    csv_file,
-    dealing,
-    digits,
-    folder,
-    minimagenet,
-    omniglot,
-    sketch,
-)
+from sseg_nase.config.groups.dataset import SPLITS, DatasetConfig, Folder, InMemory, Listed, OnDisk
+from sseg_nase.config.options import imported, null_before
+from sseg_nase.data.benchmarks import dealing
 from sseg_nase.data.benchmarks.layouts import NAMELESS, Found, SplitSource, enumerated
 from sseg_nase.data.benchmarks.lists import both, folded
 from sseg_nase.data.benchmarks.walk import Seen, looking, same_files
@@ -43,22 +34,8 @@ __all__ = ["available_splits", "how_dealt", "load_split"]
 
 logger = logging.getLogger("sseg_nase")
 
-Reader = Callable[[DatasetConfig, Path, Path], Found]
-
-READERS: Mapping[str, Reader] = {
-    "cifar_fs": cifar_fs.find,
-    "minimagenet": minimagenet.find,
-    "omniglot": omniglot.find,
-    "folder": folder.find,
-    "sketch": sketch.find,
-    "csv": csv_file.find,
-    **dict.fromkeys(closed.SETS, closed.find),
-}
 # Fields of DatasetConfig of which all that matters is known by the files, the layout and `options`.
 NOT_IN_KEY = ("root", "split_by", "split_fractions", "split_seed", "overlap")
-EMBEDDED: Mapping[str, tuple[Sequence[str], Callable[[str, int, int], ImageStore]]] = {
-    "digits": (tuple(digits.CLASSES), digits.load),
-}
 
 
 def load_split(
@@ -77,8 +54,10 @@ def load_split(
         raise UserError(
             f"split={split} is not one of {', '.join(SPLITS)}.{did_you_mean(split, SPLITS)}"
         )
-    if dataset.name in EMBEDDED:
-        return EMBEDDED[dataset.name][1](split, dataset.image_size, dataset.channels)
+    if isinstance(dataset, InMemory):
+        held: ImageStore = imported(dataset.reader)(dataset, split)
+        return held
+    dataset = _on_disk(dataset)
     with looking(dataset.root or data_dir):
         found = _find(dataset, data_dir, cache_dir)
         if split not in found.splits:
@@ -99,14 +78,14 @@ def load_split(
             if old != target:
                 shutil.rmtree(old, ignore_errors=True)
         _remove_outdated(store, target.parent)
-    _say_once(dataset, found)
+    _say_once(dataset, found.path, found.notices)
     notices = [*notices, *store.manifest["notices"]]
-    for notice in (*notices, *_overlaps(dataset, found, split, store, cache_dir)):
-        logger.warning("dataset=%s: %s", dataset.name, notice)
+    # The store is another one when a file has changed.
+    _say_once(dataset, target, [*notices, *_overlaps(dataset, found, split, store, cache_dir)])
     return store
 
 
-def reading_of(dataset: DatasetConfig) -> Reading:
+def reading_of(dataset: OnDisk) -> Reading:
     """How the images of a data set are opened; what older runs do not name is as by default."""
     if dataset.background is None:
         return PLAIN
@@ -120,8 +99,9 @@ def available_splits(dataset: DatasetConfig, *, data_dir: Path, cache_dir: Path)
 
     Raises UserError when the data set is missing; CIFAR-100 is downloaded as in `load_split`.
     """
-    if dataset.name in EMBEDDED:
-        return tuple(EMBEDDED[dataset.name][0])
+    if isinstance(dataset, InMemory):
+        return dataset.splits
+    dataset = _on_disk(dataset)
     with looking(dataset.root or data_dir):
         return tuple(_find(dataset, data_dir, cache_dir).splits)
 
@@ -135,26 +115,26 @@ def _counts(listing: Listing) -> dict[str, int]:
 _said: set[tuple[str, str]] = set()
 
 
-def _say_once(dataset: DatasetConfig, found: Found) -> None:
-    """Say what holds for all splits of a data set, once in this process."""
-    for notice in found.notices:
-        if (place := (str(found.path.absolute()), notice)) not in _said:
-            _said.add(place)
+def _say_once(dataset: DatasetConfig, place: Path, notices: Iterable[str]) -> None:
+    """Say once in this process what is to be known of images that every stage opens anew."""
+    for notice in notices:
+        if (said := (str(place.absolute()), notice)) not in _said:
+            _said.add(said)
             logger.warning("dataset=%s: %s", dataset.name, notice)
 
 
-def _stem(dataset: DatasetConfig, found: Found, split: str) -> str:
+def _stem(dataset: OnDisk, found: Found, split: str) -> str:
     """The name of a store but for the key of its files: all else that decides on its images."""
-    values = {
-        key: value for key, value in dataclasses.asdict(dataset).items() if key not in NOT_IN_KEY
-    }
+    once = dict.fromkeys(null_before(DatasetConfig))  # of other data sets, as stores were named
+    given = {**once, **dataclasses.asdict(dataset)}
+    values = {key: value for key, value in given.items() if key not in NOT_IN_KEY}
     source = {"layout": found.layout, "source": shown(found.path.resolve())}
     form = f"{dataset.image_size}{'-grey' if dataset.channels == 1 else ''}"
     name = _hash({**values, **source, "options": found.options})
     return f"{dataset.name}-{split}-{form}-{name}"
 
 
-def _target(dataset: DatasetConfig, found: Found, split: str, cache_dir: Path) -> Path:
+def _target(dataset: OnDisk, found: Found, split: str, cache_dir: Path) -> Path:
     name = f"{_stem(dataset, found, split)}-{_key(found.splits[split])}"
     return cache_dir / "stores" / name
 
@@ -170,7 +150,7 @@ def _key(source: SplitSource) -> str:
 
 def how_dealt(dataset: DatasetConfig, *, data_dir: Path, cache_dir: Path) -> str | None:
     """Say how the classes are dealt into splits as fits their number; None where they are not."""
-    if dataset.split_fractions is not None or dataset.name in EMBEDDED:
+    if not isinstance(dataset, OnDisk) or dataset.split_fractions is not None:
         return None
     with looking(dataset.root or data_dir):
         found = _find(dataset, data_dir, cache_dir)
@@ -187,7 +167,7 @@ def _remove_outdated(store: ImageStore, folder: Path) -> None:
 
 
 def _overlaps(
-    dataset: DatasetConfig, found: Found, split: str, store: ImageStore, cache_dir: Path
+    dataset: OnDisk, found: Found, split: str, store: ImageStore, cache_dir: Path
 ) -> list[str]:
     """Compare the images of `store` with those of the other splits that have been read.
 
@@ -239,24 +219,22 @@ def _complete(found: Found, split: str, store: ImageStore) -> bool:
     return official is not None and not official.notices(split, store.class_names, store.counts())
 
 
-def _find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
-    if dataset.name not in READERS:
-        known = sorted([*READERS, *EMBEDDED])
-        raise UserError(
-            f"dataset.name={dataset.name} is not one of {', '.join(known)}."
-            f"{did_you_mean(dataset.name, known)}"
-        )
-    read = READERS[dataset.name]
+def _on_disk(dataset: DatasetConfig) -> OnDisk:
+    if not isinstance(dataset, OnDisk):
+        raise TypeError(f"{type(dataset).__name__}: a data set is InMemory or OnDisk.")
+    return dataset
 
-    def find(dataset: DatasetConfig) -> Found:
+
+def _find(dataset: OnDisk, data_dir: Path, cache_dir: Path) -> Found:
+    read: Callable[[OnDisk, Path, Path], Found] = imported(dataset.reader)
+
+    def find(dataset: OnDisk) -> Found:
         return read(dataset, Path(data_dir).expanduser(), Path(cache_dir))
 
     return dealing.fitted(find, dataset) if dataset.split_fractions is None else find(dataset)
 
 
-def _build(
-    dataset: DatasetConfig, found: Found, split: str, target: Path, workers: int
-) -> ImageStore:
+def _build(dataset: OnDisk, found: Found, split: str, target: Path, workers: int) -> ImageStore:
     def read() -> Listing:
         with looking(found.path):
             listing = found.splits[split].read()
@@ -285,7 +263,7 @@ def _build(
     )
 
 
-def _check_disjoint(dataset: DatasetConfig, found: Found, split: str, listing: Listing) -> None:
+def _check_disjoint(dataset: OnDisk, found: Found, split: str, listing: Listing) -> None:
     """Raise UserError naming the classes or files that `split` shares with another split.
 
     Names that differ in case, spaces or Unicode form only are common.
@@ -321,11 +299,11 @@ def _which_to_remove(found: Found) -> str:
     return "remove them from one of the splits"
 
 
-def _or_deal(dataset: DatasetConfig, found: Found, split: str) -> str:
+def _or_deal(dataset: OnDisk, found: Found, split: str) -> str:
     """What else to do with splits made for classification, which have the same classes."""
-    if dataset.name == "csv":
+    if isinstance(dataset, Listed):
         return ", or delete the column split, so that whole classes are dealt into splits"
-    if dataset.name in ("folder", "sketch") and found.layout == "folders":
+    if isinstance(dataset, Folder) and found.layout == "folders":
         return (
             ", or let the classes of one folder be dealt into splits (dataset.split_by=classes, "
             "dataset.root the folder of train)"

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from sseg_nase.config.schema import SPLITS, DatasetConfig
+from sseg_nase.config.groups.dataset import SPLITS, Benchmark
 from sseg_nase.data.benchmarks.layouts import (
     Found,
     Official,
@@ -76,7 +76,7 @@ OFFICIAL = Official(
 )
 
 
-def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
+def find(dataset: Benchmark, data_dir: Path, cache_dir: Path) -> Found:
     """CIFAR-FS on disk, else CIFAR-100 downloaded into `data_dir`.
 
     Raises UserError when `dataset.root` holds no known layout, or when nothing is on disk and the

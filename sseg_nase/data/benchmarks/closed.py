@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sseg_nase.config.schema import DatasetConfig
+from sseg_nase.config.groups.dataset import Closed, Emnist, HeldOut
 from sseg_nase.data.benchmarks.dealing import held_out
 from sseg_nase.data.benchmarks.formats import packed_or_not, read_idx, read_stl10, read_svhn
 from sseg_nase.data.benchmarks.layouts import (
@@ -73,7 +73,7 @@ class ClosedSet:
     download: str
 
 
-def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
+def find(dataset: Closed, data_dir: Path, cache_dir: Path) -> Found:
     """The closed set `dataset.name` on disk; raises UserError with the layouts looked for.
 
     Its train and val are what `dataset.validation` and `dataset.split_seed` make of the training
@@ -95,9 +95,8 @@ def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
         )
         raise not_found(dataset, data_dir, layouts, known.folders, more)
     splits = {name: _counted(source, name, known) for name, source in found.splits.items()}
-    if "val" in splits or "train" not in splits:
+    if "val" in splits or "train" not in splits or not isinstance(dataset, HeldOut):
         return replace(found, splits=splits, closed=True)
-    assert dataset.validation is not None
     deal = partial(held_out, splits["train"], dataset.validation, dataset.split_seed)
     dealt = {"train": deal(held=False), "val": deal(held=True)}
     options = {"validation": dataset.validation, "split_seed": dataset.split_seed}
@@ -383,7 +382,7 @@ def _signs_of(folder: Path, table: Path) -> SplitSource:
 
 def _one_of_mnist(
     title: str, name: str, names: Sequence[str], folders: Sequence[str]
-) -> Callable[[DatasetConfig], ClosedSet]:
+) -> Callable[[Closed], ClosedSet]:
     known = ClosedSet(
         title,
         (*folders, name.lower()),
@@ -395,8 +394,8 @@ def _one_of_mnist(
     return lambda dataset: known
 
 
-def _of_variant(dataset: DatasetConfig) -> ClosedSet:
-    assert dataset.variant is not None
+def _of_variant(dataset: Closed) -> ClosedSet:
+    assert isinstance(dataset, Emnist)
     variant = dataset.variant
     return ClosedSet(
         f"EMNIST {variant}",
@@ -409,11 +408,11 @@ def _of_variant(dataset: DatasetConfig) -> ClosedSet:
     )
 
 
-def _fixed(known: ClosedSet) -> Callable[[DatasetConfig], ClosedSet]:
+def _fixed(known: ClosedSet) -> Callable[[Closed], ClosedSet]:
     return lambda dataset: known
 
 
-SETS: Mapping[str, Callable[[DatasetConfig], ClosedSet]] = {
+SETS: Mapping[str, Callable[[Closed], ClosedSet]] = {
     "cifar10": _fixed(
         ClosedSet(
             "CIFAR-10",

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sseg_nase.config.schema import SPLITS, DatasetConfig
+from sseg_nase.config.groups.dataset import SPLITS, Listed
 from sseg_nase.data.benchmarks.layouts import (
     Found,
     Images,
@@ -29,9 +29,9 @@ EMPTY_CELLS = frozenset({"nan", "none", "null", "n/a", "#n/a", "na", "<na>", "na
 ByClass = Mapping[str, Sequence[Row]]
 
 
-def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
+def find(dataset: Listed, data_dir: Path, cache_dir: Path) -> Found:
     """The images listed in `dataset.root`, by its split column or by a seeded class split."""
-    file = required_root(dataset, ACCEPTED)
+    file = required_root(dataset.root, ACCEPTED)
     if not file.is_file():
         raise UserError(
             f"dataset.root={dataset.root} is not a file.{_instead(file)} Expected: {ACCEPTED}."

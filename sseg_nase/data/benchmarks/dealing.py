@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sseg_nase.config.schema import SPLITS, DatasetConfig
+from sseg_nase.config.groups.dataset import SPLITS, OnDisk
 from sseg_nase.data.benchmarks.layouts import Found, SplitSource
 from sseg_nase.data.store import Listing
 from sseg_nase.errors import UserError
@@ -34,7 +34,7 @@ def class_counts(classes: int) -> tuple[int, int, int]:
     return classes - held - test, held, test
 
 
-def fitted(find: Callable[[DatasetConfig], Found], dataset: DatasetConfig) -> Found:
+def fitted(find: Callable[[OnDisk], Found], dataset: OnDisk) -> Found:
     """What `find` finds, dealt as fits the number of classes.
 
     A data set whose splits are on disk is returned as it is. Two classes are too few to hold one

@@ -7,12 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
+from sseg_nase.config.groups.dataset import InMemory
 from sseg_nase.data.pixels import load_image
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 
 CLASSES = {"train": range(5), "val": range(5, 10)}
 DARKEST = 16  # the scans count 0 to 16 inked pixels in blocks of 4×4
+
+
+def read(dataset: InMemory, split: str) -> ImageStore:
+    """As `load`, with the settings of a data set."""
+    return load(split, dataset.image_size, dataset.channels)
 
 
 def load(split: str, image_size: int, channels: int = 3) -> ImageStore:

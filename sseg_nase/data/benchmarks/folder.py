@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from sseg_nase.config.schema import DatasetConfig
+from sseg_nase.config.groups.dataset import Folder
 from sseg_nase.data.benchmarks.layouts import (
     Found,
     SplitSource,
@@ -38,12 +38,12 @@ ACCEPTED = (
 )
 
 
-def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
+def find(dataset: Folder, data_dir: Path, cache_dir: Path) -> Found:
     """The class folders of `dataset.root`; raises UserError when there are none to be found.
 
     A train folder with images instead of class folders has one nameless class.
     """
-    root = required_root(dataset, ACCEPTED)
+    root = required_root(dataset.root, ACCEPTED)
     if not root.is_dir():
         suffix = root.suffix.lower()
         remedy = ""
@@ -57,7 +57,7 @@ def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
     return SPLIT_BY[dataset.split_by](dataset, root)
 
 
-def _by_folder(dataset: DatasetConfig, root: Path) -> Found:
+def _by_folder(dataset: Folder, root: Path) -> Found:
     contents = scan(root)
     folders, notices = splits_among(contents.folders)
     if not folders:
@@ -82,7 +82,7 @@ def _by_folder(dataset: DatasetConfig, root: Path) -> Found:
     return Found("folders", root, splits, notices=notices)
 
 
-def _by_classes(dataset: DatasetConfig, root: Path) -> Found:
+def _by_classes(dataset: Folder, root: Path) -> Found:
     folders, beside = class_folders(root)
     if all(split_named(name) for name in folders):
         raise UserError(
@@ -99,7 +99,7 @@ def _by_classes(dataset: DatasetConfig, root: Path) -> Found:
     return Found("classes", root, splits, options=options, notices=notices)
 
 
-def _inferred(dataset: DatasetConfig, root: Path) -> Found:
+def _inferred(dataset: Folder, root: Path) -> Found:
     """The layout that is there: splits, else classes, else images without labels."""
     contents = scan(root)
     if not contents.folders:
@@ -130,7 +130,7 @@ def _are_classes(folders: Mapping[str, str], named: list[str], others: list[str]
     return any(has(folders[name])[0] for name in others)
 
 
-def _check_depth(dataset: DatasetConfig, folders: Mapping[str, str]) -> None:
+def _check_depth(dataset: Folder, folders: Mapping[str, str]) -> None:
     if len(folders) > 1:
         return
     ((name, path),) = folders.items()
@@ -142,7 +142,7 @@ def _check_depth(dataset: DatasetConfig, folders: Mapping[str, str]) -> None:
         )
 
 
-def _flat(dataset: DatasetConfig, root: Path) -> Found:
+def _flat(dataset: Folder, root: Path) -> Found:
     source = without_labels(root)
     if source is None:
         raise UserError(
@@ -156,7 +156,7 @@ def _name(root: Path) -> str:
     return shown(os.path.basename(os.path.realpath(root))) or shown(root)
 
 
-SPLIT_BY: Mapping[str, Callable[[DatasetConfig, Path], Found]] = {
+SPLIT_BY: Mapping[str, Callable[[Folder, Path], Found]] = {
     "auto": _inferred,
     "folder": _by_folder,
     "classes": _by_classes,

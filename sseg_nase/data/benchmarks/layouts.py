@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sseg_nase.config.schema import SPLITS, DatasetConfig
+from sseg_nase.config.groups.dataset import SPLITS
 from sseg_nase.data.benchmarks.lists import alike, both
 from sseg_nase.data.benchmarks.walk import (
     TWICE,
@@ -121,17 +121,15 @@ def enumerated(names: Sequence[str], most: int = 5) -> str:
     return ", ".join(names[:most]) + more
 
 
-def required_root(dataset: DatasetConfig, accepted: str) -> Path:
-    """The existing path in `dataset.root`; raises UserError when it is not set or not there."""
-    if not dataset.root:
-        raise UserError(f"dataset.root is not set: dataset={dataset.name} needs {accepted}.")
-    root = Path(dataset.root).expanduser()
+def required_root(given: str, accepted: str) -> Path:
+    """The existing path that `dataset.root` gives; raises UserError when it is not there."""
+    root = Path(given).expanduser()
     if not root.exists():
-        raise UserError(f"dataset.root={dataset.root} does not exist. Expected: {accepted}.")
+        raise UserError(f"dataset.root={given} does not exist. Expected: {accepted}.")
     if root.is_file() and root.suffix.lower() in ARCHIVES:
         raise UserError(
-            f"dataset.root={dataset.root} is an archive: unpack it and set dataset.root to the "
-            f"folder. Expected: {accepted}."
+            f"dataset.root={given} is an archive: unpack it and set dataset.root to the folder. "
+            f"Expected: {accepted}."
         )
     return root
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sseg_nase.config.schema import SPLITS, DatasetConfig
+from sseg_nase.config.groups.dataset import SPLITS, Benchmark
 from sseg_nase.data.benchmarks.csv_file import by_label, listed
 from sseg_nase.data.benchmarks.layouts import (
     Found,
@@ -40,7 +40,7 @@ OFFICIAL = Official(
 )
 
 
-def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
+def find(dataset: Benchmark, data_dir: Path, cache_dir: Path) -> Found:
     """Mini-ImageNet on disk, or a sample of it; raises UserError when there is neither."""
     found = find_known(
         dataset,

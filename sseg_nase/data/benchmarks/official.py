@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sseg_nase.config.schema import DatasetConfig
+from sseg_nase.config.groups.dataset import OnDisk
 from sseg_nase.data.benchmarks.layouts import (
     ARCHIVES,
     HOW_TO_POINT,
@@ -19,7 +19,7 @@ from sseg_nase.errors import UserError, shown
 
 
 def find_known(
-    dataset: DatasetConfig,
+    dataset: OnDisk,
     data_dir: Path,
     *,
     names: Sequence[str],
@@ -37,7 +37,7 @@ def find_known(
     there, which is called as the data set or as one of `archives`.
     """
     if dataset.root:
-        root = required_root(dataset, accepted)
+        root = required_root(dataset.root, accepted)
         below = [root, *named_folders(root, [*names, *samples])]
         found = first_found((folder, detectors) for folder in below)
         if found is None:
@@ -57,7 +57,7 @@ def find_known(
 
 
 def not_found(
-    dataset: DatasetConfig,
+    dataset: OnDisk,
     data_dir: Path,
     looked_for: str,
     names: Sequence[str] = (),

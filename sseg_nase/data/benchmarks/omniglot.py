@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sseg_nase.config.schema import SPLITS, DatasetConfig
+from sseg_nase.config.groups.dataset import SPLITS, Omniglot
 from sseg_nase.data.benchmarks.drawings import as_drawings
 from sseg_nase.data.benchmarks.layouts import (
     Found,
@@ -31,7 +31,7 @@ LISTS = ("vinyals", "splits/vinyals")  # in the data set's folder
 Splits = tuple[dict[str, SplitSource], dict[str, Any]]  # and what of the config decides on them
 
 
-def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
+def find(dataset: Omniglot, data_dir: Path, cache_dir: Path) -> Found:
     """Omniglot on disk, split as `dataset.split_by` says.
 
     `alphabets`, `classes` (characters): those of the background set are dealt into train and val by
@@ -39,7 +39,7 @@ def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
     the test split. `vinyals`: by lists in the data set's folder. With `dataset.rotations` the four
     rotations of a character are four classes, of one split. Raises UserError when nothing is found.
     """
-    invert, rotations = bool(dataset.invert), bool(dataset.rotations)
+    invert, rotations = dataset.invert, dataset.rotations
 
     def detect(folder: Path) -> Found | None:
         if not any((folder / part).is_dir() for part in (BACKGROUND, EVALUATION)):
@@ -71,7 +71,7 @@ def find(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> Found:
     return found
 
 
-def _by_alphabets(dataset: DatasetConfig, folder: Path) -> Splits:
+def _by_alphabets(dataset: Omniglot, folder: Path) -> Splits:
     options, splits = _train_share(dataset), {}
     if (background := folder / BACKGROUND).is_dir():
         for split, chosen in _dealt(_names(background), options).items():
@@ -79,7 +79,7 @@ def _by_alphabets(dataset: DatasetConfig, folder: Path) -> Splits:
     return {**splits, **_evaluation(folder)}, options
 
 
-def _by_characters(dataset: DatasetConfig, folder: Path) -> Splits:
+def _by_characters(dataset: Omniglot, folder: Path) -> Splits:
     options, splits = _train_share(dataset), {}
     if (background := folder / BACKGROUND).is_dir():
         found, _ = _characters(background, _names(background))
@@ -88,7 +88,7 @@ def _by_characters(dataset: DatasetConfig, folder: Path) -> Splits:
     return {**splits, **_evaluation(folder)}, options
 
 
-def _by_vinyals(dataset: DatasetConfig, folder: Path) -> Splits:
+def _by_vinyals(dataset: Omniglot, folder: Path) -> Splits:
     bases = [folder / part for part in (BACKGROUND, EVALUATION) if (folder / part).is_dir()]
     for lists in (folder / name for name in LISTS):
         files = {split: lists / f"{split}.txt" for split in SPLITS}
@@ -102,15 +102,14 @@ def _by_vinyals(dataset: DatasetConfig, folder: Path) -> Splits:
     )
 
 
-SPLIT_BY: Mapping[str, Callable[[DatasetConfig, Path], Splits]] = {
+SPLIT_BY: Mapping[str, Callable[[Omniglot, Path], Splits]] = {
     "alphabets": _by_alphabets,
     "classes": _by_characters,
     "vinyals": _by_vinyals,
 }
 
 
-def _train_share(dataset: DatasetConfig) -> dict[str, Any]:
-    assert dataset.split_fractions is not None
+def _train_share(dataset: Omniglot) -> dict[str, Any]:
     train, val, _ = dataset.split_fractions
     share = train / (train + val) if train + val > 0 else 1.0
     return {"split_seed": dataset.split_seed, "train_share": share}

@@ -4,6 +4,6 @@ An operator is registered by `register` when its file is imported; `operator` fi
 that records name, `proposals` by its name in `evolution.operators`.
 """
 
-from sseg_nase.nets.mutations import grow, prune, widen
+from sseg_nase.nets.mutations import choose, grow, prune, widen
 
-__all__ = ["grow", "prune", "widen"]
+__all__ = ["choose", "grow", "prune", "widen"]

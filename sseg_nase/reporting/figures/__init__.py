@@ -30,7 +30,8 @@ class Drawing:
     """A figure for a document, or why there is none.
 
     `name`: the stem of its files. `caption`: what is shown, with units and numbers. `missing`:
-    None, or, where `figure` is None, one sentence for the reader.
+    None, or, where `figure` is None, one sentence for the reader. `small`: a first look, for the
+    first screen of a report.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Drawing:
     caption: str
     figure: Figure | None
     missing: str | None = None
+    small: bool = False
 
 
 def absent(name: str, title: str, why: str) -> Drawing:
@@ -58,6 +60,8 @@ def figures_of_run(record: RunRecord) -> Iterator[Drawing]:
         trajectory,
     )
 
+    if record.mutations:
+        yield trajectory.growth(record)
     if class_results(record.results):
         yield classification.roc(record)
     else:

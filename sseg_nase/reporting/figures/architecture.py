@@ -44,7 +44,8 @@ from sseg_nase.reporting.figures.style import (
 from sseg_nase.rundir.architecture import read_architecture
 from sseg_nase.rundir.record import RunRecord
 
-MOST_PICTURES = 12  # mutations of a run that are drawn: of more, the first and the last ones
+ROWS = 6  # networks in one figure
+MOST_SHOWN = 12  # mutations of a run that are drawn: of more, the first and the last ones
 NEW, WIDER, NARROWER = "new block", "channels added", "channels removed"
 COLOURS = {NEW: BLUE, WIDER: VERMILLION, NARROWER: GREEN}
 LOOKS: Mapping[str, Mapping[str, Any]] = {  # of a box, under its number
@@ -129,7 +130,7 @@ def draw_architecture(
     assert len(origins) == len(after.blocks), origins
     plain = _cells(before)
     old = tuple(None if origin is None else plain[origin] for origin in origins)
-    new = tuple(_compared(*pair) for pair in zip(_cells(after), old, strict=True))
+    new = _changed(before, after, origins)
     # In the row before, a new block has no place of its own: the others keep theirs.
     rows = [
         _row("before", before, old),
@@ -159,9 +160,9 @@ def draw_fixed(network: Description, title: str = "") -> Figure:
 
 
 def architecture_pictures(record: RunRecord) -> Iterator[Drawing]:
-    """The network from seed to final, then before and after every accepted mutation.
+    """The network from seed to final, then after every accepted mutation, a row each.
 
-    Of more than `MOST_PICTURES` mutations the first and the last ones are drawn, as many of each;
+    Of more than `MOST_SHOWN` mutations the first and the last ones are drawn, as many of each;
     the first caption says so. A backbone that does not evolve has the first picture alone. What
     cannot be drawn is a `Drawing` that says why.
     """
@@ -198,9 +199,8 @@ def architecture_pictures(record: RunRecord) -> Iterator[Drawing]:
         yield _alone(seed, "No mutation was accepted: it is the seed network.")
         return
     yield _overview(seed, steps)
-    half = MOST_PICTURES // 2
-    for step in steps if len(steps) <= MOST_PICTURES else (*steps[:half], *steps[-half:]):
-        yield _picture(step)
+    half = MOST_SHOWN // 2
+    yield from _pictures(steps if len(steps) <= MOST_SHOWN else [*steps[:half], *steps[-half:]])
 
 
 def continued(before: Architecture, after: Architecture) -> tuple[int | None, ...]:
@@ -296,29 +296,40 @@ def _overview(seed: Architecture, steps: Sequence[_Step]) -> Drawing:
     figure = draw_architecture(seed, steps[-1].after, title, origins=origins)
     count = "one accepted mutation" if len(steps) == 1 else f"{len(steps)} accepted mutations"
     caption = f"The network before and after {count}. {HEIGHTS}"
-    if len(steps) > MOST_PICTURES:
-        half = MOST_PICTURES // 2
+    if len(steps) > MOST_SHOWN:
+        half = MOST_SHOWN // 2
         caption += f" The first {half} and the last {half} of the mutations follow one by one."
     return Drawing("architecture", title, caption, figure)
 
 
-def _picture(step: _Step) -> Drawing:
-    record = step.record
-    index, kind, epoch = record["index"], record["kind"], record["epoch"] + 1
-    block = record["target"].get("block")
-    what = kind if block is None else f"{kind} of block {block + 1}"
-    if record["target"].get("before_pool") is True:
-        what += " before pooling"
-    title = f"Mutation {index}: {what} after epoch {epoch}"
-    figure = draw_architecture(step.before, step.after, title, origins=step.origins)
-    parts = [f"The network before and after mutation {index}."]
-    if record["loss_before"] is not None and record["loss_after"] is not None:
-        losses = f"{record['loss_before']:.2f} before and {record['loss_after']:.2f} after"
-        parts.append(f"Loss of the held batch: {losses}.")
-    if record["function_delta"] is not None:
-        parts.append(f"Relative change of the projections: {record['function_delta']:.2g}.")
-    name = f"mutation_{index:02d}_{kind.lower()}"
-    return Drawing(name, title, " ".join((*parts, HEIGHTS)), figure)
+def _pictures(steps: Sequence[_Step]) -> Iterator[Drawing]:
+    """The network after every mutation, a row each, `ROWS` rows in a figure."""
+    for page in (steps[start : start + ROWS] for start in range(0, len(steps), ROWS)):
+        first, last = page[0].record["index"], page[-1].record["index"]
+        several = first != last
+        title = f"Mutations {first} to {last}" if several else f"Mutation {first}"
+        rows = [
+            _row(
+                f"{step.record['index']} {step.record['kind']}",
+                step.after,
+                _changed(step.before, step.after, step.origins),
+                f", after epoch {step.record['epoch'] + 1}",
+            )
+            for step in page
+        ]
+        figure = _draw(rows, title, _about(page[-1].after))
+        what = "every accepted one of these mutations" if several else "this mutation"
+        caption = f"The network after {what}, with what it has changed. {HEIGHTS}"
+        yield Drawing(f"mutations_{first:02d}", title, caption, figure)
+
+
+def _changed(
+    before: Architecture, after: Architecture, origins: Sequence[int | None]
+) -> tuple[_Cell, ...]:
+    """The boxes of `after`, marked by what is not as in `before`."""
+    old = _cells(before)
+    pairs = zip(_cells(after), origins, strict=True)
+    return tuple(_compared(cell, None if at is None else old[at]) for cell, at in pairs)
 
 
 def _cells(architecture: Architecture) -> tuple[_Cell, ...]:
@@ -426,7 +437,7 @@ class _Grid:
 
 
 def _draw(rows: Sequence[_Row], title: str, about: str) -> Figure:
-    columns = len(rows[0].cells) + 2
+    columns = max(len(row.cells) for row in rows) + 2
     column = min(WIDEST, max(NARROWEST, (PAGE - HEADS - MARGIN) / columns))
     width = max(PAGE, HEADS + columns * column + MARGIN)
     cells = [cell for row in rows for cell in row.cells if cell is not None]
@@ -460,7 +471,8 @@ def _draw_row(axes: Axes, grid: _Grid, row: _Row, middle: float, names: Sequence
     for number, name in enumerate(names):
         _text(axes, 0.08, table - number * LINE, name, ha="left", colour=GREY)
     if row.name:
-        _text(axes, 0.08, middle, row.name, size=NORMAL, weight="bold", ha="left")
+        size = _fitting(row.name, HEADS - 0.1, NORMAL)
+        _text(axes, 0.08, middle, row.name, size=size, weight="bold", ha="left")
     _end(axes, grid, grid.centre(0), middle, row.images)
     _column(axes, grid.centre(0), table, names, {"block": "image", "map": row.side})
     for number, cell in enumerate(row.cells, start=1):

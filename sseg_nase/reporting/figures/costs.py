@@ -71,7 +71,10 @@ class Group(NamedTuple):
 
 
 class Point(NamedTuple):
-    """Accuracy in percent with the half width of its 95 % CI; cost from the least to the most."""
+    """Accuracy in percent with the half width of its 95 % CI; cost from the least to the most.
+
+    `values`: the accuracies of the seeds, where there are several.
+    """
 
     group: Group
     ways: int
@@ -81,6 +84,7 @@ class Point(NamedTuple):
     ci95: float
     costs: Mapping[str, tuple[float, ...]]
     seeds: int
+    values: tuple[float, ...] = ()
 
 
 def numbered(records: Sequence[RunRecord]) -> list[tuple[int, RunRecord]]:
@@ -173,6 +177,7 @@ def _points_of_sweep(aggregate: Aggregate, records: Sequence[RunRecord]) -> Iter
             0.0 if math.isnan(half) else float(half),
             costs,
             int(row["seeds"]),
+            tuple(same["accuracy"].tolist()) if len(same) > 1 else (),
         )  # fmt: skip
 
 
@@ -271,6 +276,8 @@ def _drawing(
         "dashed front lies what no other beats at the same or lower cost; what lies behind it is "
         "pale. The front is of the means: it does not say that the differences are significant."
     )
+    if any(point.values for point in points):
+        caption += " Dots: single seeds."
     if any(len(point.costs[cost]) > 1 for point in points):
         caption += " Horizontal bars: from the least to the most of the seeds."
     return Drawing(name, COSTS[cost].title, caption, figure)
@@ -292,6 +299,12 @@ def _draw_panel(
             markeredgecolor=style.BLACK if ahead else look.colour, markeredgewidth=0.6,
             markersize=6, alpha=1.0 if ahead else 0.5, gid=point.label, zorder=3, clip_on=False,
         )  # fmt: skip
+        if point.values:
+            axes.plot(
+                [x] * len(point.values), point.values, linestyle="none", marker="o", markersize=2.8,
+                markerfacecolor="white", markeredgecolor=style.BLACK, markeredgewidth=0.6,
+                alpha=1.0 if ahead else 0.5, zorder=4, gid="seeds", clip_on=False,
+            )  # fmt: skip
     bottom, top = axes.get_ylim()
     axes.set_ylim(max(0.0, bottom), min(100.0, top))
     axes.set_xscale("log")

@@ -12,8 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from sseg_nase.config.schema import DatasetConfig
-from sseg_nase.data.benchmarks import EMBEDDED, load_split
+from sseg_nase.config.groups.dataset import DatasetConfig, InMemory, OnDisk
+from sseg_nase.config.members import chosen
+from sseg_nase.config.options import fields_of
+from sseg_nase.data.benchmarks import load_split
 from sseg_nase.data.curriculum.difficulty import (
     COLOUR_WEIGHT,
     EDGE_WEIGHT,
@@ -126,14 +128,17 @@ def images_of(record: RunRecord, level: str, size: int) -> torch.Tensor | None:
 def natural_images(record: RunRecord) -> ImageStore | None:
     """The base images that the run trained on, if they can be had without reading them anew."""
     known: Mapping[str, Any] = record.setting("dataset", {})
-    values = {name: known.get(name) for name in DatasetConfig.__dataclass_fields__}
+    kind = chosen(DatasetConfig, known)
+    if not issubclass(kind, (InMemory, OnDisk)):  # of a package that is not here any more
+        return None
+    values = {name: known.get(name) for name, *_ in fields_of(kind)}
     values["channels"] = values["channels"] or 3  # which older runs do not name
-    dataset = DatasetConfig(**cast(Any, values))
+    dataset = kind(**cast(Any, values))
     data_dir, cache_dir = (
         Path(record.setting(f"paths.{name}", name)).expanduser()
         for name in ("data_dir", "cache_dir")
     )
-    if dataset.name not in EMBEDDED and not _at_hand(dataset, data_dir, cache_dir):
+    if isinstance(dataset, OnDisk) and not _at_hand(dataset, data_dir, cache_dir):
         return None
     try:
         store = load_split(dataset, "train", data_dir=data_dir, cache_dir=cache_dir, workers=0)
@@ -153,7 +158,7 @@ def _are_the_same(store: ImageStore, name: str, record: RunRecord) -> bool:
     return not known or store.manifest["sha256"] in known
 
 
-def _at_hand(dataset: DatasetConfig, data_dir: Path, cache_dir: Path) -> bool:
+def _at_hand(dataset: OnDisk, data_dir: Path, cache_dir: Path) -> bool:
     """Whether the images are stored, and lie where the run looked: nothing is downloaded then."""
     roots = [Path(dataset.root).expanduser()] if dataset.root else [data_dir]
     for manifest in (cache_dir / "stores").glob(f"{dataset.name}-train-*/manifest.json"):

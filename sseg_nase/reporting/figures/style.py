@@ -42,6 +42,7 @@ DASHES: Sequence[Any] = (
     (0, (8, 2, 1, 2, 1, 2)),
 )
 
+MOST_TICKS = 6
 LOG_TICKS: Sequence[Sequence[float]] = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7))
 
 RC: Mapping[str, Any] = {
@@ -156,7 +157,7 @@ def whole(axis: Any) -> None:
 
 def short(value: float) -> str:
     """A large number for a tick or a label."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if abs(value) >= size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
@@ -307,13 +308,13 @@ def number(count: int, what: str) -> str:
 
 
 def log_ticks(axis: Any) -> None:
-    """At least three round ticks of a logarithmic axis, written as 20k."""
+    """Three to `MOST_TICKS` round ticks of a logarithmic axis, written as 20k."""
     low, high = sorted(axis.get_view_interval())
     locator: Locator
     for subs in LOG_TICKS:
         locator = LogLocator(subs=subs, numticks=15)
         there = [tick for tick in locator.tick_values(low, high) if low <= tick <= high]
-        if len(there) >= 3:
+        if 3 <= len(there) <= MOST_TICKS:  # within a decade Matplotlib may take linear ones: many
             break
     else:
         locator = MaxNLocator(nbins=4, steps=[1, 2, 5, 10])

@@ -180,7 +180,8 @@ def fine_tuning(record: RunRecord) -> Drawing:
             [line["val_ci95"] if finite(line.get("val_ci95")) else 0.0 for line in judged]
         )
         below.errorbar(
-            at, value, yerr=half, color=style.BLUE, marker="o", markersize=3.5, capsize=2,
+            at, value, yerr=np.minimum(half, [value, 100 - value]), color=style.BLUE, marker="o",
+            markersize=3.5, capsize=2,
             linewidth=1.3, elinewidth=0.8, label="val episodes ± 95 % CI",
         )  # fmt: skip
         best = max(chosen_of, key=lambda index: value[index])

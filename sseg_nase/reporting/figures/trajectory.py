@@ -146,6 +146,34 @@ def trajectory(record: RunRecord) -> Drawing:
     return Drawing("trajectory", TITLE, caption, figure)
 
 
+def growth(record: RunRecord) -> Drawing:
+    """The parameters alone, with a mark per mutation: what a reader sees at first."""
+    path = states(record)
+    with style.applied():
+        figure = style.page(1.35, style.COLUMN)
+        axes = figure.subplots()
+        axes.set_xlim(0, path[-1].end)
+        _draw_params(axes, path)
+        for line in record.mutations:
+            axes.plot(
+                [line["epoch"] + 1], [line["after"]["params"]], gid="mutation", zorder=4,
+                clip_on=False, **style.mutation_style(line["kind"], line["accepted"]),
+            )  # fmt: skip
+        axes.set_ylim(0, 1.12 * max(state.params for state in path))
+        axes.set_ylabel("parameters")
+        axes.set_xlabel(f"epochs of {_words(record)}")
+        style.counted(axes.yaxis)
+        style.whole(axes.xaxis)
+        axes.grid(axis="y")
+        style.legend_below(figure, style.mutation_handles(record.mutations))
+    first, last = path[0], path[-1]
+    caption = (
+        f"From {first.params:,} to {last.params:,} parameters, {len(first.channels)} to "
+        f"{len(last.channels)} blocks."
+    )
+    return Drawing("growth", "Growth", caption, figure, small=True)
+
+
 def levels_in_words(record: RunRecord, spans: Sequence[style.Span]) -> str:
     """What a caption says of the levels of the curriculum."""
     mixed = record.setting("curriculum.progression") is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -9,8 +10,66 @@ from torch import Tensor, nn
 
 from sseg_nase.nets.architecture import pools
 from sseg_nase.nets.backbone import Backbone, drawing_from
-from sseg_nase.nets.fixed import ResNet12Architecture
+from sseg_nase.nets.families.resnet12 import ResNet12 as ResNet12Config
+from sseg_nase.nets.family import FamilyArchitecture
 from sseg_nase.nets.fused import LEAKY_SLOPE, norm_act_pool
+from sseg_nase.nets.maps import IMAGES, Axis, Wires, module
+
+
+@dataclass(frozen=True)
+class ResNet12Architecture(FamilyArchitecture):
+    """Residual blocks of three convolutions, as in TADAM and MetaOptNet; one width per block."""
+
+    widths: tuple[int, ...] = (64, 160, 320, 640)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        assert self.widths, "a network has at least one block"
+
+    @classmethod
+    def configured(cls, backbone: ResNet12Config, image_size: int) -> ResNet12Architecture:
+        """The untrained network of a run."""
+        widths = tuple(backbone.channels)
+        return cls(backbone.name, image_size, backbone.in_channels, widths)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Output channels of every block."""
+        return tuple(self.axes[f"blocks.{number}"] for number in range(len(self.widths)))
+
+    @property
+    def usual(self) -> dict[str, int]:
+        """Of every block the channels inside, and those of the sum that it ends with."""
+        return {
+            f"blocks.{number}{part}": wide
+            for number, wide in enumerate(self.widths)
+            for part in (".conv1", ".conv2", "")
+        }
+
+    @property
+    def embedding_axis(self) -> Axis:
+        """The last block's sum."""
+        return Axis((f"blocks.{len(self.widths) - 1}",))
+
+    def wires(self) -> dict[str, Wires]:
+        """The convolution beside the other three makes the same channels: their sum is one axis."""
+        wires: dict[str, Wires] = {}
+        into = IMAGES
+        for number in range(len(self.widths)):
+            out = f"blocks.{number}"
+            first, second = f"{out}.conv1", f"{out}.conv2"
+            chain = ((first, into), (second, first), (out, second))
+            for place, (makes, reads) in enumerate(chain, start=1):
+                wires |= module(f"{out}.conv{place}", [makes], [reads])
+                wires |= module(f"{out}.norm{place}", [makes])
+            wires |= module(f"{out}.shortcut_conv", [out], [into])
+            wires |= module(f"{out}.shortcut_norm", [out])
+            into = out
+        return wires
+
+    def network(self, generator: torch.Generator | None) -> nn.Module:
+        """The network itself, with weights that `generator` draws."""
+        return ResNet12(self, generator=generator)
 
 
 class ResidualBlock(nn.Module):

@@ -1,0 +1,511 @@
+"""The training of a supernet: weights on one half of train, what chooses on the other.
+
+    while training.more:
+        if not training.train_epoch(): ...       # asked to stop
+        record = training.close_epoch()          # what is derived now, and how it is judged
+    training.choose(picks)                       # CHOOSE: the derived network with its weights
+    while training.further: training.train_epoch()
+
+All that is drawn at random is a function of the seed and the place in the training, so it goes on
+from `state_dict` bit for bit on a CPU. In float32, on one device.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sseg_nase.config.groups.oneshot import OneShot, PCDarts
+from sseg_nase.data.random import derive
+from sseg_nase.errors import UserError
+from sseg_nase.evolution.history import MutationRecord, counts
+from sseg_nase.evolution.operators import (
+    TrainingState,
+    apply,
+    load_moments,
+    named_moments,
+)
+from sseg_nase.finite import finite
+from sseg_nase.nets.backbone import Backbone
+from sseg_nase.nets.building import build, described
+from sseg_nase.nets.evolvable import Learner, head_shaped
+from sseg_nase.oneshot.deriving import Picks, skips
+from sseg_nase.oneshot.gates import Gates
+from sseg_nase.oneshot.images import Half
+from sseg_nase.oneshot.objectives import Objective, Seen
+from sseg_nase.oneshot.rules import PASS, RULES, Rule
+from sseg_nase.oneshot.supernet import (
+    attach,
+    choosing,
+    chosen_point,
+    described_supernet,
+    supernet,
+)
+from sseg_nase.spaces.choice import Value
+from sseg_nase.spaces.networks import NetworkSpace
+from sseg_nase.ssl.methods import Teaching
+from sseg_nase.ssl.teacher import ema_update, make_teacher, untracked
+from sseg_nase.training.divergence import DivergenceError
+
+RECALIBRATION = 2_000  # images from which BN's statistics are re-estimated before a judgement
+PROBE = 32  # images on which a CHOOSE is compared with the supernet
+EXACT = 1e-5  # relative difference up to which it computes the same
+
+
+@dataclass
+class Progress:
+    """`batch` batches of epoch `epoch`, and `step` steps in all, are done; `seen` validation
+    batches. The sums are of this epoch."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    seen: int = 0
+    loss: float = 0.0
+    images: int = 0
+    macs: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Ended:
+    """The search is over: why, where a brake has ended it, and the record with its answer."""
+
+    record: int
+    why: str = ""
+
+
+@dataclass
+class OneShotTraining:
+    """The supernet of `space` in training; `records`: one per epoch and network that was judged.
+
+    `latencies`: see `rules.TwoPaths`. `ema_decay`: of the teacher, where the objective has one.
+    `stop` is asked after every step. Raises `UserError` for a space without a supernet.
+    """
+
+    space: NetworkSpace
+    options: OneShot
+    objective: Objective
+    halves: tuple[Half, Half]
+    seed: int
+    device: torch.device
+    latencies: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    ema_decay: float = 0.99
+    stop: Callable[[], bool] = lambda: False
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(derive(self.seed, "supernet"))
+        partial = self.options.partial if isinstance(self.options, PCDarts) else 1
+        network, self.gates = supernet(
+            self.space, partial=partial, edges=partial > 1, generator=generator
+        )
+        self.gates.to(self.device)
+        self.rule: Rule = RULES[type(self.options)](self.options, self.gates, self.seed)
+        self.progress, self.ended = Progress(), None
+        self.records: list[dict[str, Any]] = []
+        self.history: list[MutationRecord] = []
+        self._macs: dict[str, int] = {}
+        self._install(self.objective.learner(network, generator))
+        self.memory = {n: t.to(self.device) for n, t in self.objective.memory().items()}
+
+    progress: Progress = field(init=False)
+    ended: Ended | None = field(init=False)
+
+    # -- where it is -------------------------------------------------------------------------
+
+    @property
+    def chosen(self) -> bool:
+        """Whether the learner is the network that was chosen, and no supernet any more."""
+        return bool(self.history)
+
+    @property
+    def more(self) -> bool:
+        """Whether the search goes on."""
+        return self.ended is None
+
+    @property
+    def further(self) -> bool:
+        """Whether the network that was chosen is still to be trained."""
+        assert self.ended is not None
+        return self.chosen and self.progress.epoch < self._searched + self.options.further_epochs
+
+    @property
+    def _searched(self) -> int:
+        """Epochs of the search, which is over."""
+        return 1 + max(int(record["epoch"]) for record in self.records)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of this epoch: a cosine over the search, the last one after it."""
+        options, epochs = self.options, self.options.epochs
+        share = min(self.progress.epoch / epochs, 1.0)
+        fall = options.weight_lr - options.final_weight_lr
+        found = options.final_weight_lr + fall * (1 + math.cos(math.pi * share)) / 2
+        return found if not self.chosen else max(found, options.weight_lr / 100)
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """For what is drawn at this step for this purpose."""
+        place = self.progress.epoch, self.progress.batch
+        return torch.Generator().manual_seed(derive(self.seed, purpose, *place))
+
+    # -- an epoch ----------------------------------------------------------------------------
+
+    def train_epoch(self) -> bool:
+        """Train what is left of an epoch; False where `stop` has said so, after a whole step."""
+        progress, half = self.progress, self.halves[0]
+        self.learner.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        for index in range(progress.batch, half.batches):
+            began = time.perf_counter()
+            number = progress.epoch * half.batches + index
+            seen = self.objective.see(half.at(number), derive(self.seed, "views", number))
+            if not self.chosen:
+                self.rule.train(self, seen)
+            loss = self._step(seen)
+            if not finite(loss):
+                raise DivergenceError(
+                    f"the supernet diverged in epoch {progress.epoch + 1}, step "
+                    f"{progress.step + 1}: the loss is not finite. Lower strategy.weight_lr="
+                    f"{self.options.weight_lr:g}, or set strategy.clip_norm=5."
+                )
+            progress.loss += loss
+            progress.batch, progress.step = index + 1, progress.step + 1
+            progress.seconds += time.perf_counter() - began
+            if self.stop():
+                return False
+        return True
+
+    def close_epoch(self) -> list[dict[str, Any]]:
+        """Judge what is derived after an epoch of the search; its records, and on to the next.
+
+        Raises `UserError` where no network is allowed.
+        """
+        began, progress = time.perf_counter(), self.progress
+        figures = self.rule.close_epoch(self)
+        if self.rule.mixes:
+            figures[f"supernet_{self.objective.goal}"] = self.judged(None)
+        figures["train_loss"] = progress.loss / self.halves[0].batches
+        gates = {name: self.gates.weights(name).tolist() for name in self.gates.names}
+        found = []
+        for picks in self.rule.derived(self):
+            scores = {self.objective.goal: self.judged(picks), "skips": self.skips(picks)}
+            record = {"epoch": progress.epoch, "picks": picks, "scores": {**scores, **figures}}
+            found.append({**record, "gates": gates, "images": 0, "macs": 0, "seconds": 0.0})
+        seconds = progress.seconds + time.perf_counter() - began
+        found[0] |= {"images": progress.images, "macs": progress.macs, "seconds": seconds}
+        self.records += found
+        self._next_epoch()
+        firsts = [r for r in self.records if r["images"] or r["macs"]]
+        if (stopped := self.rule.stopped(firsts)) is not None:
+            why, number = stopped
+            self.ended = Ended(self.records.index(firsts[number]), why)
+        elif progress.epoch == self.options.epochs:
+            self.ended = Ended(self._best(found))
+        return found
+
+    def _best(self, last: Sequence[Mapping[str, Any]]) -> int:
+        """The best of the records of the last epoch."""
+        sign = 1 if self.objective.direction == "max" else -1
+        best = max(last, key=lambda record: sign * record["scores"][self.objective.goal])
+        return next(number for number, each in enumerate(self.records) if each is best)
+
+    def _next_epoch(self) -> None:
+        progress = self.progress
+        progress.epoch, progress.batch = progress.epoch + 1, 0
+        progress.loss, progress.seconds, progress.images, progress.macs = 0.0, 0.0, 0, 0
+
+    def end_epoch(self) -> float:
+        """After an epoch of the network that was chosen: its mean loss, and on to the next."""
+        loss = self.progress.loss / self.halves[0].batches
+        self._next_epoch()
+        return loss
+
+    def _step(self, seen: Seen) -> float:
+        """One step of the weights."""
+        if self.chosen:
+            return self._update(seen, None)
+        with self.rule.training_weights(self) as picks:
+            return self._update(seen, picks)
+
+    def _update(self, seen: Seen, picks: Picks | None) -> float:
+        losses = self.objective.loss(self.learner, seen, self._teaching(tracks=True))
+        # Of the weights alone: those of paths that were not taken keep no gradient, and no decay.
+        losses.total.backward(inputs=self.weights)
+        if self.options.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.weights, self.options.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if losses.memory is not None:
+            self.memory = dict(losses.memory)
+        if self.teacher is not None:
+            ema_update(self.teacher, self.learner.backbone, self.ema_decay)
+        if self.teacher_head is not None:
+            ema_update(self.teacher_head, self.learner.head, self.ema_decay)
+        self.spend(picks, seen, PASS)
+        self.progress.images += len(seen.labels)
+        return losses.total.item()
+
+    # -- what rules ask ----------------------------------------------------------------------
+
+    def validation(self) -> Seen:
+        """The next batch of the other half, counted as seen."""
+        number, self.progress.seen = self.progress.seen, self.progress.seen + 1
+        seen = self.objective.see(self.halves[1].at(number), derive(self.seed, "other", number))
+        self.progress.images += len(seen.labels)
+        return seen
+
+    def loss(self, seen: Seen) -> Tensor:
+        """Of the supernet as it is: with its gates, or what is picked."""
+        return self.objective.loss(self.learner, seen, self._teaching()).total
+
+    def reward(self, picks: Picks) -> float:
+        """How well a network does on the next batch of the other half."""
+        seen = self.validation()
+        self.spend(picks, seen, 1)
+        with self.gates.picked(picks):
+            return self.objective.reward(self.learner, seen, self._teaching())
+
+    @contextmanager
+    def without_tracking(self) -> Iterator[None]:
+        """Within, no BN tracks anything: α is trained on other images than the weights."""
+        with untracked(self.learner):
+            yield
+
+    def spend(self, picks: Picks | None, seen: Seen, passes: int) -> None:
+        """Count the macs of so many passes through the supernet, or the network of `picks`."""
+        self.progress.macs += passes * seen.images * self._macs_of(picks)
+
+    def allowed(self, picks: Picks) -> bool:
+        """Whether a network is within search.caps and strategy.max_skips."""
+        most = self.options.max_skips
+        if most is not None and self.skips(picks) > most:
+            return False
+        return self.space.allows(self.point(picks))
+
+    def key(self, picks: Picks) -> str:
+        """Of the space."""
+        return self.space.key(self.point(picks))
+
+    # -- what is derived ---------------------------------------------------------------------
+
+    def point(self, picks: Picks) -> dict[str, Value]:
+        """The point of a network."""
+        return chosen_point(self.space, picks)
+
+    def skips(self, picks: Picks) -> int:
+        """Of a network."""
+        return skips({name: str(value) for name, value in self.point(picks).items()})
+
+    def judged(self, picks: Picks | None) -> float:
+        """The goal of a network with the shared weights, None of the supernet itself.
+
+        On all images of the half that what chooses is trained on; BN's statistics are estimated for
+        it on the others. Nothing that is trained changes.
+        """
+        learner = copy.deepcopy(self.learner)
+        attach(learner, self.gates)
+        train, val = self.halves
+        known = [each for each in train.all(RECALIBRATION) if len(each.labels) > 1]
+        self.progress.macs += (len(train.chosen[:RECALIBRATION]) + len(val)) * self._macs_of(picks)
+        seed = derive(self.seed, "judged")
+        with self.gates.picked(picks or {}):
+            return self.objective.judge(learner, self._teaching(), known, val.all(), seed)
+
+    def choose(self, number: int) -> MutationRecord:
+        """CHOOSE: the network of a record, with its weights, moments and teacher, is the learner.
+
+        The record of the mutation says how far it is from the supernet with these picks alone, and
+        the validation loss before anything was chosen and after (of a supernet that never mixes,
+        with these picks).
+        """
+        began, picks = time.perf_counter(), self.records[number]["picks"]
+        backbone = self.learner.backbone
+        mutation = choosing(self.space, backbone.architecture, picks)
+        inherits = all(source is not None for source in mutation.sources.values())
+        probe = next(iter(self.halves[1].all(PROBE))).pixels[:PROBE].float() / 127.5 - 1
+        generator = torch.Generator().manual_seed(derive(self.seed, "chosen"))
+        state = TrainingState(
+            self.learner.state_dict(),
+            None if self.teacher is None else self.teacher.state_dict(),
+            named_moments(self.optimizer, self.learner),
+            None if self.teacher_head is None else self.teacher_head.state_dict(),
+            self.memory,
+        )
+        head = self.objective.head(mutation.after.features, generator)
+        seen = self.objective.see(self.halves[1].at(0), derive(self.seed, "chosen"))
+        with self.gates.picked(picks):
+            expected = _embedded(backbone, probe, self.gates)
+        with self.gates.picked({} if self.rule.mixes else picks):
+            loss_before = self._held_loss(seen)
+        after = apply(mutation, state, head=head)
+        self._load(mutation.after.to_dict(), after)
+        found = _embedded(self.learner.backbone, probe, self.gates)
+        delta = ((found - expected).norm() / expected.norm().clamp_min(1e-12)).item()
+        assert not inherits or delta <= EXACT, delta
+        record = MutationRecord(
+            index=0,
+            epoch=self.progress.epoch - 1,
+            step=self.progress.step,
+            kind=mutation.kind,
+            target=mutation.target,
+            trigger={
+                "reason": (self.ended and self.ended.why) or "the search is over",
+                "epoch": int(self.records[number]["epoch"]),
+                "inherits": inherits,
+            },
+            before=counts(mutation.before),
+            after=counts(mutation.after),
+            function_delta=delta,
+            loss_before=loss_before,
+            loss_after=self._held_loss(seen),
+            fitness=None,
+            seconds=time.perf_counter() - began,
+            accepted=True,
+        )
+        self.history.append(record)
+        return record
+
+    # -- parts -------------------------------------------------------------------------------
+
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """What is trained of the learner."""
+        return [p for p in self.learner.parameters() if p.requires_grad]
+
+    def _install(self, learner: Learner) -> None:
+        self.learner = learner.to(self.device).train()
+        self.optimizer = torch.optim.SGD(
+            self.weights,
+            lr=self.options.weight_lr,
+            momentum=self.options.momentum,
+            weight_decay=self.options.weight_decay,
+        )
+        self.teacher: Backbone | None = None
+        self.teacher_head: nn.Module | None = None
+        if self.objective.has_target:
+            self.teacher, self.teacher_head = (
+                make_teacher(learner.backbone),
+                make_teacher(learner.head),
+            )
+            attach(self.teacher, self.gates)  # a copy of the network has a copy of its gates
+        attach(self.learner, self.gates)
+
+    def _teaching(self, *, tracks: bool = False) -> Teaching:
+        epoch = self.progress.epoch
+        return Teaching(self.teacher, self.teacher_head, self.memory, epoch, tracks)
+
+    @torch.no_grad()
+    def _held_loss(self, seen: Seen) -> float:
+        """With the statistics of the batch; nothing is tracked."""
+        with self.without_tracking():
+            return self.loss(seen).item()
+
+    def _macs_of(self, picks: Picks | None) -> int:
+        if picks is None:
+            return self.learner.backbone.architecture.macs()
+        key = self.space.to_json(self.point(picks))
+        if key not in self._macs:
+            self._macs[key] = self.space.describe(self.point(picks)).macs()
+        return self._macs[key]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a checkpoint holds: tensors and plain data."""
+        head, teacher = self.teacher_head, self.teacher
+        return {
+            **asdict(self.progress),
+            "records": copy.deepcopy(self.records),
+            "ended": None if self.ended is None else asdict(self.ended),
+            "history": [record.to_dict() for record in self.history],
+            "rule": self.rule.state_dict(),
+            "architecture": self.learner.backbone.architecture.to_dict(),
+            "student": self.learner.state_dict(),
+            "moments": named_moments(self.optimizer, self.learner),
+            "teacher": None if teacher is None else teacher.state_dict(),
+            "teacher_head": None if head is None else head.state_dict(),
+            "memory": dict(self.memory),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.progress = Progress(**{name: state[name] for name in asdict(Progress())})
+        self.records = [dict(record) for record in state["records"]]
+        self.ended = None if state["ended"] is None else Ended(**state["ended"])
+        self.history = [MutationRecord.from_dict(record) for record in state["history"]]
+        self.rule.load_state_dict(state["rule"])
+        names = ("student", "teacher", "moments", "teacher_head", "memory")
+        saved = TrainingState(**{name: state[name] for name in names})
+        self._load(state["architecture"], saved)
+
+    def _load(self, architecture: Mapping[str, Any], state: TrainingState) -> None:
+        """Install the learner that `state` is of."""
+        description = described(architecture)
+        generator = torch.Generator()
+        with torch.random.fork_rng(devices=[]):
+            backbone = build(description)
+            head = self.objective.head(description.features, generator)
+        parts = {
+            part: {
+                name.removeprefix(f"{part}."): tensor
+                for name, tensor in state.student.items()
+                if name.startswith(f"{part}.")
+            }
+            for part in ("head", "predictor")
+        }
+        if head is None:
+            head = head_shaped(parts["head"], description.features)
+        learner = Learner(backbone, head, head_shaped(parts["predictor"]))
+        learner.load_state_dict(dict(state.student))
+        self._install(learner)
+        load_moments(self.optimizer, self.learner, state.moments)
+        for network, tensors in (
+            (self.teacher, state.teacher),
+            (self.teacher_head, state.teacher_head),
+        ):
+            if network is not None and tensors is not None:
+                network.load_state_dict(dict(tensors))
+        self.memory = {name: tensor.to(self.device) for name, tensor in state.memory.items()}
+
+
+@torch.no_grad()
+def _embedded(backbone: Backbone, images: Tensor, gates: Gates) -> Tensor:
+    """Embeddings in eval mode and float64, leaving the network as it is."""
+    copied = copy.deepcopy(backbone).double().eval()
+    attach(copied, gates)
+    found: Tensor = copied(images.double())
+    return found
+
+
+def check_options(options: OneShot, space: Any) -> None:
+    """Raise `UserError` where the space has no network that contains all others."""
+    if not isinstance(space, NetworkSpace):
+        raise UserError(
+            f"strategy={options.name}: the points of space={space.name} describe no network; "
+            "choose a space of operations alone, such as space=nb201."
+        )
+    partial = options.partial if isinstance(options, PCDarts) else 1
+    described_supernet(space, partial=partial).count()
+
+
+def latencies_of(
+    space: NetworkSpace, cost: Callable[[Mapping[str, Value]], float]
+) -> dict[str, list[float]]:
+    """By gate, what each candidate costs in all its places, less what the first one does.
+
+    Exact where the cost of a network is a sum over its operations, as that of a table measured by
+    operations is; of other costs it is the difference in a network of first candidates.
+    """
+    first = {choice.name: choice.grid(1)[0] for choice in space.choices}
+    known = cost(first)
+    return {
+        choice.name: [cost({**first, choice.name: value}) - known for value in choice.grid(1)]
+        for choice in space.choices
+    }
