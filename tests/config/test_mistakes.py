@@ -389,7 +389,10 @@ def test_what_is_fine_is_not_called_a_mistake(fine: str) -> None:
         ("pretrain: {epoch: 1}", r"pretrain\.epoch.*'pretrain\.epochs'"),
         ("pretrain: {epochs: ten}", r"pretrain\.epochs=ten.*whole number"),
         ("pretrain: 3", r"pretrain=3.*section"),
-        ("evaluation: {shots: [1, x]}", r"evaluation\.shots=.*: a list of whole numbers"),
+        (
+            "evaluation: {name: fewshot, shots: [1, x]}",
+            r"evaluation\.shots=.*: a list of whole numbers",
+        ),
         ("seed: 1", r"experiment_name"),
     ],
 )

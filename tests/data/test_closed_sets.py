@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import closed_files as made
 import numpy as np
@@ -39,8 +41,9 @@ def load(tmp_path: Path) -> Callable[..., ImageStore]:
 
 
 def chosen(name: str, **changed: object) -> DatasetConfig:
+    known: Any = dataset_choice(name)
     given = {"validation": 0.25, **changed} if name != "dtd" else changed
-    return DatasetConfig(**{**vars(dataset_choice(name)), **given})  # type: ignore[arg-type]
+    return cast(DatasetConfig, dataclasses.replace(known, **given))
 
 
 IMAGES, LABELS = (f"MNIST/raw/train-{s}-ubyte" for s in ("images-idx3", "labels-idx1"))
