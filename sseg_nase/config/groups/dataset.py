@@ -121,6 +121,7 @@ class Omniglot(Benchmark, Drawings):
 class Closed(Benchmark):
     """Closed sets: benchmarks of classification, whose val and test have the classes of train."""
 
+    once_null = False
     reader = f"{READERS}.closed:find"
 
 
