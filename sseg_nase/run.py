@@ -22,6 +22,7 @@ from sseg_nase.config.groups.tracking import InStore
 from sseg_nase.config.places import settled
 from sseg_nase.config.schema import RESUMED, Config, HardwareConfig
 from sseg_nase.config.sequence import stages_of
+from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, storage_error, write_json
 from sseg_nase.finite import figure
@@ -39,7 +40,14 @@ from sseg_nase.rundir.embeddings import write_embeddings
 from sseg_nase.rundir.environment import write_environment
 from sseg_nase.rundir.episodes import write_episodes
 from sseg_nase.rundir.names import ARCHITECTURE, CHECKPOINTS, CONFIG, checkpoint_of
-from sseg_nase.rundir.results import BEST, LAST, has_results, write_results
+from sseg_nase.rundir.results import (
+    BEST,
+    CLOSED_SECTIONS,
+    LAST,
+    SECTIONS,
+    has_results,
+    write_results,
+)
 from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED, RUNNING
 from sseg_nase.stages import identity
 from sseg_nase.stages.served import write_model
@@ -146,7 +154,7 @@ class Run:
         for text in self.overlaps:
             self.sink.event("warning", {"text": text})
 
-    def tie(self, tasks: list[stages.FewShotTask], *, pretrained: bool, epochs: int = 0) -> None:
+    def tie(self, tasks: Sequence[stages.Task], *, pretrained: bool, epochs: int = 0) -> None:
         """Record which images the run works with, and compare them with those that it began with.
 
         Raises `UserError` where they are others and `resume_overrides` does not say that this is
@@ -174,6 +182,20 @@ class Run:
             *identity.changed_base(now["trained_before"], self.data),
             *identity.drawn_otherwise(self.data),
         ]
+        write_data(self.directory, self.data)
+
+    def know(self, tasks: Sequence[stages.Task]) -> None:
+        """Record the images that were not opened before they were judged."""
+        known, roles = dict(self.data["images"]), {**self.data["roles"]}
+        for role, key, store in (one for task in tasks for one in task.stores()):
+            known[key] = identity.identity(store)
+            roles[role] = list(dict.fromkeys([*roles.get(role, []), key]))
+        self.data = {**self.data, "images": known, "roles": roles}
+        self.overlaps = [
+            *self.overlaps,
+            *identity.overlaps(identity.trained_on(self.data), self.data),
+        ]
+        self.overlaps = list(dict.fromkeys(self.overlaps))
         write_data(self.directory, self.data)
 
     @contextmanager
@@ -316,7 +338,7 @@ def _failed(this: Run, error: UserError) -> UserError:
 def pipeline(this: Run) -> None:
     """Pretrain, fine-tune where that is asked for, evaluate, report."""
     config = this.config
-    tasks = stages.fewshot_tasks(config)
+    tasks = stages.tasks_of(config)
     start = config.finetune.start
     trained = config.ssl.trains and config.pretrain.epochs > 0 and start is None
     state, tuning = (_state_to_go_on_from(this, name) for name in ("last", "finetune_last"))
@@ -386,7 +408,8 @@ def pipeline(this: Run) -> None:
             epochs=progress.epoch,
         )
     pretrained = trained
-    results = _references(this, tasks, reached, trained)
+    # Of a closed set nothing is judged before all is trained and chosen.
+    results = {} if stages.is_closed(config) else _references(this, tasks, reached, trained)
     results |= {} if guide is None else {"ssl_teacher": guide.in_results()}
     if place is not None:
         reached = _tune(this, reached, place, tuning, extra, teacher)
@@ -465,7 +488,7 @@ def _tune(
 
 
 def _references(
-    this: Run, tasks: list[stages.FewShotTask], reached: stages.Reached, trained: bool
+    this: Run, tasks: Sequence[stages.Task], reached: stages.Reached, trained: bool
 ) -> dict[str, Any]:
     """What the results are to be compared with: the network before training, and before tuning.
 
@@ -511,6 +534,16 @@ def _check_epochs(config: Config) -> None:
             )
 
 
+def _untrained(this: Run, tasks: Sequence[stages.Task]) -> dict[str, Any]:
+    """How the network before any training does on a closed set; a classifier it has none."""
+    evaluation = this.config.evaluation
+    wanted = evaluation.untrained_reference and this.config.task == "pipeline"
+    if not wanted or evaluation.name == "classification":
+        return {}
+    seed = stages.Reached(stages.seed_backbone(this.config))
+    return {CLOSED_SECTIONS["untrained"]: stages.evaluate(tasks, seed, this.device).results}
+
+
 def _state_to_go_on_from(this: Run, name: str) -> dict[str, Any] | None:
     """The checkpoint of a resumed run by that name; None where there is none yet."""
     path = checkpoint_of(this.directory, name)
@@ -541,14 +574,19 @@ def evaluate(this: Run) -> None:
     assert config.checkpoint is not None
     reached = stages.stored(Path(config.checkpoint), config)
     stages.check_head(reached, config)
-    tasks = stages.fewshot_tasks(config)
+    tasks = stages.tasks_of(config)
+    stages.check_classifier(reached, config, tasks)
     this.tie(tasks, pretrained=False)
     this.open()
     _judge(this, reached, tasks, {})
 
 
 def curriculum(this: Run) -> None:
-    """Draw a preview picture per level and the difficulty table."""
+    """Draw a preview picture per level and the difficulty table; write all images where asked."""
+    export = None
+    if this.config.curriculum.export is not None:
+        export = Path(this.config.curriculum.export)
+        stages.check_export(export)
     this.open()
     with this.stage("curriculum"):
         rows = stages.draw_curriculum(this.config, this.directory)
@@ -557,6 +595,12 @@ def curriculum(this: Run) -> None:
     this.sink.artifact(this.directory / "difficulty.md", "curriculum")
     for row in rows:
         text = f"{row['level']}: difficulty {row['difficulty']:.4f} over {row['images']} images"
+        this.sink.event("message", {"text": text})
+    if export is not None:
+        with this.stage("export"):
+            counts = stages.export_curriculum(this.config, export)
+        total, levels = sum(counts.values()), len(counts)
+        text = f"{export}: {total:,} images of {levels} levels as PNG, with {stages.EXPORT_TABLE}"
         this.sink.event("message", {"text": text})
     _end(this, FINISHED)
 
@@ -597,7 +641,7 @@ TASKS: Mapping[str, Callable[[Run], None]] = {
 def _judge(
     this: Run,
     reached: stages.Reached,
-    tasks: list[stages.FewShotTask],
+    tasks: Sequence[stages.Task],
     results: dict[str, Any],
     best: Path | None = None,
     control: stages.Reached | None = None,
@@ -608,13 +652,17 @@ def _judge(
     it is compared with, where one was trained.
     """
     backbone, mutations = reached.backbone, reached.history
+    closed = stages.is_closed(this.config)
+    sections = CLOSED_SECTIONS if closed else SECTIONS
     with this.stage("evaluate"):
         judged = {LAST: stages.evaluate(tasks, reached, this.device)}
-        fewshot = judged[LAST].results
+        if closed:
+            this.know(tasks)
+            results = {**results, **_untrained(this, tasks)}
         if (views := this.config.evaluation.test_views) > 1:
             averaged = stages.evaluate(tasks, reached, this.device, views)
             about = {"views": views, "macs": views * backbone.architecture.macs()}
-            results = {**results, "fewshot_views": averaged.results, "test_views": about}
+            results = {**results, sections["views"]: averaged.results, "test_views": about}
         why = None if best is None else checkpoint.unreadable(best)
         if why is not None:
             text = f"{best} {why}: the best network is not judged"
@@ -623,12 +671,13 @@ def _judge(
             about, judged[BEST] = stages.evaluate_best(
                 tasks, best, backbone, judged[LAST], this.device
             )
-            results = {**results, "fewshot_best": judged[BEST].results, "best": about}
+            results = {**results, sections[BEST]: judged[BEST].results, "best": about}
         if control is not None:
             beside = stages.evaluate(tasks, control, this.device)
             told = stages.compared(control, beside, judged[LAST])
-            results = {**results, "fewshot_control": beside.results, "control": told}
-    for text in stages.doubted({"fewshot": fewshot, **results}):
+            results = {**results, sections["control"]: beside.results, "control": told}
+    results = {sections[LAST]: judged[LAST].results, **results}
+    for text in stages.doubted(results):
         this.sink.event("warning", {"text": text})
     with this.stage("efficiency"):
         costs = stages.efficiency(backbone, this.config.dataset.image_size, this.device)
@@ -641,7 +690,7 @@ def _judge(
         "status": FINISHED,
         "seconds": this.seconds,
         "architecture": backbone.architecture.summary(),
-        "fewshot": fewshot,
+        "fewshot": {},
         **results,
         "efficiency": costs,
         "mutations": sum(record["accepted"] for record in mutations),
@@ -653,15 +702,18 @@ def _judge(
     }
     # At step 0, and MLflow draws a bar per run; a run that goes on behind its results adds to them.
     at = reached.step if has_results(this.directory) else 0
-    for group in ("fewshot", "fewshot_best", "fewshot_control"):
+    parts = ("accuracy", "ci95", *(("precision", "recall", "f1", "auc") if closed else ()))
+    for group in (sections[name] for name in (LAST, BEST, "control")):
         for key, value in results.get(group, {}).items():
-            figures = {f"{group}/{key}/{part}": value[part] for part in ("accuracy", "ci95")}
+            known = [part for part in parts if value[part] is not None]
+            figures = {f"{group}/{key}/{part}": value[part] for part in known}
             figures |= {f"{group}/{key}/top{k}": share for k, share in value["top_k"].items()}
             this.sink.metrics(figures, at)
     # What counts first: the network chosen by its loss, without labels, where there is one.
-    headline, group = ("best", "fewshot_best") if "fewshot_best" in results else ("last", "fewshot")
-    size = results["best"]["params"] if headline == "best" else results["architecture"]["params"]
-    figures = {f"headline/{key}": one["accuracy"] for key, one in results[group].items()}
+    headline = BEST if sections[BEST] in results else LAST
+    size = results["best"]["params"] if headline == BEST else results["architecture"]["params"]
+    first = results[sections[headline]]
+    figures = {f"headline/{key}": one["accuracy"] for key, one in first.items()}
     this.sink.metrics({**figures, "headline/params": float(size)}, at)
     logged = ("params", "macs", "latency_ms_b1", "latency_ms_b64", "peak_memory_mb")
     measured = {key: value for key in logged if (value := figure(costs[key])) is not None}
@@ -675,9 +727,8 @@ def _judge(
     write_results(this.directory, results)
     if isinstance(this.config.tracking, InStore):
         chosen = checkpoint.backbone_of(best) if headline == "best" and best else backbone
-        _keep(
-            this, this.config.tracking, chosen, judged[BEST if headline == "best" else LAST], tasks
-        )
+        *_, (_, _, examples) = tasks[0].stores()
+        _keep(this, this.config.tracking, chosen, judged[headline], examples)
     if this.config.report.at_end:
         _report(this)
     _end(this, FINISHED)
@@ -689,18 +740,18 @@ def _keep(
     tracking: InStore,
     backbone: Backbone,
     judged: stages.Judgement,
-    tasks: list[stages.FewShotTask],
+    examples: ImageStore,
 ) -> None:
     """Give the tracker the network that the results are headed by, and the checkpoints.
 
-    A run that has its results loses nothing where that fails.
+    `examples` of images go with the network. A run that has its results loses nothing where that
+    fails.
     """
     files: list[Path] = []
     if tracking.model:
-        examples, run_id = tasks[0].store, this.sink.run_id
         try:
             files += write_model(
-                this.directory, this.config, backbone, judged.mean, examples, run_id
+                this.directory, this.config, backbone, judged.mean, examples, this.sink.run_id
             )
         except Exception as error:
             _warn(this, f"tracking.model=true: the model is not written: {error}")

@@ -231,7 +231,7 @@ def test_a_config_folder_may_have_any_name(cli: Cli, name: str) -> None:
 def test_completion_is_installed_and_answers(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     code, shown, _ = cli("-sc", "install=bash")
     assert (code, "hydra_bash_completion" in shown) == (0, True)
-    monkeypatch.setenv("COMP_LINE", "sseg-nase dataset=cif")
+    monkeypatch.setenv("COMP_LINE", "sseg-nase dataset=cifar_")
     code, shown, _ = cli("-sc", "query=bash")
     assert (code, shown.split()) == (0, ["dataset=cifar_fs"])
     monkeypatch.setenv("COMP_LINE", "sseg-nase hydra/launcher=j")  # its type is no option

@@ -84,6 +84,21 @@ def test_every_method_runs_from_scratch(method: str) -> None:
         assert result["accuracy"] == pytest.approx(results["fewshot"][key]["accuracy"])
 
 
+def test_a_learned_attention_is_what_judges(tmp_path: Path) -> None:
+    """Its run, its checkpoint evaluated again, and a refusal of features that it has not seen."""
+    options = ["evaluation.method=matching", "evaluation.normalize=none"]
+    trained = run(composed("matching", *ALONE, *options, "finetune.head=mlp"))
+    results = results_of(trained)
+    best = f"checkpoint={trained}/checkpoints/finetune_best.pt"
+    again = results_of(run(load([*TINY, *options, "task=evaluate", best])))
+    for key, result in results["fewshot"].items():
+        assert result["method"] == "matching/mlp/none"
+        assert results["fewshot_untrained"][key]["method"] == "matching/none"
+        assert again["fewshot"][key]["accuracy"] == pytest.approx(result["accuracy"])
+    with pytest.raises(UserError, match=r"evaluation\.normalize=cl2n: the attention in checkpoint"):
+        run(load([*TINY, "evaluation.method=matching", "task=evaluate", best]))
+
+
 def test_pretraining_and_fine_tuning_in_one_run_and_in_two() -> None:
     together = run(composed("prototypical", "ablation=A7"))
     results = results_of(together)
@@ -118,6 +133,7 @@ def tuner_of(config: Config, folder: Path, **options: Any) -> stages.Reached:
     [
         ("prototypical", []),
         ("relation", ["finetune.ema_decay=0.9"]),
+        ("matching", ["finetune.head=mlp"]),
         ("linear", ["finetune.mixup=0.4", "finetune.label_smoothing=0.1"]),
     ],
 )

@@ -144,7 +144,7 @@ def test_a_model_that_cannot_be_written_costs_the_run_nothing(
         sink=Place(),
     )
     backbone = seed_backbone(task.config)
-    running._keep(this, tracking, backbone, Judgement({}, {}, {}), [task])  # type: ignore[arg-type]
+    running._keep(this, tracking, backbone, Judgement({}, {}, {}), task.store)  # type: ignore[arg-type]
     said = "tracking.model=true: the model is not written: full"
     assert Place.said == [f"warning: {said}"]
     assert Place.kept == [tmp_path / "checkpoints" / "last.pt"]

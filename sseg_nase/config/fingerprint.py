@@ -34,6 +34,7 @@ _WITHOUT_EFFECT = (
     "evaluation.memory_mb",
     "pretrain.checkpoint_interval_epochs",
     "pretrain.keep_checkpoints",
+    "curriculum.export",
 )
 
 

@@ -67,7 +67,13 @@ def option(
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """A section that says itself what is wrong with it."""
+    """A section that says itself what is wrong with it.
+
+    `once_null`: versions before options had classes stored its keys with all other options of its
+    group, as null.
+    """
+
+    once_null: ClassVar[bool] = True
 
     def wrong(self) -> Iterator[str]:
         """Yield a sentence for everything that is wrong with the values taken together."""
@@ -218,7 +224,7 @@ def null_before(kind: Any) -> tuple[str, ...]:
 
     Of a group, given by its base class: its keys but sections and dictionaries.
     """
-    own = set(filter(of_this_package, _OPTIONS[kind].values()))
+    own = {cls for cls in filter(of_this_package, _OPTIONS[kind].values()) if cls.once_null}
     several = (field for cls in own for field in fields_of(cls))
     kept = (
         n for n, kind, _ in several if typing.get_origin(kind) is not dict and not _nested(kind)

@@ -28,7 +28,9 @@ from sseg_nase.config.groups.strategy import StrategyConfig
 from sseg_nase.config.groups.tracking import TrackingConfig
 from sseg_nase.config.options import names_with, option
 
-FINETUNING = ("none", "prototypical", "matching", "relation", "r2d2", "maml", "linear")
+FINETUNING = (
+    *("none", "prototypical", "matching", "relation", "r2d2", "maml", "linear", "classifier"),
+)
 LOOKS = ("status", "report", "deliver")  # at what is on disk: no run of their own
 TAKEN_HOME = ("export", "predict")  # use a trained network, or make it usable: no runs either
 TASKS = ("pipeline", "evaluate", "curriculum", "replay", "search", *LOOKS, *TAKEN_HOME)
@@ -120,6 +122,8 @@ class FinetuneConfig:
     validation_episodes: Annotated[int, option(least=2)]
     metric: Annotated[Optional[str], option(choices=("cosine", "euclidean"))]
     scale: Annotated[Optional[float], option(above=0)]
+    head: Annotated[Optional[str], option(choices=("cosine", "maps", "mlp"))]
+    head_width: Annotated[Optional[int], option(least=1)]
     label_smoothing: Annotated[Optional[float], option(least=0, most=0.9)]
     mixup: Annotated[Optional[float], option(least=0)]
     rotation: Annotated[Optional[float], option(least=0)]
@@ -127,6 +131,8 @@ class FinetuneConfig:
     distillation_weight: Annotated[Optional[float], option(least=0, most=1)]
     distillation_temperature: Annotated[Optional[float], option(above=0)]
     feature_weight: Annotated[Optional[float], option(least=0)]
+    fraction: Annotated[Optional[float], option(above=0, most=1)]
+    samples: Annotated[Optional[int], option(least=0)]
     inner_lr: Annotated[Optional[float], option(above=0)]
     inner_steps: Annotated[Optional[int], option(least=1)]
     first_order: Optional[bool]

@@ -18,14 +18,19 @@ from sseg_nase.errors import UserError, did_you_mean
 Tree = Mapping[str, Any]
 # Keys that only some methods have, and those that have them.
 EPISODES = {"queries", "episodes_per_epoch", "tasks_per_step"}
+HEADS: Mapping[str, tuple[str, ...]] = {  # of the methods that have several, the usual one first
+    "matching": ("cosine", "mlp"),
+    "relation": ("maps", "mlp"),
+}
 DISTILLING = ("distillation_weight", "distillation_temperature", "feature_weight")
 FINETUNE_OPTIONS: Mapping[str, set[str]] = {
     "prototypical": {*EPISODES, "metric", "scale"},
-    "matching": {*EPISODES, "scale"},
-    "relation": EPISODES,
+    "matching": {*EPISODES, "scale", "head", "head_width"},
+    "relation": {*EPISODES, "head", "head_width"},
     "r2d2": {*EPISODES, "scale"},
     "maml": {*EPISODES, "inner_lr", "inner_steps", "first_order"},
     "linear": {"label_smoothing", "mixup", "rotation", *DISTILLING},
+    "classifier": {"label_smoothing", "mixup", "rotation", "fraction", "samples"},
 }
 # Said once, for all stages; the teacher is that of finetune=linear.
 OF_THE_RUN: Tree = {"sequence": [], "own": {}, "start": None, "teacher": None}

@@ -14,8 +14,8 @@ from sseg_nase.config.ablations import Switches, ablations, switches_of
 from sseg_nase.config.explain import described, fits, listed, shown
 from sseg_nase.config.groups.backbone import BackboneConfig, Chain
 from sseg_nase.config.groups.curriculum import SYNTHETIC_LEVELS
-from sseg_nase.config.groups.dataset import DatasetConfig, Omniglot, OwnImages
-from sseg_nase.config.groups.evaluation import MethodConfig
+from sseg_nase.config.groups.dataset import Closed, DatasetConfig, Omniglot, OwnImages
+from sseg_nase.config.groups.evaluation import CLOSED_SETS, EPISODES, MethodConfig
 from sseg_nase.config.groups.evaluator import OfProxies
 from sseg_nase.config.groups.evolution import EvolutionConfig, Planned, Trials
 from sseg_nase.config.groups.oneshot import OneShot
@@ -25,7 +25,7 @@ from sseg_nase.config.groups.ssl import DINO
 from sseg_nase.config.groups.strategy import Promoting
 from sseg_nase.config.groups.tracking import InStore
 from sseg_nase.config.layout import WRITTEN_AS, group_option, is_section
-from sseg_nase.config.options import fields_of, is_group, option_of, options_of
+from sseg_nase.config.options import fields_of, is_group, names_with, option_of, options_of
 from sseg_nase.config.schema import (
     FINETUNING,
     LOOKS,
@@ -34,7 +34,7 @@ from sseg_nase.config.schema import (
     Config,
     ViewsConfig,
 )
-from sseg_nase.config.sequence import DISTILLING, FINETUNE_OPTIONS, in_words, stages_of
+from sseg_nase.config.sequence import DISTILLING, FINETUNE_OPTIONS, HEADS, in_words, stages_of
 from sseg_nase.config.sizes import sizes_of
 from sseg_nase.errors import UserError, did_you_mean
 
@@ -193,16 +193,19 @@ def _placed_in_vain(config: Config) -> list[str]:
 def _judged_in_vain(config: Config) -> list[str]:
     """Options of the evaluation that were changed from `conf/` and have no effect in this run."""
     evaluation = config.evaluation
-    usual = group_option("evaluation", "fewshot")
-    effective = {"metric": evaluation.method == "prototype"}
+    usual = group_option("evaluation", evaluation.name)
+    open_set = evaluation.name == EPISODES
+    effective = {"metric": open_set and evaluation.method == "prototype"}
     names = (name for name in options_of(MethodConfig) if name in usual)
-    effective |= {name: evaluation.method == name for name in names}
-    effective["dirichlet_alpha"] = evaluation.query_balance == "dirichlet"
-    needed = {"metric": "method=prototype", "dirichlet_alpha": "query_balance=dirichlet"}
+    effective |= {name: open_set and evaluation.method == name for name in names}
+    effective["dirichlet_alpha"] = open_set and evaluation.query_balance == "dirichlet"
+    effective |= {name: evaluation.name == name for name in CLOSED_SETS if name in usual}
+    needed = {"metric": ".method=prototype", "dirichlet_alpha": ".query_balance=dirichlet"}
+    needed |= {name: f"={name}" for name in CLOSED_SETS}
     given = dataclasses.asdict(evaluation)
     return [
         f"evaluation.{name}: it was changed but has no effect without "
-        f"evaluation.{needed.get(name, f'method={name}')}."
+        f"evaluation{needed.get(name, f'.method={name}')}."
         for name, used in effective.items()
         if not used and given[name] != usual[name]
     ]
@@ -499,6 +502,11 @@ def _curriculum(config: Config) -> Iterator[str]:
     for level in curriculum.levels:
         if level in SYNTHETIC_LEVELS and level not in curriculum.images:
             yield f"curriculum.images.{level}: the level is used, so a number is needed."
+    if curriculum.export and config.task != "curriculum":
+        yield (
+            f"curriculum.export={curriculum.export}: it has no effect with task={config.task}; add "
+            "task=curriculum or leave it out."
+        )
 
 
 def _views(config: Config) -> Iterator[str]:
@@ -836,6 +844,51 @@ def _evaluation(config: Config) -> Iterator[str]:
         )
 
 
+def _closed(config: Config) -> Iterator[str]:
+    """Closed sets are judged as such, and no others are."""
+    evaluation, dataset = config.evaluation, config.dataset.name
+    closed, ways = names_with(Closed), " or ".join(f"evaluation={name}" for name in CLOSED_SETS)
+    is_closed = isinstance(config.dataset, Closed)
+    chosen = f"evaluation={evaluation.name}"
+    if is_closed and evaluation.name == EPISODES:
+        yield (
+            f"{chosen}: the classes of dataset={dataset} are the same in train, val and test, so "
+            f"no episode is of new ones; choose {ways}."
+        )
+    if not is_closed and evaluation.name != EPISODES:
+        yield (
+            f"{chosen}: val and test of dataset={dataset} have other classes than train; choose "
+            f"one of {', '.join(closed)}, or evaluation=fewshot."
+        )
+    others = [name for name in evaluation.datasets if name != dataset]
+    if others and (is_closed or set(others) & set(closed)):
+        yield (
+            f"evaluation.datasets={evaluation.datasets}: a closed set is judged alone, after "
+            f"training on it; leave it out."
+        )
+    if evaluation.name == "linear_probe":
+        given = evaluation.linear_probe.regularization
+        yield from _a_set("evaluation.linear_probe.regularization", given)
+    methods = [stage.finetune.name for stage in stages_of(config)]
+    for method in methods:
+        if is_closed and method != "classifier":
+            yield (
+                f"finetune={method}: it is chosen by episodes of classes that are not trained on, "
+                f"and dataset={dataset} has none; choose finetune=classifier or finetune=none."
+            )
+        if not is_closed and method == "classifier":
+            yield (
+                f"finetune=classifier: val and test of dataset={dataset} have other classes than "
+                "train; choose finetune=linear, whose embedding is judged."
+            )
+    pipeline = config.task == "pipeline"
+    if pipeline and evaluation.name == "classification" and methods[-1:] != ["classifier"]:
+        yield (
+            f"{chosen}: it needs what finetune=classifier trains; add that, or choose "
+            "evaluation=knn or evaluation=linear_probe."
+        )
+
+
 def _finetune(config: Config) -> Iterator[str]:
     options, evaluation = config.finetune, config.evaluation
     method = evaluation.method
@@ -901,6 +954,13 @@ def _stage(config: Config) -> Iterator[str]:
     fitted = set() if options.queries is not None else {"queries"}
     own = {name: having - fitted for name, having in FINETUNE_OPTIONS.items()}
     yield from _own_options(options, "finetune", own)
+    if options.samples and options.fraction not in (1, None):
+        yield (
+            f"finetune.samples={options.samples}: not together with finetune.fraction="
+            f"{options.fraction:g}; leave one of them out."
+        )
+    if options.head is not None and options.name in HEADS:
+        yield from _head(config)
     if options.image_sizes is not None:
         key = f"finetune.image_sizes={_written(options.image_sizes)}"
         yield from _sizes(key, options.image_sizes, config)
@@ -935,6 +995,28 @@ def _stage(config: Config) -> Iterator[str]:
     if config.hardware.compile and not config.ssl.trains:
         value = str(config.hardware.compile).lower()
         yield f"hardware.compile={value}: it has no effect on fine-tuning; leave it out."
+
+
+def _head(config: Config) -> Iterator[str]:
+    """What finetune=matching or relation puts upon the embedding."""
+    options, evaluation, heads = config.finetune, config.evaluation, HEADS[config.finetune.name]
+    if options.head not in heads:
+        yield _not_one_of("finetune.head", options.head, heads)
+        return
+    usual, mlp = group_option("finetune", options.name), options.head == "mlp"
+    idle = {"scale": "finetune.head=cosine"} if mlp else {"head_width": "finetune.head=mlp"}
+    for key, needed in idle.items():
+        if getattr(options, key) not in (usual[key], None):
+            yield (
+                f"finetune.{key}={getattr(options, key)}: it has no effect without {needed}; add "
+                "that, or leave it out."
+            )
+    learned = mlp and options.name == "matching" and evaluation.method == "matching"
+    if learned and evaluation.normalize != "none":
+        yield (
+            f"evaluation.normalize={evaluation.normalize}: finetune.head=mlp is trained on "
+            "features as they are; set evaluation.normalize=none."
+        )
 
 
 def _evolving(config: Config) -> Iterator[str]:
@@ -1025,6 +1107,7 @@ _RULES = cast(
         _untrained,
         _method,
         _evaluation,
+        _closed,
         _finetune,
         _options,
         _tracking,

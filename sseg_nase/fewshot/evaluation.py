@@ -204,12 +204,10 @@ def doubts(
     """
     found = []
     if embedded is not None and features is not None and len(features) > 1:
-        # In float64: the squares of what is finite are finite.
-        exact = embedded.double()
-        spread = torch.linalg.vector_norm(exact - exact.mean(dim=0))
+        equal = spread_doubt(embedded)
         zero = int((features == 0).all(dim=1).sum())
-        if spread <= SMALLEST_SPREAD * torch.linalg.vector_norm(exact):
-            found.append("all embeddings are equal: the network tells no image from another")
+        if equal is not None:
+            found.append(equal)
         elif zero and (evaluation.normalize != "none" or evaluation.metric == "cosine"):
             found.append(f"{zero:,} of {len(features):,} embeddings are zero, without a direction")
     mean = float(accuracies.mean())
@@ -220,6 +218,15 @@ def doubts(
             f" (chance is {100 / evaluation.ways:.2f} %)"
         )
     return found
+
+
+def spread_doubt(embedded: Tensor) -> str | None:
+    """Say where all embeddings `[n, D]` of a network are equal but for rounding."""
+    exact = embedded.double()  # the squares of what is finite are finite
+    spread = torch.linalg.vector_norm(exact - exact.mean(dim=0))
+    if len(exact) > 1 and spread <= SMALLEST_SPREAD * torch.linalg.vector_norm(exact):
+        return "all embeddings are equal: the network tells no image from another"
+    return None
 
 
 def _embedded(

@@ -50,7 +50,7 @@ def logistic_scores(support: Tensor, query: Tensor, regularization: float) -> Te
         basis, upper = torch.linalg.qr(inputs.mT)
         inputs = upper.mT
     root = regularization**0.5
-    weights = _fit_logistic(F.pad(inputs.double() / root, (0, 1), value=1.0), targets)
+    weights = fit_logistic(F.pad(inputs.double() / root, (0, 1), value=1.0), targets)
     weights, intercept = (weights[..., :-1] / root).to(query.dtype), weights[..., -1:]
     return _log_probabilities(weights if basis is None else weights @ basis.mT, intercept, query)
 
@@ -101,7 +101,7 @@ def _log_probabilities(weights: Tensor, intercept: Tensor, query: Tensor) -> Ten
     return (weights @ query.mT + intercept.to(query.dtype)).log_softmax(dim=-2).mT
 
 
-def _fit_logistic(inputs: Tensor, targets: Tensor) -> Tensor:
+def fit_logistic(inputs: Tensor, targets: Tensor) -> Tensor:
     """Weights W `[E, N, r]` for inputs X `[E, S, r]`, the last of them 1, and targets Y `[N, S]`.
 
     They minimise Σ CE(WXᵀ, Y) + ‖W‖²/2 without the intercepts W[..., -1]. An episode that has

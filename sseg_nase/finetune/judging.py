@@ -15,7 +15,7 @@ from sseg_nase.fewshot.methods import METHODS, Method, Sizes, method_named
 from sseg_nase.finetune.learner import EpisodeLearner, Ridge
 from sseg_nase.finetune.maml import adapted_scores
 from sseg_nase.hardware.probe import eval_mode
-from sseg_nase.nets.heads import RelationHead
+from sseg_nase.nets.heads import AttentionMLP, PairHead, RelationHead, RelationMLP
 
 Episode = tuple[Tensor, Tensor]  # support and queries
 _HALF = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -35,8 +35,12 @@ def method_of(
     """
     head = None if learner is None else learner.head
     if evaluation.method == "relation":
+        if isinstance(head, RelationMLP):
+            return Method(_judging(head), lambda _: "relation/mlp", _of_mlp(head))
         assert isinstance(head, RelationHead)
         return Method(_judging(head), lambda _: "relation", _of_pairs(head))
+    if evaluation.method == "matching" and isinstance(head, AttentionMLP):
+        return Method(_judging(head), lambda _: "matching/mlp", _of_mlp(head))
     if evaluation.method == "ridge" and isinstance(head, Ridge):
         known = METHODS["ridge"]
         return Method(_judging(head), lambda _: "ridge/learned", known.entries)
@@ -62,6 +66,17 @@ def _of_pairs(head: RelationHead) -> Callable[[Sizes], int]:
         pairs = s.queries * s.ways
         maps = head.conv2.in_channels * head.side**2
         return (s.support + s.queries) * (s.features + maps) + 3 * pairs * maps
+
+    return entries
+
+
+def _of_mlp(head: PairHead) -> Callable[[Sizes], int]:
+    """The first hidden layer of all pairs, before and after its ReLU, and the one behind it."""
+
+    def entries(s: Sizes) -> int:
+        against = s.ways if isinstance(head, RelationMLP) else s.support
+        once = (s.support + s.queries) * (s.features + head.hidden[0])
+        return once + 3 * s.queries * against * head.hidden[0]
 
     return entries
 

@@ -13,9 +13,16 @@ from sseg_nase.fewshot.classifiers import matching_scores, prototype_scores
 from sseg_nase.fewshot.linear import ridge_scores
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.description import Description
-from sseg_nase.nets.heads import LinearHead, RelationHead, RidgeHead
+from sseg_nase.nets.heads import (
+    AttentionMLP,
+    LinearHead,
+    RelationHead,
+    RelationMLP,
+    RidgeHead,
+)
 from sseg_nase.nets.maps import READS_FEATURES, Axis, Wires
 
+CLASSIFIERS = ("linear", "classifier")  # methods that see plain batches and no episodes
 ROTATION, TO_TEACHER = "rotation", "to_teacher"  # what a classifier may have beside it
 
 
@@ -112,11 +119,17 @@ def _prototypes(f: FinetuneConfig, d: Description, classes: int, g: torch.Genera
 
 
 def _matching(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:
+    if f.head == "mlp":
+        assert f.head_width is not None
+        return AttentionMLP(d.features, [f.head_width], generator=g)
     assert f.scale is not None
     return Matching(f.scale)
 
 
 def _relation(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:
+    if f.head == "mlp":
+        assert f.head_width is not None
+        return RelationMLP(d.features, [2 * f.head_width, f.head_width], generator=g)
     side = round((d.features // d.channels[-1]) ** 0.5)
     return RelationHead(d.channels[-1], side, generator=g)
 
@@ -155,6 +168,7 @@ METHODS: Mapping[str, Method] = {
     "r2d2": Method(_ridge, "ridge"),
     "maml": Method(_maml, "maml"),
     "linear": Method(_linear, "prototype"),
+    "classifier": Method(_linear, "classification"),  # an `evaluation`, of a closed set
 }
 
 
@@ -192,4 +206,4 @@ def fits(head: nn.Module | None, method: str, ways: int) -> bool:
     """Whether `head` is that of `method`, and one for episodes of `ways` classes."""
     if method == "maml":
         return isinstance(head, nn.Linear) and head.out_features == ways
-    return isinstance(head, {"relation": RelationHead}[method])
+    return isinstance(head, {"relation": (RelationHead, RelationMLP)}[method])

@@ -37,6 +37,7 @@ from sseg_nase.finetune.auxiliary import (
 )
 from sseg_nase.finetune.evolving import LabelledProbe, Tuned, mutated
 from sseg_nase.finetune.learner import (
+    CLASSIFIERS,
     METHODS,
     ROTATION,
     TO_TEACHER,
@@ -457,7 +458,7 @@ class FineTuner:
 
     def steps_of(self, seed: int) -> Iterator[Step]:
         """The steps of an epoch that is drawn from `seed`."""
-        if self.options.name == "linear":
+        if self.options.name in CLASSIFIERS:
             yield from self._batches(seed)
             return
         episodes = self._episodes(seed)
@@ -787,6 +788,6 @@ def meta_learned(tuner: FineTuner, step: Step, images: Tensor, learner: EpisodeL
 
 
 OUTCOMES: Mapping[str, Callable[[FineTuner, Step, Tensor, EpisodeLearner], Outcome]] = {
-    "linear": classification,
+    **dict.fromkeys(CLASSIFIERS, classification),
     "maml": meta_learned,
 }

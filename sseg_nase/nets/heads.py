@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -70,6 +73,61 @@ class RelationHead(nn.Module):
     def _maps(self, features: Tensor) -> Tensor:
         maps = features.reshape(-1, self.channels, self.side, self.side)
         return maps.to(memory_format=torch.channels_last)
+
+
+class PairHead(nn.Module):
+    """An MLP that scores pairs of embeddings: `[a, b]` of `2 · features` → `hidden` … → 1.
+
+    Between its layers there is ReLU. The first layer is kept as one part for each side: every
+    embedding then goes through it once, however many pairs it is in.
+    """
+
+    def __init__(
+        self, features: int, hidden: Sequence[int], *, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.hidden = tuple(hidden)
+        self.of_support = nn.Linear(features, hidden[0], bias=False)
+        self.of_query = nn.Linear(features, hidden[0])
+        sizes = [*hidden, 1]
+        layers = [nn.Linear(into, out) for into, out in pairwise(sizes)]
+        self.layers = nn.ModuleList(layers)
+        initialize(self, generator)
+        with torch.no_grad():  # drawn for half of the inputs that a pair has
+            self.of_support.weight.mul_(0.5**0.5)
+            self.of_query.weight.mul_(0.5**0.5)
+
+    def pairs(self, support: Tensor, query: Tensor) -> Tensor:
+        """Scores `[E, M, A]` of query `[E, M, D]` with each of support `[E, A, D]`."""
+        x = self.of_query(query)[:, :, None] + self.of_support(support)[:, None]
+        for linear in self.layers:
+            x = linear(F.relu(x))
+        return x[..., 0]
+
+    def wiring(self, embedding: Axis | None) -> dict[str, Wires]:
+        """Both parts of its first layer read the embedding."""
+        return {"of_support.weight": READS_FEATURES, "of_query.weight": READS_FEATURES}
+
+
+class AttentionMLP(PairHead):
+    """Matching networks with a learned attention: the softmax of an MLP on `[query, support]`.
+
+    Instead of the cosine of Vinyals et al. 2016, eq. 1; what it does with it is the same.
+    """
+
+    def forward(self, support: Tensor, query: Tensor) -> Tensor:
+        """Log-probabilities `[E, M, N]` of query `[E, M, D]` by support `[E, N, K, D]`."""
+        ways, shots = support.shape[-3:-1]
+        attention = self.pairs(support.flatten(-3, -2), query).log_softmax(dim=-1)
+        return attention.unflatten(-1, (ways, shots)).logsumexp(dim=-1)
+
+
+class RelationMLP(PairHead):
+    """The relation module as an MLP on `[query, class mean]`, for embeddings that are no maps."""
+
+    def forward(self, support: Tensor, query: Tensor) -> Tensor:
+        """Relations `[E, M, N]` in (0, 1) of query `[E, M, D]` to support `[E, N, K, D]`."""
+        return self.pairs(support.mean(dim=-2), query).sigmoid()
 
 
 class LinearHead(nn.Linear):

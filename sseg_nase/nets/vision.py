@@ -19,13 +19,14 @@ INPUTS = ("centred", "imagenet")  # what the weights expect: see `VisionBackbone
 class VisionBackbone(Backbone):
     """A network `body` of torchvision, whose tensors have torchvision's names.
 
-    `classifier`: the prefix of those that are left out. `inputs`: how the weights expect images,
-    `centred` in [-1, 1] as all networks here get them, or `imagenet`: the network then first brings
-    those to the mean and deviation of ImageNet's colours.
+    `classifier`: the prefix of those that are left out; `stem`: the weights that read images.
+    `inputs`: how the weights expect images, `centred` in [-1, 1] as all networks here get them, or
+    `imagenet`: the network then first brings those to the mean and deviation of ImageNet's colours.
     """
 
     body: nn.Module
     classifier: str
+    stem: str
     architecture: FamilyArchitecture
 
     def __init__(self, architecture: FamilyArchitecture, inputs: str) -> None:

@@ -34,6 +34,7 @@ def load_weights(backbone: Backbone, weights: str) -> str:
     left_out = sorted(tensor for tensor in given if tensor.startswith(backbone.classifier))
     given = {tensor: value for tensor, value in given.items() if tensor not in left_out}
     own = backbone.body.state_dict()
+    given, summed = _for_grey(given, own, backbone.stem)
     _check(given, own, f"{key}: {path.name} does not fit backbone={name}")
     if names := not_finite(given):
         raise UserError(
@@ -43,7 +44,22 @@ def load_weights(backbone: Backbone, weights: str) -> str:
     counters = {tensor: value for tensor, value in own.items() if tensor.endswith(_COUNTER)}
     backbone.body.load_state_dict({**counters, **given})
     dropped = f"; left out, as it is the classifier: {', '.join(left_out)}" if left_out else ""
-    return f"{key}: {len(given)} tensors of {path} loaded{dropped}"
+    grey = f"; for grey images {backbone.stem} is summed over its three channels" if summed else ""
+    return f"{key}: {len(given)} tensors of {path} loaded{dropped}{grey}"
+
+
+def _for_grey(
+    given: dict[str, Tensor], own: dict[str, Tensor], stem: str
+) -> tuple[dict[str, Tensor], bool]:
+    """With the first layer's weights summed over red, green and blue where the network takes grey.
+
+    Such a layer gives for a grey image what the one in the file gives for the image in all three
+    channels.
+    """
+    weights = given.get(stem)
+    if weights is None or weights.ndim != 4 or weights.shape[1] != 3 or own[stem].shape[1] != 1:
+        return given, False
+    return {**given, stem: weights.sum(dim=1, keepdim=True)}, True
 
 
 def _of_torchvision(name: str) -> Path:

@@ -48,6 +48,7 @@ FINETUNED = {
     "r2d2": "R2D2",
     "maml": "MAML",
     "linear": "base classifier",
+    "classifier": "classifier",
 }
 JUDGED = {
     "prototype": "nearest prototype",

@@ -19,6 +19,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.files import write_json, write_text
 from sseg_nase.finite import finite, plain
 from sseg_nase.kinds import kinds
+from sseg_nase.reporting import closed_sets
 from sseg_nase.reporting.comparison import Comparison, compare
 from sseg_nase.reporting.comparison_tables import (
     PUBLISHED,
@@ -60,7 +61,13 @@ from sseg_nase.rundir.environment import read_environment
 from sseg_nase.rundir.events import span
 from sseg_nase.rundir.names import ENVIRONMENT, RESULTS
 from sseg_nase.rundir.record import RunRecord, read_run
-from sseg_nase.rundir.results import EpisodeResult, doubts_of, section
+from sseg_nase.rundir.results import (
+    EpisodeResult,
+    class_results,
+    doubts_of,
+    judged,
+    section,
+)
 from sseg_nase.rundir.status import FINISHED, standing
 from sseg_nase.tracking.console import better
 from sseg_nase.tracking.mlflow_sink import shown
@@ -149,7 +156,7 @@ def document(
         *summary(record, results, known),
         *(picture for picture in pictures if picture.small),
         *_headline(record),
-        *_results(results, known),
+        *_results(record, results, known),
         *_efficiency(record),
         *figures,
         *_mutations(record),
@@ -228,8 +235,13 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, Text]]:
     if (task := record.setting("task", "pipeline")) != "pipeline":
         yield "Task", str(task)
     yield "Status", Bold(record.ended)
-    judged = {one.network for one in results_of(record)}
-    best = record.section("best") if BEST in judged else {}
+    closed = class_results(record.results, (BEST, LAST))
+    for key in dict.fromkeys(one.key for one in closed):
+        said = [f"{closed_sets.accuracy(each)} % ({each.network})" for each in closed]
+        yield key, "; ".join(said)
+    networks_judged = {one.network for one in results_of(record)}
+    networks_judged |= {one.network for one in closed}
+    best = record.section("best") if BEST in networks_judged else {}
     networks = {BEST: best, LAST: record.section("architecture")}
     sizes = {name: _size(network) for name, network in networks.items() if network}
     if len(set(sizes.values())) == 2:
@@ -252,7 +264,8 @@ def _stage(told: Mapping[str, Any]) -> str:
     epochs, best = told.get("epochs"), told.get("best_epoch")
     words = f"{told['method']}, {_figure(epochs, ',.0f')} epochs"
     if finite(best) and finite(told.get("val_accuracy")):
-        words += f" (chosen after {best + 1:,.0f}, {told['val_accuracy']:.2f} % on val episodes)"
+        on = "images" if "labelled_images" in told else "episodes"
+        words += f" (chosen after {best + 1:,.0f}, {told['val_accuracy']:.2f} % on val {on})"
     return words
 
 
@@ -293,8 +306,13 @@ def _fingerprint(record: RunRecord) -> str | None:
 # -- results -----------------------------------------------------------------------------------
 
 
-def _results(results: Sequence[EpisodeResult], known: Comparison | None) -> Iterator[Block]:
+def _results(
+    record: RunRecord, results: Sequence[EpisodeResult], known: Comparison | None
+) -> Iterator[Block]:
     yield Heading(2, "Results")
+    if class_results(record.results):
+        yield from closed_sets.blocks(record)
+        return
     if not results:
         yield Notice("There are no few-shot accuracies: the run has not come to judge a network.")
         return
@@ -693,8 +711,8 @@ def _of_skipped_steps(record: RunRecord) -> Iterator[str]:
 
 def _of_accuracies(record: RunRecord) -> Iterator[str]:
     """What is to be said of the accuracies, a sentence each."""
-    for group, network in (("fewshot", "last"), ("fewshot_best", "best")):
-        for key, result in record.section(group).items():
+    for network in (LAST, BEST):
+        for key, result in judged(record.results, network).items():
             about = f"{key}, {network} network"
             if not isinstance(result, dict) or not finite(result.get("accuracy")):
                 yield f"{about}: results.json holds no accuracy: left out."

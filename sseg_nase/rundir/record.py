@@ -16,7 +16,7 @@ from sseg_nase.finite import finite
 from sseg_nase.rundir.config import config_of
 from sseg_nase.rundir.events import is_event, salvaged
 from sseg_nase.rundir.names import CONFIG, EVENTS, MUTATIONS, RESULTS, STATUS
-from sseg_nase.rundir.results import SECTIONS, read_results, section
+from sseg_nase.rundir.results import CLOSED_SECTIONS, SECTIONS, read_results, section
 from sseg_nase.rundir.status import FINISHED, UNKNOWN, Status, read_status, standing
 from sseg_nase.rundir.unreadable import UnreadableError
 
@@ -303,7 +303,7 @@ def _are_stages(value: Any) -> bool:
     )
 
 
-_JUDGED = tuple(SECTIONS.values())
+_JUDGED = (*SECTIONS.values(), *CLOSED_SECTIONS.values())
 _HOLDS: Mapping[str, Callable[[Any], bool]] = {
     "fingerprint": _is_text,
     "status": _is_text,

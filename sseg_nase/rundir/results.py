@@ -21,6 +21,10 @@ SECTIONS: Mapping[str, str] = {
     "views": "fewshot_views",
     "control": "fewshot_control",
 }
+# Of a run that is judged on a closed set, in place of those.
+CLOSED_SECTIONS: Mapping[str, str] = {
+    network: name.replace("fewshot", "classification") for network, name in SECTIONS.items()
+}
 
 
 class EpisodeResult(NamedTuple):
@@ -60,6 +64,50 @@ class EpisodeResult(NamedTuple):
         }
 
 
+class ClassResult(NamedTuple):
+    """One network on a split of a closed set: shares of its images ± 95 % CI, in percent.
+
+    `key`: the images and what classified them, such as `cifar10/test/knn`; `network`: one of
+    `CLOSED_SECTIONS`; `precision`, `recall`, `f1` and `auc` are means over classes. None for what
+    is not known.
+    """
+
+    key: str
+    network: str
+    accuracy: float
+    ci95: float | None
+    images: int | None
+    method: str
+    top_k: Mapping[str, float]
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    auc: float | None
+
+    def as_section(
+        self,
+        *,
+        doubts: Sequence[str],
+        per_class: Sequence[Mapping[str, Any]],
+        roc: Sequence[Sequence[float]] | None,
+        classes: Mapping[str, Any],
+    ) -> dict[str, Any]:
+        """Return what results.json says of it.
+
+        `per_class`: the figures of each; `roc`: false and true positive rates, the mean over
+        classes, each against the others; for the rest see `EpisodeResult`.
+        """
+        figures = {k: v for k, v in self._asdict().items() if k not in ("key", "network")}
+        return {
+            **figures,
+            "top_k": dict(self.top_k),
+            "doubts": list(doubts),
+            **classes,
+            "per_class": [dict(one) for one in per_class],
+            "roc": roc,
+        }
+
+
 def episode_result(key: str, network: str, value: Any) -> EpisodeResult | None:
     """Return what a section of results.json says of one list; None where that is no accuracy."""
     if not isinstance(value, dict) or not finite(value.get("accuracy")):
@@ -87,6 +135,39 @@ def episode_results(
         for key, value in section(results, SECTIONS[network]).items()
     )
     return [one for one in found if one is not None]
+
+
+def class_results(
+    results: Mapping[str, Any], networks: Iterable[str] = tuple(CLOSED_SECTIONS)
+) -> list[ClassResult]:
+    """Return what `networks` are worth on closed sets in `results`, network by network."""
+    found = []
+    for network in networks:
+        for key, value in section(results, CLOSED_SECTIONS[network]).items():
+            if not isinstance(value, dict) or not finite(value.get("accuracy")):
+                continue
+            images = figure(value.get("images"))
+            told = {
+                name: value[name] if finite(value.get(name)) else None
+                for name in ("ci95", "precision", "recall", "f1", "auc")
+            }
+            found.append(
+                ClassResult(
+                    key=key,
+                    network=network,
+                    accuracy=value["accuracy"],
+                    images=None if images is None else int(images),
+                    method=str(value.get("method", "")),
+                    top_k=value["top_k"] if isinstance(value.get("top_k"), dict) else {},
+                    **told,
+                )
+            )
+    return found
+
+
+def judged(results: Mapping[str, Any], network: str) -> Mapping[str, Any]:
+    """Return the accuracies of a network of `SECTIONS` by key, on episodes or on a closed set."""
+    return section(results, SECTIONS[network]) or section(results, CLOSED_SECTIONS[network])
 
 
 def write_results(run: Path, results: Mapping[str, Any]) -> None:

@@ -165,7 +165,7 @@ def inherited(config: Config, space: Space, folder: Path) -> Inherited:
 
     networks = of_networks(config, space, "evaluator=inherited")
     config, _ = stages.fitted(dataclasses.replace(config, task="pipeline", resume=None))
-    tasks = stages.fewshot_tasks(config)
+    tasks = stages.tasks_of(config)
     device = torch.device(config.hardware.accelerator)
 
     def train(network: Backbone, seed: int) -> tuple[Mapping[str, float], Cost]:

@@ -28,7 +28,7 @@ from sseg_nase.files import read_json, write_json
 from sseg_nase.finite import finite
 from sseg_nase.provenance import code
 from sseg_nase.rundir.names import checkpoint_of
-from sseg_nase.rundir.results import read_results
+from sseg_nase.rundir.results import LAST, judged, read_results
 from sseg_nase.rundir.status import FAILED
 from sseg_nase.search.latency import LATENCY, Timed
 from sseg_nase.search.log import Candidate, Cost, Scored
@@ -309,8 +309,10 @@ def scores_of(results: Mapping[str, Any]) -> dict[str, float]:
     `accuracy` is the mean over the settings (such as 5w1s and 5w5s), in percent. All are of the
     network at the end of the run, on classes of val.
     """
-    fewshot = {f"accuracy/{key}": one["accuracy"] for key, one in results["fewshot"].items()}
-    found = {"accuracy": sum(fewshot.values()) / len(fewshot), **fewshot}
+    each = {f"accuracy/{k}": one["accuracy"] for k, one in judged(results, LAST).items()}
+    if not each:
+        raise ValueError("it holds no accuracy")
+    found = {"accuracy": sum(each.values()) / len(each), **each}
     for name, value in results["efficiency"].items():
         if isinstance(value, int | float) and not isinstance(value, bool) and finite(value):
             found[name] = value

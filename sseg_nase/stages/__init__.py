@@ -1,12 +1,16 @@
 """The steps of a run: pretrain, fine-tune, judge; and looks at a curriculum and at a run's past."""
 
+from sseg_nase.stages.classifying import ClosedTask, check_classifier, is_closed, tasks_of
 from sseg_nase.stages.controlling import compared, train_control
+from sseg_nase.stages.curriculum_images import TABLE as EXPORT_TABLE
+from sseg_nase.stages.curriculum_images import check_export, export_curriculum
 from sseg_nase.stages.drawing import draw_curriculum
 from sseg_nase.stages.finetuning import Place, fine_tune, labelled, place_of, places_of, reached_by
 from sseg_nase.stages.fitting import fitted, unused_images
 from sseg_nase.stages.judging import (
     FewShotTask,
     Judgement,
+    Task,
     check_head,
     doubted,
     efficiency,
@@ -21,11 +25,16 @@ from sseg_nase.stages.starting import Reached, images_of, seed_backbone, seed_le
 from sseg_nase.stages.teaching import OtherRun, classifier_of, guide_of
 
 __all__ = [
+    "EXPORT_TABLE",
+    "ClosedTask",
     "FewShotTask",
     "Judgement",
     "OtherRun",
     "Place",
     "Reached",
+    "Task",
+    "check_classifier",
+    "check_export",
     "check_head",
     "classifier_of",
     "compared",
@@ -34,11 +43,13 @@ __all__ = [
     "efficiency",
     "evaluate",
     "evaluate_best",
+    "export_curriculum",
     "fewshot_tasks",
     "fine_tune",
     "fitted",
     "guide_of",
     "images_of",
+    "is_closed",
     "judge_before_tuning",
     "labelled",
     "place_of",
@@ -49,6 +60,7 @@ __all__ = [
     "seed_backbone",
     "seed_learner",
     "stored",
+    "tasks_of",
     "train_control",
     "unused_images",
 ]

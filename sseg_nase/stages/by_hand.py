@@ -11,8 +11,9 @@ from sseg_nase.data.pixels import load_image
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.nets.backbone import Backbone
+from sseg_nase.stages.classifying import tasks_of
 from sseg_nase.stages.fitting import fitted
-from sseg_nase.stages.judging import Judgement, evaluate, fewshot_tasks
+from sseg_nase.stages.judging import Judgement, evaluate
 from sseg_nase.stages.starting import Reached, images_of
 
 
@@ -57,4 +58,4 @@ def judge(network: Backbone, config: Config) -> Judgement:
             f"of {taken[0]} channels and {taken[1]} px. Set both keys to these."
         )
     reached = Reached(network, name="the network")
-    return evaluate(fewshot_tasks(config), reached, next(network.parameters()).device)
+    return evaluate(tasks_of(config), reached, next(network.parameters()).device)

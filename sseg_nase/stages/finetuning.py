@@ -22,6 +22,7 @@ from sseg_nase.finetune.learner import METHODS as FINETUNING_METHODS
 from sseg_nase.finetune.learner import EpisodeLearner, around
 from sseg_nase.finetune.loop import Before, FineTuner, learner_of
 from sseg_nase.rundir.names import CHECKPOINTS, checkpoint_of
+from sseg_nase.stages.classifying import ByVal, labelled_part
 from sseg_nase.stages.judging import FewShotTask, judge_named
 from sseg_nase.stages.pretraining import interventions_of
 from sseg_nase.stages.starting import Reached, check_sizes, images_of, stored
@@ -128,6 +129,9 @@ def fine_tune(
     hardware, size = config.hardware, config.dataset.image_size
     fabric = distributed.build_fabric(hardware.accelerator, 1, hardware.precision)
     store = labelled(config)
+    classifier = config.finetune.name == "classifier"
+    if classifier:
+        store = labelled_part(config, store)
     images, _, notes = laid(
         store,
         0,
@@ -140,13 +144,11 @@ def fine_tune(
     for note in notes:
         sink.event("message", {"text": note})
     assert images is not None
-    selection = FewShotTask(selection_config(config), config.dataset)
+    judge = ByVal(config, store) if classifier else _by_episodes(config)
 
     def validate(learner: EpisodeLearner) -> tuple[float, float]:
         with at_once():  # it may take longer than any step
-            judged = judge_named(selection, Reached(learner, name=TUNED), fabric.device)
-        (result,) = judged.results.values()
-        return result["accuracy"], result["ci95"]
+            return judge(learner, fabric.device)
 
     def reached(progress: Mapping[str, Any]) -> dict[str, Any]:
         seen = dict(before.images_seen)
@@ -221,11 +223,29 @@ def fine_tune(
     return Reached(learner.eval(), **ended, name=name)
 
 
+def _by_episodes(
+    config: Config,
+) -> Callable[[EpisodeLearner, torch.device], tuple[float, float]]:
+    """What judges a learner on episodes of the val classes."""
+    selection = FewShotTask(selection_config(config), config.dataset)
+
+    def judge(learner: EpisodeLearner, device: torch.device) -> tuple[float, float]:
+        judged = judge_named(selection, Reached(learner, name=TUNED), device)
+        (result,) = judged.results.values()
+        return result["accuracy"], result["ci95"]
+
+    return judge
+
+
 def _told(tuner: FineTuner) -> dict[str, Any]:
     """What a stage has come to, as results tell it; epochs count from 0."""
     progress = tuner.progress
+    part = {}
+    if tuner.options.name == "classifier":
+        part["labelled_images"] = len(tuner.base.labels)
     return {
         "method": tuner.options.name,
+        **part,
         "epochs": progress.epoch,
         "steps": progress.step,
         "images_seen": progress.images_seen,

@@ -26,6 +26,7 @@ from sseg_nase.data.benchmarks import available_splits, how_dealt
 from sseg_nase.data.benchmarks.layouts import NAMELESS
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
+from sseg_nase.finetune.learner import CLASSIFIERS
 from sseg_nase.rundir.config import read_config
 from sseg_nase.rundir.unreadable import UnreadableError
 from sseg_nase.stages.starting import images_of
@@ -206,7 +207,7 @@ def _training_episodes(
     if shots is None:
         most = min(base.images // 2, chosen_by.images - evaluation.queries)
         shots = max(1, min(usual.shots, most))
-    if queries is None and asked.name != "linear":
+    if queries is None and asked.name not in CLASSIFIERS:
         queries = min(usual.queries, base.images - shots)
         if queries < 1:
             raise _too_small(base, shots + 1)
@@ -385,8 +386,8 @@ def _with_usual(config: Config, usual: Config) -> Config:
 
 
 def _keys(config: Config, section: str) -> Sequence[str]:
-    """What may be open in a section: finetune=linear has no queries."""
-    return OPEN[:2] if section == "finetune" and config.finetune.name == "linear" else OPEN
+    """What may be open in a section: a classifier has no queries."""
+    return OPEN[:2] if section == "finetune" and config.finetune.name in CLASSIFIERS else OPEN
 
 
 def _filled(config: Config, values: Callable[[str], Mapping[str, Any]]) -> Config:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from sseg_nase.config.compose import dataset_choice
+from sseg_nase.config.groups.dataset import Closed
+from sseg_nase.config.options import names_with
 from sseg_nase.config.places import place_of
 from sseg_nase.config.schema import Config
 from sseg_nase.data.curriculum.render import DRAWING
@@ -21,7 +23,7 @@ from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.rundir.data import read_data
 from sseg_nase.rundir.unreadable import UnreadableError
-from sseg_nase.stages.judging import FewShotTask
+from sseg_nase.stages.judging import Task
 from sseg_nase.stages.starting import images_of
 from sseg_nase.stages.teaching import classifier_file
 from sseg_nase.tracking.sink import Dataset
@@ -38,7 +40,7 @@ MOST_NAMED = 5
 Data = dict[str, Any]
 
 
-def data_of(config: Config, tasks: Sequence[FewShotTask], *, pretrained: bool) -> Data:
+def data_of(config: Config, tasks: Sequence[Task], *, pretrained: bool) -> Data:
     """What a pipeline or an evaluation with these `tasks` works with, as data.json has it.
 
     `images` by dataset and split, such as `digits/val`; `roles`: which of them serve for what;
@@ -58,10 +60,8 @@ def data_of(config: Config, tasks: Sequence[FewShotTask], *, pretrained: bool) -
         return images_of(config, config.dataset, split)
 
     for task in tasks:
-        key = task.episodes[0].key.rpartition("/")[0]
-        use("evaluate", key, partial(_is, task.store))
-        if task.base is not None:
-            use("centre", f"{key.partition('/')[0]}/train", partial(_is, task.base))
+        for role, key, store in task.stores():
+            use(role, key, partial(_is, store))
     name = config.dataset.name
     if pretrained and "NATURAL" in config.curriculum.levels:
         use("pretrain", f"{name}/train", partial(own, "train"))
@@ -188,14 +188,17 @@ def _distinct(images: Iterable[Data]) -> list[Data]:
 def overlaps(seen: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> Iterator[str]:
     """Yield in words what of the evaluated images of `data` was trained on."""
     for key in data["roles"].get("evaluate", ()):
-        judged = data["images"][key]
+        judged, name = data["images"][key], key.partition("/")[0]
+        is_closed = name in names_with(
+            Closed
+        )  # its classes are meant to be those that were trained on
         for one in seen:
-            if one["key"].partition("/")[0] != key.partition("/")[0]:
+            if one["key"].partition("/")[0] != name:
                 continue  # names mean nothing across data sets
             common = [name for name in judged["classes"] if name in set(one["classes"])]
             if one["sha256"]["images"] == judged["sha256"]["images"]:
                 yield f"the {judged['count']} images of {key} were trained on: {one['key']}"
-            elif common and _comparable_names(one, judged):
+            elif common and not is_closed and _comparable_names(one, judged):
                 named = ", ".join(common[:MOST_NAMED]) + (", …" if common[MOST_NAMED:] else "")
                 yield (
                     f"{len(common)} classes of {key} have names of classes that were trained on "
@@ -242,7 +245,10 @@ def in_results(data: Mapping[str, Any]) -> Data:
     drawing = {"drawing": data["drawing"]} if data.get("drawn") else {}
     # Embedded for the mean that features are judged without (evaluation.normalize=cl2n).
     centred = {key: data["images"][key]["count"] for key in data["roles"].get("centre", ())}
+    # Of a closed set: whose labels its nearest neighbours, or a linear probe, are taken from.
+    compared = {key: data["images"][key]["count"] for key in data["roles"].get("compare", ())}
     more = {**drawing, **({"centred": centred} if centred else {})}
+    more |= {"compared": compared} if compared else {}
     return {"evaluated": evaluated, "trained": trained, **more}
 
 

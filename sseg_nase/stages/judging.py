@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -39,9 +39,11 @@ from sseg_nase.hardware.energy import energy
 from sseg_nase.hardware.latency import latency_ms
 from sseg_nase.hardware.memory import peak_memory_mb
 from sseg_nase.nets.backbone import Backbone
+from sseg_nase.nets.heads import AttentionMLP
 from sseg_nase.rundir.confusion import Confusion
 from sseg_nase.rundir.embeddings import Embeddings, chosen_images
-from sseg_nase.rundir.results import LAST, EpisodeResult
+from sseg_nase.rundir.results import BEST, LAST, EpisodeResult
+from sseg_nase.rundir.results import judged as judged_in
 from sseg_nase.stages.fitting import judged_datasets, room_of, what_fits
 from sseg_nase.stages.starting import Reached, images_of
 from sseg_nase.statistics import mean_ci95, paired_difference
@@ -119,16 +121,7 @@ class FewShotTask:
         network = backbone.for_inference()
 
         def features(store: ImageStore) -> torch.Tensor:
-            def of(number: int) -> torch.Tensor:
-                return embed(
-                    network,
-                    store,
-                    batch_size=evaluation.batch_size,
-                    device=device,
-                    preprocess=lambda raw: view(normalize(raw), number),
-                )
-
-            return torch.stack([of(number) for number in range(views)]).mean(0)
+            return embedded_by(network, store, evaluation, device, views)
 
         def read(indices: torch.Tensor) -> torch.Tensor:
             return normalize(self.store.batch(indices.cpu()).to(device))
@@ -143,8 +136,13 @@ class FewShotTask:
         looked_at: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
         if evaluation.method != "maml":  # which looks at the images themselves
             looked_at = embedded, normalized(embedded, mean, evaluation)
+        shown = looked_at[1]
         centre = None if mean is None else mean.cpu()
-        judged = Judgement({}, {}, {}, self._chosen(looked_at[1]), centre)
+        judged = Judgement({}, {}, {}, mean=centre)
+        if shown is not None:
+            judged = judged._replace(
+                embeddings=chosen_embeddings(self.store, shown, self.images_key)
+            )
         for episodes in self.episodes:
             one = evaluate_episodes(
                 embedded,
@@ -177,19 +175,17 @@ class FewShotTask:
             )
         return judged
 
-    def _chosen(self, judged: torch.Tensor | None) -> Embeddings | None:
-        """What a picture of the embeddings shows, as they are judged."""
-        if judged is None:
-            return None
-        chosen = chosen_images(self.store.labels)
-        rows = judged[torch.from_numpy(chosen)]
-        names, labels = np.unique(self.store.labels[chosen], return_inverse=True)
-        return Embeddings(
-            rows.cpu().numpy(),
-            labels,
-            tuple(self.store.class_names[name] for name in names),
-            self.episodes[0].key.rsplit("/", 1)[0],
-        )
+    @property
+    def images_key(self) -> str:
+        """The data set and split that are judged."""
+        return self.episodes[0].key.rpartition("/")[0]
+
+    def stores(self) -> list[tuple[str, str, ImageStore]]:
+        """The images that it judges by: their role, key and store."""
+        found = [("evaluate", self.images_key, self.store)]
+        if self.base is not None:
+            found.append(("centre", f"{self.images_key.partition('/')[0]}/train", self.base))
+        return found
 
     def _augmented(
         self, network: nn.Module, embedded: torch.Tensor, device: torch.device
@@ -214,6 +210,57 @@ class FewShotTask:
         return embedded.index_copy(0, rows, (embedded[rows] + count * views) / (count + 1))
 
 
+class Task(Protocol):
+    """What judges a network: few-shot episodes, or the classes of a closed set.
+
+    `images_key`: the data set and split that are judged.
+    """
+
+    config: Config
+
+    @property
+    def images_key(self) -> str:
+        """The data set and split that are judged."""
+
+    def stores(self) -> list[tuple[str, str, ImageStore]]:
+        """The images that it judges by, as far as they are open: role, key and store."""
+
+    def judge(
+        self, trained: Backbone | EpisodeLearner, device: torch.device, views: int = 1
+    ) -> Judgement:
+        """How `trained` does. Raises `NotFiniteError` where no accuracy can be taken."""
+
+
+def embedded_by(
+    network: nn.Module,
+    store: ImageStore,
+    evaluation: EvaluationConfig,
+    device: torch.device,
+    views: int = 1,
+) -> torch.Tensor:
+    """Embeddings float32 `[n, D]` of all images of `store`; of several views their mean."""
+
+    def of(number: int) -> torch.Tensor:
+        return embed(
+            network,
+            store,
+            batch_size=evaluation.batch_size,
+            device=device,
+            preprocess=lambda raw: view(normalize(raw), number),
+        )
+
+    return torch.stack([of(number) for number in range(views)]).mean(0)
+
+
+def chosen_embeddings(store: ImageStore, judged: torch.Tensor, images_key: str) -> Embeddings:
+    """What a picture of the embeddings `judged` `[n, D]` of `store` shows."""
+    chosen = chosen_images(store.labels)
+    rows = judged[torch.from_numpy(chosen)]
+    names, labels = np.unique(store.labels[chosen], return_inverse=True)
+    shown = tuple(store.class_names[name] for name in names)
+    return Embeddings(rows.cpu().numpy(), labels, shown, images_key)
+
+
 def _protocol(method: str, evaluation: EvaluationConfig, views: int = 1) -> str:
     """The method with what is done to features, support and queries, as results tell it."""
     parts = [method, evaluation.normalize]
@@ -232,7 +279,7 @@ def fewshot_tasks(config: Config) -> list[FewShotTask]:
 
 
 def evaluate(
-    tasks: list[FewShotTask], reached: Reached, device: torch.device, views: int = 1
+    tasks: Sequence[Task], reached: Reached, device: torch.device, views: int = 1
 ) -> Judgement:
     """Judge a network on every task, by so many `views` of every image.
 
@@ -250,24 +297,19 @@ def evaluate(
     return judged
 
 
-def judge_named(
-    task: FewShotTask, reached: Reached, device: torch.device, views: int = 1
-) -> Judgement:
+def judge_named(task: Task, reached: Reached, device: torch.device, views: int = 1) -> Judgement:
     """`task.judge`; its `NotFiniteError` says which network and which images."""
     try:
         return task.judge(reached.network, device, views)
     except NotFiniteError as error:
-        images = task.episodes[0].key.rsplit("/", 1)[0]
         raise NotFiniteError(
-            f"{reached.name} cannot be evaluated on dataset {images}: {error}. If its training "
-            "diverged, give a checkpoint from before that, or train again with a lower learning "
-            "rate or with hardware.precision=32-true."
+            f"{reached.name} cannot be evaluated on dataset {task.images_key}: {error}. If its "
+            "training diverged, give a checkpoint from before that, or train again with a lower "
+            "learning rate or with hardware.precision=32-true."
         ) from error
 
 
-def judge_before_tuning(
-    tasks: list[FewShotTask], reached: Reached, device: torch.device
-) -> Judgement:
+def judge_before_tuning(tasks: Sequence[Task], reached: Reached, device: torch.device) -> Judgement:
     """Judge a network that is not fine-tuned; a method that needs a head gets an untrained one."""
     config = tasks[0].config
     if option_of(MethodConfig, config.evaluation.method).headed:
@@ -280,11 +322,11 @@ def judge_before_tuning(
 
 def doubted(results: Mapping[str, Any]) -> list[str]:
     """What the results of a run say against their own accuracies, a warning each."""
-    networks = {"fewshot": "the last network", "fewshot_best": "the best network"}
+    networks = {LAST: "the last network", BEST: "the best network"}
     return [
         f"{key}, {name}: {doubt}. Its accuracy means little."
-        for group, name in networks.items()
-        for key, result in results.get(group, {}).items()
+        for network, name in networks.items()
+        for key, result in judged_in(results, network).items()
         for doubt in result["doubts"]
     ]
 
@@ -294,6 +336,12 @@ def check_head(reached: Reached, config: Config) -> None:
     method, ways = config.evaluation.method, config.evaluation.ways
     head = reached.network.head if isinstance(reached.network, EpisodeLearner) else None
     assert ways is not None
+    normalize = config.evaluation.normalize
+    if method == "matching" and isinstance(head, AttentionMLP) and normalize != "none":
+        raise UserError(
+            f"evaluation.normalize={normalize}: the attention in checkpoint={config.checkpoint} "
+            "was trained on features as they are; set evaluation.normalize=none."
+        )
     if not option_of(MethodConfig, method).headed or fits(head, method, ways):
         return
     has = "no head of it" if head is None else "another head"
@@ -305,7 +353,7 @@ def check_head(reached: Reached, config: Config) -> None:
 
 
 def evaluate_best(
-    tasks: list[FewShotTask],
+    tasks: Sequence[Task],
     path: Path,
     last: Backbone,
     judged: Judgement,

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sseg_nase.finite import finite, positive
+from sseg_nase.rundir.results import BEST, LAST, judged
 from sseg_nase.rundir.status import FINISHED
 from sseg_nase.tracking.sink import RunInfo, Sink
 
@@ -262,8 +263,8 @@ def summary_table(
     """Return the closing table of a run, a column per network, and what is said below it.
 
     `results` is results.json, `mutations` the lines of mutations.jsonl. First stands the network
-    with the lowest loss (`fewshot_best`), where there is one, then the last one, then the
-    untrained seed network, all on the same episodes. `print_summary` prints it with the command
+    with the lowest loss, where there is one, then the last one, then the untrained seed network,
+    all on the same episodes or images. `print_summary` prints it with the command
     that opens the UI kept on one line.
     """
     networks = networks_of(results)
@@ -271,19 +272,14 @@ def summary_table(
     table.add_column("")
     for name in networks:
         table.add_column(name, justify="right")
-    lists = dict.fromkeys(key for fewshot, _ in networks.values() for key in fewshot)
-    for key in lists:
-        table.add_row(key, *(_accuracy(fewshot.get(key)) for fewshot, _ in networks.values()))
+    keys = dict.fromkeys(key for lists, _ in networks.values() for key in lists)
+    for key in keys:
+        table.add_row(key, *(_accuracy(lists.get(key)) for lists, _ in networks.values()))
     rows = [dict(_network_rows(costs)) for _, costs in networks.values()]
     for name in dict.fromkeys(name for row in rows for name in row):
         table.add_row(name, *(row.get(name, "") for row in rows))
-    judged = [
-        f"{one['episodes']} episodes, {one['method']}, "
-        f"{'transductive' if one['transductive'] else 'inductive'}"
-        for fewshot, _ in networks.values()
-        for one in fewshot.values()
-    ]
-    table.caption = "; ".join(dict.fromkeys(judged)) or None
+    said = [_protocol(one) for lists, _ in networks.values() for one in lists.values()]
+    table.caption = "; ".join(dict.fromkeys(said)) or None
     lines = [*better(results), *gained(results), f"mutations accepted: {_mutations(mutations)}"]
     seen = results.get("images_seen") or {}
     counts = [f"{_count(n)} {name.replace('_', ' ')}" for name, n in seen.items() if n]
@@ -298,6 +294,14 @@ def summary_table(
         # A line of its own is copied whole, and at 80 columns mostly not broken.
         lines += ["compare runs:", ui_command]
     return Group(*shown, *(Text(line) for line in lines))
+
+
+def _protocol(one: Mapping[str, Any]) -> str:
+    """By what a network was judged: episodes, or the images of a closed set."""
+    if "episodes" not in one:
+        return f"{one['images']:,} images, {one['method']}"
+    way = "transductive" if one["transductive"] else "inductive"
+    return f"{one['episodes']} episodes, {one['method']}, {way}"
 
 
 def _spent(macs: Mapping[str, int]) -> str:
@@ -316,7 +320,7 @@ def networks_of(
     last one there is one column for both.
     """
     last = {**(results.get("efficiency") or {}), **(results.get("architecture") or {})}
-    fewshot, best = results.get("fewshot") or {}, results.get("fewshot_best") or {}
+    fewshot, best = judged(results, LAST), judged(results, BEST)
     about = results.get("best") or {}
     found: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
     if best and best == fewshot and about.get("params") == last.get("params"):
@@ -325,23 +329,28 @@ def networks_of(
         found["best"] = (best, {**about, "resolution": last.get("resolution")})
     if fewshot and "best and last" not in found:
         found["last" if best else "this run"] = (fewshot, last)
-    if views := results.get("fewshot_views") or {}:
+    if views := judged(results, "views"):
         told = results.get("test_views") or {}
         costs = {**last, "macs": told.get("macs", last.get("macs"))}
         kept = ("macs", "resolution", "params")
         costs = {key: costs[key] for key in kept if key in costs}
         found[f"{told.get('views', 'several')} views"] = (views, costs)
-    if control := results.get("fewshot_control") or {}:
+    if control := judged(results, "control"):
         found["control"] = (control, results.get("control") or {})
-    if untrained := results.get("fewshot_untrained") or {}:
+    if untrained := judged(results, "untrained"):
         found["untrained"] = (untrained, {})
     return found
+
+
+def _units(one: Mapping[str, Any] | None) -> str:
+    """What an accuracy is the mean of."""
+    return "images" if one is not None and "images" in one else "episodes"
 
 
 def better(results: Mapping[str, Any]) -> list[str]:
     """Return what sets the best network apart from the last one, in sentences."""
     about = results.get("best") or {}
-    if not about or not results.get("fewshot_best"):
+    if not about or not judged(results, BEST):
         return []
     lines = [
         f"best: lowest loss at the latest level, after epoch {about['epoch'] + 1}, chosen without "
@@ -351,9 +360,10 @@ def better(results: Mapping[str, Any]) -> list[str]:
         return lines
     for key, one in (about.get("minus_last") or {}).items():
         mean, ci95 = one["mean"], one["ci95"]
-        sure = "" if abs(mean) > ci95 else ", no difference that these episodes show"
+        units = _units(judged(results, LAST).get(key))
+        sure = "" if abs(mean) > ci95 else f", no difference that these {units} show"
         lines.append(
-            f"best minus last, {key}: {mean:+.2f} ± {ci95:.2f} points on the same episodes{sure}"
+            f"best minus last, {key}: {mean:+.2f} ± {ci95:.2f} points on the same {units}{sure}"
         )
     return lines
 
@@ -361,7 +371,7 @@ def better(results: Mapping[str, Any]) -> list[str]:
 def gained(results: Mapping[str, Any]) -> list[str]:
     """Return what evolution gave over the run's control, in sentences."""
     about, own = results.get("control") or {}, results.get("training_macs") or {}
-    if not about or not results.get("fewshot_control"):
+    if not about or not judged(results, "control"):
         return []
     costs = [own.get("total"), about.get("training_macs")]
     told = [f"{cost / 1e12:,.3g} T" if cost and positive(cost) else "unknown" for cost in costs]
@@ -372,9 +382,10 @@ def gained(results: Mapping[str, Any]) -> list[str]:
     ]
     for key, one in (about.get("last_minus") or {}).items():
         mean, ci95 = one["mean"], one["ci95"]
-        sure = "" if abs(mean) > ci95 else ", no difference that these episodes show"
+        units = _units(judged(results, LAST).get(key))
+        sure = "" if abs(mean) > ci95 else f", no difference that these {units} show"
         lines.append(
-            f"last minus control, {key}: {mean:+.2f} ± {ci95:.2f} points on the same episodes{sure}"
+            f"last minus control, {key}: {mean:+.2f} ± {ci95:.2f} points on the same {units}{sure}"
         )
     return lines
 

@@ -15,7 +15,14 @@ from sseg_nase.errors import UserError
 from sseg_nase.kinds import kind_of
 from sseg_nase.rundir.events import read_events
 from sseg_nase.rundir.names import EVENTS
-from sseg_nase.rundir.results import LAST, episode_results, read_results
+from sseg_nase.rundir.results import (
+    LAST,
+    ClassResult,
+    EpisodeResult,
+    class_results,
+    episode_results,
+    read_results,
+)
 from sseg_nase.rundir.unreadable import UnreadableError
 from sseg_nase.tracking.sink import Resumed
 
@@ -130,7 +137,8 @@ def result_tags(directory: Path) -> dict[str, str]:
     results = read_results(directory) or {}
     tags, lines = dict[str, str](), list[str]()
     first = None
-    for one in episode_results(results, (LAST,)):
+    judged: list[EpisodeResult | ClassResult] = [*episode_results(results, (LAST,))]
+    for one in [*judged, *class_results(results, (LAST,))]:
         dataset, _, protocol = one.key.rpartition("/")
         first = first or dataset
         figure = f"{one.accuracy:.2f}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from sseg_nase.config.groups.dataset import Closed
 from sseg_nase.config.layout import group_option, groups
 from sseg_nase.config.members import chosen
 from sseg_nase.config.options import fields_of, is_group
@@ -28,6 +29,9 @@ def having(config: Config, key: str) -> Config:
             own = {each: value for each, value in values.items() if "${" not in str(value)}
             kept = {each: own.get(each, getattr(before, each, None)) for each in names}
             section = kind(**kept)
+            if isinstance(section, Closed):  # which is judged as such
+                usual = dataclasses.replace(config.evaluation, name="knn", datasets=[section.name])
+                config = dataclasses.replace(config, evaluation=usual)
             return dataclasses.replace(config, **{group: section})
     raise AssertionError(f"{key}: no option has it")
 

@@ -84,6 +84,7 @@ NAMES_PLACES_AND_SPEED = {
     "evaluation.memory_mb",
     "pretrain.checkpoint_interval_epochs",
     "pretrain.keep_checkpoints",
+    "curriculum.export",
 }
 OF_SEARCH = ("search.", "space.", "strategy.", "evaluator.")
 TAKEN_HOME = ("export.", "predict.")

@@ -53,8 +53,9 @@ def test_a_config_stored_with_nulls_is_that_of_the_same_run_now(
 
 
 def _of_some(kind: Any) -> list[str]:
-    """The keys that not all options of a group have, dictionaries left out."""
-    names = [{name for name, *_ in fields_of(cls)} for cls in options_of(kind).values()]
+    """The keys that not all options of a group had then, dictionaries left out."""
+    then = [cls for cls in options_of(kind).values() if cls.once_null]
+    names = [{name for name, *_ in fields_of(cls)} for cls in then]
     optional = set.union(*names) - set.intersection(*names)
     return [
         name for name, inner, _ in fields_of(kind) if name in optional and "dict" not in str(inner)

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from sseg_nase.config.compose import load
-from sseg_nase.config.groups.dataset import DatasetConfig, OwnImages
+from sseg_nase.config.groups.dataset import Closed, DatasetConfig, OwnImages
 from sseg_nase.config.options import names_with
 from sseg_nase.data import benchmarks
 from sseg_nase.data.benchmarks import cifar_fs, load_split
@@ -300,7 +300,7 @@ def test_a_complete_benchmark_is_taken_as_it_was_published(
 def test_own_images_are_cleaned_and_benchmarks_are_not(name: str) -> None:
     dataset = default(name)
     assert dataset.duplicates == ("drop" if name in names_with(OwnImages) else "keep")
-    assert dataset.overlap == "refuse"
+    assert dataset.overlap == ("keep" if name in names_with(Closed) else "refuse")
 
 
 def test_images_without_files_are_named_by_class_and_number(tmp_path: Path) -> None:

@@ -100,6 +100,8 @@ def scores(learner: nn.Module, images: torch.Tensor, masks: Any = None) -> torch
         ("linear", []),
         ("linear", ["backbone.embedding=flatten"]),
         ("relation", ["backbone.embedding=flatten"]),
+        ("relation", ["finetune.head=mlp", "finetune.head_width=8"]),
+        ("matching", ["finetune.head=mlp", "finetune.head_width=8"]),
         ("r2d2", []),
     ],
 )
@@ -124,10 +126,11 @@ def test_head_and_moments_follow_the_encoder(method: str, further: list[str]) ->
 
 
 def _moments_as_by_hand(mutation: Mutation, method: str, old: Any, new: Any) -> None:
-    name = {"linear": "head.weight", "relation": "head.of_query.weight"}.get(method)
+    name = {"r2d2": None, "linear": "head.weight"}.get(method, "head.of_query.weight")
     if name is None:
         return
-    channels = mutation.features if method == "linear" else mutation.spaces[-1]
+    maps = "head.of_class.weight" in new  # whose channels are those of the last block
+    channels = mutation.spaces[-1] if maps else mutation.features
     for key in ("exp_avg", "exp_avg_sq"):
         for column, source in enumerate(channels.index):
             moment = new[name][key][:, column]
@@ -135,7 +138,8 @@ def _moments_as_by_hand(mutation: Mutation, method: str, old: Any, new: Any) -> 
                 assert torch.equal(moment, old[name][key][:, source])
             elif key == "exp_avg":
                 assert not moment.any()
-    assert new["head.bias" if method == "linear" else "head.fc1.weight"]["step"] == 2
+    kept = ("head.bias", "head.fc1.weight", "head.layers.0.weight")  # what no mutation changes
+    assert [new[name]["step"] for name in kept if name in new] == [2]
 
 
 def test_the_average_grows_along_and_the_best_network_is_chosen_anew() -> None:

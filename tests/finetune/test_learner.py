@@ -113,9 +113,13 @@ def test_the_relation_loss() -> None:
     assert squared_error(relations, truth).item() == pytest.approx(sum(errors) / len(errors))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_has_a_head_for_every_backbone(name: str) -> None:
-    config = load([f"finetune={name}"])
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [*((name, None) for name in METHODS), ("matching", "mlp"), ("relation", "mlp")],
+)
+def test_every_method_has_a_head_for_every_backbone(name: str, head: str | None) -> None:
+    further = ["dataset=cifar10"] if name == "classifier" else []
+    config = load([f"finetune={name}", *([f"finetune.head={head}"] if head else []), *further])
     for embedding in ("average", "flatten"):
         architecture = Architecture.seed((4, 8), resolution=16, embedding=embedding)
         generator = torch.Generator().manual_seed(0)
@@ -123,8 +127,8 @@ def test_every_method_has_a_head_for_every_backbone(name: str) -> None:
         learner = around(backbone, config.finetune, 7, generator)
         features = torch.randn(2, 5, 3, architecture.features, generator=generator)
         query = torch.randn(2, 9, architecture.features, generator=generator)
-        if name in ("linear", "maml"):
-            assert learner.head(query).shape == (2, 9, 7 if name == "linear" else 5)
+        if name in ("linear", "classifier", "maml"):
+            assert learner.head(query).shape == (2, 9, 5 if name == "maml" else 7)
         else:
             assert learner.head(features, query).shape == (2, 9, 5)
         assert fits(learner.head, "relation", 5) == (name == "relation")

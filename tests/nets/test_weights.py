@@ -66,6 +66,30 @@ def test_an_old_file_without_counters_is_whole(theirs: nn.Module, tmp_path: Path
     assert torch.equal(network.state_dict()["body.layer4.1.bn2.bias"], state["layer4.1.bn2.bias"])
 
 
+def test_grey_images_meet_the_first_layer_summed_over_the_colours(
+    theirs: nn.Module, tmp_path: Path
+) -> None:
+    """As the network of three channels has a grey image in each of them."""
+    weights = saved(tmp_path / "resnet18.pth", theirs.state_dict())
+    coloured, grey = (
+        ours(ResNetArchitecture("resnet18", 40, inputs="centred", in_channels=channels))
+        for channels in (3, 1)
+    )
+    assert "conv1.weight is summed" not in load_weights(coloured, weights)
+    assert "for grey images conv1.weight is summed over its three" in load_weights(grey, weights)
+    images = torch.rand(3, 1, 40, 40, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with torch.no_grad():
+        expected = coloured(images.expand(-1, 3, -1, -1))
+        torch.testing.assert_close(grey(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_only_three_channels_are_summed_for_grey(theirs: nn.Module, tmp_path: Path) -> None:
+    state = {**theirs.state_dict(), "conv1.weight": torch.ones(64, 4, 7, 7)}
+    weights = saved(tmp_path / "four.pth", state)
+    with pytest.raises(UserError, match=r"conv1\.weight is \[64, 4, 7, 7\] instead of"):
+        load_weights(ours(ResNetArchitecture("resnet18", 40, in_channels=1)), weights)
+
+
 def without(state: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if key not in names}
 

@@ -33,6 +33,7 @@ from sseg_nase.stages.identity import (
     refuse,
     trained_on,
 )
+from sseg_nase.stages.judging import FewShotTask
 from sseg_nase.training import checkpoint
 
 Data = dict[str, Any]
@@ -185,6 +186,8 @@ def judged_on(key: str, images: Data) -> Data:
             ["1 classes of own/val have names of classes that were trained on (own/train): b"],
         ),
         (("other/train", {}), ("own/val", {}), []),
+        (("cifar10/train", {}), ("cifar10/val", {"seed": 1}), []),  # a closed set
+        (("cifar10/train", {}), ("cifar10/val", {}), ["the 4 images of cifar10/val were trained"]),
         (("own/train", {"names": ("0", "1")}), ("own/val", {"seed": 1, "names": ("0", "1")}), []),
         (
             ("own/train", {"names": ("0", "x")}),
@@ -266,8 +269,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
     return found
 
 
-def task(key: str, base: ImageStore | None = None) -> Any:
-    return SimpleNamespace(episodes=[SimpleNamespace(key=key)], store=store(7), base=base)
+def task(key: str, base: ImageStore | None = None) -> FewShotTask:
+    """On the episodes `key`, without drawing any."""
+    made = FewShotTask.__new__(FewShotTask)
+    made.episodes, made.store, made.base = [SimpleNamespace(key=key)], store(7), base  # type: ignore[list-item]
+    return made
 
 
 DIGITS = "dataset=digits"

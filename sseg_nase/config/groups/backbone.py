@@ -84,7 +84,7 @@ class Chain(BackboneConfig):
 class Planned(BackboneConfig):
     """Backbones that are made of operations, which `plan` says; the rest follows from these."""
 
-    evolves = True
+    evolves, once_null = True, False
     described_by: ClassVar[str] = "sseg_nase.nets.searched:SearchedArchitecture"
 
     def plan(self, image_size: int) -> Any:

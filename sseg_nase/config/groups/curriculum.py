@@ -27,3 +27,4 @@ class CurriculumConfig(Checked):
     plateau_window_size: Annotated[int, option(least=1)]
     gap_threshold: Annotated[float, option(least=0)]
     perturbation: Annotated[float, option(least=0, most=0.5)]
+    export: Annotated[Optional[str], option(path="a folder for the images")]

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Optional
 from sseg_nase.config.options import Option, group, option, register
 
 SPLITS = ("train", "val", "test")
+VARIANTS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")  # of EMNIST
 READERS = "sseg_nase.data.benchmarks"
 FRACTIONS = "three numbers, for train, val and test"
 
@@ -113,6 +114,32 @@ class Omniglot(Benchmark, Drawings):
     split_by: Annotated[str, option(choices=("alphabets", "classes", "vinyals"))]
     rotations: bool
     reader = f"{READERS}.omniglot:find"
+
+
+@register("dataset", "dtd")
+@dataclass(frozen=True)
+class Closed(Benchmark):
+    """Closed sets: benchmarks of classification, whose val and test have the classes of train."""
+
+    once_null = False
+    reader = f"{READERS}.closed:find"
+
+
+@register("dataset", "cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist", "qmnist")
+@register("dataset", "svhn", "stl10", "gtsrb")
+@dataclass(frozen=True)
+class HeldOut(Closed):
+    """Of which a share of the images of train, `validation`, is val."""
+
+    validation: Annotated[float, option(above=0, most=0.5)]
+
+
+@register("dataset", "emnist")
+@dataclass(frozen=True)
+class Emnist(HeldOut):
+    """EMNIST (Cohen et al. 2017), in its variants."""
+
+    variant: Annotated[str, option(choices=VARIANTS)]
 
 
 @register("dataset", "digits")

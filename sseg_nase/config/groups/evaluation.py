@@ -112,12 +112,35 @@ class MamlConfig(MethodConfig):
 
 
 @dataclass(frozen=True)
+class LinearProbeConfig:
+    """Logistic regression on the embeddings of train: of these the one that does best on val."""
+
+    regularization: Annotated[list[float], option(least=1e-6)]
+
+
+@dataclass(frozen=True)
+class KnnConfig:
+    """The nearest images of train vote."""
+
+    neighbours: Annotated[int, option(least=1)]
+    temperature: Annotated[float, option(least=0.001)]
+
+
+EPISODES = "fewshot"
+CLOSED_SETS = ("classification", "linear_probe", "knn")  # how these are judged
+
+
+@register("evaluation", EPISODES, *CLOSED_SETS)
+@group("evaluation")
+@dataclass(frozen=True)
 class EvaluationConfig(Checked):
     """The sections are options of the methods of their names; the others have no effect.
 
-    Ways, shots and queries that are `None` are fitted to the images when the run starts.
+    `name`: on episodes, or how a closed set is judged. Ways, shots and queries that are `None` are
+    fitted to the images when the run starts.
     """
 
+    name: str
     split: Annotated[str, option(choices=SPLITS)]
     ways: Annotated[Optional[int], option(least=2)]
     shots: Annotated[Optional[list[int]], option(least=1)]
@@ -139,6 +162,8 @@ class EvaluationConfig(Checked):
     linear: LinearConfig
     sinkhorn: SinkhornConfig
     maml: MamlConfig
+    linear_probe: LinearProbeConfig
+    knn: KnnConfig
     settings: dict[str, Any]
     batch_size: Annotated[int, option(least=1)]
     memory_mb: Annotated[float, option(above=0)]

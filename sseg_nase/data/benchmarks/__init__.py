@@ -268,7 +268,8 @@ def _check_disjoint(dataset: OnDisk, found: Found, split: str, listing: Listing)
 
     Names that differ in case, spaces or Unicode form only are common.
     """
-    if found.layout == dealing.BY_IMAGES:  # other images of the same classes, and it is said
+    # Other images of the same classes: it is said, or how a closed set is.
+    if found.closed or found.layout == dealing.BY_IMAGES:
         return
     own, files = listing.class_names, found.splits[split].files()
     for other, source in found.splits.items():

@@ -13,6 +13,7 @@ from typing import Any
 from sseg_nase.config.groups.dataset import SPLITS, OnDisk
 from sseg_nase.data.benchmarks.layouts import Found, SplitSource
 from sseg_nase.data.store import Listing
+from sseg_nase.errors import UserError
 
 BY_IMAGES = "images of every class"  # the layout where the classes are too few to hold any out
 USUAL = (0.64, 0.16, 0.2)
@@ -90,5 +91,41 @@ def _half(source: SplitSource, root: Path, seed: int, second: bool) -> SplitSour
             for item in sorted(items, key=rank)[int(second) :: 2]
         }
         return replace(listing, items=[item for item in listing.items if id(item) in chosen])
+
+    return replace(source, read=read)
+
+
+def held_out(source: SplitSource, share: float, seed: int, *, held: bool) -> SplitSource:
+    """The images of every class of `source` that are `held` out, a `share` of them; or the rest.
+
+    They are drawn from `seed` and their places in the class.
+
+    One image at least of every class is in either part. Raises UserError for a class with one.
+    """
+
+    def read() -> Listing:
+        listing = source.read()
+        by_class: dict[int, list[int]] = defaultdict(list)
+        for position, (_, label) in enumerate(listing.items):
+            by_class[label].append(position)
+        chosen: set[int] = set()
+        for label, positions in by_class.items():
+            name = listing.class_names[label]
+            if len(positions) < 2:
+                raise UserError(
+                    f"The class {name} has one image to train on, and one more is needed to be "
+                    "held out for val: add some, or remove the class."
+                )
+            ranks = [
+                hashlib.sha256(f"{seed}/{name}/{place}".encode()).digest()
+                for place in range(len(positions))
+            ]
+            order = [
+                positions[place] for place in sorted(range(len(positions)), key=ranks.__getitem__)
+            ]
+            count = min(max(1, round(share * len(order))), len(order) - 1)
+            chosen.update(order[:count] if held else order[count:])
+        items = [item for position, item in enumerate(listing.items) if position in chosen]
+        return replace(listing, items=items)
 
     return replace(source, read=read)

@@ -109,6 +109,7 @@ class Found:
     # False: labels are numbers, and counting from 0 in every split says nothing about classes.
     named: bool = True
     notices: Sequence[str] = ()  # on the data set as a whole
+    closed: bool = False  # all splits have the same classes
 
 
 Detector = Callable[[Path], "Found | None"]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from sseg_nase.files import replacing
 from sseg_nase.rundir.record import RunRecord
+from sseg_nase.rundir.results import class_results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,6 +52,7 @@ def figures_of_run(record: RunRecord) -> Iterator[Drawing]:
     from sseg_nase.reporting.figures import (
         accuracy,
         architecture,
+        classification,
         curriculum,
         embeddings,
         sparsity,
@@ -60,7 +62,10 @@ def figures_of_run(record: RunRecord) -> Iterator[Drawing]:
 
     if record.mutations:
         yield trajectory.growth(record)
-    yield accuracy.accuracy(record)
+    if class_results(record.results):
+        yield classification.roc(record)
+    else:
+        yield accuracy.accuracy(record)
     yield trajectory.trajectory(record)
     yield from architecture.architecture_pictures(record)
     yield training.losses(record)

@@ -209,7 +209,8 @@ def fine_tuning(record: RunRecord) -> Drawing:
         )
     told = {
         "linear": "Training accuracy: of the classifier over all base classes, which is another "
-        "task than the episodes of val classes."
+        "task than the episodes of val classes.",
+        "classifier": "Accuracy on val is over its images, of the classes of the training.",
     }
     caption = (
         f"Fine-tuning{f' with {name}' if name else ''} over {len(lines)} epochs: mean training "

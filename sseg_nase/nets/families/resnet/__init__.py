@@ -20,14 +20,9 @@ class ResNet(Pretrained):
     described_by: ClassVar[str] = f"{__name__}.network:ResNetArchitecture"
 
     def wrong(self) -> Iterator[str]:
-        """ImageNet's weights fit one stem, and images of three channels."""
+        """ImageNet's weights fit one stem."""
         if self.weights == "imagenet" and self.stem == "small":
             yield (
                 "backbone.stem=small: backbone.weights=imagenet fits backbone.stem=imagenet only; "
                 "leave one of them out."
-            )
-        elif self.weights == "imagenet" and self.in_channels != 3:
-            yield (
-                "backbone.weights=imagenet: these take images of 3 channels; set "
-                "dataset.channels=3, which repeats the one of grey images."
             )

@@ -152,6 +152,7 @@ class ResNet(VisionBackbone):
 
     architecture: ResNetArchitecture
     classifier = "fc."
+    stem = "conv1.weight"
     body: models.ResNet
 
     def __init__(

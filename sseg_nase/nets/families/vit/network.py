@@ -73,6 +73,7 @@ class VisionTransformer(VisionBackbone):
 
     architecture: ViTArchitecture
     classifier = "heads."
+    stem = "conv_proj.weight"
     body: models.VisionTransformer
 
     def __init__(

@@ -1,0 +1,1 @@
+"""Closed sets: figures of a classification, and classifiers on frozen embeddings."""
