@@ -998,7 +998,7 @@ def _stage(config: Config) -> Iterator[str]:
 
 
 def _head(config: Config) -> Iterator[str]:
-    """What finetune=matching or relation puts upon the embedding."""
+    """Check the learned head of finetune=matching or relation."""
     options, evaluation, heads = config.finetune, config.evaluation, HEADS[config.finetune.name]
     if options.head not in heads:
         yield _not_one_of("finetune.head", options.head, heads)

@@ -116,7 +116,7 @@ _said: set[tuple[str, str]] = set()
 
 
 def _say_once(dataset: DatasetConfig, place: Path, notices: Iterable[str]) -> None:
-    """Say once in this process what is to be known of images that every stage opens anew."""
+    """Log each notice about a data set once per process, however many stages open it."""
     for notice in notices:
         if (said := (str(place.absolute()), notice)) not in _said:
             _said.add(said)
