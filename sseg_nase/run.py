@@ -52,8 +52,9 @@ from sseg_nase.rundir.results import (
 from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED, RUNNING
 from sseg_nase.stages import identity
 from sseg_nase.stages.served import write_model
+from sseg_nase.streams import unbroken_output
 from sseg_nase.tracking import Resumed, RunInfo, Sink, build_tracker
-from sseg_nase.tracking.console import print_summary, unbroken_output
+from sseg_nase.tracking.console import print_summary
 from sseg_nase.tracking.mlflow_sink import resolve_uri, unused_address
 from sseg_nase.tracking.sweeps import ASKED_TAG
 from sseg_nase.training import checkpoint

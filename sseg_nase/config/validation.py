@@ -34,7 +34,7 @@ from sseg_nase.config.groups.space import OfKeys
 from sseg_nase.config.groups.ssl import DINO
 from sseg_nase.config.groups.strategy import Promoting
 from sseg_nase.config.groups.tracking import InStore
-from sseg_nase.config.layout import WRITTEN_AS, group_option, is_section
+from sseg_nase.config.layout import WRITTEN_AS, group_option, is_section, usual_of
 from sseg_nase.config.options import fields_of, is_group, names_with, option_of, options_of
 from sseg_nase.config.schema import (
     LOOKS,
@@ -114,7 +114,8 @@ def _far_out(config: Config) -> Iterator[str]:
     given: dict[str, tuple[float, tuple[float, float]]] = {}
     optimizer, ssl, finetune = config.optimizer, config.ssl, config.finetune
     if ssl.trains and config.pretrain.epochs and finetune.start is None:
-        given["optimizer.lr"] = optimizer.lr, _SANE_RATES[optimizer.name]
+        if optimizer.name in _SANE_RATES:
+            given["optimizer.lr"] = optimizer.lr, _SANE_RATES[optimizer.name]
         yield from _far_in_sum(config)
         for name in ("temperature", "student_temperature"):
             if name in ssl.temperatures:
@@ -689,11 +690,12 @@ def _mutated(config: Config) -> Iterator[str]:
 
 def _ssl(config: Config) -> Iterator[str]:
     ssl, backbone = config.ssl, config.backbone
-    usual = group_option("ssl", ssl.name)
+    usual = usual_of("ssl", ssl.name)
     for key in ("feature_weight", "feature_temperature"):
-        if ssl.teacher is None and getattr(ssl, key) != usual[key]:
+        value = getattr(ssl, key)
+        if ssl.teacher is None and value != usual.get(key, value):
             yield (
-                f"ssl.{key}={getattr(ssl, key)}: it has no effect without ssl.teacher=RUN; add "
+                f"ssl.{key}={value}: it has no effect without ssl.teacher=RUN; add "
                 "that, or leave it out."
             )
     if ssl.teacher is not None:
@@ -938,9 +940,9 @@ def _teacher(config: Config) -> Iterator[str]:
             "choose finetune=linear, whose classifier is distilled, or leave it out."
         )
     for stage, options in linear:
-        begins, usual = in_words(stage, config), group_option("finetune", options.name)
+        begins, usual = in_words(stage, config), usual_of("finetune", options.name)
         for key in DISTILLING:
-            if not given and getattr(options, key) != usual[key]:
+            if not given and getattr(options, key) != usual.get(key, getattr(options, key)):
                 yield (
                     f"{begins}.{key}={getattr(options, key)}: it has no effect without "
                     "finetune.teacher=RUN; add that, or leave it out."
@@ -982,10 +984,11 @@ def _stage(config: Config) -> Iterator[str]:
 def _head(config: Config, options: Matching | Relation) -> Iterator[str]:
     """Check the learned head of finetune=matching or relation."""
     evaluation = config.evaluation
-    usual, mlp = group_option("finetune", options.name), options.head == "mlp"
+    usual, mlp = usual_of("finetune", options.name), options.head == "mlp"
     idle = {"scale": "finetune.head=cosine"} if mlp else {"head_width": "finetune.head=mlp"}
     for key, needed in idle.items():
-        if (value := getattr(options, key, None)) not in (usual.get(key), None):
+        value = getattr(options, key, None)
+        if value != usual.get(key, value):
             yield (
                 f"finetune.{key}={value}: it has no effect without {needed}; add "
                 "that, or leave it out."
