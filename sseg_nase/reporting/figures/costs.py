@@ -23,7 +23,13 @@ from sseg_nase.reporting.figures import Drawing, absent, style
 from sseg_nase.reporting.judged_on import JudgedOn, judged_on
 from sseg_nase.reporting.provenance import REGIMES, provenance, regime_of
 from sseg_nase.rundir.record import RunRecord
-from sseg_nase.rundir.results import LAST, class_results, episode_results
+from sseg_nase.rundir.results import (
+    LAST,
+    ClassResult,
+    EpisodeResult,
+    class_results,
+    episode_results,
+)
 
 
 class Cost(NamedTuple):
@@ -130,7 +136,8 @@ def of_sweep(aggregate: Aggregate, records: Sequence[RunRecord]) -> Iterator[Dra
 def _points_of_run(record: RunRecord, label: str) -> Iterator[Point]:
     regime = provenance(record.folder, record.results).regime
     costs = record.section("efficiency")
-    judged = [*episode_results(record.results, (LAST,)), *class_results(record.results, (LAST,))]
+    judged: list[EpisodeResult | ClassResult] = [*episode_results(record.results, (LAST,))]
+    judged += class_results(record.results, (LAST,))
     for result in judged:
         on = judged_on(result.key)
         if on is None:

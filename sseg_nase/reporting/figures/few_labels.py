@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from sseg_nase.reporting.aggregate import Aggregate
@@ -38,7 +39,7 @@ def _drawing(name: str, one: FewLabels) -> Drawing:
                 0.0 if math.isnan(half) or row["seeds"] == 2 else half
                 for half, (_, row) in zip(halves, known, strict=True)
             ]
-            drawn = axes.errorbar(
+            axes.errorbar(
                 [labels.at for labels, _ in known],
                 means,
                 yerr=[
@@ -46,9 +47,12 @@ def _drawing(name: str, one: FewLabels) -> Drawing:
                     [min(half, 100 - mean) for half, mean in zip(halves, means, strict=True)],
                 ],
                 color=look.colour, marker=look.marker, linestyle=look.dashes, capsize=2,
-                elinewidth=0.9, label=style.shortened(method.name), gid=method.name,
+                elinewidth=0.9, gid=method.name,
             )  # fmt: skip
-            handles.append(drawn)
+            handles.append(
+                Line2D([], [], color=look.colour, marker=look.marker, linestyle=look.dashes,
+                       label=style.shortened(method.name))
+            )  # fmt: skip
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator([labels.at for labels in one.amounts]))
         axes.xaxis.set_minor_locator(NullLocator())

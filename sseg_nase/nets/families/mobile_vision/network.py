@@ -78,6 +78,7 @@ class MobileNetwork(Backbone):
     """The blocks of torchvision's network, and the average over the last map."""
 
     architecture: MobileArchitecture
+    features: nn.Sequential
 
     def __init__(
         self, architecture: MobileArchitecture, *, generator: torch.Generator | None = None
@@ -87,11 +88,13 @@ class MobileNetwork(Backbone):
         with drawing_from(generator):
             self.features = FEATURES[architecture.name](architecture.width)
             if architecture.in_channels != 3:
-                old = self.features[0][0]
+                stem = self.features[0]
+                assert isinstance(stem, nn.Sequential), stem
+                old = stem[0]
                 assert isinstance(old, nn.Conv2d), old
                 new = nn.Conv2d(architecture.in_channels, old.out_channels, 3, 2, 1, bias=False)
                 nn.init.kaiming_normal_(new.weight, mode="fan_out")
-                self.features[0][0] = new
+                stem[0] = new
         halving = [m for m in self.features.modules() if getattr(m, "stride", 1) == (2, 2)]
         for conv in halving[: len(halving) - architecture.halvings]:
             assert isinstance(conv, nn.Conv2d), conv
