@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 from sseg_nase.config.commands import override
 from sseg_nase.config.groups.backbone import BackboneConfig, Planned
-from sseg_nase.config.options import fields_of, options_of
+from sseg_nase.config.options import fields_of, options_of, until_registered
 from sseg_nase.errors import UserError, did_you_mean
 from sseg_nase.nets.description import Description
 from sseg_nase.nets.genome import FILTERS, UNITS, Genome
@@ -96,13 +96,9 @@ class Families(NetworkSpace):
     def _known(self) -> dict[str, Family]:
         if self.edition == 1:
             return {**FIRST, **FAMILIES}
-        return {**{name: of.family for name, of in self._registered().items()}, **FAMILIES}
-
-    def _registered(self) -> dict[str, Registered]:
         return {
-            name: Registered(name, kind, genome)
-            for name, kind in options_of(BackboneConfig).items()
-            if issubclass(kind, Planned) and (genome := kind.genome(self.resolution)) is not None
+            **{name: of.family for name, of in registered_at(self.resolution).items()},
+            **FAMILIES,
         }
 
     @property
@@ -118,9 +114,21 @@ class Families(NetworkSpace):
         """How many levels of complexity there are."""
         return LEVELS if self.edition == 2 else 1
 
-    def at_level(self, level: int) -> Families:
+    @property
+    def kinds(self) -> tuple[Value, ...]:
+        """The network types at this level."""
+        (types,) = (choice for choice in self.choices if choice.name == TYPE)
+        return tuple(types.grid(2))
+
+    def part(self, level: int, kind: Value | None = None) -> Families:
         """Return what the space is at a level; its points are points of the whole one, too."""
-        return replace(self, level=level, choices=())
+        found = self if level == self.level else replace(self, level=level, choices=())
+        if kind is None:
+            return found
+        return replace(
+            found,
+            choices=tuple(Options(TYPE, (kind,)) if c.name == TYPE else c for c in found.choices),
+        )
 
     def _choices(self) -> tuple[Choice, ...]:
         known = self._known()
@@ -131,7 +139,9 @@ class Families(NetworkSpace):
                 f"level={self.level}."
             )
         found: list[Choice] = [Options(TYPE, tuple(now))]
-        registered = {} if self.edition == 1 else self._registered()
+        registered: Mapping[str, Registered] = {}
+        if self.edition == 2:
+            registered = registered_at(self.resolution)
         for name in self.types:
             if name in registered:
                 choices = registered[name].choices(self.level, self.limits.most, self.most)
@@ -191,7 +201,7 @@ class Families(NetworkSpace):
         """Return the option of `backbone` that a point says; None where its type is none."""
         if self.edition == 1 or self.kind(point) in FAMILIES:
             return None
-        registered = self._registered()[self.kind(point)]
+        registered = registered_at(self.resolution)[self.kind(point)]
         return registered.option(self.own(point), self.in_channels)
 
     def describe(self, point: Point) -> Description:
@@ -350,6 +360,16 @@ class Registered:
             elif get_args(kind) == (bool,):
                 values[key] = [bool(value) for value in values[key]]
         return self.kind(name=self.name, in_channels=in_channels, imports=None, **values)
+
+
+@until_registered
+def registered_at(image_size: int) -> Mapping[str, Registered]:
+    """Return the backbones that tell a genome for images of this size, by name."""
+    return {
+        name: Registered(name, kind, genome)
+        for name, kind in options_of(BackboneConfig).items()
+        if issubclass(kind, Planned) and (genome := kind.genome(image_size)) is not None
+    }
 
 
 def _choice(name: str, values: Sequence[Value], most: int) -> Choice:

@@ -58,6 +58,20 @@ class Space:
         """Return which kind of point it is, where kinds have choices of their own."""
         return ""
 
+    @property
+    def levels(self) -> int:
+        """How many levels of complexity there are: the last is the whole space."""
+        return 1
+
+    @property
+    def kinds(self) -> tuple[Value, ...]:
+        """The kinds of points that there are, where kinds have choices of their own."""
+        return ()
+
+    def part(self, level: int, kind: Value | None = None) -> Space:
+        """Return what there is at a level, of a kind; its points are points of the whole, too."""
+        return self
+
     def active(self, point: Point) -> list[str]:
         """Return the choices that say anything at this point."""
         return [choice.name for choice in self.choices]

@@ -46,7 +46,7 @@ def check_point(space: Families, rng: Random, point: Mapping[str, Any]) -> str:
     for encode, decode in space.encodings.values():
         assert decode(encode(point)) == point
     assert described(json.loads(json.dumps(description.to_dict()))) == description
-    whole = space.at_level(3)
+    whole = space.part(3)
     for other in (
         space.mutate(point, rng),
         space.mutate(point, rng, 0.3),
@@ -75,7 +75,7 @@ def test_two_thousand_points_are_whole(side: int, channels: int) -> None:
     space, rng = Families(edition=2, resolution=side, in_channels=channels), Random(side + channels)
     seen = set()
     for number in range(250):
-        level = space.at_level(1 + number % 3)
+        level = space.part(1 + number % 3)
         seen.add(check_point(level, rng, level.sample(rng)))
     assert seen == set(TYPES)
 
@@ -84,7 +84,7 @@ def test_levels_hold_what_the_progressive_search_begins_with() -> None:
     whole = Families(edition=2)
     types = ({"cnn", "mlp"}, {"cnn", "mlp", "enhanced_mlp", "resnet_small", "mobilenet"}, {*TYPES})
     for level, most in ((1, 3), (2, 5), (3, 8)):
-        space, rng = whole.at_level(level), Random(level)
+        space, rng = whole.part(level), Random(level)
         assert [c.name for c in space.choices] == [c.name for c in whole.choices]
         points = [space.sample(rng) for _ in range(60)]
         points = [space.mutate(point, rng, 0.5) for point in points]
