@@ -95,6 +95,13 @@ class BudgetConfig:
 
 
 @dataclass(frozen=True)
+class PoolConfig:
+    """The trained candidates whose weights `evaluator=inherited` keeps for later ones."""
+
+    max_models: Annotated[int, option(least=1)]
+
+
+@dataclass(frozen=True)
 class SearchConfig:
     """What `task=search` looks for; `dir`: the search that `task=status|report` look at."""
 
@@ -110,6 +117,8 @@ class SearchConfig:
     choices: dict[str, Any]
     screen: Annotated[Optional[str], option(text="a zero-cost score or a predictor")]
     screen_factor: Annotated[int, option(least=2)]
+    inherit: bool
+    pool: PoolConfig
 
 
 @dataclass(frozen=True)
