@@ -23,6 +23,7 @@ _WITHOUT_EFFECT = (
     "report.",
     "export.",
     "predict.",
+    "ui.",
     "support",
     "images",
     "paths.",
