@@ -16,12 +16,11 @@ from sseg_nase.config.explain import described, fits, listed, shown
 from sseg_nase.config.groups.backbone import BackboneConfig, Chain
 from sseg_nase.config.groups.curriculum import SYNTHETIC_LEVELS
 from sseg_nase.config.groups.dataset import Closed, DatasetConfig, Omniglot, OwnImages
-from sseg_nase.config.groups.evaluation import CLOSED_SETS, EPISODES, MethodConfig
+from sseg_nase.config.groups.evaluation import CLOSED_SETS, EPISODES, PROTOTYPE, MethodConfig
 from sseg_nase.config.groups.evaluator import OfProxies
 from sseg_nase.config.groups.evolution import EvolutionConfig, Planned, Trials
 from sseg_nase.config.groups.finetune import (
     DISTILLING,
-    PROTOTYPE,
     Classifier,
     FinetuneConfig,
     Linear,
@@ -203,7 +202,7 @@ def _judged_in_vain(config: Config) -> list[str]:
     evaluation = config.evaluation
     usual = group_option("evaluation", evaluation.name)
     open_set = evaluation.name == EPISODES
-    effective = {"metric": open_set and evaluation.method == "prototype"}
+    effective = {"metric": open_set and evaluation.method == PROTOTYPE}
     names = (name for name in options_of(MethodConfig) if name in usual)
     effective |= {name: open_set and evaluation.method == name for name in names}
     effective["dirichlet_alpha"] = open_set and evaluation.query_balance == "dirichlet"
@@ -485,7 +484,7 @@ def _taken_home(config: Config) -> Iterator[str]:
             yield f"predict.output={predict.output}: its name has to end in .csv or .json."
     evaluation = config.evaluation
     if task in TAKEN_HOME:
-        usual = {"method": "prototype", "support_augmentations": 0, "test_views": 1}
+        usual = {"method": PROTOTYPE, "support_augmentations": 0, "test_views": 1}
         for key, value in usual.items():
             if (asked := getattr(evaluation, key)) != value:
                 yield (
