@@ -101,7 +101,7 @@ OTHER_MEANINGS = {
 }
 
 
-def test_a_method_a_data_set_and_a_family_are_named_where_they_are_defined_and_nowhere_else() -> None:
+def test_methods_data_sets_and_families_are_named_where_they_are_defined_alone() -> None:
     """In the module of the option, and of what it is made by: a new one is added there alone."""
     homes: dict[str, set[str]] = {name: set() for name in ablations()}
     for kind in (SSLConfig, FinetuneConfig, MethodConfig, BackboneConfig, DatasetConfig):
