@@ -43,6 +43,8 @@ _WITHOUT_EFFECT = (
 _STRATEGY = ("generations", "patience", "min_delta", "level_generations", "least_diversity")
 _LATER: Mapping[str, Any] = {
     **dict.fromkeys(f"strategy.{key}" for key in (*_STRATEGY, "immigrants", "promoted")),
+    "dataset.path_column": "path",
+    "dataset.label_column": "label",
     "search.inherit": True,
     "search.pool.max_models": 100,
 }
@@ -78,7 +80,7 @@ def fingerprint(config: Config) -> str:
     the same in every process and Python version.
     """
     every = decisive({**_once_null(), **_once_null_in_stages(config), **flat(config)})
-    kept = {key: value for key, value in every.items() if value != _LATER.get(key, ...)}
+    kept = {k: v for k, v in every.items() if k not in _LATER or v not in (None, _LATER[k])}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
