@@ -190,6 +190,7 @@ class Sketch(Folder, Drawings):
 class Listed(OwnImages):
     """Images that a CSV file lists, in the columns of these names."""
 
+    once_null = False  # columns were always called so
     root: Annotated[
         str,
         option(
