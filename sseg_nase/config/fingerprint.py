@@ -24,6 +24,7 @@ _WITHOUT_EFFECT = (
     "report.",
     "export.",
     "predict.",
+    "ui.",
     "support",
     "images",
     "paths.",

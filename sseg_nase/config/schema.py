@@ -30,7 +30,8 @@ from sseg_nase.config.groups.tracking import TrackingConfig
 from sseg_nase.config.groups.views import ViewsConfig
 from sseg_nase.config.options import names_with, option
 
-LOOKS = ("status", "report", "deliver")  # at what is on disk: no run of their own
+OF_SWEEPS = ("status", "report", "deliver")  # what can be asked about a sweep
+LOOKS = (*OF_SWEEPS, "ui")  # at what is on disk: no run of their own
 TAKEN_HOME = ("export", "predict")  # use a trained network, or make it usable: no runs either
 TASKS = ("pipeline", "evaluate", "curriculum", "replay", "search", *LOOKS, *TAKEN_HOME)
 RESUMED = ("pipeline", "search")  # tasks that can be resumed
@@ -150,6 +151,16 @@ class PredictConfig:
 
 
 @dataclass(frozen=True)
+class PageConfig:
+    """Where `task=ui` serves its page, and to whom. None of it changes a result."""
+
+    address: Annotated[str, option(text="an address of this machine, such as 127.0.0.1,")]
+    port: Annotated[int, option(least=1, most=65535)]
+    remote: bool
+    upload_gb: Annotated[float, option(above=0)]
+
+
+@dataclass(frozen=True)
 class Config:
     """One run, whole."""
 
@@ -188,3 +199,4 @@ class Config:
     report: ReportConfig
     export: ExportConfig
     predict: PredictConfig
+    ui: PageConfig
