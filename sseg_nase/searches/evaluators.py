@@ -74,6 +74,31 @@ def check_proxies(config: Config) -> None:
         named_score(name)
 
 
+def check_inheritance(config: Config, space: Space) -> None:
+    """Raise `UserError` where weights are to be inherited, or not, by an evaluator that does not.
+
+    Also for a training that a point says: in this process all are trained alike.
+    """
+    if config.evaluator.name != "inherited":
+        if not config.search.inherit:
+            raise UserError(
+                f"search.inherit=false: evaluator={config.evaluator.name} trains each candidate "
+                "from scratch anyway; leave it out, or choose evaluator=inherited."
+            )
+        return
+    if config.finetune.trains:
+        raise UserError(
+            f"evaluator=inherited finetune={config.finetune.name}: its candidates are pretrained "
+            "only; choose evaluator=run, or finetune=none."
+        )
+    if getattr(space, "trains", ""):
+        raise UserError(
+            "evaluator=inherited space.settings.trains: its candidates are all trained with the "
+            "learning rate and optimizer of the configuration; choose evaluator=run, or leave "
+            "trains out."
+        )
+
+
 def batch_of(config: Config, size: int) -> tuple[Tensor, Tensor]:
     """Return `size` images `[B, C, S, S]` in [-1, 1] of train, with labels `[B]` from 0 upwards.
 
