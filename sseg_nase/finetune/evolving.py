@@ -48,6 +48,10 @@ class Tuned:
         """Of the backbone."""
         return self.learner.backbone.architecture
 
+    def state_dict(self) -> dict[str, Any]:
+        """Of the learner."""
+        return self.learner.state_dict()
+
 
 def mutated(
     mutation: Mutation,

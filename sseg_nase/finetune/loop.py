@@ -59,8 +59,9 @@ from sseg_nase.training.divergence import Guard, tell_skipped
 from sseg_nase.training.fabric import Fabric, restore_precision
 from sseg_nase.training.interruption import Interrupted
 from sseg_nase.training.ledger import TEACHER
-from sseg_nase.training.loop import LARGEST_PRUNING_ERROR, Decision, Intervention, Trainer, within
 from sseg_nase.training.optim import lr_ratio
+from sseg_nase.training.state import State
+from sseg_nase.training.surgery import LARGEST_PRUNING_ERROR, Decision, Intervention, within
 
 PURPOSE = "finetune"  # of what is drawn at random here
 BESIDE = "head.beside."  # in front of what is learned beside the head, and not kept with it
@@ -373,13 +374,25 @@ class FineTuner:
         if self.progress.epoch + 1 >= self.options.epochs:
             return
         for intervention in self.interventions:
-            decision = intervention.decide(cast(Trainer, self))
+            decision = intervention.decide(self._state())
             if decision.mutation is not None:
                 self._mutate(decision.mutation, decision)
             else:
                 name = f"{intervention.name} in {self.guard.what}"
                 about = {"intervention": name, "epoch": self.progress.epoch}
                 self.sink.event("decision", {**about, **decision.trigger})
+
+    def _state(self) -> State:
+        """What interventions see."""
+        return State(
+            self.guard.what,
+            self.config,
+            self.options.epochs,
+            self.networks,
+            cast(Any, self.probe),
+            self.sink,
+            cast(Any, self.progress),
+        )
 
     def _mutate(self, mutation: Mutation, decision: Decision) -> None:
         """Apply to learner, average and optimizer, verify, then accept or leave all as it was.
