@@ -139,7 +139,7 @@ def test_every_signal_lets_the_step_finish(
 ) -> None:
     from sseg_nase.training.loop import Trainer
 
-    step = Trainer._step
+    step = Trainer.step
     steps = []
 
     def stopped(self: Trainer) -> None:
@@ -148,7 +148,7 @@ def test_every_signal_lets_the_step_finish(
             signal.raise_signal(number)
         step(self)
 
-    monkeypatch.setattr(Trainer, "_step", stopped)
+    monkeypatch.setattr(Trainer, "step", stopped)
     directory = interrupted([*TINY, "tracking=jsonl"], capsys, number)
     assert checkpoint.load(directory / "checkpoints" / "last.pt")["step"] == 3
 

@@ -60,7 +60,7 @@ from sseg_nase.training.fabric import Fabric, restore_precision
 from sseg_nase.training.interruption import Interrupted
 from sseg_nase.training.ledger import TEACHER
 from sseg_nase.training.optim import lr_ratio
-from sseg_nase.training.state import State
+from sseg_nase.training.state import Evolving
 from sseg_nase.training.surgery import LARGEST_PRUNING_ERROR, Decision, Intervention, within
 
 PURPOSE = "finetune"  # of what is drawn at random here
@@ -382,16 +382,15 @@ class FineTuner:
                 about = {"intervention": name, "epoch": self.progress.epoch}
                 self.sink.event("decision", {**about, **decision.trigger})
 
-    def _state(self) -> State:
+    def _state(self) -> Evolving:
         """What interventions see."""
-        return State(
+        return Evolving(
             self.guard.what,
-            self.config,
             self.options.epochs,
-            self.networks,
-            cast(Any, self.probe),
             self.sink,
             cast(Any, self.progress),
+            self.networks,
+            cast(Any, self.probe),
         )
 
     def _mutate(self, mutation: Mutation, decision: Decision) -> None:

@@ -36,7 +36,7 @@ from sseg_nase.sparsity.masks import (
     undecided,
 )
 from sseg_nase.training.distributed import same_everywhere
-from sseg_nase.training.state import Pretraining, State
+from sseg_nase.training.state import Evolving, Pretraining
 from sseg_nase.training.surgery import Decision, Intervention
 
 SENSITIVITY_BATCHES = 2
@@ -46,7 +46,7 @@ NO_IMPORTANCE = "the importance is not finite"
 
 
 def importance(
-    state: State, *, kind: str, batches: int, seed: int, coupled: bool = True
+    state: Evolving, *, kind: str, batches: int, seed: int, coupled: bool = True
 ) -> Importance:
     """`importance_of` the present student's channels on training losses, leaving it untouched.
 
@@ -85,7 +85,7 @@ def growth_ends(evolution: EvolutionConfig, epochs: int) -> int:
     return max(0, epochs - epochs_to_settle(evolution, epochs) + 1)
 
 
-def _pretraining(state: State) -> Pretraining:
+def _pretraining(state: Evolving) -> Pretraining:
     """Trials are for pretraining alone, as the configuration says."""
     assert isinstance(state, Pretraining)
     return state
@@ -132,7 +132,7 @@ class Evolve(Intervention):
         self.regime: list[Any] = []
         self.tried: int | None = None  # the epoch after which candidates were tried last
 
-    def observe(self, state: State) -> None:
+    def observe(self, state: Evolving) -> None:
         """Watch the loss; losses compare only within one level and one architecture."""
         means = _pretraining(state).means
         assert means is not None
@@ -142,7 +142,7 @@ class Evolve(Intervention):
             self.regime = regime
         self.detector.update(means.loss)
 
-    def decide(self, state: State) -> Decision:
+    def decide(self, state: Evolving) -> Decision:
         """The fittest candidate, or the reason why there is none."""
         state = _pretraining(state)
         least = self.evolution.distillation_gap_threshold
@@ -161,7 +161,7 @@ class Evolve(Intervention):
             return Decision(None, {"reason": reason, **trigger})
         return self._fittest(state, trigger)
 
-    def _reason_not_to(self, state: State) -> str | None:
+    def _reason_not_to(self, state: Evolving) -> str | None:
         evolution, epoch = self.evolution, state.progress.epoch
         left = state.epochs - epoch - 1
         # A mutation that was rolled back counts, too, and so do trials that led to none.
@@ -294,10 +294,10 @@ class Sparsify(Intervention):
         self.due = list(range(max(start, 1), last + 1, sparsity.pruning_interval_epochs))
         self.rounds = 0  # of `due` that are over
 
-    def observe(self, state: State) -> None:
+    def observe(self, state: Evolving) -> None:
         """Nothing to watch: the schedule alone decides."""
 
-    def decide(self, state: State) -> Decision:
+    def decide(self, state: Evolving) -> Decision:
         """Prune when it is due, as far as the schedule and the minimum widths allow."""
         sparsity, epoch = self.sparsity, state.progress.epoch
         over = sum(due <= epoch + 1 for due in self.due)

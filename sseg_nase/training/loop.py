@@ -81,12 +81,12 @@ class Trainer(Loop):
         self.batches_per_epoch = feed.batches_per_epoch
         self.state = Pretraining(
             "pretraining",
-            config,
             config.pretrain.epochs,
-            networks=self.workshop.around(learner),
-            probe=Probe(config, feed, self.workshop, fabric, self.ledger),
-            sink=sink or Sink(),
-            progress=PretrainingProgress(),
+            sink or Sink(),
+            PretrainingProgress(),
+            self.workshop.around(learner),
+            Probe(config, feed, self.workshop, fabric, self.ledger),
+            config,
             device=fabric.device,
             ledger=self.ledger,
             steps_per_epoch=-(-feed.batches_per_epoch // self.accumulation),
@@ -132,9 +132,11 @@ class Trainer(Loop):
             self._compile()
         self.model.train()
 
-    def close_epoch(self, sums: Tensor) -> None:
+    def close_epoch(self) -> None:
         """Mean losses over all processes, changes of the network, and on to the next epoch."""
         state, progress = self.state, self.state.progress
+        sums = torch.tensor(progress.sums, device=self.device)
+        progress.batch, progress.sums = 0, [0.0, 0.0, 0.0]
         means = self.fabric.all_reduce(sums / self.batches_per_epoch)
         assert isinstance(means, Tensor)
         total, contrastive, gap = means.tolist()
@@ -157,7 +159,6 @@ class Trainer(Loop):
         self._change(state.means)
         release_memory()
         progress.epoch += 1
-        progress.batch, progress.sums = 0, [0.0, 0.0, 0.0]
 
     def interrupted(self) -> None:
         """A checkpoint is written by whoever listens."""
@@ -207,14 +208,14 @@ class Trainer(Loop):
         while parts := list(itertools.islice(stream, self.feed.micro)):
             yield parts
 
-    def differentiate(self, batch: Sequence[Batch], index: int, of: int, *, last: bool) -> Tensor:
+    def differentiate(self, batch: Sequence[Batch], of: int, *, last: bool) -> Tensor:
         """Loss, its contrastive part and the distillation of a batch in its parts, detached `[3]`.
 
         At the `last` one the processes exchange what has been added up.
         """
         self._emit(Event.BATCH_START)
         state = self.state
-        losses = self._losses(batch, index, of, last=last)
+        losses = self._losses(batch, of, last=last)
         if losses.memory is not None:
             state.networks.memory = losses.memory
         self._emit(Event.AFTER_BACKWARD)
@@ -226,11 +227,11 @@ class Trainer(Loop):
         gap = torch.zeros_like(losses.total) if gap is None else gap
         return torch.stack((losses.total, losses.contrastive, gap))
 
-    def _losses(self, parts: Sequence[Batch], index: int, of: int, *, last: bool) -> Losses:
+    def _losses(self, parts: Sequence[Batch], of: int, *, last: bool) -> Losses:
         """Those of a batch, detached, with its gradient added, one `of` so many."""
         state = self.state
         epoch, networks = state.progress.epoch, state.networks
-        seed = derive(self.config.seed, VIEWS, epoch, index)
+        seed = derive(self.config.seed, VIEWS, epoch, state.progress.batch)
         perturbed = [replace(each, images=self._perturbed(each)) for each in parts]
         views = state.probe.views_of(perturbed, seed)
         self.ledger.add_loss(STUDENT, networks, self.method, views, teacher=TEACHER)
@@ -286,7 +287,7 @@ class Trainer(Loop):
         images[rows] = (moved * 255).round().to(torch.uint8)
         return images
 
-    def prepare(self, index: int) -> None:
+    def prepare(self) -> None:
         """Learning rate, what is held, and the gradients' norm."""
         set_learning_rate(self.optimizer, self.state.learning_rate)
         self.state.networks.hold(self.state.progress.epoch)
@@ -296,9 +297,9 @@ class Trainer(Loop):
                 self.model, self.optimizer, max_norm=most, error_if_nonfinite=False
             )
 
-    def step(self, index: int) -> bool:
+    def step(self) -> bool:
         """Where it is skipped the control takes no step either."""
-        taken = super().step(index)
+        taken = super().step()
         if not taken and self.surgery.control is not None:
             self.surgery.control.skip()
         return taken
@@ -312,13 +313,13 @@ class Trainer(Loop):
         if self.surgery.control is not None:
             self.surgery.control.step(state.learning_rate, decay, state.progress.epoch)
 
-    def stepped(self, index: int, figures: Tensor, sums: Tensor) -> None:
+    def stepped(self, figures: Tensor, sums: Tensor) -> None:
         """Report every so many steps."""
         if self.state.progress.step % self.config.tracking.interval_steps == 0:
-            self._report(index + 1, figures, sums)
+            self._report(figures, sums)
         self._emit(Event.AFTER_STEP)
 
-    def _report(self, batch: int, figures: Tensor, sums: Tensor) -> None:
+    def _report(self, figures: Tensor, sums: Tensor) -> None:
         state, step = self.state, self.state.progress.step
         speed = self.images_per_second
         # The sums hold every NaN of the epoch: read together, they cost no further wait.
@@ -337,7 +338,8 @@ class Trainer(Loop):
             values["pretrain/distillation"] = gap
         state.sink.metrics(values, step)
         shown = {**self._figures(), "loss": loss, "images_per_second": speed}
-        state.sink.progress(state.progress.epoch, batch, self.batches_per_epoch, shown)
+        batch, batches = state.progress.batch + 1, self.batches_per_epoch
+        state.sink.progress(state.progress.epoch, batch, batches, shown)
 
     def _figures(self) -> dict[str, Any]:
         state, architecture = self.state, self.state.networks.architecture

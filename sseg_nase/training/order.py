@@ -15,7 +15,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.nets.mutations.grow import grow_stages
 from sseg_nase.nets.mutations.operator import Caps
 from sseg_nase.training.interventions import Evolve
-from sseg_nase.training.state import State
+from sseg_nase.training.state import Evolving
 from sseg_nase.training.surgery import Decision, Intervention
 
 
@@ -37,10 +37,10 @@ class Expand(Intervention):
         self.drawn = evolution.drawn
         self.rounds = 0  # of the expansions that are over
 
-    def observe(self, state: State) -> None:
+    def observe(self, state: Evolving) -> None:
         """Nothing to watch: the epochs alone decide."""
 
-    def decide(self, state: State) -> Decision:
+    def decide(self, state: Evolving) -> Decision:
         """One convolution more in every stage when it is due, as far as the caps allow."""
         done, epochs = state.progress.epoch + 1, state.epochs
         due = [max(1, round(share * epochs)) for share in self.shares]

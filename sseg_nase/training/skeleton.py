@@ -40,6 +40,7 @@ class Loop(ABC):
     device: torch.device
     batches_per_epoch: int
     accumulation: int = 1
+    sums_in: torch.dtype = torch.float32
     stop: Callable[[], bool]
 
     def fit(self) -> None:
@@ -47,45 +48,47 @@ class Loop(ABC):
         state, progress = self.state, self.state.progress
         first = progress.epoch
         while progress.epoch < state.epochs:
-            self.close_epoch(self.train_epoch())
+            self.train_epoch()
+            self.close_epoch()
         if progress.step == 0:
             self.guard.check_skipped(f"by {state.place()}", most=0)
         if progress.epoch > first:
             tell_skipped(state.sink, state.what, progress.step, progress.skipped)
 
-    def train_epoch(self) -> Tensor:
-        """Train on what is left of an epoch; the sums of its figures."""
+    def train_epoch(self) -> None:
+        """Train on what is left of an epoch, and leave the sums of its figures in the progress."""
         state, progress, batches = self.state, self.state.progress, self.batches_per_epoch
         self.begin_epoch()
-        sums = torch.tensor(progress.sums, device=self.device)
+        sums = torch.tensor(progress.sums, dtype=self.sums_in, device=self.device)
         self.began, self.images = time.perf_counter(), 0
         for index, batch in enumerate(self.batches(), progress.batch):
+            progress.batch = index
             whole = index + 1 == batches or (index + 1) % self.accumulation == 0
             of = min(self.accumulation, batches - index + index % self.accumulation)
-            figures = self.differentiate(batch, index, of, last=whole)
+            figures = self.differentiate(batch, of, last=whole)
             sums += figures
             self.guard.saw(figures[0])
             if not whole:
                 continue
             if self.guard.at_every_step:
                 self.guard.check_losses(sums.tolist(), f"at {state.place(progress.step + 1)}")
-            if self.step(index):
-                self.stepped(index, figures, sums)
+            if self.step():
+                self.stepped(figures, sums)
             if self.stop():
                 progress.batch, progress.sums = index + 1, sums.tolist()
                 self.check(progress.sums)
                 self.interrupted()
                 raise Interrupted
-        return sums
+        progress.batch, progress.sums = batches, sums.tolist()
 
-    def step(self, index: int) -> bool:
-        """A step of the optimizer, after batch `index`; False where 16-mixed's scaler skips it.
+    def step(self) -> bool:
+        """A step of the optimizer; False where the scaler of 16-mixed skips it.
 
         Then nothing has changed but the scale and what the forward passes track, and no step is
         counted: neither by the schedules nor by what follows the weights.
         """
         progress = self.state.progress
-        self.prepare(index)
+        self.prepare()
         taken = self.guard.took(self.optimizer.step)
         self.optimizer.zero_grad(set_to_none=True)
         if not taken:
@@ -124,26 +127,26 @@ class Loop(ABC):
         """Those of the epoch that are left."""
 
     @abstractmethod
-    def differentiate(self, batch: Any, index: int, of: int, *, last: bool) -> Tensor:
+    def differentiate(self, batch: Any, of: int, *, last: bool) -> Tensor:
         """Add the gradient of a batch's loss, one `of` so many; its figures, the loss first.
 
         `last`: a step follows. Counts the batch as seen, and its images in `images`.
         """
 
     @abstractmethod
-    def prepare(self, index: int) -> None:
-        """Set the learning rate of the step after batch `index`, and treat the gradients."""
+    def prepare(self) -> None:
+        """Set the learning rate of the next step, and treat the gradients."""
 
     @abstractmethod
     def follow(self) -> None:
         """Move the averages of the weights, after a step that is not counted yet."""
 
     @abstractmethod
-    def stepped(self, index: int, figures: Tensor, sums: Tensor) -> None:
+    def stepped(self, figures: Tensor, sums: Tensor) -> None:
         """Report a step that was taken."""
 
     @abstractmethod
-    def close_epoch(self, sums: Tensor) -> None:
+    def close_epoch(self) -> object:
         """Do all that comes between two epochs, and let the next one begin."""
 
     @abstractmethod

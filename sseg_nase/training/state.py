@@ -99,10 +99,7 @@ class State:
     """A training between two of its steps. `what`: its name in messages."""
 
     what: str
-    config: Config
     epochs: int
-    networks: Trained
-    probe: Measures
     sink: Sink
     progress: Progress
 
@@ -119,12 +116,21 @@ class State:
 
 
 @dataclass
-class Pretraining(State):
-    """Self-supervised training. `checkpoint` gives all that a file of it holds."""
+class Evolving(State):
+    """A training whose networks change between two epochs: what interventions see."""
+
+    networks: Trained
+    probe: Measures
+
+
+@dataclass
+class Pretraining(Evolving):
+    """Self-supervised training: what callbacks see. `checkpoint` gives all that a file holds."""
 
     networks: Networks
     probe: Probe
     progress: PretrainingProgress
+    config: Config
     device: torch.device
     ledger: Ledger
     steps_per_epoch: int

@@ -29,7 +29,7 @@ from sseg_nase.training.control import Control
 from sseg_nase.training.distributed import same_everywhere
 from sseg_nase.training.divergence import DivergenceError
 from sseg_nase.training.networks import Networks, Workshop
-from sseg_nase.training.state import Pretraining, State, Trained
+from sseg_nase.training.state import Evolving, Pretraining, Trained
 
 PROBATION_ERRORS = 2  # standard errors by which a mutation on probation may look worse
 LARGEST_PRUNING_ERROR = 1e-5  # relative, between the pruned network and the masked one
@@ -61,10 +61,10 @@ class Intervention(Protocol):
 
     name: str
 
-    def observe(self, state: State) -> None:
+    def observe(self, state: Evolving) -> None:
         """Called once after every epoch."""
 
-    def decide(self, state: State) -> Decision:
+    def decide(self, state: Evolving) -> Decision:
         """Called after every epoch that another one follows, unless a mutation is on probation."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class Surgery:
 
     def __init__(
         self,
-        state: State,
+        state: Evolving,
         interventions: Sequence[Intervention],
         *,
         mutated: Callable[[Any, Mutation], Any],

@@ -144,16 +144,16 @@ def test_fine_tuning_is_judged_with_statistics_of_the_size_at_which_it_is_judged
 
 def test_pretraining_takes_one_size_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    differentiate = Trainer._differentiate
+    differentiate = Trainer.differentiate
 
     def watched(self: Trainer, *args: Any, **kwargs: Any) -> Any:
         losses = differentiate(self, *args, **kwargs)
-        held = next(self.probe.held())
+        held = next(self.state.probe.held())
         seen.append(held[0][0].shape[-1])
         return losses
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_differentiate", watched)
+        patched.setattr(Trainer, "differentiate", watched)
         whole = run(load([*SMALL, *PRETRAINING]))
     assert seen == [12] * 8 + [16] * 4
     lines = [json.loads(line) for line in (whole / "events.jsonl").read_text().splitlines()]
@@ -173,7 +173,7 @@ def test_a_run_of_several_sizes_goes_on_bit_for_bit(
 ) -> None:
     whole = run(load([*SMALL, *parts]))
     tuning = parts is TUNING
-    kind, name = (FineTuner, "_update") if tuning else (Trainer, "_step")
+    kind, name = (FineTuner, "_update") if tuning else (Trainer, "step")
     step: Any = getattr(kind, name)
     for stop_at in (2, 7, 11):  # 4 steps an epoch: in the first and after the change
         taken = 0
