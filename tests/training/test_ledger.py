@@ -27,7 +27,7 @@ def spent(*overrides: str, epochs: int = 1) -> dict[str, int]:
 
 
 def test_a_step_is_three_passes_of_every_view_and_one_of_the_teacher() -> None:
-    macs = trainer("ablation=A2").networks.architecture.macs()
+    macs = trainer("ablation=A2").state.networks.architecture.macs()
     student = 3 * VIEWS * IMAGES * macs
     assert spent("ssl.distillation_weight=0", epochs=2) == NOTHING | {"student": 2 * student}
     assert spent("ablation=A5") == NOTHING | {"student": student, "teacher": IMAGES * macs}

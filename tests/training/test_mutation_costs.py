@@ -209,7 +209,7 @@ def test_importance_that_no_scale_keeps_finite_is_said() -> None:
     sparsity, evolution = one.config.sparsity, one.config.evolution
     sparsify = interventions.Sparsify(sparsity, evolution, one.config.pretrain, 0)
     sparsify.due = [1]
-    decision = sparsify.decide(one)
+    decision = sparsify.decide(one.state)
     assert decision.mutation is None
     assert decision.trigger["reason"] == interventions.NO_IMPORTANCE
 
