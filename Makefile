@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS := $(VENV)/.peers
+DOCS := $(VENV)/.docs
 ARGS ?=
 # Tests side by side. A process takes 1 to 2 GB, and some start others: no more than there are cores.
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run search test test-slow lint ui bench bench-search gpu clean
+.PHONY: help setup run search test test-slow lint docs ui bench bench-search gpu clean
 
 help: ## print these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -46,6 +47,11 @@ lint: $(READY) ## format, lint, check types and imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache --no-logo
 
+# What MkDocs says of its own future versions is no warning about these pages.
+docs: $(DOCS) ## the documentation as a web site, in site/; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 ui: $(READY) ## the MLflow UI on the default store
 	@echo "MLflow: http://127.0.0.1:$(or $(PORT),5000)/#/experiments?workflowType=machine_learning"
 	MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false \
@@ -65,6 +71,10 @@ gpu: $(READY) ## what only a GPU can show, in 8 minutes: a table in OUT, by defa
 $(PEERS): $(READY)
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,bench]' && touch $@
 
+$(DOCS): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs]'
+	@touch $@
+
 clean: ## remove .venv, caches and build leftovers; runs, data and mlflow.db stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +

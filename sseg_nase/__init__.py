@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sseg_nase.statistics import crossed_difference, mean_ci95, mean_t95, paired_difference
     from sseg_nase.training.checkpoint import load_network
 
-__all__ = [  # noqa: RUF022  # in the order of the README
+__all__ = [  # noqa: RUF022  # in the order of docs/reference/python.md
     "Architecture",
     "EvolvableCNN",
     "load_network",

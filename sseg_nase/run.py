@@ -18,6 +18,7 @@ from sseg_nase import stages
 from sseg_nase.config.commands import command
 from sseg_nase.config.compose import hardware_profiles, overrides_of
 from sseg_nase.config.fingerprint import fingerprint, flat
+from sseg_nase.config.groups.finetune import Linear
 from sseg_nase.config.groups.tracking import InStore
 from sseg_nase.config.places import settled
 from sseg_nase.config.schema import RESUMED, Config, HardwareConfig
@@ -357,7 +358,7 @@ def pipeline(this: Run) -> None:
     if guide is not None:
         this.notes.append(f"ssl={config.ssl.name} also follows {guide.words}")
     teacher = None
-    if config.finetune.name != "none":
+    if config.finetune.trains:
         base = stages.labelled(config)
         teacher = stages.classifier_of(config, base)
         if teacher is not None:
@@ -480,7 +481,7 @@ def _tune(
                 place=now,
                 state=state if now == place else None,
                 extra=extra,
-                teacher=teacher if now.method == "linear" else None,
+                teacher=teacher if isinstance(tunings[now.number].finetune, Linear) else None,
                 stop=this.interruption.is_requested,
                 at_once=this.interruption.at_once,
             )
@@ -500,7 +501,7 @@ def _references(
     with this.stage("untrained"):
         seed = stages.Reached(stages.seed_backbone(config))
         references = {"fewshot_untrained": stages.judge_before_tuning(tasks, seed, this.device)}
-    if config.finetune.name != "none" and (trained or config.finetune.start):
+    if config.finetune.trains and (trained or config.finetune.start):
         with this.stage("pretrained"):
             judged = stages.judge_before_tuning(tasks, reached, this.device)
             references["fewshot_pretrained"] = judged

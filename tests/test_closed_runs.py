@@ -14,8 +14,10 @@ import torch
 
 from sseg_nase import stages
 from sseg_nase.config.compose import load
+from sseg_nase.config.groups.finetune import Classifier, FinetuneConfig
 from sseg_nase.config.schema import Config
 from sseg_nase.data.benchmarks import closed
+from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.finetune.learner import around
 from sseg_nase.reporting.markdown import as_markdown
@@ -223,18 +225,21 @@ def test_the_best_epoch_is_that_of_most_val_images_right(tmp_path: Path) -> None
 
 
 def test_what_is_learned_from_does_not_depend_on_the_network() -> None:
+    def part(options: FinetuneConfig, seed: int, store: ImageStore) -> ImageStore:
+        assert isinstance(options, Classifier)
+        return stages.classifying.labelled_part(store, options, seed)
+
     parts = []
     for further in ((), ("backbone=conv4", "optimizer.lr=0.1")):
         config = composed(*CLASSIFIED, "finetune.fraction=0.25", *further)
-        parts.append(stages.classifying.labelled_part(config, stages.labelled(config)))
+        parts.append(part(config.finetune, 0, stages.labelled(config)))
     assert parts[0].counts().tolist() == [4] * 10
     assert np.array_equal(parts[1].images, parts[0].images)
     base = stages.labelled(config)
-    seeded = stages.classifying.labelled_part(dataclasses.replace(config, seed=1), base)
+    seeded = part(config.finetune, 1, base)
     assert not np.array_equal(seeded.images, parts[0].images)
     options = dataclasses.replace(config.finetune, fraction=1.0)
-    whole = dataclasses.replace(config, finetune=options)
-    assert len(stages.classifying.labelled_part(whole, base)) == 160
+    assert len(part(options, 0, base)) == 160
 
 
 def test_a_checkpoint_without_a_classifier_is_refused() -> None:

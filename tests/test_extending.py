@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md as an installed package: a family and an operator."""
+"""The examples of docs/extending/ as an installed package: a family and an operator."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from examples import DOCS, installed, page
 
-from sseg_nase import kinds, packages
-from sseg_nase.config import options
+from sseg_nase import kinds
 from sseg_nase.config.compose import load
-from sseg_nase.config.groups.backbone import BackboneConfig
-from sseg_nase.config.options import load_packages
 from sseg_nase.errors import UserError
 from sseg_nase.reporting.markdown import as_markdown
 from sseg_nase.reporting.run_report import document
@@ -25,7 +23,6 @@ from sseg_nase.stages.replaying import replayed
 from sseg_nase.training import checkpoint
 from sseg_nase.training.interruption import Interrupted, Interruption
 
-PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 TINY = ["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "tracking=jsonl"]
 EVOLVING = [
     "backbone=twins", "backbone.width=6", "evolution=sseg", "sparsity=nase",
@@ -36,45 +33,16 @@ EVOLVING = [
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.skipif(not PAGE.exists(), reason="the documentation is not there"),
+    pytest.mark.skipif(not DOCS.exists(), reason="the documentation is not there"),
 ]
-CACHED = (load_packages, kinds._load_packages, packages.names_in)
-
-
-def forget() -> None:
-    for each in (*options._CACHES, *CACHED):
-        each.cache_clear()
 
 
 @pytest.fixture
 def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The files of the page where an installation would put them, and the folder of the YAML."""
-    text = PAGE.read_text(encoding="utf-8")
-    home = tmp_path / "installed"
-    about = home / "somebodys-1.0.dist-info"
-    about.mkdir(parents=True)
-    for language, name, content in re.findall(r"```(\w+)\n# (\S+)\n(.*?)```", text, re.DOTALL):
-        file = home / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(content, encoding="utf-8")
-        assert language == {".py": "python", ".yaml": "yaml"}[file.suffix]
-    (about / "METADATA").write_text("Name: somebodys\nVersion: 1.0\n")
-    points = re.findall(r'\[project\.entry-points\."(.+?)"\]\n(\w+) = "(\w+)"', text)
-    lines = [f"[{group}]\n{name} = {module}\n" for group, name, module in points]
-    (about / "entry_points.txt").write_text("\n".join(lines))
-    base = BackboneConfig
-    known = dict(options._OPTIONS[base])
-    monkeypatch.setattr(kinds, "_KINDS", dict(kinds.kinds()))
-    monkeypatch.syspath_prepend(home)
-    for _, _, module in points:
-        monkeypatch.delitem(sys.modules, module, raising=False)
-    forget()
-    yield home / "my_conf"
-    options._OPTIONS[base] = known
-    for _, _, module in points:
-        sys.modules.pop(module, None)
-    monkeypatch.undo()
-    forget()
+    """The folder of the YAML of both pages, which are installed."""
+    both = page("extending/backbone.md") + page("extending/operator.md")
+    with installed(both, tmp_path / "installed", monkeypatch) as folder:
+        yield folder
 
 
 def ran(conf: Path, *overrides: str) -> Path:
@@ -137,8 +105,8 @@ def test_without_the_package_nobody_knows_of_it() -> None:
 
 
 def test_the_table_names_files_that_there_are() -> None:
-    table = PAGE.read_text(encoding="utf-8").partition("## What each of them takes")[2]
+    table = page("extending/index.md").partition("## What each of them takes")[2]
     named = re.findall(r"`([\w/]+\.(?:py|yaml))`", table)
     assert len(named) > 10
     for name in named:
-        assert any((PAGE.parents[1] / room / name).is_file() for room in ("sseg_nase", "")), name
+        assert any((DOCS.parent / room / name).is_file() for room in ("sseg_nase", "")), name

@@ -56,8 +56,8 @@ from sseg_nase.config.layout import (
 from sseg_nase.config.members import chosen, of_others, upgraded, without_unset
 from sseg_nase.config.options import Option, fields_of, is_group, load_packages, until_registered
 from sseg_nase.config.places import still_there
-from sseg_nase.config.schema import FINETUNING, Config, DatasetConfig, FinetuneConfig
-from sseg_nase.config.sequence import OF_THE_RUN, abridged, completed
+from sseg_nase.config.schema import Config, DatasetConfig, FinetuneConfig
+from sseg_nase.config.sequence import OF_THE_RUN, abridged, completed, trained
 from sseg_nase.config.validation import validate
 from sseg_nase.errors import UserError
 from sseg_nase.home import expanded, find_home
@@ -71,9 +71,8 @@ LAUNCHERS = {
 
 # A range of a search, which Hydra would take for a call of one of its functions; not in quotes.
 _RANGE = re.compile(r"""(?<!["'\w])((?:uniform|loguniform|int)\([^()"']*\))(?!["'])""")
-# Stages of fine-tuning, one after the other, and what is said of one of them.
+# Stages of fine-tuning, one after the other.
 _STAGES = re.compile(r"""(["']?)\[\s*([^\[\]{}:]*?)\s*\]\1""")
-_OF_STAGE = re.compile(rf"finetune\.({'|'.join(FINETUNING[1:])})\.(.+)")
 OWN_KEYS = "finetune.own."
 _KEYS_OF = {written: key for key, written in WRITTEN_AS.items()}
 
@@ -187,7 +186,8 @@ def overrides_of(config: Config) -> list[str]:
 
     They name every key that differs from `conf/`, and no option of a group.
     """
-    config = abridged(config, partial(_usual_tuning, config.dataset.name), _checked_stage)
+    usual = partial(_usual_tuning, {"name": config.dataset.name})
+    config = abridged(config, usual, _checked_stage)
     wanted, found = _leaves(dataclasses.asdict(config)), dict[str, str]()
     # A key that has the value of `conf/` may have another one beside those that are named.
     with beside_hydra():
@@ -322,9 +322,9 @@ def _spelled_out(text: str, multirun: bool) -> str:
     name, equals, value = text.partition("=")
     key = name.lstrip("+")
     plus, key = name[: len(name) - len(key)], _KEYS_OF.get(key, key)
-    stage = _OF_STAGE.fullmatch(key)
-    if stage is not None:
-        plus, key = "++", f"finetune.own.{stage[1]}.{stage[2]}"
+    group, _, of_stage = key.partition(".")
+    if group == "finetune" and of_stage.startswith(tuple(f"{name}." for name in trained())):
+        plus, key = "++", f"{OWN_KEYS}{of_stage}"
     elif key in ("runs", "images"):
         value = _listed_runs(value)
     elif key in open_keys() or key.rpartition(".")[0] in open_keys():
@@ -400,15 +400,18 @@ def to_config(composed: DictConfig) -> Config:
         tree = OmegaConf.to_container(composed)  # what is missing is then named by its own key
     except OmegaConfBaseException as error:
         raise UserError(one_line(error)) from error
-    config = _checked(Config, without_unset(cast(dict[str, Any], tree)))
-    config = completed(config, partial(_usual_tuning, config.dataset.name), _checked_stage)
+    tree = without_unset(cast(dict[str, Any], tree))
+    if isinstance(tree.get("finetune"), Mapping):
+        usual = partial(_usual_tuning, tree.get("dataset"))
+        tree["finetune"] = completed(tree["finetune"], usual, _checked_stage)
+    config = _checked(Config, tree)
     validate(config)
     return config
 
 
-def _usual_tuning(dataset: str, name: str) -> Mapping[str, Any]:
-    """What `conf/finetune` says of a method, for images of `dataset`."""
-    given = {"dataset": {"name": dataset}, "finetune": group_option("finetune", name)}
+def _usual_tuning(dataset: Any, name: str) -> Mapping[str, Any]:
+    """What `conf/finetune` says of a method, for images of the section `dataset`."""
+    given = {"dataset": dataset, "finetune": group_option("finetune", name)}
     tree = OmegaConf.to_container(OmegaConf.create(given).finetune, resolve=True)
     return cast(dict[str, Any], tree)
 

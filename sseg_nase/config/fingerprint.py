@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sseg_nase.config.options import fields_of, is_group, null_before, until_registered
-from sseg_nase.config.schema import Config
+from sseg_nase.config.schema import Config, FinetuneConfig
+from sseg_nase.config.sequence import OF_THE_RUN
 
 # What changes where a run stands, how it is called or how fast it is, but not its result.
 _WITHOUT_EFFECT = (
@@ -69,7 +70,7 @@ def fingerprint(config: Config) -> str:
     images. A hash of every value except names, paths, tracking and what only changes the speed;
     the same in every process and Python version.
     """
-    kept = decisive({**_once_null(), **flat(config)})
+    kept = decisive({**_once_null(), **_once_null_in_stages(config), **flat(config)})
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -82,6 +83,12 @@ def _once_null() -> dict[str, None]:
     """
     groups = ((name, kind) for name, kind, _ in fields_of(Config) if is_group(kind))
     return {f"{name}.{key}": None for name, kind in groups for key in null_before(kind)}
+
+
+def _once_null_in_stages(config: Config) -> dict[str, None]:
+    """Those of each stage of fine-tuning."""
+    keys = [key for key in null_before(FinetuneConfig) if key not in OF_THE_RUN]
+    return {f"finetune.own.{stage}.{key}": None for stage in config.finetune.own for key in keys}
 
 
 def _flatten(value: Any, key: str, found: dict[str, Any]) -> None:

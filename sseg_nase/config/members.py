@@ -12,7 +12,7 @@ from typing import Any
 
 from sseg_nase.config.explain import shown, wrong_type
 from sseg_nase.config.options import fields_of, having, is_group, option_of, options_of, told_by
-from sseg_nase.config.schema import Config
+from sseg_nase.config.schema import Config, FinetuneConfig
 from sseg_nase.errors import UserError, did_you_mean
 
 MISSING = "???"  # OmegaConf's word for a key of the schema without a value
@@ -36,9 +36,18 @@ def without_unset(tree: Tree, kind: Any = Config) -> dict[str, Any]:
 def upgraded(tree: Tree, kind: Any = Config) -> dict[str, Any]:
     """Return a stored config without the keys that its options do not have.
 
-    Versions before stored the keys of all options of a group, null where they had no effect.
+    Versions before stored the keys of all options of a group, null where they had no effect; of
+    fine-tuning so of each stage of a sequence, too.
     """
-    return _kept(tree, kind, lambda value: True)
+    kept = _kept(tree, kind, lambda value: True)
+    tuning = kept.get("finetune") if kind is Config else None
+    own = tuning.get("own") if isinstance(tuning, dict) else None
+    if isinstance(own, Mapping):
+        kept["finetune"]["own"] = {
+            name: upgraded(values, FinetuneConfig) if isinstance(values, Mapping) else values
+            for name, values in own.items()
+        }
+    return kept
 
 
 def restored(kind: Any, values: Tree) -> Any:

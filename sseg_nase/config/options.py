@@ -208,9 +208,13 @@ def names_with(cls: Any) -> tuple[str, ...]:
 
 
 def having(kind: Any, key: str) -> list[str]:
-    """Return the names of those options of a group, given by its base class, that have a key."""
+    """Return the names of those options of a group, given by its base class, that have a key.
+
+    Without those that train nothing, which have the keys of another for nothing.
+    """
     named = {**options_of(kind), "another": _OPTIONS[kind].get(ANY)}
-    return [n for n, cls in named.items() if cls and any(key == f[0] for f in fields_of(cls))]
+    effective = {n: cls for n, cls in named.items() if cls and getattr(cls, "trains", True)}
+    return [n for n, cls in effective.items() if any(key == f[0] for f in fields_of(cls))]
 
 
 def of_this_package(cls: Any) -> bool:

@@ -17,6 +17,7 @@ from sseg_nase.config.groups.dataset import DatasetConfig
 from sseg_nase.config.groups.evaluation import EvaluationConfig
 from sseg_nase.config.groups.evaluator import EvaluatorConfig
 from sseg_nase.config.groups.evolution import EvolutionConfig
+from sseg_nase.config.groups.finetune import FinetuneConfig
 from sseg_nase.config.groups.hardware import HardwareConfig
 from sseg_nase.config.groups.oneshot import OneShot
 from sseg_nase.config.groups.optimizer import OptimizerConfig
@@ -26,11 +27,9 @@ from sseg_nase.config.groups.sparsity import SparsityConfig
 from sseg_nase.config.groups.ssl import SSLConfig
 from sseg_nase.config.groups.strategy import StrategyConfig
 from sseg_nase.config.groups.tracking import TrackingConfig
+from sseg_nase.config.groups.views import ViewsConfig
 from sseg_nase.config.options import names_with, option
 
-FINETUNING = (
-    *("none", "prototypical", "matching", "relation", "r2d2", "maml", "linear", "classifier"),
-)
 LOOKS = ("status", "report", "deliver")  # at what is on disk: no run of their own
 TAKEN_HOME = ("export", "predict")  # use a trained network, or make it usable: no runs either
 TASKS = ("pipeline", "evaluate", "curriculum", "replay", "search", *LOOKS, *TAKEN_HOME)
@@ -53,90 +52,6 @@ class DataConfig:
 
     placement: Annotated[str, option(choices=("auto", "disk", "ram", "device"))]
     memory_gb: Annotated[float, option(least=0)]
-
-
-@dataclass(frozen=True)
-class ViewsConfig:
-    """Two random views of an image; probabilities and ranges as in SimCLR, then for drawings."""
-
-    crop_scale: Annotated[list[float], option(above=0, most=1)]
-    crop_ratio: Annotated[list[float], option(above=0)]
-    flip: Annotated[float, option(least=0, most=1)]
-    jitter: Annotated[float, option(least=0, most=1)]
-    brightness: Annotated[float, option(least=0, most=1)]
-    contrast: Annotated[float, option(least=0, most=1)]
-    saturation: Annotated[float, option(least=0, most=1)]
-    hue: Annotated[float, option(least=0, most=0.5)]
-    grey: Annotated[float, option(least=0, most=1)]
-    blur: Annotated[float, option(least=0, most=1)]
-    blur_sigma: Annotated[list[float], option(above=0)]
-    rotation: Annotated[float, option(least=0, most=180)]
-    translation: Annotated[float, option(least=0, most=1)]
-    zoom: Annotated[list[float], option(least=0.1, most=10)]
-    thickness: Annotated[list[float], option(least=-4, most=4)]
-    erase: Annotated[float, option(least=0, most=1)]
-    erase_area: Annotated[list[float], option(least=0, most=1)]
-    ink: Annotated[str, option(choices=("dark", "light"))]
-
-    @property
-    def strokes(self) -> bool:
-        """Whether anything is done to the views beside what photographs get."""
-        moved = self.rotation > 0 or self.translation > 0 or set(self.zoom) != {1.0}
-        return moved or any(self.thickness) or self.erase > 0
-
-
-@dataclass(frozen=True)
-class FinetuneConfig:
-    """`None` marks what the chosen method does not have; of ways, shots and queries: as fits.
-
-    `sequence`: the methods that train one after the other, the last one being `name`; empty where
-    it trains alone. `own`: the settings of each of them, by its name; see `config.sequence`.
-    """
-
-    name: Annotated[str, option(choices=FINETUNING)]
-    sequence: Annotated[list[str], option(choices=FINETUNING[1:])]
-    own: dict[str, Any]
-    start: Annotated[Optional[str], option(path="the folder of a run, or a checkpoint,")]
-    ways: Annotated[Optional[int], option(least=2)]
-    shots: Annotated[Optional[int], option(least=1)]
-    queries: Annotated[Optional[int], option(least=1)]
-    episodes_per_epoch: Annotated[Optional[int], option(least=1)]
-    tasks_per_step: Annotated[Optional[int], option(least=1)]
-    epochs: Annotated[int, option(least=1)]
-    optimizer: Annotated[str, option(choices=("adam", "sgd"))]
-    lr_encoder: Annotated[float, option(above=0)]
-    lr_head: Annotated[float, option(above=0)]
-    weight_decay: Annotated[float, option(least=0)]
-    scheduler: Annotated[str, option(choices=("step", "cosine", "constant", "constant_decay"))]
-    warmup_epochs: Annotated[float, option(least=0)]
-    step_size: Annotated[int, option(least=1)]
-    gamma: Annotated[float, option(above=0, most=1)]
-    decay_share: Annotated[float, option(above=0, most=1)]
-    evolve: bool
-    gamma_lr_ratio: Annotated[float, option(above=0)]
-    freeze: Annotated[str, option(choices=("none", "encoder"))]
-    frozen_blocks: Annotated[int, option(least=0)]
-    freeze_norms: bool
-    ema_decay: Annotated[float, option(least=0, most=0.9999)]
-    image_sizes: Annotated[Optional[list[str]], option(text="SIZE@SHARE, such as 24@0,")]
-    validation_episodes: Annotated[int, option(least=2)]
-    metric: Annotated[Optional[str], option(choices=("cosine", "euclidean"))]
-    scale: Annotated[Optional[float], option(above=0)]
-    head: Annotated[Optional[str], option(choices=("cosine", "maps", "mlp"))]
-    head_width: Annotated[Optional[int], option(least=1)]
-    label_smoothing: Annotated[Optional[float], option(least=0, most=0.9)]
-    mixup: Annotated[Optional[float], option(least=0)]
-    rotation: Annotated[Optional[float], option(least=0)]
-    teacher: Annotated[Optional[str], option(path="the folder of a run, or a checkpoint,")]
-    distillation_weight: Annotated[Optional[float], option(least=0, most=1)]
-    distillation_temperature: Annotated[Optional[float], option(above=0)]
-    feature_weight: Annotated[Optional[float], option(least=0)]
-    fraction: Annotated[Optional[float], option(above=0, most=1)]
-    samples: Annotated[Optional[int], option(least=0)]
-    inner_lr: Annotated[Optional[float], option(above=0)]
-    inner_steps: Annotated[Optional[int], option(least=1)]
-    first_order: Optional[bool]
-    views: ViewsConfig
 
 
 @dataclass(frozen=True)

@@ -9,37 +9,28 @@ the network is judged.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from sseg_nase.config.schema import FINETUNING, Config, FinetuneConfig, ViewsConfig
+from sseg_nase.config.members import restored
+from sseg_nase.config.options import fields_of, option_of, options_of
+from sseg_nase.config.schema import Config, FinetuneConfig, ViewsConfig
 from sseg_nase.errors import UserError, did_you_mean
 
 Tree = Mapping[str, Any]
-# Keys that only some methods have, and those that have them.
-EPISODES = {"queries", "episodes_per_epoch", "tasks_per_step"}
-HEADS: Mapping[str, tuple[str, ...]] = {  # of the methods that have several, the usual one first
-    "matching": ("cosine", "mlp"),
-    "relation": ("maps", "mlp"),
-}
-DISTILLING = ("distillation_weight", "distillation_temperature", "feature_weight")
-FINETUNE_OPTIONS: Mapping[str, set[str]] = {
-    "prototypical": {*EPISODES, "metric", "scale"},
-    "matching": {*EPISODES, "scale", "head", "head_width"},
-    "relation": {*EPISODES, "head", "head_width"},
-    "r2d2": {*EPISODES, "scale"},
-    "maml": {*EPISODES, "inner_lr", "inner_steps", "first_order"},
-    "linear": {"label_smoothing", "mixup", "rotation", *DISTILLING},
-    "classifier": {"label_smoothing", "mixup", "rotation", "fraction", "samples"},
-}
 # Said once, for all stages; the teacher is that of finetune=linear.
 OF_THE_RUN: Tree = {"sequence": [], "own": {}, "start": None, "teacher": None}
 WRITTEN = "'finetune=[linear,prototypical]'"
 
 
+def trained() -> tuple[str, ...]:
+    """The names of the methods that train, of which stages are made."""
+    return tuple(name for name, cls in options_of(FinetuneConfig).items() if cls.trains)
+
+
 def stages_of(config: Config) -> list[Config]:
     """A config per stage of fine-tuning, in their order; none where nothing is fine-tuned."""
-    if config.finetune.name == "none":
+    if not config.finetune.trains:
         return []
     if not config.finetune.sequence:
         return [config]
@@ -68,44 +59,44 @@ def with_stages(config: Config, stages: list[Config]) -> Config:
 
 def plain(finetune: FinetuneConfig) -> dict[str, Any]:
     """The settings of one stage as plain data."""
-    values = dataclasses.asdict(finetune)
-    return {key: value for key, value in values.items() if key not in OF_THE_RUN}
+    return _of_one(dataclasses.asdict(finetune))
 
 
 def finetune_of(values: Tree) -> FinetuneConfig:
     """The settings of one stage, of what `plain` gave."""
     views = ViewsConfig(**values["views"])
-    return FinetuneConfig(**{**values, **OF_THE_RUN, "views": views})
+    stage: FinetuneConfig = restored(FinetuneConfig, {**values, **OF_THE_RUN, "views": views})
+    return stage
 
 
 def completed(
-    config: Config, usual: Callable[[str], Tree], checked: Callable[[str, Tree], FinetuneConfig]
-) -> Config:
-    """`config` with complete settings of every stage.
+    finetune: Tree, usual: Callable[[str], Tree], checked: Callable[[str, Tree], FinetuneConfig]
+) -> dict[str, Any]:
+    """The section `finetune` with complete settings of every stage, and no others.
 
     `usual`: what `conf/finetune` says of a method. `checked`: the settings of a stage from plain
     data. Raises `UserError` for a sequence, or for settings, that cannot be.
     """
-    finetune = config.finetune
-    names, own = list(finetune.sequence), finetune.own
-    _check(finetune)
+    names, own = finetune.get("sequence") or [], finetune.get("own") or {}
+    _check(finetune.get("name"), names, own)
     if not names:
-        return config
-    given, values_of = plain(finetune), {name: usual(name) for name in names}
+        return dict(finetune)
+    given, values_of = _of_one(finetune), {name: usual(name) for name in names}
+    keys_of = {name: {f[0] for f in fields_of(option_of(FinetuneConfig, name))} for name in names}
+    of_every = {field.name for field in dataclasses.fields(FinetuneConfig)}
     last = values_of[names[-1]]
-    special = sorted(set().union(*FINETUNE_OPTIONS.values()))
-    stages = []
+    nobodys = given.keys() - set().union(*keys_of.values())  # refused as such, in the last stage
+    stages: dict[str, dict[str, Any]] = {}
     for name in names:
-        values = {**given, "name": name}
-        for key in special:
-            mine = key in FINETUNE_OPTIONS[name]
-            shared = given[key] != last[key] or name == names[-1]
-            anyones = any(key in FINETUNE_OPTIONS[each] for each in names)
-            if not (shared if mine else not anyones):
-                values[key] = values_of[name][key]
-        stage = checked(name, _merged(values, own.get(name, {})))
-        stages.append(dataclasses.replace(config, finetune=stage))
-    return with_stages(config, stages)
+        mine = keys_of[name] & given.keys()
+        kept = {key for key in mine if key in of_every or given[key] != last.get(key)}
+        if name == names[-1]:
+            kept = mine | nobodys
+        values = {key: value for key, value in values_of[name].items() if key in keys_of[name]}
+        values |= {key: given[key] for key in kept} | {"name": name}
+        stages[name] = plain(checked(name, _merged(values, own.get(name, {}))))
+    of_all = {key: value for key, value in finetune.items() if key in OF_THE_RUN}
+    return {**stages[names[-1]], **of_all, "own": stages}
 
 
 def abridged(
@@ -114,11 +105,15 @@ def abridged(
     """`config` with only those settings of its stages that `completed` would not give them."""
     if not config.finetune.sequence:
         return config
-    bare = dataclasses.replace(config, finetune=dataclasses.replace(config.finetune, own={}))
-    given = completed(bare, usual, checked).finetune.own
+    bare = dataclasses.asdict(config.finetune) | {"own": {}}
+    given = completed(bare, usual, checked)["own"]
     own = {name: _beyond(values, given[name]) for name, values in config.finetune.own.items()}
     own = {name: values for name, values in own.items() if values}
     return dataclasses.replace(config, finetune=dataclasses.replace(config.finetune, own=own))
+
+
+def _of_one(finetune: Tree) -> dict[str, Any]:
+    return {key: value for key, value in finetune.items() if key not in OF_THE_RUN}
 
 
 def _beyond(values: Tree, given: Tree) -> dict[str, Any]:
@@ -133,21 +128,20 @@ def _beyond(values: Tree, given: Tree) -> dict[str, Any]:
     return found
 
 
-def _check(finetune: FinetuneConfig) -> None:
-    names, own = list(finetune.sequence), finetune.own
+def _check(last: Any, names: Sequence[Any], own: Tree) -> None:
     if not names:
         if own:
             stage = next(iter(own))
             raise UserError(
                 f"finetune.{stage}: these are settings of one of several stages, which are written "
-                f"{WRITTEN}; with finetune={finetune.name} write finetune.epochs=90."
+                f"{WRITTEN}; with finetune={last} write finetune.epochs=90."
             )
         return
     for name in names:
-        if name not in FINETUNING[1:]:
+        if name not in trained():
             raise UserError(
                 f"finetune=[{','.join(names)}]: {name} is no method that trains; choose of "
-                f"{', '.join(FINETUNING[1:])}.{did_you_mean(name, FINETUNING[1:])}"
+                f"{', '.join(trained())}.{did_you_mean(name, trained())}"
             )
     if len(set(names)) != len(names) or len(names) < 2:
         raise UserError(
@@ -155,10 +149,10 @@ def _check(finetune: FinetuneConfig) -> None:
             "because settings are written with the name of their stage, such as "
             f"finetune.{names[0]}.epochs."
         )
-    if finetune.name != names[-1]:
+    if last != names[-1]:
         raise UserError(
-            f"finetune={finetune.name}: finetune.sequence=[{','.join(names)}] ends with another "
-            f"method. For stages write {WRITTEN}; for finetune={finetune.name} alone add "
+            f"finetune={last}: finetune.sequence=[{','.join(names)}] ends with another "
+            f"method. For stages write {WRITTEN}; for finetune={last} alone add "
             "finetune.sequence=[] finetune.own={}."
         )
     for stage, values in own.items():

@@ -18,6 +18,16 @@ from sseg_nase.config.groups.dataset import Closed, DatasetConfig, Omniglot, Own
 from sseg_nase.config.groups.evaluation import CLOSED_SETS, EPISODES, MethodConfig
 from sseg_nase.config.groups.evaluator import OfProxies
 from sseg_nase.config.groups.evolution import EvolutionConfig, Planned, Trials
+from sseg_nase.config.groups.finetune import (
+    DISTILLING,
+    PROTOTYPE,
+    Classifier,
+    FinetuneConfig,
+    Linear,
+    Maml,
+    Matching,
+    Relation,
+)
 from sseg_nase.config.groups.oneshot import OneShot
 from sseg_nase.config.groups.optimizer import SGD
 from sseg_nase.config.groups.space import OfKeys
@@ -27,24 +37,19 @@ from sseg_nase.config.groups.tracking import InStore
 from sseg_nase.config.layout import WRITTEN_AS, group_option, is_section
 from sseg_nase.config.options import fields_of, is_group, names_with, option_of, options_of
 from sseg_nase.config.schema import (
-    FINETUNING,
     LOOKS,
     RESUMED,
     TAKEN_HOME,
     Config,
     ViewsConfig,
 )
-from sseg_nase.config.sequence import DISTILLING, FINETUNE_OPTIONS, HEADS, in_words, stages_of
+from sseg_nase.config.sequence import in_words, stages_of, trained
 from sseg_nase.config.sizes import sizes_of
 from sseg_nase.errors import UserError, did_you_mean
 
 # Beyond it whole numbers have no room in what computes with them, and float32 has infinities.
 LARGEST = 10**18
 LONGEST_NAME = 200  # in bytes; file systems take 255
-
-
-# The evaluation.method that judges as finetune=NAME trains, where that is not prototype.
-OWN_METHODS = {"matching": "matching", "relation": "relation", "r2d2": "ridge", "maml": "maml"}
 
 
 def validate(config: Config) -> None:
@@ -106,7 +111,7 @@ def _far_out(config: Config) -> Iterator[str]:
     """Rates and temperatures with which training will hardly work, though they are possible."""
     if config.task != "pipeline":
         return
-    given: dict[str, tuple[float | None, tuple[float, float]]] = {}
+    given: dict[str, tuple[float, tuple[float, float]]] = {}
     optimizer, ssl, finetune = config.optimizer, config.ssl, config.finetune
     if ssl.trains and config.pretrain.epochs and finetune.start is None:
         given["optimizer.lr"] = optimizer.lr, _SANE_RATES[optimizer.name]
@@ -120,9 +125,10 @@ def _far_out(config: Config) -> Iterator[str]:
         if tuning.freeze != "encoder":
             given[f"{begins}.lr_encoder"] = tuning.lr_encoder, rates
         given[f"{begins}.lr_head"] = tuning.lr_head, rates
-        given[f"{begins}.inner_lr"] = tuning.inner_lr, _SANE_INNER_RATES
+        if isinstance(tuning, Maml):
+            given[f"{begins}.inner_lr"] = tuning.inner_lr, _SANE_INNER_RATES
     for key, (value, (low, high)) in given.items():
-        if value is not None and not low <= value <= high:
+        if not low <= value <= high:
             far = "low" if value < low else "high"
             result = "it will hardly learn anything" if value < low else "it will probably diverge"
             if "temperature" in key:
@@ -170,12 +176,12 @@ def _unlike_its_ablation(config: Config, *further: Path) -> list[str]:
 
 
 def _judged_otherwise(config: Config) -> list[str]:
-    trained, method = config.finetune.name, config.evaluation.method
-    own = OWN_METHODS.get(trained, method)
-    if config.task != "pipeline" or method == own:
+    tuning, method = config.finetune, config.evaluation.method
+    own = tuning.judged_by
+    if config.task != "pipeline" or own in (method, PROTOTYPE):
         return []
     return [
-        f"evaluation.method={method}: finetune={trained} trains for, and is chosen by, "
+        f"evaluation.method={method}: finetune={tuning.name} trains for, and is chosen by, "
         f"evaluation.method={own} (with evaluation.normalize=none)."
     ]
 
@@ -389,7 +395,7 @@ def _in_this_process(config: Config) -> Iterator[str]:
     if parts:
         missing = " ".join(f"{part}=none" for part in parts)
         yield f"evaluator=inherited: a candidate does not evolve, and is not pruned; add {missing}."
-    if config.finetune.name != "none":
+    if config.finetune.trains:
         yield (
             f"finetune={config.finetune.name}: evaluator=inherited trains without labels; leave it "
             "out, or choose evaluator=run."
@@ -869,20 +875,20 @@ def _closed(config: Config) -> Iterator[str]:
     if evaluation.name == "linear_probe":
         given = evaluation.linear_probe.regularization
         yield from _a_set("evaluation.linear_probe.regularization", given)
-    methods = [stage.finetune.name for stage in stages_of(config)]
+    methods = [stage.finetune for stage in stages_of(config)]
     for method in methods:
-        if is_closed and method != "classifier":
+        if is_closed and not isinstance(method, Classifier):
             yield (
-                f"finetune={method}: it is chosen by episodes of classes that are not trained on, "
-                f"and dataset={dataset} has none; choose finetune=classifier or finetune=none."
+                f"finetune={method.name}: it is chosen by episodes of classes that are not trained "
+                f"on, and dataset={dataset} has none; choose finetune=classifier or finetune=none."
             )
-        if not is_closed and method == "classifier":
+        if not is_closed and isinstance(method, Classifier):
             yield (
                 f"finetune=classifier: val and test of dataset={dataset} have other classes than "
                 "train; choose finetune=linear, whose embedding is judged."
             )
-    pipeline = config.task == "pipeline"
-    if pipeline and evaluation.name == "classification" and methods[-1:] != ["classifier"]:
+    kept = bool(methods) and isinstance(methods[-1], Classifier)
+    if config.task == "pipeline" and evaluation.name == "classification" and not kept:
         yield (
             f"{chosen}: it needs what finetune=classifier trains; add that, or choose "
             "evaluation=knn or evaluation=linear_probe."
@@ -909,11 +915,11 @@ def _finetune(config: Config) -> Iterator[str]:
             f"embeddings, and evaluation.method={method} adapts to the images; leave it out."
         )
     yield from _teacher(config)
-    if options.name == "none":
+    if not options.trains:
         if options.start:
             yield (
                 f"finetune.from={options.start}: it has no effect with finetune=none; choose how "
-                f"to fine-tune: {', '.join(f'finetune={name}' for name in FINETUNING[1:])}."
+                f"to fine-tune: {', '.join(f'finetune={name}' for name in trained())}."
             )
         return
     yield from _of_stages(config, _stage)
@@ -924,17 +930,17 @@ def _finetune(config: Config) -> Iterator[str]:
 def _teacher(config: Config) -> Iterator[str]:
     """The teacher of finetune=linear, and what is only for one."""
     given = config.finetune.teacher
-    linear = [each for each in stages_of(config) if each.finetune.name == "linear"]
+    stages = stages_of(config)
+    linear = [(s, s.finetune) for s in stages if isinstance(s.finetune, Linear)]
     if given and not linear:
         yield (
             f"finetune.teacher={given}: it has no effect with finetune={config.finetune.name}; "
             "choose finetune=linear, whose classifier is distilled, or leave it out."
         )
-    usual = group_option("finetune", "linear")
-    for stage in linear:
-        begins, options = in_words(stage, config), stage.finetune
+    for stage, options in linear:
+        begins, usual = in_words(stage, config), group_option("finetune", options.name)
         for key in DISTILLING:
-            if not given and getattr(options, key) not in (usual[key], None):
+            if not given and getattr(options, key) != usual[key]:
                 yield (
                     f"{begins}.{key}={getattr(options, key)}: it has no effect without "
                     "finetune.teacher=RUN; add that, or leave it out."
@@ -951,16 +957,8 @@ def _stage(config: Config) -> Iterator[str]:
     options, evaluation = config.finetune, config.evaluation
     if options.evolve:
         yield from _evolving(config)
-    fitted = set() if options.queries is not None else {"queries"}
-    own = {name: having - fitted for name, having in FINETUNE_OPTIONS.items()}
-    yield from _own_options(options, "finetune", own)
-    if options.samples and options.fraction not in (1, None):
-        yield (
-            f"finetune.samples={options.samples}: not together with finetune.fraction="
-            f"{options.fraction:g}; leave one of them out."
-        )
-    if options.head is not None and options.name in HEADS:
-        yield from _head(config)
+    if isinstance(options, Matching | Relation):
+        yield from _head(config, options)
     if options.image_sizes is not None:
         key = f"finetune.image_sizes={_written(options.image_sizes)}"
         yield from _sizes(key, options.image_sizes, config)
@@ -969,24 +967,8 @@ def _stage(config: Config) -> Iterator[str]:
                 f"{key}: what is frozen keeps the BN statistics of the size that it was trained "
                 "at; leave it out, or what freezes."
             )
-    headless = ("prototypical", "matching")
-    if options.freeze == "encoder" and options.name in headless:
-        yield (
-            f"finetune.freeze=encoder: finetune={options.name} trains nothing else; leave it out, "
-            "or set finetune.frozen_blocks."
-        )
-    if options.freeze == "encoder" and options.frozen_blocks:
-        yield (
-            f"finetune.frozen_blocks={options.frozen_blocks}: finetune.freeze=encoder freezes all "
-            "blocks; leave one of them out."
-        )
-    if options.name == "maml" and options.freeze_norms:
-        yield (
-            "finetune.freeze_norms=true: finetune=maml adapts and is judged with the statistics of "
-            "each batch; leave it out."
-        )
     given = None not in (options.ways, evaluation.ways)
-    if options.name == "maml" and given and options.ways != evaluation.ways:
+    if isinstance(options, Maml) and given and options.ways != evaluation.ways:
         yield (
             f"finetune.ways={options.ways}: the head of finetune=maml has as many classes as the "
             f"episodes that judge it; set evaluation.ways={options.ways} or finetune.ways="
@@ -997,21 +979,18 @@ def _stage(config: Config) -> Iterator[str]:
         yield f"hardware.compile={value}: it has no effect on fine-tuning; leave it out."
 
 
-def _head(config: Config) -> Iterator[str]:
+def _head(config: Config, options: Matching | Relation) -> Iterator[str]:
     """Check the learned head of finetune=matching or relation."""
-    options, evaluation, heads = config.finetune, config.evaluation, HEADS[config.finetune.name]
-    if options.head not in heads:
-        yield _not_one_of("finetune.head", options.head, heads)
-        return
+    evaluation = config.evaluation
     usual, mlp = group_option("finetune", options.name), options.head == "mlp"
     idle = {"scale": "finetune.head=cosine"} if mlp else {"head_width": "finetune.head=mlp"}
     for key, needed in idle.items():
-        if getattr(options, key) not in (usual[key], None):
+        if (value := getattr(options, key, None)) not in (usual.get(key), None):
             yield (
-                f"finetune.{key}={getattr(options, key)}: it has no effect without {needed}; add "
+                f"finetune.{key}={value}: it has no effect without {needed}; add "
                 "that, or leave it out."
             )
-    learned = mlp and options.name == "matching" and evaluation.method == "matching"
+    learned = mlp and isinstance(options, Matching) and evaluation.method == options.judged_by
     if learned and evaluation.normalize != "none":
         yield (
             f"evaluation.normalize={evaluation.normalize}: finetune.head=mlp is trained on "
@@ -1023,7 +1002,7 @@ def _evolving(config: Config) -> Iterator[str]:
     """Evolution and pruning while fine-tuning."""
     options, evolution, sparsity = config.finetune, config.evolution, config.sparsity
     said = f"finetune.evolve=true: it is not possible with finetune={options.name}"
-    if options.name == "maml":
+    if not options.grows:
         yield f"{said}, whose inner steps are those of one network; choose another method."
     if not (evolution.enabled or sparsity.enabled):
         yield "finetune.evolve=true: nothing changes the network; add evolution=balanced."
@@ -1055,7 +1034,9 @@ def _evolving(config: Config) -> Iterator[str]:
 def _options(config: Config) -> Iterator[str]:
     """What the option of each group says of its own values."""
     for name, kind, _ in fields_of(Config):
-        if is_group(kind):
+        if kind is FinetuneConfig:
+            yield from _of_stages(config, lambda stage: stage.finetune.wrong())
+        elif is_group(kind):
             yield from getattr(config, name).wrong()
 
 
@@ -1066,20 +1047,6 @@ def _tracking(config: Config) -> Iterator[str]:
             "the store that the run has, or choose tracking=mlflow or tracking=server with "
             "tracking.uri=ADDRESS."
         )
-
-
-def _own_options(section: Any, group: str, own: Mapping[str, set[str]]) -> Iterator[str]:
-    """Every option that only some choices of a group have is given exactly where it has effect."""
-    for option in sorted(set().union(*own.values())):
-        value = getattr(section, option)
-        if option in own[section.name] and value is None:
-            yield f"{group}.{option}=null: {group}={section.name} needs a value."
-        if option not in own[section.name] and value is not None:
-            having = " or ".join(name for name, options in own.items() if option in options)
-            yield (
-                f"{group}.{option}={value}: it has no effect with {group}={section.name}; "
-                f"choose {group}={having} or leave it out."
-            )
 
 
 def _a_set(key: str, values: Sequence[Any]) -> Iterator[str]:

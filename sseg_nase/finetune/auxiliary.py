@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sseg_nase.config.schema import FinetuneConfig
+from sseg_nase.config.groups.finetune import Classifying, FinetuneConfig, Linear
 from sseg_nase.finetune.learner import ROTATION, TO_TEACHER, BaseClassifier, EpisodeLearner
 from sseg_nase.nets.description import Description
 
@@ -47,9 +47,9 @@ def add_beside(
     head: nn.Module, options: FinetuneConfig, teacher: Teacher | None, generator: torch.Generator
 ) -> None:
     """Add to the embedding, beside a `BaseClassifier`, what `options` need, newly drawn."""
-    if options.rotation:
+    if isinstance(options, Classifying) and options.rotation:
         _add(head, ROTATION, ANGLES, generator)
-    if teacher is not None and options.feature_weight:
+    if teacher is not None and isinstance(options, Linear) and options.feature_weight:
         _add(head, TO_TEACHER, teacher.architecture.features, generator)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sseg_nase.config.schema import FinetuneConfig
+from sseg_nase.config.groups.finetune import R2D2, FinetuneConfig, Maml, Prototypical, Relation
+from sseg_nase.config.groups.finetune import Matching as MatchingConfig
+from sseg_nase.config.options import imported
 from sseg_nase.fewshot.classifiers import matching_scores, prototype_scores
 from sseg_nase.fewshot.linear import ridge_scores
 from sseg_nase.nets.backbone import Backbone
@@ -22,7 +25,6 @@ from sseg_nase.nets.heads import (
 )
 from sseg_nase.nets.maps import READS_FEATURES, Axis, Wires
 
-CLASSIFIERS = ("linear", "classifier")  # methods that see plain batches and no episodes
 ROTATION, TO_TEACHER = "rotation", "to_teacher"  # what a classifier may have beside it
 
 
@@ -103,44 +105,36 @@ def squared_error(relations: Tensor, truth: Tensor) -> Tensor:
 class Method:
     """A fine-tuning method.
 
-    `head`: makes what is learned beside the backbone (classes: of the base split). `judged_by`: the
-    `evaluation.method` that judges as the method trains.
+    `head`: makes what is learned beside the backbone (classes: of the base split).
     """
 
-    head: Callable[[FinetuneConfig, Description, int, torch.Generator], nn.Module]
-    judged_by: str
+    head: Callable[[Any, Description, int, torch.Generator], nn.Module]
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
 
 
-def _prototypes(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:
-    assert f.metric is not None
-    assert f.scale is not None
+def _prototypes(f: Prototypical, d: Description, classes: int, g: torch.Generator) -> nn.Module:
     return Prototypes(f.metric, f.scale)
 
 
-def _matching(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:
+def _matching(f: MatchingConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:
     if f.head == "mlp":
-        assert f.head_width is not None
         return AttentionMLP(d.features, [f.head_width], generator=g)
-    assert f.scale is not None
     return Matching(f.scale)
 
 
-def _relation(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:
+def _relation(f: Relation, d: Description, classes: int, g: torch.Generator) -> nn.Module:
     if f.head == "mlp":
-        assert f.head_width is not None
         return RelationMLP(d.features, [2 * f.head_width, f.head_width], generator=g)
     side = round((d.features // d.channels[-1]) ** 0.5)
     return RelationHead(d.channels[-1], side, generator=g)
 
 
-def _ridge(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:
-    assert f.scale is not None
+def _ridge(f: R2D2, d: Description, classes: int, g: torch.Generator) -> nn.Module:
     return Ridge(scale=f.scale)
 
 
-def _maml(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:
-    assert f.ways is not None
+def _maml(f: Maml, d: Description, classes: int, g: torch.Generator) -> nn.Module:
+    assert f.ways is not None  # fitted before
     return linear_head(d.features, f.ways, g)
 
 
@@ -161,15 +155,19 @@ def linear_head(
     return head
 
 
-METHODS: Mapping[str, Method] = {
-    "prototypical": Method(_prototypes, "prototype"),
-    "matching": Method(_matching, "matching"),
-    "relation": Method(_relation, "relation", squared_error),
-    "r2d2": Method(_ridge, "ridge"),
-    "maml": Method(_maml, "maml"),
-    "linear": Method(_linear, "prototype"),
-    "classifier": Method(_linear, "classification"),  # an `evaluation`, of a closed set
-}
+# What options of `finetune` name as `made_by`.
+PROTOTYPICAL = Method(_prototypes)
+MATCHING = Method(_matching)
+RELATION = Method(_relation, squared_error)
+RIDGE = Method(_ridge)
+MAML = Method(_maml)
+LINEAR = Method(_linear)
+
+
+def method_of(options: FinetuneConfig) -> Method:
+    """The method that an option of `finetune` stands for."""
+    method: Method = imported(options.made_by)
+    return method
 
 
 def around(
@@ -179,7 +177,7 @@ def around(
 
     What `options` freeze takes no gradient, all else does, whatever it was before.
     """
-    head = METHODS[options.name].head(options, backbone.architecture, classes, generator)
+    head = method_of(options).head(options, backbone.architecture, classes, generator)
     learner = EpisodeLearner(backbone, head)
     learner.requires_grad_(True)
     for module in frozen_parts(learner, options):

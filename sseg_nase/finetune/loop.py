@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sseg_nase.config.groups.finetune import Classifying, Episodic, Linear, Maml
 from sseg_nase.config.options import fields_of, options_of
 from sseg_nase.config.schema import Config, FinetuneConfig, SchedulerConfig
 from sseg_nase.config.sizes import size_at
@@ -37,14 +38,13 @@ from sseg_nase.finetune.auxiliary import (
 )
 from sseg_nase.finetune.evolving import LabelledProbe, Tuned, mutated
 from sseg_nase.finetune.learner import (
-    CLASSIFIERS,
-    METHODS,
     ROTATION,
     TO_TEACHER,
     BaseClassifier,
     EpisodeLearner,
     around,
     frozen_parts,
+    method_of,
     norms_of,
 )
 from sseg_nase.finetune.maml import Classifier, adapt
@@ -196,7 +196,7 @@ class FineTuner:
         self.config, self.options, self.base, self.images = config, config.finetune, base, images
         self.fabric, self.validate, self.save, self.stop = fabric, validate, save, stop
         self.sink, self.first_step = sink or Sink(), first_step
-        self.method, self.teacher = METHODS[self.options.name], teacher
+        self.method, self.teacher = method_of(self.options), teacher
         self.progress = Progress()
         self._add_beside(learner)
         learner.to(fabric.device).to(memory_format=torch.channels_last)
@@ -256,7 +256,8 @@ class FineTuner:
 
     def outcome(self, step: Step, images: Tensor, learner: EpisodeLearner) -> Outcome:
         """What `learner` makes of a step."""
-        return OUTCOMES.get(self.options.name, episodic)(self, step, images, learner)
+        own = (found for kind, found in OUTCOMES.items() if isinstance(self.options, kind))
+        return next(own, episodic)(self, step, images, learner)
 
     def taught(self, images: Tensor) -> Taught | None:
         """What the teacher says of images, counted as its own; None without one."""
@@ -269,7 +270,9 @@ class FineTuner:
 
     def embedded(self, images: Tensor) -> int:
         """How many images go through the network in a step on `images`: with turned copies."""
-        return len(images) + (count_turned(images) if self.options.rotation else 0)
+        options = self.options
+        turns = isinstance(options, Classifying) and options.rotation
+        return len(images) + (count_turned(images) if turns else 0)
 
     def _macs(self, step: Step, images: Tensor) -> int:
         """Of one step. To differentiate a pass and its gradient takes twice as much as the two."""
@@ -277,7 +280,7 @@ class FineTuner:
         learns = any(parameter.requires_grad for parameter in encoder.parameters())
         passes = 1 + BACKWARD if learns else 1
         count = passes * self.embedded(images)
-        if options.inner_steps is not None:
+        if isinstance(options, Maml):
             support = step.tasks * step.ways * step.shots
             inner = passes if options.first_order else passes * (1 + BACKWARD)
             count += support * (options.inner_steps * inner - passes)
@@ -470,12 +473,12 @@ class FineTuner:
 
     def steps_of(self, seed: int) -> Iterator[Step]:
         """The steps of an epoch that is drawn from `seed`."""
-        if self.options.name in CLASSIFIERS:
-            yield from self._batches(seed)
+        options = self.options
+        if isinstance(options, Classifying):
+            yield from self._batches(options, seed)
             return
-        episodes = self._episodes(seed)
-        per_step = self.options.tasks_per_step
-        assert per_step is not None
+        assert isinstance(options, Episodic)
+        episodes, per_step = self._episodes(options, seed), options.tasks_per_step
         for first in range(0, len(episodes), per_step):
             support, query = (
                 torch.from_numpy(indices[first : first + per_step].copy())
@@ -484,12 +487,10 @@ class FineTuner:
             indices = torch.cat((support.flatten(), query.flatten()))
             yield Step(indices, len(support), episodes.ways, episodes.shots)
 
-    def _episodes(self, seed: int) -> EpisodeList:
-        options = self.options
-        assert options.ways is not None
+    def _episodes(self, options: Episodic, seed: int) -> EpisodeList:
+        assert options.ways is not None  # all three fitted before
         assert options.shots is not None
         assert options.queries is not None
-        assert options.episodes_per_epoch is not None
         return sample_episodes(
             self.base.class_indices,
             class_names=self.base.class_names,
@@ -503,7 +504,7 @@ class FineTuner:
             section="finetune",
         )
 
-    def _batches(self, seed: int) -> Iterator[Step]:
+    def _batches(self, options: Classifying, seed: int) -> Iterator[Step]:
         """All images in random order; what does not fill the last batch waits for another epoch."""
         size = self.config.hardware.batch_size
         assert size is not None
@@ -512,14 +513,18 @@ class FineTuner:
         labels = torch.tensor(np.asarray(self.base.labels))
         for index, indices in enumerate(order.split(min(size, len(order)))):
             if len(indices) == min(size, len(order)):
-                yield Step(indices, truth=labels[indices], **self._mixed(seed, index, len(indices)))
+                yield Step(
+                    indices,
+                    truth=labels[indices],
+                    **self._mixed(options.mixup, seed, index, len(indices)),
+                )
 
-    def _mixed(self, seed: int, index: int, count: int) -> dict[str, Any]:
+    def _mixed(self, alpha: float, seed: int, index: int, count: int) -> dict[str, Any]:
         """Partners and share of a batch, by Zhang et al. 2018: one λ ~ Beta(α, α) for all of it."""
-        if not self.options.mixup:
+        if not alpha:
             return {}
         seed = derive(seed, "mixup", index)
-        share = np.random.default_rng(seed).beta(self.options.mixup, self.options.mixup)
+        share = np.random.default_rng(seed).beta(alpha, alpha)
         generator = torch.Generator().manual_seed(seed)
         return {"partner": torch.randperm(count, generator=generator), "share": float(share)}
 
@@ -718,6 +723,7 @@ def classification(
     """
     assert step.truth is not None
     options, count = tuner.options, len(images)
+    assert isinstance(options, Classifying)
     partner = None if step.partner is None else sent(step.partner, images.device)
     if partner is not None:
         images = images.lerp(images[partner], 1 - step.share)
@@ -728,13 +734,14 @@ def classification(
     logits = learner.head(features[:count])
     truth = sent(step.truth, logits.device)
     right = (logits.argmax(dim=-1) == truth).float().mean()
-    smoothing = options.label_smoothing or 0.0
+    smoothing = options.label_smoothing
     loss = F.cross_entropy(logits, truth, label_smoothing=smoothing)
     if partner is not None:
         others = F.cross_entropy(logits, truth[partner], label_smoothing=smoothing)
         loss = step.share * loss + (1 - step.share) * others
     taught = tuner.taught(images)
     if taught is not None:
+        assert isinstance(options, Linear)  # no other has a teacher
         loss = _distilled(loss, features[:count], logits, taught, options, learner.head)
     if options.rotation:
         rotation = _beside_of(learner.head, ROTATION)
@@ -747,13 +754,11 @@ def _distilled(
     features: Tensor,
     logits: Tensor,
     taught: Taught,
-    options: FinetuneConfig,
+    options: Linear,
     head: nn.Module,
 ) -> Tensor:
     """(1 − w) · `loss` + w · `softened`, and the cosine distance of the embeddings."""
     weight, temperature = options.distillation_weight, options.distillation_temperature
-    assert weight is not None
-    assert temperature is not None
     loss = (1 - weight) * loss + weight * softened(logits, taught.logits, temperature)
     if options.feature_weight:
         mapped = _beside_of(head, TO_TEACHER)(features)
@@ -772,8 +777,7 @@ def meta_learned(tuner: FineTuner, step: Step, images: Tensor, learner: EpisodeL
     Differentiated episode by episode: what one episode's gradient needs is large.
     """
     options, classifier = tuner.options, Classifier(learner)
-    assert options.inner_lr is not None
-    assert options.inner_steps is not None
+    assert isinstance(options, Maml)
     support, query = step.parts(images)
     truth = sent(step.query_truth(), images.device)
     own = torch.arange(step.ways, device=images.device).repeat_interleave(step.shots)
@@ -799,7 +803,7 @@ def meta_learned(tuner: FineTuner, step: Step, images: Tensor, learner: EpisodeL
     return Outcome(torch.stack(losses).mean(), torch.stack(accuracies).mean())
 
 
-OUTCOMES: Mapping[str, Callable[[FineTuner, Step, Tensor, EpisodeLearner], Outcome]] = {
-    **dict.fromkeys(CLASSIFIERS, classification),
-    "maml": meta_learned,
+OUTCOMES: Mapping[type, Callable[[FineTuner, Step, Tensor, EpisodeLearner], Outcome]] = {
+    Classifying: classification,
+    Maml: meta_learned,
 }

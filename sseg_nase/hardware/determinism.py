@@ -64,7 +64,7 @@ def explain_refused(error: BaseException, config: Config) -> str | None:
     if refused is None:
         return None
     of = f"backbone={config.backbone.name}, ssl={config.ssl.name}"
-    if config.finetune.name != "none":
+    if config.finetune.trains:
         methods = config.finetune.sequence or [config.finetune.name]
         of += f", finetune={' and '.join(methods)}"
     return (

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sseg_nase.config.ablations import Switches, ablations, switches_of
+from sseg_nase.config.groups.finetune import FinetuneConfig
 from sseg_nase.config.layout import group_option
-from sseg_nase.config.validation import OWN_METHODS
+from sseg_nase.config.options import option_of
 from sseg_nase.errors import UserError
 from sseg_nase.finite import finite
 from sseg_nase.rundir.architecture import read_architecture
@@ -197,7 +198,7 @@ def _method(
                 continue
             distilled = name == "linear" and _at(config, "finetune.teacher")
             called = f"{'distilled ' if distilled else ''}{FINETUNED.get(name, name)}"
-            steps.append((called, OWN_METHODS.get(name, PLAIN)))
+            steps.append((called, option_of(FinetuneConfig, name).judged_by))
     if not steps:
         named = _ablation_of(configs[0]) if configs else None
         tag = f" ({configs[0]['ablation']})" if named is not None and not any(named) else ""

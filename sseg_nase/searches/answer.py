@@ -309,7 +309,7 @@ def _at_equal_macs(
         config = jobs.config_of(asked)
     except UserError:  # said where it is trained
         return rival
-    if not config.ssl.trains or config.pretrain.epochs == 0 or config.finetune.name != "none":
+    if not config.ssl.trains or config.pretrain.epochs == 0 or config.finetune.trains:
         text = "macs are made equal in pretraining alone: all see as many images"
         notes.extend([text] if text not in notes else [])
         return rival

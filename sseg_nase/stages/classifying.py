@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sseg_nase.classification.metrics import Classified, classified, mean_roc
 from sseg_nase.classification.probes import best_probe, neighbour_shares
+from sseg_nase.config.groups.finetune import Classifier
 from sseg_nase.config.schema import Config, DatasetConfig
 from sseg_nase.data.benchmarks import available_splits
 from sseg_nase.data.labelled_part import part_of
@@ -239,11 +240,8 @@ def classifies(head: nn.Module | None, classes: int) -> bool:
     return isinstance(head, LinearHead) and head.out_features == classes
 
 
-def labelled_part(config: Config, store: ImageStore) -> ImageStore:
+def labelled_part(store: ImageStore, options: Classifier, seed: int) -> ImageStore:
     """The images of `store` that `finetune.fraction` or `samples` lets a classifier see."""
-    options = config.finetune
-    assert options.fraction is not None
-    assert options.samples is not None
     if options.fraction == 1 and not options.samples:
         return store
     chosen = part_of(
@@ -251,7 +249,7 @@ def labelled_part(config: Config, store: ImageStore) -> ImageStore:
         store.class_names,
         fraction=options.fraction,
         samples=options.samples,
-        seed=config.seed,
+        seed=seed,
     )
     described = {
         key: store.manifest[key] for key in ("source", "layout", "split") if key in store.manifest

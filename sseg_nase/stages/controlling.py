@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from sseg_nase.config.groups.finetune import Linear
 from sseg_nase.config.schema import Config
 from sseg_nase.config.sequence import stages_of, with_stages
 from sseg_nase.stages.finetuning import fine_tune, place_of, places_of, reached_by
@@ -99,7 +100,7 @@ def train_control(
             place=now,
             state=tuning if now == place else None,
             extra=extra,
-            teacher=teacher if now.method == "linear" else None,
+            teacher=teacher if isinstance(configs[now.number].finetune, Linear) else None,
             stop=stop,
             at_once=at_once,
         )

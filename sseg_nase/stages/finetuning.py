@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sseg_nase.config.groups.finetune import Classifier, Prototypical
 from sseg_nase.config.schema import Config
 from sseg_nase.config.sequence import plain, stages_of
 from sseg_nase.data.placement import place as laid
@@ -18,7 +19,6 @@ from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.fewshot.evaluation import NotFiniteError
 from sseg_nase.files import check_room
-from sseg_nase.finetune.learner import METHODS as FINETUNING_METHODS
 from sseg_nase.finetune.learner import EpisodeLearner, around
 from sseg_nase.finetune.loop import Before, FineTuner, learner_of
 from sseg_nase.rundir.names import CHECKPOINTS, checkpoint_of
@@ -129,9 +129,10 @@ def fine_tune(
     hardware, size = config.hardware, config.dataset.image_size
     fabric = distributed.build_fabric(hardware.accelerator, 1, hardware.precision)
     store = labelled(config)
-    classifier = config.finetune.name == "classifier"
-    if classifier:
-        store = labelled_part(config, store)
+    options = config.finetune
+    classifier = isinstance(options, Classifier)
+    if isinstance(options, Classifier):
+        store = labelled_part(store, options, config.seed)
     images, _, notes = laid(
         store,
         0,
@@ -241,7 +242,7 @@ def _told(tuner: FineTuner) -> dict[str, Any]:
     """What a stage has come to, as results tell it; epochs count from 0."""
     progress = tuner.progress
     part = {}
-    if tuner.options.name == "classifier":
+    if isinstance(tuner.options, Classifier):
         part["labelled_images"] = len(tuner.base.labels)
     return {
         "method": tuner.options.name,
@@ -272,9 +273,7 @@ def selection_config(config: Config) -> Config:
     Of the val classes, judged as the network is trained, and others than those of the results.
     """
     options = config.finetune
-    method = FINETUNING_METHODS[options.name].judged_by
-    assert options.shots is not None
-    plain = options.name == "linear"  # which knows no scores of episodes
+    assert options.shots is not None  # fitted before
     evaluation = dataclasses.replace(
         config.evaluation,
         split="val",
@@ -282,9 +281,9 @@ def selection_config(config: Config) -> Config:
         query_balance="balanced",
         episodes=options.validation_episodes,
         seed=derive(config.evaluation.seed, "selection"),
-        method=method,
-        metric=options.metric or "cosine",
-        normalize="l2n" if plain else "none",
+        method=options.judged_by,
+        metric=options.metric if isinstance(options, Prototypical) else "cosine",
+        normalize="none" if options.by_episodes else "l2n",  # of which it knows no scores
         support_augmentations=0,
         top_k=[],
     )

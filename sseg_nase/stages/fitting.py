@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from sseg_nase.config.commands import argument
 from sseg_nase.config.compose import dataset_choice, defaults
 from sseg_nase.config.groups.dataset import OwnImages
+from sseg_nase.config.groups.finetune import Episodic, Maml
 from sseg_nase.config.schema import (
     Config,
     DatasetConfig,
@@ -26,7 +27,6 @@ from sseg_nase.data.benchmarks import available_splits, how_dealt
 from sseg_nase.data.benchmarks.layouts import NAMELESS
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
-from sseg_nase.finetune.learner import CLASSIFIERS
 from sseg_nase.rundir.config import read_config
 from sseg_nase.rundir.unreadable import UnreadableError
 from sseg_nase.stages.starting import images_of
@@ -81,7 +81,7 @@ def _fitted(config: Config) -> tuple[Config, list[str]]:
     if not any(
         getattr(getattr(config, section), key) is None
         for section in SECTIONS
-        for key in _keys(config, section)
+        for key in _keys(getattr(config, section))
     ):
         return config, notes
     usual = defaults()
@@ -94,7 +94,7 @@ def _fitted(config: Config) -> tuple[Config, list[str]]:
 
 
 def _fitted_to_images(config: Config, usual: Config) -> tuple[Config, list[str]]:
-    evaluation, tuned = config.evaluation, config.finetune.name != "none"
+    evaluation, tuned = config.evaluation, config.finetune.trains
     _check_two_classes(config)
     judged = [
         room_of(images_of(config, dataset, evaluation.split), evaluation.split, dataset.name)
@@ -104,7 +104,7 @@ def _fitted_to_images(config: Config, usual: Config) -> tuple[Config, list[str]]
     if tuned and config.task == "pipeline":
         chosen_by = [room_of(images_of(config, config.dataset, "val"), "val", config.dataset.name)]
         base = room_of(images_of(config, config.dataset, "train"), "train", config.dataset.name)
-    if base is not None and config.finetune.name == "maml":
+    if base is not None and isinstance(config.finetune, Maml):
         # Its head has as many classes as the episodes that judge it.
         chosen_by = [*chosen_by, base._replace(images=chosen_by[0].images)]
         evaluation = dataclasses.replace(evaluation, ways=evaluation.ways or config.finetune.ways)
@@ -198,20 +198,23 @@ def _training_episodes(
     """`asked` with what fits the base classes, and the val classes by which it is chosen."""
     assert usual.ways is not None
     assert usual.shots is not None
-    assert usual.queries is not None
     assert evaluation.queries is not None
-    ways, shots, queries = asked.ways, asked.shots, asked.queries
+    ways, shots = asked.ways, asked.shots
     if ways is None:
         ways = min(usual.ways, base.classes)
-        ways = evaluation.ways if asked.name == "maml" else ways
+        ways = evaluation.ways if isinstance(asked, Maml) else ways
     if shots is None:
         most = min(base.images // 2, chosen_by.images - evaluation.queries)
         shots = max(1, min(usual.shots, most))
-    if queries is None and asked.name not in CLASSIFIERS:
+    fit = dataclasses.replace(asked, ways=ways, shots=shots)
+    if isinstance(fit, Episodic) and fit.queries is None:
+        assert isinstance(usual, Episodic)
+        assert usual.queries is not None
         queries = min(usual.queries, base.images - shots)
         if queries < 1:
             raise _too_small(base, shots + 1)
-    return dataclasses.replace(asked, ways=ways, shots=shots, queries=queries)
+        fit = dataclasses.replace(fit, queries=queries)
+    return fit
 
 
 def what_fits(
@@ -246,7 +249,7 @@ def unused_images(config: Config) -> list[str]:
 
     Of a benchmark only where the config means to train on them.
     """
-    why = _why_unused(config) if config.finetune.name == "none" else None
+    why = None if config.finetune.trains else _why_unused(config)
     why = why if isinstance(config.dataset, OwnImages) else None
     perhaps = _never_reached(config) if why is None else None
     said = why or perhaps
@@ -335,7 +338,7 @@ def _said(section: str, before: Any, after: Any, usual: Any, rooms: Sequence[Roo
     """One note on what was open and is now another value than the usual one."""
     changed = [
         f"{section}.{key}={_short(getattr(after, key))}"
-        for key in OPEN
+        for key in _keys(before)
         if getattr(before, key) is None and getattr(after, key) != getattr(usual, key)
     ]
     if not changed:
@@ -385,15 +388,15 @@ def _with_usual(config: Config, usual: Config) -> Config:
     return _filled(config, lambda section: dataclasses.asdict(getattr(usual, section)))
 
 
-def _keys(config: Config, section: str) -> Sequence[str]:
+def _keys(section: Any) -> Sequence[str]:
     """What may be open in a section: a classifier has no queries."""
-    return OPEN[:2] if section == "finetune" and config.finetune.name in CLASSIFIERS else OPEN
+    return [key for key in OPEN if hasattr(section, key)]
 
 
 def _filled(config: Config, values: Callable[[str], Mapping[str, Any]]) -> Config:
     for section in SECTIONS:
         before, found = getattr(config, section), values(section)
-        keys = _keys(config, section)
+        keys = _keys(before)
         new = {k: found[k] for k in keys if getattr(before, k) is None and k in found}
         config = dataclasses.replace(config, **{section: dataclasses.replace(before, **new)})
     return config

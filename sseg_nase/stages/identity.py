@@ -65,7 +65,7 @@ def data_of(config: Config, tasks: Sequence[Task], *, pretrained: bool) -> Data:
     name = config.dataset.name
     if pretrained and "NATURAL" in config.curriculum.levels:
         use("pretrain", f"{name}/train", partial(own, "train"))
-    if config.task == "pipeline" and config.finetune.name != "none":
+    if config.task == "pipeline" and config.finetune.trains:
         use("finetune", f"{name}/train", partial(own, "train"))
         use("select", f"{name}/val", partial(own, "val"))
     drawn = [level for level in config.curriculum.levels if level != "NATURAL"]
@@ -289,7 +289,7 @@ def _comparable_names(*stores: Mapping[str, Any]) -> bool:
 
 def _file(config: Config, key: str) -> Data | None:
     value = place_of(config, key)
-    if value is None or (key == "finetune.start" and config.finetune.name == "none"):
+    if value is None or (key == "finetune.start" and not config.finetune.trains):
         return None
     path = TEACHERS.get(key, checkpoint.file_of)(Path(value))
     return {"path": str(path), "sha256": _sha256(path)} if path.is_file() else None
@@ -298,7 +298,7 @@ def _file(config: Config, key: str) -> Data | None:
 def _data_of_start(config: Config) -> Mapping[str, Any]:
     """What the checkpoint was made with that this run begins with; nothing where there is none."""
     start = config.checkpoint if config.task == "evaluate" else config.finetune.start
-    if start is None or (config.task == "pipeline" and config.finetune.name == "none"):
+    if start is None or (config.task == "pipeline" and not config.finetune.trains):
         return {}
     return checkpoint.load(checkpoint.file_of(Path(start).expanduser())).get("data") or {}
 

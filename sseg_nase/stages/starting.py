@@ -11,10 +11,8 @@ from typing import Any
 import torch
 
 from sseg_nase.config.groups.backbone import Pretrained
-from sseg_nase.config.schema import (
-    Config,
-    DatasetConfig,
-)
+from sseg_nase.config.layout import group_option
+from sseg_nase.config.schema import Config, DatasetConfig
 from sseg_nase.config.sequence import finetune_of, plain
 from sseg_nase.data.benchmarks import load_split
 from sseg_nase.data.random import derive
@@ -139,7 +137,8 @@ def stored(path: Path, config: Config) -> Reached:
     if "finetune" in state:
         assert isinstance(network, Backbone)
         # What an older version did not know yet is as it is now.
-        options = finetune_of({**plain(config.finetune), **state["options"]})
+        usual = group_option("finetune", state["options"]["name"])
+        options = finetune_of({**usual, **plain(config.finetune), **state["options"]})
         network = around(network, options, state["classes"], torch.Generator())
         try:
             network.load_state_dict(state["student"])

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sseg_nase.config.commands import command
+from sseg_nase.config.groups.finetune import Maml
 from sseg_nase.config.layout import group_option
 from sseg_nase.config.schema import Config, FinetuneConfig
 from sseg_nase.errors import UserError
@@ -203,12 +204,11 @@ def _of_pretraining(config: Config) -> Iterator[tuple[str, Any, Any]]:
 
 
 def _of_tuning(finetune: FinetuneConfig, keys: str) -> Iterator[tuple[str, Any, Any]]:
-    usual = group_option("finetune", "prototypical")
+    usual = group_option("finetune", finetune.name)
     if finetune.optimizer == "sgd":
         usual |= dict.fromkeys(("lr_encoder", "lr_head"), USUAL_SGD)
     rates = {"lr_encoder": finetune.lr_encoder, "lr_head": finetune.lr_head}
-    if finetune.inner_lr is not None:
-        usual["inner_lr"] = group_option("finetune", finetune.name)["inner_lr"]
+    if isinstance(finetune, Maml):
         rates["inner_lr"] = finetune.inner_lr
     # The one furthest above its usual value comes first: it stands in the command.
     for name in sorted(rates, key=lambda name: -rates[name] / usual[name]):

@@ -71,6 +71,7 @@ INHERITING = (
     "dataset",
     "curriculum",
     "backbone",
+    "finetune",
     "ssl",
     "evolution",
     "sparsity",

@@ -17,6 +17,7 @@ from somebodys import Lion
 
 from sseg_nase.config import options
 from sseg_nase.config.compose import _checked, load, overrides_of, stored
+from sseg_nase.config.explain import PLACED
 from sseg_nase.config.fingerprint import decisive, fingerprint, flatten
 from sseg_nase.config.groups.optimizer import SGD, AdamW
 from sseg_nase.config.layout import group_option, groups, key_types
@@ -41,11 +42,15 @@ def test_a_config_stored_with_nulls_is_that_of_the_same_run_now(
         old = before[section]
         # A key that has come since stands in no old file: it is not what this is about.
         tree[section] |= {key: value for key, value in old.items() if key != "own"}
+    for name, old in before.get("finetune", {}).get("own", {}).items():
+        tree["finetune"]["own"][name] |= old
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
     again = stored(tmp_path / "config.yaml")
     assert again == now
     # What sweeps and MLflow have kept of the run before was a hash with these nulls.
     full = {f"{group}.{key}": None for group, kind in GROUPS.items() for key in _of_some(kind)}
+    tuning = _of_some(GROUPS["finetune"])
+    full |= {f"finetune.own.{stage}.{key}": None for stage in now.finetune.own for key in tuning}
     kept = decisive({**full, **flatten(tree)})
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
     hashed = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -72,10 +77,11 @@ def test_an_upgrade_drops_nothing_but_keys_of_other_options() -> None:
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_option_in_conf_has_exactly_the_keys_of_its_class(group: str) -> None:
+    placed = {place.rpartition(".")[2] for place in PLACED if f"@{group}." in place}
     for option in groups()[group]:
         values = group_option(group, option)
         cls = chosen(GROUPS[group], values)
-        assert set(values) == {name for name, *_ in fields_of(cls)}, option
+        assert set(values) | placed == {name for name, *_ in fields_of(cls)}, option
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -83,8 +89,8 @@ def test_a_key_of_another_option_is_refused_with_those_that_have_it(group: str) 
     """Of every key that only some options of a group have."""
     section, teller = getattr(PLAIN, group), told_by(GROUPS[group])
     choice = group if teller == "name" else f"{group}.{teller}"
-    others = sorted(key for key in key_types() if having(PLAIN, key) is not PLAIN)
-    for key in (key for key in others if key.startswith(f"{group}.")):
+    own = sorted(key for key in key_types() if key.startswith(f"{group}."))
+    for key in (key for key in own if having(PLAIN, key) is not PLAIN):
         name = key.partition(".")[2]
         value = getattr(getattr(having(PLAIN, key), group), name)
         tree = dataclasses.asdict(section) | {name: "x" if value in (None, "???") else value}

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from sseg_nase import stages
 from sseg_nase.config.compose import load
 from sseg_nase.config.groups.curriculum import SYNTHETIC_LEVELS
+from sseg_nase.config.sequence import trained
 from sseg_nase.data.curriculum.difficulty import difficulty
 from sseg_nase.data.curriculum.render import render
 from sseg_nase.data.random import derive
 from sseg_nase.errors import UserError
-from sseg_nase.finetune.learner import METHODS, EpisodeLearner, around
+from sseg_nase.finetune.learner import EpisodeLearner, around
 from sseg_nase.hardware.latency import latency_ms
 from sseg_nase.nets.weights import _read
 from sseg_nase.run import run
@@ -138,7 +139,7 @@ def weights(reached: Reached) -> list[Tensor]:
 
 
 # All but the classifier of closed sets, which is trained as finetune=linear.
-EPISODIC = [name for name in METHODS if name != "classifier"]
+EPISODIC = [name for name in trained() if name != "classifier"]
 
 
 @pytest.mark.parametrize("method", EPISODIC)

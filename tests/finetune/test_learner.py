@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sseg_nase.config.compose import load
+from sseg_nase.config.sequence import trained
 from sseg_nase.finetune.learner import (
-    METHODS,
     Matching,
     Prototypes,
     Ridge,
@@ -115,7 +115,7 @@ def test_the_relation_loss() -> None:
 
 @pytest.mark.parametrize(
     ("name", "head"),
-    [*((name, None) for name in METHODS), ("matching", "mlp"), ("relation", "mlp")],
+    [*((name, None) for name in trained()), ("matching", "mlp"), ("relation", "mlp")],
 )
 def test_every_method_has_a_head_for_every_backbone(name: str, head: str | None) -> None:
     further = ["dataset=cifar10"] if name == "classifier" else []

@@ -1,0 +1,200 @@
+"""`finetune`: how a network learns from labels. Trained in `sseg_nase.finetune`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Optional
+
+from sseg_nase.config.groups.views import ViewsConfig
+from sseg_nase.config.options import Option, group, option, register
+
+METHODS = "sseg_nase.finetune.learner"
+PROTOTYPE = "prototype"  # the `evaluation.method` of those whose head is left away, or is none
+
+
+@group("finetune")
+@dataclass(frozen=True)
+class FinetuneConfig(Option):
+    """What all methods have. Ways and shots that are `None` are fitted to the images.
+
+    `sequence`: the methods that train one after the other, the last one being `name`; empty where
+    it trains alone. `own`: the settings of each of them, by its name; see `config.sequence`, as of
+    `start` and `teacher`, which are said once for all stages.
+
+    `made_by`: MODULE:NAME of its `finetune.learner.Method`, imported where it trains. `judged_by`:
+    the `evaluation.method` that judges as it trains. `by_episodes`: it sees episodes, not plain
+    batches. `has_head`: it learns something beside the backbone. `grows`: the network may change
+    while it trains.
+    """
+
+    sequence: list[str]
+    own: dict[str, Any]
+    start: Annotated[Optional[str], option(path="the folder of a run, or a checkpoint,")]
+    teacher: Annotated[Optional[str], option(path="the folder of a run, or a checkpoint,")]
+    ways: Annotated[Optional[int], option(least=2)]
+    shots: Annotated[Optional[int], option(least=1)]
+    epochs: Annotated[int, option(least=1)]
+    optimizer: Annotated[str, option(choices=("adam", "sgd"))]
+    lr_encoder: Annotated[float, option(above=0)]
+    lr_head: Annotated[float, option(above=0)]
+    weight_decay: Annotated[float, option(least=0)]
+    scheduler: Annotated[str, option(choices=("step", "cosine", "constant", "constant_decay"))]
+    warmup_epochs: Annotated[float, option(least=0)]
+    step_size: Annotated[int, option(least=1)]
+    gamma: Annotated[float, option(above=0, most=1)]
+    decay_share: Annotated[float, option(above=0, most=1)]
+    evolve: bool
+    gamma_lr_ratio: Annotated[float, option(above=0)]
+    freeze: Annotated[str, option(choices=("none", "encoder"))]
+    frozen_blocks: Annotated[int, option(least=0)]
+    freeze_norms: bool
+    ema_decay: Annotated[float, option(least=0, most=0.9999)]
+    image_sizes: Annotated[Optional[list[str]], option(text="SIZE@SHARE, such as 24@0,")]
+    validation_episodes: Annotated[int, option(least=2)]
+    views: ViewsConfig
+    trains: ClassVar[bool] = True
+    made_by: ClassVar[str]
+    judged_by: ClassVar[str] = PROTOTYPE
+    by_episodes: ClassVar[bool] = True
+    has_head: ClassVar[bool] = True
+    grows: ClassVar[bool] = True
+
+    def wrong(self) -> Iterator[str]:
+        """What is frozen is there once, and something is left to be trained."""
+        if self.freeze == "encoder" and not self.has_head:
+            yield (
+                f"finetune.freeze=encoder: finetune={self.name} trains nothing else; leave it out, "
+                "or set finetune.frozen_blocks."
+            )
+        if self.freeze == "encoder" and self.frozen_blocks:
+            yield (
+                f"finetune.frozen_blocks={self.frozen_blocks}: finetune.freeze=encoder freezes all "
+                "blocks; leave one of them out."
+            )
+
+
+@dataclass(frozen=True)
+class Episodic(FinetuneConfig):
+    """Methods that learn from episodes. Queries that are `None` are fitted to the images."""
+
+    queries: Annotated[Optional[int], option(least=1)]
+    episodes_per_epoch: Annotated[int, option(least=1)]
+    tasks_per_step: Annotated[int, option(least=1)]
+
+
+@register("finetune", "prototypical")
+@dataclass(frozen=True)
+class Prototypical(Episodic):
+    """Prototypical networks (Snell et al. 2017)."""
+
+    metric: Annotated[str, option(choices=("cosine", "euclidean"))]
+    scale: Annotated[float, option(above=0)]
+    made_by = f"{METHODS}:PROTOTYPICAL"
+    has_head = False
+
+
+@register("finetune", "none")
+@dataclass(frozen=True)
+class NoFinetuning(Prototypical):
+    """None. It has the keys of prototypical, so that `finetune=none` fits experiments with that."""
+
+    trains = False
+
+
+@register("finetune", "matching")
+@dataclass(frozen=True)
+class Matching(Episodic):
+    """Matching networks (Vinyals et al. 2016)."""
+
+    scale: Annotated[float, option(above=0)]
+    head: Annotated[str, option(choices=("cosine", "mlp"))]
+    head_width: Annotated[int, option(least=1)]
+    made_by = f"{METHODS}:MATCHING"
+    judged_by = "matching"
+    has_head = False
+
+
+@register("finetune", "relation")
+@dataclass(frozen=True)
+class Relation(Episodic):
+    """Relation networks (Sung et al. 2018)."""
+
+    head: Annotated[str, option(choices=("maps", "mlp"))]
+    head_width: Annotated[int, option(least=1)]
+    made_by = f"{METHODS}:RELATION"
+    judged_by = "relation"
+
+
+@register("finetune", "r2d2")
+@dataclass(frozen=True)
+class R2D2(Episodic):
+    """Ridge regression on the support (Bertinetto et al. 2019)."""
+
+    scale: Annotated[float, option(above=0)]
+    made_by = f"{METHODS}:RIDGE"
+    judged_by = "ridge"
+
+
+@register("finetune", "maml")
+@dataclass(frozen=True)
+class Maml(Episodic):
+    """MAML (Finn et al. 2017)."""
+
+    inner_lr: Annotated[float, option(above=0)]
+    inner_steps: Annotated[int, option(least=1)]
+    first_order: bool
+    made_by = f"{METHODS}:MAML"
+    judged_by = "maml"
+    grows = False  # its inner steps are those of one network
+
+    def wrong(self) -> Iterator[str]:
+        """It adapts with the statistics of each batch."""
+        yield from super().wrong()
+        if self.freeze_norms:
+            yield (
+                "finetune.freeze_norms=true: finetune=maml adapts and is judged with the "
+                "statistics of each batch; leave it out."
+            )
+
+
+@dataclass(frozen=True)
+class Classifying(FinetuneConfig):
+    """Classifiers of all base classes, which see plain batches and no episodes."""
+
+    label_smoothing: Annotated[float, option(least=0, most=0.9)]
+    mixup: Annotated[float, option(least=0)]
+    rotation: Annotated[float, option(least=0)]
+    made_by = f"{METHODS}:LINEAR"
+    by_episodes = False
+
+
+@register("finetune", "linear")
+@dataclass(frozen=True)
+class Linear(Classifying):
+    """A classifier that is then left away; with a teacher it learns from its classifier, too."""
+
+    distillation_weight: Annotated[float, option(least=0, most=1)]
+    distillation_temperature: Annotated[float, option(above=0)]
+    feature_weight: Annotated[float, option(least=0)]
+
+
+@register("finetune", "classifier")
+@dataclass(frozen=True)
+class Classifier(Classifying):
+    """A classifier of a closed set, which is kept."""
+
+    fraction: Annotated[float, option(above=0, most=1)]
+    samples: Annotated[int, option(least=0)]
+
+    def wrong(self) -> Iterator[str]:
+        """A part of the images is said in one way."""
+        yield from super().wrong()
+        if self.samples and self.fraction != 1:
+            yield (
+                f"finetune.samples={self.samples}: not together with finetune.fraction="
+                f"{self.fraction:g}; leave one of them out."
+            )
+
+
+DISTILLING = tuple(name for name in Linear.__annotations__)  # only with a teacher
