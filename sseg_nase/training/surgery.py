@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -74,11 +74,20 @@ class Intervention(Protocol):
         """From the checkpoint."""
 
 
+class Before(NamedTuple):
+    """What a run has done before a training within it, whose records count on from here."""
+
+    epochs: int = 0
+    mutations: int = 0
+    steps: int = 0
+
+
 class Surgery:
     """What the interventions decide is done to the networks of `state`.
 
     `mutated` makes new networks after a mutation and leaves the given ones as they are; `install`
-    lets new ones be trained from then on.
+    lets new ones be trained from then on. `before`: of a training that is not a run's first, whose
+    name then stands in records and decisions.
     """
 
     def __init__(
@@ -88,9 +97,11 @@ class Surgery:
         *,
         mutated: Callable[[Any, Mutation], Any],
         install: Callable[[Any], None],
+        before: Before | None = None,
     ) -> None:
         self.state, self.interventions = state, list(interventions)
         self.mutated, self.install = mutated, install
+        self.before, self.later = before or Before(), before is not None
 
     def intervene(self) -> bool:
         """Ask every intervention in turn; each sees what the one before it left.
@@ -103,7 +114,10 @@ class Surgery:
             if decision.mutation is not None:
                 self.operate(decision.mutation, decision)
             else:
-                about = {"intervention": intervention.name, "epoch": self.state.progress.epoch}
+                name = (
+                    f"{intervention.name} in {self.state.what}" if self.later else intervention.name
+                )
+                about = {"intervention": name, "epoch": self.state.progress.epoch}
                 self.state.sink.event("decision", {**about, **decision.trigger})
         return len(self.state.progress.history) > known
 
@@ -122,13 +136,14 @@ class Surgery:
         before, after = held.mean(1).tolist()
         unfit = _unfit(new, before, after)
         fits = decision.grace > 0 or within(held[1], held[0], decision.tolerance)
+        trigger = decision.trigger | ({"training": state.what} if self.later else {})
         record = MutationRecord(
-            index=len(progress.history),
-            epoch=progress.epoch,
-            step=progress.step,
+            index=self.before.mutations + len(progress.history),
+            epoch=self.before.epochs + progress.epoch,
+            step=self.before.steps + progress.step,
             kind=mutation.kind,
             target=mutation.target,
-            trigger={**decision.trigger, "refused": unfit} if unfit else decision.trigger,
+            trigger={**trigger, "refused": unfit} if unfit else trigger,
             before=counts(mutation.before),
             after=counts(mutation.after),
             function_delta=state.probe.function_delta(old, new, mutation),
@@ -158,6 +173,7 @@ class Surgery:
 
     def accept(self, old: Any, new: Any, decision: Decision) -> None:
         """Train `new` from now on."""
+        assert not decision.grace, "only pretraining has probations"
         self.install(new)
 
     def record(self, record: MutationRecord) -> None:
@@ -235,7 +251,7 @@ class PretrainingSurgery(Surgery):
 
     def accept(self, old: Networks, new: Networks, decision: Decision) -> None:
         """Train `new` from now on, for the time being where the decision says so."""
-        super().accept(old, new, decision)
+        self.install(new)
         if not decision.grace:
             return
         progress = self.state.progress
