@@ -105,7 +105,7 @@ class FineTuner(Loop):
         self.validate, self.save, self.stop, self.teacher = validate, save, stop, teacher
         self.about, self.before = dict(about or {}), before or Before()
         self.device = fabric.device
-        self.steps = Steps(config, base, images, fabric.device)
+        self.feed = Steps(config, base, images, fabric.device)
         self.objective = Objective(self.options, fabric, teacher, self._spend)
         self._add_beside(learner)
         learner.to(fabric.device).to(memory_format=torch.channels_last)
@@ -115,7 +115,7 @@ class FineTuner(Loop):
             sink or Sink(),
             TuningProgress(),
             self._tuned(learner, copy.deepcopy(learner) if self.options.ema_decay else learner),
-            LabelledProbe(self.steps, self.objective, config.seed),
+            LabelledProbe(self.feed, self.objective, config.seed),
         )
         self.surgery = Surgery(
             self.state,
@@ -228,12 +228,12 @@ class FineTuner(Loop):
         beside[part] = beside.get(part, 0) + macs
 
     def _steps(self, epoch: int) -> Iterator[Step]:
-        return self.steps.steps_of(derive(self.config.seed, PURPOSE, epoch))
+        return self.feed.steps_of(derive(self.config.seed, PURPOSE, epoch))
 
     def _views(self, step: Step) -> Tensor:
         place = self.progress.epoch, self.progress.batch
         seed = derive(self.config.seed, PURPOSE, "views", *place)
-        return self.steps.views_of(step, seed, self.image_size)
+        return self.feed.views_of(step, seed, self.image_size)
 
     # -- between two epochs ------------------------------------------------------------------
 

@@ -40,6 +40,7 @@ class Loop(ABC):
     device: torch.device
     batches_per_epoch: int
     accumulation: int = 1
+    images: int = 0  # of this epoch, since this process began it or went on with it
     sums_in: torch.dtype = torch.float32
     stop: Callable[[], bool]
 

@@ -18,7 +18,7 @@ from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.fewshot.evaluation import NotFiniteError
 from sseg_nase.finetune.learner import EpisodeLearner
-from sseg_nase.finetune.loop import Progress
+from sseg_nase.finetune.loop import TuningProgress
 from sseg_nase.stages import Judgement, Reached, fine_tune, finetuning, labelled, seed_backbone
 from sseg_nase.stages.finetuning import selection_config
 from sseg_nase.stages.judging import judge_before_tuning
@@ -78,7 +78,7 @@ class Loop:
     def __init__(self, config: Config, **given: Any) -> None:
         self.given, self.options = given, config.finetune
         self.began = {k: v.clone() for k, v in given["learner"].state_dict().items()}
-        self.progress = Progress(epoch=2, step=3, images_seen=10)
+        self.progress = TuningProgress(epoch=2, step=3, images_seen=10)
         self.loaded: Any = None
         self.validated: tuple[float, float] | None = None
 
