@@ -40,7 +40,7 @@ class Loop(ABC):
     device: torch.device
     batches_per_epoch: int
     accumulation: int = 1
-    images: int = 0  # of this epoch, since this process began it or went on with it
+    images: int = 0  # of this epoch, since this process started or resumed it
     sums_in: torch.dtype = torch.float32
     stop: Callable[[], bool]
 
@@ -114,7 +114,7 @@ class Loop(ABC):
 
     @property
     def images_per_second(self) -> float:
-        """Since this epoch began, or was gone on with."""
+        """Since this process started or resumed the epoch."""
         return self.images / (time.perf_counter() - self.began)
 
     # -- what the heirs say ------------------------------------------------------------------
