@@ -8,7 +8,7 @@
                 asked to stop → interrupted, `Interrupted`
         close_epoch
 
-What is trained, on what, and what happens between two epochs is up to the heirs.
+What is trained, on what, and what happens between two epochs is left to the subclasses.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class Loop(ABC):
         """Since this process started or resumed the epoch."""
         return self.images / (time.perf_counter() - self.began)
 
-    # -- what the heirs say ------------------------------------------------------------------
+    # -- left to the subclasses --------------------------------------------------------------
 
     @abstractmethod
     def begin_epoch(self) -> None:
@@ -125,7 +125,7 @@ class Loop(ABC):
 
     @abstractmethod
     def batches(self) -> Iterable[Any]:
-        """Those of the epoch that are left."""
+        """The batches of the epoch that are left."""
 
     @abstractmethod
     def differentiate(self, batch: Any, of: int, *, last: bool) -> Tensor:
@@ -156,7 +156,7 @@ class Loop(ABC):
 
     @abstractmethod
     def tensors(self) -> Mapping[str, Any]:
-        """All that must be finite."""
+        """What is saved, which must be finite."""
 
     @abstractmethod
     def parts(self) -> dict[str, nn.Module]:
