@@ -336,7 +336,7 @@ def test_frozen_norms_keep_statistics_and_weights(kind: type[nn.Module]) -> None
     assert not any(norm.training for norm in norms)
     assert not any(p.requires_grad for norm in norms for p in norm.parameters())
     free = tuner("prototypical", *backbone)
-    free._train_mode()
+    free.begin_epoch()
     norms = [part for part in free.learner.backbone.modules() if isinstance(part, kind)]
     assert all(norm.training for norm in norms)
 
