@@ -122,6 +122,10 @@ def _one(config: Config) -> int:
     further = [Path(source.path) for source in sources if source.provider == "command-line"]
     for caution in cautions(config, *further):
         _say(caution)
+    if config.task == "ui":
+        from sseg_nase.apps.serving import serve  # here, because most commands serve nothing
+
+        return serve(config, _say, *further)
     if config.task in LOOKS:
         return LOOKS[config.task](config, _say)
     hydras = HydraConfig.get()

@@ -66,7 +66,7 @@ KEPT = ("images", "roles", "files", "drawn", "drawing")  # of the data of earlie
 # No params of the method; those of `hardware` are recorded as they took effect.
 UNRECORDED = (
     *("paths.", "tracking.", "hardware.", "data.", "sweep.", "report."),
-    *("export.", "predict."),
+    *("export.", "predict.", "ui."),
 )
 OF_SEARCH = ("search.", "space.", "strategy.", "evaluator.")  # no params of a run that is none
 UNNAMED = ("paths.", "tracking", "hydra", "sweep", "experiment_name=", "task=search")

@@ -181,6 +181,21 @@ def _composed(overrides: Sequence[str]) -> DictConfig:
         return compose(CONFIG_NAME, overrides=list(overrides))
 
 
+def unchecked(overrides: Sequence[str] = (), *further: Path) -> dict[str, Any]:
+    """Return what `conf/` gives with `overrides`, as plain data: what `load` would check.
+
+    A key that its option has and nobody gives a value is missing. Raises `UserError` for what
+    cannot be composed.
+    """
+    with beside_hydra():
+        overrides = spelled_out(overrides)
+        with explaining(overrides, *further):
+            composed = _composed_in_parts(overrides, *further)
+            composed = composed or _composed([*overrides, *searched(*further)])
+            tree = OmegaConf.to_container(composed, resolve=True)
+    return without_unset(cast(dict[str, Any], tree))
+
+
 def overrides_of(config: Config) -> list[str]:
     """Return overrides with which `load` composes this very config, but for `resume` and `sweep`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import math
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,7 +38,7 @@ from sseg_nase.config.groups.tracking import InStore
 from sseg_nase.config.layout import WRITTEN_AS, group_option, is_section
 from sseg_nase.config.options import fields_of, is_group, names_with, option_of, options_of
 from sseg_nase.config.schema import (
-    LOOKS,
+    OF_SWEEPS,
     RESUMED,
     TAKEN_HOME,
     Config,
@@ -299,7 +300,7 @@ def _resume(config: Config) -> Iterator[str]:
 
 
 def _sweep(config: Config) -> Iterator[str]:
-    sweep, looking = config.sweep, config.task in LOOKS
+    sweep, looking = config.sweep, config.task in OF_SWEEPS
     if sweep.dir and not looking:
         yield (
             f"sweep={sweep.dir}: it has no effect with task={config.task}; add task=status, "
@@ -490,6 +491,29 @@ def _taken_home(config: Config) -> Iterator[str]:
                     f"evaluation.{key}={asked}: a network that is taken home classifies by "
                     f"prototypes of one view; leave it out, or add evaluation.{key}={value}."
                 )
+
+
+def _page(config: Config) -> Iterator[str]:
+    ui = config.ui
+    if config.task != "ui":
+        if ui.remote:
+            yield (
+                f"ui.remote=true: it has no effect with task={config.task}; add task=ui or leave "
+                "it out."
+            )
+    elif not ui.remote and not _of_this_machine_alone(ui.address):
+        yield (
+            f"ui.address={ui.address}: other machines reach it, and whoever opens the page starts "
+            "programs as you. Leave it out, and open the page through a tunnel (there: ssh -L "
+            f"{ui.port}:127.0.0.1:{ui.port} THIS_MACHINE); or add ui.remote=true."
+        )
+
+
+def _of_this_machine_alone(address: str) -> bool:
+    try:
+        return address == "localhost" or ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
 
 
 def _names(config: Config) -> Iterator[str]:
@@ -1063,6 +1087,7 @@ _RULES = cast(
         _search,
         _report,
         _taken_home,
+        _page,
         _names,
         _curriculum,
         _views,

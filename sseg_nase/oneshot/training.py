@@ -16,14 +16,14 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sseg_nase.config.groups.oneshot import OneShot, PCDarts
+from sseg_nase.config.groups.oneshot import OneShot, PCDarts, Proxyless
 from sseg_nase.data.random import derive
 from sseg_nase.errors import UserError
 from sseg_nase.evolution.history import MutationRecord, counts
@@ -44,7 +44,6 @@ from sseg_nase.oneshot.rules import PASS, RULES, Rule
 from sseg_nase.oneshot.supernet import (
     attach,
     choosing,
-    chosen_point,
     described_supernet,
     supernet,
 )
@@ -112,7 +111,9 @@ class OneShotTraining(Loop):
             self.space, partial=partial, edges=partial > 1, generator=generator
         )
         self.gates.to(self.device)
-        self.rule: Rule = RULES[type(self.options)](self.options, self.gates, self.seed)
+        self.containing = self.space.containing(partial)
+        make = RULES[type(self.options)]
+        self.rule: Rule = make(self.options, self.gates, self.seed, self.containing)
         self.ended: Ended | None = None
         progress = SupernetProgress()
         self.state = State("the supernet", self.options.epochs, Sink(), progress)
@@ -313,7 +314,7 @@ class OneShotTraining(Loop):
         """How well a network does on the next batch of the other half."""
         seen = self.validation()
         self.spend(picks, seen, 1)
-        with self.gates.picked(picks):
+        with self.picked(picks):
             return self.objective.reward(self.learner, seen, self._teaching())
 
     @contextmanager
@@ -339,9 +340,13 @@ class OneShotTraining(Loop):
 
     # -- what is derived ---------------------------------------------------------------------
 
+    def picked(self, picks: Picks) -> AbstractContextManager[None]:
+        """Within, the supernet computes this network alone; of no picks, all that it does."""
+        return self.gates.picked(self.containing.candidates(picks))
+
     def point(self, picks: Picks) -> dict[str, Value]:
         """The point of a network."""
-        return chosen_point(self.space, picks)
+        return self.containing.point(picks)
 
     def skips(self, picks: Picks) -> int:
         """Of a network."""
@@ -359,7 +364,7 @@ class OneShotTraining(Loop):
         known = [each for each in train.all(RECALIBRATION) if len(each.labels) > 1]
         self.progress.macs += (len(train.chosen[:RECALIBRATION]) + len(val)) * self._macs_of(picks)
         seed = derive(self.seed, "judged")
-        with self.gates.picked(picks or {}):
+        with self.picked(picks or {}):
             return self.objective.judge(learner, self._teaching(), known, val.all(), seed)
 
     def choose(self, number: int) -> MutationRecord:
@@ -384,9 +389,9 @@ class OneShotTraining(Loop):
         )
         head = self.objective.head(mutation.after.features, generator)
         seen = self.objective.see(self.halves[1].at(0), derive(self.seed, "chosen"))
-        with self.gates.picked(picks):
+        with self.picked(picks):
             expected = _embedded(backbone, probe, self.gates)
-        with self.gates.picked({} if self.rule.mixes else picks):
+        with self.picked({} if self.rule.mixes else picks):
             loss_before = self._held_loss(seen)
         after = apply(mutation, state, head=head)
         self._load(mutation.after.to_dict(), after)
@@ -537,6 +542,12 @@ def check_options(options: OneShot, space: Any) -> None:
         )
     partial = options.partial if isinstance(options, PCDarts) else 1
     described_supernet(space, partial=partial).count()
+    if isinstance(options, Proxyless) and not space.containing().one_by_one:
+        raise UserError(
+            f"strategy={options.name}: it compares two candidates of every gate, and space="
+            f"{space.name} chooses what its steps read, too: take strategy=darts or "
+            "strategy=pc_darts, or a space of operations alone, such as space=nb201."
+        )
 
 
 def latencies_of(

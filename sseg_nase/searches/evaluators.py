@@ -22,6 +22,7 @@ from sseg_nase.search import Cost, Inherited, Log, Predicted, Proxy, predictors
 from sseg_nase.search.evaluators.tabular import TEST
 from sseg_nase.search.loop import Strategy
 from sseg_nase.search.predictors import Predictor
+from sseg_nase.search.strategies.genetic import Genetic
 from sseg_nase.search.strategies.screened import Screened, ScreenedByPredictor
 from sseg_nase.searches.analysis import fullest
 from sseg_nase.searches.folder import SearchFolder
@@ -181,7 +182,14 @@ def inherited(config: Config, space: Space, folder: Path) -> Inherited:
         cost = Cost(0.0, images, float(sum(trainer.ledger.spent.values())))
         return scores_of({"fewshot": judged.results, "efficiency": {}}), cost
 
-    return Inherited(networks, train, folder / WEIGHTS, config.seed)
+    return Inherited(
+        networks,
+        train,
+        folder / WEIGHTS,
+        config.seed,
+        most=config.search.pool.max_models,
+        inherit=config.search.inherit,
+    )
 
 
 def screened(strategy: Strategy, config: Config, space: Space) -> Strategy:
@@ -189,6 +197,8 @@ def screened(strategy: Strategy, config: Config, space: Space) -> Strategy:
     name, factor = config.search.screen, config.search.screen_factor
     if name is None:
         return strategy
+    if isinstance(strategy, Genetic):  # of every candidate so many, not so many generations
+        strategy = dataclasses.replace(strategy, proposals=factor)
     if name in PREDICTORS:
         return ScreenedByPredictor(strategy, PREDICTORS[name](), factor)
     if name in COUNTED:

@@ -489,6 +489,12 @@ def test_networks_that_are_all_above_the_caps_are_said(monkeypatch: pytest.Monke
         one.rule.derived(one)
 
 
+def test_any_path_is_as_likely_as_any_other() -> None:
+    rule, generator = training_of("random_sharing").rule, torch.Generator().manual_seed(0)
+    found = torch.tensor([rule.draw(generator)[NAMES[0]] for _ in range(1_000)])
+    assert (found.bincount(minlength=5) / 1_000 - 0.2).abs().max() < 0.05
+
+
 def test_no_network_is_scored_twice() -> None:
     one = training_of("random_sharing", samples=40, epochs=1)
     found = one.rule.derived(one)

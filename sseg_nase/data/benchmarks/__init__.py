@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from sseg_nase.data.store import ImageStore, Listing, build_store, outdated
 from sseg_nase.errors import UserError, did_you_mean, shown
 from sseg_nase.files import make_own, read_json
 
-__all__ = ["available_splits", "how_dealt", "load_split"]
+__all__ = ["Preview", "available_splits", "how_dealt", "load_split", "preview"]
 
 logger = logging.getLogger("sseg_nase")
 
@@ -104,6 +104,29 @@ def available_splits(dataset: DatasetConfig, *, data_dir: Path, cache_dir: Path)
     dataset = _on_disk(dataset)
     with looking(dataset.root or data_dir):
         return tuple(_find(dataset, data_dir, cache_dir).splits)
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A data set before an image of it is read: images per class and split, and sentences on it."""
+
+    layout: str
+    path: Path
+    splits: Mapping[str, Mapping[str, int]]
+    notices: Sequence[str]
+
+
+def preview(dataset: OnDisk, *, data_dir: Path, cache_dir: Path) -> Preview:
+    """Return which images `load_split` would read. Raises UserError as it does, but for images."""
+    with looking(dataset.root or data_dir):
+        found = _find(dataset, data_dir, cache_dir)
+        splits, notices = dict[str, Mapping[str, int]](), list(found.notices)
+        for split, source in found.splits.items():
+            listing = source.read()
+            _check_disjoint(dataset, found, split, listing)
+            splits[split] = _counts(listing)
+            notices += source.notices()
+    return Preview(found.layout, found.path, splits, list(dict.fromkeys(notices)))
 
 
 def _counts(listing: Listing) -> dict[str, int]:
