@@ -8,8 +8,9 @@ encoder and head, the optimizer's moments, and here the moving average of the we
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,13 @@ from torch import Tensor, nn
 from sseg_nase.config.schema import FinetuneConfig
 from sseg_nase.counting import BACKWARD
 from sseg_nase.data.random import derive
-from sseg_nase.evolution.operators import TrainingState, apply, output_change
+from sseg_nase.evolution.operators import (
+    TrainingState,
+    apply,
+    load_moments,
+    named_moments,
+    output_change,
+)
 from sseg_nase.finetune.auxiliary import add_like
 from sseg_nase.finetune.learner import EpisodeLearner, around
 from sseg_nase.finetune.objective import Objective
@@ -26,12 +33,22 @@ from sseg_nase.finetune.steps import Step, Steps
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.building import build
 from sseg_nase.nets.description import Description
+from sseg_nase.nets.evolvable import ConvBlock
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.sparsity.recalibration import recalibrate
 from sseg_nase.training.ledger import CHECKS, IMPORTANCE
+from sseg_nase.training.state import Evolving, Progress
+from sseg_nase.training.surgery import Before, Decision, Intervention, Surgery
 
 HELD_STEPS = 4  # on which a network is compared with the one before a mutation
 DELTA_IMAGES = 32
+
+
+OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": partial(torch.optim.Adam, fused=True),
+    # Not fused: where the scaler of 16-mixed skips the first step, momenta would not be written.
+    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+}
 
 
 @dataclass
@@ -55,6 +72,41 @@ class Tuned:
     def state_dict(self) -> dict[str, Any]:
         """All tensors of both."""
         return {"new": self.learner.state_dict(), "average": self.judged.state_dict()}
+
+
+def tuned(learner: EpisodeLearner, judged: EpisodeLearner, options: FinetuneConfig) -> Tuned:
+    """With an optimizer without moments."""
+    groups = groups_of(learner, options)
+    optimizer = OPTIMIZERS[options.optimizer](groups, weight_decay=options.weight_decay)
+    return Tuned(learner, judged, optimizer)
+
+
+def groups_of(learner: EpisodeLearner, options: FinetuneConfig) -> list[dict[str, Any]]:
+    """The parameters that are trained, with their learning rates."""
+    parts = ((learner.backbone, options.lr_encoder), (learner.head, options.lr_head))
+    groups: list[dict[str, Any]] = []
+    gammas = _gammas(learner) if options.evolve else []
+    for module, lr in parts:
+        trained = [p for p in module.parameters() if p.requires_grad and _none_of(p, gammas)]
+        if trained:
+            groups.append({"params": trained, "lr": lr, "first_lr": lr})
+    if gammas:  # at 0 where a block has just grown: weight decay would hold it there
+        lr = options.lr_encoder * options.gamma_lr_ratio
+        groups.append({"params": gammas, "lr": lr, "first_lr": lr, "weight_decay": 0.0})
+    return groups
+
+
+def _gammas(learner: EpisodeLearner) -> list[nn.Parameter]:
+    """γ of every residual block."""
+    return [
+        part.norm.weight
+        for part in learner.backbone.modules()
+        if isinstance(part, ConvBlock) and part.residual and isinstance(part.norm, nn.BatchNorm2d)
+    ]
+
+
+def _none_of(parameter: Tensor, others: Sequence[Tensor]) -> bool:
+    return all(parameter is not other for other in others)
 
 
 def mutated(
@@ -179,3 +231,61 @@ class LabelledProbe:
         """`passed` images of the size of `images` have gone through the network."""
         macs = learner.backbone.architecture.macs(images.shape[-1])
         self.objective.spend(part, passed * macs)
+
+
+@dataclass
+class TuningProgress(Progress):
+    """`sums`: of the loss, and of the share of right predictions."""
+
+    sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    images_seen: int = 0
+    macs: int | None = 0  # of the encoder, see `training.ledger`; None: begun by an older version
+    beside: dict[str, int] = field(default_factory=dict)  # of the ledger's other parts
+    best_accuracy: float | None = None
+    best_epoch: int | None = None
+
+
+@dataclass
+class Tuning(Evolving):
+    """Fine-tuning between two of its steps."""
+
+    networks: Tuned
+    probe: LabelledProbe
+    progress: TuningProgress
+
+
+class TuningSurgery(Surgery):
+    """Of learner, average and optimizer. `classes`: of the base split."""
+
+    state: Tuning
+
+    def __init__(
+        self,
+        state: Tuning,
+        interventions: Sequence[Intervention],
+        options: FinetuneConfig,
+        classes: int,
+        before: Before,
+    ) -> None:
+        after = partial(tuned_after, options=options, classes=classes)
+        super().__init__(state, interventions, mutated=after, before=before)
+
+    def accept(self, old: Tuned, new: Tuned, decision: Decision) -> None:
+        """Choose the best network anew: the best one so far had another architecture, and is not
+        what the mutations after this one follow from."""
+        super().accept(old, new, decision)
+        self.state.progress.best_accuracy = self.state.progress.best_epoch = None
+
+
+def tuned_after(
+    networks: Tuned, mutation: Mutation, *, options: FinetuneConfig, classes: int
+) -> Tuned:
+    """New networks after `mutation`; the given ones are left as they are."""
+    moments = named_moments(networks.optimizer, networks.learner)
+    learner, moved = mutated(mutation, networks.learner, options, classes, moments)
+    judged = learner
+    if networks.judged is not networks.learner:
+        judged, _ = mutated(mutation, networks.judged, options, classes, {})
+    new = tuned(learner, judged, options)
+    load_moments(new.optimizer, learner, moved)
+    return new

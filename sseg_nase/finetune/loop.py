@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,55 +16,32 @@ from sseg_nase.config.sizes import size_at
 from sseg_nase.data.placement import Images
 from sseg_nase.data.random import derive
 from sseg_nase.evolution.history import MutationRecord, architecture_figures
-from sseg_nase.evolution.operators import load_moments, named_moments
 from sseg_nase.finetune.auxiliary import Teacher, add_beside
-from sseg_nase.finetune.evolving import LabelledProbe, Tuned, mutated
+from sseg_nase.finetune.evolving import (
+    LabelledProbe,
+    Tuned,
+    Tuning,
+    TuningProgress,
+    TuningSurgery,
+    tuned,
+)
 from sseg_nase.finetune.learner import EpisodeLearner, around, frozen_parts, norms_of
 from sseg_nase.finetune.objective import Objective
 from sseg_nase.finetune.steps import Labelled, Step, Steps
 from sseg_nase.hardware.allocator import release_memory
 from sseg_nase.nets.building import build, described
-from sseg_nase.nets.evolvable import ConvBlock
-from sseg_nase.nets.mutation import Mutation
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.divergence import Guard
 from sseg_nase.training.fabric import Fabric, restore_precision
 from sseg_nase.training.interruption import Interrupted
 from sseg_nase.training.optim import lr_ratio
 from sseg_nase.training.skeleton import Loop
-from sseg_nase.training.state import Evolving, Progress
-from sseg_nase.training.surgery import Before, Intervention, Surgery
+from sseg_nase.training.surgery import Before, Intervention
 
 PURPOSE = "finetune"  # of what is drawn at random here
 BESIDE = "head.beside."  # in front of what is learned beside the head, and not kept with it
 POSITION = "position"  # what checkpoints call the batch
 STATISTICS_BATCHES = 20  # BN statistics are re-estimated from so many for another image size
-OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": partial(torch.optim.Adam, fused=True),
-    # Not fused: where the scaler of 16-mixed skips the first step, momenta would not be written.
-    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
-}
-
-
-@dataclass
-class TuningProgress(Progress):
-    """`sums`: of the loss, and of the share of right predictions."""
-
-    sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    images_seen: int = 0
-    macs: int | None = 0  # of the encoder, see `training.ledger`; None: begun by an older version
-    beside: dict[str, int] = field(default_factory=dict)  # of the ledger's other parts
-    best_accuracy: float | None = None
-    best_epoch: int | None = None
-
-
-@dataclass
-class Tuning(Evolving):
-    """Fine-tuning between two of its steps."""
-
-    networks: Tuned
-    probe: LabelledProbe
-    progress: TuningProgress
 
 
 class FineTuner(Loop):
@@ -114,15 +90,13 @@ class FineTuner(Loop):
             self.options.epochs,
             sink or Sink(),
             TuningProgress(),
-            self._tuned(learner, copy.deepcopy(learner) if self.options.ema_decay else learner),
+            tuned(
+                learner, copy.deepcopy(learner) if self.options.ema_decay else learner, self.options
+            ),
             LabelledProbe(self.feed, self.objective, config.seed),
         )
-        self.surgery = Surgery(
-            self.state,
-            interventions,
-            mutated=self._mutated,
-            install=self._install,
-            before=self.before,
+        self.surgery = TuningSurgery(
+            self.state, interventions, self.options, len(base.class_names), self.before
         )
         self._install(self.state.networks)
         self.batches_per_epoch = sum(1 for _ in self._steps(0))
@@ -298,38 +272,15 @@ class FineTuner(Loop):
         """What changes after the last epoch would never be trained."""
         if self.progress.epoch + 1 < self.options.epochs:
             self.surgery.intervene()
+        if self.state.networks is not self.fitted:
+            self._install(self.state.networks)
 
     # -- parts -------------------------------------------------------------------------------
 
-    def _mutated(self, networks: Tuned, mutation: Mutation) -> Tuned:
-        """New learner, average and optimizer after `mutation`; the given ones are left as is."""
-        classes = len(self.base.class_names)
-        moments = named_moments(networks.optimizer, networks.learner)
-        learner, moved = mutated(mutation, networks.learner, self.options, classes, moments)
-        judged = learner
-        if networks.judged is not networks.learner:
-            judged, _ = mutated(mutation, networks.judged, self.options, classes, {})
-        new = self._tuned(learner, judged)
-        load_moments(new.optimizer, learner, moved)
-        return new
-
-    def _tuned(self, learner: EpisodeLearner, judged: EpisodeLearner) -> Tuned:
-        """With an optimizer without moments."""
-        groups = groups_of(learner, self.options)
-        optimizer = OPTIMIZERS[self.options.optimizer](
-            groups, weight_decay=self.options.weight_decay
-        )
-        return Tuned(learner, judged, optimizer)
-
     def _install(self, networks: Tuned) -> None:
-        """Train `networks` from now on.
-
-        A network that has changed is chosen anew: the best one so far had another architecture, and
-        is not what the mutations after this one follow from.
-        """
-        self.state.networks = networks
+        """Train `networks` from now on."""
+        self.state.networks = self.fitted = networks
         self.model, self.optimizer = self.fabric.setup(networks.learner, networks.optimizer)
-        self.progress.best_accuracy = self.progress.best_epoch = None
 
     # -- state -------------------------------------------------------------------------------
 
@@ -354,7 +305,8 @@ class FineTuner(Loop):
         """Go on where `state_dict` was taken."""
         if described(state["architecture"]) != self.state.networks.architecture:  # it has changed
             learner, judged = (self._learner_of(state["architecture"]) for _ in range(2))
-            self._install(self._tuned(learner, judged if self.options.ema_decay else learner))
+            judged = judged if self.options.ema_decay else learner
+            self._install(tuned(learner, judged, self.options))
         beside = state.get("beside", {})
         self.learner.load_state_dict({**state["student"], **beside})
         # What stands beside the average is never read.
@@ -378,30 +330,6 @@ class FineTuner(Loop):
         learner = learner_of(architecture, self.options, len(self.base.class_names))
         self._add_beside(learner)
         return learner.to(self.fabric.device).to(memory_format=torch.channels_last)
-
-
-def groups_of(learner: EpisodeLearner, options: FinetuneConfig) -> list[dict[str, Any]]:
-    """The parameters that are trained, with their learning rates."""
-    parts = ((learner.backbone, options.lr_encoder), (learner.head, options.lr_head))
-    groups: list[dict[str, Any]] = []
-    gammas = _gammas(learner) if options.evolve else []
-    for module, lr in parts:
-        trained = [p for p in module.parameters() if p.requires_grad and _none_of(p, gammas)]
-        if trained:
-            groups.append({"params": trained, "lr": lr, "first_lr": lr})
-    if gammas:  # at 0 where a block has just grown: weight decay would hold it there
-        lr = options.lr_encoder * options.gamma_lr_ratio
-        groups.append({"params": gammas, "lr": lr, "first_lr": lr, "weight_decay": 0.0})
-    return groups
-
-
-def _gammas(learner: EpisodeLearner) -> list[nn.Parameter]:
-    """γ of every residual block."""
-    return [
-        part.norm.weight
-        for part in learner.backbone.modules()
-        if isinstance(part, ConvBlock) and part.residual and isinstance(part.norm, nn.BatchNorm2d)
-    ]
 
 
 def learner_of(
@@ -432,10 +360,6 @@ def schedule_of(options: FinetuneConfig) -> SchedulerConfig:
         **{name: fixed[name] if name in fixed else getattr(options, name) for name in names}
     )
     return schedule
-
-
-def _none_of(parameter: Tensor, others: Sequence[Tensor]) -> bool:
-    return all(parameter is not other for other in others)
 
 
 @torch.no_grad()

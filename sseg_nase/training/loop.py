@@ -7,8 +7,10 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from functools import partial
 from hashlib import sha256
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 from torch import Tensor, nn
@@ -90,14 +92,13 @@ class Trainer(Loop):
             device=fabric.device,
             ledger=self.ledger,
             steps_per_epoch=-(-feed.batches_per_epoch // self.accumulation),
-            checkpoint=self.state_dict,
+            checkpoint=_weakly(self.state_dict),
         )
         self.surgery = PretrainingSurgery(
             self.state,
             interventions,
             workshop=self.workshop,
-            install=self._install,
-            changed=lambda: self._emit(Event.MUTATION),
+            changed=partial(_emit, self.callbacks, Event.MUTATION, self.state),
         )
         self.compiling: Choice | None = None
         self.told_few_held = False
@@ -378,6 +379,8 @@ class Trainer(Loop):
         if not last:  # what changes after it would never be trained
             self._say_few_held()
             changed = surgery.intervene()
+        if state.networks is not self.fitted:
+            self._install(state.networks)
         if reason is None or changed:
             return  # of a level that is over `observe` says so again
         self.feed.schedule.advance()
@@ -397,7 +400,7 @@ class Trainer(Loop):
 
         DDP leaves its hooks in what it once wrapped.
         """
-        self.state.networks = networks
+        self.state.networks = self.fitted = networks
         self.model, self.optimizer = self.fabric.setup(networks.learner, networks.optimizer)
 
     def _graphs(self) -> Replayed | None:
@@ -418,8 +421,7 @@ class Trainer(Loop):
         return sha256(b"".join(t.cpu().numpy().tobytes() for t in tensors)).hexdigest()
 
     def _emit(self, event: Event) -> None:
-        for callback in self.callbacks:
-            callback.on(event, self.state)
+        _emit(self.callbacks, event, self.state)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a checkpoint holds: tensors and plain data.
@@ -458,3 +460,20 @@ class Trainer(Loop):
         chosen = state.get("compiling")  # an older version did not choose
         self.compiling = None if chosen is None else Choice(**chosen)
         restore_precision(self.fabric, state["precision"])
+
+
+def _emit(callbacks: Sequence[Callback], event: Event, state: Pretraining) -> None:
+    for callback in callbacks:
+        callback.on(event, state)
+
+
+def _weakly(method: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """`method`, without holding what it is of: that is freed, images and all, when it is left."""
+    reference = WeakMethod(method)
+
+    def called() -> dict[str, Any]:
+        bound = reference()
+        assert bound is not None
+        return bound()
+
+    return called

@@ -85,9 +85,9 @@ class Before(NamedTuple):
 class Surgery:
     """What the interventions decide is done to the networks of `state`.
 
-    `mutated` makes new networks after a mutation and leaves the given ones as they are; `install`
-    lets new ones be trained from then on. `before`: of a training that is not a run's first, whose
-    name then stands in records and decisions.
+    `mutated` makes new networks after a mutation and leaves the given ones as they are; the loop
+    that trains `state.networks` has to take new ones up. `before`: of a training that is not a
+    run's first, whose name then stands in records and decisions.
     """
 
     def __init__(
@@ -96,11 +96,10 @@ class Surgery:
         interventions: Sequence[Intervention],
         *,
         mutated: Callable[[Any, Mutation], Any],
-        install: Callable[[Any], None],
         before: Before | None = None,
     ) -> None:
         self.state, self.interventions = state, list(interventions)
-        self.mutated, self.install = mutated, install
+        self.mutated = mutated
         self.before, self.later = before or Before(), before is not None
 
     def intervene(self) -> bool:
@@ -174,7 +173,7 @@ class Surgery:
     def accept(self, old: Any, new: Any, decision: Decision) -> None:
         """Train `new` from now on."""
         assert not decision.grace, "only pretraining has probations"
-        self.install(new)
+        self.state.networks = new
 
     def record(self, record: MutationRecord) -> None:
         """Emit what is in the history now."""
@@ -221,10 +220,9 @@ class PretrainingSurgery(Surgery):
         interventions: Sequence[Intervention],
         *,
         workshop: Workshop,
-        install: Callable[[Networks], None],
         changed: Callable[[], None],
     ) -> None:
-        super().__init__(state, interventions, mutated=workshop.mutated, install=install)
+        super().__init__(state, interventions, mutated=workshop.mutated)
         self.workshop, self.changed = workshop, changed
         self.watch(None)
 
@@ -251,7 +249,7 @@ class PretrainingSurgery(Surgery):
 
     def accept(self, old: Networks, new: Networks, decision: Decision) -> None:
         """Train `new` from now on, for the time being where the decision says so."""
-        self.install(new)
+        self.state.networks = new
         if not decision.grace:
             return
         progress = self.state.progress
@@ -308,7 +306,7 @@ class PretrainingSurgery(Surgery):
         self, probation: Probation, record: MutationRecord, figures: Mapping[str, Any]
     ) -> None:
         """Train the networks without a mutation again; its record says so."""
-        self.install(self.workshop.restored(probation.old.state_dict()))
+        self.state.networks = self.workshop.restored(probation.old.state_dict())
         record = replace(record, accepted=False, trigger={**record.trigger, "rollback": figures})
         self.state.progress.history[probation.index] = record
         self.state.sink.event("rollback", record.to_dict())

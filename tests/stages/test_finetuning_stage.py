@@ -17,8 +17,8 @@ from sseg_nase.config.schema import Config
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.fewshot.evaluation import NotFiniteError
+from sseg_nase.finetune.evolving import TuningProgress
 from sseg_nase.finetune.learner import EpisodeLearner
-from sseg_nase.finetune.loop import TuningProgress
 from sseg_nase.stages import Judgement, Reached, fine_tune, finetuning, labelled, seed_backbone
 from sseg_nase.stages.finetuning import selection_config
 from sseg_nase.stages.judging import judge_before_tuning

@@ -191,7 +191,7 @@ def test_the_gap_is_relative_and_sees_neither_modes_nor_silent_channels() -> Non
     for tensor in teacher.buffers():
         tensor.add_(1)  # what BN has tracked does not count
     assert gap(one.state.networks) == pytest.approx(0, abs=1e-9)
-    assert trained().probe.gap(trained().networks) is None
+    assert trained().state.probe.gap(trained().state.networks) is None
 
 
 def test_a_trial_with_a_loss_that_is_not_finite_has_no_fitness() -> None:
