@@ -138,7 +138,7 @@ def test_the_best_network_is_handed_on_with_all_that_was_done_before(
     assert found.images_seen == {"synthetic": 5, "real_unlabeled": 6, "real_labeled": 17}
     assert BEFORE_SEEN["real_labeled"] == 7  # what was there before is left as it was
     assert found.name == f"checkpoint={tmp_path / 'checkpoints' / 'finetune_best.pt'}"
-    assert loops[0].given["first_step"] == 100
+    assert loops[0].given["before"] == (0, 1, 100)  # epochs, mutations, steps
     for name in ("best", "last"):
         state = checkpoint.load(tmp_path / "checkpoints" / f"finetune_{name}.pt")
         assert (state["step"], state["history"]) == (103, [{"index": 0}])
