@@ -15,7 +15,13 @@ from sseg_nase.config.ablations import Switches, ablations, switches_of
 from sseg_nase.config.explain import described, fits, listed, shown
 from sseg_nase.config.groups.backbone import BackboneConfig, Chain
 from sseg_nase.config.groups.curriculum import SYNTHETIC_LEVELS
-from sseg_nase.config.groups.dataset import Closed, DatasetConfig, Omniglot, OwnImages
+from sseg_nase.config.groups.dataset import (
+    Closed,
+    DatasetConfig,
+    Omniglot,
+    OwnImages,
+    is_closed,
+)
 from sseg_nase.config.groups.evaluation import CLOSED_SETS, EPISODES, PROTOTYPE, MethodConfig
 from sseg_nase.config.groups.evaluator import OfProxies
 from sseg_nase.config.groups.evolution import EvolutionConfig, Planned, Trials
@@ -879,20 +885,21 @@ def _closed(config: Config) -> Iterator[str]:
     """Closed sets are judged as such, and no others are."""
     evaluation, dataset = config.evaluation, config.dataset.name
     closed, ways = names_with(Closed), " or ".join(f"evaluation={name}" for name in CLOSED_SETS)
-    is_closed = isinstance(config.dataset, Closed)
+    same = is_closed(config.dataset)
     chosen = f"evaluation={evaluation.name}"
-    if is_closed and evaluation.name == EPISODES:
+    if same and evaluation.name == EPISODES:
         yield (
             f"{chosen}: the classes of dataset={dataset} are the same in train, val and test, so "
             f"no episode is of new ones; choose {ways}."
         )
-    if not is_closed and evaluation.name != EPISODES:
+    if not same and evaluation.name != EPISODES:
         yield (
             f"{chosen}: val and test of dataset={dataset} have other classes than train; choose "
-            f"one of {', '.join(closed)}, or evaluation=fewshot."
+            f"one of {', '.join(closed)}, of images of your own dataset.split_by=images, or "
+            "evaluation=fewshot."
         )
     others = [name for name in evaluation.datasets if name != dataset]
-    if others and (is_closed or set(others) & set(closed)):
+    if others and (same or set(others) & set(closed)):
         yield (
             f"evaluation.datasets={evaluation.datasets}: a closed set is judged alone, after "
             f"training on it; leave it out."
@@ -902,12 +909,12 @@ def _closed(config: Config) -> Iterator[str]:
         yield from _a_set("evaluation.linear_probe.regularization", given)
     methods = [stage.finetune for stage in stages_of(config)]
     for method in methods:
-        if is_closed and not isinstance(method, Classifier):
+        if same and not isinstance(method, Classifier):
             yield (
                 f"finetune={method.name}: it is chosen by episodes of classes that are not trained "
                 f"on, and dataset={dataset} has none; choose finetune=classifier or finetune=none."
             )
-        if not is_closed and isinstance(method, Classifier):
+        if not same and isinstance(method, Classifier):
             yield (
                 f"finetune=classifier: val and test of dataset={dataset} have other classes than "
                 "train; choose finetune=linear, whose embedding is judged."
