@@ -136,7 +136,7 @@ def test_a_layer_more_or_less_moves_the_lists_along() -> None:
     space, rng = Families(edition=2, types=("mlp",), most=5), Random(2)
     point = space.canonical({c.name: c.few(2)[0] for c in space.choices} | {"mlp.layers": 4})
     point |= {f"mlp.{n}.channels": wide for n, wide in enumerate((64, 128, 256, 512))}
-    seen = set()
+    seen, gone = set(), set()
     for _ in range(60):
         other = dict(point)
         space._lengthen(other, "mlp.layers", rng)
@@ -146,9 +146,11 @@ def test_a_layer_more_or_less_moves_the_lists_along() -> None:
         left = [wide for wide in (64, 128, 256, 512) if wide in units]
         if len(units) == 3:
             assert units == left
+            gone |= {64, 128, 256, 512} - {*units}
         else:
             assert any(units[:n] + units[n + 1 :] == [64, 128, 256, 512] for n in range(5)), units
     assert seen == {3, 5}
+    assert gone == {64, 128, 256, 512}  # at any place
 
 
 def test_a_point_is_a_registered_backbone_with_its_keys() -> None:
