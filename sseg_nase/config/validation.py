@@ -22,12 +22,11 @@ from sseg_nase.config.groups.dataset import (
     OwnImages,
     is_closed,
 )
-from sseg_nase.config.groups.evaluation import CLOSED_SETS, EPISODES, MethodConfig
+from sseg_nase.config.groups.evaluation import CLOSED_SETS, EPISODES, PROTOTYPE, MethodConfig
 from sseg_nase.config.groups.evaluator import OfProxies
 from sseg_nase.config.groups.evolution import EvolutionConfig, Planned, Trials
 from sseg_nase.config.groups.finetune import (
     DISTILLING,
-    PROTOTYPE,
     Classifier,
     FinetuneConfig,
     Linear,
@@ -41,7 +40,7 @@ from sseg_nase.config.groups.space import OfKeys
 from sseg_nase.config.groups.ssl import DINO
 from sseg_nase.config.groups.strategy import Promoting
 from sseg_nase.config.groups.tracking import InStore
-from sseg_nase.config.layout import WRITTEN_AS, group_option, is_section
+from sseg_nase.config.layout import WRITTEN_AS, group_option, is_section, usual_of
 from sseg_nase.config.options import fields_of, is_group, names_with, option_of, options_of
 from sseg_nase.config.schema import (
     OF_SWEEPS,
@@ -121,7 +120,8 @@ def _far_out(config: Config) -> Iterator[str]:
     given: dict[str, tuple[float, tuple[float, float]]] = {}
     optimizer, ssl, finetune = config.optimizer, config.ssl, config.finetune
     if ssl.trains and config.pretrain.epochs and finetune.start is None:
-        given["optimizer.lr"] = optimizer.lr, _SANE_RATES[optimizer.name]
+        if optimizer.name in _SANE_RATES:
+            given["optimizer.lr"] = optimizer.lr, _SANE_RATES[optimizer.name]
         yield from _far_in_sum(config)
         for name in ("temperature", "student_temperature"):
             if name in ssl.temperatures:
@@ -208,7 +208,7 @@ def _judged_in_vain(config: Config) -> list[str]:
     evaluation = config.evaluation
     usual = group_option("evaluation", evaluation.name)
     open_set = evaluation.name == EPISODES
-    effective = {"metric": open_set and evaluation.method == "prototype"}
+    effective = {"metric": open_set and evaluation.method == PROTOTYPE}
     names = (name for name in options_of(MethodConfig) if name in usual)
     effective |= {name: open_set and evaluation.method == name for name in names}
     effective["dirichlet_alpha"] = open_set and evaluation.query_balance == "dirichlet"
@@ -490,7 +490,7 @@ def _taken_home(config: Config) -> Iterator[str]:
             yield f"predict.output={predict.output}: its name has to end in .csv or .json."
     evaluation = config.evaluation
     if task in TAKEN_HOME:
-        usual = {"method": "prototype", "support_augmentations": 0, "test_views": 1}
+        usual = {"method": PROTOTYPE, "support_augmentations": 0, "test_views": 1}
         for key, value in usual.items():
             if (asked := getattr(evaluation, key)) != value:
                 yield (
@@ -719,11 +719,12 @@ def _mutated(config: Config) -> Iterator[str]:
 
 def _ssl(config: Config) -> Iterator[str]:
     ssl, backbone = config.ssl, config.backbone
-    usual = group_option("ssl", ssl.name)
+    usual = usual_of("ssl", ssl.name)
     for key in ("feature_weight", "feature_temperature"):
-        if ssl.teacher is None and getattr(ssl, key) != usual[key]:
+        value = getattr(ssl, key)
+        if ssl.teacher is None and value != usual.get(key, value):
             yield (
-                f"ssl.{key}={getattr(ssl, key)}: it has no effect without ssl.teacher=RUN; add "
+                f"ssl.{key}={value}: it has no effect without ssl.teacher=RUN; add "
                 "that, or leave it out."
             )
     if ssl.teacher is not None:
@@ -969,9 +970,9 @@ def _teacher(config: Config) -> Iterator[str]:
             "choose finetune=linear, whose classifier is distilled, or leave it out."
         )
     for stage, options in linear:
-        begins, usual = in_words(stage, config), group_option("finetune", options.name)
+        begins, usual = in_words(stage, config), usual_of("finetune", options.name)
         for key in DISTILLING:
-            if not given and getattr(options, key) != usual[key]:
+            if not given and getattr(options, key) != usual.get(key, getattr(options, key)):
                 yield (
                     f"{begins}.{key}={getattr(options, key)}: it has no effect without "
                     "finetune.teacher=RUN; add that, or leave it out."
@@ -1013,10 +1014,11 @@ def _stage(config: Config) -> Iterator[str]:
 def _head(config: Config, options: Matching | Relation) -> Iterator[str]:
     """Check the learned head of finetune=matching or relation."""
     evaluation = config.evaluation
-    usual, mlp = group_option("finetune", options.name), options.head == "mlp"
+    usual, mlp = usual_of("finetune", options.name), options.head == "mlp"
     idle = {"scale": "finetune.head=cosine"} if mlp else {"head_width": "finetune.head=mlp"}
     for key, needed in idle.items():
-        if (value := getattr(options, key, None)) not in (usual.get(key), None):
+        value = getattr(options, key, None)
+        if value != usual.get(key, value):
             yield (
                 f"finetune.{key}={value}: it has no effect without {needed}; add "
                 "that, or leave it out."

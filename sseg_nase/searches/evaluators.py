@@ -203,7 +203,7 @@ def inherited(config: Config, space: Space, folder: Path) -> Inherited:
             judged = stages.evaluate(tasks, stages.Reached(network, name="the candidate"), device)
         except (DivergenceError, NotFiniteError) as error:  # its result; the search goes on
             raise ValueError(str(error)) from error
-        images = float(sum(trainer.progress.images_seen.values()))
+        images = float(sum(trainer.state.progress.images_seen.values()))
         cost = Cost(0.0, images, float(sum(trainer.ledger.spent.values())))
         return scores_of({"fewshot": judged.results, "efficiency": {}}), cost
 

@@ -28,7 +28,7 @@ pytestmark = [
         reason="Streamlit is not installed: pip install 'sseg-nase[ui]'",
     ),
 ]
-PATIENCE = 300
+PATIENCE = 600
 TINY = ["debug=tiny", "tracking=jsonl"]
 BUTTON = (
     "[...document.querySelectorAll('button')].find(b => b.innerText.trim() === {!r} && !b.disabled)"
@@ -77,9 +77,9 @@ class Page:
 
     def says(self, text: str, seconds: float = PATIENCE) -> None:
         try:
-            self.browser.until(f"document.body.innerText.includes({text!r})", seconds)
+            self.browser.until(f"(document.body?.innerText ?? '').includes({text!r})", seconds)
         except AssertionError:
-            said = self.browser.run("document.body.innerText")
+            said = self.browser.run("document.body?.innerText")
             raise AssertionError(f"{text!r} is not on the page:\n{said}") from None
 
     def click(self, label: str) -> None:
