@@ -18,6 +18,8 @@ from torch.nn import functional as F
 from sseg_nase.errors import UserError
 from sseg_nase.nets.ops import Zero, build_operation, register
 
+DROPPED = -1  # in the place of a candidate's number: none of them is computed
+
 
 class Mixture(str):
     """In the place of an operation's name: all of `choices` at once, weighed by the gate `gate`."""
@@ -55,7 +57,7 @@ class GatesOf(Protocol):
         """Of the edge, a number; None where edges are not weighed."""
 
     def pick_of(self, name: str) -> int | Compared | None:
-        """The candidate that is computed alone, or two; None: all are mixed."""
+        """The candidate that is computed alone (or `DROPPED`), or two; None: all are mixed."""
 
     def binary(self, name: str, pair: Any) -> Tensor:
         """The gates `[2]` of two."""
@@ -96,6 +98,7 @@ class MixedOperation(nn.Module):
             if isinstance(module, nn.BatchNorm2d) and module.affine:
                 module.weight.requires_grad_(False)
                 module.bias.requires_grad_(False)
+        self.nothing = Zero(inside // partial, outside // partial, stride)
         self.gates: list[GatesOf] = []  # a list: what it holds is no part of this module
 
     def forward(self, x: Tensor) -> Tensor:
@@ -116,6 +119,8 @@ class MixedOperation(nn.Module):
             return _sum([op(x) / len(self.candidates) for op in self.candidates])
         (gates,) = self.gates
         pick = gates.pick_of(self.gate)
+        if pick == DROPPED:
+            return self.nothing(x)
         if isinstance(pick, int):
             return self.candidates[pick](x)
         if pick is not None:

@@ -1,6 +1,6 @@
 """From the scores of candidates to a network: the best that is allowed, not the best and then none.
 
-    picks = derive(gates.scores(), allowed)
+    picks = derive(containing.scores(gates.scores()), allowed)
 
 A hard cap on params, macs, latency or skip connections is held by rejection: networks are looked at
 from the highest score downward until one is allowed (a penalty in the loss guarantees nothing).
@@ -15,20 +15,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from sseg_nase.errors import UserError
 
 TRIES = 20_000
+NEVER = float("-inf")  # the score of what is not to be derived
 SKIPS = ("skip_connect", "identity")
 
-Picks = dict[str, int]  # by gate, the number of its candidate
+Picks = dict[str, int]  # by decision of the space, the number of its alternative
 
 
 def ranked(scores: Mapping[str, Sequence[float]]) -> Iterator[Picks]:
     """Yield every combination once, by descending sum of its scores; of equal ones the first.
 
-    Every combination has one parent: the last gate that is not at its best goes one up. So each is
-    reached once, from one that is no worse.
+    What has the score −∞ is in none. Every combination has one parent: the last decision that is
+    not at its best goes one up. So each is reached once, from one that is no worse.
     """
     names = list(scores)
     orders = [
-        sorted(range(len(each)), key=lambda number, each=each: -each[number])  # type: ignore[misc]
+        sorted(
+            (number for number, score in enumerate(each) if score > NEVER),
+            key=lambda number, each=each: -each[number],  # type: ignore[misc]
+        )
         for each in scores.values()
     ]
     lost = [  # by rank, how much less than the best
@@ -62,5 +66,5 @@ def derive(
 
 
 def skips(operations: Mapping[str, str]) -> int:
-    """How many gates have chosen a skip connection."""
+    """How many of the operations are skip connections."""
     return sum(operation in SKIPS for operation in operations.values())

@@ -28,7 +28,7 @@ class Pair:
     active: int
 
 
-Pick = int | Pair  # a candidate alone, or two of them
+Pick = int | Pair  # a candidate alone (or `DROPPED`: nothing), or two of them
 
 
 class Gates(nn.Module):
@@ -103,11 +103,16 @@ class Gates(nn.Module):
 
     @torch.no_grad()
     def scores(self) -> dict[str, list[float]]:
-        """log softmax(α) of the candidates of every gate, by the order of the names."""
-        return {
-            name: alpha.double().log_softmax(0).tolist()
-            for name, alpha in zip(self.names, self.alphas, strict=True)
-        }
+        """log softmax(α) of the candidates of every gate, by the order of the names.
+
+        Where edges are weighed, with log softmax(β) of the gate's edge.
+        """
+        found = {}
+        for name, alpha in zip(self.names, self.alphas, strict=True):
+            share = self.share(name)
+            edge = 0.0 if share is None else share.double().log()
+            found[name] = (alpha.double().log_softmax(0) + edge).tolist()
+        return found
 
     @torch.no_grad()
     def sample_pairs(self, generator: torch.Generator) -> dict[str, Pair]:
@@ -124,13 +129,12 @@ class Gates(nn.Module):
         return found
 
     @torch.no_grad()
-    def sample(self, generator: torch.Generator, *, uniform: bool = False) -> dict[str, int]:
-        """One candidate of every gate by softmax(α), or any with the same probability."""
-        found = {}
-        for name, alpha in zip(self.names, self.alphas, strict=True):
-            p = torch.ones(len(alpha)) if uniform else alpha.softmax(0).cpu()
-            found[name] = int(torch.multinomial(p, 1, generator=generator))
-        return found
+    def sample(self, generator: torch.Generator) -> dict[str, int]:
+        """One candidate of every gate by softmax(α)."""
+        return {
+            name: int(torch.multinomial(alpha.softmax(0).cpu(), 1, generator=generator))
+            for name, alpha in zip(self.names, self.alphas, strict=True)
+        }
 
     @contextmanager
     def perturbed(self, size: float, generator: torch.Generator) -> Iterator[None]:

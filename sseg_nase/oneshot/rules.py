@@ -31,6 +31,7 @@ from sseg_nase.oneshot.curvature import largest_eigenvalue, rising
 from sseg_nase.oneshot.deriving import TRIES, Picks, derive
 from sseg_nase.oneshot.gates import Gates
 from sseg_nase.oneshot.objectives import Seen
+from sseg_nase.spaces.containing import Containing
 
 PASS = 1 + BACKWARD  # forward and backward
 ALPHA, WEIGHTS, REWARD, DERIVE, CURVATURE = "alpha", "weights", "reward", "derive", "curvature"
@@ -103,8 +104,8 @@ class Rule:
 
     mixes = False  # whether the supernet computes all candidates at once
 
-    def __init__(self, options: Any, gates: Gates, seed: int) -> None:
-        self.options, self.gates = options, gates
+    def __init__(self, options: Any, gates: Gates, seed: int, containing: Containing) -> None:
+        self.options, self.gates, self.containing = options, gates, containing
 
     @contextmanager
     def training_weights(self, training: Training) -> Iterator[Picks | None]:
@@ -141,8 +142,8 @@ class GatedRule(Rule):
 
     options: Gated
 
-    def __init__(self, options: Gated, gates: Gates, seed: int) -> None:
-        super().__init__(options, gates, seed)
+    def __init__(self, options: Gated, gates: Gates, seed: int, containing: Containing) -> None:
+        super().__init__(options, gates, seed, containing)
         self.optimizer = torch.optim.Adam(
             gates.parameters(),
             lr=options.alpha_lr,
@@ -194,8 +195,8 @@ class GatedRule(Rule):
         return {"eigenvalue": found}
 
     def derived(self, training: Training) -> list[Picks]:
-        """The network with the largest α of all that are allowed."""
-        return [derive(self.gates.scores(), training.allowed)]
+        """The network with the largest α (and β) of all that are allowed."""
+        return [derive(self.containing.scores(self.gates.scores()), training.allowed)]
 
     def stopped(self, records: Sequence[Mapping[str, Any]]) -> tuple[str, int] | None:
         """By the number of skip connections, or by the curvature."""
@@ -278,8 +279,8 @@ class TwoPaths(GatedRule):
 
     options: Proxyless
 
-    def __init__(self, options: Proxyless, gates: Gates, seed: int) -> None:
-        super().__init__(options, gates, seed)
+    def __init__(self, options: Proxyless, gates: Gates, seed: int, containing: Containing) -> None:
+        super().__init__(options, gates, seed, containing)
         self.pressure = 1.0
 
     @contextmanager
@@ -319,7 +320,8 @@ class TwoPaths(GatedRule):
         found = super().close_epoch(training)
         if not self.options.latency_weight:
             return found
-        preferred = derive(self.gates.scores(), lambda picks: True)
+        scores = self.containing.scores(self.gates.scores())
+        preferred = derive(scores, lambda picks: True)
         if not training.allowed(preferred):
             self.pressure *= 2
         expected = expected_latency(self.gates, training.latencies)
@@ -352,13 +354,16 @@ class Uniform(Rule):
     @contextmanager
     def training_weights(self, training: Training) -> Iterator[Picks | None]:
         """One path, any."""
-        picks = self.gates.sample(training.generator(WEIGHTS), uniform=True)
-        with self.gates.picked(picks):
+        picks = self.draw(training.generator(WEIGHTS))
+        with self.gates.picked(self.containing.candidates(picks)):
             yield picks
 
     def draw(self, generator: torch.Generator) -> Picks:
         """A network, as those that are judged at the end are drawn."""
-        return self.gates.sample(generator, uniform=True)
+        return {
+            name: int(torch.multinomial(torch.ones(len(alternatives)), 1, generator=generator))
+            for name, alternatives in sorted(self.containing.decisions.items())
+        }
 
     def likely(self, training: Training) -> list[Picks]:
         """What is judged after an epoch that others follow."""
@@ -376,11 +381,10 @@ class Controlled(Uniform):
 
     options: ENAS  # type: ignore[assignment]
 
-    def __init__(self, options: ENAS, gates: Gates, seed: int) -> None:
-        super().__init__(options, gates, seed)
-        choices = {name: len(a) for name, a in zip(gates.names, gates.alphas, strict=True)}
+    def __init__(self, options: ENAS, gates: Gates, seed: int, containing: Containing) -> None:
+        super().__init__(options, gates, seed, containing)
         self.controller = Controller(
-            choices,
+            {name: len(found) for name, found in containing.decisions.items()},
             hidden=options.hidden,
             tanh_constant=options.tanh_constant,
             generator=torch.Generator().manual_seed(derive_seed(seed, "controller")),
@@ -391,9 +395,8 @@ class Controlled(Uniform):
     @contextmanager
     def training_weights(self, training: Training) -> Iterator[Picks | None]:
         """One path, drawn by the controller."""
-        with torch.no_grad():
-            picks = self.controller(training.generator(WEIGHTS)).picks
-        with self.gates.picked(picks):
+        picks = self.draw(training.generator(WEIGHTS))
+        with self.gates.picked(self.containing.candidates(picks)):
             yield picks
 
     @torch.no_grad()
@@ -470,7 +473,7 @@ def drawn(draw: Callable[[torch.Generator], Picks], training: Training, count: i
 
 
 # Of every option of `strategy` that trains a supernet; one from outside is added to it.
-RULES: dict[type[OneShot], Callable[[Any, Gates, int], Rule]] = {
+RULES: dict[type[OneShot], Callable[[Any, Gates, int, Containing], Rule]] = {
     Darts: Differentiable,
     PCDarts: Differentiable,
     Proxyless: TwoPaths,

@@ -1,50 +1,37 @@
 """A supernet of a search space: its network with a mixed operation wherever a point chooses one.
 
     network, gates = supernet(NB201(width=8, cells=1))
-    picks = derive(gates.scores(), allowed)
+    picks = derive(space.containing().scores(gates.scores()), allowed)
     derived = choose(space, network, picks)   # with the weights it had
 
-A supernet is a description like any other, so it is counted, built and stored like any other. The
-space is not asked for anything new: a point whose values are `Mixture`s gives the plan.
+A supernet is a description like any other, so it is counted, built and stored like any other. What
+it contains, and which of its networks is which point, is what the space says: `containing`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
 from sseg_nase.errors import UserError
-from sseg_nase.nets import ops
 from sseg_nase.nets.description import Description
-from sseg_nase.nets.mixed import MixedOperation, Mixture
+from sseg_nase.nets.mixed import MixedOperation
 from sseg_nase.nets.mutation import carry_network
 from sseg_nase.nets.mutations.choose import Choice
 from sseg_nase.nets.mutations.choose import choose as choose_of
 from sseg_nase.nets.plan import IMAGE
 from sseg_nase.nets.searched import SearchedArchitecture, SearchedNetwork
 from sseg_nase.oneshot.gates import Gates
-from sseg_nase.spaces.choice import Options, Value
 from sseg_nase.spaces.networks import NetworkSpace
 
 
 def described_supernet(space: NetworkSpace, *, partial: int = 1) -> SearchedArchitecture:
-    """The supernet as data. Raises `UserError` for a space that chooses more than operations.
+    """The supernet as data. Raises `UserError` for a space that has none.
 
     `partial`: mix only one in so many channels (PC-DARTS).
     """
-    point: dict[str, Any] = {}
-    for choice in space.choices:
-        values = getattr(choice, "values", ())
-        if not isinstance(choice, Options) or not all(value in ops.OPERATIONS for value in values):
-            raise UserError(
-                f"Space {space.name}: its choice {choice.name} is not one of operations, so that "
-                "there is no network that contains all of them. Search it with strategy=…, or take "
-                "a space of operations alone, such as space=nb201."
-            )
-        point[choice.name] = Mixture(choice.name, tuple(str(v) for v in values), partial)
-    nodes = tuple(space.plan(point).nodes)
+    nodes = space.containing(partial).nodes
     return SearchedArchitecture(
         "searched", space.resolution, space.in_channels, nodes, space.name, "supernet"
     )
@@ -60,7 +47,7 @@ def supernet(
     """The supernet, and its gates. `edges`: edges into the same node are weighed, too."""
     architecture = described_supernet(space, partial=partial)
     network = SearchedNetwork(architecture, generator=generator)
-    choices = {choice.name: len(_values(choice)) for choice in space.choices}
+    choices = {gate: len(found) for gate, found in space.containing().gates.items()}
     gates = Gates(choices, _edges(architecture) if edges else None, generator=generator)
     attach(network, gates)
     return network, gates
@@ -73,15 +60,11 @@ def attach(network: torch.nn.Module, gates: Gates | None) -> None:
             module.gates[:] = [] if gates is None else [gates]
 
 
-def chosen_point(space: NetworkSpace, picks: Mapping[str, int]) -> dict[str, Value]:
-    """The point of `space` that has the candidate `picks` of every choice."""
-    return {choice.name: _values(choice)[picks[choice.name]] for choice in space.choices}
-
-
 def choosing(space: NetworkSpace, supernet: Description, picks: Mapping[str, int]) -> Choice:
     """The mutation from a supernet of `space` to the network of `picks`."""
-    point = chosen_point(space, picks)
-    return choose_of(supernet, space.describe(point), {name: str(op) for name, op in point.items()})
+    containing = space.containing()
+    after = space.describe(containing.point(picks))
+    return choose_of(supernet, after, containing.operations(picks))
 
 
 def choose(
@@ -104,11 +87,6 @@ def choose(
     found = SearchedNetwork(mutation.after).to(device=like.device, dtype=like.dtype)
     found.load_state_dict(carry_network(mutation, network.state_dict()))
     return found.train(network.training)
-
-
-def _values(choice: Any) -> tuple[Value, ...]:
-    assert isinstance(choice, Options), choice
-    return choice.values
 
 
 def _edges(architecture: SearchedArchitecture) -> dict[str, tuple[str, ...]]:

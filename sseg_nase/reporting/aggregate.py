@@ -25,13 +25,13 @@ from sseg_nase.rundir.results import (
     BEST,
     LAST,
     NETWORKS,
-    SECTIONS,
     EpisodeResult,
     doubts_of,
     episode_result,
     read_results,
     section,
 )
+from sseg_nase.rundir.results import judged as judged_of
 from sseg_nase.rundir.status import FINISHED, read_status
 from sseg_nase.rundir.unreadable import UnreadableError
 from sseg_nase.statistics import crossed_difference, holm, mean_t95, paired_difference
@@ -210,7 +210,7 @@ def judgements(
     notes: list[str],
     networks: Sequence[str] = NETWORKS,
 ) -> dict[tuple[str, str], Judged]:
-    """What `results` (results.json) says of `networks`, by key and network.
+    """What `results` (results.json) says of `networks`, by key and network; also of closed sets.
 
     With the accuracies of every episode where episodes.npz and config.yaml have what belongs to
     them; why they have not is added to `notes`.
@@ -228,7 +228,7 @@ def judgements(
         settings = None
     judged = {}
     for network in networks:
-        for key, result in section(results, SECTIONS[network]).items():
+        for key, result in judged_of(results, network).items():
             about = f"{_name(entry)}, {key}, {network} network"
             one = _judged(results, network, key, result)
             if one is None:
@@ -277,6 +277,8 @@ def _judged(results: Mapping[str, Any], network: str, key: str, value: Any) -> J
     result = episode_result(key, network, value)
     if result is None:
         return None
+    if result.episodes is None and (images := figure(value.get("images"))) is not None:
+        result = result._replace(episodes=int(images))  # of a closed set an image is an episode
     costs = section(results, "efficiency" if network == LAST else "best")
     return Judged(
         result,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sseg_nase.files import write_json, write_text
 from sseg_nase.finite import finite, plain
+from sseg_nase.reporting import few_labels
 from sseg_nase.reporting.ablation import PARTS, Ablation, Line, ablations
 from sseg_nase.reporting.aggregate import LOSS, OVER_BOTH, Aggregate, Side
 from sseg_nase.reporting.document import (
@@ -38,6 +39,7 @@ from sseg_nase.reporting.document import (
     rows_of,
 )
 from sseg_nase.reporting.html import as_html
+from sseg_nase.reporting.judged_on import judged_on
 from sseg_nase.reporting.latex import CHECK, as_latex, preview
 from sseg_nase.reporting.markdown import as_markdown
 from sseg_nase.reporting.origin import made
@@ -106,11 +108,14 @@ def write(
 
     `runs.csv`, `summary.csv`, `comparisons.csv` (full precision), all of them as `report.json`,
     `report.md`, `report.html` with the `pictures` in it, `results.tex`, `ablation.tex` where
-    configurations differ by parts of the method, and `preview.tex`, a document that shows them.
+    configurations differ by parts of the method, `few_labels.tex` and `few_labels.csv` where they
+    differ by their labels, and `preview.tex`, a document that shows them.
     `command`: what does the sweep once more.
     """
     whole = document(aggregate, title, pictures, command)
     texts = {f"{name}.csv": as_csv(getattr(aggregate, name)) for name in FRAMES}
+    if labels := few_labels.few_labels(aggregate):
+        texts["few_labels.csv"] = as_csv(few_labels.records(labels))
     texts["report.md"] = as_markdown(whole, folder)
     texts["report.html"] = as_html(whole)
     texts |= {f"{name}.tex": as_latex(tables) for name, tables in latex(aggregate).items()}
@@ -148,6 +153,7 @@ def document(
         blocks += [Paragraph("Once more:"), Listing(command)]
     if pictures:
         blocks += [Heading(2, "Figures"), *pictures]
+    blocks += few_labels.blocks(aggregate)
     for judged in judgements:
         blocks += _section(judged)
     parts = ablations(aggregate)
@@ -164,10 +170,15 @@ def document(
 
 
 def latex(aggregate: Aggregate) -> dict[str, list[Table]]:
-    """The tables for papers, by the names of their files: results, and ablation if there is one."""
+    """The tables for papers, by the names of their files.
+
+    Results; ablation and few_labels where configurations differ by parts of the method, or labels.
+    """
     tables = {"results": [table for one in _judgements(aggregate) for table in _latex(one)]}
     parts = [_ablation_latex(one) for one in ablations(aggregate)]
-    return tables | ({"ablation": parts} if parts else {})
+    labels = [few_labels.table(one) for one in few_labels.few_labels(aggregate)]
+    tables |= {"ablation": parts} if parts else {}
+    return tables | ({"few_labels": labels} if labels else {})
 
 
 def _judgements(aggregate: Aggregate) -> Iterator[Judged]:
@@ -513,6 +524,8 @@ def _legend(
             f"{ONE_SEED} one seed: says nothing about other seeds. The ± is the 95 % CI over the "
             "episodes of this one run (1.96·s/√episodes)."
         )
+    if any((on := judged_on(str(row["key"]))) and not on.ways for row in summary):
+        yield "Of a closed set every image is an episode: what is over episodes is over its images."
     if not comparisons:
         return
     yield (

@@ -6,19 +6,22 @@ its steps sums two edges, an operation on an input of the cell or on an earlier 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations, combinations_with_replacement
+from itertools import combinations, combinations_with_replacement, product
+from string import ascii_lowercase
 
 from sseg_nase.errors import UserError
 from sseg_nase.nets import ops
+from sseg_nase.nets.mixed import DROPPED, Mixture
 from sseg_nase.nets.plan import IMAGE, Plan
 from sseg_nase.spaces.choice import Choice, Integers, Options, Point, Value
+from sseg_nase.spaces.containing import Alternative, Containing
 from sseg_nase.spaces.networks import NetworkSpace, register_space
 
 Edge = tuple[int, str]
-Cell = tuple[tuple[Edge, Edge], ...]
+Cell = tuple[tuple[Edge, ...], ...]  # per step two edges, of a supernet all that there may be
 ZEROS = ("none", "zero")
 
 
@@ -89,6 +92,47 @@ class CellSpace(NetworkSpace):
 
     def plan(self, point: Point) -> Plan:
         """Return the operations of all cells."""
+        return self._plan({kind: self.cell(point, kind) for kind in self.kinds})
+
+    def containing(self, partial: int = 1) -> Containing:
+        """Return the network in which every step reads all that it may, each by a mixed operation.
+
+        A decision is a step: two of its edges with an operation each. As in DARTS, an edge that is
+        kept has an operation: zeros lead to none by the gates' weights.
+        """
+        if self.growing or not self.distinct or self.output != "all":
+            raise self.has_no_supernet("what a cell gives depends on what its steps read")
+        cells: dict[str, Cell] = {}
+        gates: dict[str, tuple[str, ...]] = {}
+        decisions = {}
+        for kind in self.kinds:
+            steps = []
+            for step in range(self.steps):
+                names = [f"{kind}.{step}.{source}" for source in range(step + 2)]
+                gates |= dict.fromkeys(names, self.operations)
+                steps.append(
+                    tuple(
+                        (source, Mixture(name, self.operations, partial))
+                        for source, name in enumerate(names)
+                    )
+                )
+                decisions[f"{kind}.{step}"] = tuple(self._alternatives(f"{kind}.{step}", names))
+            cells[kind] = tuple(steps)
+        return Containing(tuple(self._plan(cells).nodes), gates, decisions)
+
+    def _alternatives(self, step: str, names: Sequence[str]) -> Iterator[Alternative]:
+        numbers = range(len(self.operations))
+        for pair in combinations(range(len(names)), 2):
+            for chosen in product(numbers, repeat=2):
+                operations = [self.operations[number] for number in chosen]
+                values: dict[str, Value] = {f"{step}.inputs": ",".join(map(str, pair))}
+                values |= {f"{step}.{op}": o for op, o in zip("ab", operations, strict=True)}
+                picks = dict.fromkeys(names, DROPPED)
+                picks |= {names[at]: n for at, n in zip(pair, chosen, strict=True)}
+                yield Alternative(values, picks, not any(o in ZEROS for o in operations))
+
+    def _plan(self, cells: Mapping[str, Cell]) -> Plan:
+        """Return the operations of all cells, each of its kind."""
         plan = Plan()
         halves = {self.cells // 3, 2 * self.cells // 3} if self.cells > 2 else {self.cells - 1}
         last = plan.add("stem", "conv", IMAGE, self.stem * self.width, kernel=3, activation="none")
@@ -98,7 +142,7 @@ class CellSpace(NetworkSpace):
             halved = number in halves
             width *= 2 if halved else 1
             kind = self.kinds[-1] if halved else self.kinds[0]
-            cell, inputs = self.cell(point, kind), []
+            cell, inputs = cells[kind], []
             reads = {source for step in cell for source, op in step if op not in ZEROS}
             for side, (read, _) in enumerate(before):
                 if side not in reads and (side == 0 or reads & {0, 1}):
@@ -130,11 +174,11 @@ class CellSpace(NetworkSpace):
         maps, used = list(inputs), set()
         for step, edges in enumerate(cell):
             summed = []
-            for letter, (source, op) in zip("ab", edges, strict=True):
+            for number, (source, op) in enumerate(edges):
                 if op not in ZEROS:
                     used.add(source)
                     stride = 2 if halved and source < 2 else 1
-                    where = f"{place}.{step}{letter}"
+                    where = f"{place}.{step}{ascii_lowercase[number]}"
                     summed.append(plan.add(where, op, maps[source], width, stride))
             if summed:
                 maps.append(plan.add(f"{place}.{step}", "skip_connect", summed, width))

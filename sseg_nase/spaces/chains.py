@@ -13,6 +13,7 @@ from sseg_nase.nets import ops
 from sseg_nase.nets.architecture import Architecture, Block, pools
 from sseg_nase.nets.plan import IMAGE, Plan
 from sseg_nase.spaces.choice import Choice, Integers, Options, Point, Value
+from sseg_nase.spaces.containing import Containing
 from sseg_nase.spaces.graph import Graph
 from sseg_nase.spaces.networks import NetworkSpace, register_space
 
@@ -114,6 +115,10 @@ class Mobile(NetworkSpace):
             for stage, depth in enumerate(self.depths)
             for block in range(depth)
         )
+
+    def containing(self, partial: int = 1) -> Containing:
+        """Raise `UserError`: where blocks are left out, those behind them take their places."""
+        raise self.has_no_supernet(f"its choices leave blocks out ({ZERO})")
 
     def kept(self, point: Point, stage: int) -> list[str]:
         """Return the operations of a stage that are not left out."""

@@ -11,10 +11,12 @@ from typing import Any
 from sseg_nase.config.commands import override
 from sseg_nase.errors import UserError, did_you_mean
 from sseg_nase.nets.description import Description
-from sseg_nase.nets.ops import same_definition
+from sseg_nase.nets.mixed import Mixture
+from sseg_nase.nets.ops import OPERATIONS, same_definition
 from sseg_nase.nets.plan import IMAGE, Plan
 from sseg_nase.nets.searched import SearchedArchitecture
-from sseg_nase.spaces.choice import Choice, Point, Value
+from sseg_nase.spaces.choice import Choice, Options, Point, Value
+from sseg_nase.spaces.containing import Alternative, Containing
 from sseg_nase.spaces.graph import Graph
 from sseg_nase.spaces.space import TRIES, Encoding, Space
 
@@ -54,14 +56,38 @@ class NetworkSpace(Space):
         """Return the operations of a point's network."""
         raise NotImplementedError
 
-    def active(self, point: Point) -> list[str]:
-        """Return the choices that say anything about this point's network."""
-        return [choice.name for choice in self.choices]
-
     def canonical(self, point: Point) -> dict[str, Value]:
         """Return the one way to write this network. Choices that say nothing have their first."""
         active = set(self.active(point))
         return {c.name: point[c.name] if c.name in active else c.few(2)[0] for c in self.choices}
+
+    def containing(self, partial: int = 1) -> Containing:
+        """Return the network that contains all: a mixed operation wherever a point chooses one.
+
+        `partial`: only one in so many channels is mixed. Raises `UserError` for a space that
+        chooses more than operations, and does not say how one network contains all of that.
+        """
+        point: dict[str, Any] = {}
+        gates, decisions = {}, {}
+        for choice in self.choices:
+            values = getattr(choice, "values", ())
+            if not isinstance(choice, Options) or not all(v in OPERATIONS for v in values):
+                raise self.has_no_supernet(f"its choice {choice.name} is not one of operations")
+            gates[choice.name] = tuple(str(v) for v in values)
+            point[choice.name] = Mixture(choice.name, gates[choice.name], partial)
+            decisions[choice.name] = tuple(
+                Alternative({choice.name: value}, {choice.name: number})
+                for number, value in enumerate(values)
+            )
+        return Containing(tuple(self.plan(point).nodes), gates, decisions)
+
+    def has_no_supernet(self, why: str) -> UserError:
+        """What is raised where no network contains all of the space's."""
+        return UserError(
+            f"Space {self.name}: {why}, so that there is no network that contains all of them. "
+            "Search it with strategy=…, or take a space whose networks are in one, such as "
+            "space=nb201, space=darts or space=tiny."
+        )
 
     # What follows.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from random import Random
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.families.resnet12.network import ResNet12Architecture
 from sseg_nase.nets.families.vit.network import ViTArchitecture
 from sseg_nase.nets.family import FamilyArchitecture
+from sseg_nase.spaces import Tiny
 from sseg_nase.sparsity.importance import channel_importance, makers
 from sseg_nase.sparsity.router import SparseRouter
 
@@ -116,3 +118,14 @@ def test_importance_is_summed_over_all_that_makes_an_axis() -> None:
 def test_mistakes_name_the_axis(mistake: object, said: str) -> None:
     with pytest.raises(UserError, match=said):
         mistake(network(RESNET))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_a_network_of_cells_is_widened_as_a_whole(seed: int) -> None:
+    space = Tiny(cells=3, width=5, resolution=8)
+    net = network(space.describe(space.sample(Random(seed))))
+    wide = widen(net, None, ratio=1.5, images=images())
+    assert wide.record.function_delta == pytest.approx(0, abs=1e-12)
+    before, after = net.architecture.axes, wide.network.architecture.axes
+    assert after == {name: max(width + 1, round(1.5 * width)) for name, width in before.items()}
+    assert wide.network.architecture.params > net.architecture.params

@@ -126,8 +126,6 @@ def test_draws_follow_the_weights() -> None:
     count = 2_000
     found = torch.tensor([gates.sample(generator)["a"] for _ in range(count)]).bincount(minlength=3)
     assert (found / count - torch.tensor([0.5, 0.3, 0.2])).abs().max() < 0.04
-    even = [gates.sample(generator, uniform=True)["a"] for _ in range(count)]
-    assert (torch.tensor(even).bincount(minlength=3) / count - 1 / 3).abs().max() < 0.04
     pairs = [gates.sample_pairs(generator)["a"] for _ in range(count)]
     assert all(len({*pair.candidates}) == 2 for pair in pairs)
     first = torch.tensor([pair.candidates[0] for pair in pairs]).bincount(minlength=3)

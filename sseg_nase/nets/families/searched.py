@@ -9,7 +9,7 @@ from sseg_nase.config.groups.backbone import BackboneConfig
 from sseg_nase.config.options import register
 
 
-@register("backbone", "searched")
+@register("backbone", "searched", "autossl_tiny")
 @dataclass(frozen=True)
 class Searched(BackboneConfig):
     """A point of a search space."""

@@ -17,10 +17,12 @@ from sseg_nase.nets.description import Description
 from sseg_nase.nets.maps import ChannelMap, TensorMap
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.nets.mutations.operator import Operator
+from sseg_nase.nets.plan import IMAGE
 
 KIND = "CHOOSE"
 MIXED = "mixed"  # the operation of several candidates: see nets/mixed.py
 NOTHING = ("none", "zero")
+Place = tuple[str, str]  # block and module
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,15 @@ class Choice(Mutation):
         return self.sources[name]
 
 
-def choose(before: Description, after: Description, chosen: Mapping[str, str]) -> Choice:
+def choose(before: Description, after: Description, chosen: Mapping[str, str | None]) -> Choice:
     """CHOOSE: `after` is the network of `before` that has the operation `chosen` of every gate.
 
-    Where the supernet mixes a part of the channels only (PC-DARTS), its candidates do not fit:
-    their tensors are drawn anew. Raises `ValueError` where `after` does not follow from `before`.
+    None is chosen where nothing of a gate is kept: its edge is gone. Where the supernet mixes a
+    part of the channels only (PC-DARTS), its candidates do not fit: their tensors are drawn anew.
+    Raises `ValueError` where `after` does not follow from `before`.
     """
-    mixed: dict[tuple[str, str], tuple[str, int, bool]] = {}
-    others: dict[tuple[str, str], str] = {}
+    mixed: dict[Place, tuple[str, int | None, bool]] = {}
+    others: dict[Place, str] = {}
     for node in _nodes(before):
         options = dict(node.options)
         if node.op != MIXED:
@@ -65,26 +68,29 @@ def choose(before: Description, after: Description, chosen: Mapping[str, str]) -
         gate, names = str(options["gate"]), str(options["choices"]).split("|")
         if gate not in chosen:
             raise ValueError(f"of the gate {gate} nothing is chosen")
-        if chosen[gate] not in names:
-            raise ValueError(f"{gate} has no candidate {chosen[gate]}; it has {', '.join(names)}")
+        op = chosen[gate]
+        if op is not None and op not in names:
+            raise ValueError(f"{gate} has no candidate {op}; it has {', '.join(names)}")
         partial = int(options.get("partial", 1)) > 1
-        mixed[node.block, node.module] = gate, names.index(chosen[gate]), partial
+        number = None if op is None else names.index(op)
+        mixed[node.block, node.module] = gate, number, partial
     if unknown := sorted({*chosen} - {gate for gate, _, _ in mixed.values()}):
         raise ValueError(f"there is no gate {', '.join(unknown)}")
-    places = {(node.block, node.module) for node in _nodes(after)}
+    continued = _continued(before, after)
     for node in _nodes(after):
-        place = node.block, node.module
+        place = continued[node.block, node.module]
         wanted = chosen[mixed[place][0]] if place in mixed else others.get(place)
         # A sum of which nothing is left computes zeros.
         if wanted is None or (node.op != wanted and node.op not in NOTHING):
             raise ValueError(f"{node.place} is {node.op} and not {wanted or 'in the supernet'}")
     for place, (gate, _, _) in mixed.items():
-        if place not in places and chosen[gate] not in NOTHING:
+        if place not in continued.values() and chosen[gate] not in (None, *NOTHING):
             raise ValueError(f"{'.'.join(place)} is gone, of which {chosen[gate]} was chosen")
     known = before.wiring().keys()
     sources: dict[str, str | None] = {}
     for name in after.wiring():
         blocks, block, module, rest = name.split(".", 3)
+        block, module = continued[block, module]
         _, number, partial = mixed.get((block, module), ("", None, False))
         path = [blocks, block, module, *([] if number is None else ["candidates", str(number)])]
         source = ".".join([*path, rest])
@@ -98,6 +104,35 @@ def choose(before: Description, after: Description, chosen: Mapping[str, str]) -
     return Choice(
         KIND, target, before, after, (), tuple(spaces), label=KIND, sources=sources, gone=gone
     )
+
+
+def _continued(before: Description, after: Description) -> dict[Place, Place]:
+    """By place in `after`, where in the supernet the node stands that it continues.
+
+    Edges are named anew when some are gone: a mixed operation is known by what it stands between.
+    """
+    between: dict[Any, list[Place]] = {}
+    for node, ends in zip(_nodes(before), _ends(before), strict=True):
+        if node.op == MIXED:
+            between.setdefault((node.block, *ends), []).append((node.block, node.module))
+    found = {}
+    for node, ends in zip(_nodes(after), _ends(after), strict=True):
+        place = node.block, node.module
+        there = between.get((node.block, *ends), [])
+        found[place] = there[0] if len(there) == 1 else place
+    return found
+
+
+def _ends(description: Description) -> list[tuple[frozenset[str], frozenset[str]]]:
+    """Per node, the places that it reads and those that read it."""
+    nodes = _nodes(description)
+    readers: list[set[str]] = [set() for _ in nodes]
+    for node in nodes:
+        for source in node.inputs:
+            if source != IMAGE:
+                readers[source].add(node.place)
+    reads = [frozenset("" if s == IMAGE else nodes[s].place for s in node.inputs) for node in nodes]
+    return [(one, frozenset(other)) for one, other in zip(reads, readers, strict=True)]
 
 
 def _nodes(description: Description) -> Any:
@@ -126,11 +161,11 @@ class Choose(Operator):
         return choose(before, after, target["chosen"])
 
     def describe(self, target: Mapping[str, Any]) -> str:
-        """Which operation every gate has."""
+        """Which operation every gate has that is kept."""
         chosen = target.get("chosen")
         if not isinstance(chosen, Mapping):
             return super().describe(target)
-        return ", ".join(f"{gate}: {op}" for gate, op in chosen.items())
+        return ", ".join(f"{gate}: {op}" for gate, op in chosen.items() if op is not None)
 
 
 register(Choose())

@@ -90,8 +90,9 @@ def figures_of_sweep(aggregate: Aggregate, records: Sequence[RunRecord]) -> Iter
 
     `records` are the sweep's runs; those of `aggregate` are found among them by their folders.
     """
-    from sseg_nase.reporting.figures import ablation, costs, trajectory
+    from sseg_nase.reporting.figures import ablation, costs, few_labels, trajectory
 
+    yield from few_labels.drawings(aggregate)
     yield from ablation.configurations(aggregate)
     yield from costs.of_sweep(aggregate, records)
     yield trajectory.of_sweep(aggregate, records)

@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sseg_nase.reporting.aggregate import OVER_BOTH, Aggregate, Side
-from sseg_nase.reporting.comparison import KEY
 from sseg_nase.reporting.figures import Drawing, absent, style
+from sseg_nase.reporting.judged_on import JudgedOn, judged_on
 from sseg_nase.rundir.results import LAST
 
 TITLE = "Accuracy of the configurations"
@@ -38,10 +38,9 @@ class Bar(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One episode list; `reference` is what the others are compared with."""
+    """One episode list, or closed set; `reference` is what the others are compared with."""
 
-    ways: int
-    shots: int
+    on: JudgedOn
     bars: tuple[Bar, ...]
     reference: Side
 
@@ -58,12 +57,13 @@ def configurations(aggregate: Aggregate) -> Iterator[Drawing]:
     rows: list[Row] = [
         {str(name): value for name, value in row.items()}
         for row in aggregate.summary.to_dict("records")
-        if row["network"] == LAST and KEY.fullmatch(str(row["key"]))
+        if row["network"] == LAST
     ]
     groups: dict[tuple[str, str, bool], dict[str, list[Row]]] = {}
     for row in rows:
-        dataset, split, _ = str(row["key"]).split("/")
-        group = groups.setdefault((dataset, split, bool(row["transductive"])), {})
+        if (on := judged_on(str(row["key"]))) is None:
+            continue
+        group = groups.setdefault((on.dataset, on.split, bool(row["transductive"])), {})
         group.setdefault(row["key"], []).append(row)
     if not groups:
         yield absent("ablation", TITLE, "No run of the sweep has finished with an accuracy.")
@@ -75,8 +75,8 @@ def configurations(aggregate: Aggregate) -> Iterator[Drawing]:
 
 
 def _panel(aggregate: Aggregate, key: str, transductive: bool, rows: Sequence[Row]) -> Panel:
-    parts = KEY.fullmatch(key)
-    assert parts is not None
+    on = judged_on(key)
+    assert on is not None
     sides = {Side(row["configuration"], row["method"]): row for row in rows}
     full = [side for side in sides if FULL_METHOD.search(side.configuration)]
     reference = full[0] if len(full) == 1 else max(sides, key=lambda side: sides[side]["mean"])
@@ -99,7 +99,7 @@ def _panel(aggregate: Aggregate, key: str, transductive: bool, rows: Sequence[Ro
                 mark,
             )
         )
-    return Panel(int(parts["ways"]), int(parts["shots"]), tuple(bars), reference)
+    return Panel(on, tuple(bars), reference)
 
 
 def _p_values(
@@ -145,14 +145,16 @@ def _drawing(name: str, words: str, panels: Sequence[Panel]) -> Drawing:
             del handles[-1]
         style.legend_below(figure, handles)
     references = list(dict.fromkeys(panel.reference.configuration for panel in panels))
-    chance = " and ".join(sorted({f"{100 / panel.ways:.3g}" for panel in panels}))
+    chance = " and ".join(sorted({f"{panel.on.chance:.3g}" for panel in panels if panel.on.chance}))
+    begin = f"chance ({chance} %)" if chance else "0"
+    over = " and ".join(dict.fromkeys(panel.on.over for panel in panels))
     seeds = sorted({bar.seeds for panel in panels for bar in panel.bars})
     n = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     caption = (
         f"{words}: accuracy of the last network, mean over n = {n} seeds ± 95 % CI (Student's t; "
-        f"of one seed: over its episodes; of two: the dots alone). Bars begin at chance ({chance} "
-        f"%). Against {' and '.join(references)} (ref.), paired on the same episodes, p adjusted "
-        "by Holm for all pairs: * p < 0.05, ** p < 0.01, *** p < 0.001, n.s. not significant."
+        f"of one seed: over its {over}; of two: the dots alone). Bars begin at {begin}. "
+        f"Against {' and '.join(references)} (ref.), paired on the same {over}, p adjusted by "
+        "Holm for all pairs: * p < 0.05, ** p < 0.01, *** p < 0.001, n.s. not significant."
     )
     return Drawing(name, TITLE, caption, figure)
 
@@ -163,7 +165,7 @@ def _label(side: Side, several: bool) -> str:
 
 
 def _draw(axes: Axes, panel: Panel, sides: Sequence[Side]) -> None:
-    chance = 100 / panel.ways
+    chance = panel.on.chance
     for bar in panel.bars:
         row = sides.index(bar.side)
         look: dict[str, Any] = {"color": style.BLUE}
@@ -197,7 +199,7 @@ def _draw(axes: Axes, panel: Panel, sides: Sequence[Side]) -> None:
     axes.set_xlim(low if low == chance else max(0.0, low - margin), min(100.0, high + margin))
     axes.axvline(chance, color=style.BLACK, linewidth=0.8)
     axes.set_ylim(len(sides) - 0.45, -0.55)
-    axes.set_title(f"{panel.ways}-way {panel.shots}-shot")
+    axes.set_title(panel.on.title)
     axes.set_xlabel("accuracy (%)")
     axes.grid(axis="x")
     axes.set_axisbelow(True)

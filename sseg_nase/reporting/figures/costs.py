@@ -19,11 +19,17 @@ from matplotlib.lines import Line2D
 
 from sseg_nase.finite import finite
 from sseg_nase.reporting.aggregate import Aggregate
-from sseg_nase.reporting.comparison import KEY
 from sseg_nase.reporting.figures import Drawing, absent, style
+from sseg_nase.reporting.judged_on import JudgedOn, judged_on
 from sseg_nase.reporting.provenance import REGIMES, provenance, regime_of
 from sseg_nase.rundir.record import RunRecord
-from sseg_nase.rundir.results import LAST, episode_results
+from sseg_nase.rundir.results import (
+    LAST,
+    ClassResult,
+    EpisodeResult,
+    class_results,
+    episode_results,
+)
 
 
 class Cost(NamedTuple):
@@ -77,8 +83,7 @@ class Point(NamedTuple):
     """
 
     group: Group
-    ways: int
-    shots: int
+    on: JudgedOn
     label: str
     accuracy: float
     ci95: float
@@ -131,15 +136,16 @@ def of_sweep(aggregate: Aggregate, records: Sequence[RunRecord]) -> Iterator[Dra
 def _points_of_run(record: RunRecord, label: str) -> Iterator[Point]:
     regime = provenance(record.folder, record.results).regime
     costs = record.section("efficiency")
-    for result in episode_results(record.results, (LAST,)):
-        parts = KEY.fullmatch(result.key)
-        if parts is None:
+    judged: list[EpisodeResult | ClassResult] = [*episode_results(record.results, (LAST,))]
+    judged += class_results(record.results, (LAST,))
+    for result in judged:
+        on = judged_on(result.key)
+        if on is None:
             continue
         yield Point(
-            Group(parts["dataset"], parts["split"], regime, result.transductive,
+            Group(on.dataset, on.split, regime, getattr(result, "transductive", False),
                   str(costs.get("device", ""))),
-            int(parts["ways"]),
-            int(parts["shots"]),
+            on,
             label,
             result.accuracy,
             result.ci95 or 0.0,
@@ -152,8 +158,8 @@ def _points_of_sweep(aggregate: Aggregate, records: Sequence[RunRecord]) -> Iter
     known = {record.folder.resolve(): record for record in records}
     runs = aggregate.runs[aggregate.runs["network"] == LAST]
     for row in aggregate.summary.to_dict("records"):
-        parts = KEY.fullmatch(str(row["key"]))
-        if parts is None or row["network"] != LAST:
+        on = judged_on(str(row["key"]))
+        if on is None or row["network"] != LAST:
             continue
         same = runs[
             (runs["configuration"] == row["configuration"])
@@ -168,10 +174,9 @@ def _points_of_sweep(aggregate: Aggregate, records: Sequence[RunRecord]) -> Iter
         # Student's interval of two seeds is wider than the axis.
         half = {1: row["ci95_episodes"], 2: 0.0}.get(row["seeds"], row["ci95"])
         yield Point(
-            Group(parts["dataset"], parts["split"], regime, bool(row["transductive"]),
+            Group(on.dataset, on.split, regime, bool(row["transductive"]),
                   "+".join(sorted(devices))),
-            int(parts["ways"]),
-            int(parts["shots"]),
+            on,
             style.configuration(str(row["configuration"])),
             float(row["mean"]),
             0.0 if math.isnan(half) else float(half),
@@ -248,7 +253,7 @@ def _drawing(
     looks: Mapping[str, style.Look],
     of: str,
 ) -> Drawing:
-    lists = sorted({(point.ways, point.shots) for point in points})
+    lists = sorted({point.on for point in points})
     rows = math.ceil(len(lists) / PANELS_IN_ROW)
     columns = min(len(lists), PANELS_IN_ROW)
     with style.applied():
@@ -256,10 +261,10 @@ def _drawing(
         panels = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes in panels[len(lists) :]:
             axes.set_visible(False)
-        for axes, (ways, shots) in zip(panels, lists, strict=False):
-            members = [point for point in points if (point.ways, point.shots) == (ways, shots)]
+        for axes, on in zip(panels, lists, strict=False):
+            members = [point for point in points if point.on == on]
             _draw_panel(axes, members, cost, looks)
-            axes.set_title(f"{ways}-way {shots}-shot")
+            axes.set_title(on.title)
             axes.set_ylabel("accuracy (%)")
             axes.set_xlabel(COSTS[cost].axis(group.device))
         shown = {point.label for point in points}

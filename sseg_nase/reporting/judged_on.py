@@ -1,0 +1,46 @@
+"""What the key of an accuracy says: an episode list, or a closed set and what classified it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sseg_nase.reporting.comparison import KEY
+
+CLASSIFIERS = {
+    "classification": "trained classifier",
+    "linear_probe": "linear probe",
+    "knn": "nearest neighbours",
+}
+
+
+class JudgedOn(NamedTuple):
+    """`chance`: the accuracy in percent of guessing, 0 where the key does not tell it.
+
+    `ways` and `shots` are 0 of a closed set.
+    """
+
+    dataset: str
+    split: str
+    ways: int
+    shots: int
+    title: str
+    chance: float
+
+    @property
+    def over(self) -> str:
+        """What the accuracy is a mean over."""
+        return "episodes" if self.ways else "images"
+
+
+def judged_on(key: str) -> JudgedOn | None:
+    """What `key` says; None where it is no key of an accuracy."""
+    found = KEY.fullmatch(key)
+    if found is not None:
+        ways, shots = int(found["ways"]), int(found["shots"])
+        title = f"{ways}-way {shots}-shot"
+        return JudgedOn(found["dataset"], found["split"], ways, shots, title, 100 / ways)
+    dataset, _, rest = key.partition("/")
+    split, _, how = rest.partition("/")
+    if how not in CLASSIFIERS:
+        return None
+    return JudgedOn(dataset, split, 0, 0, CLASSIFIERS[how], 0.0)
