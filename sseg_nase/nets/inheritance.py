@@ -32,8 +32,8 @@ from sseg_nase.nets.searched import SearchedArchitecture
 from sseg_nase.nets.searched_axes import INNER
 
 Shapes = Mapping[str, tuple[int, ...]]
-# Options that say widths, or what widths follow from that are said.
-_OF_WIDTHS = {*INNER, "pieces", "ranges", "expansion", "bottleneck"}
+# Options that say widths, what widths follow from that are said, or what has no weights.
+_ASIDE = {*INNER, "pieces", "ranges", "expansion", "bottleneck", "activation"}
 
 
 def correspondence(
@@ -171,8 +171,8 @@ def _same_operations(before: Description, after: Description) -> Callable[[str],
 
 
 def _operations(architecture: SearchedArchitecture) -> dict[tuple[str, str], Any]:
-    """Every operation by its place, whatever widths it has."""
+    """Every operation by its place, whatever widths and activation it has."""
     return {
-        place: (op, stride, [(k, v) for k, v in options if k not in _OF_WIDTHS])
+        place: (op, stride, [(k, v) for k, v in options if k not in _ASIDE])
         for place, (op, stride, options) in architecture.operations().items()
     }

@@ -262,6 +262,9 @@ def test_a_deeper_network_takes_what_stands_at_the_same_stage_and_position(kind:
     assert 0.2 < share(small, deep) < 1
     assert found.params == round(share(small, deep) * deep.params)
     assert share(small, network_of("mlp")) == 0.0
+    if kind == "cnn":  # another activation reads the same weights, another kernel none
+        assert share(small, network_of(kind, **{"cnn.0.activations": "elu"})) == 1.0
+        assert share(small, network_of(kind, **{"cnn.0.kernel_sizes": 7})) < 1.0
 
 
 def test_the_donor_is_the_closest_of_a_bounded_pool(tmp_path: Path) -> None:
