@@ -35,6 +35,7 @@ class Line(Loop):
         self.log: list[Any] = []
         self.spoiled: int | None = None
         self.saved: dict[str, Any] = {}
+        self.losses: list[float] = []
 
     def begin_epoch(self) -> None:
         self.log.append("begin")
@@ -66,6 +67,7 @@ class Line(Loop):
         progress = self.state.progress
         self.check_epoch(progress.sums, progress.sums[0] / BATCHES)
         self.log.append("close")
+        self.losses.append(progress.sums[0])
         progress.epoch, progress.batch, progress.sums = progress.epoch + 1, 0, [0.0]
 
     def interrupted(self) -> None:
@@ -87,6 +89,7 @@ def test_batches_are_accumulated_and_the_last_group_is_as_large_as_what_is_left(
     ]
     assert (one.state.progress.epoch, one.state.progress.step, one.images) == (1, 3, 5)
     assert one.network.weight.item() > 0
+    assert one.average.item() > 0
 
 
 @pytest.mark.parametrize("steps", range(1, 7))
@@ -105,6 +108,7 @@ def test_an_interrupted_loop_resumes_to_the_same_weights(steps: int) -> None:
     assert torch.equal(second.network.weight, whole.network.weight)
     assert torch.equal(second.average, whole.average)
     assert second.state.progress == whole.state.progress
+    assert first.losses + second.losses == whole.losses
 
 
 def test_a_skipped_step_counts_as_none_and_nothing_follows_it(
@@ -126,3 +130,13 @@ def test_a_loop_diverges_at_the_step_in_which_it_happens_and_saves_nothing() -> 
         one.fit()
     assert one.saved == {}
     assert one.state.progress.step == 1
+
+
+def test_weights_that_are_not_finite_are_not_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No loss shows it: the step that was taken last has spoiled them."""
+    one = Line(stop=lambda: True)
+    spoil = one.network.weight.data.fill_
+    monkeypatch.setattr(one, "stepped", lambda figures, sums: spoil(torch.nan))
+    with pytest.raises(DivergenceError, match="not finite are weight"):
+        one.fit()
+    assert one.saved == {}
