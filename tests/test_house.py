@@ -29,13 +29,14 @@ BELOW = ("config/ablations.py", "config/compose.py", "config/layout.py")
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Words of the past, with those that say it; in comments, docstrings and messages.
 WORDS = {
+    "upon": "on",
     "gone on with": "resumed",
     "goes on with": "resumes",
     "fared": "did",
     "put to use": "used",
 }
 # Names of modules that said nothing of what is inside.
-MODULES = {"late", "seen", "free", "official", "by_hand", "starting", "native"}
+MODULES = {"late", "seen", "free", "official", "by_hand", "starting", "judging", "native"}
 ELSEWHERE = [
     *PACKAGE.parent.glob("*.md"),
     *PACKAGE.parent.glob("docs/**/*.md"),

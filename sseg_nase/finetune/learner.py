@@ -77,7 +77,7 @@ class Ridge(RidgeHead):
 class BaseClassifier(LinearHead):
     """A linear classifier of the base classes, `[B, features]` → `[B, classes]`.
 
-    `beside`: what else is learned upon the embedding, `[B, features]` → `[B, out]` each, and, like
+    `beside`: what else is learned on the embedding, `[B, features]` → `[B, out]` each, and, like
     the classifier, is no part of what is judged. See `finetune.auxiliary`.
     """
 

@@ -32,7 +32,7 @@ from sseg_nase.fewshot.evaluation import (
     normalized,
 )
 from sseg_nase.fewshot.fixed_views import view
-from sseg_nase.finetune.judging import method_of
+from sseg_nase.finetune.head_methods import method_of
 from sseg_nase.finetune.learner import EpisodeLearner, around, fits
 from sseg_nase.hardware.complexity import count_macs, count_params
 from sseg_nase.hardware.energy import energy

@@ -21,8 +21,8 @@ from sseg_nase.hardware.memory import unwatched
 from sseg_nase.training.distributed import ranks, same_everywhere
 from sseg_nase.training.fabric import DYNAMO
 from sseg_nase.training.ledger import CHECKS, Ledger
+from sseg_nase.training.measurements import Probe
 from sseg_nase.training.networks import Networks
-from sseg_nase.training.probe import Probe
 
 # In the first ones torch compiles, and libraries choose their algorithms.
 WARMUP_STEPS, TIMED_STEPS = 3, 10

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sseg_nase.training.accumulation import Views
 from sseg_nase.training.ledger import CONTROL
+from sseg_nase.training.measurements import Probe
 from sseg_nase.training.networks import Networks
 from sseg_nase.training.optim import set_learning_rate
-from sseg_nase.training.probe import Probe
 
 
 class Control:

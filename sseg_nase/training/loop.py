@@ -39,9 +39,9 @@ from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.fabric import Fabric, restore_precision
 from sseg_nase.training.graphs import CudaGraph, Replayed, Views, why_not
 from sseg_nase.training.ledger import STUDENT, TEACHER, Ledger
+from sseg_nase.training.measurements import Probe
 from sseg_nase.training.networks import Networks, Workshop
 from sseg_nase.training.optim import set_learning_rate
-from sseg_nase.training.probe import Probe
 from sseg_nase.training.skeleton import Loop
 from sseg_nase.training.state import EpochMeans, Pretraining, PretrainingProgress
 from sseg_nase.training.surgery import Intervention, PretrainingSurgery

@@ -31,7 +31,7 @@ from sseg_nase.training.optim import build_optimizer
 
 @dataclass
 class Networks:
-    """Student (with what stands upon its backbone), teacher if there is one, and the optimizer.
+    """Student (with the heads on its backbone), teacher if there is one, and the optimizer.
 
     `teacher_head`: where the teacher is the method's target. `memory`: what the method keeps beside
     its networks. `own_statistics`: of the teacher; see ssl.teacher_statistics. `held_epochs`: at

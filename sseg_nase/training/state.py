@@ -16,9 +16,9 @@ from sseg_nase.nets.description import Description
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.ledger import Ledger
+from sseg_nase.training.measurements import Probe
 from sseg_nase.training.networks import Networks
 from sseg_nase.training.optim import lr_ratio
-from sseg_nase.training.probe import Probe
 
 
 @dataclass

@@ -57,7 +57,7 @@ def accuracies(views: str, overrides: list[str]) -> tuple[dict[str, np.ndarray],
     """Of every episode in percent, per list, and the minutes that the run took."""
     began = time.perf_counter()
     if views == "torchvision":
-        with mock.patch("sseg_nase.training.probe.make_views", reference_views):
+        with mock.patch("sseg_nase.training.measurements.make_views", reference_views):
             directory = run(load(overrides), overrides)
     else:
         directory = run(load(overrides), overrides)

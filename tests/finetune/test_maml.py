@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sseg_nase.config.compose import load
 from sseg_nase.finetune import maml
-from sseg_nase.finetune.judging import method_of
+from sseg_nase.finetune.head_methods import method_of
 from sseg_nase.finetune.learner import EpisodeLearner, linear_head
 from sseg_nase.finetune.maml import Classifier, Weights, adapt, adapted_scores
 from sseg_nase.nets.architecture import Architecture, Block

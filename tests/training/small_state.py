@@ -10,8 +10,8 @@ from sseg_nase.config.compose import load
 from sseg_nase.evolution.history import MutationRecord
 from sseg_nase.stages.pretraining import trainer_of
 from sseg_nase.tracking.sink import Sink
+from sseg_nase.training.measurements import Probe
 from sseg_nase.training.networks import Networks
-from sseg_nase.training.probe import Probe
 from sseg_nase.training.state import Pretraining, PretrainingProgress
 
 SMALL = (

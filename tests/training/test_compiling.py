@@ -27,8 +27,8 @@ from sseg_nase.training.compiling import TIMED_STEPS, WARMUP_STEPS, choose
 from sseg_nase.training.distributed import workers
 from sseg_nase.training.interruption import Interrupted
 from sseg_nase.training.loop import Trainer
+from sseg_nase.training.measurements import Probe
 from sseg_nase.training.networks import Networks
-from sseg_nase.training.probe import Probe
 from sseg_nase.training.state import Pretraining
 from sseg_nase.training.surgery import Decision
 
