@@ -12,6 +12,13 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from sseg_nase.config.ablations import ablations
+from sseg_nase.config.groups.backbone import BackboneConfig
+from sseg_nase.config.groups.dataset import DatasetConfig
+from sseg_nase.config.groups.evaluation import MethodConfig
+from sseg_nase.config.groups.finetune import FinetuneConfig
+from sseg_nase.config.groups.ssl import SSLConfig
+from sseg_nase.config.options import options_of
 from sseg_nase.provenance import PACKAGE
 from sseg_nase.rundir import names, status
 
@@ -74,6 +81,45 @@ def test_only_operators_name_their_kinds() -> None:
         and path.parent != PACKAGE / "nets" / "mutations"
     }
     assert named == set()
+
+
+# Words that are names of options, and elsewhere something else.
+OTHER_MEANINGS = {
+    "none": "nothing, of heads, operations of a cell, titles, normalisation",
+    "folder": "a directory: keys of data, the kind of a view, dataset.split_by",
+    "csv": "a file's ending",
+    "digits": "the variant of EMNIST",
+    "cifar100": "of whose classes CIFAR-FS consists",
+    "mlp": "learned heads of fine-tuning, and a predictor of searches",
+    "cnn": "families as choices of a search space, as the points in its log name them",
+    **dict.fromkeys(("densenet", "efficientnet", "enhanced_mlp"), "the same"),
+    **dict.fromkeys(("mobilenet", "shufflenetv2"), "the same"),
+    "evolvable": "what checkpoints and architecture.json of older versions call chains",
+    "searched": "what checkpoints and architecture.json call networks of a space",
+    "ridge": "a predictor of searches",
+    "classifier": "how results.json says that a closed set was judged",
+}
+
+
+def test_a_method_a_data_set_and_a_family_are_named_where_they_are_defined_and_nowhere_else() -> (
+    None
+):
+    """In the module of the option, and of what it is made by: a new one is added there alone."""
+    homes: dict[str, set[str]] = {name: set() for name in ablations()}
+    for kind in (SSLConfig, FinetuneConfig, MethodConfig, BackboneConfig, DatasetConfig):
+        for name, cls in options_of(kind).items():
+            makers = (getattr(cls, key, "") for key in ("made_by", "reader", "described_by"))
+            of = {cls.__module__, *(each.partition(":")[0] for each in makers if each)}
+            homes.setdefault(name, set()).update(of)
+    named: dict[str, set[str]] = {}
+    for path in FILES:
+        module = ".".join(("sseg_nase", *path.relative_to(PACKAGE).with_suffix("").parts))
+        for text in homes.keys() & set(strings(path)):
+            # The modules of a family that is a package are one.
+            if not any(module == f"{home}.__init__" or module == home for home in homes[text]):
+                named.setdefault(text, set()).add(module)
+    assert {name: sorted(named[name]) for name in named.keys() - OTHER_MEANINGS} == {}
+    assert named.keys() >= OTHER_MEANINGS.keys()
 
 
 def test_no_two_files_of_tests_share_a_name() -> None:

@@ -52,6 +52,7 @@ from sseg_nase.config.layout import (
     key_types,
     open_keys,
     path_keys,
+    usual_of,
 )
 from sseg_nase.config.members import chosen, of_others, upgraded, without_unset
 from sseg_nase.config.options import Option, fields_of, is_group, load_packages, until_registered
@@ -179,6 +180,21 @@ def _remembered(chosen: tuple[str, ...], *further: Path) -> DictConfig:
 def _composed(overrides: Sequence[str]) -> DictConfig:
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         return compose(CONFIG_NAME, overrides=list(overrides))
+
+
+def unchecked(overrides: Sequence[str] = (), *further: Path) -> dict[str, Any]:
+    """Return what `conf/` gives with `overrides`, as plain data: what `load` would check.
+
+    A key that its option has and nobody gives a value is missing. Raises `UserError` for what
+    cannot be composed.
+    """
+    with beside_hydra():
+        overrides = spelled_out(overrides)
+        with explaining(overrides, *further):
+            composed = _composed_in_parts(overrides, *further)
+            composed = composed or _composed([*overrides, *searched(*further)])
+            tree = OmegaConf.to_container(composed, resolve=True)
+    return without_unset(cast(dict[str, Any], tree))
 
 
 def overrides_of(config: Config) -> list[str]:
@@ -411,7 +427,7 @@ def to_config(composed: DictConfig) -> Config:
 
 def _usual_tuning(dataset: Any, name: str) -> Mapping[str, Any]:
     """What `conf/finetune` says of a method, for images of the section `dataset`."""
-    given = {"dataset": dataset, "finetune": group_option("finetune", name)}
+    given = {"dataset": dataset, "finetune": usual_of("finetune", name)}
     tree = OmegaConf.to_container(OmegaConf.create(given).finetune, resolve=True)
     return cast(dict[str, Any], tree)
 

@@ -24,6 +24,7 @@ _WITHOUT_EFFECT = (
     "report.",
     "export.",
     "predict.",
+    "ui.",
     "support",
     "images",
     "paths.",
@@ -39,6 +40,16 @@ _WITHOUT_EFFECT = (
 )
 
 
+# Keys that came later, with the values that say what no key said before.
+_STRATEGY = ("generations", "patience", "min_delta", "level_generations", "least_diversity")
+LATER: Mapping[str, Any] = {
+    **dict.fromkeys(f"strategy.{key}" for key in (*_STRATEGY, "immigrants", "promoted")),
+    "dataset.path_column": "path",
+    "dataset.label_column": "label",
+    "space.settings.edition": 1,
+    "search.inherit": True,
+    "search.pool.max_models": 100,
+}
 # What a search is, which a run is not; of a search, what only changes how fast it goes.
 _OF_SEARCH = ("search.", "space.", "strategy.", "evaluator.")
 _OF_SPEED = ("search.dir", "search.slots")
@@ -70,7 +81,8 @@ def fingerprint(config: Config) -> str:
     images. A hash of every value except names, paths, tracking and what only changes the speed;
     the same in every process and Python version.
     """
-    kept = decisive({**_once_null(), **_once_null_in_stages(config), **flat(config)})
+    every = decisive({**_once_null(), **_once_null_in_stages(config), **flat(config)})
+    kept = {k: v for k, v in every.items() if k not in LATER or v not in (None, LATER[k])}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -30,7 +30,8 @@ from sseg_nase.config.groups.tracking import TrackingConfig
 from sseg_nase.config.groups.views import ViewsConfig
 from sseg_nase.config.options import names_with, option
 
-LOOKS = ("status", "report", "deliver")  # at what is on disk: no run of their own
+OF_SWEEPS = ("status", "report", "deliver")  # what can be asked about a sweep
+LOOKS = (*OF_SWEEPS, "ui")  # at what is on disk: no run of their own
 TAKEN_HOME = ("export", "predict")  # use a trained network, or make it usable: no runs either
 TASKS = ("pipeline", "evaluate", "curriculum", "replay", "search", *LOOKS, *TAKEN_HOME)
 RESUMED = ("pipeline", "search")  # tasks that can be resumed
@@ -95,6 +96,13 @@ class BudgetConfig:
 
 
 @dataclass(frozen=True)
+class PoolConfig:
+    """The trained candidates whose weights `evaluator=inherited` keeps for later ones."""
+
+    max_models: Annotated[int, option(least=1)]
+
+
+@dataclass(frozen=True)
 class SearchConfig:
     """What `task=search` looks for; `dir`: the search that `task=status|report` look at."""
 
@@ -110,6 +118,8 @@ class SearchConfig:
     choices: dict[str, Any]
     screen: Annotated[Optional[str], option(text="a zero-cost score or a predictor")]
     screen_factor: Annotated[int, option(least=2)]
+    inherit: bool
+    pool: PoolConfig
 
 
 @dataclass(frozen=True)
@@ -138,6 +148,16 @@ class PredictConfig:
 
     output: Annotated[Optional[str], option(path="a file for the predictions, .csv or .json,")]
     threshold: Annotated[float, option(least=0, most=1)]
+
+
+@dataclass(frozen=True)
+class PageConfig:
+    """Where `task=ui` serves its page, and to whom. None of it changes a result."""
+
+    address: Annotated[str, option(text="an address of this machine, such as 127.0.0.1,")]
+    port: Annotated[int, option(least=1, most=65535)]
+    remote: bool
+    upload_gb: Annotated[float, option(above=0)]
 
 
 @dataclass(frozen=True)
@@ -179,3 +199,4 @@ class Config:
     report: ReportConfig
     export: ExportConfig
     predict: PredictConfig
+    ui: PageConfig

@@ -119,6 +119,12 @@ def slot_of(
         time.sleep(seconds_between_tries)
 
 
+def is_taken(gpu: Gpu) -> bool:
+    """Tell whether a job of ours holds a GPU."""
+    with ExitStack() as held:
+        return not _take(_lock(gpu), held)
+
+
 def _take(lock: FileLock, held: ExitStack) -> bool:
     try:
         lock.acquire(timeout=0)

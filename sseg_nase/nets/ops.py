@@ -603,6 +603,65 @@ class MixerBlock(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
+class TransformerBlock(nn.Module):
+    """Attention over the places of a map, then an MLP over the channels (Dosovitskiy et al. 2021).
+
+    Each behind a layer norm and with its input added; `wide` units in the MLP.
+    """
+
+    def __init__(self, inside: int, outside: int, stride: int, *, heads: int, wide: int) -> None:
+        super().__init__()
+        assert inside == outside, (inside, outside)
+        assert inside % heads == 0, (inside, heads)
+        self.heads = heads
+        self.norm1, self.norm2 = nn.LayerNorm(inside), nn.LayerNorm(inside)
+        self.qkv = nn.Linear(inside, 3 * inside)
+        self.out = nn.Linear(inside, inside)
+        self.fc1 = nn.Linear(inside, wide)
+        self.fc2 = nn.Linear(wide, inside)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, S, S]` → `[B, C, S, S]`."""
+        tokens = x.flatten(2).transpose(1, 2)  # [B, S², C]
+        tokens = tokens + self.out(self.attended(self.norm1(tokens)))
+        tokens = tokens + self.fc2(F.gelu(self.fc1(self.norm2(tokens))))
+        return tokens.transpose(1, 2).unflatten(2, x.shape[2:])
+
+    def attended(self, tokens: Tensor) -> Tensor:
+        """softmax(QKᵀ / √d) V of every head: `[B, T, C]` → `[B, T, C]`.
+
+        In plain products, which are counted and exported like any other.
+        """
+        query, key, value = (
+            self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        )
+        weights = (query @ key.transpose(2, 3) * query.shape[-1] ** -0.5).softmax(dim=-1)
+        return (weights @ value).transpose(1, 2).flatten(2)
+
+
+class Places(nn.Module):
+    """Sines and cosines of a place's row and column are added (Beyer et al. 2022)."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        assert inside == outside, (inside, outside)
+        assert inside % 4 == 0, inside
+        self.frequencies = inside // 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` → `[B, C, H, W]`."""
+        high, wide = x.shape[2:]
+        steps = torch.arange(self.frequencies, device=x.device, dtype=torch.float32)
+        omega = 10_000 ** -(steps / max(1, self.frequencies - 1))
+        rows, columns = (
+            torch.outer(omega, torch.arange(n, device=x.device, dtype=torch.float32))
+            for n in (high, wide)
+        )
+        parts = [wave(rows)[:, :, None].expand(-1, -1, wide) for wave in (torch.sin, torch.cos)]
+        parts += [wave(columns)[:, None].expand(-1, high, -1) for wave in (torch.sin, torch.cos)]
+        return x + torch.cat(parts).to(x.dtype)
+
+
 class PlaceNorm(nn.Module):
     """Layer normalisation of the channels at every place of a map `[B, C, S, S]`."""
 
@@ -669,6 +728,8 @@ register("patches", patches)
 register("mlp_block", MLPBlock)
 register("mixer_block", MixerBlock)
 register("place_norm", PlaceNorm)
+register("transformer_block", TransformerBlock)
+register("places", Places)
 ONE_SIZE = frozenset({"flatten", "mixer_block"})  # their weights hold for one size of the map
 
 NB201 = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")

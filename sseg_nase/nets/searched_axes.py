@@ -317,6 +317,7 @@ RULES: Mapping[str, Rule] = {
     "take": _take,
     "depthwise": _depthwise,
     "mlp_block": _mlps(("wide", "fc1", "fc2")),
+    "transformer_block": _mlps(("wide", "fc1", "fc2")),
     "mixer_block": _mlps(("mixed", "token_fc1", "token_fc2"), ("wide", "fc1", "fc2")),
 }
 

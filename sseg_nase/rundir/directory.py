@@ -37,7 +37,7 @@ from sseg_nase.rundir.unreadable import UnreadableError
 
 DESCRIBED = (CONFIG, OVERRIDES, STATUS)
 # What older versions did that had no key for it, where it is not what the configuration now says.
-FORMERLY = {"hardware.accumulate": "plain"}
+FORMERLY = {"hardware.accumulate": "plain", "space.settings.edition": 1}
 
 
 class RunDirectory:
@@ -266,10 +266,20 @@ def with_former_values(config: Config, overrides: Sequence[str]) -> Config:
         return config  # `reopen` says what is wrong with it
     for key, value in FORMERLY.items():
         if _is_new(key, stored) and key not in given:
-            section, _, name = key.partition(".")
-            changed = dataclasses.replace(getattr(config, section), **{name: value})
-            config = dataclasses.replace(config, **{section: changed})
+            config = _with(config, key.split("."), value)
     return config
+
+
+def _with(tree: Any, path: Sequence[str], value: Any) -> Any:
+    """`tree` with another value at the end of a path; as it is where it has no such key."""
+    if not path:
+        return value
+    name, *rest = path
+    if isinstance(tree, Mapping):
+        return {**tree, name: _with(tree[name], rest, value)} if name in tree else tree
+    if not hasattr(tree, name):
+        return tree
+    return dataclasses.replace(tree, **{name: _with(getattr(tree, name), rest, value)})
 
 
 def _is_new(key: str, stored: Mapping[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TypedDict
 from filelock import Timeout
 
 from sseg_nase.config.commands import command
+from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, overwrite_json, read_json, write_json
 from sseg_nase.rundir.lock import SECONDS_FOR_LOCK, lock_of, locked
 from sseg_nase.rundir.names import STATUS
@@ -83,6 +85,26 @@ def write_status(run: Path, status: Status) -> None:
 def this_process() -> Process:
     """Return what status.json says of the process that writes it."""
     return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def ask_to_stop(folder: Path, process: Process) -> None:
+    """Ask the process that holds a folder to stop: a run then finishes its step and its checkpoint.
+
+    Raises `UserError` where nobody holds the folder, and for a process on another machine.
+    """
+    host, pid = process.get("host"), process.get("pid")
+    if not locked(folder):
+        raise UserError(f"{folder}: no process is at work on it, so there is nothing to stop.")
+    if host != socket.gethostname() or pid is None:
+        raise UserError(f"{folder}: its process is on {host}; stop it there: kill {pid}")
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        raise UserError(f"{folder}: its process {pid} has just ended.") from None
+    except PermissionError:
+        raise UserError(
+            f"{folder}: its process {pid} is another user's, who has to stop it."
+        ) from None
 
 
 def end_dead(run: Path, status: str, error: str) -> Status | None:

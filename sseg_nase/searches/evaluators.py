@@ -22,6 +22,7 @@ from sseg_nase.search import Cost, Inherited, Log, Predicted, Proxy, predictors
 from sseg_nase.search.evaluators.tabular import TEST
 from sseg_nase.search.loop import Strategy
 from sseg_nase.search.predictors import Predictor
+from sseg_nase.search.strategies.genetic import Genetic
 from sseg_nase.search.strategies.screened import Screened, ScreenedByPredictor
 from sseg_nase.searches.analysis import fullest
 from sseg_nase.searches.folder import SearchFolder
@@ -71,6 +72,31 @@ def check_proxies(config: Config) -> None:
 
     for name in config.evaluator.proxies if isinstance(config.evaluator, OfProxies) else ():
         named_score(name)
+
+
+def check_inheritance(config: Config, space: Space) -> None:
+    """Raise `UserError` where weights are to be inherited, or not, by an evaluator that does not.
+
+    Also for a training that a point says: in this process all are trained alike.
+    """
+    if config.evaluator.name != "inherited":
+        if not config.search.inherit:
+            raise UserError(
+                f"search.inherit=false: evaluator={config.evaluator.name} trains each candidate "
+                "from scratch anyway; leave it out, or choose evaluator=inherited."
+            )
+        return
+    if config.finetune.trains:
+        raise UserError(
+            f"evaluator=inherited finetune={config.finetune.name}: its candidates are pretrained "
+            "only; choose evaluator=run, or finetune=none."
+        )
+    if getattr(space, "trains", ""):
+        raise UserError(
+            "evaluator=inherited space.settings.trains: its candidates are all trained with the "
+            "learning rate and optimizer of the configuration; choose evaluator=run, or leave "
+            "trains out."
+        )
 
 
 def batch_of(config: Config, size: int) -> tuple[Tensor, Tensor]:
@@ -177,11 +203,18 @@ def inherited(config: Config, space: Space, folder: Path) -> Inherited:
             judged = stages.evaluate(tasks, stages.Reached(network, name="the candidate"), device)
         except (DivergenceError, NotFiniteError) as error:  # its result; the search goes on
             raise ValueError(str(error)) from error
-        images = float(sum(trainer.progress.images_seen.values()))
+        images = float(sum(trainer.state.progress.images_seen.values()))
         cost = Cost(0.0, images, float(sum(trainer.ledger.spent.values())))
         return scores_of({"fewshot": judged.results, "efficiency": {}}), cost
 
-    return Inherited(networks, train, folder / WEIGHTS, config.seed)
+    return Inherited(
+        networks,
+        train,
+        folder / WEIGHTS,
+        config.seed,
+        most=config.search.pool.max_models,
+        inherit=config.search.inherit,
+    )
 
 
 def screened(strategy: Strategy, config: Config, space: Space) -> Strategy:
@@ -189,6 +222,8 @@ def screened(strategy: Strategy, config: Config, space: Space) -> Strategy:
     name, factor = config.search.screen, config.search.screen_factor
     if name is None:
         return strategy
+    if isinstance(strategy, Genetic):  # of every candidate so many, not so many generations
+        strategy = dataclasses.replace(strategy, proposals=factor)
     if name in PREDICTORS:
         return ScreenedByPredictor(strategy, PREDICTORS[name](), factor)
     if name in COUNTED:

@@ -23,6 +23,7 @@ from sseg_nase.search import Budget, Log, Objectives, Table, Tabular
 from sseg_nase.search import strategies as known
 from sseg_nase.search.latency import csv_latencies, measured_table, this_machine, timed
 from sseg_nase.search.loop import Strategy
+from sseg_nase.search.strategies.genetic import Genetic
 from sseg_nase.search.strategies.halving import Rungs
 from sseg_nase.searches.asked_space import space_of
 from sseg_nase.searches.evaluators import learnt_from, refuse_test_scores, screened
@@ -117,9 +118,12 @@ def parts_of(
         about["latency"] = config.search.latency_column or "of this machine"
     if config.search.screen is not None:
         about["screen"] = [config.search.screen, config.search.screen_factor]
+    strategy = strategy_of(config.strategy)
+    if isinstance(strategy, Genetic):
+        strategy.check(space)
     return Parts(
         space,
-        screened(strategy_of(config.strategy), config, space),
+        screened(strategy, config, space),
         objectives,
         Budget(**dataclasses.asdict(config.search.budget)),
         about,
@@ -260,7 +264,7 @@ def strategy_of(config: StrategyConfig) -> Strategy:
         return NoCandidates(config.name)
     kind = STRATEGIES[type(config)]
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    given = {name: getattr(config, name) for name in names - {"rungs"}}
+    given = {name: getattr(config, name) for name in names - {"rungs", "proposals"}}
     if "rungs" in names:
         given["rungs"] = Rungs(**{to: getattr(config, name) for name, to in RUNGS.items()})
     return kind(**{name: value for name, value in given.items() if value is not None})

@@ -9,7 +9,8 @@ from sseg_nase.spaces.cells import PNAS, CellSpace, Darts, ENASMicro, Tiny
 from sseg_nase.spaces.chains import Chain, ENASMacro, Mobile
 from sseg_nase.spaces.choice import Choice, Integers, Options, Point, Reals, Value
 from sseg_nase.spaces.choices import choices_space
-from sseg_nase.spaces.families import Families, Family, register_family
+from sseg_nase.spaces.families import Families
+from sseg_nase.spaces.family import Family, register_family
 from sseg_nase.spaces.graph import Graph
 from sseg_nase.spaces.named import named
 from sseg_nase.spaces.nb201 import NB201

@@ -1,334 +1,408 @@
 """A genome of network types, each with choices of its own: what the genetic search walks.
 
-A family is a name, its choices and the operations that follow. One of your own joins every
-`Families` space that is made after `register_family`. Learning rate, optimizer and dropout are no
-part of an architecture: a network at two learning rates is one network with two trainings.
+The types are the registered backbones that tell a genome, and a point says the keys of one: its
+network is that of `backbone=NAME` with these keys. One of your own takes part by being registered,
+as a backbone (`nets/families/`) or by `register_family`.
+
+What a point says of its training (`trains`) is the second part of the genome, and no part of the
+network: one network at two learning rates is two candidates.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from hashlib import sha256
-from math import ceil
-from typing import Any
+from random import Random
+from typing import Any, get_args
 
+from sseg_nase.config.commands import override
+from sseg_nase.config.groups.backbone import BackboneConfig, Planned
+from sseg_nase.config.options import fields_of, options_of, until_registered
 from sseg_nase.errors import UserError, did_you_mean
-from sseg_nase.nets.ops import same_definition
-from sseg_nase.nets.plan import IMAGE, Plan
+from sseg_nase.nets.description import Description
+from sseg_nase.nets.genome import FILTERS, UNITS, Genome
+from sseg_nase.nets.plan import Plan
+from sseg_nase.nets.searched import SearchedArchitecture
 from sseg_nase.spaces.choice import Choice, Integers, Options, Point, Value
+from sseg_nase.spaces.family import FAMILIES, LEVELS, Family, Limits
+from sseg_nase.spaces.first_families import FIRST
 from sseg_nase.spaces.networks import NetworkSpace, register_space
+from sseg_nase.spaces.space import TRIES
 
-ACTIVATIONS = ("relu", "leaky_relu", "elu", "selu")
-FILTERS = (16, 32, 64, 128, 256)
-UNITS = (64, 128, 256, 512, 1024)
-LEVELS = 3
-SMALLEST = 4  # pixels: smaller maps are not halved
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a level of complexity allows."""
-
-    most: int
-    filters: tuple[int, ...] = FILTERS
-    units: tuple[int, ...] = UNITS
-    simple: bool = False  # ReLU, no norms, no skips
-
-
-@dataclass(frozen=True)
-class Family:
-    """A network type. `choices` for given limits; `plan` adds to the images what a point says.
-
-    `from_level` is the first level of complexity at which it takes part. Names of choices are its
-    own: the space puts the family's name before them.
-    """
-
-    name: str
-    choices: Callable[[Limits], tuple[Choice, ...]]
-    plan: Callable[[Plan, Mapping[str, Value], int], None]
-    from_level: int = LEVELS
-
-
-FAMILIES: dict[str, Family] = {}
-
-
-def register_family(family: Family) -> None:
-    """Let a family take part. Raises `UserError` for a name in use."""
-    if not same_definition(FAMILIES.get(family.name, family).plan, family.plan):
-        raise UserError(f"Family {family.name} is registered already. Choose another name.")
-    FAMILIES[family.name] = family
+MOST = 50  # layers
+TYPE, LAYERS, TRAINING = "type", "layers", "training"
+TYPE_RATE = 0.2  # of the rate of the other genes
+LAYERS_AT = {1: 3, 2: 5}  # at most, at a level below the last
+# The second part of the genome, by the stage that it is about, and the keys that it sets.
+RATES = Options(f"{TRAINING}.lr", (0.1, 0.01, 0.001, 0.0001))
+TRAININGS: Mapping[str, tuple[Options, ...]] = {
+    "": (),
+    "pretrain": (RATES, Options(f"{TRAINING}.optimizer", ("sgd", "adam", "adamw"))),
+    "finetune": (RATES, Options(f"{TRAINING}.optimizer", ("sgd", "adam"))),
+}
+TRAINING_KEYS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "pretrain": {"optimizer": ("optimizer",), "lr": ("optimizer.lr",)},
+    "finetune": {
+        "optimizer": ("finetune.optimizer",),
+        "lr": ("finetune.lr_encoder", "finetune.lr_head"),
+    },
+}
 
 
 @dataclass(frozen=True)
 class Families(NetworkSpace):
-    """All registered families up to a level of complexity, 3 being everything.
+    """All network types up to a level of complexity, 3 being everything.
 
-    `types`: only these; empty, all. `most`: layers of those that have a list of layers.
+    `edition` 2: the registered backbones; 1: those of searches from before, whose points say other
+    networks. `types`: only these; empty, all. `most`: layers of those that count them. `trains`:
+    the stage whose learning rate and optimizer are chosen, too: pretrain, finetune, or none.
     """
 
     name: str = "families"
     level: int = LEVELS
     most: int = 8
     types: tuple[str, ...] = ()
+    edition: int = 1
+    trains: str = ""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.level <= LEVELS or self.most < 2:
+        if not 1 <= self.level <= LEVELS or not 2 <= self.most <= MOST:
             raise UserError(
-                f"Space {self.name}: level={self.level} is 1 to {LEVELS}, most={self.most} ≥ 2."
+                f"Space {self.name}: level={self.level} is 1 to {LEVELS}, most={self.most} is 2 to "
+                f"{MOST}."
             )
+        if self.edition not in (1, 2):
+            raise UserError(f"Space {self.name}: edition={self.edition} is 1 or 2.")
+        if self.trains not in TRAININGS:
+            named = ", ".join(filter(None, TRAININGS))
+            raise UserError(f"Space {self.name}: trains={self.trains!r} is one of {named}, or ''.")
+        known = self._known()
         for name in self.types:
-            if name not in FAMILIES:
+            if name not in known:
                 raise UserError(
-                    f"There is no family {name!r}.{did_you_mean(name, FAMILIES)} Known: "
-                    f"{', '.join(FAMILIES)}."
+                    f"There is no family {name!r}.{did_you_mean(name, known)} Known: "
+                    f"{', '.join(known)}."
                 )
         # Those of now: a family that is registered later changes no space that is in use.
-        known = self.types or tuple(f.name for f in FAMILIES.values() if f.from_level <= self.level)
-        object.__setattr__(self, "types", known)
+        every = self.edition == 2  # so that points of all levels say the same choices
+        types = self.types or tuple(
+            f.name for f in known.values() if every or f.from_level <= self.level
+        )
+        object.__setattr__(self, "types", types)
         super().__post_init__()
+
+    def _known(self) -> dict[str, Family]:
+        if self.edition == 1:
+            return {**FIRST, **FAMILIES}
+        return {
+            **{name: of.family for name, of in registered_at(self.resolution).items()},
+            **FAMILIES,
+        }
 
     @property
     def limits(self) -> Limits:
         """What this level allows."""
+        most = min(LAYERS_AT.get(self.level, self.most), self.most)
         if self.level == 1:
-            return Limits(min(3, self.most), (16, 32, 64, 128), (64, 128, 256, 512), simple=True)
-        return Limits(min(5, self.most) if self.level == 2 else self.most)
+            return Limits(most, FILTERS[:4], UNITS[:4], simple=True)
+        return Limits(most)
+
+    @property
+    def levels(self) -> int:
+        """How many levels of complexity there are."""
+        return LEVELS if self.edition == 2 else 1
+
+    @property
+    def kinds(self) -> tuple[Value, ...]:
+        """The network types at this level that have a network within the caps."""
+        (types,) = (choice for choice in self.choices if choice.name == TYPE)
+        return tuple(kind for kind in types.grid(2) if self._fits(kind))
+
+    def _fits(self, kind: Value) -> bool:
+        """Whether a type has a network within the caps: remembered, as it may take a search."""
+        asked = self.text, self.resolution, self.in_channels, kind, *sorted(self.caps.items())
+        if asked not in _FITS:
+            _FITS[asked] = not self.caps or self.part(self.level, kind)._smallest() is not None
+        return _FITS[asked]
+
+    def _smallest(self) -> dict[str, Value] | None:
+        """As in any space; first of all the first values of each type, which are the smallest."""
+        for kind in self.choices[0].grid(2):
+            first = {c.name: c.few(2)[0] for c in self.choices} | {TYPE: kind}
+            if self.allows(first):
+                return first
+        return super()._smallest()
+
+    def part(self, level: int, kind: Value | None = None) -> Families:
+        """Return what the space is at a level; its points are points of the whole one, too."""
+        found = self if level == self.level else replace(self, level=level, choices=())
+        if kind is None:
+            return found
+        return replace(
+            found,
+            choices=tuple(Options(TYPE, (kind,)) if c.name == TYPE else c for c in found.choices),
+        )
 
     def _choices(self) -> tuple[Choice, ...]:
-        found: list[Choice] = [Options("type", self.types)]
+        known = self._known()
+        now = [name for name in self.types if known[name].from_level <= self.level]
+        if not now:
+            raise UserError(
+                f"Space {self.name}: none of types={list(self.types)} takes part at "
+                f"level={self.level}."
+            )
+        found: list[Choice] = [Options(TYPE, tuple(now))]
+        registered: Mapping[str, Registered] = {}
+        if self.edition == 2:
+            registered = registered_at(self.resolution)
         for name in self.types:
-            for choice in FAMILIES[name].choices(self.limits):
+            if name in registered:
+                choices = registered[name].choices(self.level, self.limits.most, self.most)
+            else:
+                choices = known[name].choices(self.limits)
+            for choice in choices:
                 found.append(replace(choice, name=f"{name}.{choice.name}"))  # type: ignore[type-var]
-        return tuple(found)
+        return (*found, *TRAININGS[self.trains])
+
+    # What a point says.
 
     def own(self, point: Point) -> dict[str, Value]:
         """Return the values of the point's own family, by the family's own names."""
-        start = f"{point['type']}."
-        return {n.removeprefix(start): v for n, v in point.items() if n.startswith(start)}
+        return _below(point, str(point[TYPE]))
+
+    def training(self, point: Point) -> dict[str, Value]:
+        """Return what the point says of its training: `lr`, `optimizer`."""
+        return _below(point, TRAINING)
 
     def kind(self, point: Point) -> str:
         """Return the network type."""
-        return str(point["type"])
+        return str(point[TYPE])
 
     def active(self, point: Point) -> list[str]:
-        """Return the type and the choices of its layers that there are."""
-        own, start = self.own(point), f"{point['type']}."
-        names = ["type"]
+        """Return the type, the choices of its layers that there are, and those of the training."""
+        own, start = self.own(point), f"{point[TYPE]}."
+        names = [TYPE]
         for name in own:
             head = name.partition(".")[0]
-            if not head.isdigit() or int(head) < int(own["layers"]):
+            if not head.isdigit() or int(head) < int(own[LAYERS]):
                 names.append(start + name)
-        return names
+        return [*names, *(choice.name for choice in TRAININGS[self.trains])]
 
     def key(self, point: Point) -> str:
-        """Return the type and a hash of all operations: genes that change nothing do not count."""
+        """Return `network_key` and, where the training is chosen, too, what the point says of it.
+
+        Genes that change nothing do not count.
+        """
+        said = (f"{name}={value}" for name, value in self.training(point).items())
+        return " ".join((self.network_key(point), *said))
+
+    def network_key(self, point: Point) -> str:
+        """Return the type and a hash of all operations: the same for every training."""
         nodes = json.dumps([astuple(node) for node in self.plan(point).nodes])
-        return f"{point['type']} {sha256(nodes.encode()).hexdigest()[:20]}"
+        return f"{point[TYPE]} {sha256(nodes.encode()).hexdigest()[:20]}"
 
     def plan(self, point: Point) -> Plan:
         """Return the operations of the point's family."""
+        if (backbone := self.backbone(point)) is not None:
+            found: Plan = backbone.plan(self.resolution)
+            return found
         plan = Plan()
-        FAMILIES[str(point["type"])].plan(plan, self.own(point), self.resolution)
+        self._known()[self.kind(point)].plan(plan, self.own(point), self.resolution)
         return plan
 
+    def backbone(self, point: Point) -> Planned | None:
+        """Return the option of `backbone` that a point says; None where its type is none."""
+        if self.edition == 1 or self.kind(point) in FAMILIES:
+            return None
+        registered = registered_at(self.resolution)[self.kind(point)]
+        return registered.option(self.own(point), self.in_channels)
 
-# The families of the specification.
+    def describe(self, point: Point) -> Description:
+        """Return the network of a point as data: that of the registered backbone, where it is."""
+        backbone = self.backbone(point)
+        if backbone is None:
+            return super().describe(point)
+        return SearchedArchitecture.configured(backbone, self.resolution)
 
+    def overrides(self, point: Point) -> list[str]:
+        """Return the overrides with which a run trains the network of a point, as the point says.
 
-def _switch(name: str, limits: Limits) -> Choice:
-    return Options(name, (0,) if limits.simple else (0, 1))
+        They name the registered backbone and its keys.
+        """
+        found = super().overrides(point)
+        if (backbone := self.backbone(point)) is not None:
+            keys = (name for name, *_ in fields_of(type(backbone)) if name not in NOT_CHOSEN)
+            said = [override(f"backbone.{key}", getattr(backbone, key)) for key in keys]
+            found = [f"backbone={backbone.name}", *said, *found[3:]]
+        for name, value in self.training(point).items():
+            found += [override(key, value) for key in TRAINING_KEYS[self.trains][name]]
+        return found
 
+    # How points change.
 
-def _layers(limits: Limits, lists: Mapping[str, tuple[Any, ...]]) -> list[Choice]:
-    """The number of layers, and each list once per layer."""
-    found: list[Choice] = [Integers("layers", 2, limits.most)]
-    for layer in range(limits.most):
-        for name, values in lists.items():
-            if limits.simple and name in ("activation", "skip"):
-                values = values[:1]
-            found.append(Options(f"{layer}.{name}", values))
-    return found
+    def _any(self, rng: Random) -> dict[str, Value]:
+        """Any type, then any of its networks; genes that say nothing have their first value."""
+        return self.canonical(super()._any(rng))
 
+    def mutate(self, point: Point, rng: Random, rate: float | None = None) -> dict[str, Value]:
+        """Return the point with each gene that says something changed with probability `rate`.
 
-def _convolutional(limits: Limits) -> tuple[Choice, ...]:
-    lists = {"filters": limits.filters, "kernel": (3, 5, 7), "activation": ACTIVATIONS}
-    return (*_layers(limits, {**lists, "skip": (0, 1)}), _switch("norm", limits))
+        The type changes with a fifth of it, and brings any genes of its own; a number of layers
+        changes by one, and all lists with it. Without `rate` exactly one gene changes, the type a
+        fifth as often as any other. The point itself comes back where nothing changed.
+        """
+        key, named = self.key(point), {choice.name: choice for choice in self.choices}
+        active = self.active(point)
+        weights = [TYPE_RATE if name == TYPE else 1.0 for name in active]
+        for _ in range(TRIES):
+            if rate is None:
+                chosen = rng.choices(active, weights)
+            else:
+                pairs = zip(active, weights, strict=True)
+                chosen = [name for name, weight in pairs if rng.random() < rate * weight]
+            other = dict(point)
+            # The numbers of layers last: the lists that they move have their new values then.
+            for name in sorted(chosen, key=lambda each: each.endswith(f".{LAYERS}")):
+                if name == TYPE:
+                    other = self._of_type(other, named[TYPE].mutate(point[TYPE], rng), rng)
+                    break
+                if name.endswith(f".{LAYERS}") and isinstance(named[name], Integers):
+                    self._lengthen(other, name, rng)
+                elif named[name].size != 1:
+                    other[name] = named[name].mutate(other[name], rng)
+            other = self.canonical(other)
+            if self.allows(other) and (not chosen or self.key(other) != key):
+                return other
+        return dict(point)
 
+    def crossover(self, one: Point, other: Point, rng: Random) -> dict[str, Value]:
+        """Return a child: one cut for all lists of a family, each other gene from either parent.
 
-def _plain(limits: Limits) -> tuple[Choice, ...]:
-    """Blocks that have shortcuts by themselves."""
-    lists = {"filters": limits.filters, "kernel": (3, 5, 7), "activation": ACTIVATIONS}
-    return (*_layers(limits, lists), _switch("norm", limits))
+        Its layers up to the cut are those of `one`, the rest those of `other`, in whose number they
+        are. Of two types nothing fits together: the child is a mutation of one of them.
+        """
+        if one[TYPE] != other[TYPE]:
+            return self.mutate(one if rng.random() < 0.5 else other, rng)
+        start = f"{one[TYPE]}."
+        for _ in range(TRIES):
+            child = {n: (one if rng.random() < 0.5 else other)[n] for n in one}
+            if (layers := f"{start}{LAYERS}") in one:
+                child[layers] = other[layers]
+                cut = rng.randint(1, min(int(one[layers]), int(other[layers])))
+                for name in one:
+                    if (at := _layer(name, start)) is not None:
+                        child[name] = (one if at < cut else other)[name]
+            child = self.canonical(child)
+            if self.allows(child):
+                return child
+        return dict(one)
 
+    def _of_type(self, point: Point, kind: Value, rng: Random) -> dict[str, Value]:
+        """The point as another type, with any genes of that one, and the same training."""
+        fresh = {c.name: c.sample(rng) for c in self.choices if c.name.startswith(f"{kind}.")}
+        return {**point, **fresh, TYPE: kind}
 
-def _separable(limits: Limits) -> tuple[Choice, ...]:
-    return (*_convolutional(limits), Options("multiplier", (0.5, 0.75, 1.0, 1.25)))
-
-
-def _halved(side: int, layer: int) -> int:
-    """Every second layer halves the map, as long as it is large enough."""
-    return 2 if layer % 2 and side // 2 >= SMALLEST else 1
-
-
-def _cnn(plan: Plan, own: Mapping[str, Value], side: int) -> None:
-    _row(plan, own, side, "conv", residual=True)
-
-
-def _resnet(plan: Plan, own: Mapping[str, Value], side: int) -> None:
-    _row(plan, own, side, "basic_block")
-
-
-def _mobilenet(plan: Plan, own: Mapping[str, Value], side: int) -> None:
-    _row(plan, own, side, "ds_conv", residual=True, multiplier=float(own["multiplier"]))
-
-
-def _row(
-    plan: Plan,
-    own: Mapping[str, Value],
-    side: int,
-    op: str,
-    *,
-    residual: bool = False,
-    multiplier: float = 1.0,
-) -> None:
-    last, inside = IMAGE, 0
-    for layer in range(int(own["layers"])):
-        stride = _halved(side, layer)
-        width = max(1, round(int(own[f"{layer}.filters"]) * multiplier))
-        options: dict[str, Any] = {
-            "kernel": own[f"{layer}.kernel"],
-            "activation": own[f"{layer}.activation"],
-            "norm": bool(own["norm"]),
-        }
-        if residual:  # only where the shape stays: anywhere else it changes nothing
-            stays = stride == 1 and width == inside
-            options["residual"] = stays and bool(own[f"{layer}.skip"])
-        last, inside = plan.add(f"layer{layer}", op, last, width, stride, **options), width
-        side //= stride
-
-
-def _mlp_choices(limits: Limits) -> tuple[Choice, ...]:
-    lists = {"units": limits.units, "activation": ACTIVATIONS}
-    return (*_layers(limits, lists), _switch("norm", limits))
-
-
-def _enhanced_choices(limits: Limits) -> tuple[Choice, ...]:
-    lists = {"units": limits.units, "activation": (*ACTIVATIONS, "gelu")}
-    switches = [_switch(name, limits) for name in ("layer_norm", "residual")]
-    return (*_layers(limits, lists), *switches)
-
-
-def _mlp(plan: Plan, own: Mapping[str, Value], side: int) -> None:
-    last, inside = plan.add("vector", "flatten", IMAGE, 1), 0
-    for layer in range(int(own["layers"])):
-        units = int(own[f"{layer}.units"])
-        last = plan.add(
-            f"layer{layer}",
-            "units",
-            last,
-            units,
-            activation=own[f"{layer}.activation"],
-            norm=bool(own.get("norm", 0)),
-            layer_norm=bool(own.get("layer_norm", 0)),
-            residual=units == inside and bool(own.get("residual", 0)),
-        )
-        inside = units
-
-
-DENSE_BLOCKS = {"2-2-2": (2, 2, 2), "3-3-3": (3, 3, 3), "4-4-4": (4, 4, 4), "6-6-6": (6, 6, 6)}
-SHUFFLE_WIDTHS = {
-    "24-48-96": (24, 48, 96),
-    "48-96-192": (48, 96, 192),
-    "116-232-464": (116, 232, 464),
-}
-SHUFFLE_BLOCKS = {"2-4-2": (2, 4, 2), "3-5-3": (3, 5, 3), "4-8-4": (4, 8, 4)}
-EFFICIENT = ((16, 1, 1), (24, 2, 2), (40, 2, 2), (80, 3, 2))  # width, blocks, stride
-
-
-def _densenet_choices(limits: Limits) -> tuple[Choice, ...]:
-    return (
-        Options("growth", (12, 24, 32, 48)),
-        Options("blocks", tuple(DENSE_BLOCKS)),
-        Options("compression", (0.5, 0.7, 0.8)),
-        Options("bottleneck", (2, 4)),
-        _switch("norm", limits),
-    )
+    def _lengthen(self, point: dict[str, Value], name: str, rng: Random) -> None:
+        """Add a layer with any genes at any place, or take one away; the lists follow."""
+        (choice,) = (c for c in self.choices if c.name == name)
+        near = choice.neighbours(point[name])
+        if not near:
+            return
+        start, have = name.removesuffix(LAYERS), int(point[name])
+        want = int(near[int(rng.random() * len(near))])
+        place = rng.randrange(max(have, want))
+        before = dict(point)
+        for gene in self.choices:
+            at = _layer(gene.name, start)
+            if at is None or at < place or at >= want:
+                continue
+            if want > have and at == place:
+                point[gene.name] = gene.sample(rng)
+            else:
+                source = at - 1 if want > have else at + 1
+                point[gene.name] = before[f"{start}{source}.{gene.name.rpartition('.')[2]}"]
+        point[name] = want
 
 
-def _densenet(plan: Plan, own: Mapping[str, Value], side: int) -> None:
-    growth, norm = int(own["growth"]), bool(own["norm"])
-    width = 2 * growth
-    last = plan.add("stem", "conv", IMAGE, width, norm=norm)
-    blocks = DENSE_BLOCKS[str(own["blocks"])]
-    for number, layers in enumerate(blocks):
-        for layer in range(layers):
-            width += growth
-            bottleneck = int(own["bottleneck"])
-            where = f"block{number}.{layer}"
-            last = plan.add(where, "dense_layer", last, width, bottleneck=bottleneck, norm=norm)
-        if number < len(blocks) - 1:
-            width = max(1, int(width * float(own["compression"])))
-            stride = 2 if side // 2 >= SMALLEST else 1
-            side //= stride
-            last = plan.add(f"block{number}.out", "transition", last, width, stride, norm=norm)
-        else:
-            plan.add(f"block{number}.out", "norm_relu", last, width)
+_FITS: dict[tuple[Any, ...], bool] = {}  # by all that decides on it
+NOT_CHOSEN = ("name", "in_channels", "imports")  # what all backbones have
 
 
-def _shuffle_choices(limits: Limits) -> tuple[Choice, ...]:
-    return (
-        Options("multiplier", (0.5, 0.75, 1.0, 1.25, 1.5)),
-        Options("widths", tuple(SHUFFLE_WIDTHS)),
-        Options("blocks", tuple(SHUFFLE_BLOCKS)),
-    )
+@dataclass(frozen=True)
+class Registered:
+    """A backbone that tells a genome, and its option."""
+
+    name: str
+    kind: type[Planned]
+    genome: Genome
+
+    @property
+    def family(self) -> Family:
+        """Its name and level: its choices and operations follow from the option."""
+        return Family(self.name, lambda limits: (), lambda *_: None, self.genome.level)
+
+    def choices(self, level: int, most: int, longest: int) -> tuple[Choice, ...]:
+        """Return its choices: at a level `most` layers, of as many genes as for the `longest`.
+
+        Where it takes no part at the level they are those of all levels.
+        """
+        genome = self.genome
+        below = genome.below.get(level, {})
+        most = longest if level < genome.level else most
+        return tuple(self._choices(below, most, longest))
+
+    def _choices(self, below: Mapping[str, Any], most: int, longest: int) -> Iterator[Choice]:
+        genome = self.genome
+        if genome.lists:
+            least, limit = genome.layers
+            yield Integers(LAYERS, least, max(least, min(most, limit)))
+            for layer in range(min(longest, limit)):
+                for key, values in genome.lists.items():
+                    yield _choice(f"{layer}.{key}", below.get(key, values), most)
+        for key, values in genome.one.items():
+            yield _choice(key, below.get(key, values), most)
+
+    def option(self, own: Mapping[str, Value], in_channels: int) -> Planned:
+        """Return the option with the values of a point's own genes."""
+        genome, values = self.genome, dict[str, Any](self.genome.fixed)
+        for key in genome.lists:
+            values[key] = [own[f"{layer}.{key}"] for layer in range(int(own[LAYERS]))]
+        values |= {key: own[key] for key in genome.one}
+        for key, kind, _ in fields_of(self.kind):
+            if kind is bool:
+                values[key] = bool(values[key])
+            elif get_args(kind) == (bool,):
+                values[key] = [bool(value) for value in values[key]]
+        return self.kind(name=self.name, in_channels=in_channels, imports=None, **values)
 
 
-def _shufflenet(plan: Plan, own: Mapping[str, Value], side: int) -> None:
-    widths, blocks = SHUFFLE_WIDTHS[str(own["widths"])], SHUFFLE_BLOCKS[str(own["blocks"])]
-    last = plan.add("stem", "conv", IMAGE, 24)
-    for stage, (width, count) in enumerate(zip(widths, blocks, strict=True)):
-        width = 2 * max(1, round(width * float(own["multiplier"]) / 2))
-        for block in range(count):
-            stride = 2 if block == 0 and side // 2 >= SMALLEST else 1
-            side //= stride
-            last = plan.add(f"stage{stage}.{block}", "shuffle_unit", last, width, stride)
+@until_registered
+def registered_at(image_size: int) -> Mapping[str, Registered]:
+    """Return the backbones that tell a genome for images of this size, by name."""
+    return {
+        name: Registered(name, kind, genome)
+        for name, kind in options_of(BackboneConfig).items()
+        if issubclass(kind, Planned) and (genome := kind.genome(image_size)) is not None
+    }
 
 
-def _efficient_choices(limits: Limits) -> tuple[Choice, ...]:
-    return (
-        Options("width", (0.5, 0.75, 1.0, 1.25, 1.5)),
-        Options("depth", (0.8, 1.0, 1.2, 1.4)),
-        Options("squeeze", (0.0, 0.125, 0.25)),
-    )
+def _choice(name: str, values: Sequence[Value], most: int) -> Choice:
+    if isinstance(values, range):
+        return Integers(name, values[0], max(values[0], min(values[-1], most)))
+    return Options(name, tuple(values))
 
 
-def _efficientnet(plan: Plan, own: Mapping[str, Value], side: int) -> None:
-    scaled = lambda width: max(4, round(width * float(own["width"])))  # noqa: E731
-    last = plan.add("stem", "conv", IMAGE, scaled(32))
-    for stage, (width, blocks, stride) in enumerate(EFFICIENT):
-        for block in range(ceil(blocks * float(own["depth"]) - 1e-9)):
-            last = plan.add(
-                f"stage{stage}.{block}",
-                "inverted_residual",
-                last,
-                scaled(width),
-                stride if block == 0 else 1,
-                expansion=6 if stage else 1,
-                squeeze=float(own["squeeze"]),
-            )
+def _below(point: Point, name: str) -> dict[str, Value]:
+    start = f"{name}."
+    return {n.removeprefix(start): v for n, v in point.items() if n.startswith(start)}
 
 
-for _family in (
-    Family("cnn", _convolutional, _cnn, 1),
-    Family("mlp", _mlp_choices, _mlp, 1),
-    Family("enhanced_mlp", _enhanced_choices, _mlp, 2),
-    Family("resnet", _plain, _resnet, 2),
-    Family("mobilenet", _separable, _mobilenet, 2),
-    Family("densenet", _densenet_choices, _densenet),
-    Family("shufflenetv2", _shuffle_choices, _shufflenet),
-    Family("efficientnet", _efficient_choices, _efficientnet),
-):
-    register_family(_family)
+def _layer(name: str, start: str) -> int | None:
+    """The number of the layer that a gene of a family is about; None where it is about all."""
+    head = name.removeprefix(start).partition(".")[0]
+    return int(head) if name.startswith(start) and head.isdigit() else None
+
+
 register_space("families", Families)

@@ -56,10 +56,6 @@ class NetworkSpace(Space):
         """Return the operations of a point's network."""
         raise NotImplementedError
 
-    def active(self, point: Point) -> list[str]:
-        """Return the choices that say anything about this point's network."""
-        return [choice.name for choice in self.choices]
-
     def canonical(self, point: Point) -> dict[str, Value]:
         """Return the one way to write this network. Choices that say nothing have their first."""
         active = set(self.active(point))

@@ -58,6 +58,24 @@ class Space:
         """Return which kind of point it is, where kinds have choices of their own."""
         return ""
 
+    @property
+    def levels(self) -> int:
+        """How many levels of complexity there are: the last is the whole space."""
+        return 1
+
+    @property
+    def kinds(self) -> tuple[Value, ...]:
+        """The kinds of points that there are, where kinds have choices of their own."""
+        return ()
+
+    def part(self, level: int, kind: Value | None = None) -> Space:
+        """Return what there is at a level, of a kind; its points are points of the whole, too."""
+        return self
+
+    def active(self, point: Point) -> list[str]:
+        """Return the choices that say anything at this point."""
+        return [choice.name for choice in self.choices]
+
     def graph(self, point: Point) -> Graph:
         """Return the network of a point as a graph. Raises `UserError` where there is none."""
         raise UserError(f"Space {self.name} has no graphs. Use a kernel or encoding without them.")
@@ -145,9 +163,11 @@ class Space:
 
     def neighbours(self, point: Point) -> list[dict[str, Value]]:
         """Return the points within the caps that differ by one step in one choice."""
+        active = set(self.active(point))
         near = (
             {**point, choice.name: value}
             for choice in self.choices
+            if choice.name in active
             for value in choice.neighbours(point[choice.name])
         )
         return [other for other in near if self.allows(other)]
@@ -289,7 +309,9 @@ class Space:
         self, excess: Callable[[Point], float], above: float, point: dict[str, Value]
     ) -> tuple[float, dict[str, Value]]:
         while above > 0:
-            far = ({**point, c.name: value} for c in self.choices for value in c.few(9))
+            active = set(self.active(point))
+            speaking = [choice for choice in self.choices if choice.name in active]
+            far = ({**point, c.name: value} for c in speaking for value in c.few(9))
             lower = min([*self.neighbours(point), *far], key=excess)
             if (now := excess(lower)) >= above:
                 break

@@ -76,13 +76,13 @@ def train_control(
 
     reached, tuning = before, there("finetune_last")
     if pretrained:
-        trainer = pretrain(config, quiet, folder, state=there("last"), extra=extra, stop=stop)
-        progress = trainer.progress
+        trained = pretrain(config, quiet, folder, state=there("last"), extra=extra, stop=stop)
+        progress = trained.progress
         reached = Reached(
-            trainer.networks.learner.backbone,
+            trained.networks.learner.backbone,
             progress.step,
             progress.images_seen,
-            macs=trainer.ledger.state(),
+            macs=trained.ledger.state(),
             epochs=progress.epoch,
             name="the control",
         )

@@ -37,7 +37,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.files import make_own, read_json, write_json, write_text
 from sseg_nase.rundir.lock import locked
 from sseg_nase.rundir.names import CONFIG, STATUS
-from sseg_nase.rundir.status import FINISHED, status_of
+from sseg_nase.rundir.status import FINISHED, Process, status_of
 
 logger = logging.getLogger("sseg_nase")
 Opened = TypeVar("Opened")
@@ -311,10 +311,16 @@ class SweepFolder:
             ) from error
         try:
             me = this_process()
-            self.note(launched_by=f"process {me['pid']} on {me['host']}")
+            self.note(launched_by=f"process {me['pid']} on {me['host']}", launcher=me)
             yield
         finally:
             self._lock.release()
+
+    @property
+    def launcher(self) -> Process:
+        """The process that launches its jobs, or did so last; empty: an older version's."""
+        said = self.plan.get("launcher")
+        return Process(host=said["host"], pid=said["pid"]) if isinstance(said, dict) else {}
 
     def launched(self) -> bool:
         """Whether a process is launching its jobs right now."""

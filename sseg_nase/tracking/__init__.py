@@ -14,6 +14,7 @@ from sseg_nase.tracking.console import ConsoleSink
 from sseg_nase.tracking.jsonl import JsonlSink
 from sseg_nase.tracking.mlflow_sink import MlflowSink, is_server
 from sseg_nase.tracking.sink import Dataset, Resumed, RunInfo, Sink, Tracker
+from sseg_nase.tracking.system import SystemMetrics
 
 __all__ = ["Dataset", "Resumed", "RunInfo", "Sink", "Tracker", "build_tracker"]
 
@@ -36,9 +37,10 @@ def _mlflow(tracking: InStore, local: Sink) -> list[Sink]:
         except StorageError:  # on the delivering thread, whose work goes on: the run meets it, too
             print(f"sseg-nase: {redacted(text)}", file=sys.stderr, flush=True)
 
-    return [
-        MlflowSink(tracking.uri, tracking.experiment, required=tracking.required, notify=notify)
-    ]
+    store = MlflowSink(tracking.uri, tracking.experiment, required=tracking.required, notify=notify)
+    if not tracking.system_metrics:
+        return [store]
+    return [store, SystemMetrics(Tracker([local, store]).metrics)]
 
 
 def _server(tracking: OnServer, local: Sink) -> list[Sink]:

@@ -87,7 +87,7 @@ NAMES_PLACES_AND_SPEED = {
     "curriculum.export",
 }
 OF_SEARCH = ("search.", "space.", "strategy.", "evaluator.")
-TAKEN_HOME = ("export.", "predict.")
+TAKEN_HOME = ("export.", "predict.", "ui.")
 THEIR_SECTIONS = ("report.", "paths.", "tracking.", "sweep.", "data.", *TAKEN_HOME, *OF_SEARCH)
 DICTIONARIES = {"curriculum.images", *open_keys()}
 

@@ -33,6 +33,7 @@ from sseg_nase.evolution.operators import (
 )
 from sseg_nase.nets.building import configured
 from sseg_nase.nets.description import Description
+from sseg_nase.nets.families.cnn import CNN
 from sseg_nase.nets.families.densenet import DenseNet
 from sseg_nase.nets.families.efficientnet import EfficientNet
 from sseg_nase.nets.families.enhanced_mlp import EnhancedMLP
@@ -42,6 +43,7 @@ from sseg_nase.nets.families.resnet.network import ResNetArchitecture
 from sseg_nase.nets.families.resnet12.network import ResNet12Architecture
 from sseg_nase.nets.families.resnet_small import SmallResNet
 from sseg_nase.nets.families.shufflenetv2 import ShuffleNetV2
+from sseg_nase.nets.families.simple_vit import SimpleViT
 from sseg_nase.nets.families.vit.network import ViTArchitecture
 from sseg_nase.nets.family import FamilyArchitecture
 from sseg_nase.nets.mutation import Mutation
@@ -153,6 +155,21 @@ def mixer(rng: random.Random) -> Description:
     )  # fmt: skip
 
 
+def layers(rng: random.Random) -> Description:
+    depth = rng.randint(2, 4)
+    return planned(
+        CNN, channels=[rng.randint(1, 3) for _ in range(depth)], kernel_sizes=[3] * depth,
+        activations=rng.choices(("relu", "elu", "selu"), k=depth), skips=[True] * depth,
+        batch_norm=rng.random() < 0.5,
+    )  # fmt: skip
+
+
+def attention(rng: random.Random) -> Description:
+    return planned(
+        SimpleViT, patch_size=4, width=4, depth=rng.randint(1, 2), heads=2, hidden=rng.randint(1, 4)
+    )
+
+
 def units(rng: random.Random) -> Description:
     if rng.random() < 0.5:
         return planned(EnhancedMLP, width=4, hidden=rng.randint(1, 4), depth=2, activation="gelu")
@@ -171,6 +188,8 @@ FAMILIES: dict[str, Callable[[random.Random], Description]] = {
     "squeezed": squeezed,
     "basic_blocks": basic_blocks,
     "mixer": mixer,
+    "layers": layers,
+    "attention": attention,
     "units": units,
 }
 QUICK = [
@@ -189,6 +208,9 @@ QUICK = [
     ("squeezed", 1),
     ("basic_blocks", 0),
     ("mixer", 0),
+    ("layers", 0),
+    ("layers", 1),
+    ("attention", 0),
     ("units", 0),
     ("units", 1),
 ]

@@ -13,10 +13,12 @@ from sseg_nase.errors import UserError
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.building import build
+from sseg_nase.nets.inheritance import correspondence, share, taken
+from sseg_nase.nets.searched import SearchedArchitecture
 from sseg_nase.search import Budget, Candidate, Cost, Inherited, Log, Objectives, search
 from sseg_nase.search.evaluators.inherited import inherit
 from sseg_nase.search.strategies import Evolution, Grid
-from sseg_nase.spaces import NB201, Chain
+from sseg_nase.spaces import NB201, Chain, Families
 
 CHAIN = Chain(most=4, widths=(4, 6, 8), resolution=8)
 IMAGES = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -150,10 +152,11 @@ def test_a_search_that_inherits_goes_on_as_if_never_stopped(tmp_path: Path) -> N
         resumed = searched(tmp_path / "parts", log, 8)
     assert resumed.lines() == whole.lines()
     assert [scored.error for scored in whole.told] == [None] * 8
-    for scored in whole.told:
-        parents = scored.candidate.parents
-        assert scored.scores["inherited_from"] == (parents[0] if parents else -1)
-        assert (scored.scores["inherited_params"] > 0) is bool(parents)
+    for number, scored in enumerate(whole.told):
+        assert (scored.scores["inherited_from"] >= 0) is (number > 0)
+        assert scored.scores["inherited_from"] < number
+        assert 0 <= scored.scores["inherited_share"] <= 1
+        assert (scored.scores["inherited_params"] > 0) is (number > 0)
         assert scored.cost.images == 16
 
 
@@ -173,3 +176,111 @@ def test_a_training_that_fails_is_a_failed_candidate(tmp_path: Path) -> None:
     search(CHAIN, Grid(), Inherited(CHAIN, broken, tmp_path), log, Budget(candidates=1))
     assert log.told[0].error == "ValueError: diverged"
     assert not list(tmp_path.iterdir())
+
+
+FAMILIES = Families(edition=2, resolution=8, most=4)
+SMALLEST = {c.name: c.few(2)[0] for c in FAMILIES.choices}
+WIDER = {
+    "cnn": {"cnn.layers": 3, "cnn.0.channels": 32, "cnn.2.channels": 64},
+    "mobilenet": {"mobilenet.1.channels": 32, "mobilenet.expansion": 6},
+    "densenet": {"densenet.growth": 24},
+    "simple_vit": {"simple_vit.hidden": 192},
+    "resnet_small": {"resnet_small.1.channels": 32},
+}
+DEEPER = {
+    "cnn": {"cnn.layers": 4},
+    "mobilenet": {"mobilenet.1.depths": 3},
+    "densenet": {"densenet.1.depths": 3},
+    "simple_vit": {"simple_vit.depth": 3},
+    "resnet_small": {"resnet_small.0.depths": 2},
+}
+
+
+def network_of(kind: str, **more: int) -> SearchedArchitecture:
+    start = SMALLEST | {"type": kind, "cnn.layers": 3, **more}
+    found = FAMILIES.describe(FAMILIES.canonical(start))
+    assert isinstance(found, SearchedArchitecture)
+    return found
+
+
+@pytest.mark.parametrize("kind", WIDER)
+def test_what_is_wider_or_narrower_in_a_family_is_exact(kind: str) -> None:
+    """A wider one gives the features of before, and others; a narrower one those of its mask."""
+    small, large = network_of(kind), network_of(kind, **WIDER[kind])
+    parent = trained(small)
+    images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(3)).double()
+    wide = inherit(small, parent.state_dict(), large, seed=4)
+    maps = correspondence(small, large)
+    assert all(each.source is not None for each in maps.values())
+    found = wide.network.double().eval()(images)
+    expected = parent.double()(images)
+    gaps = (found[:, :, None] - expected[:, None, :]).abs().amax(0).amin(0)
+    assert gaps.max() < 1e-9
+    assert wide.params == small.params == taken(maps, large)
+    assert share(small, large) == pytest.approx(small.params / large.params)
+
+    parent = trained(large)
+    state = parent.state_dict()
+    narrow = inherit(large, state, small)
+    assert share(large, small) == 1.0
+    assert narrow.params == small.params
+    kept = correspondence(large, small, state)
+    masks = []
+    for axis, width in large.axes.items():
+        mask = torch.zeros(width)
+        for name, wires in small.wiring().items():
+            for dim, one in enumerate(wires.axes):
+                if one is not None and one.names == (axis,) and one.positions == 1:
+                    along = kept[name].axes[dim]
+                    assert along is not None
+                    mask[list(along.channels.index)] = 1
+        masks.append(mask if mask.any() else torch.ones(width))
+    if kind != "densenet":  # what stands behind other axes in one dimension
+        theirs = parent.masked(images.float(), masks)
+        mine = narrow.network.eval()(images.float())
+        gaps = (mine[:, :, None] - theirs[:, None, :]).abs().amax(0).amin(1)
+        assert gaps.max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", DEEPER)
+def test_a_deeper_network_takes_what_stands_at_the_same_stage_and_position(kind: str) -> None:
+    small, deep = network_of(kind), network_of(kind, **DEEPER[kind])
+    parent = trained(small)
+    found = inherit(small, parent.state_dict(), deep, seed=4)
+    theirs = parent.state_dict()
+    before = {name.split(".")[1] + name.split(".")[2] for name in theirs}
+    for name, tensor in found.network.state_dict().items():
+        there = name.split(".")[1] + name.split(".")[2] in before
+        if there and name in theirs and theirs[name].shape == tensor.shape:
+            assert torch.equal(tensor, theirs[name]), name
+    assert 0.2 < share(small, deep) < 1
+    assert found.params == round(share(small, deep) * deep.params)
+    assert share(small, network_of("mlp")) == 0.0
+
+
+def test_the_donor_is_the_closest_of_a_bounded_pool(tmp_path: Path) -> None:
+    points = [
+        FAMILIES.canonical(SMALLEST | more)
+        for more in (
+            {"type": "cnn", "cnn.layers": 3},
+            {"type": "cnn", "cnn.layers": 3, "cnn.0.channels": 256},
+            {"type": "mlp"},
+            {"type": "cnn", "cnn.layers": 3, "cnn.2.channels": 32},
+            {"type": "cnn", "cnn.layers": 3, "cnn.2.channels": 64},
+        )
+    ]
+    candidates = [Candidate(n, p, FAMILIES.key(p)) for n, p in enumerate(points)]
+
+    def donors(most: int, *, inherit: bool = True) -> list[int]:
+        folder = tmp_path / f"{most} {inherit}"
+        evaluator = Inherited(FAMILIES, steps, folder, most=most, inherit=inherit)
+        told = []
+        for candidate in candidates:
+            evaluator.start(candidate)
+            told.append(evaluator.result())
+        assert len([*folder.glob("*.pt")]) <= most + 1
+        return [int(one.scores["inherited_from"]) for one in told]
+
+    assert donors(100) == [-1, 0, -1, 0, 3]
+    assert donors(1) == [-1, 0, -1, -1, 3]  # an mlp is all that there is for the fourth
+    assert donors(100, inherit=False) == [-1] * 5

@@ -16,6 +16,7 @@ from sseg_nase.search.evaluators.proxy import Predicted, Proxy
 from sseg_nase.search.predictors import Ridge
 from sseg_nase.search.proxies import SCORES, headed, measure, ranks
 from sseg_nase.search.strategies import Evolution, RandomSearch, Screened, SuccessiveHalving
+from sseg_nase.search.strategies.screened import ScreenedByPredictor
 from sseg_nase.spaces import NB201, Chain, Tiny
 
 SPACE = NB201(cells=1, width=4, resolution=8)
@@ -219,7 +220,10 @@ def test_a_screen_evaluates_the_first_of_what_is_suggested() -> None:
     assert kept == Screened(RandomSearch(), params, 10)(SPACE, log, 3, 0)
     search(SPACE, Screened(Evolution(), params, 5), Function(measured), log, Budget(candidates=12))
     assert len({c.key for c in log.candidates}) == 12
+    log, halving = Log(wanted), Screened(SuccessiveHalving(candidates=4), params, 3)
+    search(SPACE, halving, Function(measured), log, Budget(candidates=5))
+    assert log.candidates[4].key in {c.key for c in log.candidates[:4]}  # its promotion
     with pytest.raises(UserError, match="without fidelities"):
-        Screened(SuccessiveHalving(), params)(SPACE, Log(wanted), 2, 0)
+        ScreenedByPredictor(SuccessiveHalving(), Ridge())(SPACE, Log(wanted), 2, 0)
     with pytest.raises(UserError, match="factor=0"):
         Screened(RandomSearch(), params, 0)

@@ -27,16 +27,12 @@ from sseg_nase.spaces import (
     ENASMacro,
     ENASMicro,
     Families,
-    Family,
     Mobile,
     NetworkSpace,
-    Options,
     Tiny,
     named_space,
-    register_family,
     register_space,
 )
-from sseg_nase.spaces import families as families_module
 from sseg_nase.spaces.nb201 import COUNTS
 
 OPS = ("skip_connect", "sep_conv_3x3")
@@ -222,6 +218,10 @@ def test_settings_of_a_space_are_part_of_its_name() -> None:
         ("darts(operations=('sep_conv_9x9',))", "There is no operation 'sep_conv_9x9'"),
         ("nb201(counts='x')", "counts='x'"),
         ("families(types=('cnm',))", "Did you mean 'cnn'"),
+        ("families(edition=3)", "edition=3 is 1 or 2"),
+        ("families(most=51)", "2 to 50"),
+        ("families(edition=2, trains='both')", "one of pretrain, finetune"),
+        ("families(edition=2, level=1, types=('simple_vit',))", "takes part at level=1"),
         ("chain(widths=(8, 4))", "rise"),
         ("enas_macro(layers=0)", "layers=0"),
     ],
@@ -262,36 +262,6 @@ def test_neighbours_of_a_chain_are_its_mutations() -> None:
     widths = {other.channels for other in near}
     assert widths == {(8, 4, 4), (16, 4), (4, 4), (8, 8)}
     assert space.point(before) == point
-
-
-def test_a_registered_family_joins_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(families_module, "FAMILIES", dict(families_module.FAMILIES))
-
-    def plan(plan: Plan, own: object, side: int) -> None:
-        plan.add("only", "conv", IMAGE, own["width"])  # type: ignore[index]
-
-    before = Families()
-    family = Family("own", lambda limits: (Options("width", (4, 8)),), plan, 1)
-    register_family(family)
-    space = Families(types=("own",))
-    assert len({space.key(point) for point in space.points()}) == 2
-    assert "own" in Families(level=1).types
-    assert "own" not in replace(before, caps={}).types
-    with pytest.raises(UserError, match="registered already"):
-        register_family(replace(family, plan=families_module._cnn))
-    register_family(replace(family, from_level=2))  # its file, read once more
-
-
-def test_levels_of_families_hold_what_the_progressive_search_begins_with() -> None:
-    first, second = Families(level=1), Families(level=2)
-    assert first.types == ("cnn", "mlp")
-    assert second.types == ("cnn", "mlp", "enhanced_mlp", "resnet", "mobilenet")
-    rng = Random(0)
-    for _ in range(10):
-        own = first.own(first.sample(rng))
-        assert own["layers"] <= 3
-        assert not own["norm"]
-        assert {value for name, value in own.items() if "activation" in name} == {"relu"}
 
 
 def test_genes_that_change_nothing_share_a_key() -> None:

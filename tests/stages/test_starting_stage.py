@@ -169,8 +169,10 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return SimpleNamespace(
             load_state_dict=lambda state: made.update(state=state),
             fit=lambda: made["fit"](),
-            fabric=SimpleNamespace(device="device"),
-            networks=SimpleNamespace(architecture=more["learner"].backbone.architecture),
+            device="device",
+            state=SimpleNamespace(
+                networks=SimpleNamespace(architecture=more["learner"].backbone.architecture)
+            ),
         )
 
     monkeypatch.setattr(pretraining, "images_of", images_of)

@@ -87,6 +87,11 @@ class Planned(BackboneConfig):
     evolves, once_null = True, False
     described_by: ClassVar[str] = "sseg_nase.nets.searched:SearchedArchitecture"
 
+    @classmethod
+    def genome(cls, image_size: int) -> Any:
+        """Return what `space=families` chooses of it, a `sseg_nase.nets.genome.Genome`, or None."""
+        return None
+
     def plan(self, image_size: int) -> Any:
         """Return the operations for such images, a `sseg_nase.nets.plan.Plan`."""
         raise NotImplementedError

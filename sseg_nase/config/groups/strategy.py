@@ -8,7 +8,8 @@ from typing import Annotated, Any, Optional
 
 from sseg_nase.config.options import Option, group, option, register
 
-FIDELITIES = ("epochs", "images", "resolution", "episodes")  # how much an evaluation is given
+# How much an evaluation is given.
+FIDELITIES = ("epochs", "images", "finetune_epochs", "resolution", "episodes")
 
 
 @group("strategy")
@@ -52,13 +53,39 @@ class Evolution(StrategyConfig):
 @register("strategy", "genetic")
 @dataclass(frozen=True)
 class Genetic(StrategyConfig):
-    """Generations with elites and tournaments."""
+    """Generations with elites and tournaments. None: without it; of `promoted`, half."""
 
     population: Annotated[int, option(least=1)]
     elites: Annotated[int, option(least=0)]
     tournament: Annotated[int, option(least=1)]
     crossover: Annotated[float, option(least=0, most=1)]
     mutation: Annotated[float, option(least=0, most=1)]
+    generations: Annotated[Optional[int], option(least=1)]
+    patience: Annotated[Optional[int], option(least=1)]
+    min_delta: Annotated[Optional[float], option(least=0)]
+    level_generations: Annotated[Optional[int], option(least=1)]
+    least_diversity: Annotated[Optional[float], option(above=0)]
+    immigrants: Annotated[Optional[int], option(least=1)]
+    fidelity: Annotated[Optional[str], option(choices=FIDELITIES)]
+    least: Annotated[Optional[int], option(least=1)]
+    most: Annotated[Optional[int], option(least=1)]
+    promoted: Annotated[Optional[float], option(above=0, most=1)]
+
+    def wrong(self) -> Iterator[str]:
+        """What belongs together is there together."""
+        pairs = (
+            ("min_delta", "patience"),
+            ("least_diversity", "immigrants"),
+            ("immigrants", "least_diversity"),
+            *((key, "fidelity") for key in ("least", "most", "promoted")),
+            *(("fidelity", key) for key in ("least", "most")),
+        )
+        for key, needed in pairs:
+            if getattr(self, key) is not None and getattr(self, needed) is None:
+                yield (
+                    f"strategy.{key}={getattr(self, key)}: it needs strategy.{needed}; set it, or "
+                    f"leave strategy.{key} out."
+                )
 
 
 @register("strategy", "reinforce")

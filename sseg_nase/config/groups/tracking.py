@@ -29,13 +29,14 @@ class OnlyFiles(TrackingConfig):
 class InStore(TrackingConfig):
     """In an MLflow store. `uri` None: what MLFLOW_TRACKING_URI says, or mlflow.db.
 
-    With `model` it gets the final network as a model, with `checkpoints` these, too. The plans of
-    sweeps that older versions began have neither.
+    With `model` it gets the final network as a model, with `checkpoints` these, too, and with
+    `system_metrics` what the machine does. The plans of sweeps that older versions began have none.
     """
 
     uri: Annotated[Optional[str], option(text="the address of a store")]
     model: bool = True
     checkpoints: bool = False
+    system_metrics: bool = False
 
 
 @register("tracking", "server")

@@ -12,13 +12,21 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sseg_nase.config.groups.dataset import SPLITS, DatasetConfig, Folder, InMemory, Listed, OnDisk
+from sseg_nase.config.groups.dataset import (
+    SPLITS,
+    DatasetConfig,
+    Folder,
+    InMemory,
+    Listed,
+    OnDisk,
+    is_closed,
+)
 from sseg_nase.config.options import imported, null_before
 from sseg_nase.data.benchmarks import dealing
 from sseg_nase.data.benchmarks.layouts import NAMELESS, Found, SplitSource, enumerated
@@ -30,12 +38,15 @@ from sseg_nase.data.store import ImageStore, Listing, build_store, outdated
 from sseg_nase.errors import UserError, did_you_mean, shown
 from sseg_nase.files import make_own, read_json
 
-__all__ = ["available_splits", "how_dealt", "load_split"]
+__all__ = ["Preview", "available_splits", "how_dealt", "load_split", "preview"]
 
 logger = logging.getLogger("sseg_nase")
 
 # Fields of DatasetConfig of which all that matters is known by the files, the layout and `options`.
-NOT_IN_KEY = ("root", "split_by", "split_fractions", "split_seed", "overlap")
+NOT_IN_KEY = (
+    *("root", "split_by", "split_fractions", "split_seed", "overlap"),
+    *("path_column", "label_column"),
+)
 
 
 def load_split(
@@ -104,6 +115,29 @@ def available_splits(dataset: DatasetConfig, *, data_dir: Path, cache_dir: Path)
     dataset = _on_disk(dataset)
     with looking(dataset.root or data_dir):
         return tuple(_find(dataset, data_dir, cache_dir).splits)
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A data set before an image of it is read: images per class and split, and sentences on it."""
+
+    layout: str
+    path: Path
+    splits: Mapping[str, Mapping[str, int]]
+    notices: Sequence[str]
+
+
+def preview(dataset: OnDisk, *, data_dir: Path, cache_dir: Path) -> Preview:
+    """Return which images `load_split` would read. Raises UserError as it does, but for images."""
+    with looking(dataset.root or data_dir):
+        found = _find(dataset, data_dir, cache_dir)
+        splits, notices = dict[str, Mapping[str, int]](), list(found.notices)
+        for split, source in found.splits.items():
+            listing = source.read()
+            _check_disjoint(dataset, found, split, listing)
+            splits[split] = _counts(listing)
+            notices += source.notices()
+    return Preview(found.layout, found.path, splits, list(dict.fromkeys(notices)))
 
 
 def _counts(listing: Listing) -> dict[str, int]:
@@ -231,7 +265,9 @@ def _find(dataset: OnDisk, data_dir: Path, cache_dir: Path) -> Found:
     def find(dataset: OnDisk) -> Found:
         return read(dataset, Path(data_dir).expanduser(), Path(cache_dir))
 
-    return dealing.fitted(find, dataset) if dataset.split_fractions is None else find(dataset)
+    if is_closed(dataset) or dataset.split_fractions is not None:
+        return find(dataset)
+    return dealing.fitted(find, dataset)
 
 
 def _build(dataset: OnDisk, found: Found, split: str, target: Path, workers: int) -> ImageStore:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from sseg_nase.config.groups.backbone import Planned
 from sseg_nase.config.options import option, register
+from sseg_nase.nets.genome import Genome
 from sseg_nase.nets.plan import IMAGE, Plan, halving
 
 
@@ -24,6 +25,20 @@ class DenseNet(Planned):
     growth: Annotated[int, option(least=1)]
     bottleneck: Annotated[int, option(least=1)]
     compression: Annotated[float, option(above=0, most=1)]
+
+    @classmethod
+    def genome(cls, image_size: int) -> Genome:
+        """Layers of every block, and what they all have."""
+        return Genome(
+            level=3,
+            one={
+                "growth": (12, 24, 32, 48),
+                "bottleneck": (2, 4),
+                "compression": (0.5, 0.7, 0.8),
+            },
+            lists={"depths": (2, 3, 4, 6, 8, 12)},
+            layers=(2, 4),
+        )
 
     def wrong(self) -> Iterator[str]:
         """There are blocks."""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from sseg_nase.config.groups.backbone import Planned
 from sseg_nase.config.options import option, register
+from sseg_nase.nets.genome import COMMON_ACTIVATIONS, UNITS, Genome
 from sseg_nase.nets.plan import ACTIVATIONS, IMAGE, Plan
 
 
@@ -24,6 +25,19 @@ class EnhancedMLP(Planned):
     def one_size(self) -> bool:
         """Its first layer reads every pixel."""
         return True
+
+    @classmethod
+    def genome(cls, image_size: int) -> Genome:
+        """All keys."""
+        return Genome(
+            level=2,
+            one={
+                "width": UNITS,
+                "hidden": UNITS,
+                "depth": range(2, 51),
+                "activation": COMMON_ACTIVATIONS,
+            },
+        )
 
     def plan(self, image_size: int) -> Plan:
         """Return a linear layer of the pixels, the blocks, and a last norm."""

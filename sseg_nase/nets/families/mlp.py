@@ -8,6 +8,7 @@ from typing import Annotated
 
 from sseg_nase.config.groups.backbone import Planned
 from sseg_nase.config.options import option, register
+from sseg_nase.nets.genome import COMMON_ACTIVATIONS, SWITCH, UNITS, Genome
 from sseg_nase.nets.plan import ACTIVATIONS, IMAGE, Plan
 
 
@@ -24,6 +25,22 @@ class MLP(Planned):
     def one_size(self) -> bool:
         """Its first layer reads every pixel."""
         return True
+
+    @classmethod
+    def genome(cls, image_size: int) -> Genome:
+        """Layer by layer the units, and what they all have."""
+        return Genome(
+            level=1,
+            one={"activation": COMMON_ACTIVATIONS, "batch_norm": SWITCH},
+            lists={"channels": UNITS},
+            below={
+                1: {
+                    "channels": UNITS[:4],
+                    "activation": COMMON_ACTIVATIONS[:1],
+                    "batch_norm": SWITCH[:1],
+                }
+            },
+        )
 
     def wrong(self) -> Iterator[str]:
         """There are layers."""

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from sseg_nase.config.groups.backbone import Planned, patches_fit
 from sseg_nase.config.options import option, register
+from sseg_nase.nets.genome import Genome, patch_sizes
 from sseg_nase.nets.plan import IMAGE, Plan
 
 
@@ -26,6 +27,22 @@ class MLPMixer(Planned):
     def one_size(self) -> bool:
         """It mixes so many places."""
         return True
+
+    @classmethod
+    def genome(cls, image_size: int) -> Genome | None:
+        """All keys; None where no patches fit the images."""
+        if not (patches := patch_sizes(image_size)):
+            return None
+        return Genome(
+            level=3,
+            one={
+                "patch_size": patches,
+                "width": (32, 64, 128, 256),
+                "depth": range(2, 51),
+                "hidden": (64, 128, 256, 512),
+                "mixed": (16, 32, 64, 128),
+            },
+        )
 
     def unfit(self, image_size: int) -> Iterator[str]:
         """Patches fill the images."""

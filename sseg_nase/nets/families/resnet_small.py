@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from sseg_nase.config.groups.backbone import Planned, stages_fit
 from sseg_nase.config.options import option, register
+from sseg_nase.nets.genome import COMMON_ACTIVATIONS, FILTERS, KERNELS, SWITCH, Genome
 from sseg_nase.nets.plan import ACTIVATIONS, IMAGE, Plan, halving
 
 
@@ -24,6 +25,21 @@ class SmallResNet(Planned):
     kernel_size: Annotated[int, option(choices=(1, 3, 5, 7))]
     activation: Annotated[str, option(choices=ACTIVATIONS)]
     batch_norm: bool
+
+    @classmethod
+    def genome(cls, image_size: int) -> Genome:
+        """Channels and blocks of every stage, and what they all have."""
+        return Genome(
+            level=2,
+            one={
+                "kernel_size": KERNELS,
+                "activation": COMMON_ACTIVATIONS,
+                "batch_norm": SWITCH,
+            },
+            lists={"channels": FILTERS, "depths": (1, 2, 3, 4, 6)},
+            layers=(2, 4),
+            below={2: {"depths": (1,)}},
+        )
 
     def wrong(self) -> Iterator[str]:
         """Every stage has its blocks."""

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from sseg_nase.config.groups.backbone import Planned, stages_fit
 from sseg_nase.config.options import option, register
+from sseg_nase.nets.genome import Genome
 from sseg_nase.nets.plan import IMAGE, Plan, halving
 
 
@@ -25,6 +26,17 @@ class ShuffleNetV2(Planned):
     stem: Annotated[int, option(least=1)]
     last: Annotated[int, option(least=1)]
     multiplier: Annotated[float, option(above=0)]
+
+    @classmethod
+    def genome(cls, image_size: int) -> Genome:
+        """Channels and units of every stage, and what multiplies the channels."""
+        return Genome(
+            level=3,
+            one={"multiplier": (0.5, 0.75, 1.0, 1.25, 1.5)},
+            lists={"channels": (24, 48, 96, 116, 192, 232), "depths": (2, 3, 4, 5, 8)},
+            layers=(2, 4),
+            fixed={"stem": 24, "last": 256},
+        )
 
     def wrong(self) -> Iterator[str]:
         """Every stage has its units."""

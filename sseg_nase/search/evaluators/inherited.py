@@ -1,10 +1,11 @@
-"""Candidates that begin with their parent's weights, and are trained for a few steps.
+"""Candidates that begin with the weights of the closest one before, and are trained for some steps.
 
 A chain of ConvBlocks takes its weights across by the maps of its mutations: GROW and WIDEN leave
-the function unchanged, PRUNE is the masked network. Any other network takes over what stands at the
-same place: the same operation with tensors of the same shapes.
+the function unchanged, PRUNE is the masked network. Any other network takes over what corresponds
+(`nets.inheritance`), which is as exact where widths alone differ.
 
-A score depends on the parent, so it is a score of the candidate in this search alone.
+A score depends on where the weights come from, so it is a score of the candidate in this search
+alone: nothing of it is cached, and the answer is trained from scratch.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.building import build, described
 from sseg_nase.nets.description import Description
+from sseg_nase.nets.inheritance import carried, correspondence, share, taken
 from sseg_nase.nets.maps import Tensors, carry
 from sseg_nase.nets.mutation import Mutation, fresh_state
 from sseg_nase.nets.mutations.grow import grow
 from sseg_nase.nets.mutations.prune import prune
 from sseg_nase.nets.mutations.widen import widen
-from sseg_nase.nets.searched import SearchedArchitecture
 from sseg_nase.search.log import Candidate, Cost, Scored
 from sseg_nase.spaces.chains import chain_costs
 from sseg_nase.spaces.networks import NetworkSpace
@@ -41,9 +42,9 @@ Train = Callable[[Backbone, int], tuple[Mapping[str, float], Cost]]
 
 @dataclass(frozen=True)
 class Inheritance:
-    """A network, how many of its parameters are its parent's, and by which mutations.
+    """A network, how many of its parameters are another's, and by which mutations.
 
-    Without `mutations` they stood at equal places. `network.architecture` may have routed shortcuts
+    Without `mutations` they correspond. `network.architecture` may have routed shortcuts
     where its description has plain ones: a channel then still meets the one that it met before.
     """
 
@@ -53,18 +54,43 @@ class Inheritance:
 
 
 class Inherited:
-    """An evaluator that trains each candidate from the weights of its first parent that has any.
+    """An evaluator that trains each candidate from the weights of the closest one before it.
 
     `train(network, seed)` trains in place and returns scores and cost. Weights are kept in
-    `folder`, a file per candidate, so that a resumed search finds them. The scores say what was
-    inherited: `inherited_params`, and `inherited_from`, the number of the parent, −1 for none.
+    `folder`, a file per candidate, so that a resumed search finds them: of the latest `most`
+    candidates. Closest is the one of the same family from which most of the parameters come; of
+    equal ones that of which least is left behind, then the latest. The scores say what was:
+    `inherited_params`, their share of all, `inherited_share`, and `inherited_from`, the number of
+    the donor, −1 for none. Not `inherit`: each begins with weights of its own.
     """
 
     slots = 1
 
-    def __init__(self, space: NetworkSpace, train: Train, folder: Path, seed: int = 0) -> None:
+    def __init__(
+        self,
+        space: NetworkSpace,
+        train: Train,
+        folder: Path,
+        seed: int = 0,
+        *,
+        most: int = 100,
+        inherit: bool = True,
+    ) -> None:
         self._space, self._train, self._folder, self._seed = space, train, folder, seed
+        self._most, self._inherit = most, inherit
         self._queue: deque[Candidate] = deque()
+        self._known: dict[int, Description] = {}
+
+    def of(self, arm: str) -> Inherited:
+        """Return an evaluator for the candidates of another log, with a pool of their own."""
+        return Inherited(
+            self._space,
+            self._train,
+            self._folder / arm,
+            self._seed,
+            most=self._most,
+            inherit=self._inherit,
+        )
 
     def start(self, candidate: Candidate) -> None:
         """Put a candidate in the queue."""
@@ -75,31 +101,52 @@ class Inherited:
         candidate = self._queue.popleft()
         started = time.perf_counter()
         try:
-            parent, found = self.begin(candidate)
+            donor, found = self.begin(candidate)
             scores, cost = self._train(found.network, self._seed + candidate.number)
-            self._keep(candidate.number, found.network)
+            if self._inherit:
+                self._keep(candidate.number, found.network)
         except UserError:
             raise
         except Exception as error:
             return Scored(candidate, error=f"{type(error).__name__}: {error}")
-        told = {"inherited_params": float(found.params), "inherited_from": float(parent)}
+        told = {"inherited_params": float(found.params), "inherited_from": float(donor)}
+        told["inherited_share"] = found.params / found.network.architecture.params
         cost = Cost(time.perf_counter() - started, cost.images, cost.training_macs)
         costs = self._space.costs(candidate.point)
-        return Scored(
-            candidate, {**costs, **scores, **told}, cost, str(self._file(candidate.number))
-        )
+        run = str(self._file(candidate.number)) if self._inherit else None
+        return Scored(candidate, {**costs, **scores, **told}, cost, run)
 
     def begin(self, candidate: Candidate) -> tuple[int, Inheritance]:
-        """Return the network before its training, with the number of the parent, −1 for none."""
+        """Return the network before its training, with the number of the donor, −1 for none."""
         description = self._space.describe(candidate.point)
         seed = self._seed + candidate.number
-        for number in candidate.parents:
-            if self._file(number).exists():
-                before, state = self._load(number)
-                found = inherit(before, state, description, seed=seed, caps=self._space.caps)
-                return number, found
-        generator = torch.Generator().manual_seed(seed)
-        return -1, Inheritance(build(description, generator=generator), 0)
+        donor = self._donor(candidate.number, description)
+        if donor is None:
+            generator = torch.Generator().manual_seed(seed)
+            return -1, Inheritance(build(description, generator=generator), 0)
+        before, state = self._load(donor)
+        return donor, inherit(before, state, description, seed=seed, caps=self._space.caps)
+
+    def _donor(self, number: int, description: Description) -> int | None:
+        """The closest of the pool; the oldest are thrown away here, where a killed search begins.
+
+        So the pool of a candidate is that of the latest `most` before it, whenever it is evaluated.
+        """
+        files = {int(path.stem): path for path in self._folder.glob("[0-9]*.pt")}
+        before = sorted(each for each in files if each < number)
+        for old in before[: -self._most]:
+            files[old].unlink()
+        best: tuple[float, float, int] = (0.0, 0.0, -1)
+        for earlier in before[-self._most :] if self._inherit else ():
+            there = self._described(earlier)
+            found = share(there, description)
+            best = max(best, (found, found / there.params, earlier))
+        return best[2] if best[0] > 0 else None
+
+    def _described(self, number: int) -> Description:
+        if number not in self._known:
+            self._known[number] = self._load(number)[0]
+        return self._known[number]
 
     def _file(self, number: int) -> Path:
         return self._folder / f"{number}.pt"
@@ -116,7 +163,7 @@ class Inherited:
     def _load(self, number: int) -> tuple[Description, State]:
         path = self._file(number)
         try:
-            kept: Any = torch.load(path, weights_only=True)
+            kept: Any = torch.load(path, weights_only=True, mmap=True)
             return described(kept["architecture"]), kept["state"]
         except Exception as error:
             raise UserError(
@@ -146,16 +193,11 @@ def inherit(
                 return _carried(became, state, changes)
     generator = torch.Generator().manual_seed(seed)
     network = build(after, generator=generator)
-    own = network.state_dict()
-    same = _same_places(before, after)
-    taken = {
-        name: tensor
-        for name, tensor in state.items()
-        if name in own and own[name].shape == tensor.shape and same(name)
-    }
-    network.load_state_dict({**own, **taken})
-    count = sum(p.numel() for name, p in network.named_parameters() if name in taken)
-    return Inheritance(network, count)
+    if type(before) is not type(after) or before.name != after.name:
+        return Inheritance(network, 0)
+    maps = correspondence(before, after, state)
+    network.load_state_dict(carried(maps, state, network.state_dict()))
+    return Inheritance(network, taken(maps, after))
 
 
 def mutations(
@@ -215,15 +257,3 @@ def _carried(became: Architecture, state: State, changes: list[Mutation]) -> Inh
     network.load_state_dict(dict(state))
     count = sum(int((ours[name] != 0).sum()) for name, _ in network.named_parameters())
     return Inheritance(network, count, tuple(change.label for change in changes))
-
-
-def _same_places(before: Description, after: Description) -> Callable[[str], bool]:
-    """Whether a tensor, by its name, belongs to the same operation in both networks."""
-    if type(before) is not type(after):
-        return lambda name: False
-    if not isinstance(before, SearchedArchitecture) or not isinstance(after, SearchedArchitecture):
-        return lambda name: True
-    first, second = before.operations(), after.operations()
-    same = {place for place, op in second.items() if first.get(place) == op}
-    # A tensor is called blocks.BLOCK.PLACE.REST, as the network names its modules.
-    return lambda name: tuple(name.split(".")[1:3]) in same

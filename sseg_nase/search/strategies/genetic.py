@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import log2
+from math import ceil, log2
 from typing import Any
 
 from sseg_nase.errors import UserError
 from sseg_nase.search.log import Candidate, Log, Scored
 from sseg_nase.search.strategies.ask import Ask
 from sseg_nase.search.strategies.settings import at_least
-from sseg_nase.spaces.choice import Value
+from sseg_nase.spaces.choice import Point, Value
 from sseg_nase.spaces.space import TRIES, Space
+
+PROMOTED, IMMIGRANT = "promotion", "immigrant"
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,26 @@ class Genetic:
 
     A parent is the best of `tournament` that are drawn. A child has each gene from either of two
     parents with probability `crossover`, or is a copy of one; then each gene mutates with
-    probability `mutation`. For a few hundred candidates five of each are better than the usual two
-    elites and tournaments of three.
+    probability `mutation`; a space of its own genome says how (`Space.crossover`, `mutate`). For a
+    few hundred candidates five of each are better than the usual two elites and tournaments of
+    three.
+
+    It ends after `generations` (0: never), and after `patience` of them in which the best value has
+    not risen by more than `min_delta` (0: it does not look).
+
+    With `level_generations` a space that has levels of complexity is walked level by level, so many
+    generations each but the last. Until then every kind of network has an equal share of each
+    generation and descends from its own kind: simple networks cannot crowd out those that come
+    later.
+
+    Where the values of a generation's parents have a lower mean entropy than `least_diversity`
+    (bits per gene), so many `immigrants`, drawn at random, are in it.
+
+    With `fidelity` all are trained for `least` of it, and from each generation the best `promoted`
+    share go on to `most`: 0.5 is the median rule, a third that of ASHA. Parents are chosen by the
+    values at `least`; the best that the search names is one at `most`.
+
+    `proposals`: for every candidate that is born, of which a screen keeps one (`Screened`).
     """
 
     population: int = 20
@@ -31,6 +51,17 @@ class Genetic:
     tournament: int = 5
     crossover: float = 0.5
     mutation: float = 0.2
+    generations: int = 0
+    patience: int = 0
+    min_delta: float = 0.0
+    level_generations: int = 0
+    least_diversity: float = 0.0
+    immigrants: int = 0
+    fidelity: str = ""
+    least: float = 1
+    most: float = 1
+    promoted: float = 0.5
+    proposals: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.elites < self.population:
@@ -38,32 +69,159 @@ class Genetic:
                 f"elites={self.elites} must be from 0 to less than population={self.population}."
             )
         at_least(1, self, "tournament")
+        at_least(0, self, "generations", "patience", "min_delta", "level_generations", "immigrants")
         for name in ("crossover", "mutation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name}={getattr(self, name)} must be from 0 to 1.")
+        if self.immigrants > self.population - self.elites:
+            raise UserError(
+                f"immigrants={self.immigrants} must be at most the children of a generation, "
+                f"population − elites = {self.population - self.elites}."
+            )
+        if bool(self.immigrants) != (self.least_diversity > 0):
+            raise UserError(
+                f"least_diversity={self.least_diversity} immigrants={self.immigrants}: one says "
+                "when, the other how many; give both or neither."
+            )
+        if self.fidelity and not 0 < self.least < self.most:
+            raise UserError(
+                f"least={self.least} must be above 0 and below most={self.most}: a generation is "
+                f"trained for so much of {self.fidelity}, and its best for most."
+            )
+        if not 0 < self.promoted <= 1:
+            raise UserError(f"promoted={self.promoted} must be above 0, and at most 1.")
+
+    def check(self, space: Space) -> None:
+        """Raise `UserError` for settings that have no effect in this space."""
+        if self.level_generations and space.levels == 1:
+            raise UserError(
+                f"strategy.level_generations={self.level_generations}: space={space.name} has no "
+                "levels of complexity; leave it out, or choose space=families."
+            )
 
     def __call__(self, space: Space, log: Log, count: int, seed: int) -> list[Candidate]:
         """Return the next candidates, of two generations where the border is between them."""
-        ask = Ask(space, log, seed)
+        ask = Ask(space, log, seed, self._rung(self.least))
+        born = self.born(log)
+        self._promote(ask, born, count)
+        before = len(ask)
         while len(ask) < count:
-            parents = self.parents(log, self.generation(ask.next_number))
-            if not (parents and self._child(ask, parents)) and not ask.suggest_any():
+            place = len(born) + (len(ask) - before) // self.proposals
+            generation = self.generation(place)
+            if self._is_over(log, born, generation) or not self._next(ask, place):
                 break
+        if not ask.candidates and not log.pending:  # it ends, be it within a generation
+            self._promote(ask, born, count, ended=True)
         return ask.candidates
 
-    def generation(self, number: int) -> int:
-        """Return the generation that a candidate belongs to; its number says it."""
-        if number < self.population:
+    def generation(self, place: int) -> int:
+        """Return the generation of the candidate that was born at this place, the first being 0."""
+        if place < self.population:
             return 0
-        return 1 + (number - self.population) // (self.population - self.elites)
+        return 1 + (place - self.population) // (self.population - self.elites)
 
-    def parents(self, log: Log, generation: int) -> list[Scored]:
-        """Return the population that a generation comes from, as far as it has results."""
-        before = [s for s in log.usable() if self.generation(s.candidate.number) < generation]
-        last = [s for s in before if self.generation(s.candidate.number) == generation - 1]
+    def born(self, log: Log) -> list[Candidate]:
+        """Return the candidates in the order in which they were born: all but promotions."""
+        return [c for c in log.candidates if c.how != PROMOTED]
+
+    def level(self, generation: int, levels: int) -> int:
+        """Return the level of complexity of a generation, in a space of so many."""
+        if not self.level_generations:
+            return levels
+        return min(levels, 1 + generation // self.level_generations)
+
+    def parents(
+        self, log: Log, generation: int, among: Callable[[Point], bool] = lambda point: True
+    ) -> list[Scored]:
+        """Return the population that a generation comes from, as far as it has results.
+
+        `among`: the points that count, which have elites of their own.
+        """
+        of = {c.number: self.generation(place) for place, c in enumerate(self.born(log))}
+        results = log.usable(self._rung(self.least))
+        before = [
+            s for s in results if of[s.candidate.number] < generation and among(s.candidate.point)
+        ]
+        last = [s for s in before if of[s.candidate.number] == generation - 1]
         # Elites are passed on, so they are the best of all that there ever were.
-        older = [s for s in before if self.generation(s.candidate.number) < generation - 1]
+        older = [s for s in before if of[s.candidate.number] < generation - 1]
         return sorted(older, key=log.value, reverse=True)[: self.elites] + last
+
+    def _rung(self, amount: float) -> dict[str, float]:
+        return {self.fidelity: amount} if self.fidelity else {}
+
+    def _promote(
+        self, ask: Ask, born: Sequence[Candidate], count: int, *, ended: bool = False
+    ) -> None:
+        """Suggest the best of every generation that has all of its results, `count` at most.
+
+        `ended`: no further ones are born, so that the last generation is whole as it is.
+        """
+        if not self.fidelity:
+            return
+        groups: dict[int, list[Candidate]] = {}
+        for place, candidate in enumerate(born):
+            groups.setdefault(self.generation(place), []).append(candidate)
+        for generation, members in groups.items():
+            size = self.population - (self.elites if generation else 0)
+            results = [ask.log.result(member.number) for member in members]
+            if None in results or (len(members) < size and not ended):
+                continue
+            usable = [r for r in results if r is not None and ask.log.is_usable(r)]
+            share = ceil(self.promoted * len(usable))
+            for one in sorted(usable, key=ask.log.value, reverse=True)[:share]:
+                if len(ask) == count:
+                    return
+                again = one.candidate
+                ask.suggest(again.point, PROMOTED, [again.number], self._rung(self.most))
+
+    def _is_over(self, log: Log, born: Sequence[Candidate], generation: int) -> bool:
+        """Whether no child of `generation` is born any more."""
+        if self.generations and generation >= self.generations:
+            return True
+        if not self.patience or generation <= self.patience:
+            return False
+        of = {c.number: self.generation(place) for place, c in enumerate(born)}
+        best: dict[int, float] = {}
+        for one in log.usable(self._rung(self.least)):
+            at = of[one.candidate.number]
+            best[at] = max(best.get(at, -float("inf")), log.value(one))
+        latest = range(generation - self.patience, generation)
+        before = [value for at, value in best.items() if at < latest[0]]
+        now = [best[at] for at in latest if at in best]
+        return bool(before and now) and max(now) <= max(before) + self.min_delta
+
+    def _next(self, ask: Ask, place: int) -> bool:
+        """Suggest the candidate that is born at this place; False where there is no new one."""
+        generation = self.generation(place)
+        start = (
+            0
+            if not generation
+            else self.population + (generation - 1) * (self.population - self.elites)
+        )
+        whole, at = ask.space, place - start
+        level = self.level(generation, whole.levels)
+        kind, parents = None, self.parents(ask.log, generation)
+        # What takes part from the last level on has its share of the first generation there.
+        if self.level_generations and generation <= self.level_generations * (whole.levels - 1):
+            # Where the caps allow nothing that is so simple, the whole space is there at once.
+            level = next((n for n in range(level, whole.levels + 1) if whole.part(n).kinds), level)
+            kinds = whole.part(level).kinds
+            kind = kinds[at % len(kinds)]
+        few = self.immigrants and at < self.immigrants and len(parents) > 1
+        if few and active_diversity(whole, [p.candidate.point for p in parents]) >= (
+            self.least_diversity
+        ):
+            few = False
+        if kind is not None:
+            parents = self.parents(ask.log, generation, lambda point: whole.kind(point) == kind)
+        ask.space = whole.part(level, kind)
+        try:
+            if few:
+                return ask.suggest_any(IMMIGRANT)
+            return bool(parents and self._child(ask, parents)) or ask.suggest_any()
+        finally:
+            ask.space = whole
 
     def _child(self, ask: Ask, parents: list[Scored]) -> bool:
         for _ in range(TRIES):
@@ -89,6 +247,12 @@ def diversity(points: Sequence[Mapping[str, Any]]) -> float:
     if not points:
         return 0.0
     return sum(_entropy([point[gene] for point in points]) for gene in points[0]) / len(points[0])
+
+
+def active_diversity(space: Space, points: Sequence[Point]) -> float:
+    """Return the diversity of those genes alone that say something in any of the points."""
+    genes = dict.fromkeys(gene for point in points for gene in space.active(point))
+    return diversity([{gene: point[gene] for gene in genes} for point in points])
 
 
 def _entropy(values: Sequence[Any]) -> float:

@@ -21,8 +21,8 @@ class Screened:
     """Ask `strategy` for `factor` times as many, and keep those with the highest `score`.
 
     `score` is a function of a point that always gives the same for it, such as a zero-cost score or
-    its params; what is left out may be suggested again later. A candidate with a fidelity is
-    refused: strategies over fidelities promote, and what they promote must not be left out.
+    its params; what is left out may be suggested again later. A promotion, which asks for what the
+    log has at another fidelity, comes first: it is never left out for a new candidate.
     """
 
     strategy: Strategy
@@ -49,7 +49,7 @@ class ScreenedByPredictor:
     """The same with what a `predictor` says that has learnt the usable results in the log.
 
     Below `starts` of them there is nothing to learn from: the strategy is asked for no more than
-    are wanted. Refuses fidelities as `Screened` does.
+    are wanted. A candidate with a fidelity is refused: results at several do not compare.
     """
 
     strategy: Strategy
@@ -66,6 +66,11 @@ class ScreenedByPredictor:
         usable = log.usable()
         known = len(usable) >= self.starts
         asked = self.strategy(space, log, count * self.factor if known else count, seed)
+        if any(candidate.fidelity for candidate in asked):
+            raise UserError(
+                "A predictor learns from results of one fidelity: use a strategy without "
+                "fidelities, or another screen."
+            )
         if not known or not asked:
             return _first([0.0] * len(asked), asked, count, log)
         values = normal_scores([log.value(result) for result in usable])
@@ -78,9 +83,11 @@ class ScreenedByPredictor:
 def _first(
     scores: Sequence[float] | np.ndarray, asked: Sequence[Candidate], count: int, log: Log
 ) -> list[Candidate]:
-    """Return the `count` candidates with the highest scores, in the order they were asked for."""
-    if any(candidate.fidelity for candidate in asked):
-        raise UserError("A screen leaves candidates out: use a strategy without fidelities.")
-    kept = sorted(range(len(asked)), key=lambda at: -scores[at])[:count]
+    """Return promotions, then those with the highest scores; in the order they were asked for."""
+    kept = sorted(range(len(asked)), key=lambda at: (not _promoted(asked[at], log), -scores[at]))
     first = len(log.candidates)
-    return [replace(asked[at], number=first + n) for n, at in enumerate(sorted(kept))]
+    return [replace(asked[at], number=first + n) for n, at in enumerate(sorted(kept[:count]))]
+
+
+def _promoted(candidate: Candidate, log: Log) -> bool:
+    return any(log.candidates[number].key == candidate.key for number in candidate.parents)

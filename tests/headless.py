@@ -87,8 +87,8 @@ class Browser:
         found: dict[str, Any] = message["result"]
         return found
 
-    def open(self, page: Path) -> None:
-        self.call("Page.navigate", url=page.as_uri())
+    def open(self, page: Path | str) -> None:
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         self.until("document.readyState === 'complete'")
 
     def run(self, code: str) -> Any:
