@@ -90,7 +90,7 @@ def objective_of(config: Config, classes: int) -> Objective:
     size = config.dataset.image_size
     if options.objective == "labels":
         return Labels(classes, config.finetune.views, size)
-    return SelfSupervised(config.ssl, config.views, size)
+    return SelfSupervised(config.ssl, config.views, size, options.parts)
 
 
 def training_of(config: Config, space: NetworkSpace, stop: Callable[[], bool]) -> OneShotTraining:
