@@ -200,7 +200,7 @@ def _main() -> int:
     if flags.run and not flags.overrides:
         raise UserError(
             f"-r: what is to be run? An experiment=NAME (see --help); {override('resume', 'LAST')} "
-            "goes on with the run that was made last."
+            "resumes the run that was made last."
         )
     _check_hydras(flags.overrides, multirun=flags.multirun)
     register()

@@ -429,7 +429,7 @@ def _train_control(
 ) -> stages.Reached | None:
     """What the network that the run began with comes to without mutations.
 
-    None where that training diverges, or cannot be gone on with: the run has its own results.
+    None where that training diverges, or cannot be resumed: the run has its own results.
     """
     config = this.config
     start = config.finetune.start

@@ -6,7 +6,9 @@ Which room may import which is held by import-linter (pyproject.toml), in `make 
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -25,6 +27,20 @@ from sseg_nase.rundir import names, status
 # config/ stands below the room of a run's files; conf/config.yaml is no file of a run.
 BELOW = ("config/ablations.py", "config/compose.py", "config/layout.py")
 FILES = sorted(PACKAGE.rglob("*.py"))
+# Words of the past, with those that say it; in comments, docstrings and messages.
+WORDS = {
+    "gone on with": "resumed",
+    "goes on with": "resumes",
+    "fared": "did",
+    "put to use": "used",
+}
+# Names of modules that said nothing of what is inside.
+MODULES = {"late", "seen", "free", "official", "by_hand", "starting", "native"}
+ELSEWHERE = [
+    *PACKAGE.parent.glob("*.md"),
+    *PACKAGE.parent.glob("docs/**/*.md"),
+    *PACKAGE.parent.glob("conf/**/*.yaml"),
+]
 
 
 def test_the_files_of_a_run_have_one_room() -> None:
@@ -101,9 +117,7 @@ OTHER_MEANINGS = {
 }
 
 
-def test_a_method_a_data_set_and_a_family_are_named_where_they_are_defined_and_nowhere_else() -> (
-    None
-):
+def test_a_method_a_data_set_and_a_family_are_named_where_they_are_defined_alone() -> None:
     """In the module of the option, and of what it is made by: a new one is added there alone."""
     homes: dict[str, set[str]] = {name: set() for name in ablations()}
     for kind in (SSLConfig, FinetuneConfig, MethodConfig, BackboneConfig, DatasetConfig):
@@ -131,3 +145,29 @@ def test_no_two_files_of_tests_share_a_name() -> None:
         and not (path.parent / "__init__.py").exists()
     )
     assert [name for name, files in names.items() if files > 1] == []
+
+
+def prose(path: Path) -> str:
+    """The comments and strings of a module; of another file all of it."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        return text
+    # From Python 3.12 on the text of an f-string is a token of its own.
+    said = (tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", None))
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return "\n".join(token.string for token in tokens if token.type in said)
+
+
+def test_words_are_those_of_the_field() -> None:
+    banned = re.compile(rf"\b(?:{'|'.join(WORDS)})\b".replace(" ", r"\s+"))
+    found = {
+        f"{path.relative_to(PACKAGE.parent)}: {word!r}; say {WORDS[' '.join(word.split())]!r}"
+        for path in (*FILES, *ELSEWHERE)
+        if banned.search(path.read_text(encoding="utf-8"))
+        for word in banned.findall(prose(path))
+    }
+    assert found == set()
+
+
+def test_modules_are_named_after_what_is_inside() -> None:
+    assert {path.stem for path in FILES} & MODULES == set()

@@ -106,13 +106,13 @@ def interrupted(
 
 STAGES: dict[str, tuple[Callable[[], tuple[Any, str]], list[str]]] = {
     "environment": (lambda: (running, "write_environment"), []),
-    "store building": (lambda: (stages.judging, "images_of"), []),
+    "store building": (lambda: (stages.evaluating, "images_of"), []),
     "tracker": (lambda: (mlflow_sink, "open_store"), ["tracking=mlflow"]),
     "before the first step": (lambda: (stages.pretraining, "place"), []),
     "drawing": (lambda: (running.stages, "draw_curriculum"), ["task=curriculum"]),
     "untrained reference": (lambda: (running.stages, "judge_before_tuning"), []),
-    "evaluation": (lambda: (stages.judging, "evaluate_episodes"), []),
-    "latency": (lambda: (stages.judging, "latency_ms"), []),
+    "evaluation": (lambda: (stages.evaluating, "evaluate_episodes"), []),
+    "latency": (lambda: (stages.evaluating, "latency_ms"), []),
     "results": (lambda: (running, "write_episodes"), []),
 }
 

@@ -15,7 +15,7 @@ from sseg_nase.config.schema import EvaluationConfig
 from sseg_nase.fewshot.methods import METHODS, Method, Sizes, method_named
 from sseg_nase.finetune.learner import EpisodeLearner, Ridge
 from sseg_nase.finetune.maml import adapted_scores
-from sseg_nase.hardware.probe import eval_mode
+from sseg_nase.hardware.measuring import eval_mode
 from sseg_nase.nets.heads import AttentionMLP, PairHead, RelationHead, RelationMLP
 
 Episode = tuple[Tensor, Tensor]  # support and queries

@@ -71,7 +71,7 @@ class Contender:
 def find_answer(
     folder: Path, config: Config, parts: Parts, log: Log, evaluator: Evaluator, jobs: Jobs, say: Say
 ) -> None:
-    """Train the answer and its rivals from scratch, or go on with that; see the module.
+    """Train the answer and its rivals from scratch, or resume that; see the module.
 
     `evaluator` is that of the search, `jobs` performs the trainings.
     """

@@ -127,7 +127,7 @@ def training_of(config: Config, space: NetworkSpace, stop: Callable[[], bool]) -
 
 
 def train_supernet(this: Run, space: Space, log: Log, told: Told, say: Say) -> None:
-    """Do the search of `strategy`, or go on with it, and record all of it.
+    """Do the search of `strategy`, or resume it, and record all of it.
 
     Raises `Interrupted` when it was asked to stop; then a checkpoint has been written.
     """

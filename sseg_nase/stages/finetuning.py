@@ -23,9 +23,9 @@ from sseg_nase.finetune.learner import EpisodeLearner, around
 from sseg_nase.finetune.loop import FineTuner, learner_of
 from sseg_nase.rundir.names import CHECKPOINTS, checkpoint_of
 from sseg_nase.stages.classifying import ByVal, labelled_part
-from sseg_nase.stages.judging import FewShotTask, judge_named
+from sseg_nase.stages.evaluating import FewShotTask, judge_named
 from sseg_nase.stages.pretraining import interventions_of
-from sseg_nase.stages.starting import Reached, check_sizes, images_of, stored
+from sseg_nase.stages.setup import Reached, check_sizes, images_of, stored
 from sseg_nase.stages.teaching import OtherRun
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint, distributed

@@ -31,7 +31,7 @@ from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.rundir.config import read_config
 from sseg_nase.rundir.unreadable import UnreadableError
-from sseg_nase.stages.starting import images_of
+from sseg_nase.stages.setup import images_of
 
 SECTIONS = ("evaluation", "finetune")
 OPEN = ("ways", "shots", "queries")

@@ -24,8 +24,8 @@ from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.rundir.data import read_data
 from sseg_nase.rundir.unreadable import UnreadableError
-from sseg_nase.stages.judging import Task
-from sseg_nase.stages.starting import images_of
+from sseg_nase.stages.evaluating import Task
+from sseg_nase.stages.setup import images_of
 from sseg_nase.stages.teaching import classifier_file
 from sseg_nase.tracking.sink import Dataset
 from sseg_nase.training import checkpoint

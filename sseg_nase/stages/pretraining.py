@@ -15,7 +15,7 @@ from sseg_nase.hardware.determinism import deterministic
 from sseg_nase.hardware.memory import enforce_memory_cap
 from sseg_nase.nets.evolvable import Learner
 from sseg_nase.rundir.names import CHECKPOINTS
-from sseg_nase.stages.starting import check_sizes, images_of, seed_learner
+from sseg_nase.stages.setup import check_sizes, images_of, seed_learner
 from sseg_nase.stages.teaching import guide_of
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint, distributed

@@ -17,8 +17,8 @@ from sseg_nase.home import expanded
 from sseg_nase.rundir.status import FINISHED, status_of
 from sseg_nase.sweeps.deliver import deliver_sweep
 from sseg_nase.sweeps.folder import SweepFolder, looked_at
-from sseg_nase.sweeps.seen import Seen, look
-from sseg_nase.tracking.late import Undelivered, attach
+from sseg_nase.sweeps.status import Seen, look
+from sseg_nase.tracking.delivery import Undelivered, attach
 from sseg_nase.tracking.mlflow_sink import shown
 from sseg_nase.tracking.sweeps import SweepStore
 

@@ -11,7 +11,7 @@ from sseg_nase.config.schema import Config
 from sseg_nase.hardware.profiles import cores
 from sseg_nase.nets import fused
 from sseg_nase.stages.pretraining import trainer_of
-from sseg_nase.stages.starting import images_of, seed_learner
+from sseg_nase.stages.setup import images_of, seed_learner
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.loop import Trainer
 from sseg_nase.training.state import PretrainingProgress

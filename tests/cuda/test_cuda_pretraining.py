@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sseg_nase.data.views import batched, draw_parameters, gpu
 from sseg_nase.data.views.gpu import kernels_work  # not the one that fake CUDA has instead
-from sseg_nase.evolution import by_hand
+from sseg_nase.evolution import functional
 from sseg_nase.evolution.operators import perform
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.nets.mutations.grow import grow, grow_stages
@@ -311,9 +311,9 @@ def test_mutations_by_hand(fake: Fake) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
     teacher = one.state.networks.teacher
     for step in (
-        by_hand.grow,
-        lambda net, **k: by_hand.widen(net, 1, **k),
-        lambda net, **k: by_hand.prune(net, [range(8)] * len(net.architecture.channels), **k),
+        functional.grow,
+        lambda net, **k: functional.widen(net, 1, **k),
+        lambda net, **k: functional.prune(net, [range(8)] * len(net.architecture.channels), **k),
     ):
         network(images).square().sum().backward()
         optimizer.step()

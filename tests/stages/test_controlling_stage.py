@@ -16,7 +16,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.finetune.loop import FineTuner
 from sseg_nase.reporting.run_report import write_report
 from sseg_nase.run import run
-from sseg_nase.stages.judging import Judgement
+from sseg_nase.stages.evaluating import Judgement
 from sseg_nase.statistics import mean_ci95
 from sseg_nase.tracking.console import gained
 from sseg_nase.training import checkpoint

@@ -20,8 +20,8 @@ from sseg_nase.fewshot.evaluation import NotFiniteError
 from sseg_nase.finetune.evolving import TuningProgress
 from sseg_nase.finetune.learner import EpisodeLearner
 from sseg_nase.stages import Judgement, Reached, fine_tune, finetuning, labelled, seed_backbone
+from sseg_nase.stages.evaluating import judge_before_tuning
 from sseg_nase.stages.finetuning import selection_config
-from sseg_nase.stages.judging import judge_before_tuning
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint
 from sseg_nase.training.divergence import DivergenceError
@@ -220,7 +220,7 @@ def test_the_head_before_tuning_is_the_one_that_tuning_begins_with(
     config = load([*TINY, *headed])
     judged: list[Any] = []
     monkeypatch.setattr(
-        "sseg_nase.stages.judging.judge_named",
+        "sseg_nase.stages.evaluating.judge_named",
         lambda task, reached, device, views=1: (
             judged.append(reached.network) or Judgement({}, {}, {})
         ),

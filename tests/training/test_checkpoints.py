@@ -11,7 +11,7 @@ from small_state import record_of, state_of
 
 from sseg_nase.config.compose import load as composed
 from sseg_nase.errors import UserError
-from sseg_nase.stages.starting import seed_backbone
+from sseg_nase.stages.setup import seed_backbone
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import callbacks, checkpoint
 from sseg_nase.training.callbacks import Checkpoints

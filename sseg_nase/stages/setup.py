@@ -53,7 +53,7 @@ def seed_backbone(config: Config, tell: Callable[[str], None] = lambda note: Non
 
 
 def seed_learner(config: Config) -> Learner:
-    """`seed_backbone` with what its self-supervised method puts upon it."""
+    """`seed_backbone` with the heads of its self-supervised method."""
     generator = torch.Generator().manual_seed(derive(config.seed, "weights"))
     backbone = _seed_backbone(config, generator, lambda note: None)
     return make_learner(backbone, config.ssl, generator)

@@ -45,7 +45,7 @@ from sseg_nase.rundir.embeddings import Embeddings, chosen_images
 from sseg_nase.rundir.results import BEST, LAST, EpisodeResult
 from sseg_nase.rundir.results import judged as judged_in
 from sseg_nase.stages.fitting import judged_datasets, room_of, what_fits
-from sseg_nase.stages.starting import Reached, images_of
+from sseg_nase.stages.setup import Reached, images_of
 from sseg_nase.statistics import mean_ci95, paired_difference
 from sseg_nase.training import checkpoint
 

@@ -23,7 +23,7 @@ from sseg_nase.stages import (
     pretraining,
     seed_backbone,
     seed_learner,
-    starting,
+    setup,
     stored,
 )
 from sseg_nase.tracking.sink import Sink
@@ -45,7 +45,7 @@ def test_images_of_every_data_set_are_as_the_run_works_with_them(
 ) -> None:
     asked: list[tuple[Any, str, Any]] = []
     monkeypatch.setattr(
-        starting, "load_split", lambda dataset, split, **how: asked.append((dataset, split, how))
+        setup, "load_split", lambda dataset, split, **how: asked.append((dataset, split, how))
     )
     config = config_of("dataset.channels=1", "backbone.in_channels=1", "paths.data_dir=~/data")
     further = load(["dataset=omniglot", "dataset.image_size=99"]).dataset

@@ -14,9 +14,9 @@ from stores import DATASETS, client_of, datasets_of, mutation, only_run, refuse,
 
 from sseg_nase.errors import UserError
 from sseg_nase.tracking import Resumed, RunInfo, Tracker
-from sseg_nase.tracking import late as module
+from sseg_nase.tracking import delivery as module
+from sseg_nase.tracking.delivery import Delivery, Undelivered, attach, send_missing
 from sseg_nase.tracking.jsonl import JsonlSink
-from sseg_nase.tracking.late import Delivery, Undelivered, attach, send_missing
 from sseg_nase.tracking.mlflow_sink import MlflowSink
 
 HOUR = 3600.0
