@@ -106,7 +106,7 @@ def searched(
     config, device = load(["ssl=barlow_twins"]), torch.device("cpu")
     objective: Objective = Labels(len(store.class_names), config.views, size.side)
     if options.objective == "ssl":
-        objective = SelfSupervised(config.ssl, config.views, size.side)
+        objective = SelfSupervised(config.ssl, config.views, size.side, options.parts)
     space = NB201(width=size.width, cells=size.cells, resolution=size.side, counts="network")
     parts = halves(store, images=None, batch_size=options.batch_size, seed=seed, device=device)
     training = OneShotTraining(space, options, objective, parts, seed, device)

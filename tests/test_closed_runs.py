@@ -19,6 +19,7 @@ from sseg_nase.config.schema import Config
 from sseg_nase.data.benchmarks import closed
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
+from sseg_nase.export.subject import prepared
 from sseg_nase.finetune.learner import around
 from sseg_nase.reporting.markdown import as_markdown
 from sseg_nase.reporting.run_report import document
@@ -141,6 +142,24 @@ def test_a_classifier_is_judged_on_test_once_after_all_is_trained(
         composed("evaluation=classification", "evaluation.split=test", "task=evaluate", best)
     )
     assert results_of(again)["classification"] == results["classification"]
+    as_exported(directory, result, "cifar10/test/classification")
+
+
+def as_exported(run: Path, result: dict[str, Any], key: str) -> None:
+    """What is exported of a run is judged as the run was, image by image."""
+    subject = prepared(composed("task=export", f"checkpoint={run}"), ["task=export"])
+    (told,) = subject.metadata.about["accuracy"].items()
+    assert told[0] == key
+    assert told[1] == {
+        "accuracy": pytest.approx(result["accuracy"]),
+        "ci95": pytest.approx(result["ci95"]),
+        "images": result["images"],
+    }
+    turned = subject.judge(
+        np.zeros((len(subject.store), subject.network.architecture.features)).astype(np.float32)
+    )
+    assert turned[key].mean() == pytest.approx(10)  # all are taken for one class
+    assert len(subject.accuracies[key]) == result["images"]
 
 
 @pytest.mark.parametrize("how", [pytest.param("knn", marks=pytest.mark.slow), "linear_probe"])
@@ -162,6 +181,7 @@ def test_a_network_that_has_seen_no_label_is_judged_by_its_embeddings(
     assert results["images_seen"]["real_labeled"] == 0
     assert results["data"]["compared"] == {"cifar10/train": 160}
     assert (directory / "embeddings.npz").exists()
+    as_exported(directory, results["classification"][key], key)
 
 
 @pytest.mark.slow

@@ -44,6 +44,7 @@ _WITHOUT_EFFECT = (
 _STRATEGY = ("generations", "patience", "min_delta", "level_generations", "least_diversity")
 LATER: Mapping[str, Any] = {
     **dict.fromkeys(f"strategy.{key}" for key in (*_STRATEGY, "immigrants", "promoted")),
+    "strategy.parts": 1,
     "dataset.path_column": "path",
     "dataset.label_column": "label",
     "space.settings.edition": 1,

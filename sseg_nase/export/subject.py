@@ -22,10 +22,12 @@ from sseg_nase.export.calibration import calibration_error, fitted_temperature
 from sseg_nase.export.origin import as_trained, run_id, run_of
 from sseg_nase.fewshot.evaluation import embed, evaluate_episodes, normalized
 from sseg_nase.fewshot.methods import METHODS
+from sseg_nase.finetune.learner import EpisodeLearner
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.own import registered_by
 from sseg_nase.runtime.metadata import Metadata
-from sseg_nase.stages import FewShotTask, fitted, images_of, stored
+from sseg_nase.stages import FewShotTask, Reached, check_classifier, fitted, images_of, stored
+from sseg_nase.stages.classifying import ClosedTask, is_closed, truth_of
 from sseg_nase.stages.served import metadata_of
 from sseg_nase.statistics import mean_ci95
 from sseg_nase.training import checkpoint
@@ -82,38 +84,11 @@ def prepared(config: Config, overrides: Sequence[str], *, judged: bool = True) -
     mean = base_features.mean(0) if evaluation.normalize == "cl2n" else None
     scores, labels, calibrated = _calibrating(config, base, base_features, mean)
     temperature = fitted_temperature(scores, labels)
-    task = FewShotTask(config, config.dataset) if judged else None
-
-    def judge(embedded: np.ndarray) -> dict[str, np.ndarray]:
-        found: dict[str, np.ndarray] = {}
-        assert task is not None
-        for episodes in task.episodes:
-            one = evaluate_episodes(
-                torch.from_numpy(np.ascontiguousarray(embedded)),
-                episodes,
-                METHODS[PROTOTYPE],
-                evaluation,
-                mean=mean,
-                classes=len(task.store.class_names),
-            )
-            found[episodes.key] = 100 * one.accuracies
-        return found
-
-    accuracies: dict[str, np.ndarray] = {}
-    told: dict[str, Any] = {}
-    if task is not None:
-        embedded = features(task.store)
-        accuracies = judge(embedded.numpy())
-        as_judged = normalized(embedded, mean, evaluation)
-        for episodes in task.episodes:
-            accuracy, ci95 = mean_ci95(accuracies[episodes.key])
-            own, true = _scores(as_judged, episodes, config)
-            told[episodes.key] = {
-                "accuracy": accuracy,
-                "ci95": ci95,
-                "episodes": len(episodes),
-                "calibration_error": calibration_error(own, true, temperature),
-            }
+    judging: _OnEpisodes | _OnClosedSet | None = None
+    if judged and is_closed(config):
+        judging = _OnClosedSet(config, reached, features, base_features)
+    elif judged:
+        judging = _OnEpisodes(config, features, mean, temperature)
     run = run_of(path)
     architecture = reached.backbone.architecture
     about = {
@@ -124,15 +99,100 @@ def prepared(config: Config, overrides: Sequence[str], *, judged: bool = True) -
         "run": None if run is None else run.name,
         "run_id": run_id(run),
         "checkpoint": checkpoint.file_of(path).name,
-        "accuracy": told,
+        "accuracy": {} if judging is None else judging.told,
         "calibration": {
             **calibrated,
             "calibration_error": calibration_error(scores, labels, temperature),
         },
     }
     metadata = metadata_of(config, reached.backbone, mean, temperature, about)
-    store = base if task is None else task.store
-    return Subject(network, metadata, base, store, accuracies, judge, run)
+    if judging is None:
+        return Subject(network, metadata, base, base, {}, lambda embedded: {}, run)
+    accuracies, judge = judging.accuracies, judging.judge
+    return Subject(network, metadata, base, judging.store, accuracies, judge, run)
+
+
+class _OnEpisodes:
+    """How a network does on the episodes of its run: `told` by their list, as in export.json."""
+
+    def __init__(
+        self,
+        config: Config,
+        features: Callable[[ImageStore], torch.Tensor],
+        mean: torch.Tensor | None,
+        temperature: float,
+    ) -> None:
+        self.config, self.mean = config, mean
+        self.task = FewShotTask(config, config.dataset)
+        self.store = self.task.store
+        embedded = features(self.store)
+        self.accuracies = self.judge(embedded.numpy())
+        as_judged = normalized(embedded, mean, config.evaluation)
+        self.told: dict[str, Any] = {}
+        for episodes in self.task.episodes:
+            accuracy, ci95 = mean_ci95(self.accuracies[episodes.key])
+            own, true = _scores(as_judged, episodes, config)
+            self.told[episodes.key] = {
+                "accuracy": accuracy,
+                "ci95": ci95,
+                "episodes": len(episodes),
+                "calibration_error": calibration_error(own, true, temperature),
+            }
+
+    def judge(self, embedded: np.ndarray) -> dict[str, np.ndarray]:
+        """The accuracies of the episodes with other features of the images, in percent."""
+        found: dict[str, np.ndarray] = {}
+        for episodes in self.task.episodes:
+            one = evaluate_episodes(
+                torch.from_numpy(np.ascontiguousarray(embedded)),
+                episodes,
+                METHODS[PROTOTYPE],
+                self.config.evaluation,
+                mean=self.mean,
+                classes=len(self.store.class_names),
+            )
+            found[episodes.key] = 100 * one.accuracies
+        return found
+
+
+class _OnClosedSet:
+    """How a network does on the images of a closed set, by the evaluation of its run.
+
+    An image counts as an episode does: 100 where it is taken for its class, else 0. The classifier
+    is no part of what is exported: what is, embeds. Raises `UserError` where there is none.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        reached: Reached,
+        features: Callable[[ImageStore], torch.Tensor],
+        base: torch.Tensor,
+    ) -> None:
+        self.task = ClosedTask(config, config.dataset)
+        check_classifier(reached, config, [self.task])
+        network = reached.network
+        self.head = network.head if isinstance(network, EpisodeLearner) else None
+        self.store, self.train, self.base, self.features = (
+            self.task.store,
+            self.task.train,
+            base,
+            features,
+        )
+        self.truth = truth_of(self.store, self.train)
+        self.accuracies = self.judge(features(self.store).numpy())
+        accuracy, ci95 = mean_ci95(self.accuracies[self.task.key])
+        self.told = {self.task.key: {"accuracy": accuracy, "ci95": ci95, "images": len(self.store)}}
+
+    def judge(self, embedded: np.ndarray) -> dict[str, np.ndarray]:
+        """By image, 100 or 0, with other features of the images; train has the network's own."""
+
+        def known(store: ImageStore) -> torch.Tensor:
+            return self.base if store is self.train else self.features(store)
+
+        found = torch.from_numpy(np.ascontiguousarray(embedded))
+        scores = self.task.scored(found, known, self.head).scores
+        return {self.task.key: 100.0 * (scores.argmax(axis=1) == self.truth)}
 
 
 def _calibrating(

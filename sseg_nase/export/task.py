@@ -70,7 +70,8 @@ def export(config: Config, overrides: Sequence[str], say: Say) -> int:
                 output.rmdir()  # where nothing was written
     write_json(output / RESULTS, _results(output, subject, found))
     for key, one in subject.metadata.about["accuracy"].items():
-        print(f"{key}: {one['accuracy']:.2f} ± {one['ci95']:.2f} %, {one['episodes']} episodes")
+        over = "images" if "images" in one else "episodes"
+        print(f"{key}: {one['accuracy']:.2f} ± {one['ci95']:.2f} %, {one[over]:,} {over}")
     for figures in found.values():
         print(f"{output / figures['file']}: {line(figures)}", flush=True)
     return DONE

@@ -5,9 +5,9 @@ Weights and whatever chooses have the same loss, on different images.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,11 @@ from sseg_nase.data.views import make_views, normalize
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.evolvable import Learner, initialize
 from sseg_nase.nets.heads import LinearHead
+from sseg_nase.nets.mixed import MixedOperation
 from sseg_nase.sparsity.recalibration import recalibrate
 from sseg_nase.ssl.methods import Losses, Teaching, make_learner, method_of
 from sseg_nase.ssl.teacher import untracked
+from sseg_nase.training.accumulation import differentiate, evaluate
 
 
 class Images(NamedTuple):
@@ -153,12 +155,15 @@ class Labels:
 
 
 class SelfSupervised:
-    """The loss of a method of `ssl`; judged by the mean of its own loss over the batches."""
+    """The loss of a method of `ssl`; judged by the mean of its own loss over the batches.
+
+    `parts`: in how many a batch goes through the networks; see `training.accumulation`.
+    """
 
     goal, direction = "loss", "min"
 
-    def __init__(self, ssl: SSLConfig, views: ViewsConfig, image_size: int) -> None:
-        self.ssl, self.image_size = ssl, image_size
+    def __init__(self, ssl: SSLConfig, views: ViewsConfig, image_size: int, parts: int = 1) -> None:
+        self.ssl, self.image_size, self.in_parts = ssl, image_size, parts
         self.method = method_of(ssl)
         self.kinds = [
             (
@@ -194,14 +199,35 @@ class SelfSupervised:
         return Seen(tuple(found), images.labels)
 
     def loss(self, learner: nn.Module, seen: Seen, teaching: Teaching) -> Losses:
-        """Of the method."""
-        return self.method.loss(learner, teaching, list(seen.views), self.ssl)
+        """Of the method; in parts its gradient is known when it is."""
+        if self.in_parts == 1:
+            return self.method.loss(learner, teaching, list(seen.views), self.ssl)
+        of = self.method.loss, learner, teaching, self._parts(seen), self.ssl
+        if not torch.is_grad_enabled():
+            return evaluate(*of)
+        trained = [p for p in (*learner.parameters(), *_gates_of(learner)) if p.requires_grad]
+        kept = [parameter.grad for parameter in trained]
+        for parameter in trained:
+            parameter.grad = None
+        try:
+            losses = differentiate(*of, backward=lambda loss: loss.backward(inputs=trained))
+            slopes = [parameter.grad for parameter in trained]
+        finally:
+            for parameter, before in zip(trained, kept, strict=True):
+                parameter.grad = before
+        total = _Known.apply(losses.total, slopes, *trained)
+        return losses._replace(total=total)
+
+    def _parts(self, seen: Seen) -> list[list[Tensor]]:
+        """The views of each part, per kind of them."""
+        chunks = [views.chunk(self.in_parts, dim=1) for views in seen.views]
+        return [list(part) for part in zip(*chunks, strict=True)]
 
     @torch.no_grad()
     def reward(self, learner: nn.Module, seen: Seen, teaching: Teaching) -> float:
         """The loss, turned."""
         with untracked(learner):
-            losses = self.method.loss(learner, teaching, list(seen.views), self.ssl)
+            losses = self.loss(learner, seen, teaching)
         return -losses.contrastive.item()
 
     @torch.no_grad()
@@ -223,3 +249,34 @@ class SelfSupervised:
                 continue
             found.append(-self.reward(learner, self.see(each, derive(seed, number)), teaching))
         return sum(found) / len(found)
+
+
+class _Known(torch.autograd.Function):
+    """A value whose gradients in `tensors` are known already."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, value: Tensor, gradients: Sequence[Tensor | None], *tensors: Tensor
+    ) -> Tensor:
+        """The value itself."""
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> Any:
+        """By the chain rule."""
+        known = (None if each is None else outer[0] * each for each in ctx.gradients)
+        return (None, None, *known)
+
+
+def _gates_of(learner: nn.Module) -> Iterator[nn.Parameter]:
+    """The α and β that its mixed operations read, which are no part of it."""
+    read = {
+        id(gates): gates
+        for module in learner.modules()
+        if isinstance(module, MixedOperation)
+        for gates in module.gates
+    }
+    for gates in read.values():
+        assert isinstance(gates, nn.Module), gates
+        yield from gates.parameters()

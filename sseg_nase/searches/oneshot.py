@@ -90,7 +90,7 @@ def objective_of(config: Config, classes: int) -> Objective:
     size = config.dataset.image_size
     if options.objective == "labels":
         return Labels(classes, config.finetune.views, size)
-    return SelfSupervised(config.ssl, config.views, size)
+    return SelfSupervised(config.ssl, config.views, size, options.parts)
 
 
 def training_of(config: Config, space: NetworkSpace, stop: Callable[[], bool]) -> OneShotTraining:
@@ -154,7 +154,7 @@ def train_supernet(this: Run, space: Space, log: Log, told: Told, say: Say) -> N
             _tell(training, log, told)
             if (text := _gap(training, records[0])) is not None:
                 say(text)
-            this.sink.event("gates", {"epoch": records[0]["epoch"], **_said(records[0])})
+            this.sink.event("gates", _said(training, records[0]))
         assert training.ended is not None
         if training.ended.why:
             say(f"the search ends before its last epoch: {training.ended.why}")
@@ -183,8 +183,13 @@ def _gap(training: OneShotTraining, record: Mapping[str, Any]) -> str | None:
     )
 
 
-def _said(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {"weights": record["gates"], "scores": record["scores"]}
+def _said(training: OneShotTraining, record: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "epoch": record["epoch"],
+        "weights": record["gates"],
+        "chosen": training.containing.operations(record["picks"]),
+        "scores": record["scores"],
+    }
 
 
 def _tell(training: OneShotTraining, log: Log, told: Told) -> None:

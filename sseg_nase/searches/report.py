@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def write_report(search: SearchFolder, folder: Path) -> list[Path]:
     Raises `OSError` where it cannot be written, `UserError` for a log that cannot be read.
     """
     from sseg_nase.searches.figures import figures_of_search
+    from sseg_nase.searches.gates import figures_of_gates, gates_of, rivals
 
     folder.mkdir(parents=True, exist_ok=True)
     log = search.log()
@@ -63,9 +65,12 @@ def write_report(search: SearchFolder, folder: Path) -> list[Path]:
     figures = figures_of_search(
         log, choices, results, weights, counts, search.made(), search.others()
     )
+    found = outcome(search.path)
+    if (supernet := search.plan.get("supernet")) is not None:
+        of_gates = figures_of_gates(gates_of(search.path, supernet), leading(log))
+        figures = chain(of_gates, [rivals(found)], figures)
     pictures = drawn(figures, folder)
     by_name = {picture.title: picture for picture in pictures}
-    found = outcome(search.path)
     space = search.space()
     blocks: list[Block] = []
     if found is not None:

@@ -6,7 +6,7 @@ on val, is fixed by then.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -144,20 +144,36 @@ class ClosedTask:
     def _scored(
         self, trained: Backbone | EpisodeLearner, device: torch.device, views: int
     ) -> Scored:
-        evaluation, classes = self.config.evaluation, len(self.train.class_names)
         backbone = trained.backbone if isinstance(trained, EpisodeLearner) else trained
         network = backbone.for_inference()
-        found = embedded_by(network, self.store, evaluation, device, views)
+
+        def embedded(store: ImageStore) -> Tensor:
+            return embedded_by(network, store, self.config.evaluation, device, views)
+
+        head = trained.head if isinstance(trained, EpisodeLearner) else None
         suffix = f"/tta{views}" if views > 1 else ""
+        return self.scored(embedded(self.store), embedded, head, suffix)
+
+    def scored(
+        self,
+        found: Tensor,
+        embedded: Callable[[ImageStore], Tensor],
+        head: nn.Module | None,
+        suffix: str = "",
+    ) -> Scored:
+        """What classifies images with the embeddings `found` `[n, D]`, and how.
+
+        `embedded` gives those of train and val, where they are wanted. `suffix`: of the method.
+        """
+        evaluation, classes = self.config.evaluation, len(self.train.class_names)
         if evaluation.name == "classification":
-            assert isinstance(trained, EpisodeLearner)  # checked before
-            scores = head_scores(trained.head, found)
-            return Scored(scores, f"classifier{suffix}", found)
-        base = embedded_by(network, self.train, evaluation, device, views)
+            assert head is not None  # checked before
+            return Scored(head_scores(head, found), f"classifier{suffix}", found)
+        base = embedded(self.train)
         mean = base.mean(0) if evaluation.normalize == "cl2n" else None
         centre = None if mean is None else mean.cpu()
         base, query = (normalized(each, mean, evaluation) for each in (base, found))
-        labels = torch.from_numpy(self.train.labels).to(device)
+        labels = torch.from_numpy(self.train.labels).to(found.device)
         suffix = f"/{evaluation.normalize}{suffix}"
         if evaluation.name == "knn":
             options = evaluation.knn
@@ -172,12 +188,11 @@ class ClosedTask:
             method = f"knn/{options.neighbours}{suffix}"
             return Scored(shares.double().cpu().numpy(), method, query, centre)
         held_store = images_of(self.config, self.dataset, "val")
-        held = embedded_by(network, held_store, evaluation, device, views)
         probe, regularization = best_probe(
             base,
             labels,
-            normalized(held, mean, evaluation),
-            torch.from_numpy(truth_of(held_store, self.train)).to(device),
+            normalized(embedded(held_store), mean, evaluation),
+            torch.from_numpy(truth_of(held_store, self.train)).to(found.device),
             classes=classes,
             regularizations=evaluation.linear_probe.regularization,
         )

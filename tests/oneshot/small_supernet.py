@@ -58,7 +58,7 @@ def training_of(strategy: str, *, seed: int = 0, **given: Any) -> OneShotTrainin
     objective: Objective = Labels(2, views, 8)
     if ssl is not None:
         method = option_of("ssl", options_of_group(SSLConfig)[ssl], ssl)
-        objective = SelfSupervised(method, views, 8)
+        objective = SelfSupervised(method, views, 8, options.parts)
     parts = halves(images(), images=None, batch_size=options.batch_size, seed=seed, device=CPU)
     return OneShotTraining(space, options, objective, parts, seed, CPU, **own)
 

@@ -374,6 +374,41 @@ def test_it_runs_without_labels(ssl: str) -> None:
         assert whole.teacher.architecture == whole.learner.backbone.architecture
 
 
+def test_a_batch_in_parts_is_one_batch_to_the_loss() -> None:
+    """With BN in eval mode, which in a part has other statistics than in the whole."""
+    one, parts = (training_of("darts", ssl="barlow_twins", parts=count) for count in (1, 4))
+    found = []
+    for each in (one, parts):
+        each.learner.double()
+        each.gates.double()
+        for module in each.learner.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        seen = each.objective.see(each.halves[0].at(0), 0)
+        seen = seen._replace(views=tuple(views.double() for views in seen.views))
+        of = [*each.weights, *each.gates.alphas]
+        loss = each.loss(seen)
+        with torch.no_grad():
+            torch.testing.assert_close(each.loss(seen), loss.detach(), rtol=1e-9, atol=0)
+        found.append((loss.detach(), torch.autograd.grad(loss, of, allow_unused=True)))
+        assert all(parameter.grad is None for parameter in of)
+    (whole, expected), (loss, slopes) = found
+    torch.testing.assert_close(loss, whole, rtol=1e-9, atol=0)
+    assert any(float(slope.abs().sum()) > 0 for slope in expected[-6:])
+    for ours, theirs in zip(slopes, expected, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-10)
+
+
+def test_steps_in_parts_train_weights_and_gates_and_go_on_bit_for_bit() -> None:
+    whole = finished(training_of("darts", ssl="barlow_twins", parts=2, epochs=1, order="first"))
+    again = training_of("darts", ssl="barlow_twins", parts=2, epochs=1, order="first")
+    before = [alpha.detach().clone() for alpha in again.gates.alphas]
+    assert not any(map(torch.equal, whole.gates.alphas, before))
+    same(stored(finished(again).state_dict()), stored(whole.state_dict()))
+
+
 def test_a_teacher_reads_the_gates_that_are_trained() -> None:
     one = training_of("darts", ssl="byol")
     own = [m for m in one.teacher.modules() if isinstance(m, MixedOperation)]  # type: ignore[union-attr]
@@ -479,6 +514,19 @@ def test_spaces_and_channels_that_do_not_fit_are_said() -> None:
         check_options(options_of("darts"), named("enas_macro", layers=2))
     with pytest.raises(UserError, match="not divisible by 3"):
         check_options(options_of("pc_darts", partial=3), SPACE)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"parts": 2}, "strategy.parts=2: it has an effect with strategy.objective=ssl alone"),
+        ({"parts": 3, "objective": "ssl"}, "strategy.batch_size=8 must be a multiple of it"),
+        ({"parts": 8, "objective": "ssl"}, "with two images in each part"),
+    ],
+)
+def test_parts_that_do_not_fit_are_said(given: dict[str, Any], said: str) -> None:
+    assert any(said in wrong for wrong in options_of("darts", **given).wrong())
+    assert not list(options_of("darts", parts=4, objective="ssl").wrong())
 
 
 def test_networks_that_are_all_above_the_caps_are_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ class OneShot(StrategyConfig):
     """What all of them have: how the weights of the supernet are trained.
 
     `objective`: cross-entropy of the classes of train (`labels`), or the loss of `ssl=…` (`ssl`).
-    `images` of train, half of them for the weights and half for what chooses; None: all.
+    `images` of train, half of them for the weights and half for what chooses; None: all. `parts`:
+    in how many a batch goes through the supernet, for memory; to the loss it is one batch.
     `further_epochs`: of the network that was chosen, with the weights that it had in the supernet.
     `max_skips`: in the network that is derived; None: any number.
     """
@@ -25,6 +26,7 @@ class OneShot(StrategyConfig):
     epochs: Annotated[int, option(least=1)]
     further_epochs: Annotated[int, option(least=0)]
     batch_size: Annotated[int, option(least=2)]
+    parts: Annotated[int, option(least=1)]
     weight_lr: Annotated[float, option(above=0)]
     final_weight_lr: Annotated[float, option(least=0)]
     momentum: Annotated[float, option(least=0, most=0.999)]
@@ -33,7 +35,18 @@ class OneShot(StrategyConfig):
     max_skips: Annotated[Optional[int], option(least=0)]
 
     def wrong(self) -> Iterator[str]:
-        """The learning rate does not rise."""
+        """The learning rate does not rise, and parts of a batch are equally large."""
+        if self.parts > 1 and self.objective != "ssl":
+            yield (
+                f"strategy.parts={self.parts}: it has an effect with strategy.objective=ssl alone, "
+                "whose losses compare the images of a batch; leave it out, and take a smaller "
+                "strategy.batch_size."
+            )
+        elif self.batch_size % self.parts or self.batch_size < 2 * self.parts:
+            yield (
+                f"strategy.parts={self.parts}: strategy.batch_size={self.batch_size} must be a "
+                "multiple of it, with two images in each part at least."
+            )
         if self.final_weight_lr > self.weight_lr:
             yield (
                 f"strategy.final_weight_lr={self.final_weight_lr}: it must be at most "

@@ -393,8 +393,10 @@ function describe() {
     ["Sees", `${side} × ${side} pixels, ${colours}`],
     ["Size", `${about.params.toLocaleString("en")} parameters, ` +
       `${about.macs.toLocaleString("en")} multiply-accumulates a photo`],
-    ...Object.entries(about.accuracy).map(([key, { accuracy, ci95, episodes }]) => [
-      `Accuracy on ${key}`, `${accuracy.toFixed(2)} ± ${ci95.toFixed(2)} %, ${episodes} episodes`,
+    ...Object.entries(about.accuracy).map(([key, { accuracy, ci95, episodes, images }]) => [
+      `Accuracy on ${key}`,
+      `${accuracy.toFixed(2)} ± ${ci95.toFixed(2)} %, ` +
+        (images ? `${images} images` : `${episodes} episodes`),
     ]),
     ["Made by", `sseg-nase ${about.version}${about.run ? `, run ${about.run}` : ""}`],
     ["Weights", metadata.weights],
