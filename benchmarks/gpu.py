@@ -220,13 +220,13 @@ def step() -> Iterator[Row]:
             graphs = ["hardware.cuda_graphs=true"] if name == "CUDA graphs" else []
             one = trainer_of(*given, *graphs)
             if name == "torch.compile":
-                one.networks.compile()
+                one.state.networks.compile()
             if name == "ready-made views":
                 ready_made(one)
             taken[name] = step_seconds(one)
             recorded = one.graphs is not None and one.graphs.possible
             assert recorded == bool(graphs), "steps were not recorded"
-            macs = count_macs(one.networks.learner, size)
+            macs = count_macs(one.state.networks.learner, size)
             # Forward and twice as much backward, of two views.
             rate = 2 * 3 * 2 * macs * BATCH / taken[name] / 1e12
             note = f"{rate:,.2f} TFLOP/s"
@@ -317,9 +317,9 @@ def step_of_workers(one: Any, transform: Callable[..., object], size: int) -> tu
 def ready_made(one: Any) -> None:
     """Let a trainer see one batch again and again, with the same views."""
     batch = next(iter(one.feed.epoch(0)))
-    views = one.probe.views(batch.images, 0, first=batch.first, of=batch.of)
+    views = one.state.probe.views(batch.images, 0, first=batch.first, of=batch.of)
     one.feed.epoch = lambda *_, **__: itertools.repeat(batch, WARM + TIMED)
-    one.probe.views = lambda *_, **__: views
+    one.state.probe.views = lambda *_, **__: views
 
 
 def step_seconds(one: Any) -> float:
@@ -458,7 +458,7 @@ def short(*more: str) -> list[str]:
 
 def digest(one: Any) -> str:
     """Of all weights and moments, bit for bit."""
-    state = one.networks.state()
+    state = one.state.networks.state()
     found = hashlib.sha256()
     for tensors in (state.student, state.teacher or {}, *state.moments.values()):
         for tensor in tensors.values():
@@ -487,7 +487,7 @@ def determinism() -> Iterator[Row]:
                 one.fit()
                 digests.append(digest(one))
         same = digests[0] == digests[1]
-        kinds = ", ".join(record.kind for record in one.progress.history) or "no mutation"
+        kinds = ", ".join(record.kind for record in one.state.progress.history) or "no mutation"
         said = "the same bits" if same else "other bits"
         yield Row(f"two trainings, deterministic={str(asked).lower()}", said, kinds)
         assert same or not asked, "hardware.deterministic=true gave other numbers"

@@ -35,7 +35,9 @@ from sseg_nase.nets.building import configured
 from sseg_nase.rundir.episodes import read_episodes
 from sseg_nase.stages import labelled
 from sseg_nase.statistics import crossed_difference, holm, mean_t95
+from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.order import Expand
+from sseg_nase.training.state import Evolving, Progress
 
 COMMON = (
     "dataset=cifar_fs", "dataset.image_size=32", "sparsity=none", "tracking=jsonl",
@@ -116,16 +118,14 @@ def macs_by_epoch(config: Config) -> list[int]:
     if not config.evolution.enabled:
         return [architecture.macs(side)] * epochs
     expand, found = Expand(config.evolution, config.seed), list[int]()
-    trainer: Any = SimpleNamespace(
-        progress=SimpleNamespace(epoch=0),
-        config=config,
-        networks=SimpleNamespace(architecture=architecture),
-    )
+    networks: Any = SimpleNamespace(architecture=architecture)
+    measures: Any = None  # the order of growth asks for none
+    state = Evolving("growth", epochs, Sink(), Progress(), networks, measures)
     for epoch in range(epochs):
-        found.append(trainer.networks.architecture.macs(side))
-        trainer.progress.epoch = epoch
-        if epoch + 1 < epochs and (grown := expand.decide(trainer).mutation) is not None:
-            trainer.networks.architecture = grown.after
+        found.append(networks.architecture.macs(side))
+        state.progress.epoch = epoch
+        if epoch + 1 < epochs and (grown := expand.decide(state).mutation) is not None:
+            networks.architecture = grown.after
     return found
 
 

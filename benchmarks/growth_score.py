@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sseg_nase import grow, load_config
-from sseg_nase.evolution.by_hand import Evolved
+from sseg_nase.evolution.functional import Evolved
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.evolvable import EvolvableCNN
 from sseg_nase.stages import labelled

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sseg_nase.data.store import ImageStore
     from sseg_nase.data.views import make_views, normalize
     from sseg_nase.errors import UserError
-    from sseg_nase.evolution.by_hand import Evolved, grow, grow_stages, prune, widen
+    from sseg_nase.evolution.functional import Evolved, grow, grow_stages, prune, widen
     from sseg_nase.evolution.replay import replay
     from sseg_nase.export.teaching import teach
     from sseg_nase.fewshot.evaluation import embed
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sseg_nase.sparsity.recalibration import recalibrate
     from sseg_nase.ssl.objectives import nt_xent
     from sseg_nase.ssl.teacher import batch_statistics, ema_update, make_teacher
-    from sseg_nase.stages.by_hand import judge, open_dataset, open_image
+    from sseg_nase.stages.interactive import judge, open_dataset, open_image
     from sseg_nase.statistics import crossed_difference, mean_ci95, mean_t95, paired_difference
     from sseg_nase.training.checkpoint import load_network
 
@@ -82,11 +82,11 @@ _HOMES = {
     "Architecture": "nets.architecture",
     "EvolvableCNN": "nets.evolvable",
     "load_network": "training.checkpoint",
-    "grow": "evolution.by_hand",
-    "grow_stages": "evolution.by_hand",
-    "widen": "evolution.by_hand",
-    "prune": "evolution.by_hand",
-    "Evolved": "evolution.by_hand",
+    "grow": "evolution.functional",
+    "grow_stages": "evolution.functional",
+    "widen": "evolution.functional",
+    "prune": "evolution.functional",
+    "Evolved": "evolution.functional",
     "replay": "evolution.replay",
     "draw_architecture": "reporting.figures.architecture",
     "channel_importance": "sparsity.importance",
@@ -103,15 +103,15 @@ _HOMES = {
     "latest_run": "reporting.selection",
     "read_run": "rundir.record",
     "RunRecord": "rundir.record",
-    "open_dataset": "stages.by_hand",
+    "open_dataset": "stages.interactive",
     "ImageStore": "data.store",
-    "open_image": "stages.by_hand",
+    "open_image": "stages.interactive",
     "make_views": "data.views",
     "normalize": "data.views",
     "embed": "fewshot.evaluation",
     "sample_episodes": "data.episodes",
     "EpisodeList": "data.episodes",
-    "judge": "stages.by_hand",
+    "judge": "stages.interactive",
     "teach": "export.teaching",
     "FewShotClassifier": "runtime.classifier",
     "mean_ci95": "statistics",

@@ -42,26 +42,24 @@ from sseg_nase.config.compose import (
 from sseg_nase.config.explain import explaining
 from sseg_nase.config.layout import groups
 from sseg_nase.config.multirun import refuse_several, superseded
+from sseg_nase.config.options import imported
 from sseg_nase.config.rounds import as_search
 from sseg_nase.config.schema import TAKEN_HOME, Config
 from sseg_nase.config.validation import cautions
 from sseg_nase.errors import DONE, FAILURE, MISTAKE, STOPPED, UserError
 from sseg_nase.redaction import guarded_output, redacted
-from sseg_nase.reporting.selection import last_made
-from sseg_nase.searches.look import report, status
-from sseg_nase.sweeps.deliver import deliver
-from sseg_nase.sweeps.job import perform
-from sseg_nase.sweeps.launch import NOTHING, launch
-from sseg_nase.tracking.console import unbroken_output
+from sseg_nase.streams import unbroken_output
 from sseg_nase.version import __version__
 
 if TYPE_CHECKING:
     from sseg_nase.searches.launched import Launcher
 
-LOOKS: Mapping[str, Callable[[Config, Callable[[str], None]], int]] = {
-    "status": status,
-    "report": report,
-    "deliver": deliver,
+# By what each of these tasks is done. Of rooms above the configuration nothing is imported before
+# it is needed: `--help` and mistakes are answered at once.
+LOOKS: Mapping[str, str] = {
+    "status": "sseg_nase.searches.look:status",
+    "report": "sseg_nase.searches.look:report",
+    "deliver": "sseg_nase.sweeps.deliver:deliver",
 }
 LAUNCHER_NAMES = {
     "BasicLauncher": "basic",
@@ -105,6 +103,8 @@ def job(composed: DictConfig) -> None:
     """Do what one composed config says: a run, a look at a sweep, or a job of one."""
     global _code
     if composed.sweep.job is not None:
+        from sseg_nase.sweeps.job import perform
+
         perform(Path(composed.sweep.dir), composed.sweep.job, _launcher())
         return
     try:
@@ -128,7 +128,8 @@ def _one(config: Config) -> int:
 
         return serve(config, _say, *further)
     if config.task in LOOKS:
-        return LOOKS[config.task](config, _say)
+        look: Callable[[Config, Callable[[str], None]], int] = imported(LOOKS[config.task])
+        return look(config, _say)
     hydras = HydraConfig.get()
     overrides = cast(list[str], OmegaConf.to_container(hydras.overrides.task))
     if config.task in TAKEN_HOME:
@@ -200,7 +201,7 @@ def _main() -> int:
     if flags.run and not flags.overrides:
         raise UserError(
             f"-r: what is to be run? An experiment=NAME (see --help); {override('resume', 'LAST')} "
-            "goes on with the run that was made last."
+            "resumes the run that was made last."
         )
     _check_hydras(flags.overrides, multirun=flags.multirun)
     register()
@@ -210,6 +211,8 @@ def _main() -> int:
     # Hydra prints its errors and exits with 1; with this it raises them, to be said better.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     if flags.multirun:
+        from sseg_nase.sweeps.launch import NOTHING, launch
+
         if not flags.overrides:
             raise UserError(NOTHING)
         if (search := as_search(flags.overrides)) is not None:
@@ -272,6 +275,8 @@ def _complete(overrides: Sequence[str]) -> int:
 
 def _with_last(overrides: Sequence[str]) -> list[str]:
     """`resume=LAST` and `run=LAST` with the run that was made last, which is said."""
+    from sseg_nase.reporting.selection import last_made
+
     texts = list(overrides)
     for key in ("resume", "run"):
         if f"{key}=LAST" not in texts:

@@ -52,8 +52,9 @@ from sseg_nase.rundir.results import (
 from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED, RUNNING
 from sseg_nase.stages import identity
 from sseg_nase.stages.served import write_model
+from sseg_nase.streams import unbroken_output
 from sseg_nase.tracking import Resumed, RunInfo, Sink, build_tracker
-from sseg_nase.tracking.console import print_summary, unbroken_output
+from sseg_nase.tracking.console import print_summary
 from sseg_nase.tracking.mlflow_sink import resolve_uri, unused_address
 from sseg_nase.tracking.sweeps import ASKED_TAG
 from sseg_nase.training import checkpoint
@@ -385,17 +386,17 @@ def pipeline(this: Run) -> None:
     alone = config.hardware.devices == 1
     if trained:
         with this.stage("pretrain"), this.interruption.deferred(first_at_once=alone):
-            trainer = stages.pretrain(
+            training = stages.pretrain(
                 config, this.sink, this.directory, state=state, extra=extra, stop=stop
             )
-        progress = trainer.progress
+        progress = training.progress
         if "NATURAL" in config.curriculum.levels and not progress.images_seen["real_unlabeled"]:
             text = "pretraining ended before the level NATURAL: it has used no image of train"
             this.sink.event("warning", {"text": text})
         history = [record.to_dict() for record in progress.history]
-        backbone = trainer.networks.learner.backbone
+        backbone = training.networks.learner.backbone
         name = f"checkpoint={this.place.last_checkpoint}"
-        spent = trainer.ledger.state()
+        spent = training.ledger.state()
         if spent is not None and guide is not None:
             spent = None if guide.spent is None else {**spent, TEACHER_RUN: guide.spent}
         reached = stages.Reached(
@@ -428,7 +429,7 @@ def _train_control(
 ) -> stages.Reached | None:
     """What the network that the run began with comes to without mutations.
 
-    None where that training diverges, or cannot be gone on with: the run has its own results.
+    None where that training diverges, or cannot be resumed: the run has its own results.
     """
     config = this.config
     start = config.finetune.start

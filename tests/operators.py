@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.loop import Trainer
+from sseg_nase.training.state import Pretraining
 
 LAUNCH_NOTHING = (
     "alias", "detach", "detach_", "empty", "empty_like", "empty_strided", "lift_fresh", "new_empty",
@@ -65,7 +66,7 @@ class _Second(Callback):
     def __init__(self, operators: _Operators) -> None:
         self.operators, self.steps = operators, 0
 
-    def on(self, event: Event, trainer: Trainer) -> None:
+    def on(self, event: Event, state: Pretraining) -> None:
         if event is Event.AFTER_STEP:
             self.steps += 1
             self.operators.counting = self.steps == 1
@@ -84,11 +85,11 @@ def operators_of_a_step(one: Trainer) -> Counter[str]:
 
     with ExitStack() as stack:
         for part, owner, name in (
-            ("views", one.probe, "views_of"),
-            ("forward", one, "_differentiate"),
+            ("views", one.state.probe, "views_of"),
+            ("forward", one, "_losses"),
             ("backward", one.fabric, "backward"),
-            ("optimizer", one, "_step"),
-            ("teacher", one.networks, "follow"),
+            ("optimizer", one, "step"),
+            ("teacher", one.state.networks, "follow"),
             ("telling", one, "_report"),
         ):
             new = operators.told(part, getattr(owner, name))

@@ -215,7 +215,7 @@ def test_the_best_epoch_is_that_of_most_val_images_right(tmp_path: Path) -> None
     store = stages.images_of(config, config.dataset, "val")
     embedded = torch.cat(
         [
-            reached.backbone(stages.judging.normalize(store.batch([i]))).detach()
+            reached.backbone(stages.evaluating.normalize(store.batch([i]))).detach()
             for i in range(len(store))
         ]
     )

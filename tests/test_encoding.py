@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sseg_nase.tracking.console import unbroken_output
+from sseg_nase.streams import unbroken_output
 
 PROGRAM = """
 import sys

@@ -269,14 +269,14 @@ def test_the_best_network_by_val_episodes_is_kept(
 ) -> None:
     config = composed("prototypical", *ALONE, "finetune.epochs=3")
     kept: list[dict[str, torch.Tensor]] = []
-    close = FineTuner._close_epoch
+    close = FineTuner.close_epoch
 
-    def remember(self: FineTuner, speed: float) -> None:
+    def remember(self: FineTuner) -> None:
         kept.append({k: v.clone() for k, v in self.learner.state_dict().items()})
         self.validate = lambda learner: ((60.0, 80.0, 70.0)[len(kept) - 1], 1.0)
-        close(self, speed)
+        close(self)
 
-    monkeypatch.setattr(FineTuner, "_close_epoch", remember)
+    monkeypatch.setattr(FineTuner, "close_epoch", remember)
     best = weights(tuner_of(config, tmp_path))
     same = [all(torch.equal(best[k], v) for k, v in state.items()) for state in kept]
     assert same == [False, True, False]

@@ -180,7 +180,7 @@ def test_a_run_that_is_killed_between_two_stages_goes_on_bit_for_bit(
 
 def _stopped(monkeypatch: pytest.MonkeyPatch, stage: int, stop_at: int) -> Path:
     """A run that was stopped after step `stop_at` of `stage`, resumed."""
-    steps, taken = FineTuner._update, 0
+    steps, taken = FineTuner.step, 0
 
     def update(self: FineTuner) -> bool:
         nonlocal taken
@@ -190,7 +190,7 @@ def _stopped(monkeypatch: pytest.MonkeyPatch, stage: int, stop_at: int) -> Path:
         return steps(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(FineTuner, "_update", update)
+        patched.setattr(FineTuner, "step", update)
         with pytest.raises(Interrupted) as stopped:
             run(load(TINY))
     return run(load([f"resume={stopped.value.run_dir}"]))  # type: ignore[attr-defined]

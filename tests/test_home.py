@@ -14,7 +14,7 @@ import pytest
 
 from sseg_nase.config.compose import continued, load
 from sseg_nase.errors import UserError
-from sseg_nase.hardware import native
+from sseg_nase.hardware import compiled
 from sseg_nase.home import find_home, temporary_folder
 
 
@@ -150,10 +150,10 @@ def test_kernels_are_compiled_once_also_where_numba_finds_no_folder(
 
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
     monkeypatch.setattr(numba, "njit", refusing)
-    native._cache_elsewhere.cache_clear()
-    one = native.compiled(lambda x: x + 1)
-    two = native.compiled(lambda x: x + 2)
-    native._cache_elsewhere.cache_clear()
+    compiled._cache_elsewhere.cache_clear()
+    one = compiled.compiled(lambda x: x + 1)
+    two = compiled.compiled(lambda x: x + 2)
+    compiled._cache_elsewhere.cache_clear()
     assert (one(1), two(1)) == (2, 3)
     assert asked == [True, True, True]
     assert list((tmp_path / "temporary").rglob("*.nbi"))
@@ -170,9 +170,9 @@ def test_an_asked_for_folder_that_cannot_be_written_is_said_once(
     # What numba takes next would be kept beside this file.
     monkeypatch.setattr(numba.core.caching.InTreeCacheLocator, "from_function", lambda *_: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(native, "_said", set())
-    one = native.compiled(lambda x: x + 1)
-    two = native.compiled(lambda x: x + 2)
+    monkeypatch.setattr(compiled, "_said", set())
+    one = compiled.compiled(lambda x: x + 1)
+    two = compiled.compiled(lambda x: x + 2)
     assert (one(1), two(1)) == (2, 3)
     (said,) = caplog.messages
     assert f"NUMBA_CACHE_DIR={asked} cannot be written" in said
@@ -184,13 +184,13 @@ def test_kernels_run_where_their_folder_is_lost_or_broken(
 ) -> None:
     folder = tmp_path / "cache"
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(folder))
-    monkeypatch.setattr(native, "_said", set())
-    one = native.compiled(lambda x: x + 1)
-    two = native.compiled(lambda x: x + 2)
+    monkeypatch.setattr(compiled, "_said", set())
+    one = compiled.compiled(lambda x: x + 1)
+    two = compiled.compiled(lambda x: x + 2)
     assert one(1) == 2
     (index,) = folder.rglob("*.nbi")
     index.write_bytes(b"")
-    again = native.compiled(one.py_func)
+    again = compiled.compiled(one.py_func)
     assert again(1) == 2
     assert len(caplog.messages) == 1
     shutil.rmtree(folder)

@@ -6,18 +6,41 @@ Which room may import which is held by import-linter (pyproject.toml), in `make 
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from sseg_nase.config.ablations import ablations
+from sseg_nase.config.groups.backbone import BackboneConfig
+from sseg_nase.config.groups.dataset import DatasetConfig
+from sseg_nase.config.groups.evaluation import MethodConfig
+from sseg_nase.config.groups.finetune import FinetuneConfig
+from sseg_nase.config.groups.ssl import SSLConfig
+from sseg_nase.config.options import options_of
 from sseg_nase.provenance import PACKAGE
 from sseg_nase.rundir import names, status
 
 # config/ stands below the room of a run's files; conf/config.yaml is no file of a run.
 BELOW = ("config/ablations.py", "config/compose.py", "config/layout.py")
 FILES = sorted(PACKAGE.rglob("*.py"))
+# Words of the past, with those that say it; in comments, docstrings and messages.
+WORDS = {
+    "gone on with": "resumed",
+    "goes on with": "resumes",
+    "fared": "did",
+    "put to use": "used",
+}
+# Names of modules that said nothing of what is inside.
+MODULES = {"late", "seen", "free", "official", "by_hand", "starting", "native"}
+ELSEWHERE = [
+    *PACKAGE.parent.glob("*.md"),
+    *PACKAGE.parent.glob("docs/**/*.md"),
+    *PACKAGE.parent.glob("conf/**/*.yaml"),
+]
 
 
 def test_the_files_of_a_run_have_one_room() -> None:
@@ -76,6 +99,43 @@ def test_only_operators_name_their_kinds() -> None:
     assert named == set()
 
 
+# Words that are names of options, and elsewhere something else.
+OTHER_MEANINGS = {
+    "none": "nothing, of heads, operations of a cell, titles, normalisation",
+    "folder": "a directory: keys of data, the kind of a view, dataset.split_by",
+    "csv": "a file's ending",
+    "digits": "the variant of EMNIST",
+    "cifar100": "of whose classes CIFAR-FS consists",
+    "mlp": "learned heads of fine-tuning, and a predictor of searches",
+    "cnn": "families as choices of a search space, as the points in its log name them",
+    **dict.fromkeys(("densenet", "efficientnet", "enhanced_mlp"), "the same"),
+    **dict.fromkeys(("mobilenet", "shufflenetv2"), "the same"),
+    "evolvable": "what checkpoints and architecture.json of older versions call chains",
+    "searched": "what checkpoints and architecture.json call networks of a space",
+    "ridge": "a predictor of searches",
+    "classifier": "how results.json says that a closed set was judged",
+}
+
+
+def test_a_method_a_data_set_and_a_family_are_named_where_they_are_defined_alone() -> None:
+    """In the module of the option, and of what it is made by: a new one is added there alone."""
+    homes: dict[str, set[str]] = {name: set() for name in ablations()}
+    for kind in (SSLConfig, FinetuneConfig, MethodConfig, BackboneConfig, DatasetConfig):
+        for name, cls in options_of(kind).items():
+            makers = (getattr(cls, key, "") for key in ("made_by", "reader", "described_by"))
+            of = {cls.__module__, *(each.partition(":")[0] for each in makers if each)}
+            homes.setdefault(name, set()).update(of)
+    named: dict[str, set[str]] = {}
+    for path in FILES:
+        module = ".".join(("sseg_nase", *path.relative_to(PACKAGE).with_suffix("").parts))
+        for text in homes.keys() & set(strings(path)):
+            # The modules of a family that is a package are one.
+            if not any(module == f"{home}.__init__" or module == home for home in homes[text]):
+                named.setdefault(text, set()).add(module)
+    assert {name: sorted(named[name]) for name in named.keys() - OTHER_MEANINGS} == {}
+    assert named.keys() >= OTHER_MEANINGS.keys()
+
+
 def test_no_two_files_of_tests_share_a_name() -> None:
     # pytest imports them by their names alone: of two, the second is an error of a whole run only.
     names = Counter(
@@ -85,3 +145,29 @@ def test_no_two_files_of_tests_share_a_name() -> None:
         and not (path.parent / "__init__.py").exists()
     )
     assert [name for name, files in names.items() if files > 1] == []
+
+
+def prose(path: Path) -> str:
+    """The comments and strings of a module; of another file all of it."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        return text
+    # From Python 3.12 on the text of an f-string is a token of its own.
+    said = (tokenize.COMMENT, tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", None))
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return "\n".join(token.string for token in tokens if token.type in said)
+
+
+def test_words_are_those_of_the_field() -> None:
+    banned = re.compile(rf"\b(?:{'|'.join(WORDS)})\b".replace(" ", r"\s+"))
+    found = {
+        f"{path.relative_to(PACKAGE.parent)}: {word!r}; say {WORDS[' '.join(word.split())]!r}"
+        for path in (*FILES, *ELSEWHERE)
+        if banned.search(path.read_text(encoding="utf-8"))
+        for word in banned.findall(prose(path))
+    }
+    assert found == set()
+
+
+def test_modules_are_named_after_what_is_inside() -> None:
+    assert {path.stem for path in FILES} & MODULES == set()

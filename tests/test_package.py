@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
+import torchvision
 
 import sseg_nase
 
@@ -72,6 +75,35 @@ def test_the_citation_and_the_changelog_name_the_version() -> None:
     version = sseg_nase.__version__
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
     assert f"\n## [{version}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_pairs_of_torch_in_the_documentation_are_those_that_are_pinned() -> None:
+    page = (ROOT / "docs" / "get-started.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| (3\.\S+)(?: to \S+)? \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {}
+    for line in pins:
+        name, version, *marker = re.split(r"==| ; ", line, maxsplit=2)
+        for python in ("3.10", "3.11"):
+            other = {"3.10": ">= '3.11'", "3.11": "< '3.11'"}[python]
+            if not (marker and other in marker[0]):
+                pinned[python, name] = version
+    assert told == [(p, pinned[p, "torch"], pinned[p, "torchvision"]) for p in ("3.10", "3.11")]
+
+
+def test_torchvision_fits_torch() -> None:
+    boxes = torch.tensor([[0.0, 0, 2, 2], [0, 0, 2, 2.1]])
+    assert torchvision.ops.nms(boxes, torch.tensor([0.1, 0.9]), 0.5).tolist() == [1]
+
+
+def test_the_container_copies_what_there_is() -> None:
+    recipe = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    copied = [
+        name for line in re.findall(r"^COPY (.*) \S+$", recipe, re.M) for name in line.split()
+    ]
+    kept = set((ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines())
+    assert {"pyproject.toml", "sseg_nase", "conf"} <= set(copied)
+    assert all((ROOT / name).exists() and f"!{name}" in kept for name in copied)
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ from sseg_nase.sweeps import deliver
 from sseg_nase.sweeps.folder import SweepFolder, looked_at
 from sseg_nase.sweeps.launch import launch
 from sseg_nase.tracking import mlflow_sink
-from sseg_nase.tracking.late import Undelivered
+from sseg_nase.tracking.delivery import Undelivered
 
 NASTY = "My Project (1), 50%/#2 it's é"
 TINY = ["debug=tiny", "ablation=A1", "hardware=cpu", "hardware.threads=1", "pretrain.epochs=1"]

@@ -24,7 +24,7 @@ from sseg_nase.run import NAME_LENGTH, run, run_name
 from sseg_nase.training import checkpoint
 from sseg_nase.training.callbacks import MemoryWatch
 from sseg_nase.training.events import Event
-from sseg_nase.training.loop import Trainer
+from sseg_nase.training.state import Pretraining
 
 TINY = ["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "tracking=jsonl"]
 MUTATION_KEYS = [
@@ -240,8 +240,8 @@ def test_a_failure_of_ours_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_out_of_memory_names_what_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(self: MemoryWatch, event: Event, trainer: Trainer) -> None:
-        if event is Event.AFTER_STEP and trainer.progress.step == 6:
+    def full(self: MemoryWatch, event: Event, state: Pretraining) -> None:
+        if event is Event.AFTER_STEP and state.progress.step == 6:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(MemoryWatch, "on", full)

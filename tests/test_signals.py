@@ -106,13 +106,13 @@ def interrupted(
 
 STAGES: dict[str, tuple[Callable[[], tuple[Any, str]], list[str]]] = {
     "environment": (lambda: (running, "write_environment"), []),
-    "store building": (lambda: (stages.judging, "images_of"), []),
+    "store building": (lambda: (stages.evaluating, "images_of"), []),
     "tracker": (lambda: (mlflow_sink, "open_store"), ["tracking=mlflow"]),
     "before the first step": (lambda: (stages.pretraining, "place"), []),
     "drawing": (lambda: (running.stages, "draw_curriculum"), ["task=curriculum"]),
     "untrained reference": (lambda: (running.stages, "judge_before_tuning"), []),
-    "evaluation": (lambda: (stages.judging, "evaluate_episodes"), []),
-    "latency": (lambda: (stages.judging, "latency_ms"), []),
+    "evaluation": (lambda: (stages.evaluating, "evaluate_episodes"), []),
+    "latency": (lambda: (stages.evaluating, "latency_ms"), []),
     "results": (lambda: (running, "write_episodes"), []),
 }
 
@@ -139,7 +139,7 @@ def test_every_signal_lets_the_step_finish(
 ) -> None:
     from sseg_nase.training.loop import Trainer
 
-    step = Trainer._step
+    step = Trainer.step
     steps = []
 
     def stopped(self: Trainer) -> None:
@@ -148,7 +148,7 @@ def test_every_signal_lets_the_step_finish(
             signal.raise_signal(number)
         step(self)
 
-    monkeypatch.setattr(Trainer, "_step", stopped)
+    monkeypatch.setattr(Trainer, "step", stopped)
     directory = interrupted([*TINY, "tracking=jsonl"], capsys, number)
     assert checkpoint.load(directory / "checkpoints" / "last.pt")["step"] == 3
 
@@ -181,7 +181,7 @@ def test_fine_tuning_finishes_its_step_and_is_gone_on_with(
 ) -> None:
     from sseg_nase.finetune.loop import FineTuner
 
-    update, steps = FineTuner._update, []
+    update, steps = FineTuner.step, []
 
     def stopped(self: FineTuner) -> bool:
         steps.append(1)
@@ -192,7 +192,7 @@ def test_fine_tuning_finishes_its_step_and_is_gone_on_with(
     overrides = [*TINY, "ablation=A1", "finetune=prototypical", "tracking=jsonl"]
     overrides += ["evaluation.untrained_reference=false", "report.at_end=false"]
     overrides += ["finetune.epochs=1", "finetune.episodes_per_epoch=4", "finetune.tasks_per_step=1"]
-    monkeypatch.setattr(FineTuner, "_update", stopped)
+    monkeypatch.setattr(FineTuner, "step", stopped)
     directory = interrupted(overrides, capsys)
     state = checkpoint.load(directory / "checkpoints" / "finetune_last.pt")
     assert state["finetune"]["position"] == 2

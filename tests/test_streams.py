@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import sseg_nase
-from sseg_nase.tracking.console import Unbroken
+from sseg_nase.streams import Unbroken
 
 SETUP = "from sseg_nase import __main__ as m; m.stand_in_for_closed_streams()\n"
 
@@ -45,7 +45,7 @@ def test_what_nobody_reads_any_more_ends_nothing(stream: str) -> None:
     os.close(ours)
     program = (
         "import sys; from rich.console import Console\n"
-        "from sseg_nase.tracking.console import unbroken_output\n"
+        "from sseg_nase.streams import unbroken_output\n"
         "with unbroken_output():\n"
         f"  [print(n, file=sys.{stream}, flush=True) for n in range(3)]\n"
         f"  Console(file=sys.{stream}).print('x'); open('done', 'w').close()"

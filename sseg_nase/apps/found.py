@@ -16,7 +16,7 @@ from sseg_nase.rundir.results import BEST, LAST, judged, read_results
 from sseg_nase.rundir.status import INTERRUPTED, RUNNING, UNKNOWN, status_of
 from sseg_nase.rundir.times import created, ended
 from sseg_nase.sweeps.folder import SweepFolder
-from sseg_nase.sweeps.seen import Seen
+from sseg_nase.sweeps.status import Seen
 
 if TYPE_CHECKING:  # they import torch
     from sseg_nase.search.log import Log

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from sseg_nase.config.layout import conf_dir, group_option, groups
+from sseg_nase.config.layout import conf_dir, usual_of
 
 GROUP = "ablation"
 _OVERRIDE = re.compile(r"override /(\w+)")
@@ -93,16 +93,18 @@ def table(known: Mapping[str, Ablation]) -> str:
 
 def _switches(difference: Mapping[str, Any]) -> Switches:
     """Of the full method, which `conf/config.yaml` composes, with an ablation's difference."""
-    chosen = _choices(yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8")))
-    chosen |= _choices(difference)
-    known = groups()
+    chosen = {**_of_the_full_method(), **_choices(difference)}
     config: dict[str, Any] = {}
     for group in ("ssl", "evolution", "sparsity", "curriculum"):
         # An option from elsewhere is what its own file says: here only its name is known.
-        named = chosen[group] in known[group]
-        values = group_option(group, chosen[group]) if named else {"name": chosen[group]}
+        values = usual_of(group, chosen[group]) or {"name": chosen[group]}
         config[group] = values | (difference.get(group) or {})
     return switches_of(config)
+
+
+@cache
+def _of_the_full_method() -> Mapping[str, str]:
+    return _choices(yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8")))
 
 
 def _choices(tree: Mapping[str, Any]) -> dict[str, str]:

@@ -52,6 +52,7 @@ from sseg_nase.config.layout import (
     key_types,
     open_keys,
     path_keys,
+    usual_of,
 )
 from sseg_nase.config.members import chosen, of_others, upgraded, without_unset
 from sseg_nase.config.options import Option, fields_of, is_group, load_packages, until_registered
@@ -426,7 +427,7 @@ def to_config(composed: DictConfig) -> Config:
 
 def _usual_tuning(dataset: Any, name: str) -> Mapping[str, Any]:
     """What `conf/finetune` says of a method, for images of the section `dataset`."""
-    given = {"dataset": dataset, "finetune": group_option("finetune", name)}
+    given = {"dataset": dataset, "finetune": usual_of("finetune", name)}
     tree = OmegaConf.to_container(OmegaConf.create(given).finetune, resolve=True)
     return cast(dict[str, Any], tree)
 

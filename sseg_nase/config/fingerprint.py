@@ -42,8 +42,11 @@ _WITHOUT_EFFECT = (
 
 # Keys that came later, with the values that say what no key said before.
 _STRATEGY = ("generations", "patience", "min_delta", "level_generations", "least_diversity")
-_LATER: Mapping[str, Any] = {
+LATER: Mapping[str, Any] = {
     **dict.fromkeys(f"strategy.{key}" for key in (*_STRATEGY, "immigrants", "promoted")),
+    "dataset.path_column": "path",
+    "dataset.label_column": "label",
+    "space.settings.edition": 1,
     "search.inherit": True,
     "search.pool.max_models": 100,
 }
@@ -79,7 +82,7 @@ def fingerprint(config: Config) -> str:
     the same in every process and Python version.
     """
     every = decisive({**_once_null(), **_once_null_in_stages(config), **flat(config)})
-    kept = {key: value for key, value in every.items() if value != _LATER.get(key, ...)}
+    kept = {k: v for k, v in every.items() if k not in LATER or v not in (None, LATER[k])}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -42,13 +43,20 @@ def groups(*further: Path) -> dict[str, tuple[str, ...]]:
     """
     found: dict[str, set[str]] = {}
     for root in (conf_dir(), *further):
-        for folder in root.iterdir():
-            files = (file.relative_to(folder) for file in folder.rglob("*.yaml"))
-            named = (file for file in files if not file.name.startswith("_"))
-            options = {file.with_suffix("").as_posix() for file in named}
-            if options and folder.name != "hydra":
-                found.setdefault(folder.name, set()).update(options)
+        for entry in os.scandir(root):
+            if entry.is_dir() and entry.name != "hydra" and (options := _options_in(entry.path)):
+                found.setdefault(entry.name, set()).update(options)
     return {group: tuple(sorted(found[group])) for group in sorted(found)}
+
+
+def _options_in(folder: str) -> set[str]:
+    """The files of a group's folder by the names that they have there, without their ending."""
+    return {
+        os.path.join(at, name)[len(folder) + 1 : -len(".yaml")].replace(os.sep, "/")
+        for at, _, names in os.walk(folder)
+        for name in names
+        if name.endswith(".yaml") and not name.startswith("_")
+    }
 
 
 def launchers() -> tuple[str, ...]:
@@ -70,10 +78,15 @@ def group_option(group: str, name: str) -> dict[str, Any]:
 
     Raises `UserError` when the group has no such option.
     """
-    options = groups()[group]
+    options = _options_in(str(conf_dir() / group))
     if name not in options:
-        raise UserError(unknown_option(group, name, options))
+        raise UserError(unknown_option(group, name, sorted(options)))
     return dict(_merged_file(group, name))
+
+
+def usual_of(group: str, name: str) -> dict[str, Any]:
+    """Return the values of one group file; none for an option of another package."""
+    return group_option(group, name) if name in _options_in(str(conf_dir() / group)) else {}
 
 
 def is_section(kind: Any) -> bool:

@@ -70,10 +70,11 @@ class Checked:
     """A section that says itself what is wrong with it.
 
     `once_null`: versions before options had classes stored its keys with all other options of its
-    group, as null.
+    group, as null. `title`: what reports call it; where it is empty, by its name.
     """
 
     once_null: ClassVar[bool] = True
+    title: ClassVar[str] = ""
 
     def wrong(self) -> Iterator[str]:
         """Yield a sentence for everything that is wrong with the values taken together."""
@@ -199,6 +200,11 @@ def option_of(kind: Any, name: Any) -> Any:
     """Return the class of one option of a group; the group's own where there is none."""
     named = _OPTIONS[kind]
     return named.get(name, named.get(ANY, kind)) if isinstance(name, str) else kind
+
+
+def title_of(kind: Any, name: str) -> str:
+    """Return what reports call an option of a group, given by its base class."""
+    return vars(option_of(kind, name)).get("title") or name
 
 
 def names_with(cls: Any) -> tuple[str, ...]:

@@ -15,13 +15,18 @@ from sseg_nase.config.ablations import Switches, ablations, switches_of
 from sseg_nase.config.explain import described, fits, listed, shown
 from sseg_nase.config.groups.backbone import BackboneConfig, Chain
 from sseg_nase.config.groups.curriculum import SYNTHETIC_LEVELS
-from sseg_nase.config.groups.dataset import Closed, DatasetConfig, Omniglot, OwnImages
-from sseg_nase.config.groups.evaluation import CLOSED_SETS, EPISODES, MethodConfig
+from sseg_nase.config.groups.dataset import (
+    Closed,
+    DatasetConfig,
+    Omniglot,
+    OwnImages,
+    is_closed,
+)
+from sseg_nase.config.groups.evaluation import CLOSED_SETS, EPISODES, PROTOTYPE, MethodConfig
 from sseg_nase.config.groups.evaluator import OfProxies
 from sseg_nase.config.groups.evolution import EvolutionConfig, Planned, Trials
 from sseg_nase.config.groups.finetune import (
     DISTILLING,
-    PROTOTYPE,
     Classifier,
     FinetuneConfig,
     Linear,
@@ -35,7 +40,7 @@ from sseg_nase.config.groups.space import OfKeys
 from sseg_nase.config.groups.ssl import DINO
 from sseg_nase.config.groups.strategy import Promoting
 from sseg_nase.config.groups.tracking import InStore
-from sseg_nase.config.layout import WRITTEN_AS, group_option, is_section
+from sseg_nase.config.layout import WRITTEN_AS, group_option, is_section, usual_of
 from sseg_nase.config.options import fields_of, is_group, names_with, option_of, options_of
 from sseg_nase.config.schema import (
     OF_SWEEPS,
@@ -115,7 +120,8 @@ def _far_out(config: Config) -> Iterator[str]:
     given: dict[str, tuple[float, tuple[float, float]]] = {}
     optimizer, ssl, finetune = config.optimizer, config.ssl, config.finetune
     if ssl.trains and config.pretrain.epochs and finetune.start is None:
-        given["optimizer.lr"] = optimizer.lr, _SANE_RATES[optimizer.name]
+        if optimizer.name in _SANE_RATES:
+            given["optimizer.lr"] = optimizer.lr, _SANE_RATES[optimizer.name]
         yield from _far_in_sum(config)
         for name in ("temperature", "student_temperature"):
             if name in ssl.temperatures:
@@ -202,7 +208,7 @@ def _judged_in_vain(config: Config) -> list[str]:
     evaluation = config.evaluation
     usual = group_option("evaluation", evaluation.name)
     open_set = evaluation.name == EPISODES
-    effective = {"metric": open_set and evaluation.method == "prototype"}
+    effective = {"metric": open_set and evaluation.method == PROTOTYPE}
     names = (name for name in options_of(MethodConfig) if name in usual)
     effective |= {name: open_set and evaluation.method == name for name in names}
     effective["dirichlet_alpha"] = open_set and evaluation.query_balance == "dirichlet"
@@ -484,7 +490,7 @@ def _taken_home(config: Config) -> Iterator[str]:
             yield f"predict.output={predict.output}: its name has to end in .csv or .json."
     evaluation = config.evaluation
     if task in TAKEN_HOME:
-        usual = {"method": "prototype", "support_augmentations": 0, "test_views": 1}
+        usual = {"method": PROTOTYPE, "support_augmentations": 0, "test_views": 1}
         for key, value in usual.items():
             if (asked := getattr(evaluation, key)) != value:
                 yield (
@@ -713,11 +719,12 @@ def _mutated(config: Config) -> Iterator[str]:
 
 def _ssl(config: Config) -> Iterator[str]:
     ssl, backbone = config.ssl, config.backbone
-    usual = group_option("ssl", ssl.name)
+    usual = usual_of("ssl", ssl.name)
     for key in ("feature_weight", "feature_temperature"):
-        if ssl.teacher is None and getattr(ssl, key) != usual[key]:
+        value = getattr(ssl, key)
+        if ssl.teacher is None and value != usual.get(key, value):
             yield (
-                f"ssl.{key}={getattr(ssl, key)}: it has no effect without ssl.teacher=RUN; add "
+                f"ssl.{key}={value}: it has no effect without ssl.teacher=RUN; add "
                 "that, or leave it out."
             )
     if ssl.teacher is not None:
@@ -878,20 +885,21 @@ def _closed(config: Config) -> Iterator[str]:
     """Closed sets are judged as such, and no others are."""
     evaluation, dataset = config.evaluation, config.dataset.name
     closed, ways = names_with(Closed), " or ".join(f"evaluation={name}" for name in CLOSED_SETS)
-    is_closed = isinstance(config.dataset, Closed)
+    same = is_closed(config.dataset)
     chosen = f"evaluation={evaluation.name}"
-    if is_closed and evaluation.name == EPISODES:
+    if same and evaluation.name == EPISODES:
         yield (
             f"{chosen}: the classes of dataset={dataset} are the same in train, val and test, so "
             f"no episode is of new ones; choose {ways}."
         )
-    if not is_closed and evaluation.name != EPISODES:
+    if not same and evaluation.name != EPISODES:
         yield (
             f"{chosen}: val and test of dataset={dataset} have other classes than train; choose "
-            f"one of {', '.join(closed)}, or evaluation=fewshot."
+            f"one of {', '.join(closed)}, of images of your own dataset.split_by=images, or "
+            "evaluation=fewshot."
         )
     others = [name for name in evaluation.datasets if name != dataset]
-    if others and (is_closed or set(others) & set(closed)):
+    if others and (same or set(others) & set(closed)):
         yield (
             f"evaluation.datasets={evaluation.datasets}: a closed set is judged alone, after "
             f"training on it; leave it out."
@@ -901,12 +909,12 @@ def _closed(config: Config) -> Iterator[str]:
         yield from _a_set("evaluation.linear_probe.regularization", given)
     methods = [stage.finetune for stage in stages_of(config)]
     for method in methods:
-        if is_closed and not isinstance(method, Classifier):
+        if same and not isinstance(method, Classifier):
             yield (
                 f"finetune={method.name}: it is chosen by episodes of classes that are not trained "
                 f"on, and dataset={dataset} has none; choose finetune=classifier or finetune=none."
             )
-        if not is_closed and isinstance(method, Classifier):
+        if not same and isinstance(method, Classifier):
             yield (
                 f"finetune=classifier: val and test of dataset={dataset} have other classes than "
                 "train; choose finetune=linear, whose embedding is judged."
@@ -962,9 +970,9 @@ def _teacher(config: Config) -> Iterator[str]:
             "choose finetune=linear, whose classifier is distilled, or leave it out."
         )
     for stage, options in linear:
-        begins, usual = in_words(stage, config), group_option("finetune", options.name)
+        begins, usual = in_words(stage, config), usual_of("finetune", options.name)
         for key in DISTILLING:
-            if not given and getattr(options, key) != usual[key]:
+            if not given and getattr(options, key) != usual.get(key, getattr(options, key)):
                 yield (
                     f"{begins}.{key}={getattr(options, key)}: it has no effect without "
                     "finetune.teacher=RUN; add that, or leave it out."
@@ -1006,10 +1014,11 @@ def _stage(config: Config) -> Iterator[str]:
 def _head(config: Config, options: Matching | Relation) -> Iterator[str]:
     """Check the learned head of finetune=matching or relation."""
     evaluation = config.evaluation
-    usual, mlp = group_option("finetune", options.name), options.head == "mlp"
+    usual, mlp = usual_of("finetune", options.name), options.head == "mlp"
     idle = {"scale": "finetune.head=cosine"} if mlp else {"head_width": "finetune.head=mlp"}
     for key, needed in idle.items():
-        if (value := getattr(options, key, None)) not in (usual.get(key), None):
+        value = getattr(options, key, None)
+        if value != usual.get(key, value):
             yield (
                 f"finetune.{key}={value}: it has no effect without {needed}; add "
                 "that, or leave it out."

@@ -130,7 +130,7 @@ def open_image(source: Path | np.ndarray, mode: str, reading: Reading = PLAIN) -
             f"The image {source} cannot be read: it needs more memory than there is. Make it "
             "smaller, or decode fewer images at once (hardware.num_workers=0)."
         ) from error
-    except Exception as error:  # decoders of damaged files raise whatever they come upon
+    except Exception as error:  # decoders of damaged files raise whatever they meet
         raise UserError(_reason(source, error)) from error
 
 

@@ -12,7 +12,7 @@ from sseg_nase.config.schema import DataConfig, HardwareConfig
 from sseg_nase.data.prefetch import sent
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
-from sseg_nase.hardware.free import free_memory
+from sseg_nase.hardware.available_memory import free_memory
 
 GIBIBYTE = 2**30
 COPY_BLOCK = 1024  # images copied at once

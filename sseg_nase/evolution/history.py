@@ -18,7 +18,7 @@ class MutationRecord:
     `fitness`: F(mutant) − F(unmutated network) after the trial (in older logs F(mutant)), with its
     error and those of the other candidates in the trigger; None where there was no trial.
     `function_delta`: relative change ‖f' − f‖ / ‖f‖ of the projections of the probe in eval mode.
-    `measured`: what a PRUNE cost and gave, as `Trainer._measured` has it; None of others, and
+    `measured`: what a PRUNE cost and gave, as `training.surgery` has it; None of others, and
     in older logs.
     """
 

@@ -210,7 +210,7 @@ def _part(part: str, tensors: Mapping[str, Named]) -> dict[str, Named]:
 
 
 def _fresh_parts(mutation: Mutation, student: Mapping[str, Tensor]) -> dict[str, nn.Module]:
-    """What stands upon the backbone, newly initialised for `mutation.after`."""
+    """What stands on the backbone, newly initialised for `mutation.after`."""
     generator = torch.Generator().manual_seed((mutation.seed + 1) % 2**63)
     features = mutation.after.features
     return {

@@ -98,7 +98,7 @@ def exporting(name: str) -> Iterator[None]:
             yield
     except (UserError, MemoryError, OSError):
         raise
-    except Exception as error:  # exporters raise whatever they come upon
+    except Exception as error:  # exporters raise whatever they meet
         why = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
             f"export.formats={name}: this network cannot be exported so ({why})."
@@ -107,7 +107,7 @@ def exporting(name: str) -> Iterator[None]:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Exporters warn of their own workings, which nobody can act upon."""
+    """Exporters warn of their own workings, which nobody can act on."""
     names = ("torch.onnx", "onnxscript", "onnx_ir", "torch.export", "torch._export", "root")
     before = {name: logging.getLogger(name).level for name in names}
     with warnings.catch_warnings():

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sseg_nase.config.groups.evaluation import PROTOTYPE
 from sseg_nase.config.schema import Config
 from sseg_nase.data.episodes import EpisodeList, sample_episodes
 from sseg_nase.data.random import derive
@@ -90,7 +91,7 @@ def prepared(config: Config, overrides: Sequence[str], *, judged: bool = True) -
             one = evaluate_episodes(
                 torch.from_numpy(np.ascontiguousarray(embedded)),
                 episodes,
-                METHODS["prototype"],
+                METHODS[PROTOTYPE],
                 evaluation,
                 mean=mean,
                 classes=len(task.store.class_names),
@@ -179,5 +180,5 @@ def _scores(
     """Scores `[E, M, N]` by prototypes of normalised features, and the ways `[E, M]`."""
     support = features[torch.tensor(episodes.support)]
     query = features[torch.tensor(episodes.query)].flatten(1, 2)
-    scores = METHODS["prototype"].scores(support, query, config.evaluation)
+    scores = METHODS[PROTOTYPE].scores(support, query, config.evaluation)
     return scores.double().numpy(), episodes.labels

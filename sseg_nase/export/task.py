@@ -25,7 +25,7 @@ from sseg_nase.hardware.profiles import cores
 from sseg_nase.home import expanded
 from sseg_nase.provenance.environment import processor
 from sseg_nase.runtime.embedder import onnxruntime
-from sseg_nase.tracking.late import attached
+from sseg_nase.tracking.delivery import attached
 from sseg_nase.version import __version__
 
 NAME = "network"

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
-def cl2n(features: Tensor, mean: Tensor | None) -> Tensor:
+
+def cl2n(
+    features: Float[Tensor, "*E D"], mean: Float[Tensor, " D"] | None
+) -> Float[Tensor, "*E D"]:
     """(f − mean) / ‖f − mean‖₂ for features `[..., D]`; SimpleShot, Wang et al. 2019.
 
     `mean` `[D]` is that of the base split, never of the classes under test.
@@ -18,12 +24,16 @@ def cl2n(features: Tensor, mean: Tensor | None) -> Tensor:
     return F.normalize(features - mean, dim=-1)
 
 
-def l2n(features: Tensor, mean: Tensor | None = None) -> Tensor:
+def l2n(
+    features: Float[Tensor, "*E D"], mean: Float[Tensor, " D"] | None = None
+) -> Float[Tensor, "*E D"]:
     """f / ‖f‖₂ for features `[..., D]`."""
     return F.normalize(features, dim=-1)
 
 
-def none(features: Tensor, mean: Tensor | None = None) -> Tensor:
+def none(
+    features: Float[Tensor, "*E D"], mean: Float[Tensor, " D"] | None = None
+) -> Float[Tensor, "*E D"]:
     """Features as they are."""
     return features
 
@@ -35,13 +45,17 @@ NORMALIZATIONS: dict[str, Callable[[Tensor, Tensor | None], Tensor]] = {
 }
 
 
-def cosine(prototypes: Tensor, query: Tensor) -> Tensor:
+def cosine(
+    prototypes: Float[Tensor, "*E N D"], query: Float[Tensor, "*E M D"]
+) -> Float[Tensor, "*E M N"]:
     """Cosine similarity of `[E, N, D]` and `[E, M, D]`: `[E, M, N]` in [−1, 1]."""
     inner = query @ F.normalize(prototypes, dim=-1).transpose(-1, -2)
     return inner / torch.linalg.vector_norm(query, dim=-1, keepdim=True).clamp_min(1e-12)
 
 
-def euclidean(prototypes: Tensor, query: Tensor) -> Tensor:
+def euclidean(
+    prototypes: Float[Tensor, "*E N D"], query: Float[Tensor, "*E M D"]
+) -> Float[Tensor, "*E M N"]:
     """Negative squared distance of `[E, N, D]` and `[E, M, D]`: `[E, M, N]`, ≤ 0.
 
     ‖q − p‖² = ‖q‖² + ‖p‖² − 2q·p about the centre of the prototypes, where it cancels least.
@@ -60,7 +74,9 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def prototype_scores(support: Tensor, query: Tensor, metric: str) -> Tensor:
+def prototype_scores(
+    support: Float[Tensor, "*E N K D"], query: Float[Tensor, "*E M D"], metric: str
+) -> Float[Tensor, "*E M N"]:
     """Score support `[E, N, K, D]` against query `[E, M, D]`: `[E, M, N]`, the nearest highest.
 
     A class's prototype is the mean of its support (Snell et al. 2017, eq. 1).
@@ -68,7 +84,9 @@ def prototype_scores(support: Tensor, query: Tensor, metric: str) -> Tensor:
     return METRICS[metric](support.mean(dim=-2), query)
 
 
-def matching_scores(support: Tensor, query: Tensor, temperature: float | Tensor) -> Tensor:
+def matching_scores(
+    support: Float[Tensor, "*E N K D"], query: Float[Tensor, "*E M D"], temperature: float | Tensor
+) -> Float[Tensor, "*E M N"]:
     """Log-probabilities `[E, M, N]` of query `[E, M, D]` by attention to support `[E, N, K, D]`.
 
     P(y|q) = Σᵢ a(q, xᵢ) yᵢ with a the softmax of cos(q, xᵢ) / `temperature` over the whole support

@@ -20,7 +20,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.fewshot.classifiers import NORMALIZATIONS
 from sseg_nase.fewshot.methods import Method, Sizes
 from sseg_nase.finite import not_finite
-from sseg_nase.hardware.probe import eval_mode
+from sseg_nase.hardware.measuring import eval_mode
 
 SMALLEST_SPREAD = 1e-6  # of embeddings that differ, relative to their length; less is rounding
 

@@ -7,9 +7,14 @@ are `[E, N, S]`: classes first, for a softmax over the last axis of a few classe
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 LOGISTIC_TOLERANCE = 1e-6  # norm of the gradient of Σ CE + ‖√λ·W‖²/2 in √λ·W and b
 _NEWTON_STEPS, _CONJUGATE_STEPS, _HALVINGS = 50, 100, 30
@@ -17,11 +22,11 @@ _FORCING, _ARMIJO = 1e-2, 1e-4
 
 
 def ridge_scores(
-    support: Tensor,
-    query: Tensor,
+    support: Float[Tensor, "*E N K D"],
+    query: Float[Tensor, "*E M D"],
     regularization: float | Tensor,
     scale: float | Tensor = 1.0,
-) -> Tensor:
+) -> Float[Tensor, "*E M N"]:
     """Score query `[E, M, D]` by ridge regression on the classes of support `[E, N, K, D]`.
 
     `scale` · q (XᵀX + λI)⁻¹XᵀY with one-hot Y: `[E, M, N]`, no probabilities (R2D2, Bertinetto et
@@ -37,7 +42,9 @@ def ridge_scores(
     return scale * (query @ weights)
 
 
-def logistic_scores(support: Tensor, query: Tensor, regularization: float) -> Tensor:
+def logistic_scores(
+    support: Float[Tensor, "E N K D"], query: Float[Tensor, "E M D"], regularization: float
+) -> Float[Tensor, "E M N"]:
     """Log-probabilities `[E, M, N]` by multinomial logistic regression on support `[E, N, K, D]`.
 
     W, b minimise the summed cross-entropy + λ/2·‖W‖², so scikit-learn's C is 1/λ (with two classes,
@@ -56,14 +63,14 @@ def logistic_scores(support: Tensor, query: Tensor, regularization: float) -> Te
 
 
 def linear_scores(
-    support: Tensor,
-    query: Tensor,
+    support: Float[Tensor, "E N K D"],
+    query: Float[Tensor, "E M D"],
     *,
     steps: int,
     lr: float,
     momentum: float,
     weight_decay: float,
-) -> Tensor:
+) -> Float[Tensor, "E M N"]:
     """Log-probabilities `[E, M, N]` of a linear layer trained on support `[E, N, K, D]`.
 
     `steps` steps of SGD as torch has it, on the mean cross-entropy of the whole support, from zero
@@ -83,7 +90,7 @@ def linear_scores(
     return _log_probabilities(weights.to(query.dtype) @ inputs, bias, query)
 
 
-def _one_hot(support: Tensor) -> Tensor:
+def _one_hot(support: Float[Tensor, "*E N K D"]) -> Float[Tensor, "N*K N"]:
     """The classes of support `[..., N, K, D]`: `[S, N]`."""
     ways, shots = support.shape[-3:-1]
     targets = torch.eye(ways, dtype=support.dtype, device=support.device)
@@ -101,7 +108,9 @@ def _log_probabilities(weights: Tensor, intercept: Tensor, query: Tensor) -> Ten
     return (weights @ query.mT + intercept.to(query.dtype)).log_softmax(dim=-2).mT
 
 
-def fit_logistic(inputs: Tensor, targets: Tensor) -> Tensor:
+def fit_logistic(
+    inputs: Float[Tensor, "E S r"], targets: Float[Tensor, "N S"]
+) -> Float[Tensor, "E N r"]:
     """Weights W `[E, N, r]` for inputs X `[E, S, r]`, the last of them 1, and targets Y `[N, S]`.
 
     They minimise Σ CE(WXᵀ, Y) + ‖W‖²/2 without the intercepts W[..., -1]. An episode that has

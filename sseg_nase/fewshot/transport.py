@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64
+
 _OFFSET = 1e-6  # PT-MAP's, where a feature is zero
 
 
-def power_transform(features: Tensor, power: float) -> Tensor:
+def power_transform(features: Float[Tensor, "*E D"], power: float) -> Float[Tensor, "*E D"]:
     """sign(f)·(|f| + 10⁻⁶)^`power` for features `[..., D]`, scaled to length 1 (PT-MAP, eq. 1)."""
     return F.normalize(features.sign() * (features.abs() + _OFFSET) ** power, dim=-1)
 
 
 def sinkhorn(
-    cost: Tensor, start: Tensor, *, entropy: float, scalings: int
-) -> tuple[Tensor, Tensor]:
+    cost: Float[Tensor, "E M N"], start: Float64[Tensor, "E N"], *, entropy: float, scalings: int
+) -> tuple[Float64[Tensor, "E M N"], Float64[Tensor, "E N"]]:
     """Assign M queries to N classes of equal shares at `cost` `[E, M, N]`.
 
     The plan `[E, M, N]`, float64, minimises ⟨plan, cost⟩ − `entropy` · H(plan) where every query
     has mass 1, exactly, and every class M/N, as nearly as `scalings` of both get it (Cuturi 2013).
-    `start` `[E, N]` is where the scaling of the classes starts; as it ended is returned too, for
-    the next costs. Costs of a query may differ by up to 600 · `entropy`.
+    `start` `[E, N]`, float64, is where the scaling of the classes starts; as it ended is returned
+    too, for the next costs. Costs of a query may differ by up to 600 · `entropy`.
     """
     M, N = cost.shape[-2:]
     nearest = cost.amin(dim=-1, keepdim=True)
@@ -36,8 +41,8 @@ def sinkhorn(
 
 
 def transport_scores(
-    support: Tensor,
-    query: Tensor,
+    support: Float[Tensor, "E N K D"],
+    query: Float[Tensor, "E M D"],
     *,
     uniform: bool,
     power: float,
@@ -45,7 +50,7 @@ def transport_scores(
     scalings: int,
     updates: int,
     update_rate: float,
-) -> Tensor:
+) -> Float[Tensor, "E M N"]:
     """Log-probabilities `[E, M, N]` of query `[E, M, D]` judged together; support `[E, N, K, D]`.
 
     Queries, power-transformed, centred and of length 1, are assigned to class centres; `updates`

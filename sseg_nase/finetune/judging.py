@@ -10,11 +10,12 @@ from queue import SimpleQueue
 import torch
 from torch import Tensor
 
+from sseg_nase.config.groups.evaluation import MAML, MATCHING, RELATION, RIDGE
 from sseg_nase.config.schema import EvaluationConfig
 from sseg_nase.fewshot.methods import METHODS, Method, Sizes, method_named
 from sseg_nase.finetune.learner import EpisodeLearner, Ridge
 from sseg_nase.finetune.maml import adapted_scores
-from sseg_nase.hardware.probe import eval_mode
+from sseg_nase.hardware.measuring import eval_mode
 from sseg_nase.nets.heads import AttentionMLP, PairHead, RelationHead, RelationMLP
 
 Episode = tuple[Tensor, Tensor]  # support and queries
@@ -34,17 +35,17 @@ def method_of(
     computes in `precision` (of `hardware`), and on a CPU with an episode per thread.
     """
     head = None if learner is None else learner.head
-    if evaluation.method == "relation":
+    if evaluation.method == RELATION:
         if isinstance(head, RelationMLP):
             return Method(_judging(head), lambda _: "relation/mlp", _of_mlp(head))
         assert isinstance(head, RelationHead)
-        return Method(_judging(head), lambda _: "relation", _of_pairs(head))
-    if evaluation.method == "matching" and isinstance(head, AttentionMLP):
+        return Method(_judging(head), lambda _: RELATION, _of_pairs(head))
+    if evaluation.method == MATCHING and isinstance(head, AttentionMLP):
         return Method(_judging(head), lambda _: "matching/mlp", _of_mlp(head))
-    if evaluation.method == "ridge" and isinstance(head, Ridge):
-        known = METHODS["ridge"]
+    if evaluation.method == RIDGE and isinstance(head, Ridge):
+        known = METHODS[RIDGE]
         return Method(_judging(head), lambda _: "ridge/learned", known.entries)
-    if evaluation.method == "maml":
+    if evaluation.method == MAML:
         assert learner is not None
         return _maml(learner, read, precision)
     return method_named(evaluation.method)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sseg_nase.config.groups import evaluation
 from sseg_nase.config.groups.finetune import R2D2, FinetuneConfig, Maml, Prototypical, Relation
 from sseg_nase.config.groups.finetune import Matching as MatchingConfig
 from sseg_nase.config.options import imported
@@ -202,6 +203,6 @@ def norms_of(module: nn.Module) -> list[nn.Module]:
 
 def fits(head: nn.Module | None, method: str, ways: int) -> bool:
     """Whether `head` is that of `method`, and one for episodes of `ways` classes."""
-    if method == "maml":
+    if method == evaluation.MAML:
         return isinstance(head, nn.Linear) and head.out_features == ways
-    return isinstance(head, {"relation": (RelationHead, RelationMLP)}[method])
+    return isinstance(head, {evaluation.RELATION: (RelationHead, RelationMLP)}[method])

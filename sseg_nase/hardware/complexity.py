@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from sseg_nase.hardware.probe import blank_images, eval_mode
+from sseg_nase.hardware.measuring import blank_images, eval_mode
 
 
 def count_params(module: nn.Module) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sseg_nase.hardware.probe import blank_images, eval_mode
+from sseg_nase.hardware.measuring import blank_images, eval_mode
 
 RAPL = Path("/sys/class/powercap")
 SECONDS = 0.5  # the counters move every millisecond, or less often

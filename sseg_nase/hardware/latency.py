@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sseg_nase.finite import positive
-from sseg_nase.hardware.probe import blank_images, device_of, eval_mode
+from sseg_nase.hardware.measuring import blank_images, device_of, eval_mode
 
 MOST_PASSES = 1000  # timed together
 

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from sseg_nase.config.commands import argument
 from sseg_nase.config.schema import Config
-from sseg_nase.hardware.probe import blank_images, device_of, eval_mode
+from sseg_nase.hardware.measuring import blank_images, device_of, eval_mode
 
 MEBIBYTE = 2**20
 _peaks: dict[torch.device, int] = {}  # from before what is not watched

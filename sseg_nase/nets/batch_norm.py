@@ -18,7 +18,7 @@ from numba.extending import overload
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sseg_nase.hardware.native import compiled, in_blocks
+from sseg_nase.hardware.compiled import compiled, in_blocks
 
 # As what NumPy is told of numbers in memory: it has no bfloat16.
 _MEMORY = {

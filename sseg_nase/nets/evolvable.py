@@ -274,7 +274,7 @@ def head_shaped(
 
 
 class Learner(nn.Module):
-    """What is trained: a backbone and what its method puts upon it, mutated together.
+    """What is trained: a backbone and the heads of its method, mutated together.
 
     `head` projects the embeddings and `predictor` the projections; `nn.Identity` where the method
     has none. A method compares `project` of the embeddings.
@@ -290,7 +290,7 @@ class Learner(nn.Module):
 
     @property
     def upon(self) -> dict[str, nn.Module]:
-        """What stands upon the backbone, by name."""
+        """The heads on the backbone, by name."""
         return {"head": self.head, "predictor": self.predictor}
 
     def project(self, features: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sseg_nase.hardware.native import in_blocks
+from sseg_nase.hardware.compiled import in_blocks
 from sseg_nase.nets import fused_kernels as kernels
 from sseg_nase.nets.batch_norm import _NormBackward
 from sseg_nase.nets.pooling import _Unpool, max_pool2x2

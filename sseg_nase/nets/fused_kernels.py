@@ -26,7 +26,7 @@ from numba.core.cgutils import get_or_insert_function
 from numba.core.datamodel import models
 from numba.extending import lower_builtin, register_model, type_callable
 
-from sseg_nase.hardware.native import compiled
+from sseg_nase.hardware.compiled import compiled
 
 PARTS = 32  # whose sums are put together in float64, one after the other
 intrinsic: Callable[..., Any] = extending.intrinsic  # whose types do not fit such use

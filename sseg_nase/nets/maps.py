@@ -143,14 +143,14 @@ def wired(names: Iterable[str], wires: Mapping[str, Wires]) -> dict[str, Wires]:
 
 @runtime_checkable
 class Upon(Protocol):
-    """What stands upon a backbone and reads its embedding: a head."""
+    """A head: it stands on a backbone and reads its embedding."""
 
     def wiring(self, embedding: Axis | None) -> Mapping[str, Wires]:
         """The tensors that have named axes: `FEATURES`, or those that `embedding` is made of."""
 
 
 def upon(parts: Mapping[str, nn.Module], embedding: Axis | None) -> dict[str, Wires]:
-    """The wiring of what stands upon a backbone, part upon part.
+    """The wiring of the heads on a backbone, one after another.
 
     The first one that has tensors reads the embedding, if it is `Upon`; each of the others reads
     what the one before it puts out, which no mutation changes.

@@ -80,10 +80,10 @@ class Mutation:
                 weights += 1
         return maps
 
-    def learner_maps(self, upon: Wiring) -> dict[str, TensorMap]:
-        """Maps of a backbone with what stands upon it, whose wiring is `upon`."""
+    def learner_maps(self, heads: Wiring) -> dict[str, TensorMap]:
+        """Maps of a backbone with the heads on it, whose wiring is `heads`."""
         maps = {f"backbone.{name}": m.prefixed("backbone.") for name, m in self.maps.items()}
-        return maps | {name: self._map(name, wires) for name, wires in upon.items()}
+        return maps | {name: self._map(name, wires) for name, wires in heads.items()}
 
     @property
     def kept(self) -> tuple[Tensor, ...]:

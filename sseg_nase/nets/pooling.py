@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sseg_nase.hardware.native import compiled, in_blocks
+from sseg_nase.hardware.compiled import compiled, in_blocks
 
 # The bits of a floating-point number as an integer: NumPy has no bfloat16.
 _BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}

@@ -1,7 +1,7 @@
 """The images of a one-shot search: two halves of train, and batches of each.
 
-Every batch is a function of the seed and its place in the training, so that a training that is
-gone on with sees those that it would have seen.
+Every batch is a function of the seed and its place in the training, so that a resumed
+training sees those that it would have seen.
 """
 
 from __future__ import annotations

@@ -60,10 +60,10 @@ class Objective(Protocol):
         """What is kept beside the networks, at the start."""
 
     def learner(self, backbone: Backbone, generator: torch.Generator) -> Learner:
-        """The backbone with what the loss needs upon it."""
+        """The backbone with the heads that the loss needs."""
 
     def head(self, features: int, generator: torch.Generator) -> nn.Module | None:
-        """What stands upon a backbone, where it is none that a mutation can make itself."""
+        """The head on a backbone, where it is none that a mutation can make itself."""
 
     def see(self, images: Images, seed: int) -> Seen:
         """Random views of a batch: the same for the same seed."""

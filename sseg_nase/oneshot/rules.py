@@ -56,7 +56,7 @@ class Training(Protocol):
 
     @property
     def learner(self) -> nn.Module:
-        """What is trained: the supernet with what the loss needs upon it."""
+        """What is trained: the supernet with the heads that the loss needs."""
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:

@@ -1,7 +1,7 @@
 """The training of a supernet: weights on one half of train, what chooses on the other.
 
     while training.more:
-        if not training.train_epoch(): ...       # asked to stop
+        training.train_epoch()                   # raises `Interrupted` when asked to stop
         record = training.close_epoch()          # what is derived now, and how it is judged
     training.choose(picks)                       # CHOOSE: the derived network with its weights
     while training.further: training.train_epoch()
@@ -33,7 +33,6 @@ from sseg_nase.evolution.operators import (
     load_moments,
     named_moments,
 )
-from sseg_nase.finite import finite
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.building import build, described
 from sseg_nase.nets.evolvable import Learner, head_shaped
@@ -52,23 +51,24 @@ from sseg_nase.spaces.choice import Value
 from sseg_nase.spaces.networks import NetworkSpace
 from sseg_nase.ssl.methods import Teaching
 from sseg_nase.ssl.teacher import ema_update, make_teacher, untracked
-from sseg_nase.training.divergence import DivergenceError
+from sseg_nase.tracking.sink import Sink
+from sseg_nase.training.distributed import build_fabric
+from sseg_nase.training.divergence import DivergenceError, Guard
+from sseg_nase.training.skeleton import Loop
+from sseg_nase.training.state import Progress, State
 
 RECALIBRATION = 2_000  # images from which BN's statistics are re-estimated before a judgement
 PROBE = 32  # images on which a CHOOSE is compared with the supernet
 EXACT = 1e-5  # relative difference up to which it computes the same
+KEPT = ("epoch", "batch", "step", "seen", "images", "macs", "seconds")  # of the progress
 
 
 @dataclass
-class Progress:
-    """`batch` batches of epoch `epoch`, and `step` steps in all, are done; `seen` validation
-    batches. The sums are of this epoch."""
+class SupernetProgress(Progress):
+    """`seen` validation batches; the images, macs and seconds of this epoch. `sums`: its loss."""
 
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
+    sums: list[float] = field(default_factory=lambda: [0.0])
     seen: int = 0
-    loss: float = 0.0
     images: int = 0
     macs: int = 0
     seconds: float = 0.0
@@ -83,11 +83,12 @@ class Ended:
 
 
 @dataclass
-class OneShotTraining:
+class OneShotTraining(Loop):
     """The supernet of `space` in training; `records`: one per epoch and network that was judged.
 
     `latencies`: see `rules.TwoPaths`. `ema_decay`: of the teacher, where the objective has one.
-    `stop` is asked after every step. Raises `UserError` for a space without a supernet.
+    `save` is called where `stop`, asked after every step, says so. Raises `UserError` for a space
+    without a supernet.
     """
 
     space: NetworkSpace
@@ -99,6 +100,9 @@ class OneShotTraining:
     latencies: Mapping[str, Sequence[float]] = field(default_factory=dict)
     ema_decay: float = 0.99
     stop: Callable[[], bool] = lambda: False
+    save: Callable[[], None] = lambda: None
+
+    sums_in = torch.float64
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(derive(self.seed, "supernet"))
@@ -110,17 +114,31 @@ class OneShotTraining:
         self.containing = self.space.containing(partial)
         make = RULES[type(self.options)]
         self.rule: Rule = make(self.options, self.gates, self.seed, self.containing)
-        self.progress, self.ended = Progress(), None
+        self.ended: Ended | None = None
+        progress = SupernetProgress()
+        self.state = State("the supernet", self.options.epochs, Sink(), progress)
         self.records: list[dict[str, Any]] = []
-        self.history: list[MutationRecord] = []
         self._macs: dict[str, int] = {}
         self._install(self.objective.learner(network, generator))
         self.memory = {n: t.to(self.device) for n, t in self.objective.memory().items()}
-
-    progress: Progress = field(init=False)
-    ended: Ended | None = field(init=False)
+        self.batches_per_epoch = self.halves[0].batches
+        fabric = build_fabric(self.device.type, 1, "32-true")
+        self.guard = Guard(
+            fabric, self.parts(), steps_per_epoch=self.batches_per_epoch, what=self.state.what
+        )
 
     # -- where it is -------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> SupernetProgress:
+        """Where it is."""
+        assert isinstance(self.state.progress, SupernetProgress)
+        return self.state.progress
+
+    @property
+    def history(self) -> list[MutationRecord]:
+        """Of the CHOOSE, where there was one."""
+        return self.progress.history
 
     @property
     def chosen(self) -> bool:
@@ -159,31 +177,80 @@ class OneShotTraining:
 
     # -- an epoch ----------------------------------------------------------------------------
 
-    def train_epoch(self) -> bool:
-        """Train what is left of an epoch; False where `stop` has said so, after a whole step."""
-        progress, half = self.progress, self.halves[0]
+    def train_epoch(self) -> None:
+        """Train what is left of an epoch.
+
+        Raises `Interrupted` after a whole step and `save`, and `DivergenceError` where the loss is
+        not finite.
+        """
+        try:
+            super().train_epoch()
+            self.guard.check_losses(self.progress.sums, f"in {self.state.place()}")
+        except DivergenceError as error:
+            raise DivergenceError(
+                f"{error} Lower strategy.weight_lr={self.options.weight_lr:g}, or set "
+                "strategy.clip_norm=5."
+            ) from error
+        self.progress.seconds += time.perf_counter() - self.began
+
+    def begin_epoch(self) -> None:
+        """At the learning rate of the epoch."""
         self.learner.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
+
+    def batches(self) -> Iterator[Seen]:
+        """Of the half that the weights are trained on."""
+        half, progress = self.halves[0], self.progress
         for index in range(progress.batch, half.batches):
-            began = time.perf_counter()
             number = progress.epoch * half.batches + index
-            seen = self.objective.see(half.at(number), derive(self.seed, "views", number))
-            if not self.chosen:
-                self.rule.train(self, seen)
-            loss = self._step(seen)
-            if not finite(loss):
-                raise DivergenceError(
-                    f"the supernet diverged in epoch {progress.epoch + 1}, step "
-                    f"{progress.step + 1}: the loss is not finite. Lower strategy.weight_lr="
-                    f"{self.options.weight_lr:g}, or set strategy.clip_norm=5."
-                )
-            progress.loss += loss
-            progress.batch, progress.step = index + 1, progress.step + 1
-            progress.seconds += time.perf_counter() - began
-            if self.stop():
-                return False
-        return True
+            yield self.objective.see(half.at(number), derive(self.seed, "views", number))
+
+    def differentiate(self, batch: Seen, of: int, *, last: bool) -> Tensor:
+        """A step of what chooses, then the gradient of the weights; the loss, detached `[1]`."""
+        if self.chosen:
+            return self._gradient(batch, None)
+        self.rule.train(self, batch)
+        with self.rule.training_weights(self) as picks:
+            return self._gradient(batch, picks)
+
+    def _gradient(self, seen: Seen, picks: Picks | None) -> Tensor:
+        losses = self.objective.loss(self.learner, seen, self._teaching(tracks=True))
+        # Of the weights alone: those of paths that were not taken keep no gradient, and no decay.
+        losses.total.backward(inputs=self.weights)
+        if losses.memory is not None:
+            self.memory = dict(losses.memory)
+        self.spend(picks, seen, PASS)
+        self.progress.images += len(seen.labels)
+        return losses.total.detach().unsqueeze(0)
+
+    def prepare(self) -> None:
+        """The gradients' norm."""
+        if self.options.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.weights, self.options.clip_norm)
+
+    def follow(self) -> None:
+        """The teacher, where the objective has one."""
+        if self.teacher is not None:
+            ema_update(self.teacher, self.learner.backbone, self.ema_decay)
+        if self.teacher_head is not None:
+            ema_update(self.teacher_head, self.learner.head, self.ema_decay)
+
+    def stepped(self, figures: Tensor, sums: Tensor) -> None:
+        """Nothing is reported before the epoch ends."""
+
+    def interrupted(self) -> None:
+        """Save the supernet and what chooses."""
+        self.progress.seconds += time.perf_counter() - self.began
+        self.save()
+
+    def tensors(self) -> dict[str, Any]:
+        """All that is saved."""
+        return self.state_dict()
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The supernet with its head."""
+        return {"supernet": self.learner}
 
     def close_epoch(self) -> list[dict[str, Any]]:
         """Judge what is derived after an epoch of the search; its records, and on to the next.
@@ -194,7 +261,7 @@ class OneShotTraining:
         figures = self.rule.close_epoch(self)
         if self.rule.mixes:
             figures[f"supernet_{self.objective.goal}"] = self.judged(None)
-        figures["train_loss"] = progress.loss / self.halves[0].batches
+        figures["train_loss"] = progress.sums[0] / self.batches_per_epoch
         gates = {name: self.gates.weights(name).tolist() for name in self.gates.names}
         found = []
         for picks in self.rule.derived(self):
@@ -221,39 +288,14 @@ class OneShotTraining:
 
     def _next_epoch(self) -> None:
         progress = self.progress
-        progress.epoch, progress.batch = progress.epoch + 1, 0
-        progress.loss, progress.seconds, progress.images, progress.macs = 0.0, 0.0, 0, 0
+        progress.epoch, progress.batch, progress.sums = progress.epoch + 1, 0, [0.0]
+        progress.seconds, progress.images, progress.macs = 0.0, 0, 0
 
     def end_epoch(self) -> float:
         """After an epoch of the network that was chosen: its mean loss, and on to the next."""
-        loss = self.progress.loss / self.halves[0].batches
+        loss = self.progress.sums[0] / self.batches_per_epoch
         self._next_epoch()
         return loss
-
-    def _step(self, seen: Seen) -> float:
-        """One step of the weights."""
-        if self.chosen:
-            return self._update(seen, None)
-        with self.rule.training_weights(self) as picks:
-            return self._update(seen, picks)
-
-    def _update(self, seen: Seen, picks: Picks | None) -> float:
-        losses = self.objective.loss(self.learner, seen, self._teaching(tracks=True))
-        # Of the weights alone: those of paths that were not taken keep no gradient, and no decay.
-        losses.total.backward(inputs=self.weights)
-        if self.options.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.weights, self.options.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if losses.memory is not None:
-            self.memory = dict(losses.memory)
-        if self.teacher is not None:
-            ema_update(self.teacher, self.learner.backbone, self.ema_decay)
-        if self.teacher_head is not None:
-            ema_update(self.teacher_head, self.learner.head, self.ema_decay)
-        self.spend(picks, seen, PASS)
-        self.progress.images += len(seen.labels)
-        return losses.total.item()
 
     # -- what rules ask ----------------------------------------------------------------------
 
@@ -424,9 +466,10 @@ class OneShotTraining:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a checkpoint holds: tensors and plain data."""
-        head, teacher = self.teacher_head, self.teacher
+        head, teacher, progress = self.teacher_head, self.teacher, self.progress
         return {
-            **asdict(self.progress),
+            **{name: getattr(progress, name) for name in KEPT},
+            "loss": progress.sums[0],
             "records": copy.deepcopy(self.records),
             "ended": None if self.ended is None else asdict(self.ended),
             "history": [record.to_dict() for record in self.history],
@@ -441,10 +484,11 @@ class OneShotTraining:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
-        self.progress = Progress(**{name: state[name] for name in asdict(Progress())})
+        kept = {name: state[name] for name in KEPT}
+        history = [MutationRecord.from_dict(record) for record in state["history"]]
+        self.state.progress = SupernetProgress(**kept, sums=[state["loss"]], history=history)
         self.records = [dict(record) for record in state["records"]]
         self.ended = None if state["ended"] is None else Ended(**state["ended"])
-        self.history = [MutationRecord.from_dict(record) for record in state["history"]]
         self.rule.load_state_dict(state["rule"])
         names = ("student", "teacher", "moments", "teacher_head", "memory")
         saved = TrainingState(**{name: state[name] for name in names})

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from sseg_nase.config.ablations import Switches, ablations, switches_of
-from sseg_nase.config.groups.finetune import FinetuneConfig
+from sseg_nase.config.groups.evaluation import PROTOTYPE, MethodConfig
+from sseg_nase.config.groups.finetune import FinetuneConfig, Linear
+from sseg_nase.config.groups.ssl import SimCLR, SSLConfig
 from sseg_nase.config.layout import group_option
-from sseg_nase.config.options import option_of
+from sseg_nase.config.options import option_of, title_of
 from sseg_nase.errors import UserError
 from sseg_nase.finite import finite
 from sseg_nase.rundir.architecture import read_architecture
@@ -35,34 +37,7 @@ REGIMES: Mapping[str, str] = {
     OUTSIDE: "weights from outside",
     UNKNOWN: "images not recorded",
 }
-PRETRAINED = {
-    "simclr": "SimCLR",
-    "byol": "BYOL",
-    "prototype_pairs": "CPN without penalty",
-    "barlow_twins": "Barlow Twins",
-    "dino": "DINO",
-}
-FINETUNED = {
-    "prototypical": "ProtoNet",
-    "matching": "MatchingNet",
-    "relation": "RelationNet",
-    "r2d2": "R2D2",
-    "maml": "MAML",
-    "linear": "base classifier",
-    "classifier": "classifier",
-}
-JUDGED = {
-    "prototype": "nearest prototype",
-    "matching": "matching attention",
-    "ridge": "ridge regression",
-    "logistic": "logistic regression",
-    "linear": "linear fine-tuning",
-    "sinkhorn": "optimal transport",
-    "relation": "relation scores",
-    "maml": "MAML adaptation",
-}
 TEACHERS = ("teacher", "ssl_teacher")  # sections of results.json
-PLAIN = "prototype"  # how a network is judged that was trained for nothing else
 
 Tree = Mapping[str, Any]
 
@@ -93,7 +68,7 @@ class Provenance:
         kind, *protocol = method.split("/")
         name = self.method
         if kind != self.judged_as_trained:
-            name += f" + {JUDGED.get(kind, kind)}"
+            name += f" + {title_of(MethodConfig, kind)}"
         if any(part.endswith("views") for part in protocol):
             name += ", augmented support"
         if any(part.startswith("dirichlet") for part in protocol):
@@ -196,14 +171,15 @@ def _method(
         for name in _at(config, "finetune.sequence") or [_at(config, "finetune.name", "none")]:
             if name == "none":
                 continue
-            distilled = name == "linear" and _at(config, "finetune.teacher")
-            called = f"{'distilled ' if distilled else ''}{FINETUNED.get(name, name)}"
-            steps.append((called, option_of(FinetuneConfig, name).judged_by))
+            tuned = option_of(FinetuneConfig, name)
+            distilled = issubclass(tuned, Linear) and _at(config, "finetune.teacher")
+            called = f"{'distilled ' if distilled else ''}{title_of(FinetuneConfig, name)}"
+            steps.append((called, tuned.judged_by))
     if not steps:
         named = _ablation_of(configs[0]) if configs else None
         tag = f" ({configs[0]['ablation']})" if named is not None and not any(named) else ""
-        steps.append((f"untrained{tag}", PLAIN))
-    if steps[-1][0].endswith(FINETUNED["linear"]):
+        steps.append((f"untrained{tag}", PROTOTYPE))
+    if steps[-1][0].endswith(Linear.title):
         steps[-1] = (steps[-1][0], None)
     return ", then ".join(name for name, _ in steps), steps[-1][1]
 
@@ -217,13 +193,13 @@ def _pretraining(config: Tree) -> tuple[str, str | None]:
     """The name of a pretraining; with its ablation where it is as that is defined."""
     given = switches_of(config)
     ssl = _at(config, "ssl.name")
-    objective = PRETRAINED.get(ssl, ssl)
+    objective = title_of(SSLConfig, ssl)
     changing = {(True, True): "SSEG-NASE", (True, False): "SSEG", (False, True): "NASE"}
     name = changing.get((given.evolution, given.sparsity))
-    own = PLAIN if name else None
+    own = PROTOTYPE if name else None
     if name is None:
         name = f"{objective} with distillation" if given.distillation else objective
-    elif ssl != "simclr":
+    elif option_of(SSLConfig, ssl) is not SimCLR:
         name = f"{name} with {objective}"
     ablation = config.get("ablation")
     meant = _ablation_of(config)

@@ -86,7 +86,7 @@ class RunDirectory:
 
     @classmethod
     def reopen(cls, config: Config, overrides: Sequence[str]) -> RunDirectory:
-        """The directory `config.resume`, to go on with.
+        """The directory `config.resume`, to resume.
 
         Raises `UserError` when it is not a run's, when the run is still going on, or when `config`
         differs from the run's in what decides the result and `resume_overrides` does not say that
@@ -121,7 +121,7 @@ class RunDirectory:
             listed = "\n  ".join(f"{k}: {old} -> {new}" for k, (old, new) in this.changes.items())
             raise UserError(
                 f"resume={config.resume}: the config differs from the run's:\n  {listed}\n"
-                "  Leave these overrides out, or add resume_overrides=true to go on with the new "
+                "  Leave these overrides out, or add resume_overrides=true to resume with the new "
                 "values."
             )
         folder = "paths.data_dir"

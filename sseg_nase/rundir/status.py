@@ -159,7 +159,7 @@ def standing(run: Path, status: Status) -> str:
         return said
     host = status.get("process", {}).get("host")
     if host in (None, socket.gethostname()):
-        dead = f"its process was killed; {command(resume=run.absolute())} goes on with it"
+        dead = f"its process was killed; {command(resume=run.absolute())} resumes it"
     else:
         dead = f"its process, on {host}, is dead or cannot be seen from here"
     return f"{said} by its status.json, but nothing holds it ({dead})"

@@ -27,7 +27,7 @@ from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_json
 from sseg_nase.rundir.names import CONFIG
-from sseg_nase.search import Budget, Candidate, Cost, Log, Objectives, Scored, search
+from sseg_nase.search import Budget, Candidate, Cost, Inherited, Log, Objectives, Scored, search
 from sseg_nase.search.loop import Evaluator, Strategy
 from sseg_nase.search.strategies import Screened
 from sseg_nase.search.strategies.ask import Ask
@@ -71,7 +71,7 @@ class Contender:
 def find_answer(
     folder: Path, config: Config, parts: Parts, log: Log, evaluator: Evaluator, jobs: Jobs, say: Say
 ) -> None:
-    """Train the answer and its rivals from scratch, or go on with that; see the module.
+    """Train the answer and its rivals from scratch, or resume that; see the module.
 
     `evaluator` is that of the search, `jobs` performs the trainings.
     """
@@ -175,7 +175,7 @@ def _random_arm(
         search(
             parts.space,
             RandomArm(tuple(drawn), fidelity),
-            evaluator.of("random") if isinstance(evaluator, Jobs) else evaluator,
+            evaluator.of("random") if isinstance(evaluator, Jobs | Inherited) else evaluator,
             arm,
             same_budget(log, parts.budget),
             seed=config.seed,

@@ -74,6 +74,31 @@ def check_proxies(config: Config) -> None:
         named_score(name)
 
 
+def check_inheritance(config: Config, space: Space) -> None:
+    """Raise `UserError` where weights are to be inherited, or not, by an evaluator that does not.
+
+    Also for a training that a point says: in this process all are trained alike.
+    """
+    if config.evaluator.name != "inherited":
+        if not config.search.inherit:
+            raise UserError(
+                f"search.inherit=false: evaluator={config.evaluator.name} trains each candidate "
+                "from scratch anyway; leave it out, or choose evaluator=inherited."
+            )
+        return
+    if config.finetune.trains:
+        raise UserError(
+            f"evaluator=inherited finetune={config.finetune.name}: its candidates are pretrained "
+            "only; choose evaluator=run, or finetune=none."
+        )
+    if getattr(space, "trains", ""):
+        raise UserError(
+            "evaluator=inherited space.settings.trains: its candidates are all trained with the "
+            "learning rate and optimizer of the configuration; choose evaluator=run, or leave "
+            "trains out."
+        )
+
+
 def batch_of(config: Config, size: int) -> tuple[Tensor, Tensor]:
     """Return `size` images `[B, C, S, S]` in [-1, 1] of train, with labels `[B]` from 0 upwards.
 
@@ -178,7 +203,7 @@ def inherited(config: Config, space: Space, folder: Path) -> Inherited:
             judged = stages.evaluate(tasks, stages.Reached(network, name="the candidate"), device)
         except (DivergenceError, NotFiniteError) as error:  # its result; the search goes on
             raise ValueError(str(error)) from error
-        images = float(sum(trainer.progress.images_seen.values()))
+        images = float(sum(trainer.state.progress.images_seen.values()))
         cost = Cost(0.0, images, float(sum(trainer.ledger.spent.values())))
         return scores_of({"fewshot": judged.results, "efficiency": {}}), cost
 

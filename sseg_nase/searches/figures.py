@@ -14,6 +14,7 @@ from sseg_nase.search.objectives import front
 from sseg_nase.searches.analysis import Importance, Share, direction, leading, near_the_best, outer
 from sseg_nase.searches.descent import course, descent, network
 from sseg_nase.searches.folder import Other
+from sseg_nase.searches.generations import generations
 from sseg_nase.searches.progress import short
 from sseg_nase.spaces.choice import Choice, Options
 from sseg_nase.spaces.space import Space
@@ -44,6 +45,7 @@ def figures_of_search(
     yield best_so_far(log, others)
     yield pareto(log, results)
     yield course(log)
+    yield generations(log, space)
     yield network(log, results, space)
     yield coordinates(log, choices, results)
     yield importances(importance)

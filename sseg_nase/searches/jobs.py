@@ -44,6 +44,7 @@ from sseg_nase.sweeps.plan import placed
 FIDELITY_KEYS = {
     "epochs": "pretrain.epochs",
     "images": "pretrain.images_per_epoch",
+    "finetune_epochs": "finetune.epochs",
     "resolution": "dataset.image_size",
     "episodes": "evaluation.episodes",
     "seed": "seed",

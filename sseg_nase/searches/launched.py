@@ -20,14 +20,14 @@ from sseg_nase.search.log import Candidate, Scored
 from sseg_nase.searches.jobs import Jobs
 from sseg_nase.sweeps.folder import SweepFolder
 from sseg_nase.sweeps.launch import hand_over, stop_jobs
-from sseg_nase.sweeps.seen import WAITING, Seen, look
+from sseg_nase.sweeps.status import WAITING, Seen, look
 
 SLURM = "submitit_slurm"
 LAUNCHERS = ("joblib", "submitit_local", SLURM)
 SECONDS_BETWEEN_LOOKS = {SLURM: 5.0}  # others ask it, too
 SECONDS_TO_END = 30.0  # of a process that has handed its jobs over, or whose jobs have ended
 TAIL = 3  # lines of its log
-TO_BEGIN = (WAITING, INTERRUPTED)  # or to be gone on with
+TO_BEGIN = (WAITING, INTERRUPTED)  # or to be resumed
 
 
 @dataclass(frozen=True)

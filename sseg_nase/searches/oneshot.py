@@ -33,7 +33,6 @@ from sseg_nase.spaces.choice import Point
 from sseg_nase.spaces.space import Space
 from sseg_nase.stages import images_of
 from sseg_nase.training import checkpoint
-from sseg_nase.training.interruption import Interrupted
 
 EPOCHS, STOPPED = "supernet_epochs", "stopped"  # fidelities of the log
 SUPERNET = "supernet"  # the checkpoint, and its description in search.json
@@ -128,7 +127,7 @@ def training_of(config: Config, space: NetworkSpace, stop: Callable[[], bool]) -
 
 
 def train_supernet(this: Run, space: Space, log: Log, told: Told, say: Say) -> None:
-    """Do the search of `strategy`, or go on with it, and record all of it.
+    """Do the search of `strategy`, or resume it, and record all of it.
 
     Raises `Interrupted` when it was asked to stop; then a checkpoint has been written.
     """
@@ -136,23 +135,20 @@ def train_supernet(this: Run, space: Space, log: Log, told: Told, say: Say) -> N
     with this.interruption.deferred():
         training = training_of(this.config, space, this.interruption.is_requested)
         path = checkpoint_of(this.directory, SUPERNET)
+
+        def save() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            checkpoint.save(path, training.state_dict())
+
+        training.save = save
         if path.exists():
             with checkpoint.taken_up(path.name):
                 training.load_state_dict(checkpoint.load(path))
             say(f"the supernet goes on after epoch {training.progress.epoch}")
         _tell(training, log, told)
 
-        def save() -> None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            checkpoint.save(path, training.state_dict())
-
-        def trained() -> None:
-            if not training.train_epoch():
-                save()
-                raise Interrupted
-
         while training.more:
-            trained()
+            training.train_epoch()
             records = training.close_epoch()
             save()
             _tell(training, log, told)
@@ -168,7 +164,7 @@ def train_supernet(this: Run, space: Space, log: Log, told: Told, say: Say) -> N
         for record in training.history:
             this.sink.event("mutation", record.to_dict())
         while training.further:
-            trained()
+            training.train_epoch()
             loss, epoch = training.end_epoch(), training.progress.epoch
             save()
             say(f"epoch {epoch} of the network that was chosen: loss {loss:.4f}")

@@ -264,7 +264,7 @@ def strategy_of(config: StrategyConfig) -> Strategy:
         return NoCandidates(config.name)
     kind = STRATEGIES[type(config)]
     names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    given = {name: getattr(config, name) for name in names - {"rungs"}}
+    given = {name: getattr(config, name) for name in names - {"rungs", "proposals"}}
     if "rungs" in names:
         given["rungs"] = Rungs(**{to: getattr(config, name) for name, to in RUNGS.items()})
     return kind(**{name: value for name, value in given.items() if value is not None})

@@ -37,6 +37,7 @@ from sseg_nase.searches.answer import LARGEST, OF_RANDOM, spent_of
 from sseg_nase.searches.choices import choices_of
 from sseg_nase.searches.evaluators import PREDICTORS
 from sseg_nase.searches.folder import FEW, SearchFolder
+from sseg_nase.searches.generations import generations_of
 from sseg_nase.searches.outcome import NAMES, Outcome, outcome, with_error
 from sseg_nase.searches.progress import Progress, said_of_point, short
 from sseg_nase.spaces.space import Space
@@ -84,6 +85,7 @@ def write_report(search: SearchFolder, folder: Path) -> list[Path]:
     for name, text in written.items():
         write_text(folder / name, text)
     told = _as_data(search, log, results, weights) | {"answer": _as_told(found)}
+    told["generations"] = [vars(one) for one in generations_of(log, search.made())]
     told["predictors"] = {name: one._asdict() for name, one in ranked.items()}
     write_json(folder / "report.json", told)
     return [*(folder / name for name in (*written, "report.json")), *files_of(pictures)]

@@ -30,6 +30,7 @@ from sseg_nase.searches.analysis import fullest
 from sseg_nase.searches.answer import find_answer
 from sseg_nase.searches.choices import described
 from sseg_nase.searches.evaluators import (
+    check_inheritance,
     check_proxies,
     inherited,
     of_networks,
@@ -72,6 +73,7 @@ def check_search(
         check_goals(config, parts.objectives, why_no_energy(config.hardware.accelerator))
     if config.evaluator.name in ("proxy", "inherited"):
         of_networks(config, parts.space, f"evaluator={config.evaluator.name}")
+    check_inheritance(config, parts.space)
     if config.evaluator.name == "proxy":
         check_proxies(config)
     return parts

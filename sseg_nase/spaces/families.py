@@ -116,9 +116,24 @@ class Families(NetworkSpace):
 
     @property
     def kinds(self) -> tuple[Value, ...]:
-        """The network types at this level."""
+        """The network types at this level that have a network within the caps."""
         (types,) = (choice for choice in self.choices if choice.name == TYPE)
-        return tuple(types.grid(2))
+        return tuple(kind for kind in types.grid(2) if self._fits(kind))
+
+    def _fits(self, kind: Value) -> bool:
+        """Whether a type has a network within the caps: remembered, as it may take a search."""
+        asked = self.text, self.resolution, self.in_channels, kind, *sorted(self.caps.items())
+        if asked not in _FITS:
+            _FITS[asked] = not self.caps or self.part(self.level, kind)._smallest() is not None
+        return _FITS[asked]
+
+    def _smallest(self) -> dict[str, Value] | None:
+        """As in any space; first of all the first values of each type, which are the smallest."""
+        for kind in self.choices[0].grid(2):
+            first = {c.name: c.few(2)[0] for c in self.choices} | {TYPE: kind}
+            if self.allows(first):
+                return first
+        return super()._smallest()
 
     def part(self, level: int, kind: Value | None = None) -> Families:
         """Return what the space is at a level; its points are points of the whole one, too."""
@@ -311,6 +326,7 @@ class Families(NetworkSpace):
         point[name] = want
 
 
+_FITS: dict[tuple[Any, ...], bool] = {}  # by all that decides on it
 NOT_CHOSEN = ("name", "in_channels", "imports")  # what all backbones have
 
 

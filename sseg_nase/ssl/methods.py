@@ -1,6 +1,6 @@
 """Self-supervised methods: from views and the networks to a loss.
 
-A method is an `SSLMethod`: how many views it takes, what stands upon the backbone, and the loss.
+A method is an `SSLMethod`: how many views it takes, the heads on the backbone, and the loss.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Loss(Protocol[Contra]):
 
 @dataclass(frozen=True)
 class SSLMethod(Generic[S]):
-    """`head` (of how many features) and `predictor`: what stands upon the backbone.
+    """`head` (of how many features) and `predictor`: the heads on the backbone.
 
     `has_target`: the teacher is a part of the method, with a head of its own, whether or not the
     student is distilled from it, too. `memory`: the method's own tensors at the start.
@@ -132,7 +132,7 @@ class SSLMethod(Generic[S]):
 def make_learner(
     backbone: Backbone, ssl: SSLConfig, generator: torch.Generator | None = None
 ) -> Learner:
-    """`backbone` with what the method of `ssl` puts upon it, drawn from `generator`."""
+    """`backbone` with the heads of the method of `ssl`, drawn from `generator`."""
     method = method_of(ssl)
     head = method.head(backbone.architecture.features, ssl, generator)
     return Learner(backbone, head, method.predictor(ssl, generator))

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
 STANDARD_EPS = 1e-5  # under the root of a variance, as in BN
 
 
-def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+def nt_xent(
+    z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"], temperature: float
+) -> Float[Tensor, ""]:
     """Return SimCLR's loss for two views of the same images, `[B, D]` each: a scalar, ≥ 0.
 
     Chen et al. 2020, eq. 1: ℓ(i, j) = −log exp(s_ij/τ) / Σ_{k≠i} exp(s_ik/τ), with s the cosine
@@ -26,7 +33,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
         return F.cross_entropy(similarity, other_view)
 
 
-def byol(prediction: Tensor, target: Tensor) -> Tensor:
+def byol(prediction: Float[Tensor, "B D"], target: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
     """Return BYOL's loss for one direction, `[B, D]` each: a scalar in [0, 4].
 
     Grill et al. 2020, eq. 2: ‖q̄ − z̄'‖² = 2 − 2 · ⟨q, z'⟩ / (‖q‖ · ‖z'‖), with the online network's
@@ -39,7 +46,7 @@ def byol(prediction: Tensor, target: Tensor) -> Tensor:
         return (2 - 2 * F.cosine_similarity(q, z, dim=1)).mean()
 
 
-def prototype_pairs(z: Tensor, temperature: float) -> Tensor:
+def prototype_pairs(z: Float[Tensor, "V B D"], temperature: float) -> Float[Tensor, ""]:
     """Return the loss of prototype pairs for V ≥ 2 views of the same images: a scalar, ≥ 0.
 
     `z` `[V, B, D]`. Contrastive prototypical learning (CPN): view v of image i is told from those
@@ -59,8 +66,10 @@ def prototype_pairs(z: Tensor, temperature: float) -> Tensor:
         return F.cross_entropy(scores.flatten(0, 1) / temperature, own)
 
 
-def similarity_distillation(features: Tensor, aims: Tensor, temperature: float) -> Tensor:
-    """Return how far the similarities among images `[B, D]` are from those in `aims` `[B, D']`.
+def similarity_distillation(
+    features: Float[Tensor, "B D"], aims: Float[Tensor, "B D_aims"], temperature: float
+) -> Float[Tensor, ""]:
+    """Return how far the similarities among images, `[B, D]`, are from those in `aims`.
 
     Mean over images i of KL(p_i ‖ q_i), with q_i the softmax over all other images j of the cosines
     s_ij / τ of `features`, and p_i that of `aims` (SEED, Fang et al. 2021, eq. 3, with the images
@@ -76,14 +85,16 @@ def similarity_distillation(features: Tensor, aims: Tensor, temperature: float) 
         return F.kl_div(found, wanted, reduction="batchmean", log_target=True)
 
 
-def _others(z: Tensor, temperature: float) -> Tensor:
+def _others(z: Float[Tensor, "B D"], temperature: float) -> Float[Tensor, "B B-1"]:
     """Log-softmax of every row's cosines to the other rows, `[B, B - 1]`."""
     count = len(z)
     similarity = (z @ z.T / temperature).flatten()[1:]
     return similarity.view(count - 1, count + 1)[:, :-1].reshape(count, count - 1).log_softmax(1)
 
 
-def barlow_twins(z1: Tensor, z2: Tensor, redundancy_weight: float) -> Tensor:
+def barlow_twins(
+    z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"], redundancy_weight: float
+) -> Float[Tensor, ""]:
     """Return the loss of Barlow Twins for two views of the same images: a scalar, ≥ 0.
 
     `[B, D]` each. Zbontar et al. 2021, eq. 1: Σ_i (1 − C_ii)² + λ · Σ_i Σ_{j≠i} C_ij², with
@@ -100,23 +111,23 @@ def barlow_twins(z1: Tensor, z2: Tensor, redundancy_weight: float) -> Tensor:
 
 
 def dino(
-    student: Tensor,
-    teacher: Tensor,
-    centre: Tensor,
+    student: Float[Tensor, "V B P"],
+    teacher: Float[Tensor, "G B P"],
+    centre: Float[Tensor, " P"],
     *,
     temperature: float,
     teacher_temperature: float,
-) -> Tensor:
+) -> Float[Tensor, ""]:
     """Return DINO's loss: a scalar, ≥ 0.
 
-    `student` `[V, B, K]`: logits of V views, first those of the G views that `teacher` `[G, B, K]`
-    has seen, in the same order; `centre` `[K]`. Caron et al. 2021, eq. 3 and section 3.1: the cross
+    `student` `[V, B, P]`: logits of V views, first those of the G views that `teacher` `[G, B, P]`
+    has seen, in the same order; `centre` `[P]`. Caron et al. 2021, eq. 3 and section 3.1: the cross
     entropy −Σ_k P_t(x)_k · log P_s(x')_k with P_t = softmax((t − c)/τ_t) and P_s = softmax(s/τ_s),
     averaged over all pairs of a teacher's view x and another view x', and over the images. No
     gradient reaches the teacher. At least in float32, under autocast too.
     """
-    (V, B, K), G = student.shape, len(teacher)
-    assert teacher.shape[1:] == (B, K)
+    (V, B, P), G = student.shape, len(teacher)
+    assert teacher.shape[1:] == (B, P)
     assert V > 1
     with torch.autocast(student.device.type, enabled=False):
         aims = (at_least_float32(teacher.detach()) - centre.detach()) / teacher_temperature
@@ -128,8 +139,10 @@ def dino(
 
 
 @torch.no_grad()
-def moved_centre(centre: Tensor, teacher: Tensor, momentum: float) -> Tensor:
-    """Return DINO's next centre `[K]` from the teacher's mean logits of a batch `[K]`.
+def moved_centre(
+    centre: Float[Tensor, " P"], teacher: Float[Tensor, " P"], momentum: float
+) -> Float[Tensor, " P"]:
+    """Return DINO's next centre `[P]` from the teacher's mean logits of a batch `[P]`.
 
     Caron et al. 2021, eq. 4: c ← m · c + (1 − m) · mean of g_t(x). In the type of `centre`.
     """
@@ -137,7 +150,7 @@ def moved_centre(centre: Tensor, teacher: Tensor, momentum: float) -> Tensor:
     return torch.lerp(centre, teacher.to(centre.dtype), 1 - momentum)
 
 
-def distillation(student: Tensor, teacher: Tensor) -> Tensor:
+def distillation(student: Float[Tensor, "B D"], teacher: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
     """Return MSE(student, teacher) over all entries of two `[B, D]`: a scalar, ≥ 0.
 
     No gradient reaches the teacher. At least in float32, under autocast too.

@@ -5,9 +5,7 @@ from sseg_nase.stages.controlling import compared, train_control
 from sseg_nase.stages.curriculum_images import TABLE as EXPORT_TABLE
 from sseg_nase.stages.curriculum_images import check_export, export_curriculum
 from sseg_nase.stages.drawing import draw_curriculum
-from sseg_nase.stages.finetuning import Place, fine_tune, labelled, place_of, places_of, reached_by
-from sseg_nase.stages.fitting import fitted, unused_images
-from sseg_nase.stages.judging import (
+from sseg_nase.stages.evaluating import (
     FewShotTask,
     Judgement,
     Task,
@@ -19,9 +17,11 @@ from sseg_nase.stages.judging import (
     fewshot_tasks,
     judge_before_tuning,
 )
+from sseg_nase.stages.finetuning import Place, fine_tune, labelled, place_of, places_of, reached_by
+from sseg_nase.stages.fitting import fitted, unused_images
 from sseg_nase.stages.pretraining import pretrain
 from sseg_nase.stages.replaying import replayed
-from sseg_nase.stages.starting import Reached, images_of, seed_backbone, seed_learner, stored
+from sseg_nase.stages.setup import Reached, images_of, seed_backbone, seed_learner, stored
 from sseg_nase.stages.teaching import OtherRun, classifier_of, guide_of
 
 __all__ = [

@@ -29,14 +29,14 @@ from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.heads import LinearHead
 from sseg_nase.rundir.confusion import Confusion
 from sseg_nase.rundir.results import LAST, ClassResult
-from sseg_nase.stages.judging import (
+from sseg_nase.stages.evaluating import (
     Judgement,
     Task,
     chosen_embeddings,
     embedded_by,
     fewshot_tasks,
 )
-from sseg_nase.stages.starting import Reached, images_of
+from sseg_nase.stages.setup import Reached, images_of
 from sseg_nase.statistics import mean_ci95
 
 TOP = (5,)

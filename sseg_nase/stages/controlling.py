@@ -11,10 +11,10 @@ from typing import Any
 from sseg_nase.config.groups.finetune import Linear
 from sseg_nase.config.schema import Config
 from sseg_nase.config.sequence import stages_of, with_stages
+from sseg_nase.stages.evaluating import Judgement
 from sseg_nase.stages.finetuning import fine_tune, place_of, places_of, reached_by
-from sseg_nase.stages.judging import Judgement
 from sseg_nase.stages.pretraining import pretrain
-from sseg_nase.stages.starting import Reached
+from sseg_nase.stages.setup import Reached
 from sseg_nase.stages.teaching import OtherRun
 from sseg_nase.statistics import paired_difference
 from sseg_nase.tracking.sink import Sink
@@ -66,7 +66,7 @@ def train_control(
     """Train `before`, what the run began with, as the run did, but without any mutation.
 
     On the same images, in the same order, for as many steps. Checkpoints go to `folder`, from which
-    it is gone on with where `resumed`; all else is as for `pretrain` and `fine_tune`.
+    it is resumed where `resumed`; all else is as for `pretrain` and `fine_tune`.
     """
     config, quiet = unchanged(config), Told(sink)
 
@@ -76,13 +76,13 @@ def train_control(
 
     reached, tuning = before, there("finetune_last")
     if pretrained:
-        trainer = pretrain(config, quiet, folder, state=there("last"), extra=extra, stop=stop)
-        progress = trainer.progress
+        trained = pretrain(config, quiet, folder, state=there("last"), extra=extra, stop=stop)
+        progress = trained.progress
         reached = Reached(
-            trainer.networks.learner.backbone,
+            trained.networks.learner.backbone,
             progress.step,
             progress.images_seen,
-            macs=trainer.ledger.state(),
+            macs=trained.ledger.state(),
             epochs=progress.epoch,
             name="the control",
         )

@@ -25,7 +25,7 @@ from sseg_nase.data.grey import of_channels
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError, shown
 from sseg_nase.files import OWN, check_room, make_own, write_text, writing
-from sseg_nase.stages.starting import images_of
+from sseg_nase.stages.setup import images_of
 
 TABLE = "images.csv"
 BATCH = 256  # images drawn at once

@@ -13,7 +13,7 @@ from sseg_nase.data.curriculum.difficulty import difficulty
 from sseg_nase.data.curriculum.render import render
 from sseg_nase.data.grey import of_channels
 from sseg_nase.files import replacing, write_text
-from sseg_nase.stages.starting import images_of
+from sseg_nase.stages.setup import images_of
 
 PREVIEW_ROWS, PREVIEW_COLUMNS = 6, 10
 DIFFICULTY_IMAGES = 500

@@ -20,18 +20,19 @@ from sseg_nase.errors import UserError
 from sseg_nase.fewshot.evaluation import NotFiniteError
 from sseg_nase.files import check_room
 from sseg_nase.finetune.learner import EpisodeLearner, around
-from sseg_nase.finetune.loop import Before, FineTuner, learner_of
+from sseg_nase.finetune.loop import FineTuner, learner_of
 from sseg_nase.rundir.names import CHECKPOINTS, checkpoint_of
 from sseg_nase.stages.classifying import ByVal, labelled_part
-from sseg_nase.stages.judging import FewShotTask, judge_named
+from sseg_nase.stages.evaluating import FewShotTask, judge_named
 from sseg_nase.stages.pretraining import interventions_of
-from sseg_nase.stages.starting import Reached, check_sizes, images_of, stored
+from sseg_nase.stages.setup import Reached, check_sizes, images_of, stored
 from sseg_nase.stages.teaching import OtherRun
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint, distributed
 from sseg_nase.training.callbacks import size_of
 from sseg_nase.training.divergence import DivergenceError, explained
 from sseg_nase.training.ledger import FINETUNE, TEACHER_RUN
+from sseg_nase.training.surgery import Before
 
 TUNED = "the network that is fine-tuned"
 
@@ -194,12 +195,11 @@ def fine_tune(
         validate=validate,
         save=save,
         sink=sink,
-        first_step=before.step,
         stop=stop,
         what=place.words,
         about={"method": place.method, "number": place.number, "of": place.of},
         interventions=interventions_of(tuned_as) if config.finetune.evolve else [],
-        before=Before(before.epochs, len(before.history)),
+        before=Before(before.epochs, len(before.history), before.step),
         teacher=None if teacher is None else teacher.on(fabric.device),
     )
     if state is not None:

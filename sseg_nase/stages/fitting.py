@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 from sseg_nase.config.commands import argument
 from sseg_nase.config.compose import dataset_choice, defaults
 from sseg_nase.config.groups.dataset import OwnImages
+from sseg_nase.config.groups.evaluation import EPISODES, MethodConfig
 from sseg_nase.config.groups.finetune import Episodic, Maml
+from sseg_nase.config.options import option_of
 from sseg_nase.config.schema import (
     Config,
     DatasetConfig,
@@ -29,7 +31,7 @@ from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.rundir.config import read_config
 from sseg_nase.rundir.unreadable import UnreadableError
-from sseg_nase.stages.starting import images_of
+from sseg_nase.stages.setup import images_of
 
 SECTIONS = ("evaluation", "finetune")
 OPEN = ("ways", "shots", "queries")
@@ -87,7 +89,7 @@ def _fitted(config: Config) -> tuple[Config, list[str]]:
     usual = defaults()
     if config.resume:
         config = _as_begun(config)
-    elif config.task in ("pipeline", "evaluate"):
+    elif config.task in ("pipeline", "evaluate") and config.evaluation.name == EPISODES:
         config, said = _fitted_to_images(config, usual)
         notes = [*_dealt(config), *said, *notes]
     return _with_usual(config, usual), notes
@@ -162,7 +164,7 @@ def episodes_that_fit(
     ways = asked.ways or min(usual.ways, few.classes)
     # With unequal queries one class may get those of all.
     each = ways if asked.query_balance == "dirichlet" else 1
-    fewest = 2 if asked.method == "sinkhorn" else 1
+    fewest = 2 if option_of(MethodConfig, asked.method).transductive else 1
     needed = each * (asked.queries or fewest)
 
     def fits(shots: int) -> bool:

@@ -18,13 +18,14 @@ from sseg_nase.config.groups.dataset import Closed
 from sseg_nase.config.options import names_with
 from sseg_nase.config.places import place_of
 from sseg_nase.config.schema import Config
+from sseg_nase.data.benchmarks.dealing import CLOSED
 from sseg_nase.data.curriculum.render import DRAWING
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.rundir.data import read_data
 from sseg_nase.rundir.unreadable import UnreadableError
-from sseg_nase.stages.judging import Task
-from sseg_nase.stages.starting import images_of
+from sseg_nase.stages.evaluating import Task
+from sseg_nase.stages.setup import images_of
 from sseg_nase.stages.teaching import classifier_file
 from sseg_nase.tracking.sink import Dataset
 from sseg_nase.training import checkpoint
@@ -189,9 +190,8 @@ def overlaps(seen: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> Iter
     """Yield in words what of the evaluated images of `data` was trained on."""
     for key in data["roles"].get("evaluate", ()):
         judged, name = data["images"][key], key.partition("/")[0]
-        is_closed = name in names_with(
-            Closed
-        )  # its classes are meant to be those that were trained on
+        # Its classes are meant to be those that were trained on.
+        is_closed = name in names_with(Closed) or str(judged.get("layout")).endswith(CLOSED)
         for one in seen:
             if one["key"].partition("/")[0] != name:
                 continue  # names mean nothing across data sets

@@ -15,7 +15,7 @@ from sseg_nase.hardware.determinism import deterministic
 from sseg_nase.hardware.memory import enforce_memory_cap
 from sseg_nase.nets.evolvable import Learner
 from sseg_nase.rundir.names import CHECKPOINTS
-from sseg_nase.stages.starting import check_sizes, images_of, seed_learner
+from sseg_nase.stages.setup import check_sizes, images_of, seed_learner
 from sseg_nase.stages.teaching import guide_of
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint, distributed
@@ -24,8 +24,10 @@ from sseg_nase.training.divergence import DivergenceError, explained
 from sseg_nase.training.events import Callback
 from sseg_nase.training.interruption import Interrupted
 from sseg_nase.training.interventions import Sparsify
-from sseg_nase.training.loop import Intervention, Trainer
+from sseg_nase.training.loop import Trainer
 from sseg_nase.training.order import ORDERS
+from sseg_nase.training.state import Pretraining
+from sseg_nase.training.surgery import Intervention
 
 
 def pretrain(
@@ -36,12 +38,13 @@ def pretrain(
     state: dict[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
     stop: Callable[[], bool] = lambda: False,
-) -> Trainer:
+) -> Pretraining:
     """Train the seed network on the curriculum, with evolution and pruning as configured.
 
-    `state`: of the checkpoint to go on from. Checkpoints with `extra` go to `folder`. `stop` is
-    asked after every step; when it says so, `Interrupted` is raised after a checkpoint. Raises
-    `UserError` where training diverges: with the keys to change, and how to resume.
+    Returns the training at its end. `state`: of the checkpoint to go on from. Checkpoints with
+    `extra` go to `folder`. `stop` is asked after every step; when it says so, `Interrupted` is
+    raised after a checkpoint. Raises `UserError` where training diverges: with the keys to change,
+    and how to resume.
     """
     checkpoints = Checkpoints(
         folder / CHECKPOINTS,
@@ -65,14 +68,14 @@ def pretrain(
             trainer.fit()
     except DivergenceError as error:
         raise explained(error, config, folder, "last") from error
-    return trainer
+    return trainer.state
 
 
 def _pretrain_along(rank: int, config: Config, state: dict[str, Any] | None) -> None:
     """What the other processes do: the same training on their share, telling nobody."""
     with deterministic(config.hardware.deterministic), suppress(Interrupted):
         trainer = trainer_of(config, [], Sink(), state, lambda: distributed.any_rank(False))
-        enforce_memory_cap(trainer.fabric.device, config.hardware.max_memory_gb)
+        enforce_memory_cap(trainer.device, config.hardware.max_memory_gb)
         trainer.fit()
 
 
@@ -147,7 +150,7 @@ def trainer_of(
         guide=None if guide is None else guide.reached.backbone,
     )
     if config.evolution.enabled:
-        for why in refusals(trainer.networks.architecture, config.evolution.operators):
+        for why in refusals(trainer.state.networks.architecture, config.evolution.operators):
             sink.event("message", {"text": why})
     if state is not None:
         with checkpoint.taken_up("last.pt"):

@@ -14,7 +14,7 @@ from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.finetune.auxiliary import Teacher
 from sseg_nase.finetune.learner import BaseClassifier, EpisodeLearner
-from sseg_nase.stages.starting import Reached, check_sizes, stored
+from sseg_nase.stages.setup import Reached, check_sizes, stored
 from sseg_nase.training import checkpoint
 
 CLASSIFIER = "finetune=linear"

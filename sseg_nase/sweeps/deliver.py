@@ -29,8 +29,8 @@ from sseg_nase.rundir.status import (
 )
 from sseg_nase.rundir.unreadable import UnreadableError
 from sseg_nase.sweeps.folder import SweepFolder, looked_at
-from sseg_nase.sweeps.seen import GONE
-from sseg_nase.tracking.late import Delivery, Undelivered, send_missing
+from sseg_nase.sweeps.status import GONE
+from sseg_nase.tracking.delivery import Delivery, Undelivered, send_missing
 from sseg_nase.tracking.mlflow_sink import resolve_uri, shown
 
 Say = Callable[[str], None]

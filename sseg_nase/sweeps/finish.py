@@ -18,7 +18,7 @@ from sseg_nase.rundir.names import SEARCH
 from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.sweeps.folder import SweepFolder, looked_at
 from sseg_nase.sweeps.report import report_sweep
-from sseg_nase.sweeps.seen import QUEUED, RUNNING, WAITING, Seen, exit_code, look
+from sseg_nase.sweeps.status import QUEUED, RUNNING, WAITING, Seen, exit_code, look
 from sseg_nase.tracking.console import duration
 from sseg_nase.tracking.sweeps import SweepStore
 

@@ -413,7 +413,7 @@ def threads_of(settings: SweepConfig) -> int:
 def sweeps_in(output_dir: Path) -> list[SweepFolder]:
     """Return the sweeps under `output_dir`, the latest last, whatever their names say.
 
-    Raises `UserError` for one that is damaged: it may be the very one that is to be gone on with.
+    Raises `UserError` for one that is damaged: it may be the very one that is to be resumed.
     """
     found = (output_dir.expanduser().absolute() / "sweeps").glob("*/sweep.json")
     return sorted((SweepFolder(path.parent) for path in found), key=lambda s: (s.created, s.name))

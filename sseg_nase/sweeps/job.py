@@ -25,7 +25,7 @@ from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED, RUNNING, stat
 from sseg_nase.sweeps.finish import finish_if_last
 from sseg_nase.sweeps.folder import NOT_YET, JobFolder, SweepFolder, this_process
 from sseg_nase.sweeps.isolation import Ending, isolated
-from sseg_nase.sweeps.seen import died, reap
+from sseg_nase.sweeps.status import died, reap
 
 
 def perform(sweep_path: Path, number: int, launcher: str) -> None:
@@ -95,7 +95,7 @@ ATTEMPTS: Mapping[str, Callable[[SweepFolder, JobFolder, str], None]] = {"submit
 
 
 def run_job(sweep_path: str, number: int) -> int:
-    """Run the job's frozen config, or go on with its run; return the exit code."""
+    """Run the job's frozen config, or resume its run; return the exit code."""
     sweep = SweepFolder(Path(sweep_path))
     job = sweep.jobs[number]
     job.note(**this_process(), starting=None)
@@ -132,7 +132,7 @@ def _failed(job: JobFolder, code: int, reason: str, text: str) -> int:
 
 
 def _to_run(sweep: SweepFolder, job: JobFolder) -> Config:
-    """A job that has a run goes on with it, from its last checkpoint if there is one."""
+    """A job that has a run resumes it, from its last checkpoint if there is one."""
     config, resume = job.config, None
     threads: int | None = sweep.threads
     if job.run is not None and config.task == "pipeline" and (job.run / CONFIG).exists():

@@ -39,7 +39,7 @@ from sseg_nase.sweeps.folder import (
 )
 from sseg_nase.sweeps.isolation import SECONDS_TO_STOP
 from sseg_nase.sweeps.plan import plan
-from sseg_nase.sweeps.seen import GONE, QUEUED, RUNNING, Seen, Watcher, look
+from sseg_nase.sweeps.status import GONE, QUEUED, RUNNING, Seen, Watcher, look
 from sseg_nase.tracking.sweeps import KnownRun, SweepStore
 
 SECONDS_BETWEEN_LOOKS = 1.0
@@ -63,7 +63,7 @@ class Queued(Exception):  # noqa: N818 - not an error
 
 
 def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> int:
-    """Run the sweep that the overrides describe, or go on with it; return the exit code.
+    """Run the sweep that the overrides describe, or resume it; return the exit code.
 
     `hydra` runs Hydra's multirun with the overrides it is given; `further` are config folders
     beside `conf/`. Raises `UserError`.
@@ -359,7 +359,7 @@ def _adopt(job: JobFolder, store: SweepStore, images: _Images, say: Say) -> None
     for run in known:
         if status_of(run.directory).get("status") == INTERRUPTED and not locked(run.directory):
             job.note(run=str(run.directory))
-            say(f"job {job.number} ({job.label}) goes on with {run.directory}{_other_code(run)}")
+            say(f"job {job.number} ({job.label}) resumes {run.directory}{_other_code(run)}")
             return
 
 
@@ -434,7 +434,7 @@ def _run(
     code = finish(sweep, store, say)
     if interrupted:
         goes_on = "waits for what stays in Slurm and " if in_slurm else ""
-        say(f"interrupted; the same command {goes_on}goes on with what is left")
+        say(f"interrupted; the same command {goes_on}resumes what is left")
     return STOPPED if interrupted else code
 
 

@@ -16,8 +16,8 @@ from sseg_nase.home import expanded
 from sseg_nase.rundir.status import FINISHED
 from sseg_nase.sweeps.deliver import deliver_sweep
 from sseg_nase.sweeps.folder import SweepFolder, looked_at
-from sseg_nase.sweeps.seen import Seen, look
-from sseg_nase.tracking.late import attached
+from sseg_nase.sweeps.status import Seen, look
+from sseg_nase.tracking.delivery import attached
 from sseg_nase.tracking.sweeps import SweepStore
 
 # What MLflow takes as the text of a run's page.

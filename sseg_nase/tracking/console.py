@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, TextIO, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -25,54 +22,6 @@ SECONDS_BETWEEN_UPDATES = 0.2
 WIDE = 100  # characters, from which on there is room
 TIME_LEFT = "00:00:00 left"
 CHANGE = {"change": "+.2f", "change_error": ".2f"}  # of an accuracy, in points
-
-
-class Unbroken:
-    """A text stream that nobody may listen to: what cannot be written is lost, and nothing else.
-
-    `| head` and `| less` end, terminals close, and a log may fill its disk while a run goes on.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        """Write, as long as that is possible."""
-        with self._or_nowhere():
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        """Write what waits."""
-        with self._or_nowhere():
-            self._stream.flush()
-
-    @contextmanager
-    def _or_nowhere(self) -> Iterator[None]:
-        try:
-            yield
-        except ValueError:
-            if not self._stream.closed:
-                raise
-        except OSError:
-            # What waits is written, and fails, once more when Python ends.
-            with suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-@contextmanager
-def unbroken_output() -> Iterator[None]:
-    """Within, a terminal or pipe that takes nothing any more ends nothing."""
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast(TextIO, Unbroken(stream)) for stream in before)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stdout, sys.stderr = before
 
 
 class ConsoleSink(Sink):

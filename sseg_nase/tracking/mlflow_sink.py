@@ -135,7 +135,7 @@ class MlflowSink(Sink):
         return page_of(self.uri, self._experiment_id, self._run_id)
 
     def open(self, run: RunInfo) -> None:
-        """Create the run, or go on with the resumed one, and start delivering.
+        """Create the run, or continue the resumed one, and start delivering.
 
         A resumed run first gets the figures that it told but that did not arrive: events.jsonl has
         them.

@@ -15,7 +15,7 @@ from sseg_nase.training.events import Callback, Event
 
 if TYPE_CHECKING:
     from sseg_nase.config.schema import Config
-    from sseg_nase.training.loop import Trainer
+    from sseg_nase.training.state import Pretraining
 
 LEVELS = ("ok", "warning", "critical")
 FILES = ("last.pt", "best.pt")
@@ -41,30 +41,30 @@ class Checkpoints(Callback):
         self.best: tuple[float, ...] | None = None
         self.saved_mutations: list[bool] = []
 
-    def on(self, event: Event, trainer: Trainer) -> None:
+    def on(self, event: Event, state: Pretraining) -> None:
         """Save where the state is one to go on from, or the loss the best so far."""
         if event is Event.FIT_START:
             missing = sum(not (self.folder / name).exists() for name in FILES)
             wanted = max(1, missing) + self.keep - min(self.keep, len(self._numbered()))
-            check_room(self.folder, wanted * size_of(trainer.state_dict()))
-        if event is Event.EPOCH_END and trainer.means is not None:
+            check_room(self.folder, wanted * size_of(state.checkpoint()))
+        if event is Event.EPOCH_END and state.means is not None:
             # The schedule may stand at the next level already.
-            level = trainer.config.curriculum.levels.index(trainer.means.level)
-            scheduled = trainer.config.pretrain.image_sizes is not None
-            size = (-trainer.image_size,) if scheduled else ()
-            score = (-level, *size, trainer.means.contrastive)
+            level = state.config.curriculum.levels.index(state.means.level)
+            scheduled = state.config.pretrain.image_sizes is not None
+            size = (-state.image_size,) if scheduled else ()
+            score = (-level, *size, state.means.contrastive)
             if self.best is None or score < self.best:
                 self.best = score
-                self._save("best.pt", trainer)
-        mutations = [record.accepted for record in trainer.progress.history]
-        due = trainer.progress.epoch > 0 and trainer.progress.epoch % self.interval == 0
+                self._save("best.pt", state)
+        mutations = [record.accepted for record in state.progress.history]
+        due = state.progress.epoch > 0 and state.progress.epoch % self.interval == 0
         changed = mutations != self.saved_mutations
         between = event is Event.EPOCH_START and (due or changed)
         if between or event in (Event.INTERRUPT, Event.FIT_END):
             self.saved_mutations = mutations
-            self._save("last.pt", trainer)
+            self._save("last.pt", state)
         if self.keep and due and (between or event is Event.FIT_END):
-            self._save(f"epoch_{trainer.progress.epoch:04d}.pt", trainer)
+            self._save(f"epoch_{state.progress.epoch:04d}.pt", state)
             for old in self._numbered()[: -self.keep]:
                 old.unlink()
 
@@ -73,8 +73,8 @@ class Checkpoints(Callback):
         found = self.folder.glob("epoch_*.pt")
         return sorted(found, key=lambda path: (len(path.name), path.name))
 
-    def _save(self, name: str, trainer: Trainer) -> None:
-        checkpoint.save(self.folder / name, {**trainer.state_dict(), **self.extra})
+    def _save(self, name: str, state: Pretraining) -> None:
+        checkpoint.save(self.folder / name, {**state.checkpoint(), **self.extra})
 
     def state_dict(self) -> dict[str, Any]:
         """The best score so far."""
@@ -104,12 +104,12 @@ def _tensor_bytes(value: Any) -> int:
 class ArchitectureMetrics(Callback):
     """Tells `arch/*` before every epoch and at the end."""
 
-    def on(self, event: Event, trainer: Trainer) -> None:
+    def on(self, event: Event, state: Pretraining) -> None:
         """Log the architecture that is trained from here on."""
         if event not in (Event.EPOCH_START, Event.FIT_END):
             return
-        figures = architecture_figures(trainer.networks.architecture, trainer.progress.history)
-        trainer.sink.metrics(figures, trainer.progress.step)
+        figures = architecture_figures(state.networks.architecture, state.progress.history)
+        state.sink.metrics(figures, state.progress.step)
 
 
 class MemoryWatch(Callback):
@@ -124,20 +124,20 @@ class MemoryWatch(Callback):
         self._told = LEVELS.index("ok")
         self._last_step = -1
 
-    def on(self, event: Event, trainer: Trainer) -> None:
+    def on(self, event: Event, state: Pretraining) -> None:
         """Take a snapshot where the epoch or a mutation ends."""
         if event not in (Event.EPOCH_END, Event.MUTATION):
             return
-        use = memory_use(trainer.fabric.device, trainer.config.hardware.max_memory_gb)
+        use = memory_use(state.device, state.config.hardware.max_memory_gb)
         if use.used_mb is None:
             return
         # A metric has one value per step: a mutation's stands at the next one, like `mutation/*`.
-        self._last_step = max(trainer.progress.step, self._last_step + 1)
-        trainer.sink.metrics({"hardware/memory_mb": use.used_mb}, self._last_step)
+        self._last_step = max(state.progress.step, self._last_step + 1)
+        state.sink.metrics({"hardware/memory_mb": use.used_mb}, self._last_step)
         level = LEVELS.index(use.level)
         if level > self._told:
             self._told = level
-            trainer.sink.event("warning", {"text": _warning(use, trainer.config)})
+            state.sink.event("warning", {"text": _warning(use, state.config)})
 
     def state_dict(self) -> dict[str, Any]:
         """The last step that has a figure; a process that goes on may warn anew."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sseg_nase.config.commands import command
 from sseg_nase.config.groups.finetune import Maml
-from sseg_nase.config.layout import group_option
+from sseg_nase.config.layout import usual_of
 from sseg_nase.config.schema import Config, FinetuneConfig
 from sseg_nase.errors import UserError
 from sseg_nase.finite import finite, not_finite, shortened
@@ -190,24 +190,24 @@ def explained(
 def _of_pretraining(config: Config) -> Iterator[tuple[str, Any, Any]]:
     """Keys with their values and what to try."""
     optimizer = config.optimizer
-    usual = group_option("optimizer", optimizer.name)["lr"]
-    yield "optimizer.lr", optimizer.lr, _lower(optimizer.lr, usual)
+    rate = usual_of("optimizer", optimizer.name).get("lr", optimizer.lr)
+    yield "optimizer.lr", optimizer.lr, _lower(optimizer.lr, rate)
     yield from _of_decay("optimizer", optimizer.weight_decay)
     ssl = config.ssl
-    usual = group_option("ssl", ssl.name)
+    usual = usual_of("ssl", ssl.name)
     moved = ("temperature",) if config.curriculum.perturbation > 0 else ()  # it has an effect there
     for name in dict.fromkeys((*moved, *ssl.temperatures)):
         now = getattr(ssl, name)
-        yield f"ssl.{name}", now, max(now, usual[name])
+        yield f"ssl.{name}", now, max(now, usual.get(name, now))
     other = "adamw" if optimizer.name != "adamw" else "sgd"
     yield "optimizer", optimizer.name, other
 
 
 def _of_tuning(finetune: FinetuneConfig, keys: str) -> Iterator[tuple[str, Any, Any]]:
-    usual = group_option("finetune", finetune.name)
+    rates = {"lr_encoder": finetune.lr_encoder, "lr_head": finetune.lr_head}
+    usual = {**rates, **usual_of("finetune", finetune.name)}
     if finetune.optimizer == "sgd":
         usual |= dict.fromkeys(("lr_encoder", "lr_head"), USUAL_SGD)
-    rates = {"lr_encoder": finetune.lr_encoder, "lr_head": finetune.lr_head}
     if isinstance(finetune, Maml):
         rates["inner_lr"] = finetune.inner_lr
     # The one furthest above its usual value comes first: it stands in the command.

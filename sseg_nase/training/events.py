@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from sseg_nase.training.loop import Trainer
+from sseg_nase.training.state import Pretraining
 
 
 class Event(Enum):
@@ -45,8 +44,8 @@ class Event(Enum):
 class Callback:
     """Listens to events. `on` is called for every one of them; the base class ignores all."""
 
-    def on(self, event: Event, trainer: Trainer) -> None:
-        """Called after `event` happened in `trainer`."""
+    def on(self, event: Event, state: Pretraining) -> None:
+        """Called after `event` happened in the training."""
 
     def state_dict(self) -> dict[str, Any]:
         """What it remembers, for the checkpoint."""

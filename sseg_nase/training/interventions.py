@@ -36,7 +36,8 @@ from sseg_nase.sparsity.masks import (
     undecided,
 )
 from sseg_nase.training.distributed import same_everywhere
-from sseg_nase.training.loop import Decision, Intervention, Trainer
+from sseg_nase.training.state import Evolving, Pretraining
+from sseg_nase.training.surgery import Decision, Intervention
 
 SENSITIVITY_BATCHES = 2
 SETTLING_SHARE = 0.2  # of all epochs
@@ -45,16 +46,16 @@ NO_IMPORTANCE = "the importance is not finite"
 
 
 def importance(
-    trainer: Trainer, *, kind: str, batches: int, seed: int, coupled: bool = True
+    state: Evolving, *, kind: str, batches: int, seed: int, coupled: bool = True
 ) -> Importance:
     """`importance_of` the present student's channels on training losses, leaving it untouched.
 
     Not finite where no loss scale keeps the gradients within float16.
     """
-    networks = copy.copy(trainer.networks)
-    networks.learner = copy.deepcopy(trainer.networks.learner).train()
+    networks = copy.copy(state.networks)
+    networks.learner = copy.deepcopy(state.networks.learner).train()
     backbone = networks.learner.backbone
-    taken = trainer.probe.gradients(networks, trainer.progress.epoch, batches)
+    taken = state.probe.gradients(networks, state.progress.epoch, batches)
     gradients = ([_gradient(p) for p in makers(backbone)] for _ in taken)
     scores = importance_of(backbone, gradients, kind=kind, coupled=coupled, seed=seed)
     return same_everywhere(scores)
@@ -82,6 +83,12 @@ def growth_ends(evolution: EvolutionConfig, epochs: int) -> int:
     if isinstance(evolution, Planned):
         return round(LATEST_EXPANSION * epochs) + 1
     return max(0, epochs - epochs_to_settle(evolution, epochs) + 1)
+
+
+def _pretraining(state: Evolving) -> Pretraining:
+    """Trials are for pretraining alone, as the configuration says."""
+    assert isinstance(state, Pretraining)
+    return state
 
 
 def _all_finite(scores: Iterable[Tensor]) -> bool:
@@ -125,9 +132,9 @@ class Evolve(Intervention):
         self.regime: list[Any] = []
         self.tried: int | None = None  # the epoch after which candidates were tried last
 
-    def observe(self, trainer: Trainer) -> None:
+    def observe(self, state: Evolving) -> None:
         """Watch the loss; losses compare only within one level and one architecture."""
-        means = trainer.means
+        means = _pretraining(state).means
         assert means is not None
         regime = [means.level, *means.channels]
         if regime != self.regime:
@@ -135,12 +142,13 @@ class Evolve(Intervention):
             self.regime = regime
         self.detector.update(means.loss)
 
-    def decide(self, trainer: Trainer) -> Decision:
+    def decide(self, state: Evolving) -> Decision:
         """The fittest candidate, or the reason why there is none."""
+        state = _pretraining(state)
         least = self.evolution.distillation_gap_threshold
-        reason, gap = self._reason_not_to(trainer), None
+        reason, gap = self._reason_not_to(state), None
         if reason is None:
-            gap = trainer.probe.gap(trainer.networks)
+            gap = state.probe.gap(state.networks)
             if gap is not None and not gap > least:
                 reason = f"plateau, but the student–teacher gap of {gap:.4f} is not over {least:g}"
         trigger: dict[str, Any] = {
@@ -151,15 +159,15 @@ class Evolve(Intervention):
         }
         if reason is not None:
             return Decision(None, {"reason": reason, **trigger})
-        return self._fittest(trainer, trigger)
+        return self._fittest(state, trigger)
 
-    def _reason_not_to(self, trainer: Trainer) -> str | None:
-        evolution, epoch = self.evolution, trainer.progress.epoch
-        left = trainer.config.pretrain.epochs - epoch - 1
+    def _reason_not_to(self, state: Evolving) -> str | None:
+        evolution, epoch = self.evolution, state.progress.epoch
+        left = state.epochs - epoch - 1
         # A mutation that was rolled back counts, too, and so do trials that led to none.
-        ended = [record.epoch for record in trainer.progress.history]
+        ended = [record.epoch for record in state.progress.history]
         last = max(ended if self.tried is None else [*ended, self.tried], default=None)
-        needed = epochs_to_settle(evolution, trainer.config.pretrain.epochs)
+        needed = epochs_to_settle(evolution, state.epochs)
         if left < needed:
             return (
                 f"too few epochs left: {left}, and what is new takes {needed} to be trained and to "
@@ -174,16 +182,16 @@ class Evolve(Intervention):
             return "no plateau"
         return None
 
-    def _fittest(self, trainer: Trainer, trigger: dict[str, Any]) -> Decision:
-        evolution, epoch = self.evolution, trainer.progress.epoch
+    def _fittest(self, state: Pretraining, trigger: dict[str, Any]) -> Decision:
+        evolution, epoch = self.evolution, state.progress.epoch
         seed = derive(self.seed, self.name, epoch)
         # Uncoupled: what comes along a shortcut would make every later block look sensitive.
         scores, _ = importance(
-            trainer, kind="taylor", batches=SENSITIVITY_BATCHES, seed=seed, coupled=False
+            state, kind="taylor", batches=SENSITIVITY_BATCHES, seed=seed, coupled=False
         )
         if not _all_finite(scores):
             return Decision(None, {"reason": NO_IMPORTANCE, **trigger})
-        architecture = trainer.networks.architecture
+        architecture = state.networks.architecture
         found = candidates(
             architecture,
             operators=evolution.operators,
@@ -191,7 +199,7 @@ class Evolve(Intervention):
             options=self.options,
             caps=self.caps,
             seed=seed,
-            recent=accepted_kinds(trainer.progress.history),
+            recent=accepted_kinds(state.progress.history),
             max_repeats=evolution.max_repeats,
         )
         if refused := refusals(architecture, evolution.operators):
@@ -199,12 +207,12 @@ class Evolve(Intervention):
         if not found:
             return Decision(None, {"reason": "every candidate is over a hard cap", **trigger})
         self.tried = epoch
-        before, stay, *mutants = trainer.probe.trials(
-            trainer.networks,
+        before, stay, *mutants = state.probe.trials(
+            state.networks,
             found,
             epoch=epoch,
             steps=evolution.trial_steps,
-            lr=trainer.learning_rate,
+            lr=state.learning_rate,
             new_lr_ratio=evolution.trial_new_lr_ratio,
         )
         now = penalty(architecture, self.caps)
@@ -286,23 +294,23 @@ class Sparsify(Intervention):
         self.due = list(range(max(start, 1), last + 1, sparsity.pruning_interval_epochs))
         self.rounds = 0  # of `due` that are over
 
-    def observe(self, trainer: Trainer) -> None:
+    def observe(self, state: Evolving) -> None:
         """Nothing to watch: the schedule alone decides."""
 
-    def decide(self, trainer: Trainer) -> Decision:
+    def decide(self, state: Evolving) -> Decision:
         """Prune when it is due, as far as the schedule and the minimum widths allow."""
-        sparsity, epoch = self.sparsity, trainer.progress.epoch
+        sparsity, epoch = self.sparsity, state.progress.epoch
         over = sum(due <= epoch + 1 for due in self.due)
         if over == self.rounds:
             return Decision(None, {"reason": "no pruning is due"})
         self.rounds = over
-        removed = removed_channels(trainer.progress.history)
-        width = sum(trainer.networks.architecture.axes.values())
+        removed = removed_channels(state.progress.history)
+        width = sum(state.networks.architecture.axes.values())
         target = target_sparsity(sparsity.ratio, over / len(self.due))
         trigger: dict[str, Any] = {"target_sparsity": target, "channels": width}
         trigger["removed_before"] = removed
         found = importance(
-            trainer,
+            state,
             kind=sparsity.importance,
             batches=sparsity.importance_batches,
             seed=derive(self.seed, self.name, epoch),
@@ -323,7 +331,7 @@ class Sparsify(Intervention):
             "importance_errors": _rounded(found.errors),
             "undecided": undecided(found, masks),
         }
-        network = trainer.networks.architecture
+        network = state.networks.architecture
         return Decision(
             prune(network, masks.kept),
             {"reason": "sparsity schedule", **trigger},

@@ -15,7 +15,8 @@ from sseg_nase.errors import UserError
 from sseg_nase.nets.mutations.grow import grow_stages
 from sseg_nase.nets.mutations.operator import Caps
 from sseg_nase.training.interventions import Evolve
-from sseg_nase.training.loop import Decision, Intervention, Trainer
+from sseg_nase.training.state import Evolving
+from sseg_nase.training.surgery import Decision, Intervention
 
 
 class Expand(Intervention):
@@ -36,12 +37,12 @@ class Expand(Intervention):
         self.drawn = evolution.drawn
         self.rounds = 0  # of the expansions that are over
 
-    def observe(self, trainer: Trainer) -> None:
+    def observe(self, state: Evolving) -> None:
         """Nothing to watch: the epochs alone decide."""
 
-    def decide(self, trainer: Trainer) -> Decision:
+    def decide(self, state: Evolving) -> Decision:
         """One convolution more in every stage when it is due, as far as the caps allow."""
-        done, epochs = trainer.progress.epoch + 1, trainer.config.pretrain.epochs
+        done, epochs = state.progress.epoch + 1, state.epochs
         due = [max(1, round(share * epochs)) for share in self.shares]
         if self.rounds == sum(at <= done for at in due):
             return Decision(None, {"reason": "no expansion is due"})
@@ -50,8 +51,8 @@ class Expand(Intervention):
         if done > round(LATEST_EXPANSION * epochs):
             reason = f"an expansion is due, but over {LATEST_EXPANSION:.0%} of the epochs are done"
             return Decision(None, {"reason": reason, **trigger})
-        architecture = trainer.networks.architecture
-        seed = derive(self.seed, self.name, trainer.progress.epoch)
+        architecture = state.networks.architecture
+        seed = derive(self.seed, self.name, state.progress.epoch)
         try:
             expansion = grow_stages(architecture, most=self.most, drawn=self.drawn, seed=seed)
         except UserError:  # nothing is left to grow

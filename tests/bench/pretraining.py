@@ -11,9 +11,10 @@ from sseg_nase.config.schema import Config
 from sseg_nase.hardware.profiles import cores
 from sseg_nase.nets import fused
 from sseg_nase.stages.pretraining import trainer_of
-from sseg_nase.stages.starting import images_of, seed_learner
+from sseg_nase.stages.setup import images_of, seed_learner
 from sseg_nase.tracking.sink import Sink
-from sseg_nase.training.loop import Progress, Trainer
+from sseg_nase.training.loop import Trainer
+from sseg_nase.training.state import PretrainingProgress
 from tests.bench.child import Work
 from tests.bench.setting import BATCH, device, loader, overrule, pictures, plain, program
 
@@ -43,7 +44,7 @@ def epochs(trainer: Trainer, steps: int) -> Work:
     """Train the same epoch every round."""
 
     def work() -> float:
-        trainer.progress = Progress()
+        trainer.state.progress = PretrainingProgress()
         trainer.fit()
         return steps * BATCH
 
@@ -70,7 +71,7 @@ def accumulated(size: int, accumulate: str, batch: int = 24, parts: int = 4) -> 
     bare = trainer_of(given, [], Sink(), None, lambda: False)
 
     def work() -> float:
-        bare.progress = Progress()
+        bare.state.progress = PretrainingProgress()
         bare.fit()
         return float(steps * batch * parts)
 
@@ -81,9 +82,9 @@ def ready_made(size: int, steps: int = 24) -> Work:
     """The same training on one batch whose views are made already."""
     bare = trainer(size, steps)
     batch = next(iter(bare.feed.epoch(0)))
-    views = bare.probe.views(batch.images, 0, first=batch.first, of=batch.of)
+    views = bare.state.probe.views(batch.images, 0, first=batch.first, of=batch.of)
     overrule(bare.feed, epoch=lambda *_, **__: itertools.repeat(batch, steps))
-    overrule(bare.probe, views=lambda *_, **__: views)
+    overrule(bare.state.probe, views=lambda *_, **__: views)
     return epochs(bare, steps)
 
 

@@ -80,16 +80,16 @@ def shares(size: int) -> tuple[float, list[tuple[str, float]]]:
     work = epochs(watched, STEPS)
     work()
     ledger = Ledger()
-    teacher = watched.networks.teacher
+    teacher = watched.state.networks.teacher
     assert teacher is not None
     overrule(watched.feed, epoch=ledger.each("feeding", watched.feed.epoch))
-    overrule(watched.probe, views=ledger.counted("views", watched.probe.views))
+    overrule(watched.state.probe, views=ledger.counted("views", watched.state.probe.views))
     method = watched.method
     overrule(watched, method=replace(method, loss=ledger.counted("loss", method.loss)))
     overrule(watched.model, forward=ledger.counted("forward", watched.model.forward))
     overrule(teacher, forward=ledger.counted("teacher", teacher.forward))
     overrule(watched.fabric, backward=ledger.counted("backward", watched.fabric.backward))
-    overrule(watched, _step=ledger.counted("optimizer", watched._step))
+    overrule(watched, step=ledger.counted("optimizer", watched.step))
     average = ledger.counted("teacher", networks.ema_update)
     with mock.patch.object(networks, "ema_update", average), ledger.counting(REST):
         work()

@@ -223,14 +223,21 @@ def _startup() -> Iterator[Row]:
 
 
 def _pruning() -> Iterator[Row]:
-    for batch in (1, 64):
-        yield Row(
-            f"pruned/32px/batch-{batch}",
-            "images/s",
-            "the dense network 64-128-192-256",
-            Side("pruning.pruned", {"batch": batch}),
-            Side("pruning.dense", {"batch": batch}),
-        )
+    subjects = {
+        "chain": ("", "the dense network 64-128-192-256"),
+        "resnet12_quarter": ("resnet12_quarter/", "the network with all of its channels"),
+        "resnet18": ("resnet18/", "torchvision's network with all of its channels"),
+    }
+    for network, (place, peer) in subjects.items():
+        for batch in (1, 64):
+            given = {"network": network, "batch": batch}
+            yield Row(
+                f"pruned/{place}32px/batch-{batch}",
+                "images/s",
+                peer,
+                Side("pruning.pruned", given),
+                Side("pruning.dense", given),
+            )
 
 
 def _logging() -> Iterator[Row]:

@@ -18,7 +18,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.nets.building import build, configured
 from sseg_nase.nets.families.searched import Searched
 from sseg_nase.nets.mutations.operator import Caps
-from sseg_nase.stages.starting import refuse_over_caps
+from sseg_nase.stages.setup import refuse_over_caps
 
 PRESETS = sorted(
     path.stem for path in (Path(__file__).parents[2] / "conf" / "backbone").glob("[!_]*.yaml")

@@ -13,7 +13,9 @@ from sseg_nase.config.schema import Config
 from sseg_nase.stages.pretraining import trainer_of
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.events import Callback, Event
-from sseg_nase.training.loop import Decision, Trainer
+from sseg_nase.training.loop import Trainer
+from sseg_nase.training.state import Pretraining
+from sseg_nase.training.surgery import Decision, Intervention
 
 TINY = [
     "debug=tiny",
@@ -33,12 +35,15 @@ def config_of(*overrides: str) -> Config:
 
 
 def trainer(
-    *overrides: str, callbacks: Sequence[Callback] = (), state: Any = None, **more: Any
+    *overrides: str,
+    callbacks: Sequence[Callback] = (),
+    state: Any = None,
+    interventions: Sequence[Intervention] | None = None,
 ) -> Trainer:
     """A training with a CUDA device."""
     one = trainer_of(config_of(*overrides), list(callbacks), Sink(), state, lambda: False)
-    for name, value in more.items():
-        setattr(one, name, value)
+    if interventions is not None:
+        one.surgery.interventions = list(interventions)
     return one
 
 
@@ -50,13 +55,13 @@ class Waits(Callback):
         self.steps: list[Counter[str]] = []
         self._before: Counter[str] | None = None
 
-    def on(self, event: Event, trainer: Trainer) -> None:
+    def on(self, event: Event, state: Pretraining) -> None:
         if event in (Event.EPOCH_START, Event.EPOCH_END):
             self._before = None
         if event is not Event.AFTER_STEP:
             return
         now = Counter(self.fake.waits)
-        told = trainer.progress.step % trainer.config.tracking.interval_steps == 0
+        told = state.progress.step % state.config.tracking.interval_steps == 0
         if self._before is not None and not told:
             self.steps.append(now - self._before)
         self._before = now
@@ -67,16 +72,16 @@ class InTurn:
 
     name = "in_turn"
 
-    def __init__(self, *decisions: Callable[[Trainer], Decision]) -> None:
+    def __init__(self, *decisions: Callable[[Pretraining], Decision]) -> None:
         self.decisions = list(decisions)
 
-    def observe(self, trainer: Trainer) -> None:
+    def observe(self, state: Pretraining) -> None:
         """Nothing."""
 
-    def decide(self, trainer: Trainer) -> Decision:
+    def decide(self, state: Pretraining) -> Decision:
         if not self.decisions:
             return Decision(None, {"reason": "done"})
-        return self.decisions.pop(0)(trainer)
+        return self.decisions.pop(0)(state)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

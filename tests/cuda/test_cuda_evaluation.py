@@ -27,8 +27,8 @@ from sseg_nase.finetune.learner import EpisodeLearner, around
 from sseg_nase.hardware.latency import latency_ms
 from sseg_nase.nets.weights import _read
 from sseg_nase.run import run
-from sseg_nase.stages import judging
-from sseg_nase.stages.starting import Reached
+from sseg_nase.stages import evaluating
+from sseg_nase.stages.setup import Reached
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint
 from sseg_nase.training.distributed import build_fabric
@@ -273,8 +273,8 @@ def test_the_best_network_is_compared_with_the_last(fake: Fake) -> None:
 def test_size_and_speed(fake: Fake) -> None:
     config = config_of()
     backbone = stages.seed_backbone(config)
-    here = judging.efficiency(backbone, 16, torch.device("cpu"))
-    there = judging.efficiency(backbone.to(CUDA), 16, CUDA)
+    here = evaluating.efficiency(backbone, 16, torch.device("cpu"))
+    there = evaluating.efficiency(backbone.to(CUDA), 16, CUDA)
     assert there["device"] == "cuda"
     assert there["latency_ms_b64"]
     assert fake.waits["synchronize hardware/latency.py:_wait"] > 0

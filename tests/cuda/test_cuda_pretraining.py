@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sseg_nase.data.views import batched, draw_parameters, gpu
 from sseg_nase.data.views.gpu import kernels_work  # not the one that fake CUDA has instead
-from sseg_nase.evolution import by_hand
+from sseg_nase.evolution import functional
 from sseg_nase.evolution.operators import perform
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.nets.mutations.grow import grow, grow_stages
@@ -29,14 +29,16 @@ from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint
 from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.interruption import Interrupted
-from sseg_nase.training.loop import Decision, Trainer
+from sseg_nase.training.loop import Trainer
 from sseg_nase.training.networks import Networks
+from sseg_nase.training.state import Pretraining
+from sseg_nase.training.surgery import Decision
 
 PLAIN = ["evolution=none", "sparsity=none", "ssl.distillation_weight=0.5"]
 NATURAL = [*PLAIN, "curriculum=natural"]
 SMALL_DINO = ["ssl=dino", "ssl.prototypes=8"]
 MOST_WAITS = 2  # in a step that tells nobody anything
-ASKING = ("loop.py:_step", "divergence.py:took")
+ASKING = ("skeleton.py:step", "divergence.py:took")
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def everywhere(value: Any) -> Iterator[Tensor]:
 
 def on_cuda(one: Trainer) -> bool:
     """Whether networks, moments and memory are there, and all is finite."""
-    found = list(everywhere(one.networks.state_dict()))
+    found = list(everywhere(one.state.networks.state_dict()))
     return len(found) > 0 and all(t.is_cuda and bool(t.isfinite().all()) for t in found)
 
 
@@ -92,7 +94,7 @@ def test_a_step_does_not_make_the_host_wait(fake: Fake, overrides: list[str]) ->
     one = trainer(*overrides, *epochs, callbacks=[waits])
     one.fit()
     assert on_cuda(one)
-    assert len(waits.steps) == one.progress.step - 1 > 1
+    assert len(waits.steps) == one.state.progress.step - 1 > 1
     assert all(step.total() <= MOST_WAITS for step in waits.steps), waits.steps
     # What may wait is the optimizer: it asks the scaler whether there was a step to take.
     places = {place for step in waits.steps for place in step}
@@ -112,7 +114,7 @@ def test_what_views_need_goes_there_in_one_copy(fake: Fake) -> None:
     images = one.feed.probe()
     fake.copies.clear()
     fake.waits.clear()
-    one.probe.views(images, seed=0)
+    one.state.probe.views(images, seed=0)
     assert dict(fake.copies) == {"send data/prefetch.py:sent": 1}
     assert not fake.waits
 
@@ -198,10 +200,10 @@ def test_a_step_asks_for_few_operators(
 # -- mutations -------------------------------------------------------------------------------------
 
 
-def mutation(change: Callable[..., Mutation], **options: Any) -> Callable[[Trainer], Decision]:
-    def decide(one: Trainer) -> Decision:
+def mutation(change: Callable[..., Mutation], **options: Any) -> Callable[[Pretraining], Decision]:
+    def decide(state: Pretraining) -> Decision:
         kept = {}
-        architecture = one.networks.architecture
+        architecture = state.networks.architecture
         if change is prune:
             kept["kept"] = [range(0, width, 2) for width in architecture.channels]
         given = {**kept, **{k: v for k, v in options.items() if k not in DECIDED}}
@@ -238,12 +240,12 @@ EVERY = (
 def test_every_mutation(fake: Fake, overrides: list[str]) -> None:
     one = trainer(*overrides, f"pretrain.epochs={len(EVERY) + 3}", interventions=[InTurn(*EVERY)])
     one.fit()
-    assert [record.kind for record in one.progress.history] == [
+    assert [record.kind for record in one.state.progress.history] == [
         "GROW", "WIDEN", "GROW", "WIDEN", "WIDEN", "PRUNE",
     ]  # fmt: skip
-    assert all(record.accepted for record in one.progress.history)
+    assert all(record.accepted for record in one.state.progress.history)
     assert on_cuda(one)
-    assert len(one.networks.state().moments) > 0
+    assert len(one.state.networks.state().moments) > 0
 
 
 def test_every_stage_grows_and_channels_come_in_pairs(fake: Fake) -> None:
@@ -256,10 +258,10 @@ def test_every_stage_grows_and_channels_come_in_pairs(fake: Fake) -> None:
     small = ["backbone=seed_wide", "backbone.channels=[4,8]"]
     one = trainer(*small, f"pretrain.epochs={len(steps) + 3}", interventions=[InTurn(*steps)])
     one.fit()
-    history = one.progress.history
+    history = one.state.progress.history
     assert [record.kind for record in history] == ["GROW", "WIDEN", "GROW"]
     assert all(record.accepted for record in history)
-    assert len(one.networks.architecture.blocks) == 5
+    assert len(one.state.networks.architecture.blocks) == 5
     assert on_cuda(one)
 
 
@@ -267,7 +269,7 @@ def test_growth_at_fixed_epochs(fake: Fake) -> None:
     fixed = ["evolution=balanced", "ablation=A5", "scheduler=constant_decay"]
     one = trainer("backbone=seed_wide", "backbone.channels=[4,8]", *fixed, "pretrain.epochs=5")
     one.fit()
-    assert [record.kind for record in one.progress.history] == ["GROW", "GROW"]
+    assert [record.kind for record in one.state.progress.history] == ["GROW", "GROW"]
     assert on_cuda(one)
 
 
@@ -279,13 +281,13 @@ def test_rollback(fake: Fake, grace: int, control: bool) -> None:
     """
     refused = mutation(grow, seed=1, tolerance=-2.0, grace=grace, control=control)
     one = trainer("pretrain.epochs=4", interventions=[InTurn(refused)])
-    before = one.networks.architecture
+    before = one.state.networks.architecture
     one.fit()
-    (record,) = one.progress.history
+    (record,) = one.state.progress.history
     assert record.trigger.get("rollback", {}).get("control", False) == control
     assert not record.accepted
     assert ("rollback" in record.trigger) == (grace > 0)
-    assert one.networks.architecture == before
+    assert one.state.networks.architecture == before
     assert on_cuda(one)
 
 
@@ -297,21 +299,21 @@ def test_the_whole_method(fake: Fake, importance: str) -> None:
     chosen = [f"sparsity.importance={importance}", "backbone.residual=true"]
     one = trainer("ablation=A7", "pretrain.epochs=5", *chosen, *more)
     one.fit()
-    kinds = {record.kind for record in one.progress.history}
+    kinds = {record.kind for record in one.state.progress.history}
     assert kinds >= ({"PRUNE", "GROW"} if evolving else {"PRUNE"})
     assert on_cuda(one)
 
 
 def test_mutations_by_hand(fake: Fake) -> None:
     one = trainer("backbone.residual=true")
-    network = one.networks.learner.backbone.train()
+    network = one.state.networks.learner.backbone.train()
     images = torch.randn(4, 3, 16, 16, device=CUDA)
     optimizer = torch.optim.AdamW(network.parameters(), fused=True)
-    teacher = one.networks.teacher
+    teacher = one.state.networks.teacher
     for step in (
-        by_hand.grow,
-        lambda net, **k: by_hand.widen(net, 1, **k),
-        lambda net, **k: by_hand.prune(net, [range(8)] * len(net.architecture.channels), **k),
+        functional.grow,
+        lambda net, **k: functional.widen(net, 1, **k),
+        lambda net, **k: functional.prune(net, [range(8)] * len(net.architecture.channels), **k),
     ):
         network(images).square().sum().backward()
         optimizer.step()
@@ -330,15 +332,15 @@ def test_mutations_by_hand(fake: Fake) -> None:
 def test_a_mutation_as_a_function(fake: Fake) -> None:
     one = trainer()
     images = torch.randn(4, 3, 16, 16, device=CUDA)
-    architecture = one.networks.architecture
-    state, record = perform(grow(architecture, seed=1), one.networks.state(), probe=images)
+    architecture = one.state.networks.architecture
+    state, record = perform(grow(architecture, seed=1), one.state.networks.state(), probe=images)
     assert record.function_delta is not None
     assert record.function_delta < 1e-6
     assert all(tensor.is_cuda for tensor in state.student.values())
 
 
 def test_complementary_paths(fake: Fake) -> None:
-    network = trainer("backbone.residual=true").networks.learner.backbone.eval()
+    network = trainer("backbone.residual=true").state.networks.learner.backbone.eval()
     network.widen(0)
     images = torch.randn(4, 3, 16, 16, device=CUDA)
     router = SparseRouter(0.5, round_to=4)
@@ -360,9 +362,9 @@ class At(Callback):
     def __init__(self, step: int) -> None:
         self.step, self.state = step, dict[str, Any]()
 
-    def on(self, event: Event, trainer: Trainer) -> None:
-        if event is Event.AFTER_STEP and trainer.progress.step == self.step:
-            self.state = trainer.state_dict()
+    def on(self, event: Event, state: Pretraining) -> None:
+        if event is Event.AFTER_STEP and state.progress.step == self.step:
+            self.state = state.checkpoint()
 
 
 RUN = ["ablation=A7", "pretrain.epochs=5", "evolution.operators=[grow]", "ssl=byol"]
@@ -394,12 +396,12 @@ def test_a_resumed_training_is_the_uninterrupted_one(fake: Fake, tmp_path: Path)
 def test_networks_that_a_cpu_has_kept_are_restored_on_the_device(fake: Fake) -> None:
     """All of DINO's, whose loss has a memory; held losses are read on the CPU."""
     one = trainer(*RUN[:-1], *SMALL_DINO)
-    kept = on_the_cpu(one.networks.state_dict())
+    kept = on_the_cpu(one.state.networks.state_dict())
     assert not any(tensor.is_cuda for tensor in everywhere(kept))
     networks = one.workshop.restored(kept)
     assert networks.memory
     assert all(tensor.is_cuda for tensor in everywhere(networks.state_dict()))
-    assert not one.probe.held_losses([networks], 0).is_cuda
+    assert not one.state.probe.held_losses([networks], 0).is_cuda
 
 
 def on_the_cpu(value: Any) -> Any:
@@ -435,8 +437,8 @@ def test_a_training_goes_on_on_another_device(tmp_path: Path, there_first: bool)
             return
     one = pretrain(config, Sink(), tmp_path, state=state)
     assert one.fabric.device.type == "cpu"
-    assert one.progress.epoch == 5
-    assert not any(tensor.is_cuda for tensor in everywhere(one.networks.state_dict()))
+    assert one.state.progress.epoch == 5
+    assert not any(tensor.is_cuda for tensor in everywhere(one.state.networks.state_dict()))
 
 
 def test_the_allocator_is_held_to_the_cap(fake: Fake, tmp_path: Path) -> None:

@@ -79,10 +79,14 @@ def test_flags_stay_on_the_cpu() -> None:
 def test_a_loss_over_all_ranks(method: str) -> None:
     more = ["ssl.prototypes=8"] if method == "dino" else []
     one = trainer(f"ssl={method}", *more, "evolution=none", "sparsity=none", "pretrain.epochs=1")
-    for network in (one.networks.learner, one.networks.teacher, one.networks.teacher_head):
+    for network in (
+        one.state.networks.learner,
+        one.state.networks.teacher,
+        one.state.networks.teacher_head,
+    ):
         if network is not None:
             distributed.synchronize_batch_norm(network)
     one.fit()
-    assert one.means is not None
-    assert math.isfinite(one.means.loss)
-    assert all(parameter.is_cuda for parameter in one.networks.learner.parameters())
+    assert one.state.means is not None
+    assert math.isfinite(one.state.means.loss)
+    assert all(parameter.is_cuda for parameter in one.state.networks.learner.parameters())

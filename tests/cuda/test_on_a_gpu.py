@@ -26,7 +26,7 @@ from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint
 from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.interruption import Interrupted
-from sseg_nase.training.loop import Trainer
+from sseg_nase.training.state import Pretraining
 
 GPU = [
     pytest.mark.gpu,
@@ -141,11 +141,11 @@ class NoWaits(Callback):
     def __init__(self, steps: int) -> None:
         self.steps, self.seen = steps, 0
 
-    def on(self, event: Event, trainer: Trainer) -> None:
+    def on(self, event: Event, state: Pretraining) -> None:
         if event is Event.AFTER_STEP:
             self.seen += 1
             watching = self.seen < self.steps
-            if not isinstance(next(trainer.networks.learner.parameters()), OnCuda):
+            if not isinstance(next(state.networks.learner.parameters()), OnCuda):
                 torch.cuda.set_sync_debug_mode("error" if watching else "default")
 
 
@@ -182,8 +182,8 @@ def test_a_training_is_the_same_again() -> None:
         first, second = (trainer(*RUN), trainer(*RUN))
         first.fit()
         second.fit()
-    states = [list(tensors(one.networks.state_dict())) for one in (first, second)]
-    assert {record.kind for record in first.progress.history} >= {"GROW", "PRUNE"}
+    states = [list(tensors(one.state.networks.state_dict())) for one in (first, second)]
+    assert {record.kind for record in first.state.progress.history} >= {"GROW", "PRUNE"}
     assert all(map(torch.equal, *states))
 
 
@@ -195,7 +195,7 @@ def test_a_resumed_training_is_the_same(tmp_path: Path) -> None:
             pretrain(config_of(*RUN), Sink(), tmp_path / "parts", stop=lambda: next(asked) == 7)
         state = checkpoint.load(tmp_path / "parts" / "checkpoints" / "last.pt")
         resumed = pretrain(config_of(*RUN), Sink(), tmp_path / "parts", state=state)
-    states = [list(tensors(one.networks.state_dict())) for one in (whole, resumed)]
+    states = [list(tensors(one.state.networks.state_dict())) for one in (whole, resumed)]
     assert all(map(torch.equal, *states))
 
 

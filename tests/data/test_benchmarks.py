@@ -25,7 +25,7 @@ from sseg_nase.config.options import fields_of, options_of
 from sseg_nase.data import benchmarks
 from sseg_nase.data.benchmarks import available_splits, cifar_fs, load_split
 from sseg_nase.data.benchmarks.layouts import split_classes
-from sseg_nase.data.benchmarks.official import packed
+from sseg_nase.data.benchmarks.locating import packed
 from sseg_nase.data.benchmarks.omniglot import find as find_omniglot
 from sseg_nase.data.episodes import sample_episodes
 from sseg_nase.data.store import ImageStore

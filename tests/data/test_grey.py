@@ -22,7 +22,7 @@ from sseg_nase.data.placement import HeldImages
 from sseg_nase.data.store import ImageStore, Listing, build_store
 from sseg_nase.data.views import batched, draw_parameters, make_views
 from sseg_nase.data.views.parameters import GREY
-from sseg_nase.stages.starting import images_of
+from sseg_nase.stages.setup import images_of
 
 SIZE = 8
 CPU = torch.device("cpu")

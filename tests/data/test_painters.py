@@ -7,7 +7,7 @@ import torch
 
 from sseg_nase.config.groups.curriculum import SYNTHETIC_LEVELS
 from sseg_nase.data import random
-from sseg_nase.data.curriculum import batched, drawing, native
+from sseg_nase.data.curriculum import batched, cpu, drawing
 from sseg_nase.data.curriculum.scenes import STYLES, scenes
 from sseg_nase.data.curriculum.shapes import SHAPES
 
@@ -15,7 +15,7 @@ Painter = Callable[[str, torch.Tensor, int], torch.Tensor]
 
 
 def by_native(level: str, indices: torch.Tensor, size: int) -> torch.Tensor:
-    return native.paint(scenes(level, indices, seed=3), size)
+    return cpu.paint(scenes(level, indices, seed=3), size)
 
 
 def by_batched(level: str, indices: torch.Tensor, size: int) -> torch.Tensor:
@@ -98,7 +98,7 @@ def test_the_largest_pictures_stay_within_the_atlas(
         cells[count:] = -1  # what lies behind would be painted
         return cells[:count]
 
-    monkeypatch.setattr(native, "shape_atlas", empty_atlas)
+    monkeypatch.setattr(cpu, "shape_atlas", empty_atlas)
     monkeypatch.setattr(batched, "shape_atlas", empty_atlas)
     indices = torch.arange(40)
     scene = scenes("BASIC", indices, seed=3)

@@ -17,14 +17,14 @@ from sseg_nase.data.views import (
     Strokes,
     ViewParameters,
     batched,
+    cpu,
     draw_parameters,
     make_views,
-    native,
     normalize,
 )
 from sseg_nase.data.views.parameters import blur_kernel_size
 
-WAYS = {"native": native.apply_views, "batched": batched.apply_views}
+WAYS = {"native": cpu.apply_views, "batched": batched.apply_views}
 
 IDENTITY: dict[str, Any] = {
     "crop_scale": [1.0, 1.0],
@@ -397,7 +397,7 @@ def test_views_do_not_depend_on_the_number_of_threads(settings: dict[str, Any]) 
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            made.append(native.apply_views(images, p, 32))
+            made.append(cpu.apply_views(images, p, 32))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(made[0], other) for other in made[1:])

@@ -101,8 +101,8 @@ def test_quarters_are_turned_and_told_apart(count: int) -> None:
 def test_the_loss_is_that_of_labels_teacher_and_angles() -> None:
     one = tuner(*TAUGHT, "finetune.mixup=0.4", "finetune.rotation=0.7")
     step = next(one._steps(0))
-    images = one._views(step, 0)
-    found = one.outcome(step, images, one.learner).loss
+    images = one._views(step)
+    found = one.objective.outcome(step, images, one.learner).loss
     learner, teacher, count = one.learner, one.teacher, len(images)
     assert teacher is not None
     assert step.partner is not None
@@ -129,13 +129,15 @@ def test_the_loss_is_that_of_labels_teacher_and_angles() -> None:
 def test_what_teacher_and_turned_copies_cost_is_counted() -> None:
     one = tuner(*TAUGHT, "finetune.rotation=0.5")
     step = next(one._steps(0))
-    images = one._views(step, 0)
-    one.outcome(step, images, one.learner)
+    images = one._views(step)
+    one.objective.outcome(step, images, one.learner)
     assert one.teacher is not None
     assert one.progress.beside == {TEACHER: 16 * one.teacher.architecture.macs(16)}
     passed = 16 + 12
-    assert one._macs(step, images) == 3 * passed * one.learner.backbone.architecture.macs(16)
-    one.probe.held_losses([one.learner])
+    assert one.objective.macs(
+        step, images, one.learner.backbone
+    ) == 3 * passed * one.learner.backbone.architecture.macs(16)
+    one.state.probe.held_losses([one.state.networks], 0)
     checks = one.progress.beside["checks"]
     assert checks == 4 * passed * one.learner.backbone.architecture.macs(16)
     assert one.progress.beside[TEACHER] == 5 * 16 * one.teacher.architecture.macs(16)
@@ -143,7 +145,7 @@ def test_what_teacher_and_turned_copies_cost_is_counted() -> None:
 
 def test_what_stands_beside_the_classifier_follows_a_mutation() -> None:
     one = tuner(*TAUGHT, "finetune.rotation=0.5")
-    architecture = one.networks.architecture
+    architecture = one.state.networks.architecture
     images = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     for mutation in (widen(architecture, 1, ratio=1.5), prune(architecture, [[0, 1], [2, 5, 7]])):
         new, _ = mutated(mutation, one.learner, one.options, len(one.base.class_names), {})

@@ -18,7 +18,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.evolution.operators import named_moments
 from sseg_nase.finetune.evolving import HELD_STEPS, Tuned, mutated
 from sseg_nase.finetune.learner import around
-from sseg_nase.finetune.loop import Before, FineTuner
+from sseg_nase.finetune.loop import FineTuner
 from sseg_nase.nets.maps import NEW
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.nets.mutations.grow import grow, grow_stages
@@ -29,7 +29,7 @@ from sseg_nase.training import checkpoint
 from sseg_nase.training.distributed import build_fabric
 from sseg_nase.training.interruption import Interrupted
 from sseg_nase.training.ledger import CHECKS, IMPORTANCE
-from sseg_nase.training.loop import Decision
+from sseg_nase.training.surgery import Before, Decision
 
 EPISODES = ["finetune.episodes_per_epoch=4", "finetune.tasks_per_step=2", "finetune.queries=3"]
 TINY = [
@@ -79,10 +79,12 @@ def tuner(method: str, *further: str, sink: Sink | None = None) -> FineTuner:
 
 
 def steps(one: FineTuner, count: int) -> None:
-    one._train_mode()
-    for index, step in zip(range(count), one._steps(0), strict=False):
-        one.fabric.backward(one.outcome(step, one._views(step, index), one.learner).loss)
-        one._update()
+    one.begin_epoch()
+    for index, batch in zip(range(count), one.batches(), strict=False):
+        one.progress.batch = index
+        one.differentiate(batch, 1, last=True)
+        one.step()
+    one.progress.batch = 0
 
 
 def scores(learner: nn.Module, images: torch.Tensor, masks: Any = None) -> torch.Tensor:
@@ -109,8 +111,11 @@ def test_head_and_moments_follow_the_encoder(method: str, further: list[str]) ->
     one = tuner(method, *further)
     steps(one, 2)
     images = torch.randn(20, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    classes, moments = len(one.base.class_names), named_moments(one._plain_optimizer, one.learner)
-    architecture = one.networks.architecture
+    classes, moments = (
+        len(one.base.class_names),
+        named_moments(one.state.networks.optimizer, one.learner),
+    )
+    architecture = one.state.networks.architecture
     kept = [[0, 2, 3, 5], [1, 2, 3, 4, 6, 9, 11, 15]]
     changes = [grow(architecture, out_channels=24, seed=5), prune(architecture, kept)]
     for mutation in (*changes, grow_stages(architecture)):
@@ -155,9 +160,9 @@ def test_the_average_grows_along_and_the_best_network_is_chosen_anew() -> None:
     one.progress.epoch, one.progress.best_accuracy, one.progress.best_epoch = 0, 90.0, 0
     before = copy.deepcopy(one.judged).eval()
     images = torch.randn(4, 3, 16, 16)
-    moments = named_moments(one._plain_optimizer, one.learner)
+    moments = named_moments(one.state.networks.optimizer, one.learner)
     one._change()
-    moved = named_moments(one._plain_optimizer, one.learner)
+    moved = named_moments(one.state.networks.optimizer, one.learner)
     assert len(moved) == len(moments)  # those of the new blocks begin anew
     assert torch.equal(moved["head.weight"]["exp_avg"], moments["head.weight"]["exp_avg"])
     first, second = "backbone.blocks.1.conv.weight", "backbone.blocks.2.conv.weight"
@@ -171,9 +176,11 @@ def test_the_average_grows_along_and_the_best_network_is_chosen_anew() -> None:
     assert (record["index"], record["epoch"], record["step"]) == (3, 10, 3)
     assert record["function_delta"] < 1e-12
     assert record["loss_before"] == pytest.approx(record["loss_after"], rel=1e-5)
-    per_image = sum(a.macs() for a in (before.backbone.architecture, one.networks.architecture))
+    per_image = sum(
+        a.macs() for a in (before.backbone.architecture, one.state.networks.architecture)
+    )
     assert one.progress.beside == {CHECKS: HELD_STEPS * 64 * per_image}
-    held = one.probe.held_losses([one.learner])[0].mean().item()
+    held = one.state.probe.held_losses([one.state.networks], 0)[0].mean().item()
     assert held == pytest.approx(record["loss_after"], rel=1e-6)
     one.progress.epoch = 3
     one._change()  # nothing changes after the last epoch
@@ -185,7 +192,7 @@ def test_gammas_have_a_rate_of_their_own_and_do_not_decay() -> None:
     one._change()
     of = {
         name: group
-        for group in one._plain_optimizer.param_groups
+        for group in one.state.networks.optimizer.param_groups
         for name, parameter in one.learner.named_parameters()
         if any(parameter is each for each in group["params"])
     }
@@ -197,10 +204,11 @@ def test_gammas_have_a_rate_of_their_own_and_do_not_decay() -> None:
 
 def test_channels_are_scored_by_the_loss_with_labels() -> None:
     one = tuner("linear", *PRUNING)
-    networks = Tuned(copy.deepcopy(one.learner).train())
-    steps_of, views_of, seen = one.steps_of, one.views_of, []
-    one.views_of = lambda step, *how: seen.append((step, views_of(step, *how))) or seen[-1][1]  # type: ignore[method-assign]
-    for _ in one.probe.gradients(networks, 2, 1):
+    learner = copy.deepcopy(one.learner).train()
+    networks = Tuned(learner, learner, one.state.networks.optimizer)
+    steps_of, views_of, seen = one.feed.steps_of, one.feed.views_of, []
+    one.feed.views_of = lambda step, *how: seen.append((step, views_of(step, *how))) or seen[-1][1]  # type: ignore[method-assign]
+    for _ in one.state.probe.gradients(networks, 2, 1):
         found = [p.grad.clone() for p in networks.learner.parameters()]
     ((step, images),) = seen
     by_hand = copy.deepcopy(one.learner).train()
@@ -210,7 +218,7 @@ def test_channels_are_scored_by_the_loss_with_labels() -> None:
     )
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs)
-    macs = one.networks.architecture.macs()
+    macs = one.state.networks.architecture.macs()
     assert one.progress.beside == {IMPORTANCE: (1 + BACKWARD) * 64 * macs}
     trained_on = {tuple(each.indices.tolist()) for each in steps_of(0)}
     assert tuple(step.indices.tolist()) not in trained_on
@@ -225,12 +233,12 @@ def test_a_pruning_is_judged_at_once_and_leaves_all_as_it_was_where_it_fails(
     steps(one, 2)
     before = copy.deepcopy(one.state_dict())
     one.progress.best_accuracy = 90.0
-    few = prune(one.networks.architecture, [[0, 1, 2, 3], list(range(8))])
-    one._mutate(few, Decision(few, {}, tolerance=tolerance, recalibrate=1))
+    few = prune(one.state.networks.architecture, [[0, 1, 2, 3], list(range(8))])
+    one.surgery.operate(few, Decision(few, {}, tolerance=tolerance, recalibrate=1))
     (record,) = one.progress.history
     assert record.accepted is kept
     assert record.loss_after != record.loss_before
-    assert one.networks.architecture.channels == ((4, 8) if kept else (8, 16))
+    assert one.state.networks.architecture.channels == ((4, 8) if kept else (8, 16))
     assert (one.progress.best_accuracy is None) is kept
     if not kept:
         for name, tensor in before["student"].items():
@@ -240,16 +248,16 @@ def test_a_pruning_is_judged_at_once_and_leaves_all_as_it_was_where_it_fails(
 def test_rates_stay_while_it_grows_and_fall_to_zero_at_the_end() -> None:
     one = tuner("linear", "finetune.scheduler=constant_decay", "finetune.decay_share=0.5")
     rates = {}
-    for epoch, position in ((0, 0), (1, 9), (3, 0), (3, one.steps_per_epoch - 1)):
-        one.progress.epoch, one.progress.position = epoch, position
+    for epoch, position in ((0, 0), (1, 9), (3, 0), (3, one.batches_per_epoch - 1)):
+        one.progress.epoch, one.progress.batch = epoch, position
         for parameter in one.learner.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        one._update()
+        one.step()
         rates[epoch, position] = one.optimizer.param_groups[0]["lr"] / 0.001
-    last = one.steps_per_epoch - 1
+    last = one.batches_per_epoch - 1
     assert rates[0, 0] == rates[1, 9] == 1
     assert rates[3, 0] == pytest.approx(0.5)
-    assert rates[3, last] == pytest.approx(0.5 / one.steps_per_epoch)
+    assert rates[3, last] == pytest.approx(0.5 / one.batches_per_epoch)
 
 
 def test_growth_goes_on_bit_for_bit(tmp_path: Path) -> None:

@@ -13,10 +13,13 @@ from sseg_nase.config.compose import load
 from sseg_nase.data.placement import HeldImages
 from sseg_nase.data.views import normalize
 from sseg_nase.finetune.learner import around, cross_entropy
-from sseg_nase.finetune.loop import FineTuner, episodic, meta_learned
+from sseg_nase.finetune.loop import FineTuner
+from sseg_nase.finetune.objective import episodic, meta_learned
+from sseg_nase.finetune.steps import Step
 from sseg_nase.training.distributed import build_fabric
 from sseg_nase.training.divergence import DivergenceError
 from sseg_nase.training.interruption import Interrupted
+from sseg_nase.training.surgery import Before
 
 TINY = [
     "debug=tiny",
@@ -46,6 +49,12 @@ def tuner(method: str, *further: str) -> FineTuner:
         validate=lambda learner: (50.0, 1.0),
         save=lambda name, state: None,
     )
+
+
+def views(one: FineTuner, step: Step, index: int) -> torch.Tensor:
+    """Of a step that is the one at `index` of its epoch."""
+    one.progress.batch = index
+    return one._views(step)
 
 
 def test_a_step_knows_its_support_and_its_queries() -> None:
@@ -98,8 +107,8 @@ def test_a_smoothed_and_mixed_loss_is_that_of_soft_targets() -> None:
     assert step.share == again.share != other.share
     count = len(step.indices)
     assert sorted(step.partner.tolist()) == list(range(count))
-    images = one._views(step, 0)
-    found = one.outcome(step, images, one.learner)
+    images = views(one, step, 0)
+    found = one.objective.outcome(step, images, one.learner)
     # By hand: one soft target an image.
     classes, λ = len(one.base.class_names), step.share
     loss, learner = 0.0, one.learner
@@ -124,11 +133,11 @@ def test_the_loss_of_a_step_is_the_mean_over_its_episodes() -> None:
     one = tuner("prototypical")
     one.learner.eval()  # BN then takes every image for itself
     step = next(one._steps(0))
-    images = one._views(step, 0)
+    images = views(one, step, 0)
     with torch.no_grad():
-        plain = normalize(one.images.images[step.indices])  # type: ignore[attr-defined]
+        plain = normalize(one.feed.images.images[step.indices])  # type: ignore[attr-defined]
         torch.testing.assert_close(images, plain, atol=2e-2, rtol=0)
-        outcome = episodic(one, step, images, one.learner)
+        outcome = episodic(one.objective, step, images, one.learner)
         features = one.learner.backbone(images)
         losses, right = [], []
         for task in range(step.tasks):
@@ -184,7 +193,7 @@ def test_the_gradient_of_maml_is_the_mean_over_its_tasks() -> None:
     one = tuner("maml", "finetune.shots=2", "finetune.inner_steps=2")
     step = next(one._steps(0))
     assert step.tasks == 2
-    images = one._views(step, 0)
+    images = views(one, step, 0)
     support, query = step.parts(images)
 
     def gradients(chosen: list[int]) -> list[torch.Tensor]:
@@ -195,7 +204,7 @@ def test_the_gradient_of_maml_is_the_mean_over_its_tasks() -> None:
         )
         one.optimizer.zero_grad(set_to_none=True)
         rows = torch.cat((s.flatten(0, 2), q.flatten(0, 1)))
-        outcome = meta_learned(one, alone, rows, one.learner)
+        outcome = meta_learned(one.objective, alone, rows, one.learner)
         losses.append(outcome.loss.item())
         return [p.grad.clone() for p in one.learner.parameters() if p.grad is not None]
 
@@ -210,10 +219,10 @@ def test_the_gradient_of_maml_is_the_mean_over_its_tasks() -> None:
 def test_the_views_of_an_image_differ_between_epochs_and_steps() -> None:
     one = tuner("prototypical", "views@finetune.views=supervised")
     step = next(one._steps(0))
-    first, other = one._views(step, 0), one._views(step, 1)
-    assert torch.equal(first, one._views(step, 0))
+    first, other = views(one, step, 0), views(one, step, 1)
+    assert torch.equal(first, views(one, step, 0))
     one.progress.epoch = 1
-    later = one._views(step, 0)
+    later = views(one, step, 0)
     assert not torch.equal(first, other)
     assert not torch.equal(first, later)
     assert not torch.equal(other, later)
@@ -278,9 +287,9 @@ def test_the_average_of_the_weights_is_what_is_judged_and_kept_as_best() -> None
 
 def test_steps_count_on_from_what_was_trained_before() -> None:
     one = tuner("prototypical", "finetune.epochs=2", "tracking.interval_steps=2")
-    one.first_step = 100
+    one.before = Before(steps=100)
     told: list[tuple[list[str], int]] = []
-    one.sink.metrics = lambda values, step: told.append((sorted(values), step))  # type: ignore[method-assign]
+    one.state.sink.metrics = lambda values, step: told.append((sorted(values), step))  # type: ignore
     one.fit()
     losses = [step for names, step in told if "finetune/loss" in names]
     accuracies = [step for names, step in told if "finetune/val_accuracy" in names]
@@ -291,7 +300,7 @@ def test_steps_count_on_from_what_was_trained_before() -> None:
 def test_what_may_be_wrong_with_an_epoch_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     one = tuner("prototypical", "finetune.epochs=1")
     told: list[tuple[str, Any]] = []
-    one.sink.event = lambda kind, values: told.append((kind, values))  # type: ignore[method-assign]
+    one.state.sink.event = lambda kind, values: told.append((kind, values))  # type: ignore[method-assign]
     monkeypatch.setattr(one.guard, "check_epoch", lambda loss, parts, where: f"a doubt {where}")
     one.fit()
     assert ("warning", {"text": "a doubt in epoch 1, after step 3"}) in told
@@ -303,7 +312,7 @@ def test_nothing_is_saved_of_weights_that_are_not_finite() -> None:
     one = tuner("prototypical", "finetune.epochs=1")
     saved: list[str] = []
     one.save = lambda name, state: saved.append(name)
-    update = one._update
+    update = one.step
 
     def broken() -> None:
         update()
@@ -311,7 +320,7 @@ def test_nothing_is_saved_of_weights_that_are_not_finite() -> None:
             with torch.no_grad():
                 next(one.learner.backbone.parameters()).fill_(torch.nan)
 
-    one._update = broken  # type: ignore[method-assign]
+    one.step = broken  # type: ignore[method-assign]
     with pytest.raises(DivergenceError):
         one.fit()
     assert saved == []
@@ -321,13 +330,13 @@ def test_nothing_is_saved_of_weights_that_are_not_finite() -> None:
 def test_frozen_norms_keep_statistics_and_weights(kind: type[nn.Module]) -> None:
     backbone = ["backbone=vit_small"] if kind is nn.LayerNorm else []
     one = tuner("prototypical", "finetune.freeze_norms=true", *backbone)
-    one._train_mode()
+    one.begin_epoch()
     norms = [part for part in one.learner.backbone.modules() if isinstance(part, kind)]
     assert norms
     assert not any(norm.training for norm in norms)
     assert not any(p.requires_grad for norm in norms for p in norm.parameters())
     free = tuner("prototypical", *backbone)
-    free._train_mode()
+    free.begin_epoch()
     norms = [part for part in free.learner.backbone.modules() if isinstance(part, kind)]
     assert all(norm.training for norm in norms)
 
@@ -336,7 +345,7 @@ def test_an_epochs_loss_is_the_mean_over_its_steps() -> None:
     one = tuner("prototypical", "finetune.epochs=1")
     told: list[Any] = []
     losses: list[float] = []
-    one.sink.event = lambda kind, values: told.append(values)  # type: ignore[method-assign]
+    one.state.sink.event = lambda kind, values: told.append(values)  # type: ignore[method-assign]
     saw = one.guard.saw
     one.guard.saw = lambda loss: (losses.append(loss.item()), saw(loss))[1]  # type: ignore
     one.fit()
@@ -348,7 +357,7 @@ def test_the_average_that_is_judged_follows_the_weights() -> None:
     one = tuner("prototypical", "finetune.epochs=1", "finetune.ema_decay=0.9")
     average = {k: v.clone() for k, v in one.judged.state_dict().items()}
     steps = 0
-    update = one._update
+    update = one.step
 
     def watched() -> None:
         nonlocal steps
@@ -359,7 +368,7 @@ def test_the_average_that_is_judged_follows_the_weights() -> None:
             if now.is_floating_point():
                 average[name] = decay * average[name] + (1 - decay) * now
 
-    one._update = watched  # type: ignore[method-assign]
+    one.step = watched  # type: ignore[method-assign]
     one.fit()
     for name, found in one.judged.state_dict().items():
         if found.is_floating_point():
@@ -382,4 +391,4 @@ def test_forward_passes_that_a_step_takes(
     step = next(one._steps(0))
     passes = of_support * 2 * 5 * 2 + of_query * 2 * 5 * 3  # of 2 tasks, 2 shots and 3 queries
     macs = one.learner.backbone.architecture.macs()
-    assert one._macs(step, one._views(step, 0)) == passes * macs
+    assert one.objective.macs(step, views(one, step, 0), one.learner.backbone) == passes * macs

@@ -102,8 +102,8 @@ def test_an_operation_that_torch_refuses_is_named() -> None:
 
 def test_a_run_has_it_and_its_records_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    train = Trainer._train_epoch
-    monkeypatch.setattr(Trainer, "_train_epoch", lambda t: (seen.append(switches()), train(t))[1])
+    train = Trainer.train_epoch
+    monkeypatch.setattr(Trainer, "train_epoch", lambda t: (seen.append(switches()), train(t))[1])
     with fake_cuda():
         folder = run(load(GIVEN), GIVEN)
     assert seen == [ON]
@@ -114,7 +114,7 @@ def test_a_run_has_it_and_its_records_say_so(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_run_that_is_refused_ends_with_the_message(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(Trainer, "_train_epoch", lambda trainer: refused())
+    monkeypatch.setattr(Trainer, "train_epoch", lambda trainer: refused())
     with fake_cuda(), pytest.raises(UserError, match=r"no deterministic 'max_unpooling2d.*on cuda"):
         run(load(GIVEN), GIVEN)
     (status,) = tmp_path.rglob("status.json")

@@ -65,6 +65,6 @@ def training_of(strategy: str, *, seed: int = 0, **given: Any) -> OneShotTrainin
 
 def finished(training: OneShotTraining) -> OneShotTraining:
     while training.more:
-        if training.train_epoch():
-            training.close_epoch()
+        training.train_epoch()
+        training.close_epoch()
     return training

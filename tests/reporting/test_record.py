@@ -369,7 +369,7 @@ def test_a_run_that_did_not_finish(run: Path, status: dict[str, Any], note: str)
 
 def test_whether_a_run_is_going_on_is_said_by_its_lock(tmp_path: Path) -> None:
     said: Status = {"status": "RUNNING", "process": {"host": socket.gethostname()}}
-    dead = f"its process was killed; sseg-nase resume={tmp_path} goes on with it"
+    dead = f"its process was killed; sseg-nase resume={tmp_path} resumes it"
     assert dead in standing(tmp_path, said)
     (tmp_path / "status.json").write_text('{"status": "RUNNING", "process": "damaged"}')
     assert dead in standing(tmp_path, status_of(tmp_path))

@@ -54,6 +54,17 @@ def test_every_type_has_its_share_until_all_levels_were_there() -> None:
     assert {*Counter(c.point["type"] for c in by_generation(free, run(free))[0])} > {"cnn", "mlp"}
 
 
+def test_types_that_the_caps_allow_no_network_of_have_no_share() -> None:
+    """The pixels alone cost a fully connected network more than the cap."""
+    strategy = Genetic(4, 2, 2, level_generations=1, generations=2)
+    capped = replace(SMALL, caps={"params": 40_000})
+    assert capped.part(1).kinds == ("cnn",)
+    first, second = by_generation(strategy, run(strategy, capped))
+    assert {c.point["type"] for c in first} == {"cnn"}
+    assert "mlp" not in {c.point["type"] for c in second}
+    assert all(capped.allows(c.point) for c in (*first, *second))
+
+
 def test_a_generation_that_is_alike_gets_immigrants() -> None:
     strategy = Genetic(6, 2, 2, mutation=0.05, least_diversity=9.0, immigrants=2, generations=3)
     first, *later = by_generation(strategy, run(strategy, SPACE, measure))

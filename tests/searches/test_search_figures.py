@@ -16,6 +16,7 @@ from sseg_nase.searches.analysis import importance, near_the_best, outer
 from sseg_nase.searches.descent import blocks_of, course, descent, layout, network
 from sseg_nase.searches.figures import best_so_far
 from sseg_nase.searches.folder import Other, SearchFolder
+from sseg_nase.searches.generations import generations, generations_of
 from sseg_nase.searches.report import rankings
 from sseg_nase.spaces import NB201, Chain, Darts, choices_space
 from sseg_nase.spaces.graph import Graph
@@ -52,6 +53,40 @@ def test_the_course_shows_diversity_and_with_two_goals_hypervolume() -> None:
     assert figure is not None
     assert [axes.get_ylabel() for axes in figure.axes] == ["hypervolume", "diversity (bits)"]
     assert course(log_of(1)).figure is None
+
+
+def test_generations_show_values_diversity_and_the_shares_of_types() -> None:
+    strategy = {"name": "genetic", "population": 4, "elites": 2}
+    log = Log(Objectives({"loss": "min"}), {"strategy": strategy})
+    types = ["cnn", "cnn", "mlp", "mlp", "mlp", "cnn", "vit"]
+    for number, kind in enumerate(types):
+        again = number == 5  # a promotion is no member of a generation
+        point = {"type": kind, "width": number % 2}
+        fidelity = {"epochs": 3} if again else {}
+        how = "promotion" if again else ""
+        log.ask([Candidate(number, point, str(number), how=how, fidelity=fidelity)])
+        scores = {"loss": 10.0 - number, "inherited_share": 0.5}
+        log.tell(
+            Scored(
+                log.candidates[number],
+                scores if number != 3 else {},
+                error=None if number != 3 else "no",
+            )
+        )
+    first, second = generations_of(log)
+    assert (first.candidates, first.best, first.mean) == (4, 8.0, 9.0)  # the failed one aside
+    assert first.shares == {"cnn": 0.5, "mlp": 0.5}
+    assert first.diversity == 1.0
+    assert first.inherited == 0.5
+    assert (second.number, second.best, second.mean) == (1, 4.0, 5.0)
+    assert second.shares == {"mlp": 0.5, "vit": 0.5}
+    drawing = generations(log)
+    assert drawing.figure is not None
+    labels = [axes.get_ylabel() for axes in drawing.figure.axes]
+    assert labels == ["loss", "diversity (bits)", "share (%)"]
+    heights = [bar.get_height() for bar in drawing.figure.axes[2].patches]
+    assert heights == [50, 0, 50, 50, 0, 50]
+    assert generations(log_of(1, 2)).figure is None
 
 
 def test_results_that_are_far_worse_do_not_press_the_others_flat() -> None:

@@ -148,7 +148,7 @@ def test_a_network_that_grows_follows_and_goes_on_bit_for_bit(
     growing += [f"ssl.teacher={teacher}"]
     whole = run(load([*SMALL, *growing]))
     assert results_of(whole)["mutations"] == 1
-    step, taken = Trainer._step, 0
+    step, taken = Trainer.step, 0
 
     def stopping(self: Trainer) -> bool:
         nonlocal taken
@@ -158,7 +158,7 @@ def test_a_network_that_grows_follows_and_goes_on_bit_for_bit(
         return step(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_step", stopping)
+        patched.setattr(Trainer, "step", stopping)
         with pytest.raises(Interrupted) as stopped:
             run(load([*SMALL, *growing]))
     resumed = run(load([f"resume={stopped.value.run_dir}"]))  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.finetune.loop import FineTuner
 from sseg_nase.reporting.run_report import write_report
 from sseg_nase.run import run
-from sseg_nase.stages.judging import Judgement
+from sseg_nase.stages.evaluating import Judgement
 from sseg_nase.statistics import mean_ci95
 from sseg_nase.tracking.console import gained
 from sseg_nase.training import checkpoint
@@ -93,7 +93,7 @@ def test_the_difference_is_paired() -> None:
 @pytest.mark.parametrize("further", [[], TUNED], ids=["pretrain", "finetune"])
 def test_a_control_goes_on_bit_for_bit(further: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(load([*CONTROL, *further]))
-    kind, name = (FineTuner, "_update") if further else (Trainer, "_step")
+    kind, name = (FineTuner, "step") if further else (Trainer, "step")
     step: Any = getattr(kind, name)
     per_run = 8  # of the run itself: 2 epochs of 4 steps; with labels 2 of 3, and one more
     stop_at = per_run + 3

@@ -17,11 +17,11 @@ from sseg_nase.config.schema import Config
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.fewshot.evaluation import NotFiniteError
+from sseg_nase.finetune.evolving import TuningProgress
 from sseg_nase.finetune.learner import EpisodeLearner
-from sseg_nase.finetune.loop import Progress
 from sseg_nase.stages import Judgement, Reached, fine_tune, finetuning, labelled, seed_backbone
+from sseg_nase.stages.evaluating import judge_before_tuning
 from sseg_nase.stages.finetuning import selection_config
-from sseg_nase.stages.judging import judge_before_tuning
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint
 from sseg_nase.training.divergence import DivergenceError
@@ -78,7 +78,7 @@ class Loop:
     def __init__(self, config: Config, **given: Any) -> None:
         self.given, self.options = given, config.finetune
         self.began = {k: v.clone() for k, v in given["learner"].state_dict().items()}
-        self.progress = Progress(epoch=2, step=3, images_seen=10)
+        self.progress = TuningProgress(epoch=2, step=3, images_seen=10)
         self.loaded: Any = None
         self.validated: tuple[float, float] | None = None
 
@@ -138,7 +138,7 @@ def test_the_best_network_is_handed_on_with_all_that_was_done_before(
     assert found.images_seen == {"synthetic": 5, "real_unlabeled": 6, "real_labeled": 17}
     assert BEFORE_SEEN["real_labeled"] == 7  # what was there before is left as it was
     assert found.name == f"checkpoint={tmp_path / 'checkpoints' / 'finetune_best.pt'}"
-    assert loops[0].given["first_step"] == 100
+    assert loops[0].given["before"] == (0, 1, 100)  # epochs, mutations, steps
     for name in ("best", "last"):
         state = checkpoint.load(tmp_path / "checkpoints" / f"finetune_{name}.pt")
         assert (state["step"], state["history"]) == (103, [{"index": 0}])
@@ -220,7 +220,7 @@ def test_the_head_before_tuning_is_the_one_that_tuning_begins_with(
     config = load([*TINY, *headed])
     judged: list[Any] = []
     monkeypatch.setattr(
-        "sseg_nase.stages.judging.judge_named",
+        "sseg_nase.stages.evaluating.judge_named",
         lambda task, reached, device, views=1: (
             judged.append(reached.network) or Judgement({}, {}, {})
         ),

@@ -20,6 +20,7 @@ from sseg_nase.data.store import ImageStore
 from sseg_nase.files import write_json
 from sseg_nase.nets.families.resnet import ResNet
 from sseg_nase.stages import identity as module
+from sseg_nase.stages.evaluating import FewShotTask
 from sseg_nase.stages.identity import (
     changed_base,
     changed_since,
@@ -33,7 +34,6 @@ from sseg_nase.stages.identity import (
     refuse,
     trained_on,
 )
-from sseg_nase.stages.judging import FewShotTask
 from sseg_nase.training import checkpoint
 
 Data = dict[str, Any]

@@ -76,7 +76,7 @@ def test_a_distilled_run_tells_of_its_teacher_and_goes_on_bit_for_bit(
     assert data["files"]["finetune.teacher"]["path"] == str(file)
     assert len(data["files"]["finetune.teacher"]["sha256"]) == 64
 
-    steps, taken = FineTuner._update, 0
+    steps, taken = FineTuner.step, 0
 
     def update(self: FineTuner) -> bool:
         nonlocal taken
@@ -86,7 +86,7 @@ def test_a_distilled_run_tells_of_its_teacher_and_goes_on_bit_for_bit(
         return steps(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(FineTuner, "_update", update)
+        patched.setattr(FineTuner, "step", update)
         with pytest.raises(Interrupted) as stopped:
             run(load(student(teacher)))
     resumed = run(load([f"resume={stopped.value.run_dir}"]))  # type: ignore[attr-defined]

@@ -22,8 +22,8 @@ from sseg_nase.sweeps import deliver as module
 from sseg_nase.sweeps.deliver import deliver_run, deliver_sweep
 from sseg_nase.sweeps.folder import Planned, SweepFolder, create
 from sseg_nase.tracking import RunInfo
+from sseg_nase.tracking.delivery import Delivery, Undelivered
 from sseg_nase.tracking.jsonl import JsonlSink
-from sseg_nase.tracking.late import Delivery, Undelivered
 
 AWAY = "http://127.0.0.1:9"
 STORE = "sqlite:///store.db"

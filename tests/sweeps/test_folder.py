@@ -20,11 +20,11 @@ from sseg_nase.errors import UserError
 from sseg_nase.files import write_json
 from sseg_nase.rundir.directory import RunDirectory
 from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED, RUNNING, status_of
-from sseg_nase.sweeps import finish, folder, job, launch, seen
+from sseg_nase.sweeps import finish, folder, job, launch, status
 from sseg_nase.sweeps.folder import SweepFolder, create, identity, looked_at, sweeps_in
 from sseg_nase.sweeps.isolation import Ending
 from sseg_nase.sweeps.plan import plan
-from sseg_nase.sweeps.seen import SECONDS_OF_SILENCE, look
+from sseg_nase.sweeps.status import SECONDS_OF_SILENCE, look
 
 
 def test_a_launch_takes_back_an_earlier_stop_and_the_order_of_jobs_is_no_other_sweep(
@@ -416,8 +416,8 @@ def test_a_dead_run_is_ended_in_the_tracker_as_on_disk(
     one.note(run=str(place.path))
     told: list[Any] = []
     store = SimpleNamespace(end=lambda *arguments: told.append(arguments))
-    monkeypatch.setattr(seen, "SweepStore", lambda *arguments, **more: store)
-    assert seen.reap(sweep, one, INTERRUPTED, "it was killed")
+    monkeypatch.setattr(status, "SweepStore", lambda *arguments, **more: store)
+    assert status.reap(sweep, one, INTERRUPTED, "it was killed")
     assert told == [("abc", INTERRUPTED, "it was killed")]
     said = status_of(place.path)
     assert (said["status"], said["error"]) == (INTERRUPTED, "it was killed")

@@ -24,12 +24,12 @@ from sseg_nase.run import run
 from sseg_nase.rundir.directory import RunDirectory
 from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED, status_of
 from sseg_nase.stages.identity import identity
-from sseg_nase.stages.starting import images_of
+from sseg_nase.stages.setup import images_of
 from sseg_nase.sweeps import job as jobs
 from sseg_nase.sweeps import launch
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder
 from sseg_nase.sweeps.isolation import Ending
-from sseg_nase.sweeps.seen import GONE, look
+from sseg_nase.sweeps.status import GONE, look
 from sseg_nase.tracking import Tracker
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.tracking.sweeps import KnownRun

@@ -117,7 +117,7 @@ def test_an_interrupted_launch_lets_no_further_job_begin(number: int) -> None:
     try:
         assert launch(GIVEN, Hydra(interrupt), said.append) == 130
         assert the_sweep().stopped == "the sweep was interrupted"
-        assert "goes on with what is left" in said[-1]
+        assert "resumes what is left" in said[-1]
         assert {one: signal.getsignal(one) for one in module.STOPPING} == heard
     finally:
         for one, handler in before.items():

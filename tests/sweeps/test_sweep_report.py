@@ -22,7 +22,7 @@ from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.sweeps import report
 from sseg_nase.sweeps.folder import SweepFolder
 from sseg_nase.sweeps.report import LONGEST_NOTE, again_of, artifact_folder, report_sweep
-from sseg_nase.sweeps.seen import look
+from sseg_nase.sweeps.status import look
 
 KEY = "digits/val/5w1s"
 

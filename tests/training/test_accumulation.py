@@ -34,6 +34,7 @@ from sseg_nase.training.accumulation import differentiate, evaluate
 from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.interruption import Interrupted
 from sseg_nase.training.loop import Trainer
+from sseg_nase.training.state import Pretraining
 
 SMALL = ["ssl.projection_hidden=8", "ssl.projection_dim=5"]
 OPTIONS = {
@@ -264,9 +265,9 @@ class At(Callback):
     def __init__(self, event: Event, do: Callable[[Trainer], Any]) -> None:
         self.event, self.do = event, do
 
-    def on(self, event: Event, trainer: Trainer) -> None:
+    def on(self, event: Event, state: Pretraining) -> None:
         if event is self.event:
-            self.do(trainer)
+            self.do(state)
 
 
 class Told(Sink):
@@ -408,11 +409,11 @@ def test_parts_in_float16(method: str, tmp_path: Path) -> None:
         trainer.model.train()
         if trainer.guard.scaler is not None:
             trainer.guard.scaler._init_scale = 64.0  # at which all gradients of a first step fit
-        parts = next(trainer._batches())
-        trainer._differentiate(parts, 0, 1, last=True)
+        parts = next(trainer.batches())
+        trainer.differentiate(parts, 1, last=True)
         scaler = trainer.guard.scaler
         scale = 1.0 if scaler is None else scaler.get_scale()
-        gradients = [p.grad.flatten() / scale for p in trainer.networks.learner.parameters()]
+        gradients = [p.grad.flatten() / scale for p in trainer.state.networks.learner.parameters()]
         found.append(torch.cat(gradients))
     assert (found[0] - found[1]).norm() < 0.05 * found[1].norm()
     trainer = stages.pretrain(half, Sink(), tmp_path)
@@ -436,7 +437,7 @@ def test_a_loss_is_told_once_per_step() -> None:
     happened: list[Event] = []
 
     class All(Callback):
-        def on(self, event: Event, trainer: Trainer) -> None:
+        def on(self, event: Event, state: Pretraining) -> None:
             happened.append(event)
 
     for method in ("simclr", "byol"):

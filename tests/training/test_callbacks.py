@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from small_state import state_of
 
 from sseg_nase.config.compose import load
 from sseg_nase.hardware.memory import MemoryUse
@@ -14,6 +14,7 @@ from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import callbacks
 from sseg_nase.training.callbacks import MemoryWatch
 from sseg_nase.training.events import Event
+from sseg_nase.training.state import PretrainingProgress
 
 
 class Notes(Sink):
@@ -46,13 +47,8 @@ def watched(
     monkeypatch.setattr(callbacks, "memory_use", use)
     notes, watch, config = Notes(), MemoryWatch(), load(["hardware=cpu", *overrides])
     for event, step in events:
-        trainer: Any = SimpleNamespace(
-            sink=notes,
-            config=config,
-            fabric=SimpleNamespace(device=torch.device("cpu")),
-            progress=SimpleNamespace(step=step),
-        )
-        watch.on(event, trainer)
+        progress = PretrainingProgress(step=step)
+        watch.on(event, state_of(sink=notes, config=config, progress=progress))
     assert next(left, "none") == "none"
     return notes
 
@@ -68,15 +64,9 @@ def test_a_process_that_goes_on_gives_no_step_a_second_figure(
         notes, watch = Notes(), MemoryWatch()
         for number, (event, step) in enumerate(events):
             if number == stop:
-                state, watch = watch.state_dict(), MemoryWatch()
-                watch.load_state_dict(state)
-            trainer: Any = SimpleNamespace(
-                sink=notes,
-                config=SimpleNamespace(hardware=SimpleNamespace(max_memory_gb=None)),
-                fabric=SimpleNamespace(device=torch.device("cpu")),
-                progress=SimpleNamespace(step=step),
-            )
-            watch.on(event, trainer)
+                saved, watch = watch.state_dict(), MemoryWatch()
+                watch.load_state_dict(saved)
+            watch.on(event, state_of(sink=notes, progress=PretrainingProgress(step=step)))
         steps.append([step for step, _ in notes.figures])
     assert steps == [[1, 2, 3, 4]] * len(steps)
 

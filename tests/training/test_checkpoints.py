@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from small_state import record_of, state_of
 
 from sseg_nase.config.compose import load as composed
 from sseg_nase.errors import UserError
-from sseg_nase.stages.starting import seed_backbone
+from sseg_nase.stages.setup import seed_backbone
+from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import callbacks, checkpoint
 from sseg_nase.training.callbacks import Checkpoints
 from sseg_nase.training.events import Event
+from sseg_nase.training.state import EpochMeans, Pretraining
 
 
-class Stub:
-    """A trainer at the end of an epoch of `level`, with this loss."""
+def beginning() -> Pretraining:
+    """A training whose checkpoints hold its epoch."""
+    state = state_of()
+    state.checkpoint = lambda: {"epoch": state.progress.epoch}
+    return state
 
-    def __init__(self) -> None:
-        self.config = composed([])
-        self.progress = SimpleNamespace(epoch=0, history=[])
-        self.means: Any = None
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.progress.epoch}
+def means_of(level: str, loss: float, total: float = 0.0) -> EpochMeans:
+    return EpochMeans(level, (16,), total, loss, None, 1.0)
 
 
 def kept(folder: Path, epochs: list[tuple[str, float]], interval: int = 1) -> list[int]:
     """The epoch in best.pt after each of `epochs` of a level and a loss."""
-    checkpoints, trainer = Checkpoints(folder, interval, {"extra": 1}), Stub()
+    checkpoints, state = Checkpoints(folder, interval, {"extra": 1}), beginning()
     found = []
     for epoch, (level, loss) in enumerate(epochs):
-        trainer.progress.epoch = epoch
+        state.progress.epoch = epoch
         # The total, with the teacher's part, decides nothing.
-        trainer.means = SimpleNamespace(level=level, contrastive=loss, loss=-100.0 * epoch)
-        checkpoints.on(Event.EPOCH_END, trainer)  # type: ignore[arg-type]
+        state.means = means_of(level, loss, -100.0 * epoch)
+        checkpoints.on(Event.EPOCH_END, state)
         found.append(checkpoint.load(folder / "best.pt")["epoch"])
     return found
 
@@ -57,34 +58,34 @@ def test_of_equal_losses_the_first_is_kept(tmp_path: Path) -> None:
 
 
 def test_the_last_is_written_every_so_many_epochs_and_after_a_mutation(tmp_path: Path) -> None:
-    checkpoints, trainer = Checkpoints(tmp_path, 3, {}), Stub()
+    checkpoints, state = Checkpoints(tmp_path, 3, {}), beginning()
     written = []
     for epoch in range(8):
-        trainer.progress.epoch = epoch
+        state.progress.epoch = epoch
         if epoch == 4:
-            trainer.progress.history.append(SimpleNamespace(accepted=True))
+            state.progress.history.append(record_of())
         if epoch == 5:  # a rollback is a change, too
-            trainer.progress.history[0] = SimpleNamespace(accepted=False)
+            state.progress.history[0] = record_of(accepted=False)
         (tmp_path / "last.pt").unlink(missing_ok=True)
-        checkpoints.on(Event.EPOCH_START, trainer)  # type: ignore[arg-type]
+        checkpoints.on(Event.EPOCH_START, state)
         if (tmp_path / "last.pt").exists():
             written.append(epoch)
     assert written == [3, 4, 5, 6]
     for event in (Event.INTERRUPT, Event.FIT_END):
         (tmp_path / "last.pt").unlink(missing_ok=True)
-        checkpoints.on(event, trainer)  # type: ignore[arg-type]
+        checkpoints.on(event, state)
         assert (tmp_path / "last.pt").exists()
 
 
 def test_the_latest_are_kept_by_the_number_of_their_epochs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer, there = Stub(), []
+    state, there = beginning(), []
     for epoch in range(9):
         # A new one each time, as after a resume: the folder says what is there.
         checkpoints = Checkpoints(tmp_path, 2, {}, keep=2)
-        trainer.progress.epoch = epoch
-        checkpoints.on(Event.EPOCH_START if epoch < 8 else Event.FIT_END, trainer)  # type: ignore[arg-type]
+        state.progress.epoch = epoch
+        checkpoints.on(Event.EPOCH_START if epoch < 8 else Event.FIT_END, state)
         there.append(sorted(int(path.stem[6:]) for path in tmp_path.glob("epoch_*.pt")))
     assert there == [[], [], [2], [2], [2, 4], [2, 4], [4, 6], [4, 6], [6, 8]]
     assert checkpoint.load(tmp_path / "epoch_0006.pt")["epoch"] == 6
@@ -92,7 +93,7 @@ def test_the_latest_are_kept_by_the_number_of_their_epochs(
     monkeypatch.setattr(callbacks, "check_room", lambda folder, needed: wanted.append(needed))
     monkeypatch.setattr(callbacks, "size_of", lambda state: 100)
     for folder in (tmp_path, tmp_path / "new"):
-        Checkpoints(folder, 2, {}, keep=3).on(Event.FIT_START, trainer)  # type: ignore[arg-type]
+        Checkpoints(folder, 2, {}, keep=3).on(Event.FIT_START, state)
     assert wanted == [100 + 100, 200 + 300]  # best.pt and one more; both and three
 
 
@@ -119,33 +120,31 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_nothing_runs(tmp_path: Path
 
 def test_a_resumed_training_keeps_the_best_so_far(tmp_path: Path) -> None:
     kept(tmp_path, [("BASIC", 3.0), ("BASIC", 2.0)])
-    before, after, trainer = Checkpoints(tmp_path, 1, {}), Checkpoints(tmp_path, 1, {}), Stub()
+    before, after, state = Checkpoints(tmp_path, 1, {}), Checkpoints(tmp_path, 1, {}), beginning()
     for checkpoints, epoch, loss in ((before, 1, 2.0), (after, 2, 2.5)):
         if checkpoints is after:
             after.load_state_dict(before.state_dict())
-        trainer.progress.epoch = epoch
-        trainer.means = SimpleNamespace(level="BASIC", contrastive=loss)
-        checkpoints.on(Event.EPOCH_END, trainer)  # type: ignore[arg-type]
+        state.progress.epoch = epoch
+        state.means = means_of("BASIC", loss)
+        checkpoints.on(Event.EPOCH_END, state)
     assert checkpoint.load(tmp_path / "best.pt")["epoch"] == 1
 
 
 def test_sparsity_is_the_share_of_channels_that_were_removed() -> None:
-    pruned = SimpleNamespace(
-        accepted=True, kind="PRUNE", target={"removed": {"0": range(4), "1": range(6)}}
-    )
     told: list[dict[str, float]] = []
-    architecture = SimpleNamespace(
-        channels=(10, 20), axes={"b0": 10, "b1": 20}, params=5, macs=lambda: 7
-    )
-    trainer: Any = SimpleNamespace(
-        networks=SimpleNamespace(architecture=architecture),
-        progress=SimpleNamespace(history=[pruned], step=3),
-        sink=SimpleNamespace(metrics=lambda values, step: told.append(values)),
-    )
-    callbacks.ArchitectureMetrics().on(Event.FIT_END, trainer)
+
+    class Told(Sink):
+        def metrics(self, values: Any, step: int) -> None:
+            told.append(dict(values))
+
+    state = state_of(sink=Told())
+    left = sum(state.networks.architecture.axes.values())
+    removed = {"0": range(4), "1": range(left // 3 - 4)}
+    state.progress.history.append(record_of(kind="PRUNE", target={"removed": removed}))
+    callbacks.ArchitectureMetrics().on(Event.FIT_END, state)
     (figures,) = told
-    assert figures["arch/sparsity"] == 0.25
-    assert (figures["arch/blocks"], figures["arch/width"]) == (2, 20)
+    assert figures["arch/sparsity"] == pytest.approx(0.25, rel=0.01)
+    assert (figures["arch/blocks"], figures["arch/width"]) == (3, 64)
 
 
 def test_room_is_wanted_for_the_files_that_are_missing(
@@ -156,7 +155,7 @@ def test_room_is_wanted_for_the_files_that_are_missing(
     monkeypatch.setattr(callbacks, "size_of", lambda state: 100)
     for name in ("nothing", *callbacks.FILES):
         (tmp_path / name).touch()
-        Checkpoints(tmp_path, 1, {}).on(Event.FIT_START, Stub())  # type: ignore[arg-type]
+        Checkpoints(tmp_path, 1, {}).on(Event.FIT_START, beginning())
     assert wanted == [200, 100, 100]
 
 
@@ -177,13 +176,17 @@ def test_the_fine_tuned_network_stands_for_its_run(tmp_path: Path) -> None:
 
 
 def test_a_resumed_training_does_not_write_again_what_it_began_with(tmp_path: Path) -> None:
-    before, after, trainer = Checkpoints(tmp_path, 100, {}), Checkpoints(tmp_path, 100, {}), Stub()
-    trainer.progress.epoch = 3
-    trainer.progress.history.append(SimpleNamespace(accepted=True))
-    before.on(Event.INTERRUPT, trainer)  # type: ignore[arg-type]
+    before, after, state = (
+        Checkpoints(tmp_path, 100, {}),
+        Checkpoints(tmp_path, 100, {}),
+        beginning(),
+    )
+    state.progress.epoch = 3
+    state.progress.history.append(record_of())
+    before.on(Event.INTERRUPT, state)
     (tmp_path / "last.pt").unlink()
     after.load_state_dict(before.state_dict())
-    after.on(Event.EPOCH_START, trainer)  # type: ignore[arg-type]
+    after.on(Event.EPOCH_START, state)
     assert not (tmp_path / "last.pt").exists()
 
 

@@ -26,22 +26,24 @@ from sseg_nase.training import compiling, loop
 from sseg_nase.training.compiling import TIMED_STEPS, WARMUP_STEPS, choose
 from sseg_nase.training.distributed import workers
 from sseg_nase.training.interruption import Interrupted
-from sseg_nase.training.loop import Decision, Trainer
+from sseg_nase.training.loop import Trainer
 from sseg_nase.training.networks import Networks
 from sseg_nase.training.probe import Probe
+from sseg_nase.training.state import Pretraining
+from sseg_nase.training.surgery import Decision
 
 
 def test_an_architecture_is_compiled_once_it_has_lasted_an_epoch(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     epochs, compiled = list[int](), list[int]()
-    train_epoch = Trainer._train_epoch
+    train_epoch = Trainer.train_epoch
 
     def counted(trainer: Trainer) -> None:
-        epochs.append(trainer.progress.epoch)
+        epochs.append(trainer.state.progress.epoch)
         train_epoch(trainer)
 
-    monkeypatch.setattr(Trainer, "_train_epoch", counted)
+    monkeypatch.setattr(Trainer, "train_epoch", counted)
     monkeypatch.setattr(Networks, "compile", lambda networks: compiled.append(epochs[-1]))
     monkeypatch.setattr("sseg_nase.hardware.profiles.shutil.which", lambda name: name)
     overrides = ["debug=tiny", "hardware=cpu", "hardware.compile=true", "tracking=jsonl"]
@@ -135,7 +137,7 @@ def test_what_is_faster_is_chosen_once(
     assert found["compiled_ms"] == pytest.approx(1000 * compiled)
     words = "compiled" if chosen else "plain"
     assert found["text"].startswith(f"hardware.compile=auto: {words}; ")
-    assert compiler.knows(one.networks) == chosen
+    assert compiler.knows(one.state.networks) == chosen
     measured = WARMUP_STEPS + TIMED_STEPS
     assert compiler.passes == [False, True] * measured  # in turn, on copies, and never again
 
@@ -196,7 +198,7 @@ def test_a_resumed_training_chooses_as_before_without_measuring(
     again.fit()
     assert not told.choices()
     assert not compiler.passes
-    assert {id(networks) for networks in compiler.compiled} == {id(again.networks)}
+    assert {id(networks) for networks in compiler.compiled} == {id(again.state.networks)}
 
 
 def test_who_is_to_stop_measures_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +210,7 @@ def test_who_is_to_stop_measures_no_further(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(compiler.passes) == 2
     assert not told.choices()
     assert one.state_dict()["compiling"] is None
-    assert (one.progress.epoch, one.progress.step) == (1, 3)
+    assert (one.state.progress.epoch, one.state.progress.step) == (1, 3)
 
 
 class Grows:
@@ -216,11 +218,11 @@ class Grows:
 
     name = "grows"
 
-    def observe(self, trainer: Trainer) -> None:
+    def observe(self, state: Pretraining) -> None:
         """Nothing."""
 
-    def decide(self, trainer: Trainer) -> Decision:
-        epoch, networks = trainer.progress.epoch, trainer.networks
+    def decide(self, state: Pretraining) -> Decision:
+        epoch, networks = state.progress.epoch, state.networks
         if epoch not in (2, 3):
             return Decision(None, {"reason": "another epoch"})
         widths = {"out_channels": 64 + 8 * epoch, "mode": "preserve", "seed": 3}
@@ -234,10 +236,10 @@ def test_networks_that_have_changed_are_measured_anew_once_they_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     one, told = lasting(*STILL, "pretrain.epochs=7", "curriculum.max_epochs_per_level=9")
-    one.interventions = [Grows()]
+    one.surgery.interventions = [Grows()]
     Compiler(monkeypatch, 0.01, 0.02)
     one.fit()
-    assert [record.epoch for record in one.progress.history if record.accepted] == [2, 3]
+    assert [record.epoch for record in one.state.progress.history if record.accepted] == [2, 3]
     assert [(c["since"], c["epoch"]) for c in told.choices()] == [(-1, 1), (3, 5)]
 
 
@@ -255,8 +257,8 @@ def test_networks_that_cannot_be_compiled_stay_plain(monkeypatch: pytest.MonkeyP
     one.fit()
     (choice,) = told.choices()
     assert choice["text"].endswith("plain, because torch cannot compile: no kernel")
-    assert not compiler.knows(one.networks)
-    assert one.progress.step == 8
+    assert not compiler.knows(one.state.networks)
+    assert one.state.progress.step == 8
 
 
 def of_rank(rank: int) -> dict[str, Any]:
@@ -268,7 +270,7 @@ def of_rank(rank: int) -> dict[str, Any]:
         chosen = one.state_dict()["compiling"]
         assert chosen["compiled"] is True
         assert (chosen["plain_ms"], len(told.choices())) == (pytest.approx(20), 1)
-        assert compiler.knows(one.networks)
+        assert compiler.knows(one.state.networks)
         return {"digest": one._digest()}
 
 
@@ -293,7 +295,7 @@ def trained(accumulate: str, *, compiled: bool) -> Trainer:
     config = load([*SMALL, f"hardware.accumulate={accumulate}"])
     one = trainer_of(config, [], Sink(), None, lambda: False)
     if compiled:
-        one.networks.compile()
+        one.state.networks.compile()
     one.fit()
     return one
 
@@ -312,12 +314,12 @@ def test_compiled_parts_give_the_gradient_of_the_whole_batch(
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] >= 3, counters["stats"]
     assert not counters["graph_break"]
-    found, expected = parts.networks.state_dict(), plain.networks.state_dict()
+    found, expected = parts.state.networks.state_dict(), plain.state.networks.state_dict()
     for kind in ("student", "teacher"):
         assert found[kind].keys() == expected[kind].keys()
         for name, value in expected[kind].items():
             torch.testing.assert_close(found[kind][name], value, atol=2e-5, rtol=1e-4, msg=name)
-    assert parts.progress.step == 4
+    assert parts.state.progress.step == 4
     # Seen: what is compared here is not what averaging over parts gives.
     averaged = trained("plain", compiled=False).networks.state_dict()["student"]
     assert any(

@@ -25,6 +25,7 @@ from sseg_nase.training import checkpoint
 from sseg_nase.training.divergence import DivergenceError, Guard, explained
 from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.loop import Trainer
+from sseg_nase.training.state import Pretraining
 
 TINY = [
     "debug=tiny",
@@ -393,12 +394,12 @@ def test_the_last_checkpoint_from_before_is_kept(
 def test_one_image_is_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A NaN that one image of one batch sends through the network."""
     config = load([*TINY, "ablation=A2"])
-    plain = Trainer._differentiate
+    plain = Trainer.differentiate
 
-    def poisoned(self: Trainer, parts: Any, index: int, *given: Any, **named: Any) -> Any:
-        if (self.progress.epoch, index) != (1, 2):
-            return plain(self, parts, index, *given, **named)
-        first, *_ = self.networks.learner.backbone.stages()
+    def poisoned(self: Trainer, parts: Any, *given: Any, **named: Any) -> Any:
+        if (self.state.progress.epoch, self.state.progress.batch) != (1, 2):
+            return plain(self, parts, *given, **named)
+        first, *_ = self.state.networks.learner.backbone.stages()
 
         def hook(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
             bad = torch.zeros_like(output)
@@ -407,11 +408,11 @@ def test_one_image_is_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
         handle = first.register_forward_hook(hook)
         try:
-            return plain(self, parts, index, *given, **named)
+            return plain(self, parts, *given, **named)
         finally:
             handle.remove()
 
-    monkeypatch.setattr(Trainer, "_differentiate", poisoned)
+    monkeypatch.setattr(Trainer, "differentiate", poisoned)
     with pytest.raises(UserError, match="at step 7, epoch 2"):
         stages.pretrain(config, Told(), tmp_path)
     assert not not_finite(checkpoint.load(tmp_path / "checkpoints" / "last.pt"))
@@ -421,10 +422,10 @@ def test_one_image_is_enough(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 @pytest.mark.parametrize("tensor", ["parameter", "statistic", "moment", "teacher"])
 def test_weights_that_the_loss_does_not_show(tensor: str, value: float, tmp_path: Path) -> None:
     class Spoil(Callback):
-        def on(self, event: Event, trainer: Trainer) -> None:
-            if event is not Event.AFTER_STEP or trainer.progress.step != 8:  # epoch 2's last
+        def on(self, event: Event, state: Pretraining) -> None:
+            if event is not Event.AFTER_STEP or state.progress.step != 8:  # epoch 2's last
                 return
-            networks = trainer.networks
+            networks = state.networks
             assert networks.teacher is not None
             with torch.no_grad():
                 if tensor == "parameter":

@@ -23,7 +23,7 @@ from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint, distributed
 from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.interruption import Interrupted
-from sseg_nase.training.loop import Trainer
+from sseg_nase.training.state import Pretraining
 
 HALF = [
     "debug=tiny",
@@ -61,9 +61,9 @@ class At(Callback):
     def __init__(self, event: Event, do: Any) -> None:
         self.event, self.do = event, do
 
-    def on(self, event: Event, trainer: Trainer) -> None:
+    def on(self, event: Event, state: Pretraining) -> None:
         if event is self.event:
-            self.do(trainer)
+            self.do(state)
 
 
 def after(steps: int) -> Callable[[], bool]:
@@ -116,7 +116,7 @@ def test_networks_train_mutate_and_resume_in_float16(tmp_path: Path) -> None:
     whole = stages.pretrain(config, Told(), tmp_path / "whole")
     assert {"GROW", "PRUNE"} <= {record.kind for record in whole.progress.history}
     found = types_of_convolutions(whole.networks.learner)
-    whole._differentiate([next(whole.feed.epoch(0))], 0, 1, last=True)
+    next(whole.probe.gradients(whole.networks, 0, 1))
     assert found == {torch.float16}
     assert whole.networks.learner.backbone.blocks[0].conv.weight.dtype == torch.float32
     expected = checkpoint.load(tmp_path / "whole" / "checkpoints" / "last.pt")
@@ -158,17 +158,17 @@ def test_skipped_steps_are_none(
     rates: list[float] = []
     teacher: list[dict[str, torch.Tensor]] = []
 
-    def remember(t: Trainer) -> None:
+    def remember(t: Pretraining) -> None:
         assert t.networks.teacher is not None
         if t.progress.step == 0:
             assert all(torch.equal(weights[k], v) for k, v in t.networks.learner.named_parameters())
-            for state in t.optimizer.state.values():
+            for state in t.networks.optimizer.state.values():
                 assert not any(value.any() for value in state.values())
         teacher.append({k: v.clone() for k, v in t.networks.teacher.named_parameters()})
 
-    def check(t: Trainer) -> None:
+    def check(t: Pretraining) -> None:
         assert t.networks.teacher is not None
-        rates.append(t.optimizer.param_groups[0]["lr"])
+        rates.append(t.networks.optimizer.param_groups[0]["lr"])
         decay = ema_decay(t.progress.step - 1, steps_per_epoch * epochs, t.config.ssl)
         student = dict(t.networks.learner.backbone.named_parameters())
         for name, now in t.networks.teacher.named_parameters():

@@ -149,6 +149,7 @@ def test_a_checkpoint_from_before_there_were_targets_goes_on(tmp_path: Path) -> 
 
 
 def test_a_run_stopped_after_every_step_of_its_own_goes_on(tmp_path: Path) -> None:
+    """The best network, too, is kept as of the beginning of its epoch, to repeat it from there."""
     config = load([*TINY, "ablation=A7"])
     reference, told = whole(config, tmp_path / "whole")
     again, state = Told(), None
@@ -159,6 +160,14 @@ def test_a_run_stopped_after_every_step_of_its_own_goes_on(tmp_path: Path) -> No
         assert json.loads(json.dumps(state["history"])) == state["history"]
     same(stages.pretrain(config, again, tmp_path, state=state), reference)
     assert again.metrics_told == told.metrics_told
+    places = [
+        [
+            checkpoint.load(folder / "checkpoints" / "best.pt")[key]
+            for key in ("epoch", "batch", "sums")
+        ]
+        for folder in (tmp_path, tmp_path / "whole")
+    ]
+    assert places[0] == places[1] == [places[0][0], 0, [0.0] * 3]
 
 
 def test_a_mutation_that_fails_its_probation_is_undone(tmp_path: Path) -> None:

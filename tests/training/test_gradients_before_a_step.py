@@ -34,13 +34,13 @@ def trainer(*overrides: str) -> Trainer:
 
 def test_dino_holds_its_last_layer_in_the_first_epoch() -> None:
     one = trainer(*DINO)
-    head = one.networks.learner.head
+    head = one.state.networks.learner.head
     drawn, first = head.prototypes.weight.detach().clone(), head.fc1.weight.detach().clone()
-    one._train_epoch()
+    one.train_epoch()
     assert torch.equal(head.prototypes.weight, drawn)
     assert not torch.equal(head.fc1.weight, first)
-    one._next_epoch()
-    one._train_epoch()
+    one.state.progress.epoch, one.state.progress.batch = 1, 0
+    one.train_epoch()
     assert not torch.equal(head.prototypes.weight, drawn)
 
 
@@ -57,7 +57,7 @@ def test_a_gradient_is_no_longer_than_clip_norm_and_keeps_its_direction(
     found: dict[str, torch.Tensor] = {}
     for name, more in (("plain", []), ("clipped", ["optimizer.clip_norm=0.01"])):
         one = trainer("ablation=A2", *more)
-        learner, step = one.networks.learner, one.optimizer.step
+        learner, step = one.state.networks.learner, one.optimizer.step
 
         def watched(*given: Any, name: str = name, learner: Any = learner, step: Any = step) -> Any:
             gradients = torch.cat([p.grad.flatten() for p in learner.parameters()])
@@ -65,7 +65,7 @@ def test_a_gradient_is_no_longer_than_clip_norm_and_keeps_its_direction(
             return step(*given)
 
         monkeypatch.setattr(one.optimizer, "step", watched)
-        one._train_epoch()
+        one.train_epoch()
     plain = found["plain"]
     assert plain.norm() > 0.01
     torch.testing.assert_close(found["clipped"], plain * (0.01 / plain.norm()), rtol=1e-3, atol=0)
@@ -73,15 +73,15 @@ def test_a_gradient_is_no_longer_than_clip_norm_and_keeps_its_direction(
 
 def test_steps_outside_of_the_training_are_held_and_clipped_alike() -> None:
     one = trainer(*DINO, "optimizer.clip_norm=0.01")
-    networks = one.networks
+    networks = one.state.networks
     batch = next(iter(one.feed.epoch(0)))
-    views = one.probe.views_of([batch], derive(0, "views"))
+    views = one.state.probe.views_of([batch], derive(0, "views"))
     drawn = networks.learner.head.prototypes.weight.detach().clone()
-    one.probe.differentiate(networks, 0, views, part="trials")
-    one.probe.prepare(networks, 0)
+    one.state.probe.differentiate(networks, 0, views, part="trials")
+    one.state.probe.prepare(networks, 0)
     gradients = [p.grad for p in networks.learner.parameters() if p.grad is not None]
     assert torch.cat([g.flatten() for g in gradients]).norm() == pytest.approx(0.01, rel=1e-3)
-    one.probe.step(networks, 0, views, 0.1)
+    one.state.probe.step(networks, 0, views, 0.1)
     assert torch.equal(networks.learner.head.prototypes.weight, drawn)
-    one.probe.step(networks, 1, views, 0.1)
+    one.state.probe.step(networks, 1, views, 0.1)
     assert not torch.equal(networks.learner.head.prototypes.weight, drawn)

@@ -16,6 +16,7 @@ from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.graphs import EAGER_STEPS, Replayed, why_not
 from sseg_nase.training.loop import Trainer
+from sseg_nase.training.state import Pretraining
 
 STEPS = EAGER_STEPS + 3  # an epoch
 SMALL = [
@@ -43,7 +44,7 @@ class Rehearsed:
         self.one, self.log = one, log
 
     def record(self, work: Callable[[], Losses]) -> Losses:
-        networks = self.one.networks
+        networks = self.one.state.networks
         learner = networks.learner
         buffers = [
             buffer
@@ -77,15 +78,18 @@ class Rehearsed:
 class Kept(Callback):
     """Whether anything is recorded when mutations are tried."""
 
-    def on(self, event: Event, trainer: Trainer) -> None:
-        if event in (Event.EPOCH_START, Event.MUTATION) and trainer.graphs is not None:
-            assert trainer.graphs._recorded is None
+    graphs: Replayed | None = None
+
+    def on(self, event: Event, state: Pretraining) -> None:
+        if event in (Event.EPOCH_START, Event.MUTATION) and self.graphs is not None:
+            assert self.graphs._recorded is None
 
 
 def trained(*overrides: str, graphs: Callable[[Trainer], Replayed] | None = None) -> Trainer:
-    one = trainer_of(load([*SMALL, *overrides]), [Kept()], Sink(), None, lambda: False)
+    kept = Kept()
+    one = trainer_of(load([*SMALL, *overrides]), [kept], Sink(), None, lambda: False)
     if graphs is not None:
-        one.graphs = graphs(one)
+        kept.graphs = one.graphs = graphs(one)
     one.fit()
     return one
 
@@ -98,10 +102,12 @@ def same(first: Trainer, second: Trainer) -> bool:
 
     a, b = tensors(first.state_dict()), tensors(second.state_dict())
     assert len(a) > 20
-    assert first.means is not None
-    assert second.means is not None
+    assert first.state.means is not None
+    assert second.state.means is not None
     return (
-        len(a) == len(b) and all(map(torch.equal, a, b)) and first.means.loss == second.means.loss
+        len(a) == len(b)
+        and all(map(torch.equal, a, b))
+        and first.state.means.loss == second.state.means.loss
     )
 
 
@@ -112,7 +118,7 @@ def test_replayed_steps_are_the_steps(overrides: list[str]) -> None:
     replayed = trained(*overrides, graphs=lambda one: Replayed(lambda: Rehearsed(one, log)))
     plain = trained(*overrides)
     assert same(plain, replayed)
-    assert bool(plain.progress.history) == ("ablation=A7" in overrides)
+    assert bool(plain.state.progress.history) == ("ablation=A7" in overrides)
     epoch = ["record", *["replay"] * (STEPS - EAGER_STEPS)]
     assert log == epoch * plain.config.pretrain.epochs
 

@@ -111,24 +111,24 @@ def test_fine_tuning_is_judged_with_statistics_of_the_size_at_which_it_is_judged
     one = tuner("finetune.epochs=2", "finetune.image_sizes=[8@0,16@0.5]")
     sizes: list[int] = []
     judged: list[Any] = []
-    outcome = one.outcome
+    outcome = one.objective.outcome
 
     def watched(step: Any, images: torch.Tensor, learner: Any) -> Any:
         sizes.append(images.shape[-1])
         return outcome(step, images, learner)
 
     saved: dict[str, Any] = {}
-    one.outcome = watched  # type: ignore[method-assign]
+    one.objective.outcome = watched  # type: ignore[method-assign]
     one.validate = lambda learner: (judged.append(learner), (len(judged), 1.0))[1]  # type: ignore
     one.save = lambda name, state: saved.update({f"{name}{len(judged)}": state})
-    per_epoch = one.steps_per_epoch
+    per_epoch = one.batches_per_epoch
     one.fit()
     assert sizes == [8] * per_epoch + [16] * per_epoch
     assert judged[1] is one.learner  # trained at the size at which it is judged
     assert judged[0] is not one.learner
     # By hand: the mean over batches of what BN sees at 16 px in the first layer.
     first = judged[0].backbone.blocks[0]
-    seed_of = one.probe._batches("statistics 0", STATISTICS_BATCHES, 16)
+    seed_of = one.state.probe._batches("statistics 0", STATISTICS_BATCHES, 16)
     with torch.no_grad():
         means = [first.conv(images).mean((0, 2, 3)) for _, images in seed_of]
     torch.testing.assert_close(
@@ -144,16 +144,16 @@ def test_fine_tuning_is_judged_with_statistics_of_the_size_at_which_it_is_judged
 
 def test_pretraining_takes_one_size_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    differentiate = Trainer._differentiate
+    differentiate = Trainer.differentiate
 
     def watched(self: Trainer, *args: Any, **kwargs: Any) -> Any:
         losses = differentiate(self, *args, **kwargs)
-        held = next(self.probe.held())
+        held = next(self.state.probe.held())
         seen.append(held[0][0].shape[-1])
         return losses
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_differentiate", watched)
+        patched.setattr(Trainer, "differentiate", watched)
         whole = run(load([*SMALL, *PRETRAINING]))
     assert seen == [12] * 8 + [16] * 4
     lines = [json.loads(line) for line in (whole / "events.jsonl").read_text().splitlines()]
@@ -173,7 +173,7 @@ def test_a_run_of_several_sizes_goes_on_bit_for_bit(
 ) -> None:
     whole = run(load([*SMALL, *parts]))
     tuning = parts is TUNING
-    kind, name = (FineTuner, "_update") if tuning else (Trainer, "_step")
+    kind, name = (FineTuner, "step") if tuning else (Trainer, "step")
     step: Any = getattr(kind, name)
     for stop_at in (2, 7, 11):  # 4 steps an epoch: in the first and after the change
         taken = 0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from small_state import WithGap, record_of, state_of
 
 from sseg_nase.config.compose import load
 from sseg_nase.sparsity.importance import Importance
@@ -15,9 +15,8 @@ from sseg_nase.stages.pretraining import trainer_of
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import interventions
 from sseg_nase.training.interventions import Evolve, Sparsify
-from sseg_nase.training.loop import Decision, EpochMeans
-
-NO_TEACHER = SimpleNamespace(gap=lambda networks: None)
+from sseg_nase.training.state import EpochMeans, PretrainingProgress
+from sseg_nase.training.surgery import Decision
 
 SETTINGS = dataclasses.replace(
     load([]).evolution,
@@ -38,20 +37,19 @@ def reasons(
     """The reason given after each epoch of those losses, levels and widths."""
     evolve = Evolve(SETTINGS, seed=0)
     found = Decision(None, {"reason": "plateau"})
-    evolve._fittest = lambda trainer, trigger: found  # the triggers are what is tested
+    evolve._fittest = lambda state, trigger: found  # the triggers are what is tested
     given = []
     for epoch, loss in enumerate(losses):
         level = levels[epoch] if levels else "BASIC"
         widths = channels[epoch] if channels else (16, 32)
-        trainer: Any = SimpleNamespace(
-            probe=NO_TEACHER,
-            networks=None,
+        state = state_of(
+            epochs=100,
+            probe=WithGap(None),
             means=EpochMeans(level, widths, loss, 9.0 * epoch, None, 1.0),  # a part that goes on
-            progress=SimpleNamespace(epoch=epoch, history=[]),
-            config=SimpleNamespace(pretrain=SimpleNamespace(epochs=100)),
+            progress=PretrainingProgress(epoch=epoch),
         )
-        evolve.observe(trainer)
-        given.append(evolve.decide(trainer).trigger["reason"])
+        evolve.observe(state)
+        given.append(evolve.decide(state).trigger["reason"])
     return given
 
 
@@ -86,18 +84,17 @@ def asked(
     changed = dataclasses.replace(SETTINGS, **settings)
     evolve = Evolve(changed, seed=0)
     evolve.tried = tried
-    evolve._fittest = lambda trainer, trigger: Decision(None, {"reason": "evolve"})  # type: ignore
+    evolve._fittest = lambda state, trigger: Decision(None, {"reason": "evolve"})  # type: ignore
     for _ in range(9):
         evolve.detector.update(4.0)
-    history = [] if last is None else [SimpleNamespace(epoch=0), SimpleNamespace(epoch=last)]
-    trainer: Any = SimpleNamespace(
-        probe=SimpleNamespace(gap=lambda networks: gap),
-        networks=None,
+    history = [] if last is None else [record_of(0), record_of(last)]
+    state = state_of(
+        epochs=epochs,
+        probe=WithGap(gap),
         means=EpochMeans("BASIC", (16,), 4.0, 4.0, 1e9, 1.0),  # the distillation of the epoch
-        progress=SimpleNamespace(epoch=epoch, history=history),
-        config=SimpleNamespace(pretrain=SimpleNamespace(epochs=epochs)),
+        progress=PretrainingProgress(epoch=epoch, history=history),
     )
-    return str(evolve.decide(trainer).trigger["reason"])
+    return str(evolve.decide(state).trigger["reason"])
 
 
 def test_the_burn_in_counts_epochs_that_are_over() -> None:
@@ -158,24 +155,24 @@ def tried(
     lie above their mean, and those of the others below.
     """
     config = load(["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "ablation=A3"])
-    trainer = trainer_of(config, [], Sink(), None, lambda: False)
-    trainer.means = EpochMeans("BASIC", (16, 32, 64), 4.0, 4.0, None, 1.0)
-    trainer.progress.step = 2  # in the warm-up
+    state = trainer_of(config, [], Sink(), None, lambda: False).state
+    state.means = EpochMeans("BASIC", (16, 32, 64), 4.0, 4.0, None, 1.0)
+    state.progress.step = 2  # in the warm-up
     given = {"trial_steps": 7, "trial_margin": 2.0, "fitness_alpha": 0.0, **settings}
     evolution = dataclasses.replace(config.evolution, **given)
 
     def trials(networks: Any, mutations: Any, *, epoch: int, steps: int, **rates: Any) -> Any:
-        assert networks is trainer.networks
-        assert (epoch, steps) == (trainer.progress.epoch, 7)
-        assert rates.pop("lr") == trainer.learning_rate < config.optimizer.lr
+        assert networks is state.networks
+        assert (epoch, steps) == (state.progress.epoch, 7)
+        assert rates.pop("lr") == state.learning_rate < config.optimizer.lr
         assert rates == {"new_lr_ratio": evolution.trial_new_lr_ratio}
         before = torch.tensor([1.0, 1.5, 2.5, 3.0], dtype=torch.float64)
         spread = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64) * apart
         after = [before - 2 * (gains[each.kind] + spread) for each in mutations]
         return torch.stack([before, before - 2 * stay, *after])
 
-    trainer.probe.trials = trials  # type: ignore[method-assign]
-    return Evolve(evolution, seed=0)._fittest(trainer, {"gap": None})
+    state.probe.trials = trials  # type: ignore[method-assign]
+    return Evolve(evolution, seed=0)._fittest(state, {"gap": None})
 
 
 NAN, INF = float("nan"), float("inf")
@@ -331,15 +328,15 @@ def test_growth_has_ended_where_no_trigger_allows_it_any_more(epochs: int) -> No
 
 def test_a_pruning_that_was_missed_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load(["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "ablation=A6"])
-    trainer = trainer_of(config, [], Sink(), None, lambda: False)
+    state = trainer_of(config, [], Sink(), None, lambda: False).state
     targets = []
     for epoch, expected in ((0, False), (1, True), (2, False), (6, True)):
         one = Sparsify(config.sparsity, config.evolution, config.pretrain, 0)
         one.due, one.rounds = [2, 4, 6], {0: 0, 1: 0, 2: 1, 6: 1}[epoch]
-        trainer.progress.epoch = epoch
-        decision = one.decide(trainer)
+        state.progress.epoch = epoch
+        decision = one.decide(state)
         assert (decision.trigger["reason"] != "no pruning is due") == expected
-        assert one.decide(trainer).trigger == {"reason": "no pruning is due"}  # it is over
+        assert one.decide(state).trigger == {"reason": "no pruning is due"}  # it is over
         targets.append(decision.trigger.get("target_sparsity"))
     ratio = config.sparsity.ratio
     assert targets[1] == pytest.approx(ratio * (1 - (2 / 3) ** 3))
@@ -351,9 +348,9 @@ def test_blocks_are_compared_by_what_they_do_themselves(monkeypatch: pytest.Monk
     asked: list[dict[str, Any]] = []
     plain = interventions.importance
 
-    def watched(trainer: Any, **options: Any) -> Any:
+    def watched(state: Any, **options: Any) -> Any:
         asked.append(options)
-        return plain(trainer, **options)
+        return plain(state, **options)
 
     monkeypatch.setattr(interventions, "importance", watched)
     tried({"GROW": 1.0, "WIDEN": 2.0})
@@ -364,7 +361,7 @@ def test_blocks_are_compared_by_what_they_do_themselves(monkeypatch: pytest.Monk
 
 def test_a_pruning_is_asked_for_as_its_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
     config = load(["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "ablation=A6"])
-    trainer = trainer_of(config, [], Sink(), None, lambda: False)
+    state = trainer_of(config, [], Sink(), None, lambda: False).state
     settings = dataclasses.replace(
         config.sparsity,
         importance="magnitude",
@@ -376,21 +373,21 @@ def test_a_pruning_is_asked_for_as_its_options_say(monkeypatch: pytest.MonkeyPat
     )
     asked: list[dict[str, Any]] = []
 
-    def scores(trainer: Any, **options: Any) -> Any:
+    def scores(state: Any, **options: Any) -> Any:
         asked.append(options)
-        blocks = [torch.arange(float(n)) for n in trainer.networks.architecture.channels]
+        blocks = [torch.arange(float(n)) for n in state.networks.architecture.channels]
         return Importance(blocks, [torch.full_like(block, 0.55559) for block in blocks])
 
     monkeypatch.setattr(interventions, "importance", scores)
     one = Sparsify(settings, config.evolution, config.pretrain, 0)
     one.due = [1]
-    decision = one.decide(trainer)
+    decision = one.decide(state)
     assert decision.mutation is not None
     assert (decision.tolerance, decision.grace, decision.recalibrate) == (0.07, 5, 2)
     assert not decision.control
     assert (asked[0]["kind"], asked[0]["batches"]) == ("magnitude", 3)
     assert "coupled" not in asked[0]  # with all that goes along
-    widths = trainer.networks.architecture.channels
+    widths = state.networks.architecture.channels
     assert decision.trigger["importance"] == [[float(c) for c in range(n)] for n in widths]
     assert decision.trigger["importance_errors"] == [[0.5556] * n for n in widths]
     removed = decision.mutation.target["removed"]
@@ -402,8 +399,8 @@ def test_a_pruning_is_asked_for_as_its_options_say(monkeypatch: pytest.MonkeyPat
         dataclasses.replace(settings, negative_path=False), config.evolution, config.pretrain, 0
     )
     silent.due = [1]
-    assert silent.decide(trainer).negative is None
-    assert one.decide(trainer).trigger == {"reason": "no pruning is due"}  # this one is over
+    assert silent.decide(state).negative is None
+    assert one.decide(state).trigger == {"reason": "no pruning is due"}  # this one is over
 
 
 def test_a_growth_is_judged_as_its_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -425,11 +422,11 @@ def test_a_growth_is_judged_as_its_options_say(monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_is_measured_leaves_the_student_as_it_was() -> None:
     config = load(["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "ablation=A3"])
-    trainer = trainer_of(config, [], Sink(), None, lambda: False)
-    learner = trainer.networks.learner.eval()
+    state = trainer_of(config, [], Sink(), None, lambda: False).state
+    learner = state.networks.learner.eval()
     before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
-    interventions.importance(trainer, kind="taylor", batches=1, seed=0)
-    assert trainer.networks.learner is learner
+    interventions.importance(state, kind="taylor", batches=1, seed=0)
+    assert state.networks.learner is learner
     assert not learner.training
     assert all(torch.equal(before[name], now) for name, now in learner.state_dict().items())
     assert all(parameter.grad is None for parameter in learner.parameters())
@@ -439,21 +436,20 @@ def test_what_was_seen_goes_on_after_a_resume() -> None:
     """In the middle of a window, and between two prunings."""
     before, after = Evolve(SETTINGS, seed=0), Evolve(SETTINGS, seed=0)
     for one in (before, after):
-        one._fittest = lambda trainer, trigger: Decision(None, {"reason": "plateau"})  # type: ignore
+        one._fittest = lambda state, trigger: Decision(None, {"reason": "plateau"})  # type: ignore
     given = []
     for epoch in range(4):
         one = before if epoch < 2 else after
         if epoch == 2:
             after.load_state_dict(before.state_dict())
-        trainer: Any = SimpleNamespace(
-            probe=NO_TEACHER,
-            networks=None,
+        state = state_of(
+            epochs=100,
+            probe=WithGap(None),
             means=EpochMeans("BASIC", (16, 32), 4.0, 4.0, None, 1.0),
-            progress=SimpleNamespace(epoch=epoch, history=[]),
-            config=SimpleNamespace(pretrain=SimpleNamespace(epochs=100)),
+            progress=PretrainingProgress(epoch=epoch),
         )
-        one.observe(trainer)
-        given.append(one.decide(trainer).trigger["reason"])
+        one.observe(state)
+        given.append(one.decide(state).trigger["reason"])
     assert given == ["no plateau"] * 2 + ["plateau"] * 2
     before.tried = 3
     after.load_state_dict(before.state_dict())
@@ -466,12 +462,10 @@ def test_what_was_seen_goes_on_after_a_resume() -> None:
 
 def test_a_mutation_that_was_rolled_back_counts_for_the_cooldown() -> None:
     evolve = Evolve(dataclasses.replace(SETTINGS, cooldown_epochs=2), seed=0)
-    evolve._fittest = lambda trainer, trigger: Decision(None, {"reason": "evolve"})  # type: ignore
+    evolve._fittest = lambda state, trigger: Decision(None, {"reason": "evolve"})  # type: ignore
     for _ in range(9):
         evolve.detector.update(4.0)
-    trainer: Any = SimpleNamespace(
-        means=EpochMeans("BASIC", (16,), 4.0, 4.0, None, 1.0),
-        progress=SimpleNamespace(epoch=6, history=[SimpleNamespace(epoch=5, accepted=False)]),
-        config=SimpleNamespace(pretrain=SimpleNamespace(epochs=100)),
-    )
-    assert "cooldown" in evolve.decide(trainer).trigger["reason"]
+    undone = PretrainingProgress(epoch=6, history=[record_of(5, accepted=False)])
+    means = EpochMeans("BASIC", (16,), 4.0, 4.0, None, 1.0)
+    state = state_of(epochs=100, means=means, progress=undone)
+    assert "cooldown" in evolve.decide(state).trigger["reason"]

@@ -20,6 +20,7 @@ from sseg_nase.training.distributed import build_fabric
 from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.interventions import Evolve, Sparsify
 from sseg_nase.training.loop import Trainer
+from sseg_nase.training.state import Pretraining
 
 TINY = load(["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "ablation=A7"])
 
@@ -111,26 +112,26 @@ class Watcher(Callback):
         self.training = False
         self.before: dict[str, torch.Tensor] = {}
 
-    def on(self, event: Event, trainer: Trainer) -> None:
-        architecture = trainer.networks.architecture
+    def on(self, event: Event, state: Pretraining) -> None:
+        architecture = state.networks.architecture
         assert self.caps.violation(architecture) is None
         if event is Event.EPOCH_START:
             self.training = True
         if event is Event.EPOCH_END:
             self.training = False
-            gradients = [p.grad for p in trainer.networks.learner.parameters()]
+            gradients = [p.grad for p in state.networks.learner.parameters()]
             assert all(gradient is None for gradient in gradients)
-            self.before = copied(trainer)
+            self.before = copied(state)
         if event is Event.MUTATION:
             assert not self.training, "a mutation inside an epoch"
-            record = trainer.progress.history[-1]
+            record = state.progress.history[-1]
             if not record.accepted and "rollback" not in record.trigger:
-                assert same(self.before, copied(trainer)), "a refusal left a trace"
-            self.before = copied(trainer)
-        self.consistent(trainer)
+                assert same(self.before, copied(state)), "a refusal left a trace"
+            self.before = copied(state)
+        self.consistent(state)
 
-    def consistent(self, trainer: Trainer) -> None:
-        networks = trainer.networks
+    def consistent(self, state: Pretraining) -> None:
+        networks = state.networks
         expected = networks.architecture
         assert sum(p.numel() for p in networks.learner.backbone.parameters()) == expected.params
         assert networks.learner.head.fc1.in_features == expected.features
@@ -148,8 +149,8 @@ class Watcher(Callback):
             }
 
 
-def copied(trainer: Trainer) -> dict[str, torch.Tensor]:
-    state = trainer.networks.state()
+def copied(state: Pretraining) -> dict[str, torch.Tensor]:
+    state = state.networks.state()
     tensors = dict(state.student) | {f"t.{k}": v for k, v in (state.teacher or {}).items()}
     for name, moments in state.moments.items():
         tensors |= {f"{name}.{key}": value for key, value in moments.items()}
@@ -183,7 +184,7 @@ def train(config: Config) -> list[Any]:
         callbacks=[Watcher(config)],
     )
     trainer.fit()
-    return trainer.progress.history
+    return trainer.state.progress.history
 
 
 def endings(seeds: range) -> set[tuple[str, str]]:

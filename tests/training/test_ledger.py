@@ -27,7 +27,7 @@ def spent(*overrides: str, epochs: int = 1) -> dict[str, int]:
 
 
 def test_a_step_is_three_passes_of_every_view_and_one_of_the_teacher() -> None:
-    macs = trainer("ablation=A2").networks.architecture.macs()
+    macs = trainer("ablation=A2").state.networks.architecture.macs()
     student = 3 * VIEWS * IMAGES * macs
     assert spent("ssl.distillation_weight=0", epochs=2) == NOTHING | {"student": 2 * student}
     assert spent("ablation=A5") == NOTHING | {"student": student, "teacher": IMAGES * macs}
@@ -47,11 +47,11 @@ def test_a_step_is_three_passes_of_every_view_and_one_of_the_teacher() -> None:
 
 def test_what_a_mutation_costs() -> None:
     one = trainer("ablation=A2", "pretrain.epochs=3", "hardware.batch_size=16")
-    one.interventions = [Wanted(lambda t: grown(t, grace=1, control=True))]
+    one.surgery.interventions = [Wanted(lambda t: grown(t, grace=1, control=True))]
     one.fit()
-    (record,) = one.progress.history
+    (record,) = one.state.progress.history
     before, after = record.before["macs"], record.after["macs"]
-    held = len(list(one.probe.held())) * 16 * VIEWS
+    held = len(list(one.state.probe.held())) * 16 * VIEWS
     images = 3 * VIEWS * IMAGES
     assert one.ledger.spent == NOTHING | {
         "student": images * (before + 2 * after),
@@ -62,22 +62,22 @@ def test_what_a_mutation_costs() -> None:
 
 def test_trials_importance_and_statistics() -> None:
     one = trainer("ablation=A5", "hardware.batch_size=16")
-    mutation = grown(one).mutation
+    mutation = grown(one.state).mutation
     assert mutation is not None
-    before, after = one.networks.architecture.macs(), mutation.after.macs()
-    held = len(list(one.probe.held())) * 16 * (VIEWS + 1)
-    one.probe.trials(one.networks, [mutation], epoch=0, steps=2, lr=0.01)
-    importance(one, kind="taylor", batches=3, seed=0)
+    before, after = one.state.networks.architecture.macs(), mutation.after.macs()
+    held = len(list(one.state.probe.held())) * 16 * (VIEWS + 1)
+    one.state.probe.trials(one.state.networks, [mutation], epoch=0, steps=2, lr=0.01)
+    importance(one.state, kind="taylor", batches=3, seed=0)
     batch = 16 * (3 * VIEWS + 1)
     assert one.ledger.spent == NOTHING | {
         "trials": 2 * batch * (before + after) + held * (2 * before + after),
         "importance": 3 * batch * before,
     }
     one.ledger.load({})
-    one.probe.gap(one.networks)
+    one.state.probe.gap(one.state.networks)
     assert one.ledger.spent["checks"] == 2 * held // (VIEWS + 1) * before
     one.ledger.load({})
-    one.probe.recalibrate(one.networks, 0, 2)  # student and teacher, both views
+    one.state.probe.recalibrate(one.state.networks, 0, 2)  # student and teacher, both views
     assert one.ledger.spent["checks"] == 2 * 2 * 16 * VIEWS * before
 
 

@@ -39,21 +39,21 @@ def trainer(*overrides: str) -> Trainer:
 
 
 def grown(one: Trainer) -> Mutation:
-    return grow(one.networks.architecture, out_channels=72, mode="preserve", seed=3)
+    return grow(one.state.networks.architecture, out_channels=72, mode="preserve", seed=3)
 
 
 def halved(one: Trainer) -> Mutation:
-    channels = one.networks.architecture.channels
-    return prune(one.networks.architecture, [range(width // 2) for width in channels])
+    channels = one.state.networks.architecture.channels
+    return prune(one.state.networks.architecture, [range(width // 2) for width in channels])
 
 
 def step(one: Trainer) -> None:
     """A whole step of training."""
-    batches = one._batches()
+    batches = one.batches()
     for index in range(one.accumulation):
-        last = index + 1 == one.accumulation
-        one._differentiate(next(batches), index, one.accumulation, last=last)
-    one._step()
+        one.state.progress.batch, last = index, index + 1 == one.accumulation
+        one.differentiate(next(batches), one.accumulation, last=last)
+    one.step()
 
 
 class Convolutions:
@@ -87,14 +87,14 @@ def test_trials_and_importance_compute_as_training_does(
     assert largest == 2 * 16  # two views of hardware.batch_size images
     seen.types.clear()
     seen.most = 0
-    one.probe.trials(one.networks, [grown(one)], epoch=0, steps=1, lr=0.01)
-    importance(one, kind="taylor", batches=2, seed=0)
+    one.state.probe.trials(one.state.networks, [grown(one)], epoch=0, steps=1, lr=0.01)
+    importance(one.state, kind="taylor", batches=2, seed=0)
     assert seen.types == {PRECISIONS[precision]}
-    new = one.workshop.mutated(one.networks, halved(one))
-    one.probe.recalibrate(new, 0, 2)
-    one.probe.function_delta(one.networks, new, halved(one))
-    one.probe.pruning_error(one.networks, new, halved(one))
-    one.probe.latency(one.networks, new)
+    new = one.workshop.mutated(one.state.networks, halved(one))
+    one.state.probe.recalibrate(new, 0, 2)
+    one.state.probe.function_delta(one.state.networks, new, halved(one))
+    one.state.probe.pruning_error(one.state.networks, new, halved(one))
+    one.state.probe.latency(one.state.networks, new)
     assert seen.most == largest
 
 
@@ -115,21 +115,27 @@ def test_a_mutation_needs_no_more_memory_than_a_step(precision: str, further: li
     list(one.feed.others(0, "trial")), list(one.feed.held())  # and the feed has drawn what it keeps
 
     def peak(do: Callable[[], Any]) -> int:
-        with _LiveBytes(one.networks.learner) as live:
+        with _LiveBytes(one.state.networks.learner) as live:
             do()
         return live.peak
 
-    new = one.workshop.mutated(one.networks, halved(one))
+    new = one.workshop.mutated(one.state.networks, halved(one))
     most = peak(lambda: step(one))
     parts: dict[str, Callable[[], Any]] = {
-        "held loss": lambda: one.probe.held_losses([one.networks, new], 0),
-        "trial": lambda: one.probe.trials(one.networks, [halved(one)], epoch=0, steps=1, lr=0.01),
-        "gap": lambda: one.probe.gap(one.networks),
-        "importance": lambda: importance(one, kind="taylor", batches=1, seed=0),
-        "recalibration": lambda: one.probe.recalibrate(new, 0, 1),
-        "function delta": lambda: one.probe.function_delta(one.networks, new, halved(one)),
-        "pruning error": lambda: one.probe.pruning_error(one.networks, new, halved(one)),
-        "latency": lambda: one.probe.latency(one.networks, new),
+        "held loss": lambda: one.state.probe.held_losses([one.state.networks, new], 0),
+        "trial": lambda: one.state.probe.trials(
+            one.state.networks, [halved(one)], epoch=0, steps=1, lr=0.01
+        ),
+        "gap": lambda: one.state.probe.gap(one.state.networks),
+        "importance": lambda: importance(one.state, kind="taylor", batches=1, seed=0),
+        "recalibration": lambda: one.state.probe.recalibrate(new, 0, 1),
+        "function delta": lambda: one.state.probe.function_delta(
+            one.state.networks, new, halved(one)
+        ),
+        "pruning error": lambda: one.state.probe.pruning_error(
+            one.state.networks, new, halved(one)
+        ),
+        "latency": lambda: one.state.probe.latency(one.state.networks, new),
     }
     found = {name: peak(do) / most for name, do in parts.items()}
     assert found.pop("trial") <= 1.06, found  # it has copies of the networks beside
@@ -143,15 +149,17 @@ def test_the_gradients_of_a_trial_are_those_of_training() -> None:
         half = trainer("hardware.precision=16-mixed", *further)
         found = []
         for one in (single, half):
-            next(one.probe.gradients(one.networks, 0, 1))
-            found.append(torch.cat([p.grad.flatten() for p in one.networks.learner.parameters()]))
+            next(one.state.probe.gradients(one.state.networks, 0, 1))
+            found.append(
+                torch.cat([p.grad.flatten() for p in one.state.networks.learner.parameters()])
+            )
         assert (found[1] - found[0]).norm() < 0.05 * found[0].norm()
-        (parts,) = single.probe.batches(0, 1)
+        (parts,) = single.state.probe.batches(0, 1)
         assert len(parts) == (3 if further else 1)
 
 
 def taylor(one: Trainer) -> list[Tensor]:
-    return importance(one, kind="taylor", batches=2, seed=0).scores
+    return importance(one.state, kind="taylor", batches=2, seed=0).scores
 
 
 def test_importance_in_float16_neither_over_nor_underflows(
@@ -174,7 +182,7 @@ def test_importance_in_float16_neither_over_nor_underflows(
             losses = super().compare(*given)
             return losses._replace(total=losses.total * 1e-6)
 
-    object.__setattr__(one.probe, "method", _with(one.method, Faint(plain.objective)))
+    object.__setattr__(one.state.probe, "method", _with(one.method, Faint(plain.objective)))
     for ours, theirs in zip(taylor(one), expected, strict=True):
         assert (1e6 * ours - theirs).norm() < 0.1 * theirs.norm()
 
@@ -195,13 +203,13 @@ def test_importance_that_no_scale_keeps_finite_is_said() -> None:
         same.register_hook(lambda gradient: gradient * float("inf"))
         return losses._replace(total=same)
 
-    one.probe.method = _with(one.method, steep)
+    one.state.probe.method = _with(one.method, steep)
     assert not all(each.isfinite().all() for each in taylor(one))
-    one.progress.epoch = 1
+    one.state.progress.epoch = 1
     sparsity, evolution = one.config.sparsity, one.config.evolution
     sparsify = interventions.Sparsify(sparsity, evolution, one.config.pretrain, 0)
     sparsify.due = [1]
-    decision = sparsify.decide(one)
+    decision = sparsify.decide(one.state)
     assert decision.mutation is None
     assert decision.trigger["reason"] == interventions.NO_IMPORTANCE
 
@@ -215,9 +223,9 @@ def measured(*overrides: str) -> list[float]:
     )
     one.model.train()
     step(one)  # student and teacher part
-    losses = one.probe.trials(one.networks, [grown(one)], epoch=0, steps=2, lr=0.01)
+    losses = one.state.probe.trials(one.state.networks, [grown(one)], epoch=0, steps=2, lr=0.01)
     assert losses.shape == (3, one.feed.held_batches)
-    gap = one.probe.gap(one.networks)
+    gap = one.state.probe.gap(one.state.networks)
     assert gap is not None
     return [*losses.mean(1).tolist(), gap, *map(float, torch.cat(taylor(one)))]
 
@@ -255,7 +263,7 @@ def test_processes_share_the_work_and_find_what_one_finds(
 
 def test_trials_take_other_images_in_every_batch() -> None:
     one = trainer("hardware.precision=32-true", *EXACT)
-    batches = list(one.probe.batches(0, 1))
+    batches = list(one.state.probe.batches(0, 1))
     parts = list(itertools.chain.from_iterable(batches))
     assert len(parts) == 3
     assert not torch.equal(parts[0][0], parts[1][0])

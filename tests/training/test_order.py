@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from small_state import state_of
 from test_going_on import TINY, Told, after, same, whole
 
 from sseg_nase import stages
@@ -17,16 +18,21 @@ from sseg_nase.config.options import options_of
 from sseg_nase.config.schema import EvolutionConfig
 from sseg_nase.evolution.replay import replay
 from sseg_nase.nets.architecture import Architecture
+from sseg_nase.nets.building import build
+from sseg_nase.ssl.methods import make_learner
 from sseg_nase.training import checkpoint
 from sseg_nase.training.interruption import Interrupted
 from sseg_nase.training.interventions import Evolve
-from sseg_nase.training.loop import Decision
+from sseg_nase.training.networks import Workshop
 from sseg_nase.training.order import ORDERS, Expand
+from sseg_nase.training.state import PretrainingProgress
+from sseg_nase.training.surgery import Decision
 
 SEED = Architecture.seed([4, 5, 6], resolution=16)
 WIDE = Architecture.seed([4] * 5, resolution=32)
 UNEVEN = Architecture.seed([4, 4, 6], resolution=16, pooled_blocks=1)
-EVOLUTION = load(["evolution=balanced"]).evolution
+CONFIG = load(["evolution=balanced"])
+EVOLUTION = CONFIG.evolution
 
 
 def decided(
@@ -38,12 +44,10 @@ def decided(
     for epoch in range(epochs - 1):
         if epoch + 1 in busy:
             continue
-        trainer: Any = SimpleNamespace(
-            progress=SimpleNamespace(epoch=epoch),
-            config=SimpleNamespace(pretrain=SimpleNamespace(epochs=epochs)),
-            networks=SimpleNamespace(architecture=architecture),
-        )
-        decision = expand.decide(trainer)
+        learner = make_learner(build(architecture), CONFIG.ssl, torch.Generator())
+        networks = Workshop(CONFIG, torch.device("cpu")).around(learner)
+        progress = PretrainingProgress(epoch=epoch)
+        decision = expand.decide(state_of(epochs=epochs, networks=networks, progress=progress))
         found.append((epoch + 1, decision))
         if decision.mutation is not None:
             architecture = decision.mutation.after

@@ -31,7 +31,7 @@ PARTS = [
 def decided(*overrides: str) -> list[MutationRecord]:
     one = trainer_of(load([*ALIKE, *overrides]), [], Sink(), None, lambda: False)
     one.fit()
-    return one.progress.history
+    return one.state.progress.history
 
 
 @pytest.mark.slow

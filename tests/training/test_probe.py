@@ -32,8 +32,8 @@ TINY = [
 def trained(*overrides: str) -> Trainer:
     config = load([*TINY, *overrides])
     trainer = trainer_of(config, [], Sink(), None, lambda: False)
-    trainer._train_epoch()
-    trainer._next_epoch()
+    trainer.train_epoch()
+    trainer.state.progress.epoch = 1
     return trainer
 
 
@@ -43,13 +43,13 @@ def trainer() -> Trainer:
 
 
 def grown(trainer: Trainer) -> Mutation:
-    return grow(trainer.networks.architecture, out_channels=64, mode="preserve", seed=3)
+    return grow(trainer.state.networks.architecture, out_channels=64, mode="preserve", seed=3)
 
 
 def test_equal_networks_have_equal_held_losses_at_all_epochs(trainer: Trainer) -> None:
-    mutated = trainer.workshop.mutated(trainer.networks, grown(trainer))
-    both = [trainer.networks, mutated]
-    found = [trainer.probe.held_losses(both, epoch) for epoch in (0, 1, 2, 50)]
+    mutated = trainer.workshop.mutated(trainer.state.networks, grown(trainer))
+    both = [trainer.state.networks, mutated]
+    found = [trainer.state.probe.held_losses(both, epoch) for epoch in (0, 1, 2, 50)]
     assert all(torch.equal(losses, found[0]) for losses in found)
     assert found[0].shape == (2, trainer.feed.held_batches) == (2, 16)
     torch.testing.assert_close(found[0][1], found[0][0], rtol=1e-4, atol=0)
@@ -57,42 +57,44 @@ def test_equal_networks_have_equal_held_losses_at_all_epochs(trainer: Trainer) -
 
 
 def test_held_losses_are_those_of_the_batches_one_by_one(trainer: Trainer) -> None:
-    probe, ssl = trainer.probe, trainer.config.ssl
-    learner = copy.deepcopy(trainer.networks.learner).train()
+    probe, ssl = trainer.state.probe, trainer.config.ssl
+    learner = copy.deepcopy(trainer.state.networks.learner).train()
     with torch.no_grad():
         expected = [
-            probe.method.loss(learner, trainer.networks.teaching(0), views, ssl).contrastive
+            probe.method.loss(learner, trainer.state.networks.teaching(0), views, ssl).contrastive
             for (views,) in probe.held()
         ]
-    found = probe.held_losses([trainer.networks], 0)[0]
+    found = probe.held_losses([trainer.state.networks], 0)[0]
     torch.testing.assert_close(found, torch.stack(expected).double(), rtol=1e-5, atol=0)
 
 
 def test_performance_is_the_contrastive_part_alone() -> None:
     """Channels that are silent in student and teacher make their distance smaller: no gain."""
     one = trained("ssl.distillation_weight=0.5")
-    held = one.probe.held_losses([one.networks], 1)
-    teacher = one.networks.teacher
+    held = one.state.probe.held_losses([one.state.networks], 1)
+    teacher = one.state.networks.teacher
     assert teacher is not None
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter.mul_(3)
-    assert torch.equal(one.probe.held_losses([one.networks], 1), held)
-    wider = grow(one.networks.architecture, out_channels=96, mode="preserve", seed=3)
-    before, stay, mutant = one.probe.trials(one.networks, [wider], epoch=1, steps=0, lr=0.1)
+    assert torch.equal(one.state.probe.held_losses([one.state.networks], 1), held)
+    wider = grow(one.state.networks.architecture, out_channels=96, mode="preserve", seed=3)
+    before, stay, mutant = one.state.probe.trials(
+        one.state.networks, [wider], epoch=1, steps=0, lr=0.1
+    )
     torch.testing.assert_close(stay, before)
     torch.testing.assert_close(mutant, before, rtol=1e-5, atol=0)
 
 
 def test_measuring_leaves_the_network_as_it_was() -> None:
     one = trained("ssl.distillation_weight=0.5")
-    teacher = one.networks.teacher
+    teacher = one.state.networks.teacher
     assert teacher is not None
-    parts = [one.networks.learner, teacher]
+    parts = [one.state.networks.learner, teacher]
     before = [{k: v.clone() for k, v in part.state_dict().items()} for part in parts]
-    one.probe.held_losses([one.networks], 0)
-    one.probe.gap(one.networks)
-    one.probe.trials(one.networks, [grown(one)], epoch=1, steps=2, lr=0.1)
+    one.state.probe.held_losses([one.state.networks], 0)
+    one.state.probe.gap(one.state.networks)
+    one.state.probe.trials(one.state.networks, [grown(one)], epoch=1, steps=2, lr=0.1)
     for part, old in zip(parts, before, strict=True):
         assert all(torch.equal(old[name], now) for name, now in part.state_dict().items())
     assert not teacher.training
@@ -100,8 +102,8 @@ def test_measuring_leaves_the_network_as_it_was() -> None:
 
 def test_a_trial_that_learns_nothing_gains_nothing(trainer: Trainer) -> None:
     def fall(steps: int, lr: float) -> torch.Tensor:
-        before, *after = trainer.probe.trials(
-            trainer.networks, [grown(trainer)], epoch=1, steps=steps, lr=lr
+        before, *after = trainer.state.probe.trials(
+            trainer.state.networks, [grown(trainer)], epoch=1, steps=steps, lr=lr
         )
         return (before - torch.stack(after)).mean(1).abs()
 
@@ -113,7 +115,7 @@ def test_a_trial_that_learns_nothing_gains_nothing(trainer: Trainer) -> None:
 def test_a_trial_is_some_steps_of_training_beside_those_without_the_mutation(
     trainer: Trainer,
 ) -> None:
-    probe, networks, lr, steps = trainer.probe, trainer.networks, 0.05, 3
+    probe, networks, lr, steps = trainer.state.probe, trainer.state.networks, 0.05, 3
     expected = [probe.held_losses([networks], 1)[0]]
     for tried in (
         trainer.workshop.restored(networks.state_dict()),
@@ -149,37 +151,37 @@ def test_what_a_mutation_keeps_takes_the_step_that_it_would_have_taken(optimizer
     Moments of convolutions follow their weights in memory, too: a fused step does not look at axes.
     """
     one = trained(f"optimizer={optimizer}", "hardware.channels_last=true")
-    width = one.networks.architecture.channels[-1]
-    same = grow(one.networks.architecture, out_channels=width, mode="preserve", seed=3)
-    stay = one.workshop.restored(one.networks.state_dict())
-    mutant = one.workshop.mutated(one.networks, same)
-    (parts,) = one.probe.batches(1, 1)
+    width = one.state.networks.architecture.channels[-1]
+    same = grow(one.state.networks.architecture, out_channels=width, mode="preserve", seed=3)
+    stay = one.workshop.restored(one.state.networks.state_dict())
+    mutant = one.workshop.mutated(one.state.networks, same)
+    (parts,) = one.state.probe.batches(1, 1)
     for each in (stay, mutant):
         each.learner.train()
-        one.probe.step(each, 1, parts, lr=0.01)
+        one.state.probe.step(each, 1, parts, lr=0.01)
     found = mutant.learner.state_dict()
     for name, tensor in stay.learner.state_dict().items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
 
 
 def test_a_trial_may_be_longer_than_an_epoch(trainer: Trainer) -> None:
-    images = [views[0] for (views,) in trainer.probe.batches(1, 9)]
+    images = [views[0] for (views,) in trainer.state.probe.batches(1, 9)]
     assert len(images) == 9 > trainer.feed.batches_per_epoch
     assert not any(torch.equal(a, b) for a, b in itertools.combinations(images, 2))
 
 
 def test_the_gap_is_relative_and_sees_neither_modes_nor_silent_channels() -> None:
     one = trained("ssl.distillation_weight=0.5", "ssl.ema_decay=0.9")
-    gap = one.probe.gap
-    apart = gap(one.networks)
+    gap = one.state.probe.gap
+    apart = gap(one.state.networks)
     assert apart is not None
     assert 0 < apart < 1
-    wider = grow(one.networks.architecture, out_channels=96, mode="preserve", seed=3)
-    assert gap(one.workshop.mutated(one.networks, wider)) == pytest.approx(apart, rel=1e-3)
-    teacher, student = one.networks.teacher, one.networks.learner.backbone
+    wider = grow(one.state.networks.architecture, out_channels=96, mode="preserve", seed=3)
+    assert gap(one.workshop.mutated(one.state.networks, wider)) == pytest.approx(apart, rel=1e-3)
+    teacher, student = one.state.networks.teacher, one.state.networks.learner.backbone
     assert teacher is not None
     student_features, teacher_features = ([] for _ in range(2))
-    for (views,) in one.probe.held():
+    for (views,) in one.state.probe.held():
         for network, features in ((student, student_features), (teacher, teacher_features)):
             with torch.no_grad():
                 features.append(copy.deepcopy(network).train()(views[0][0]))
@@ -188,8 +190,8 @@ def test_the_gap_is_relative_and_sees_neither_modes_nor_silent_channels() -> Non
     teacher.load_state_dict(student.state_dict())
     for tensor in teacher.buffers():
         tensor.add_(1)  # what BN has tracked does not count
-    assert gap(one.networks) == pytest.approx(0, abs=1e-9)
-    assert trained().probe.gap(trained().networks) is None
+    assert gap(one.state.networks) == pytest.approx(0, abs=1e-9)
+    assert trained().state.probe.gap(trained().state.networks) is None
 
 
 def test_a_trial_with_a_loss_that_is_not_finite_has_no_fitness() -> None:
@@ -204,18 +206,18 @@ def test_trials_see_other_images_and_views_than_training_and_each_other(
     trainer: Trainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[torch.Tensor, int]] = []
-    views = trainer.probe.views
+    views = trainer.state.probe.views
 
     def watched(images: torch.Tensor, seed: int, **more: Any) -> Any:
         seen.append((images.clone(), seed))
         return views(images, seed, **more)
 
-    monkeypatch.setattr(trainer.probe, "views", watched)
+    monkeypatch.setattr(trainer.state.probe, "views", watched)
     for epoch in (1, 2):
-        list(trainer.probe.batches(epoch, 2))
+        list(trainer.state.probe.batches(epoch, 2))
     assert len({seed for _, seed in seen}) == 4
     for images in trainer.feed.epoch(1):
         assert not any(torch.equal(images.images, other) for other, _ in seen)
     assert not torch.equal(seen[0][0], seen[2][0])
-    (again,) = next(iter(trainer.probe.batches(1, 1)))
+    (again,) = next(iter(trainer.state.probe.batches(1, 1)))
     assert torch.equal(again[0], views(seen[0][0], seen[0][1])[0])

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from sseg_nase.nets.mutations.prune import prune
 from sseg_nase.training.instances import EPISODES, WAYS, instance_accuracies
-from sseg_nase.training.loop import Decision, Trainer
+from sseg_nase.training.loop import Trainer
+from sseg_nase.training.state import Pretraining
+from sseg_nase.training.surgery import Decision
 
 NAN = float("nan")
 
@@ -72,24 +74,24 @@ PARTS = [
 def test_held_accuracies_are_of_the_same_episodes_whatever_the_parts(further: list[str]) -> None:
     one = trainer("ablation=A2", *further)
     plain = trainer("ablation=A2")
-    both = [one.networks, one.workshop.mutated(one.networks, grown(one).mutation)]
-    found = one.probe.held_accuracies(both)
+    both = [one.state.networks, one.workshop.mutated(one.state.networks, grown(one.state).mutation)]
+    found = one.state.probe.held_accuracies(both)
     assert found.shape == (2, EPISODES)
     assert torch.equal(found[0], found[1])  # GROW leaves the function as it is
-    assert torch.equal(found, one.probe.held_accuracies(both))
-    assert torch.equal(found[0], plain.probe.held_accuracies([plain.networks])[0])
+    assert torch.equal(found, one.state.probe.held_accuracies(both))
+    assert torch.equal(found[0], plain.state.probe.held_accuracies([plain.state.networks])[0])
     assert 100 / WAYS < found.mean() < 100
-    assert one.networks.learner.training
+    assert one.state.networks.learner.training
 
 
 # -- what is recorded ------------------------------------------------------------------------------
 
 
-def pruned(one: Trainer, *, negative: bool = True, **options: Any) -> Decision:
-    channels = one.networks.architecture.channels
+def pruned(state: Pretraining, *, negative: bool = True, **options: Any) -> Decision:
+    channels = state.networks.architecture.channels
     kept = [range(0, width, 2) for width in channels]
     removed = [range(1, width, 2) for width in channels]
-    network = one.networks.architecture
+    network = state.networks.architecture
     other = prune(network, removed) if negative else None
     return Decision(
         prune(network, kept), {"reason": "wanted"}, negative=other, recalibrate=1, **options
@@ -102,21 +104,21 @@ def told_of(
     """A run with one PRUNE; networks have these accuracies, in turn, in each of two episodes."""
     told = Told()
     one = trainer("ablation=A2", f"pretrain.epochs={epochs}", sink=told)
-    one.interventions = [Wanted(lambda t: pruned(t, **options))]
+    one.surgery.interventions = [Wanted(lambda t: pruned(t, **options))]
     turn, asked = iter(accuracies), []
 
     def held(networks: Any) -> Tensor:
         asked.append([each.architecture.channels for each in networks])
         return torch.tensor([next(turn) for _ in networks], dtype=torch.float64)
 
-    one.probe.held_accuracies = held
+    one.state.probe.held_accuracies = held
     one.fit()
     return one, told, asked
 
 
 def test_what_a_pruning_costs_and_gives_is_in_its_record() -> None:
     one, told, asked = told_of([[70, 90], [68, 86], [40, 50]])
-    (record,) = one.progress.history
+    (record,) = one.state.progress.history
     assert record.kind == "PRUNE"
     half = (8, 16, 32)
     assert asked == [[(16, 32, 64), half, half]]
@@ -135,7 +137,7 @@ def test_what_a_pruning_costs_and_gives_is_in_its_record() -> None:
 def test_what_is_removed_is_a_network_of_its_own_with_statistics_of_its_own() -> None:
     one = trainer("ablation=A2")
     made: list[Any] = []
-    recalibrate, held = one.probe.recalibrate, one.probe.held_accuracies
+    recalibrate, held = one.state.probe.recalibrate, one.state.probe.held_accuracies
 
     def watched(networks: Any, epoch: int, batches: int) -> None:
         recalibrate(networks, epoch, batches)
@@ -149,11 +151,11 @@ def test_what_is_removed_is_a_network_of_its_own_with_statistics_of_its_own() ->
         assert torch.equal(weights[2], weights[0][1::2])
         return held(networks)
 
-    one.probe.recalibrate, one.probe.held_accuracies = watched, looked
-    one.interventions = [Wanted(pruned)]
+    one.state.probe.recalibrate, one.state.probe.held_accuracies = watched, looked
+    one.surgery.interventions = [Wanted(pruned)]
     one.fit()
     assert [batches for _, batches in made] == [1, 1]
-    (record,) = one.progress.history
+    (record,) = one.state.progress.history
     assert record.measured is not None
     assert record.measured["accuracy"]["episodes"] == EPISODES
 
@@ -161,7 +163,7 @@ def test_what_is_removed_is_a_network_of_its_own_with_statistics_of_its_own() ->
 def test_removed_channels_that_do_better_are_warned_of() -> None:
     told = Told()
     one = trainer("ablation=A2", sink=told)
-    new = one.workshop.mutated(one.networks, pruned(one).mutation)
+    new = one.workshop.mutated(one.state.networks, pruned(one.state).mutation)
     for removed, after, warned in (
         ([60, 62], [76, 78], False),
         ([76, 78], [76, 78], False),  # as good: there are more than are needed
@@ -171,9 +173,9 @@ def test_removed_channels_that_do_better_are_warned_of() -> None:
         ([NAN, 50], [76, 78], False),
     ):
         given = torch.tensor([[70, 90], after, removed], dtype=torch.float64)
-        one.probe.held_accuracies = lambda networks, given=given: given
+        one.state.probe.held_accuracies = lambda networks, given=given: given
         told.events.clear()
-        one._doubt_removed(one._measured(one.networks, new, pruned(one)))
+        one.surgery.doubt_removed(one.surgery.measured(one.state.networks, new, pruned(one.state)))
         texts = [values["text"] for kind, values in told.events if kind == "warning"]
         assert len(texts) == warned, removed
         for text in texts:
@@ -185,22 +187,24 @@ def test_removed_channels_that_do_better_are_warned_of() -> None:
 def test_without_the_negative_path_it_is_not_judged() -> None:
     one, _, asked = told_of([[70, 90], [68, 86]], negative=False)
     assert [len(networks) for networks in asked] == [2]
-    (record,) = one.progress.history
+    (record,) = one.state.progress.history
     assert record.measured is not None
     assert "removed" not in record.measured["accuracy"]
 
 
 def test_other_mutations_and_refusals_measure_nothing() -> None:
     one = trainer("ablation=A2")
-    one.interventions = [Wanted(grown)]
+    one.surgery.interventions = [Wanted(grown)]
     one.fit()
-    assert [record.measured for record in one.progress.history] == [None]
+    assert [record.measured for record in one.state.progress.history] == [None]
     one = trainer("ablation=A2")
-    one.interventions = [Wanted(pruned)]
+    one.surgery.interventions = [Wanted(pruned)]
     turn = itertools.chain([NAN], itertools.repeat(1.0))
-    one.probe.held_losses = lambda networks, epoch: torch.tensor([[next(turn)] * 2, [1.0, 1.0]])
+    one.state.probe.held_losses = lambda networks, epoch: torch.tensor(
+        [[next(turn)] * 2, [1.0, 1.0]]
+    )
     one.fit()
-    (record,) = one.progress.history
+    (record,) = one.state.progress.history
     assert not record.accepted
     assert record.measured is None
 

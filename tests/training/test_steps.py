@@ -17,7 +17,9 @@ from sseg_nase.stages.pretraining import trainer_of
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.interventions import importance
-from sseg_nase.training.loop import Decision, Trainer, within
+from sseg_nase.training.loop import Trainer
+from sseg_nase.training.state import Pretraining
+from sseg_nase.training.surgery import Decision, within
 
 TINY = [
     "debug=tiny",
@@ -40,13 +42,13 @@ class At(Callback):
     def __init__(self, event: Event, do: Any) -> None:
         self.event, self.do = event, do
 
-    def on(self, event: Event, trainer: Trainer) -> None:
+    def on(self, event: Event, state: Pretraining) -> None:
         if event is self.event:
-            self.do(trainer)
+            self.do(state)
 
 
 def gradients(loss: Tensor, one: Trainer) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, list(one.networks.learner.parameters())))
+    return list(torch.autograd.grad(loss, list(one.state.networks.learner.parameters())))
 
 
 def test_accumulated_gradients_are_the_mean_over_their_batches(
@@ -60,7 +62,7 @@ def test_accumulated_gradients_are_the_mean_over_their_batches(
     step = one.optimizer.step
 
     def watched(*args: Any, **kwargs: Any) -> Any:
-        found.append([p.grad.clone() for p in one.networks.learner.parameters()])
+        found.append([p.grad.clone() for p in one.state.networks.learner.parameters()])
         return step(*args, **kwargs)
 
     monkeypatch.setattr(one.optimizer, "step", watched)
@@ -69,8 +71,8 @@ def test_accumulated_gradients_are_the_mean_over_their_batches(
     losses = []
     for index, batch in enumerate(twin.feed.epoch(0)):
         seed = derive(twin.config.seed, "views", 0, index)
-        views = twin.probe.views(batch.images, seed, first=batch.first, of=batch.of)
-        of = twin.method.loss(twin.model, twin.networks.teaching(0), views, twin.config.ssl)
+        views = twin.state.probe.views(batch.images, seed, first=batch.first, of=batch.of)
+        of = twin.method.loss(twin.model, twin.state.networks.teaching(0), views, twin.config.ssl)
         losses.append(of.total)
     expected = [gradients(sum(losses[:3]) / 3, twin), gradients(losses[3], twin)]
     assert len(found) == 2
@@ -82,18 +84,18 @@ def test_accumulated_gradients_are_the_mean_over_their_batches(
 def test_every_batch_of_every_epoch_has_views_of_its_own() -> None:
     seeds: list[int] = []
     one = trainer("ablation=A2")
-    views = one.probe.views
+    views = one.state.probe.views
 
     def watched(images: Tensor, seed: int, **kwargs: Any) -> Any:
         seeds.append(seed)
         return views(images, seed, **kwargs)
 
-    one.probe.views = watched
+    one.state.probe.views = watched
     one.fit()
     assert len(seeds) == 8
     assert len(set(seeds)) == 8
     other = trainer("ablation=A2", "seed=1")
-    one.probe.views = views
+    one.state.probe.views = views
     for a, b in ((one, other),):
         first, second = (next(iter(t.feed.epoch(0))).images for t in (a, b))
         assert not torch.equal(first, second)
@@ -102,21 +104,21 @@ def test_every_batch_of_every_epoch_has_views_of_its_own() -> None:
 def test_the_means_of_an_epoch_are_those_of_its_batches() -> None:
     losses: list[list[float]] = []
     one = trainer("ablation=A5", "hardware.gradient_accumulation_steps=3", "evolution=none")
-    plain = one._differentiate
+    plain = one._losses
 
     def watched(*given: Any, **named: Any) -> Any:
         found = plain(*given, **named)
         losses.append([part.item() for part in found[:3]])
         return found
 
-    one._differentiate = watched
+    one._losses = watched
     means: list[Any] = []
     one.callbacks.append(At(Event.EPOCH_END, lambda t: means.append(t.means)))
     one.fit()
     for epoch, mean in enumerate(means):
         expected = torch.tensor(losses[4 * epoch : 4 * epoch + 4]).mean(0).tolist()
         assert [mean.loss, mean.contrastive, mean.gap] == pytest.approx(expected, rel=1e-5)
-    assert one.progress.images_seen["synthetic"] == 2 * 64
+    assert one.state.progress.images_seen["synthetic"] == 2 * 64
 
 
 def test_the_rate_is_that_of_the_step_and_the_teacher_follows_after_it() -> None:
@@ -128,11 +130,11 @@ def test_the_rate_is_that_of_the_step_and_the_teacher_follows_after_it() -> None
     )  # fmt: skip
     before: list[Tensor] = []
 
-    def remember(t: Trainer) -> None:
+    def remember(t: Pretraining) -> None:
         before[:] = [p.clone() for p in t.networks.teacher.parameters()]  # type: ignore[union-attr]
 
-    def check(t: Trainer) -> None:
-        rates.append(t.optimizer.param_groups[0]["lr"])
+    def check(t: Pretraining) -> None:
+        rates.append(t.networks.optimizer.param_groups[0]["lr"])
         decay = ema_decay(t.progress.step - 1, 8, t.config.ssl)
         decays.append(decay)
         assert t.networks.teacher is not None
@@ -158,13 +160,13 @@ class Wanted:
     def __init__(self, decision: Any) -> None:
         self.decision = decision
 
-    def observe(self, trainer: Trainer) -> None:
+    def observe(self, state: Pretraining) -> None:
         """Nothing."""
 
-    def decide(self, trainer: Trainer) -> Decision:
-        if trainer.progress.epoch:
+    def decide(self, state: Pretraining) -> Decision:
+        if state.progress.epoch:
             return Decision(None, {"reason": "done"})
-        return self.decision(trainer)
+        return self.decision(state)
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -178,10 +180,10 @@ class Told(Sink):
         self.events.append((kind, values))
 
 
-def grown(trainer: Trainer, **options: Any) -> Decision:
+def grown(state: Pretraining, **options: Any) -> Decision:
     from sseg_nase.nets.mutations.grow import grow
 
-    mutation = grow(trainer.networks.architecture, out_channels=64, mode="preserve", seed=0)
+    mutation = grow(state.networks.architecture, out_channels=64, mode="preserve", seed=0)
     return Decision(mutation, {"reason": "wanted"}, **options)
 
 
@@ -189,14 +191,14 @@ def mutated(losses: list[float], epochs: int = 3, **options: Any) -> tuple[Train
     """A run with one GROW after its first epoch, whose held losses are `losses`, in turn."""
     told = Told()
     one = trainer("ablation=A2", f"pretrain.epochs={epochs}", sink=told)
-    one.interventions = [Wanted(lambda t: grown(t, **options))]
+    one.surgery.interventions = [Wanted(lambda t: grown(t, **options))]
     turn = itertools.chain(losses, itertools.repeat(1.0))
 
     def held(networks: Any, epoch: int) -> Tensor:
         """Of two batches, which differ from each other by far more than networks do."""
         return torch.tensor([[next(turn)] * 2 for _ in networks]) + torch.tensor([-0.9, 0.9])
 
-    one.probe.held_losses = held
+    one.state.probe.held_losses = held
     one.fit()
     return one, told
 
@@ -219,9 +221,9 @@ def test_a_mutation_stays_within_its_tolerance(
     losses: list[float], options: dict[str, Any], accepted: bool
 ) -> None:
     one, _ = mutated(losses, **options)
-    (record,) = one.progress.history
+    (record,) = one.state.progress.history
     assert record.accepted == accepted
-    assert len(one.networks.architecture.channels) == (4 if accepted else 3)
+    assert len(one.state.networks.architecture.channels) == (4 if accepted else 3)
     spoiled = [
         f"the held loss {when} it is not finite"
         for when, loss in zip(("before", "after"), losses, strict=True)
@@ -233,7 +235,7 @@ def test_a_mutation_stays_within_its_tolerance(
 def test_a_mutation_that_leaves_weights_that_are_not_finite_is_refused() -> None:
     told = Told()
     one = trainer("ablation=A2", "pretrain.epochs=2", sink=told)
-    one.interventions = [Wanted(grown)]
+    one.surgery.interventions = [Wanted(grown)]
     make = one.workshop.mutated
 
     def spoiled(networks: Any, mutation: Any) -> Any:
@@ -241,9 +243,9 @@ def test_a_mutation_that_leaves_weights_that_are_not_finite_is_refused() -> None
         new.learner.backbone.blocks[3].norm.running_var[0] = float("inf")
         return new
 
-    one.workshop.mutated = spoiled
+    one.surgery.mutated = spoiled
     one.fit()
-    (record,) = one.progress.history
+    (record,) = one.state.progress.history
     assert not record.accepted
     assert "running_var" in record.trigger["refused"]
 
@@ -267,16 +269,16 @@ def test_a_probation_ends_as_the_losses_say(now: float, without: float, kept: bo
     assert ended["kept"] == kept
     assert ended["epoch"] == 1
     assert ("reason" in ended) == (not torch.tensor([now, without]).isfinite().all())
-    (record,) = one.progress.history
+    (record,) = one.state.progress.history
     assert record.accepted == kept
-    assert len(one.networks.architecture.channels) == (4 if kept else 3)
+    assert len(one.state.networks.architecture.channels) == (4 if kept else 3)
 
 
 def test_a_probation_ends_with_the_training_at_the_latest() -> None:
     one, told = mutated([2.0, 2.0, 2.3, 2.0], tolerance=0.1, grace=9)
     (ended,) = [values for kind, values in told.events if kind == "probation"]
     assert (ended["epoch"], ended["kept"]) == (2, False)
-    assert len(one.networks.architecture.channels) == 3
+    assert len(one.state.networks.architecture.channels) == 3
 
 
 def test_a_probation_between_two_losses_that_are_none_ends_the_run() -> None:
@@ -313,9 +315,11 @@ ALONG = ["ablation=A5", "hardware.gradient_accumulation_steps=3", "scheduler.rew
 def undone(told: Sink, *overrides: str, control: bool) -> Trainer:
     """A run whose mutation after the first epoch has to go after the third."""
     one = trainer(*ALONG, "pretrain.epochs=4", *overrides, sink=told)
-    one.interventions = [Wanted(lambda t: grown(t, tolerance=-9.0, grace=2, control=control))]
+    one.surgery.interventions = [
+        Wanted(lambda t: grown(t, tolerance=-9.0, grace=2, control=control))
+    ]
     one.fit()
-    assert [record.accepted for record in one.progress.history] == [False]
+    assert [record.accepted for record in one.state.progress.history] == [False]
     return one
 
 
@@ -328,9 +332,9 @@ def test_the_unmutated_network_is_trained_along_and_comes_back_trained(
     still = [*overrides, "scheduler.rewarmup_steps=0"]
     one = undone(told, *still, control=True)
     never = trainer(*ALONG, "pretrain.epochs=4", *still)
-    never.interventions = []
+    never.surgery.interventions = []
     never.fit()
-    ours, theirs = (each.networks.state_dict() for each in (one, never))
+    ours, theirs = (each.state.networks.state_dict() for each in (one, never))
     assert flattened(ours).keys() == flattened(theirs).keys()
     for name, tensor in flattened(theirs).items():
         assert torch.equal(flattened(ours)[name], tensor), name
@@ -351,24 +355,24 @@ def test_without_a_control_the_networks_from_before_come_back() -> None:
     told, kept = Told(), list[Any]()
     one = trainer(*ALONG, "pretrain.epochs=4", sink=told)
 
-    def wanted(t: Trainer) -> Decision:
+    def wanted(t: Pretraining) -> Decision:
         kept.append({k: v.clone() for k, v in t.networks.learner.state_dict().items()})
         return grown(t, tolerance=-9.0, grace=3)
 
-    one.interventions = [Wanted(wanted)]
+    one.surgery.interventions = [Wanted(wanted)]
     one.fit()
-    found = one.networks.learner.state_dict()
+    found = one.state.networks.learner.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in kept[0].items())
-    assert one.control is None
+    assert one.surgery.control is None
 
 
 def test_the_network_trained_along_goes_on_after_a_resume() -> None:
     one = trainer(*ALONG)
-    one._mutate(grown(one).mutation, grown(one, grace=2, control=True))
+    one.surgery.operate(grown(one.state).mutation, grown(one.state, grace=2, control=True))
     again = trainer(*ALONG)
     again.load_state_dict(one.state_dict())
-    assert again.control is not None
-    assert again.control.networks is again.probation.old
+    assert again.surgery.control is not None
+    assert again.surgery.control.networks is again.surgery.probation.old
 
 
 LEVELS = ["ablation=A4", "evolution=none", "curriculum.max_epochs_per_level=2"]
@@ -381,10 +385,10 @@ def levels_of(told: Told) -> list[tuple[str, int]]:
 class At2(Wanted):
     """Wants a mutation after the second epoch, at which the level is over, too."""
 
-    def decide(self, trainer: Trainer) -> Decision:
-        if trainer.progress.epoch != 1:
+    def decide(self, state: Pretraining) -> Decision:
+        if state.progress.epoch != 1:
             return Decision(None, {"reason": "not now"})
-        return self.decision(trainer)
+        return self.decision(state)
 
 
 def test_a_level_is_left_where_nothing_is_mutated() -> None:
@@ -397,7 +401,7 @@ def test_a_level_is_left_where_nothing_is_mutated() -> None:
     ):
         told = Told()
         one = trainer(*LEVELS, "pretrain.epochs=5", sink=told)
-        one.interventions = [At2(wanted)]
+        one.surgery.interventions = [At2(wanted)]
         one.fit()
         assert [epoch for _, epoch in levels_of(told)] == expected
 
@@ -407,27 +411,27 @@ def test_a_level_is_put_off_once_at_most() -> None:
     one = trainer(*LEVELS, "pretrain.epochs=6", sink=told)
     always = Wanted(grown)
     always.decide = always.decision  # type: ignore[method-assign]
-    one.interventions = [always]
+    one.surgery.interventions = [always]
     one.fit()
     assert [epoch for _, epoch in levels_of(told)] == [3, 6]
     put_off = [values["epoch"] for kind, values in told.events if kind == "decision"]
     assert put_off == [2]  # and after the last epoch nothing is decided
-    assert [record.epoch for record in one.progress.history] == [0, 1, 3, 4]
+    assert [record.epoch for record in one.state.progress.history] == [0, 1, 3, 4]
 
 
 @pytest.mark.parametrize("control", [True, False])
 def test_a_probation_ends_before_its_level(control: bool) -> None:
     told = Told()
     one = trainer(*LEVELS, "pretrain.epochs=5", sink=told)
-    one.interventions = [Wanted(lambda t: grown(t, grace=4, control=control))]
+    one.surgery.interventions = [Wanted(lambda t: grown(t, grace=4, control=control))]
     levels: list[str] = []
-    held = one.probe.held_losses
+    held = one.state.probe.held_losses
 
     def watched(networks: Any, epoch: int) -> Tensor:
         levels.append(one.feed.schedule.level)
         return held(networks, epoch)
 
-    one.probe.held_losses = watched
+    one.state.probe.held_losses = watched
     one.fit()
     (ended,) = [values for kind, values in told.events if kind == "probation"]
     assert (ended["epoch"], levels_of(told)[0]) == (1, ("TEXTURE", 2))
@@ -445,13 +449,13 @@ def test_while_one_mutation_is_on_probation_there_is_no_other() -> None:
 def test_the_rate_warms_up_again_after_a_mutation_that_stayed() -> None:
     rewarm = ("scheduler=constant", "scheduler.warmup_epochs=0", "scheduler.rewarmup_steps=3")
     one = trainer("ablation=A2", *rewarm)
-    one.interventions = [Wanted(grown)]
+    one.surgery.interventions = [Wanted(grown)]
     rates: list[float] = []
     one.callbacks.append(
-        At(Event.AFTER_STEP, lambda t: rates.append(t.optimizer.param_groups[0]["lr"]))
+        At(Event.AFTER_STEP, lambda t: rates.append(t.networks.optimizer.param_groups[0]["lr"]))
     )
     one.fit()
-    assert [record.step for record in one.progress.history if record.accepted] == [4]
+    assert [record.step for record in one.state.progress.history if record.accepted] == [4]
     share = [1, 1, 1, 1, 1 / 4, 2 / 4, 3 / 4, 1]
     assert rates == pytest.approx([0.001 * each for each in share])
 
@@ -480,7 +484,7 @@ def test_the_teacher_tracks_statistics_of_its_own_in_steps_and_nowhere_else(
     one = trainer("ablation=A5", "evolution=none", "pretrain.epochs=1", *asked)
 
     def statistics() -> dict[str, Tensor]:
-        parts = {"backbone": one.networks.teacher, "head": one.networks.teacher_head}
+        parts = {"backbone": one.state.networks.teacher, "head": one.state.networks.teacher_head}
         return {
             f"{part}.{name}": tensor.clone()
             for part, network in parts.items()
@@ -488,24 +492,24 @@ def test_the_teacher_tracks_statistics_of_its_own_in_steps_and_nowhere_else(
             for name, tensor in network.named_buffers()
         }
 
-    one._train_epoch()
+    one.train_epoch()
     tracked = statistics()
     counts = [value for name, value in tracked.items() if name.endswith("num_batches_tracked")]
     assert len(counts) == (4 if "ssl=byol" in asked else 3)
     assert all(count == 4 for count in counts)  # once per batch
-    students = dict(one.networks.learner.named_buffers())
+    students = dict(one.state.networks.learner.named_buffers())
     means = [name for name in tracked if name.endswith("running_mean")]
     assert all(not torch.equal(tracked[name], students[name]) for name in means)
 
-    one.probe.held_losses([one.networks], 0)
-    mutation = grown(one).mutation
+    one.state.probe.held_losses([one.state.networks], 0)
+    mutation = grown(one.state).mutation
     assert mutation is not None
-    one.probe.trials(one.networks, [mutation], epoch=0, steps=2, lr=0.01)
-    importance(one, kind="taylor", batches=2, seed=0)
+    one.state.probe.trials(one.state.networks, [mutation], epoch=0, steps=2, lr=0.01)
+    importance(one.state, kind="taylor", batches=2, seed=0)
     assert all(torch.equal(now, tracked[name]) for name, now in statistics().items())
 
     # A mutation takes them along as the student's; after PRUNE they are those of what is left.
-    new = one.workshop.mutated(one.networks, mutation)
+    new = one.workshop.mutated(one.state.networks, mutation)
     assert new.teacher is not None
     carried = dict(new.teacher.named_buffers())
     for name in means:
@@ -513,18 +517,18 @@ def test_the_teacher_tracks_statistics_of_its_own_in_steps_and_nowhere_else(
         if name.startswith("backbone.") and kept is not None:
             assert torch.equal(kept, tracked[name])
     before = {name: tensor.clone() for name, tensor in carried.items()}
-    one.probe.recalibrate(new, 0, 2)
+    one.state.probe.recalibrate(new, 0, 2)
     assert all(not torch.equal(before[n], t) for n, t in carried.items() if n.endswith("_mean"))
 
 
 def test_a_teacher_may_have_the_students_statistics() -> None:
     one = trainer("ablation=A5", "evolution=none", "pretrain.epochs=1")  # the default
-    one._train_epoch()
-    assert one.networks.teacher is not None
-    students = dict(one.networks.learner.backbone.named_buffers())
-    buffers = dict(one.networks.teacher.named_buffers())
+    one.train_epoch()
+    assert one.state.networks.teacher is not None
+    students = dict(one.state.networks.learner.backbone.named_buffers())
+    buffers = dict(one.state.networks.teacher.named_buffers())
     assert all(torch.equal(buffers[name], value) for name, value in students.items())
-    again = one.workshop.restored(one.networks.state_dict())
+    again = one.workshop.restored(one.state.networks.state_dict())
     assert not again.own_statistics
     assert not again.teaching(0).own
 
@@ -533,11 +537,11 @@ def test_a_target_head_follows_the_students() -> None:
     one = trainer("ablation=A2", "ssl=byol", "ssl.ema_schedule=constant", "ssl.ema_decay=0.5")
     before: list[Tensor] = []
 
-    def remember(t: Trainer) -> None:
+    def remember(t: Pretraining) -> None:
         assert t.networks.teacher_head is not None
         before[:] = [p.clone() for p in t.networks.teacher_head.parameters()]
 
-    def check(t: Trainer) -> None:
+    def check(t: Pretraining) -> None:
         assert t.networks.teacher_head is not None
         target = t.networks.teacher_head.parameters()
         for old, now, own in zip(before, target, t.networks.learner.head.parameters(), strict=True):

@@ -30,7 +30,7 @@ from sseg_nase.rundir.record import RunRecord, read_run
 from sseg_nase.rundir.results import class_results, episode_results
 from sseg_nase.rundir.status import RUNNING, ask_to_stop, status_of
 from sseg_nase.sweeps.launch import stop_jobs
-from sseg_nase.sweeps.seen import look
+from sseg_nase.sweeps.status import look
 
 COMMANDS = 30
 GOES_ON = (RUNNING, WAITING)

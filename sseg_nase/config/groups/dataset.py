@@ -153,7 +153,11 @@ class Digits(InMemory):
 
 @dataclass(frozen=True)
 class OwnImages(OnDisk):
-    """Images of the user's own."""
+    """Images of the user's own.
+
+    `split_by` images: those of every class are dealt into train, val and test, which then have the
+    same classes: a closed set.
+    """
 
     root: Annotated[
         str,
@@ -169,7 +173,7 @@ class OwnImages(OnDisk):
 class Folder(OwnImages):
     """Class sub-folders."""
 
-    split_by: Annotated[str, option(choices=("auto", "folder", "classes"))]
+    split_by: Annotated[str, option(choices=("auto", "folder", "classes", "images"))]
     reader = f"{READERS}.folder:find"
 
 
@@ -184,8 +188,9 @@ class Sketch(Folder, Drawings):
 @register("dataset", "csv")
 @dataclass(frozen=True)
 class Listed(OwnImages):
-    """Images that a CSV file lists."""
+    """Images that a CSV file lists, in the columns of these names."""
 
+    once_null = False  # columns were always called so
     root: Annotated[
         str,
         option(
@@ -193,4 +198,13 @@ class Listed(OwnImages):
             question="which images? Add dataset.root=PATH, a CSV file.",
         ),
     ]
+    split_by: Annotated[str, option(choices=("folder", "classes", "images"))]
+    path_column: Annotated[str, option(text="the name of a column")]
+    label_column: Annotated[str, option(text="the name of a column")]
     reader = f"{READERS}.csv_file:find"
+
+
+def is_closed(dataset: DatasetConfig) -> bool:
+    """Whether val and test have the classes of train."""
+    own = isinstance(dataset, OwnImages) and dataset.split_by == "images"
+    return own or isinstance(dataset, Closed)

@@ -13,6 +13,9 @@ from sseg_nase.config.groups.dataset import SPLITS
 from sseg_nase.config.options import Checked, group, option, register
 
 METHODS = "sseg_nase.fewshot.methods"
+PROTOTYPE = "prototype"  # how a network is judged that was trained for nothing else
+# What fine-tuning trains for; where it has a method of the same name, its head is that of this one.
+MATCHING, RIDGE, RELATION, MAML = "matching", "ridge", "relation", "maml"
 
 
 @group("evaluation.method", told_by="method")
@@ -31,29 +34,33 @@ class MethodConfig(Checked):
     transductive: ClassVar[bool] = False
 
 
-@register("evaluation.method", "prototype")
+@register("evaluation.method", PROTOTYPE)
 @dataclass(frozen=True)
 class PrototypeConfig(MethodConfig):
     """The nearest mean of a class."""
 
+    title = "nearest prototype"
+
     made_by = f"{METHODS}:prototype"
 
 
-@register("evaluation.method", "matching")
+@register("evaluation.method", MATCHING)
 @dataclass(frozen=True)
 class MatchingConfig(MethodConfig):
     """Attention over the support."""
 
     temperature: Annotated[float, option(least=0.001)]
+    title = "matching attention"
     made_by = f"{METHODS}:matching"
 
 
-@register("evaluation.method", "ridge")
+@register("evaluation.method", RIDGE)
 @dataclass(frozen=True)
 class RidgeConfig(MethodConfig):
     """Ridge regression on the support."""
 
     regularization: Annotated[float, option(least=1e-6)]
+    title = "ridge regression"
     made_by = f"{METHODS}:ridge"
 
 
@@ -63,6 +70,7 @@ class LogisticConfig(MethodConfig):
     """Logistic regression on the support."""
 
     regularization: Annotated[float, option(least=1e-6)]
+    title = "logistic regression"
     made_by = f"{METHODS}:logistic"
 
 
@@ -75,6 +83,7 @@ class LinearConfig(MethodConfig):
     lr: Annotated[float, option(above=0)]
     momentum: Annotated[float, option(least=0, most=0.999)]
     weight_decay: Annotated[float, option(least=0)]
+    title = "linear fine-tuning"
     made_by = f"{METHODS}:linear"
 
 
@@ -89,25 +98,29 @@ class SinkhornConfig(MethodConfig):
     scalings: Annotated[int, option(least=1)]
     updates: Annotated[int, option(least=0)]
     update_rate: Annotated[float, option(above=0, most=1)]
+    title = "optimal transport"
     transductive = True
     made_by = f"{METHODS}:sinkhorn"
 
 
-@register("evaluation.method", "relation")
+@register("evaluation.method", RELATION)
 @dataclass(frozen=True)
 class RelationConfig(MethodConfig):
     """The relation module that fine-tuning has trained."""
 
+    title = "relation scores"
+
     headed = True
 
 
-@register("evaluation.method", "maml")
+@register("evaluation.method", MAML)
 @dataclass(frozen=True)
 class MamlConfig(MethodConfig):
     """The network that fine-tuning has trained, adapted to the support."""
 
     steps: Annotated[int, option(least=0)]
     lr: Annotated[float, option(above=0)]
+    title = "MAML adaptation"
     headed = adapts = True
 
 

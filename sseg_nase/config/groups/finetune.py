@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Optional
 
+from sseg_nase.config.groups.evaluation import MAML, MATCHING, PROTOTYPE, RELATION, RIDGE
 from sseg_nase.config.groups.views import ViewsConfig
 from sseg_nase.config.options import Option, group, option, register
 
 METHODS = "sseg_nase.finetune.learner"
-PROTOTYPE = "prototype"  # the `evaluation.method` of those whose head is left away, or is none
 
 
 @group("finetune")
@@ -25,7 +25,7 @@ class FinetuneConfig(Option):
     `made_by`: MODULE:NAME of its `finetune.learner.Method`, imported where it trains. `judged_by`:
     the `evaluation.method` that judges as it trains. `by_episodes`: it sees episodes, not plain
     batches. `has_head`: it learns something beside the backbone. `grows`: the network may change
-    while it trains.
+    while it trains. `nats`: its loss is a cross-entropy.
     """
 
     sequence: list[str]
@@ -59,6 +59,7 @@ class FinetuneConfig(Option):
     by_episodes: ClassVar[bool] = True
     has_head: ClassVar[bool] = True
     grows: ClassVar[bool] = True
+    nats: ClassVar[bool] = True
 
     def wrong(self) -> Iterator[str]:
         """What is frozen is there once, and something is left to be trained."""
@@ -90,6 +91,7 @@ class Prototypical(Episodic):
 
     metric: Annotated[str, option(choices=("cosine", "euclidean"))]
     scale: Annotated[float, option(above=0)]
+    title = "ProtoNet"
     made_by = f"{METHODS}:PROTOTYPICAL"
     has_head = False
 
@@ -102,7 +104,7 @@ class NoFinetuning(Prototypical):
     trains = False
 
 
-@register("finetune", "matching")
+@register("finetune", MATCHING)
 @dataclass(frozen=True)
 class Matching(Episodic):
     """Matching networks (Vinyals et al. 2016)."""
@@ -110,20 +112,23 @@ class Matching(Episodic):
     scale: Annotated[float, option(above=0)]
     head: Annotated[str, option(choices=("cosine", "mlp"))]
     head_width: Annotated[int, option(least=1)]
+    title = "MatchingNet"
     made_by = f"{METHODS}:MATCHING"
-    judged_by = "matching"
+    judged_by = MATCHING
     has_head = False
 
 
-@register("finetune", "relation")
+@register("finetune", RELATION)
 @dataclass(frozen=True)
 class Relation(Episodic):
     """Relation networks (Sung et al. 2018)."""
 
     head: Annotated[str, option(choices=("maps", "mlp"))]
     head_width: Annotated[int, option(least=1)]
+    title = "RelationNet"
     made_by = f"{METHODS}:RELATION"
-    judged_by = "relation"
+    judged_by = RELATION
+    nats = False
 
 
 @register("finetune", "r2d2")
@@ -132,11 +137,12 @@ class R2D2(Episodic):
     """Ridge regression on the support (Bertinetto et al. 2019)."""
 
     scale: Annotated[float, option(above=0)]
+    title = "R2D2"
     made_by = f"{METHODS}:RIDGE"
-    judged_by = "ridge"
+    judged_by = RIDGE
 
 
-@register("finetune", "maml")
+@register("finetune", MAML)
 @dataclass(frozen=True)
 class Maml(Episodic):
     """MAML (Finn et al. 2017)."""
@@ -144,8 +150,9 @@ class Maml(Episodic):
     inner_lr: Annotated[float, option(above=0)]
     inner_steps: Annotated[int, option(least=1)]
     first_order: bool
+    title = "MAML"
     made_by = f"{METHODS}:MAML"
-    judged_by = "maml"
+    judged_by = MAML
     grows = False  # its inner steps are those of one network
 
     def wrong(self) -> Iterator[str]:
@@ -177,6 +184,7 @@ class Linear(Classifying):
     distillation_weight: Annotated[float, option(least=0, most=1)]
     distillation_temperature: Annotated[float, option(above=0)]
     feature_weight: Annotated[float, option(least=0)]
+    title = "base classifier"
 
 
 @register("finetune", "classifier")
@@ -186,6 +194,7 @@ class Classifier(Classifying):
 
     fraction: Annotated[float, option(above=0, most=1)]
     samples: Annotated[int, option(least=0)]
+    title = "classifier"
 
     def wrong(self) -> Iterator[str]:
         """A part of the images is said in one way."""

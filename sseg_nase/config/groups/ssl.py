@@ -12,7 +12,11 @@ from sseg_nase.config.options import Option, group, option, register
 @group("ssl")
 @dataclass(frozen=True)
 class SSLConfig(Option):
-    """What all methods have. `temperatures`: the keys whose value divides what a loss compares."""
+    """What all methods have.
+
+    `temperatures`: the keys whose value divides what a loss compares. `nats`: its loss is a
+    cross-entropy.
+    """
 
     temperature: Annotated[float, option(above=0)]
     distillation_weight: Annotated[float, option(least=0)]
@@ -23,6 +27,7 @@ class SSLConfig(Option):
     ema_schedule: Annotated[str, option(choices=("constant", "cosine"))]
     trains: ClassVar[bool] = True
     temperatures: ClassVar[tuple[str, ...]] = ()
+    nats: ClassVar[bool] = False
 
     @property
     def own_statistics(self) -> bool:
@@ -60,6 +65,9 @@ class _Taught(SSLConfig):
 class SimCLR(Projected, _Taught):
     """SimCLR (Chen et al. 2020)."""
 
+    title = "SimCLR"
+    nats = True
+
     temperatures = ("temperature",)
 
 
@@ -76,6 +84,8 @@ class Untrained(Projected, _Taught):
 class BYOL(Projected):
     """Bootstrap your own latent (Grill et al. 2020)."""
 
+    title = "BYOL"
+
 
 @register("ssl", "barlow_twins")
 @dataclass(frozen=True)
@@ -83,6 +93,7 @@ class BarlowTwins(Projected, _Taught):
     """Barlow Twins (Zbontar et al. 2021)."""
 
     redundancy_weight: Annotated[float, option(least=0)]
+    title = "Barlow Twins"
 
 
 @register("ssl", "prototype_pairs")
@@ -92,6 +103,8 @@ class PrototypePairs(_Taught):
 
     views: Annotated[int, option(least=2)]
     distance_temperature: Annotated[float, option(above=0)]
+    title = "CPN without penalty"
+    nats = True
     temperatures = ("distance_temperature",)
 
 
@@ -112,6 +125,8 @@ class DINO(SSLConfig):
     local_views: Annotated[int, option(least=0)]
     local_scale: Annotated[list[float], option(above=0, most=1)]
     local_size: Annotated[float, option(above=0, most=1)]
+    title = "DINO"
+    nats = True
     temperatures = ("student_temperature",)
 
     @property

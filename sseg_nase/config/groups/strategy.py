@@ -8,7 +8,8 @@ from typing import Annotated, Any, Optional
 
 from sseg_nase.config.options import Option, group, option, register
 
-FIDELITIES = ("epochs", "images", "resolution", "episodes")  # how much an evaluation is given
+# How much an evaluation is given.
+FIDELITIES = ("epochs", "images", "finetune_epochs", "resolution", "episodes")
 
 
 @group("strategy")

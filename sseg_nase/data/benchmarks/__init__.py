@@ -18,7 +18,15 @@ from typing import Any
 
 import numpy as np
 
-from sseg_nase.config.groups.dataset import SPLITS, DatasetConfig, Folder, InMemory, Listed, OnDisk
+from sseg_nase.config.groups.dataset import (
+    SPLITS,
+    DatasetConfig,
+    Folder,
+    InMemory,
+    Listed,
+    OnDisk,
+    is_closed,
+)
 from sseg_nase.config.options import imported, null_before
 from sseg_nase.data.benchmarks import dealing
 from sseg_nase.data.benchmarks.layouts import NAMELESS, Found, SplitSource, enumerated
@@ -35,7 +43,10 @@ __all__ = ["Preview", "available_splits", "how_dealt", "load_split", "preview"]
 logger = logging.getLogger("sseg_nase")
 
 # Fields of DatasetConfig of which all that matters is known by the files, the layout and `options`.
-NOT_IN_KEY = ("root", "split_by", "split_fractions", "split_seed", "overlap")
+NOT_IN_KEY = (
+    *("root", "split_by", "split_fractions", "split_seed", "overlap"),
+    *("path_column", "label_column"),
+)
 
 
 def load_split(
@@ -254,7 +265,9 @@ def _find(dataset: OnDisk, data_dir: Path, cache_dir: Path) -> Found:
     def find(dataset: OnDisk) -> Found:
         return read(dataset, Path(data_dir).expanduser(), Path(cache_dir))
 
-    return dealing.fitted(find, dataset) if dataset.split_fractions is None else find(dataset)
+    if is_closed(dataset) or dataset.split_fractions is not None:
+        return find(dataset)
+    return dealing.fitted(find, dataset)
 
 
 def _build(dataset: OnDisk, found: Found, split: str, target: Path, workers: int) -> ImageStore:

@@ -29,7 +29,7 @@ from sseg_nase.data.benchmarks.layouts import (
     listing_of,
 )
 from sseg_nase.data.benchmarks.lists import listed_images, read_names
-from sseg_nase.data.benchmarks.official import find_known, not_found
+from sseg_nase.data.benchmarks.locating import find_known, not_found
 from sseg_nase.data.benchmarks.pickles import labelled_arrays, read_pickle
 from sseg_nase.data.benchmarks.walk import Seen, class_folders, class_images
 from sseg_nase.data.store import Listing

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sseg_nase.config.groups.dataset import SPLITS, Listed
+from sseg_nase.data.benchmarks.dealing import closed
 from sseg_nase.data.benchmarks.layouts import (
     Found,
     Images,
@@ -26,6 +27,7 @@ ACCEPTED = (
     "a CSV file with the header path,label or path,label,split; paths are relative to the file"
 )
 EMPTY_CELLS = frozenset({"nan", "none", "null", "n/a", "#n/a", "na", "<na>", "nat", "nil"})
+COLUMNS = ("path", "label")
 ByClass = Mapping[str, Sequence[Row]]
 
 
@@ -38,28 +40,38 @@ def find(dataset: Listed, data_dir: Path, cache_dir: Path) -> Found:
         )
     if file.suffix.lower() in image_suffixes():
         raise UserError(f"dataset.root={dataset.root} is an image. Expected: {ACCEPTED}.")
-    table = read_table(file, ["path", "label"], ["split"])
-    notices, options = [*table.notices, *_no_labels(table)], dict[str, Any]()
+    path, label = dataset.path_column, dataset.label_column
+    if path == label:
+        raise UserError(
+            f"dataset.path_column={path} dataset.label_column={label}: one column cannot be both."
+        )
+    table = read_table(file, [path, label], ["split"])
+    notices, options = [*table.notices, *_no_labels(table, label)], dict[str, Any]()
+    if (path, label) != COLUMNS:
+        options["columns"] = [path, label]
     if "split" in table.rows[0].cells:
         layout = "split column"
-        by_split = _by_column(table, notices)
+        by_split = _by_column(table, path, label, notices)
+    elif dataset.split_by == "images":
+        layout, by_split = "images", {"train": by_label(table.rows, label)}
     else:
         layout = "classes"
-        options = {"split_fractions": dataset.split_fractions, "split_seed": dataset.split_seed}
-        labels = [row.cells["label"] for row in table.rows]
+        options |= {"split_fractions": dataset.split_fractions, "split_seed": dataset.split_seed}
+        labels = [row.cells[label] for row in table.rows]
         dealt = split_classes(labels, dataset.split_fractions, dataset.split_seed)
         split_of = {name: split for split, names in dealt.items() for name in names}
-        by_split = _by_split(table.rows, [split_of[label] for label in labels])
+        by_split = _by_split(table.rows, [split_of[name] for name in labels], label)
     splits = {
-        split: listed(file, file.parent, lambda rows=rows: (rows, []))  # type: ignore[misc]
+        split: listed(file, file.parent, lambda rows=rows: (rows, []), path)  # type: ignore[misc]
         for split, rows in by_split.items()
     }
-    return Found(layout, file, splits, options=options, notices=notices)
+    found = Found(layout, file, splits, options=options, notices=notices)
+    return closed(found, dataset) if dataset.split_by == "images" else found
 
 
-def _no_labels(table: Table) -> list[str]:
+def _no_labels(table: Table, label: str) -> list[str]:
     """A notice where labels are what programs write for an empty cell."""
-    found = Counter(row.cells["label"] for row in table.rows)
+    found = Counter(row.cells[label] for row in table.rows)
     if not (empty := [name for name in found if name.casefold() in EMPTY_CELLS]):
         return []
     count = sum(found[name] for name in empty)
@@ -78,7 +90,7 @@ def _instead(folder: Path) -> str:
     return " For a folder of class folders set dataset=folder."
 
 
-def _by_column(table: Table, notices: list[str]) -> dict[str, ByClass]:
+def _by_column(table: Table, path: str, label: str, notices: list[str]) -> dict[str, ByClass]:
     splits: list[str] = []
     variants: dict[str, str] = {}
     for row in table.rows:
@@ -86,7 +98,7 @@ def _by_column(table: Table, notices: list[str]) -> dict[str, ByClass]:
         split = split_named(cell)
         if split is None:
             raise UserError(
-                f"Line {row.line} of {shown(table.path)}: the split of {row.cells['path']} is "
+                f"Line {row.line} of {shown(table.path)}: the split of {row.cells[path]} is "
                 f"'{cell}', expected one of {', '.join(SPLITS)}.{did_you_mean(cell, SPLITS)}"
             )
         if cell != split:
@@ -95,12 +107,12 @@ def _by_column(table: Table, notices: list[str]) -> dict[str, ByClass]:
     if variants:
         said = ", ".join(f"{cell} as {split}" for cell, split in variants.items())
         notices.append(f"{table.path.name}: the split column's {said} is understood.")
-    return _by_split(table.rows, splits)
+    return _by_split(table.rows, splits, label)
 
 
-def _by_split(rows: Sequence[Row], splits: Sequence[str]) -> dict[str, ByClass]:
+def _by_split(rows: Sequence[Row], splits: Sequence[str], label: str) -> dict[str, ByClass]:
     pairs = list(zip(rows, splits, strict=True))
-    found = {split: by_label([row for row, of in pairs if of == split]) for split in SPLITS}
+    found = {split: by_label([row for row, of in pairs if of == split], label) for split in SPLITS}
     return {split: classes for split, classes in found.items() if classes}
 
 
@@ -129,9 +141,9 @@ def listed(
     return images_source(lambda: sorted(read()[0]), find)
 
 
-def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def by_label(rows: Sequence[Row], label: str = "label") -> dict[str, list[Row]]:
     """The rows by their label, each in the order of the file."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        found.setdefault(row.cells["label"], []).append(row)
+        found.setdefault(row.cells[label], []).append(row)
     return found

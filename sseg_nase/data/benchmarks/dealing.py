@@ -16,6 +16,7 @@ from sseg_nase.data.store import Listing
 from sseg_nase.errors import UserError
 
 BY_IMAGES = "images of every class"  # the layout where the classes are too few to hold any out
+CLOSED = " (closed)"  # behind the layout of images whose splits have the same classes
 USUAL = (0.64, 0.16, 0.2)
 MOST_WAYS = 5  # classes that an evaluation usually takes
 
@@ -53,6 +54,41 @@ def fitted(find: Callable[[OnDisk], Found], dataset: OnDisk) -> Found:
     seed = dataset.split_seed
     halves = {name: _half(source, whole.path, seed, name == "train") for name in ("train", "val")}
     return replace(whole, layout=BY_IMAGES, splits=halves, options={"split_seed": seed})
+
+
+def closed(found: Found, dataset: OnDisk) -> Found:
+    """`found` as a closed set: from train comes what it has no split for, image by image.
+
+    The shares are `dataset.split_fractions`, by default the usual ones; test is made of train only
+    where train is all there is. Raises `UserError` for one class.
+    """
+    splits, seed = dict(found.splits), dataset.split_seed
+    if "train" not in splits:
+        raise UserError(
+            f"dataset.root={dataset.root} has {' and '.join(splits)}, and no train to learn from."
+        )
+    if len(names := splits["train"].classes()) < 2:
+        raise UserError(
+            f"dataset.root={dataset.root}: all images are of one class, {', '.join(names)}: there "
+            "is nothing to tell apart. Add a folder (or label) for another class."
+        )
+    _, val, test = fractions = dataset.split_fractions or USUAL
+    options: dict[str, Any] = {"image_fractions": list(fractions), "split_seed": seed}
+    if len(splits) == 1 and test:
+        source, rest = splits["train"], 1 - test
+        splits["test"] = held_out(source, test, seed, held=True)
+        splits["train"], val = held_out(source, test, seed, held=False), val / rest
+    if "val" not in splits and val:
+        source = splits["train"]
+        splits["val"] = held_out(source, val, seed, held=True)
+        splits["train"] = held_out(source, val, seed, held=False)
+    return replace(
+        found,
+        layout=f"{found.layout}{CLOSED}",
+        splits=splits,
+        options={**found.options, **options},
+        closed=True,
+    )
 
 
 def is_dealt(found: Found) -> bool:
@@ -114,7 +150,7 @@ def held_out(source: SplitSource, share: float, seed: int, *, held: bool) -> Spl
             if len(positions) < 2:
                 raise UserError(
                     f"The class {name} has one image to train on, and one more is needed to be "
-                    "held out for val: add some, or remove the class."
+                    "held out: add some, or remove the class."
                 )
             ranks = [
                 hashlib.sha256(f"{seed}/{name}/{place}".encode()).digest()

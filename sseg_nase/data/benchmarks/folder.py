@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sseg_nase.config.groups.dataset import Folder
+from sseg_nase.data.benchmarks.dealing import closed
 from sseg_nase.data.benchmarks.layouts import (
     Found,
     SplitSource,
@@ -80,6 +81,17 @@ def _by_folder(dataset: Folder, root: Path) -> Found:
         beside[f"{suffix_of(seen.name)} beside the splits"] += 1
     notices += left_out_notice({_name(root): beside})
     return Found("folders", root, splits, notices=notices)
+
+
+def _by_images(dataset: Folder, root: Path) -> Found:
+    """The splits that there are, else all class folders; from train comes what is not there."""
+    contents = scan(root)
+    if splits_among(contents.folders)[0]:
+        return closed(_by_folder(dataset, root), dataset)
+    folders, beside = class_folders(root)
+    notices = left_out_notice({_name(root): beside})
+    whole = Found("images", root, {"train": in_folders(folders, root)}, notices=notices)
+    return closed(whole, dataset)
 
 
 def _by_classes(dataset: Folder, root: Path) -> Found:
@@ -160,4 +172,5 @@ SPLIT_BY: Mapping[str, Callable[[Folder, Path], Found]] = {
     "auto": _inferred,
     "folder": _by_folder,
     "classes": _by_classes,
+    "images": _by_images,
 }

@@ -19,7 +19,7 @@ from sseg_nase.data.benchmarks.layouts import (
     listing_of,
 )
 from sseg_nase.data.benchmarks.lists import Row, read_table
-from sseg_nase.data.benchmarks.official import find_known, not_found
+from sseg_nase.data.benchmarks.locating import find_known, not_found
 from sseg_nase.data.benchmarks.pickles import labelled_arrays, read_pickle
 from sseg_nase.data.store import Listing
 from sseg_nase.errors import UserError

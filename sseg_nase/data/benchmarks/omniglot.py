@@ -19,7 +19,7 @@ from sseg_nase.data.benchmarks.layouts import (
     split_classes,
 )
 from sseg_nase.data.benchmarks.lists import read_names
-from sseg_nase.data.benchmarks.official import find_known, not_found
+from sseg_nase.data.benchmarks.locating import find_known, not_found
 from sseg_nase.data.benchmarks.walk import LeftOut, class_folders
 from sseg_nase.errors import UserError, shown
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from sseg_nase.data import random
-from sseg_nase.hardware.native import compiled
+from sseg_nase.hardware.compiled import compiled
 
 _u = np.uint64  # a plain number would turn what it meets into float64
 _GOLDEN, _MIX_1, _MIX_2 = _u(random._GOLDEN), _u(random._MIX_1), _u(random._MIX_2)

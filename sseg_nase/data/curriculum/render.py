@@ -3,7 +3,7 @@
 `scenes` says what is in a picture: the numbers that describe its layers. A painter turns scenes
 into pixels: every shape is a signed distance field read from an atlas with a one-pixel smooth edge,
 every texture is a sum of two sinusoidal gratings cut off at [-1, 1] (stripes, checkers, plaids). On
-a CPU `native` does it in compiled code, one picture after the other; elsewhere `batched` does it
+a CPU `cpu` does it in compiled code, one picture after the other; elsewhere `batched` does it
 with few, large tensor operations.
 """
 
@@ -42,9 +42,9 @@ def render(
     device = torch.device(device)
     scene = scenes(level, indices.to(device), seed=seed)
     if device.type == "cpu":
-        from sseg_nase.data.curriculum import native  # here, because it loads a compiler
+        from sseg_nase.data.curriculum import cpu  # here, because it loads a compiler
 
-        return native.paint(scene, image_size)
+        return cpu.paint(scene, image_size)
     return batched.paint(scene, STYLES[level], image_size)
 
 

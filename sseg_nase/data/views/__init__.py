@@ -8,7 +8,7 @@ shrink (erosion) before the colours; a box is erased at last. Ink is dark on whi
 black paper (`views.ink`): dark ink is dilated by the minimum of neighbours, light ink by the
 maximum.
 
-`parameters` draws what is done to each view. On a CPU `native` does it in compiled code, one view
+`parameters` draws what is done to each view. On a CPU `cpu` does it in compiled code, one view
 after the other while it lies in the cache; on a GPU `kernels` does it in three launches, and where
 they do not work, and for drawings, `batched` with few, large tensor operations.
 """
@@ -40,9 +40,9 @@ def apply_views(images: torch.Tensor, p: ViewParameters, *, image_size: int) -> 
         views = apply_views(images.expand(-1, 3, -1, -1), p, image_size=image_size)
         return views[:, :, :1].contiguous()
     if images.device.type == "cpu":
-        from sseg_nase.data.views import native  # here, because it loads a compiler
+        from sseg_nase.data.views import cpu  # here, because it loads a compiler
 
-        return native.apply_views(images, p, image_size)
+        return cpu.apply_views(images, p, image_size)
     return gpu.apply_views(images, p, image_size)
 
 

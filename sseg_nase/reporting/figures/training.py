@@ -11,6 +11,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from sseg_nase.config.groups.finetune import Classifier, FinetuneConfig, Linear
+from sseg_nase.config.groups.ssl import SSLConfig
+from sseg_nase.config.options import option_of
 from sseg_nase.finite import finite
 from sseg_nase.reporting.figures import Drawing, absent, style
 from sseg_nase.reporting.figures.trajectory import levels_in_words, one_after_the_other
@@ -18,7 +21,6 @@ from sseg_nase.rundir.record import RunRecord, Series
 
 LOSSES = "Training losses"
 TUNING = "Fine-tuning"
-NATS = ("simclr", "prototype_pairs", "dino")  # whose losses are cross-entropies
 
 
 class Curve(NamedTuple):
@@ -73,7 +75,7 @@ def losses(record: RunRecord) -> Drawing:
                 _draw(axes, curve, per_epoch)
             axes.grid(axis="y")
             style.mark_epochs(axes, record.mutations)
-        unit = "nats" if record.setting("ssl.name") in NATS else "no unit"
+        unit = "nats" if option_of(SSLConfig, record.setting("ssl.name")).nats else "no unit"
         panels[0].set_ylabel(f"loss ({unit})")
         if lower:
             panels[0].tick_params(labelbottom=False)
@@ -156,6 +158,7 @@ def fine_tuning(record: RunRecord) -> Drawing:
     if not judged:
         return absent("finetuning", TUNING, "The run has fine-tuned no epoch.")
     methods = record.setting("finetune.sequence") or [record.setting("finetune.name", "")]
+    kinds = [option_of(FinetuneConfig, method) for method in methods]
     name = ", then ".join(methods)
     last = max(line["number"] for line in judged)
     chosen_of = [index for index, line in enumerate(judged) if line["number"] == last]
@@ -167,7 +170,7 @@ def fine_tuning(record: RunRecord) -> Drawing:
             [line["epoch"] + 1 for line in known], [line["loss"] for line in known],
             color=style.BLACK, marker="o", markersize=3, label="training loss",
         )  # fmt: skip
-        above.set_ylabel("loss" if "relation" in methods else "loss (nats)")
+        above.set_ylabel("loss (nats)" if all(kind.nats for kind in kinds) else "loss")
         trained = [line for line in lines if finite(line.get("accuracy"))]
         below.plot(
             [line["epoch"] + 1 for line in trained], [line["accuracy"] for line in trained],
@@ -208,13 +211,13 @@ def fine_tuning(record: RunRecord) -> Drawing:
             "accuracy of the one before it; that of the last one counts. "
         )
     told = {
-        "linear": "Training accuracy: of the classifier over all base classes, which is another "
+        Linear: "Training accuracy: of the classifier over all base classes, which is another "
         "task than the episodes of val classes.",
-        "classifier": "Accuracy on val is over its images, of the classes of the training.",
+        Classifier: "Accuracy on val is over its images, of the classes of the training.",
     }
     caption = (
         f"Fine-tuning{f' with {name}' if name else ''} over {len(lines)} epochs: mean training "
         "loss (top), accuracy in training and on val episodes with its 95 % CI over episodes "
-        f"(bottom). {chosen}" + told.get(methods[-1], "")
+        f"(bottom). {chosen}" + told.get(kinds[-1], "")
     ).strip()
     return Drawing("finetuning", TUNING, caption, figure)

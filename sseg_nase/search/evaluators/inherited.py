@@ -81,6 +81,17 @@ class Inherited:
         self._queue: deque[Candidate] = deque()
         self._known: dict[int, Description] = {}
 
+    def of(self, arm: str) -> Inherited:
+        """Return an evaluator for the candidates of another log, with a pool of their own."""
+        return Inherited(
+            self._space,
+            self._train,
+            self._folder / arm,
+            self._seed,
+            most=self._most,
+            inherit=self._inherit,
+        )
+
     def start(self, candidate: Candidate) -> None:
         """Put a candidate in the queue."""
         self._queue.append(candidate)

@@ -6,7 +6,7 @@ Whatever a strategy knows it reads from the log. Its own fields are its settings
 from sseg_nase.search.strategies.asha import ASHA
 from sseg_nase.search.strategies.bananas import Bananas
 from sseg_nase.search.strategies.evolution import Evolution
-from sseg_nase.search.strategies.genetic import Genetic, diversity
+from sseg_nase.search.strategies.genetic import Genetic, active_diversity, diversity
 from sseg_nase.search.strategies.gp import GP
 from sseg_nase.search.strategies.grid import Grid
 from sseg_nase.search.strategies.halving import Hyperband, SuccessiveHalving
@@ -34,5 +34,6 @@ __all__ = [
     "Reinforce",
     "Screened",
     "SuccessiveHalving",
+    "active_diversity",
     "diversity",
 ]

@@ -204,6 +204,8 @@ class Genetic:
         kind, parents = None, self.parents(ask.log, generation)
         # What takes part from the last level on has its share of the first generation there.
         if self.level_generations and generation <= self.level_generations * (whole.levels - 1):
+            # Where the caps allow nothing that is so simple, the whole space is there at once.
+            level = next((n for n in range(level, whole.levels + 1) if whole.part(n).kinds), level)
             kinds = whole.part(level).kinds
             kind = kinds[at % len(kinds)]
         few = self.immigrants and at < self.immigrants and len(parents) > 1

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sseg_nase.config.groups.backbone import Pretrained
-from sseg_nase.config.layout import group_option
+from sseg_nase.config.layout import usual_of
 from sseg_nase.config.schema import Config, DatasetConfig
 from sseg_nase.config.sequence import finetune_of, plain
 from sseg_nase.data.benchmarks import load_split
@@ -53,7 +53,7 @@ def seed_backbone(config: Config, tell: Callable[[str], None] = lambda note: Non
 
 
 def seed_learner(config: Config) -> Learner:
-    """`seed_backbone` with what its self-supervised method puts upon it."""
+    """`seed_backbone` with the heads of its self-supervised method."""
     generator = torch.Generator().manual_seed(derive(config.seed, "weights"))
     backbone = _seed_backbone(config, generator, lambda note: None)
     return make_learner(backbone, config.ssl, generator)
@@ -137,7 +137,7 @@ def stored(path: Path, config: Config) -> Reached:
     if "finetune" in state:
         assert isinstance(network, Backbone)
         # What an older version did not know yet is as it is now.
-        usual = group_option("finetune", state["options"]["name"])
+        usual = usual_of("finetune", state["options"]["name"])
         options = finetune_of({**usual, **plain(config.finetune), **state["options"]})
         network = around(network, options, state["classes"], torch.Generator())
         try:

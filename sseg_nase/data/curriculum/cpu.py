@@ -23,7 +23,7 @@ from sseg_nase.data.curriculum.tables import (
     pixel_centres,
     shape_atlas,
 )
-from sseg_nase.hardware.native import compiled, in_blocks
+from sseg_nase.hardware.compiled import compiled, in_blocks
 
 _NAMES = [field.name for field in fields(Scene)]
 _Numbers = namedtuple("_Numbers", _NAMES)  # type: ignore[misc]

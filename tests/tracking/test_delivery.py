@@ -16,9 +16,9 @@ from sseg_nase.config.compose import load
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_json
 from sseg_nase.tracking import Resumed, RunInfo, Tracker
-from sseg_nase.tracking import late as module
+from sseg_nase.tracking import delivery as module
+from sseg_nase.tracking.delivery import Delivery, Undelivered, attach, attached, send_missing
 from sseg_nase.tracking.jsonl import JsonlSink
-from sseg_nase.tracking.late import Delivery, Undelivered, attach, attached, send_missing
 from sseg_nase.tracking.mlflow_sink import MlflowSink
 
 HOUR = 3600.0

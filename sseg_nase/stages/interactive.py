@@ -12,9 +12,9 @@ from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.stages.classifying import tasks_of
+from sseg_nase.stages.evaluating import Judgement, evaluate
 from sseg_nase.stages.fitting import fitted
-from sseg_nase.stages.judging import Judgement, evaluate
-from sseg_nase.stages.starting import Reached, images_of
+from sseg_nase.stages.setup import Reached, images_of
 
 
 def open_dataset(config: Config, split: str = "val") -> ImageStore:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sseg_nase.errors import UserError
-from sseg_nase.evolution.by_hand import grow, prune, widen
+from sseg_nase.evolution.functional import grow, prune, widen
 from sseg_nase.evolution.replay import replay
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.families.resnet12.network import ResNet12Architecture

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sseg_nase.config.groups.evaluation import MethodConfig
+from sseg_nase.config.groups.evaluation import MATCHING, MethodConfig
 from sseg_nase.config.options import option_of
 from sseg_nase.config.schema import (
     Config,
@@ -45,7 +45,7 @@ from sseg_nase.rundir.embeddings import Embeddings, chosen_images
 from sseg_nase.rundir.results import BEST, LAST, EpisodeResult
 from sseg_nase.rundir.results import judged as judged_in
 from sseg_nase.stages.fitting import judged_datasets, room_of, what_fits
-from sseg_nase.stages.starting import Reached, images_of
+from sseg_nase.stages.setup import Reached, images_of
 from sseg_nase.statistics import mean_ci95, paired_difference
 from sseg_nase.training import checkpoint
 
@@ -127,14 +127,15 @@ class FewShotTask:
             return normalize(self.store.batch(indices.cpu()).to(device))
 
         method = method_of(learner, evaluation, read, self.config.hardware.precision)
-        if evaluation.method == "maml":
+        adapts = option_of(MethodConfig, evaluation.method).adapts  # it looks at the images
+        if adapts:
             embedded = torch.arange(len(self.store), dtype=torch.float32, device=device)[:, None]
         else:
             embedded = features(self.store)
         mean = None if self.base is None else features(self.base).mean(0)
         of_support = self._augmented(network, embedded, device)
         looked_at: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None)
-        if evaluation.method != "maml":  # which looks at the images themselves
+        if not adapts:
             looked_at = embedded, normalized(embedded, mean, evaluation)
         shown = looked_at[1]
         centre = None if mean is None else mean.cpu()
@@ -337,7 +338,7 @@ def check_head(reached: Reached, config: Config) -> None:
     head = reached.network.head if isinstance(reached.network, EpisodeLearner) else None
     assert ways is not None
     normalize = config.evaluation.normalize
-    if method == "matching" and isinstance(head, AttentionMLP) and normalize != "none":
+    if method == MATCHING and isinstance(head, AttentionMLP) and normalize != "none":
         raise UserError(
             f"evaluation.normalize={normalize}: the attention in checkpoint={config.checkpoint} "
             "was trained on features as they are; set evaluation.normalize=none."

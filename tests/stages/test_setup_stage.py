@@ -23,7 +23,7 @@ from sseg_nase.stages import (
     pretraining,
     seed_backbone,
     seed_learner,
-    starting,
+    setup,
     stored,
 )
 from sseg_nase.tracking.sink import Sink
@@ -45,7 +45,7 @@ def test_images_of_every_data_set_are_as_the_run_works_with_them(
 ) -> None:
     asked: list[tuple[Any, str, Any]] = []
     monkeypatch.setattr(
-        starting, "load_split", lambda dataset, split, **how: asked.append((dataset, split, how))
+        setup, "load_split", lambda dataset, split, **how: asked.append((dataset, split, how))
     )
     config = config_of("dataset.channels=1", "backbone.in_channels=1", "paths.data_dir=~/data")
     further = load(["dataset=omniglot", "dataset.image_size=99"]).dataset
@@ -169,8 +169,10 @@ def parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return SimpleNamespace(
             load_state_dict=lambda state: made.update(state=state),
             fit=lambda: made["fit"](),
-            fabric=SimpleNamespace(device="device"),
-            networks=SimpleNamespace(architecture=more["learner"].backbone.architecture),
+            device="device",
+            state=SimpleNamespace(
+                networks=SimpleNamespace(architecture=more["learner"].backbone.architecture)
+            ),
         )
 
     monkeypatch.setattr(pretraining, "images_of", images_of)

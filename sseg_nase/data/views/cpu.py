@@ -22,7 +22,7 @@ from sseg_nase.data.views.parameters import (
     ViewParameters,
     blur_kernel_size,
 )
-from sseg_nase.hardware.native import compiled, in_blocks
+from sseg_nase.hardware.compiled import compiled, in_blocks
 
 _RED, _GREEN, _BLUE = np.array(GREY, dtype=np.float32)
 _f = np.float32  # a plain number would turn what it meets into float64

@@ -17,12 +17,12 @@ from test_plan import made
 from sseg_nase.config.compose import load
 from sseg_nase.rundir.directory import RunDirectory
 from sseg_nase.rundir.status import RUNNING, status_of
-from sseg_nase.sweeps import seen as seeing
+from sseg_nase.sweeps import status as seeing
 from sseg_nase.sweeps.finish import table
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder
 from sseg_nase.sweeps.isolation import Ending
 from sseg_nase.sweeps.job import died
-from sseg_nase.sweeps.seen import GONE, Seen, Watcher, exit_code, look, slurm_said
+from sseg_nase.sweeps.status import GONE, Seen, Watcher, exit_code, look, slurm_said
 
 HERE = {"host": socket.gethostname(), "pid": 1, "started": 1.0}
 

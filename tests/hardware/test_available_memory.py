@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sseg_nase.hardware import free
-from sseg_nase.hardware.free import free_memory, free_ram
+from sseg_nase.hardware import available_memory
+from sseg_nase.hardware.available_memory import free_memory, free_ram
 
 CPU = torch.device("cpu")
 
@@ -66,13 +66,13 @@ def test_the_smaller_of_limit_and_machine(
 
 def test_unknown_without_proc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert free_ram(tmp_path, tmp_path) is None
-    monkeypatch.setattr(free, "free_ram", lambda: None)
+    monkeypatch.setattr(available_memory, "free_ram", lambda: None)
     assert free_memory(CPU) is None
 
 
 def test_max_memory_leaves_what_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(free, "free_ram", lambda: 5 * 2**30)
-    monkeypatch.setattr(free, "resident_memory_mb", lambda: 512.0)
+    monkeypatch.setattr(available_memory, "free_ram", lambda: 5 * 2**30)
+    monkeypatch.setattr(available_memory, "resident_memory_mb", lambda: 512.0)
     assert free_memory(CPU) == 5 * 2**30
     assert free_memory(CPU, 1.0) == 512 * 2**20
     assert free_memory(CPU, 0.25) == 0

@@ -1,7 +1,7 @@
 """GROW, WIDEN and PRUNE of a network at hand: in a notebook, without a training loop.
 
 Nothing that is given is changed. What is trained goes along: the optimizer's moments move with
-their weights, and a teacher is mutated as its student is. A network with a head upon it is mutated
+their weights, and a teacher is mutated as its student is. A network with a head on it is mutated
 by `operators.perform`, which these stand on.
 """
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sseg_nase.errors import UserError
-from sseg_nase.evolution.by_hand import Evolved, grow, grow_stages, prune, widen
+from sseg_nase.evolution.functional import Evolved, grow, grow_stages, prune, widen
 from sseg_nase.evolution.operators import TrainingState, apply, named_moments
 from sseg_nase.evolution.replay import replay
 from sseg_nase.nets.architecture import Architecture

@@ -29,8 +29,8 @@ from sseg_nase.stages import (
     efficiency,
     evaluate,
     evaluate_best,
+    evaluating,
     judge_before_tuning,
-    judging,
     seed_backbone,
 )
 from sseg_nase.training import checkpoint
@@ -66,7 +66,7 @@ def splits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names = [f"{split}-{label}" for label in "abcd"]
         return ImageStore.from_arrays(pixels, np.repeat(np.arange(4), 7), names)
 
-    monkeypatch.setattr(judging, "images_of", images_of)
+    monkeypatch.setattr(evaluating, "images_of", images_of)
     return read
 
 
@@ -86,17 +86,21 @@ def test_features_are_centred_by_the_train_images_of_the_data_set_that_is_judged
     assert splits == ["omniglot/test", "omniglot/train"]
     network = seed_backbone(task.config)
     means: list[torch.Tensor | None] = []
-    judge_episodes = judging.evaluate_episodes
+    judge_episodes = evaluating.evaluate_episodes
 
     def watched(*given: Any, **more: Any) -> Any:
         means.append(more["mean"])
         return judge_episodes(*given, **more)
 
-    monkeypatch.setattr(judging, "evaluate_episodes", watched)
+    monkeypatch.setattr(evaluating, "evaluate_episodes", watched)
     task.judge(network, CPU)
     assert task.base is not None
-    embedded = judging.embed(
-        network.for_inference(), task.base, batch_size=64, device=CPU, preprocess=judging.normalize
+    embedded = evaluating.embed(
+        network.for_inference(),
+        task.base,
+        batch_size=64,
+        device=CPU,
+        preprocess=evaluating.normalize,
     )
     for mean in means:
         torch.testing.assert_close(mean, embedded.mean(0))
@@ -167,15 +171,15 @@ def test_a_support_is_embedded_as_the_mean_of_the_image_and_its_views(
 ) -> None:
     task = task_of("evaluation.shots=[1,3]", "evaluation.support_augmentations=3")
     given: list[tuple[torch.Tensor, torch.Tensor]] = []
-    judge_episodes = judging.evaluate_episodes
+    judge_episodes = evaluating.evaluate_episodes
 
     def watched(embedded: torch.Tensor, *rest: Any, **more: Any) -> Any:
         given.append((embedded, more["support_features"]))
         return judge_episodes(embedded, *rest, **more)
 
-    monkeypatch.setattr(judging, "evaluate_episodes", watched)
+    monkeypatch.setattr(evaluating, "evaluate_episodes", watched)
     monkeypatch.setattr(
-        judging,
+        evaluating,
         "embed_views",
         lambda network, store, chosen, views, **more: torch.full((len(chosen), features), 8.0),
     )
@@ -194,7 +198,7 @@ def test_the_pictured_embeddings_have_the_names_of_their_classes(
     splits: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = np.array([8, 9, 22, 15])  # of the classes b, b, d, c
-    monkeypatch.setattr(judging, "chosen_images", lambda labels: chosen)
+    monkeypatch.setattr(evaluating, "chosen_images", lambda labels: chosen)
     task = task_of("evaluation.shots=[1]", "evaluation.normalize=l2n")
     network = seed_backbone(task.config)
     found = task.judge(network, CPU).embeddings
@@ -206,8 +210,12 @@ def test_the_pictured_embeddings_have_the_names_of_their_classes(
         "val-c",
     ]
     assert found.source == "digits/val"
-    embedded = judging.embed(
-        network.for_inference(), task.store, batch_size=64, device=CPU, preprocess=judging.normalize
+    embedded = evaluating.embed(
+        network.for_inference(),
+        task.store,
+        batch_size=64,
+        device=CPU,
+        preprocess=evaluating.normalize,
     )
     judged = torch.nn.functional.normalize(embedded[chosen], dim=1)  # as they are judged
     np.testing.assert_allclose(found.features, judged.numpy(), rtol=1e-4, atol=1e-6)
@@ -263,7 +271,7 @@ def test_before_tuning_a_head_has_as_many_ways_as_training_will_have(
     config = config_of(*maml, "finetune.ways=2")
     judged: list[Any] = []
     monkeypatch.setattr(
-        judging, "evaluate", lambda tasks, reached, device: judged.append(reached.network)
+        evaluating, "evaluate", lambda tasks, reached, device: judged.append(reached.network)
     )
     task: Any = type("Task", (), {"config": config})()
     judge_before_tuning([task], Reached(seed_backbone(config)), CPU)
@@ -313,7 +321,7 @@ def test_the_best_network_is_judged_unless_it_is_the_last(
     of_best = Judgement({}, {"a": np.array([50.0, 80.0])}, {})
     judged: list[Reached] = []
     monkeypatch.setattr(
-        judging, "evaluate", lambda tasks, reached, device: judged.append(reached) or of_best
+        evaluating, "evaluate", lambda tasks, reached, device: judged.append(reached) or of_best
     )
     told, found = evaluate_best([], path, last, of_last, CPU)
     assert (told["epoch"], told["step"]) == (3, 30)
@@ -334,13 +342,13 @@ def test_costs_are_those_of_the_images_that_the_network_takes(
 ) -> None:
     timed: list[tuple[int, int]] = []
     monkeypatch.setattr(
-        judging,
+        evaluating,
         "latency_ms",
         lambda network, size, batch, **more: timed.append((batch, more["in_channels"])) or 1.0,
     )
     peaks: list[int] = []
     monkeypatch.setattr(
-        judging,
+        evaluating,
         "peak_memory_mb",
         lambda network, size, batch, in_channels: peaks.append(in_channels) or 2.0,
     )
