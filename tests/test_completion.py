@@ -18,13 +18,13 @@ PAGE = PACKAGE.parent / "docs" / "get-started.md"
 # How a script of the shell asks what would complete `sseg-nase dataset=cif`.
 ASKED = {
     "bash": (
-        "COMP_LINE='sseg-nase dataset=cif' COMP_POINT=${#COMP_LINE} COMP_CWORD=1\n"
-        "COMP_POINT=${#COMP_LINE}\nCOMP_WORDS=(sseg-nase dataset=cif)\n"
-        'hydra_bash_completion\nprintf "%s\\n" "${COMPREPLY[@]}"'
+        "COMP_LINE='sseg-nase dataset=cif' COMP_CWORD=1 COMP_WORDS=(sseg-nase dataset=cif)\n"
+        'COMP_POINT=${#COMP_LINE}\nhydra_bash_completion\nprintf "%s\\n" "${COMPREPLY[@]}"'
     ),
     "zsh": (
-        "COMP_LINE='sseg-nase dataset=cif'\nCOMP_POINT=${#COMP_LINE}\n"
-        "sseg-nase -sc query=bash | tr ' ' '\\n'\nprint ${_comps[sseg-nase]}"
+        "export COMP_LINE='sseg-nase dataset=cif'\n"
+        "[[ ${_comps[sseg-nase]} == *hydra_bash_completion* ]] && "
+        "sseg-nase -sc query=bash | fmt -w 1"
     ),
     "fish": "complete -C 'sseg-nase dataset=cif'",
 }
@@ -37,8 +37,8 @@ ASKED = {
 def test_each_shell_completes_options(shell: str, tmp_path: Path) -> None:
     if shutil.which(shell) is None:
         pytest.skip(f"{shell} is not there")
-    lines = dict(re.findall(r"^\| (\w+) \| `([^`]+)` \|", PAGE.read_text(encoding="utf-8"), re.M))
-    script = lines[shell].replace("; ", "\n") + "\n" + ASKED[shell]
+    blocks = re.findall(r"```(\w+)\n# \1: \S+\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
+    script = dict(blocks)[shell] + ASKED[shell]
     found = {"HOME": str(tmp_path), "PATH": f"{BIN}:{os.environ['PATH']}"}
     command = [shell, *{"zsh": ["-f"], "bash": ["--norc"], "fish": ["-N"]}[shell], "-c", script]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A data set and a few-shot method of docs/extending/, each in one file with one YAML."""
+"""A data set, a few-shot method and one of fine-tuning of docs/extending/, each in one file."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from examples import installed, page
 
 from sseg_nase.config import options
 from sseg_nase.config.compose import load, stored
 from sseg_nase.config.groups.dataset import DatasetConfig
 from sseg_nase.config.groups.evaluation import MethodConfig
+from sseg_nase.config.sequence import stages_of
 from sseg_nase.errors import UserError
 from sseg_nase.files import read_json
+from sseg_nase.finetune.learner import around
+from sseg_nase.nets.building import build, configured
 from sseg_nase.run import run
 
 GIVEN = ["dataset=stripes", "evaluation=farthest"]
@@ -27,9 +31,9 @@ TINY = [
 
 @pytest.fixture
 def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of the YAML of both pages, which are installed."""
-    both = page("extending/dataset.md") + page("extending/few-shot.md")
-    with installed(both, tmp_path / "installed", monkeypatch) as folder:
+    """The folder of the YAML of these pages, which are installed."""
+    pages = (page(f"extending/{name}.md") for name in ("dataset", "few-shot", "fine-tuning"))
+    with installed("".join(pages), tmp_path / "installed", monkeypatch) as folder:
         yield folder
 
 
@@ -72,6 +76,18 @@ def test_they_are_composed_trained_on_judged_by_reported_and_gone_on_with(conf: 
 def test_what_is_wrong_with_their_keys_is_said(conf: Path, given: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         load([*TINY, *given], conf)
+
+
+def test_a_method_of_fine_tuning_has_its_head_and_its_keys(conf: Path) -> None:
+    given = ["ssl=none", "evolution=none", "sparsity=none"]
+    tuned = load([*given, "finetune=[linear,scaled]", "finetune.first=2"], conf)
+    linear, scaled = stages_of(tuned)
+    assert not hasattr(linear.finetune, "first")
+    backbone = build(configured(tuned.backbone, 16))
+    learner = around(backbone, scaled.finetune, 7, torch.Generator())
+    assert [weight.item() for weight in learner.head.parameters()] == [2]
+    with pytest.raises(UserError, match=r"metric=cosine: it has no effect with finetune=scaled"):
+        load([*given, "finetune=scaled", "finetune.metric=cosine"], conf)
 
 
 def test_a_setting_that_is_missing_is_asked_for(conf: Path) -> None:

@@ -157,17 +157,41 @@ def linear_head(
 
 
 # What options of `finetune` name as `made_by`.
-PROTOTYPICAL = Method(_prototypes)
-MATCHING = Method(_matching)
-RELATION = Method(_relation, squared_error)
-RIDGE = Method(_ridge)
-MAML = Method(_maml)
-LINEAR = Method(_linear)
+
+
+def prototypical() -> Method:
+    """Prototypes, without anything to learn."""
+    return Method(_prototypes)
+
+
+def matching() -> Method:
+    """Attention over the support, or a learned one."""
+    return Method(_matching)
+
+
+def relation() -> Method:
+    """A learned comparison."""
+    return Method(_relation, squared_error)
+
+
+def ridge() -> Method:
+    """Ridge regression with learned strength, scale and shift."""
+    return Method(_ridge)
+
+
+def maml() -> Method:
+    """A classifier of an episode's classes, to be adapted."""
+    return Method(_maml)
+
+
+def linear() -> Method:
+    """A classifier of all base classes."""
+    return Method(_linear)
 
 
 def method_of(options: FinetuneConfig) -> Method:
     """The method that an option of `finetune` stands for."""
-    method: Method = imported(options.made_by)
+    method: Method = imported(options.made_by)()
     return method
 
 

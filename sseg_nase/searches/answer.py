@@ -36,7 +36,7 @@ from sseg_nase.searches.jobs import FIDELITY_KEYS, Jobs
 from sseg_nase.searches.oneshot import EPOCHS
 from sseg_nase.searches.parts import GOALS, Counted, Parts, final_seeds
 from sseg_nase.searches.progress import said_of
-from sseg_nase.spaces import NetworkSpace
+from sseg_nase.spaces import Families, NetworkSpace
 from sseg_nase.spaces.choice import Point
 from sseg_nase.spaces.space import Space
 
@@ -287,7 +287,8 @@ def _largest(space: Space, like: Point) -> Point | None:
     """The largest network under the caps, in all else like the answer; None where all are alike."""
     name = "macs" if "macs" in space.caps and "params" not in space.caps else "params"
     if isinstance(space, NetworkSpace):
-        return space.largest(name)
+        found = space.largest(name)
+        return space.trained_like(found, like) if isinstance(space, Families) else found
     return space.largest(name, like) if isinstance(space, Counted) else None
 
 

@@ -176,6 +176,10 @@ class Families(NetworkSpace):
         """Return what the point says of its training: `lr`, `optimizer`."""
         return _below(point, TRAINING)
 
+    def trained_like(self, point: Point, other: Point) -> dict[str, Value]:
+        """Return the network of a point with the training of another one."""
+        return {**point, **{f"{TRAINING}.{n}": v for n, v in self.training(other).items()}}
+
     def kind(self, point: Point) -> str:
         """Return the network type."""
         return str(point[TYPE])

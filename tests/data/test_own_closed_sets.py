@@ -105,7 +105,7 @@ def test_what_cannot_be_a_closed_set_is_said_in_one_message(
     for name, path in files.items():
         text = text.replace(name, path)
     with pytest.raises(UserError, match=said):
-        opened(listed(photos, text), "train", kind="csv")
+        dealt(listed(photos, text), kind="csv")
 
 
 def test_columns_are_named_once_each() -> None:

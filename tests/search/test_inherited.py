@@ -225,6 +225,12 @@ def test_what_is_wider_or_narrower_in_a_family_is_exact(kind: str) -> None:
     assert share(large, small) == 1.0
     assert narrow.params == small.params
     kept = correspondence(large, small, state)
+    if kind == "cnn":  # of the first layer the largest filters stay
+        name = "blocks.layer0.op.0.weight"
+        sizes = state[name].flatten(1).norm(dim=1)
+        largest = sorted(sizes.argsort(descending=True)[:16].tolist())
+        assert kept[name].axes[0] is not None
+        assert list(kept[name].axes[0].channels.index) == largest
     masks = []
     for axis, width in large.axes.items():
         mask = torch.zeros(width)

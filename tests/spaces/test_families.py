@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from sseg_nase.config.compose import load
 from sseg_nase.config.groups.backbone import Planned
@@ -18,6 +20,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.hardware.complexity import count_macs, count_params
 from sseg_nase.nets.building import build, configured, described
 from sseg_nase.nets.plan import IMAGE, Plan
+from sseg_nase.rundir.directory import with_former_values
 from sseg_nase.spaces import Families, Family, Options, named_space, register_family
 from sseg_nase.spaces import family as family_module
 from sseg_nase.spaces.first_families import FIRST
@@ -133,7 +136,7 @@ def test_a_layer_more_or_less_moves_the_lists_along() -> None:
     space, rng = Families(edition=2, types=("mlp",), most=5), Random(2)
     point = space.canonical({c.name: c.few(2)[0] for c in space.choices} | {"mlp.layers": 4})
     point |= {f"mlp.{n}.channels": wide for n, wide in enumerate((64, 128, 256, 512))}
-    seen = set()
+    seen, gone = set(), set()
     for _ in range(60):
         other = dict(point)
         space._lengthen(other, "mlp.layers", rng)
@@ -143,9 +146,11 @@ def test_a_layer_more_or_less_moves_the_lists_along() -> None:
         left = [wide for wide in (64, 128, 256, 512) if wide in units]
         if len(units) == 3:
             assert units == left
+            gone |= {64, 128, 256, 512} - {*units}
         else:
             assert any(units[:n] + units[n + 1 :] == [64, 128, 256, 512] for n in range(5)), units
     assert seen == {3, 5}
+    assert gone == {64, 128, 256, 512}  # at any place
 
 
 def test_a_point_is_a_registered_backbone_with_its_keys() -> None:
@@ -165,6 +170,9 @@ def test_one_network_at_two_rates_is_two_candidates() -> None:
     assert space.key(point) != space.key(other)
     assert space.network_key(point) == space.network_key(other)
     assert space.costs(point) == space.costs(other)
+    another = space.trained_like(space.sample(Random(1)), other)
+    assert space.training(another) == {"lr": 0.001, "optimizer": "sgd"}
+    assert space.network_key(another) != space.network_key(other)
     own = ["finetune=classifier", "evaluation=classification", "dataset=mnist", "pretrain.epochs=0"]
     config = load([*own, *space.overrides(other)])
     assert (config.finetune.optimizer, config.finetune.lr_encoder) == ("sgd", 0.001)
@@ -180,6 +188,17 @@ def test_a_search_from_before_has_the_networks_that_it_had() -> None:
     start: dict[str, Any] = {c.name: c.few(2)[0] for c in space.choices}
     assert space.key(start) == "cnn 3ef142178af696137937"
     assert {*Families().types} == {*FIRST}
+
+
+def test_a_resumed_search_from_before_keeps_its_edition(tmp_path: Path) -> None:
+    config: Any = load(["task=search", "space=families"])
+    assert config.space.settings == {"edition": 2}
+    tree = asdict(config)
+    for stored in ({}, {"edition": 2}):
+        tree["space"]["settings"] = stored
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree), encoding="utf-8")
+        again: Any = with_former_values(replace(config, resume=str(tmp_path)), [])
+        assert again.space.settings == {"edition": stored.get("edition", 1)}
 
 
 def test_a_registered_family_joins_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

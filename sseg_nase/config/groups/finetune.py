@@ -22,10 +22,10 @@ class FinetuneConfig(Option):
     it trains alone. `own`: the settings of each of them, by its name; see `config.sequence`, as of
     `start` and `teacher`, which are said once for all stages.
 
-    `made_by`: MODULE:NAME of its `finetune.learner.Method`, imported where it trains. `judged_by`:
-    the `evaluation.method` that judges as it trains. `by_episodes`: it sees episodes, not plain
-    batches. `has_head`: it learns something beside the backbone. `grows`: the network may change
-    while it trains. `nats`: its loss is a cross-entropy.
+    `made_by`: MODULE:NAME of the function that gives its `Method`, imported where it trains.
+    `judged_by`: the `evaluation.method` that judges as it trains. `by_episodes`: it sees episodes,
+    not plain batches. `has_head`: it learns something beside the backbone. `grows`: the network may
+    change while it trains. `nats`: its loss is a cross-entropy.
     """
 
     sequence: list[str]
@@ -92,7 +92,7 @@ class Prototypical(Episodic):
     metric: Annotated[str, option(choices=("cosine", "euclidean"))]
     scale: Annotated[float, option(above=0)]
     title = "ProtoNet"
-    made_by = f"{METHODS}:PROTOTYPICAL"
+    made_by = f"{METHODS}:prototypical"
     has_head = False
 
 
@@ -113,7 +113,7 @@ class Matching(Episodic):
     head: Annotated[str, option(choices=("cosine", "mlp"))]
     head_width: Annotated[int, option(least=1)]
     title = "MatchingNet"
-    made_by = f"{METHODS}:MATCHING"
+    made_by = f"{METHODS}:matching"
     judged_by = MATCHING
     has_head = False
 
@@ -126,7 +126,7 @@ class Relation(Episodic):
     head: Annotated[str, option(choices=("maps", "mlp"))]
     head_width: Annotated[int, option(least=1)]
     title = "RelationNet"
-    made_by = f"{METHODS}:RELATION"
+    made_by = f"{METHODS}:relation"
     judged_by = RELATION
     nats = False
 
@@ -138,7 +138,7 @@ class R2D2(Episodic):
 
     scale: Annotated[float, option(above=0)]
     title = "R2D2"
-    made_by = f"{METHODS}:RIDGE"
+    made_by = f"{METHODS}:ridge"
     judged_by = RIDGE
 
 
@@ -151,7 +151,7 @@ class Maml(Episodic):
     inner_steps: Annotated[int, option(least=1)]
     first_order: bool
     title = "MAML"
-    made_by = f"{METHODS}:MAML"
+    made_by = f"{METHODS}:maml"
     judged_by = MAML
     grows = False  # its inner steps are those of one network
 
@@ -172,7 +172,7 @@ class Classifying(FinetuneConfig):
     label_smoothing: Annotated[float, option(least=0, most=0.9)]
     mixup: Annotated[float, option(least=0)]
     rotation: Annotated[float, option(least=0)]
-    made_by = f"{METHODS}:LINEAR"
+    made_by = f"{METHODS}:linear"
     by_episodes = False
 
 
