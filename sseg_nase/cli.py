@@ -43,6 +43,7 @@ from sseg_nase.config.explain import explaining
 from sseg_nase.config.layout import groups
 from sseg_nase.config.multirun import refuse_several, superseded
 from sseg_nase.config.options import imported
+from sseg_nase.config.rounds import as_search
 from sseg_nase.config.schema import TAKEN_HOME, Config
 from sseg_nase.config.validation import cautions
 from sseg_nase.errors import DONE, FAILURE, MISTAKE, STOPPED, UserError
@@ -214,6 +215,8 @@ def _main() -> int:
 
         if not flags.overrides:
             raise UserError(NOTHING)
+        if (search := as_search(flags.overrides)) is not None:
+            return _as_typed([*_flags_but("-m", "--multirun"), *search])
         return launch(flags.overrides, partial(_hydra, "--multirun"), _say, *further)
     overrides = spelled_out(flags.overrides)
     _check_alone(overrides)
@@ -232,6 +235,23 @@ def _main() -> int:
         ):
             _hydra(None, [*overrides, *continued(overrides)])
     return _code
+
+
+def _as_typed(arguments: Sequence[str]) -> int:
+    """Do what another command line says, which is shown."""
+    _say(f"by rounds: {command(*arguments)}")
+    given = sys.argv
+    sys.argv = [given[0], *arguments]
+    try:
+        return _main()
+    finally:
+        sys.argv = given
+
+
+def _flags_but(*names: str) -> list[str]:
+    """What stands on the command line beside overrides, without some flags."""
+    overrides = set(_arguments().overrides)
+    return [text for text in sys.argv[1:] if text not in overrides and text not in names]
 
 
 def _complete(overrides: Sequence[str]) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import secrets
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -41,6 +42,8 @@ WAITING = "WAITING"  # for a place
 GONE = "its process is gone and left no word"
 SECONDS_TO_BEGIN = 30.0
 SHOWN = 20_000  # characters of the output, from its end
+# The program's own, and what a shell says of a process that a signal ended.
+INTERRUPTIONS = (STOPPED, *(128 + each for each in (signal.SIGHUP, signal.SIGTERM, signal.SIGKILL)))
 _SAYS_WHERE = re.compile(r"^run .* in (/.+)$", re.MULTILINE)
 
 
@@ -121,7 +124,7 @@ class Command:
         code = notes.get("exitcode")
         if not isinstance(code, int):
             return Standing(INTERRUPTED, GONE, None)
-        state = {DONE: FINISHED, STOPPED: INTERRUPTED}.get(code, FAILED)
+        state = FINISHED if code == DONE else INTERRUPTED if code in INTERRUPTIONS else FAILED
         return Standing(state, "" if code == DONE else self._last_words(), code)
 
     def stop(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,16 @@ from sseg_nase.config.schema import Config
 from sseg_nase.errors import DONE
 from sseg_nase.export import html_file, onnx_file, onnx_int8, pt2, python_file
 from sseg_nase.export.formats import FORMATS
-from sseg_nase.export.origin import run_of
+from sseg_nase.export.origin import run_id, run_of
 from sseg_nase.export.predict import predict
 from sseg_nase.export.subject import Subject, prepared
 from sseg_nase.files import in_bytes, read_json, write_json, writing
+from sseg_nase.finite import finite
 from sseg_nase.hardware.profiles import cores
 from sseg_nase.home import expanded
 from sseg_nase.provenance.environment import processor
 from sseg_nase.runtime.embedder import onnxruntime
+from sseg_nase.tracking.delivery import attached
 from sseg_nase.version import __version__
 
 NAME = "network"
@@ -74,7 +76,29 @@ def export(config: Config, overrides: Sequence[str], say: Say) -> int:
         print(f"{key}: {one['accuracy']:.2f} ± {one['ci95']:.2f} %, {one[over]:,} {over}")
     for figures in found.values():
         print(f"{output / figures['file']}: {line(figures)}", flush=True)
+    _hand_over(config, output, found, say)
     return DONE
+
+
+def _hand_over(config: Config, output: Path, found: Mapping[str, dict[str, Any]], say: Say) -> None:
+    """Attach the files, and what was measured of them, to the MLflow run of the network's run."""
+    assert config.checkpoint is not None
+    run = run_of(expanded("checkpoint", config.checkpoint).absolute())
+    if run is None or run_id(run) is None:
+        return
+    names = [RESULTS, *(figures["file"] for figures in found.values())]
+    placed = [(output / name, "export") for name in names]
+    measured = {f"export/{name}/{key}": v for name, one in found.items() for key, v in _flat(one)}
+    say(f"MLflow: {attached(run, placed, config.tracking, output, measured)}")
+
+
+def _flat(figures: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The numbers among the figures of a file; of an accuracy's difference the mean."""
+    for key, value in figures.items():
+        if finite(value):
+            yield key, float(value)
+    for key, one in figures.get("accuracy_difference", {}).items():
+        yield f"accuracy_difference/{key}", float(one["mean"])
 
 
 def line(figures: Mapping[str, Any]) -> str:

@@ -9,17 +9,15 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from sseg_nase.config.commands import command
-from sseg_nase.config.groups.tracking import InStore
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import DONE, UserError
 from sseg_nase.files import StorageError, make_own, storage_error
 from sseg_nase.home import expanded
-from sseg_nase.rundir.status import FINISHED, status_of
+from sseg_nase.rundir.status import FINISHED
 from sseg_nase.sweeps.deliver import deliver_sweep
 from sseg_nase.sweeps.folder import SweepFolder, looked_at
 from sseg_nase.sweeps.status import Seen, look
-from sseg_nase.tracking.delivery import Undelivered, attach
-from sseg_nase.tracking.mlflow_sink import shown
+from sseg_nase.tracking.delivery import attached
 from sseg_nase.tracking.sweeps import SweepStore
 
 # What MLflow takes as the text of a run's page.
@@ -64,24 +62,8 @@ def _report_run(run: Path, config: Config, say: Say) -> None:
         f"report: {folder / 'report.html'}, and the same as .md; its tables as .tex, .csv and "
         ".json, its figures in figures/"
     )
-    say(f"MLflow: {_attached(run, folder, files, config)}")
-
-
-def _attached(run: Path, folder: Path, files: Sequence[Path], config: Config) -> str:
-    """Hand the files to the run's MLflow run, and say so, or why not."""
-    said = status_of(run)
-    uri, run_id = said.get("tracking_uri"), said.get("tracker_run_id")
-    stay = f"the files stay in {folder}"
-    if not isinstance(config.tracking, InStore):
-        return f"not used (tracking=jsonl); {stay}"
-    if not uri or not run_id:
-        return f"this run has no MLflow run; {stay}"
     placed = [(path, artifact_folder(path, folder)) for path in files]
-    try:
-        attach(str(uri), str(run_id), placed)
-    except Undelivered as error:
-        return f"{error} {stay[0].upper()}{stay[1:]}."
-    return f"{len(files)} files attached to run {run_id} at {shown(str(uri))}"
+    say(f"MLflow: {attached(run, placed, config.tracking, folder)}")
 
 
 def artifact_folder(path: Path, folder: Path) -> str:

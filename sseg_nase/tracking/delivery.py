@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sseg_nase.config.groups.tracking import InStore, TrackingConfig
 from sseg_nase.rundir.events import read_events
 from sseg_nase.rundir.names import CONFIG, EVENTS
+from sseg_nase.rundir.status import status_of
 from sseg_nase.rundir.unreadable import UnreadableError
 from sseg_nase.tracking.mlflow_sink import (
     MLFLOW_STATUS,
@@ -26,7 +28,7 @@ from sseg_nase.tracking.mlflow_sink import (
     stored_steps,
     terminate,
 )
-from sseg_nase.tracking.rows import Rows, damaged, recorded_rows
+from sseg_nase.tracking.rows import Rows, clean_key, damaged, recorded_rows
 from sseg_nase.tracking.sink import Dataset, RunInfo
 
 File = tuple[Path, str | None]
@@ -95,10 +97,40 @@ def send_missing(
         raise _undelivered(uri, failure) from failure
 
 
-def attach(uri: str, run_id: str, files: Iterable[tuple[Path, str]]) -> None:
+def attached(
+    run: Path,
+    files: Sequence[tuple[Path, str]],
+    tracking: TrackingConfig,
+    folder: Path,
+    figures: Mapping[str, float] | None = None,
+) -> str:
+    """Hand files of `folder`, and figures, to a run's MLflow run; return what is to be said of it.
+
+    Where that cannot be done it is said why.
+    """
+    said = status_of(run)
+    uri, run_id = said.get("tracking_uri"), said.get("tracker_run_id")
+    stay = f"the files stay in {folder}"
+    if not isinstance(tracking, InStore):
+        return f"not used (tracking=jsonl); {stay}"
+    if not uri or not run_id:
+        return f"this run has no MLflow run; {stay}"
+    try:
+        attach(str(uri), str(run_id), files, figures)
+    except Undelivered as error:
+        return f"{error} {stay[0].upper()}{stay[1:]}."
+    return f"{len(files)} files attached to run {run_id} at {shown(str(uri))}"
+
+
+def attach(
+    uri: str,
+    run_id: str,
+    files: Iterable[tuple[Path, str]],
+    figures: Mapping[str, float] | None = None,
+) -> None:
     """Keep files, each in its folder of the artifacts, with a run that the store at `uri` has.
 
-    Raises `Undelivered` where the store fails, or does not have the run.
+    And figures. Raises `Undelivered` where the store fails, or does not have the run.
     """
     try:
         with warnings.catch_warnings():
@@ -106,6 +138,8 @@ def attach(uri: str, run_id: str, files: Iterable[tuple[Path, str]]) -> None:
             client = open_known(uri)
             for path, folder in files:
                 client.log_artifact(run_id, str(path), folder)
+            for key, value in (figures or {}).items():
+                client.log_metric(run_id, clean_key(key), value)
     except Exception as failure:
         raise _undelivered(uri, failure) from failure
 

@@ -28,7 +28,7 @@ PREFIX = "system/"
 class SystemMetrics(Sink):
     """Tells what the machine does, every `seconds` while the run is open, by `tell(values, step)`.
 
-    A step is a number of `seconds` since 1970, so that those of a resumed run are higher.
+    A step is a number of `seconds` since 1970, so that a resumed run has higher ones.
     """
 
     def __init__(

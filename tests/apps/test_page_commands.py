@@ -38,7 +38,9 @@ def test_how_a_command_stands_is_told_by_its_lock_and_its_exit_code(tmp_path: Pa
         "done": ("FINISHED", ""),
         "wrong": ("FAILED", "seed=x: a whole number is needed.\n  see --help"),
     }
-    assert made(tmp_path / "stopped", exitcode=130).standing().state == "INTERRUPTED"
+    for code in (130, 143, 137):  # by itself, by SIGTERM, by SIGKILL
+        assert made(tmp_path / f"stopped {code}", exitcode=code).standing().state == "INTERRUPTED"
+    assert made(tmp_path / "crashed", exitcode=139).standing().state == "FAILED"
     alive = made(tmp_path / "alive", waiting="a place")
     with FileLock(alive.path / ".lock"):
         assert alive.standing() == ("WAITING", "a place", None)

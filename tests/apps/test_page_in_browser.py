@@ -118,6 +118,10 @@ def waited(happened: Callable[[], object], what: str) -> None:
         time.sleep(0.1)
 
 
+def runs(page: Page) -> list[Path]:
+    return [path.parent for path in page.server.folder.glob("runs/debug/*/status.json")]
+
+
 def status(run: Path) -> str:
     return str(json.loads((run / "status.json").read_text())["status"])
 
@@ -134,7 +138,7 @@ def test_a_run_is_reloaded_stopped_resumed_and_outlives_the_page(page: Page) -> 
     page.says("GROW")
     page.click("Stop")
     page.says("INTERRUPTED")
-    (run,) = page.server.folder.glob("runs/debug/*")
+    (run,) = runs(page)
     assert status(run) == "INTERRUPTED"
     page.click("Open its run")
     page.says("Resume")
@@ -172,10 +176,10 @@ def test_a_sweep_and_a_search_on_an_uploaded_zip(page: Page, tmp_path: Path) -> 
     page.says("2 jobs: seed=0, seed=1")
     page.click("Start")
     page.says("FINISHED")
-    (sweep,) = page.server.folder.glob("runs/sweeps/*")
-    page.open("Work", sweep=f"sweeps/{sweep.name}")
+    (sweep,) = page.server.folder.glob("runs/sweeps/*/sweep.json")
+    page.open("Work", sweep=f"sweeps/{sweep.parent.name}")
     page.says("Go on with what is not finished")
-    assert {status(run) for run in page.server.folder.glob("runs/debug/*")} == {"FINISHED"}
+    assert {status(run) for run in runs(page)} == {"FINISHED"}
     assert not page.browser.told
 
 

@@ -21,7 +21,7 @@ from sseg_nase.config.options import names_with
 from sseg_nase.config.schema import Config
 from sseg_nase.data.views import normalize
 from sseg_nase.errors import UserError
-from sseg_nase.export import graph, python_file
+from sseg_nase.export import graph, python_file, task
 from sseg_nase.export.formats import FORMATS
 from sseg_nase.export.onnx_int8 import accuracy_differences, calibration_images
 from sseg_nase.export.origin import as_trained
@@ -32,6 +32,7 @@ from sseg_nase.fewshot.classifiers import cl2n, prototype_scores
 from sseg_nase.fewshot.evaluation import embed
 from sseg_nase.nets.families.resnet import ResNet
 from sseg_nase.nets.families.resnet12 import ResNet12
+from sseg_nase.nets.families.vit.network import ViTArchitecture
 from sseg_nase.runtime import FewShotClassifier, OnnxEmbedder
 from sseg_nase.stages import FewShotTask, seed_backbone
 from sseg_nase.training.checkpoint import load_network
@@ -102,6 +103,35 @@ def test_int8_is_calibrated_on_base_images(subject: Subject) -> None:
     assert len(chosen) == 64
     assert all(image.tobytes() in base for image in chosen)
     assert {"0", "4"} <= set(subject.base.class_names)  # not the digits of val
+
+
+def test_files_and_figures_go_to_the_mlflow_run(
+    run: Path, files: Path, results: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+
+    def attached(*given: Any) -> str:
+        told.append(given)
+        return "said"
+
+    monkeypatch.setattr(task, "attached", attached)
+    said: list[str] = []
+    task._hand_over(asked(run), files, results["files"], said.append)
+    [(of, placed, _, folder, figures)] = told
+    assert (of, folder, said) == (run, files, ["MLflow: said"])
+    assert set(placed) == {(path, "export") for path in files.iterdir()}
+    int8 = results["files"]["onnx_int8"]
+    for key in ("bytes", "latency_ms_b1", "latency_ratio", "size_ratio"):
+        assert figures[f"export/onnx_int8/{key}"] == int8[key]
+    [key] = int8["accuracy_difference"]
+    mean = int8["accuracy_difference"][key]["mean"]
+    assert figures[f"export/onnx_int8/accuracy_difference/{key}"] == mean
+    assert figures["export/pt2/difference"] == results["files"]["pt2"]["difference"]
+    told.clear()
+    task._hand_over(asked(files / "network.onnx.elsewhere"), files, results["files"], said.append)
+    assert [of for of, *_ in told] == [run]
+    task._hand_over(asked(run.parent), files, results["files"], said.append)
+    assert len(told) == 1
 
 
 # -- what is computed ------------------------------------------------------------------------------
@@ -355,3 +385,13 @@ def test_every_family_is_exported(
     for form in ("onnx", "pt2", "python", "html"):
         path = tmp_path / f"network{FORMATS[form].suffix}"
         assert FORMATS[form].write(here, path, 1)["difference"] <= 1e-5
+
+
+def test_no_transformer_takes_the_batch_for_granted() -> None:
+    shape = ViTArchitecture("vit_small", 8, 3, 4, hidden=24, layers=2, heads=2, mlp=32)
+    network = shape.network(None).eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    images = torch.randn(5, 3, 8, 8)
+    with torch.no_grad():
+        program = torch.export.export(network, (images[:2],), dynamic_shapes=({0: batch},))
+        torch.testing.assert_close(program.module()(images), network(images))

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 from stores import DATASETS, client_of, datasets_of, mutation, only_run, refuse, run_info
 
+from sseg_nase.config.compose import load
 from sseg_nase.errors import UserError
+from sseg_nase.files import write_json
 from sseg_nase.tracking import Resumed, RunInfo, Tracker
 from sseg_nase.tracking import delivery as module
-from sseg_nase.tracking.delivery import Delivery, Undelivered, attach, send_missing
+from sseg_nase.tracking.delivery import Delivery, Undelivered, attach, attached, send_missing
 from sseg_nase.tracking.jsonl import JsonlSink
 from sseg_nase.tracking.mlflow_sink import MlflowSink
 
@@ -230,10 +232,32 @@ def test_files_are_kept_with_a_run_that_the_store_has(tmp_path: Path, uri: str) 
     run_id = client.create_run(client.create_experiment("trial")).info.run_id
     report = tmp_path / "report.html"
     report.write_text("<html>")
-    attach(uri, run_id, [(report, "report")])
+    attach(uri, run_id, [(report, "report")], {"export/onnx/bytes": 7.0})
+    assert client.get_run(run_id).data.metrics == {"export/onnx/bytes": 7}
     assert [file.path for file in client.list_artifacts(run_id, "report")] == ["report/report.html"]
     with pytest.raises(Undelivered, match="does not take it"):
         attach(uri, "0" * 32, [(report, "report")])
+
+
+def test_what_became_of_files_is_said(tmp_path: Path, uri: str) -> None:
+    client = client_of(uri)
+    run_id = client.create_run(client.create_experiment("trial")).info.run_id
+    file = tmp_path / "network.onnx"
+    file.write_text("")
+
+    def said(*overrides: str, **status: str) -> str:
+        write_json(tmp_path / "status.json", status)
+        tracking = load(overrides).tracking
+        return attached(tmp_path, [(file, "export")], tracking, tmp_path, {"x": 1.0})
+
+    there = {"tracking_uri": uri, "tracker_run_id": run_id}
+    assert said(**there) == f"1 files attached to run {run_id} at {uri}"
+    assert client.get_run(run_id).data.metrics == {"x": 1}
+    assert said("tracking=jsonl", **there).startswith(
+        "not used (tracking=jsonl); the files stay in"
+    )
+    assert said(tracker_run_id=run_id).startswith("this run has no MLflow run; the files stay in")
+    assert "does not take it" in said(tracking_uri=uri, tracker_run_id="0" * 32)
 
 
 @pytest.mark.parametrize(

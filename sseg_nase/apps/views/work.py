@@ -31,6 +31,7 @@ from sseg_nase.rundir.results import class_results, episode_results
 from sseg_nase.rundir.status import RUNNING, ask_to_stop, status_of
 from sseg_nase.sweeps.launch import stop_jobs
 from sseg_nase.sweeps.status import look
+from sseg_nase.tracking.console import mutation_line
 
 COMMANDS = 30
 GOES_ON = (RUNNING, WAITING)
@@ -302,8 +303,8 @@ def _figures(record: RunRecord) -> None:
         "mutations": f"{accepted} of {len(record.mutations)}" if record.mutations else "",
     }
     shown = {name: value for name, value in told.items() if value}
-    for (name, value), column in zip(shown.items(), st.columns(max(1, len(shown))), strict=False):
-        column.metric(name, value)
+    if shown:
+        st.markdown(", ".join(f"{name} **{value}**" for name, value in shown.items()))
 
 
 def _curves(record: RunRecord, epochs: Sequence[Any], tuned: Sequence[Any]) -> None:
@@ -322,11 +323,7 @@ def _mutations(record: RunRecord) -> None:
     rows = [
         {
             "epoch": one.get("epoch"),
-            "kind": one.get("kind"),
-            "target": str(one.get("target")),
-            "trigger": str(one.get("trigger")),
-            "loss before": one.get("loss_before"),
-            "loss after": one.get("loss_after"),
+            "what": mutation_line(one),
             "accepted": one.get("accepted"),
         }
         for one in record.mutations

@@ -110,7 +110,7 @@ class VisionTransformer(VisionBackbone):
         """Embed `[B, C, S, S]` as `[B, features]`."""
         body = self.body
         patches = body.conv_proj(self.prepared(x)).flatten(2).transpose(1, 2)
-        x = torch.cat((body.class_token.expand(len(x), -1, -1), patches), dim=1)
+        x = torch.cat((body.class_token.expand(x.shape[0], -1, -1), patches), dim=1)
         x = x + body.encoder.pos_embedding
         for block in body.encoder.layers:
             x = self.run(block, x)
