@@ -17,6 +17,7 @@ from sseg_nase.config.layout import groups
 from sseg_nase.config.multirun import split
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
+from sseg_nase.sweeps import launch as launching
 from sseg_nase.sweeps.folder import create
 from sseg_nase.sweeps.plan import plan
 
@@ -53,8 +54,8 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cli:
             sys.modules["sseg_nase.run"].run(job.config, job.overrides)
         return 0
 
-    real_launch: Callable[..., int] = entry.launch
-    monkeypatch.setattr(entry, "launch", launch)
+    real_launch: Callable[..., int] = launching.launch
+    monkeypatch.setattr(launching, "launch", launch)
 
     def invoke(*arguments: str, run: Run) -> int:
         stub = types.ModuleType("sseg_nase.run")
@@ -292,7 +293,7 @@ def test_an_ending_is_that_of_its_own_command(
     assert cli("paths.output_dir=my runs (1)", run=run) == 1
     assert sys.argv == ["sseg-nase", "paths.output_dir=my runs (1)"]  # as it was given
     assert cli("--cfg", "job", run=not_reached) == 0
-    monkeypatch.setitem(entry.LOOKS, "status", lambda config, say: 1)  # type: ignore[arg-type]
+    monkeypatch.setattr("sseg_nase.searches.look.status", lambda config, say: 1)
     assert cli("task=status", run=not_reached) == 1
     assert cli("--version", run=not_reached) == 0
 
@@ -334,7 +335,7 @@ def test_folders_of_ones_own_are_those_of_a_sweep_too(
         handed.append((overrides, *further))
         return 1
 
-    monkeypatch.setattr(entry, "launch", launch)
+    monkeypatch.setattr(launching, "launch", launch)
     mine = tmp_path / "mine"
     mine.mkdir()
     assert cli("-m", "--config-dir", "mine", "seed=0,1", run=not_reached) == 1

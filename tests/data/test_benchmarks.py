@@ -54,6 +54,8 @@ def config(name: str, **changed: Any) -> DatasetConfig:
         "value_range": None,
         "duplicates": "drop" if issubclass(kind, OwnImages) else "keep",
         "overlap": "refuse",
+        "path_column": "path",
+        "label_column": "label",
     }
     keys = {key for key, *_ in fields_of(kind)}
     given = {**usual, **ALWAYS.get(name, {}), **changed}

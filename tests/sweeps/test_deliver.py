@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import yaml
 
-from sseg_nase.cli import LOOKS
 from sseg_nase.config.compose import load
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_json
@@ -57,7 +56,7 @@ def ended(*overrides: str, status: str = FINISHED, **fields: Any) -> Path:
 
 def task(*overrides: str) -> tuple[int, list[str]]:
     said: list[str] = []
-    return LOOKS["deliver"](load(["task=deliver", *overrides]), said.append), said
+    return module.deliver(load(["task=deliver", *overrides]), said.append), said
 
 
 def test_a_run_is_sent_to_its_own_store_and_says_so_no_longer(sent: list[dict[str, Any]]) -> None:
