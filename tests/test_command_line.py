@@ -85,7 +85,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         (["ablation=glob(A*)"], "add -m"),
         (["~tracking"], "write tracking=jsonl"),
         (["~sparsity"], "write sparsity=none"),
-        (["~backbone"], "choose one of conv4"),
+        (["~backbone"], "choose one of autossl_tiny, cnn, conv4"),
         (["-m", "optimizer.lr=interval(0.1,1)"], "optimizer.lr=range(0.1,1.0,STEP)"),
         (["-m", "ablation=glob(B*)"], "no option matches; ablation has A1"),
         (["-m", "seed=glob(*)"], "chooses among the options of a group"),

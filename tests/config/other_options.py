@@ -21,7 +21,9 @@ def having(config: Config, key: str) -> Config:
     before: Any = getattr(config, group)
     if group not in GROUPS or not name or hasattr(before, name.partition(".")[0]):
         return config
-    for values in (*(group_option(group, option) for option in groups()[group]), OWN):
+    # A classifier of a closed set last: it needs such a data set.
+    options = sorted(groups()[group], key=lambda option: option == "classifier")
+    for values in (*(group_option(group, option) for option in options), OWN):
         kind = chosen(GROUPS[group], values)
         names = [each for each, *_ in fields_of(kind)]
         if name in names:

@@ -56,9 +56,9 @@ def everywhere(value: Any) -> Iterator[Tensor]:
             yield from everywhere(each)
 
 
-def on_cuda(one: Trainer) -> bool:
+def on_cuda(state: Pretraining) -> bool:
     """Whether networks, moments and memory are there, and all is finite."""
-    found = list(everywhere(one.state.networks.state_dict()))
+    found = list(everywhere(state.networks.state_dict()))
     return len(found) > 0 and all(t.is_cuda and bool(t.isfinite().all()) for t in found)
 
 
@@ -93,7 +93,7 @@ def test_a_step_does_not_make_the_host_wait(fake: Fake, overrides: list[str]) ->
     epochs = ["pretrain.epochs=1", "pretrain.images_per_epoch=64"]
     one = trainer(*overrides, *epochs, callbacks=[waits])
     one.fit()
-    assert on_cuda(one)
+    assert on_cuda(one.state)
     assert len(waits.steps) == one.state.progress.step - 1 > 1
     assert all(step.total() <= MOST_WAITS for step in waits.steps), waits.steps
     # What may wait is the optimizer: it asks the scaler whether there was a step to take.
@@ -244,7 +244,7 @@ def test_every_mutation(fake: Fake, overrides: list[str]) -> None:
         "GROW", "WIDEN", "GROW", "WIDEN", "WIDEN", "PRUNE",
     ]  # fmt: skip
     assert all(record.accepted for record in one.state.progress.history)
-    assert on_cuda(one)
+    assert on_cuda(one.state)
     assert len(one.state.networks.state().moments) > 0
 
 
@@ -262,7 +262,7 @@ def test_every_stage_grows_and_channels_come_in_pairs(fake: Fake) -> None:
     assert [record.kind for record in history] == ["GROW", "WIDEN", "GROW"]
     assert all(record.accepted for record in history)
     assert len(one.state.networks.architecture.blocks) == 5
-    assert on_cuda(one)
+    assert on_cuda(one.state)
 
 
 def test_growth_at_fixed_epochs(fake: Fake) -> None:
@@ -270,7 +270,7 @@ def test_growth_at_fixed_epochs(fake: Fake) -> None:
     one = trainer("backbone=seed_wide", "backbone.channels=[4,8]", *fixed, "pretrain.epochs=5")
     one.fit()
     assert [record.kind for record in one.state.progress.history] == ["GROW", "GROW"]
-    assert on_cuda(one)
+    assert on_cuda(one.state)
 
 
 @pytest.mark.parametrize(("grace", "control"), [(0, False), (1, False), (1, True)])
@@ -288,7 +288,7 @@ def test_rollback(fake: Fake, grace: int, control: bool) -> None:
     assert not record.accepted
     assert ("rollback" in record.trigger) == (grace > 0)
     assert one.state.networks.architecture == before
-    assert on_cuda(one)
+    assert on_cuda(one.state)
 
 
 @pytest.mark.parametrize("importance", ["taylor", "magnitude", "random"])
@@ -301,7 +301,7 @@ def test_the_whole_method(fake: Fake, importance: str) -> None:
     one.fit()
     kinds = {record.kind for record in one.state.progress.history}
     assert kinds >= ({"PRUNE", "GROW"} if evolving else {"PRUNE"})
-    assert on_cuda(one)
+    assert on_cuda(one.state)
 
 
 def test_mutations_by_hand(fake: Fake) -> None:
@@ -387,7 +387,7 @@ def test_a_resumed_training_is_the_uninterrupted_one(fake: Fake, tmp_path: Path)
     assert any(record["accepted"] for record in state["history"])
     resumed = pretrain(config_of(*given), Sink(), tmp_path / "parts", state=state)
     assert on_cuda(resumed)
-    first, second = (list(everywhere(one.state_dict())) for one in (whole, resumed))
+    first, second = (list(everywhere(one.networks.state_dict())) for one in (whole, resumed))
     assert len(first) > 50
     assert all(map(torch.equal, first, second))
     assert len(whole.progress.history) == len(resumed.progress.history) > 1
@@ -436,9 +436,9 @@ def test_a_training_goes_on_on_another_device(tmp_path: Path, there_first: bool)
             assert on_cuda(one)
             return
     one = pretrain(config, Sink(), tmp_path, state=state)
-    assert one.fabric.device.type == "cpu"
-    assert one.state.progress.epoch == 5
-    assert not any(tensor.is_cuda for tensor in everywhere(one.state.networks.state_dict()))
+    assert one.device.type == "cpu"
+    assert one.progress.epoch == 5
+    assert not any(tensor.is_cuda for tensor in everywhere(one.networks.state_dict()))
 
 
 def test_the_allocator_is_held_to_the_cap(fake: Fake, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def test_torch_sees_no_wait_in_a_step(overrides: list[str]) -> None:
     finally:
         if torch.cuda.is_initialized():
             watch.steps = 0
-            watch.on(Event.AFTER_STEP, one)
+            watch.on(Event.AFTER_STEP, one.state)
     assert watch.seen == 9
 
 
@@ -195,7 +195,7 @@ def test_a_resumed_training_is_the_same(tmp_path: Path) -> None:
             pretrain(config_of(*RUN), Sink(), tmp_path / "parts", stop=lambda: next(asked) == 7)
         state = checkpoint.load(tmp_path / "parts" / "checkpoints" / "last.pt")
         resumed = pretrain(config_of(*RUN), Sink(), tmp_path / "parts", state=state)
-    states = [list(tensors(one.state.networks.state_dict())) for one in (whole, resumed)]
+    states = [list(tensors(one.networks.state_dict())) for one in (whole, resumed)]
     assert all(map(torch.equal, *states))
 
 

@@ -223,7 +223,7 @@ def test_dealt_splits_never_overlap_through_what_is_cached() -> None:
 
 def test_every_setting_of_a_data_set_has_stores_of_its_own() -> None:
     found = Found("folders", Path("anywhere"), {})
-    dataset = own("folder", "anywhere")
+    dataset = own("csv", "anywhere")
     plain = _stem(dataset, found, "train")
     same = [
         one.name
@@ -233,7 +233,8 @@ def test_every_setting_of_a_data_set_has_stores_of_its_own() -> None:
     # What these decide is in the layout, the source, its files and Found.options.
     # dataset.overlap is about two stores.
     assert sorted(same) == sorted(NOT_IN_KEY)
-    assert set(same) <= {"root", "split_by", "split_fractions", "split_seed", "overlap"}
+    columns = {"path_column", "label_column"}
+    assert set(same) <= {"root", "split_by", "split_fractions", "split_seed", "overlap", *columns}
     others: list[dict[str, Any]] = [
         {"layout": "classes"},
         {"path": Path("elsewhere")},

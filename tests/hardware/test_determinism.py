@@ -125,8 +125,7 @@ def test_other_ranks_have_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     class Fits:
-        class fabric:  # noqa: N801
-            device = torch.device("cpu")
+        device = torch.device("cpu")
 
         def fit(self) -> None:
             seen.append(switches())

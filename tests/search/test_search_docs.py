@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "search.md"
 def test_the_examples_of_the_documentation_run(capsys: pytest.CaptureFixture[str]) -> None:
     """In order, in one namespace, and again: then the log is gone on with."""
     blocks = re.findall(r"```python\n(?!# \w+\.py)(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for _ in range(2):
         names: dict = {}
         exec("\n".join(blocks), names)

@@ -98,16 +98,16 @@ def test_what_was_interrupted_goes_on_as_if_it_had_not_been(
 ) -> None:
     whole = searched(*given("darts"))
     steps = 0
-    update = OneShotTraining._update
+    differentiate = OneShotTraining.differentiate
 
-    def interrupted(self: OneShotTraining, *args: Any) -> float:
+    def interrupted(self: OneShotTraining, *args: Any, **options: Any) -> Any:
         nonlocal steps
         steps += 1
         if steps == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return update(self, *args)
+        return differentiate(self, *args, **options)
 
-    monkeypatch.setattr(OneShotTraining, "_update", interrupted)
+    monkeypatch.setattr(OneShotTraining, "differentiate", interrupted)
     with pytest.raises(KeyboardInterrupt) as stopped:
         searched(*given("darts"))
     path = Path(stopped.value.run_dir)  # type: ignore[attr-defined]

@@ -33,7 +33,6 @@ from sseg_nase.training import checkpoint
 from sseg_nase.training.accumulation import differentiate, evaluate
 from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.interruption import Interrupted
-from sseg_nase.training.loop import Trainer
 from sseg_nase.training.state import Pretraining
 
 SMALL = ["ssl.projection_hidden=8", "ssl.projection_dim=5"]
@@ -262,7 +261,7 @@ WHOLE = ["hardware.batch_size=16", "hardware.gradient_accumulation_steps=1"]  # 
 class At(Callback):
     """Calls `do` at `event`."""
 
-    def __init__(self, event: Event, do: Callable[[Trainer], Any]) -> None:
+    def __init__(self, event: Event, do: Callable[[Pretraining], Any]) -> None:
         self.event, self.do = event, do
 
     def on(self, event: Event, state: Pretraining) -> None:
@@ -288,12 +287,14 @@ def after(steps: int) -> Callable[[], bool]:
     return lambda: next(counter) == steps
 
 
-def trained(*overrides: str, eval_statistics: bool = True) -> tuple[Trainer, Told]:
+def trained(*overrides: str, eval_statistics: bool = True) -> tuple[Pretraining, Told]:
     config, told = load([*TINY, *overrides]), Told()
-    callbacks = [At(Event.BATCH_START, lambda t: fixed(t.model))] if eval_statistics else []
+    callbacks = (
+        [At(Event.BATCH_START, lambda t: fixed(t.networks.learner))] if eval_statistics else []
+    )
     trainer = trainer_of(config, callbacks, told, None, lambda: False)
     trainer.fit()
-    return trainer, told
+    return trainer.state, told
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,8 @@ def test_skipped_steps_are_none(
         ]
     )
     trainer = trainer_of(config, [], told, None, lambda: False)
-    weights = {k: v.clone() for k, v in trainer.networks.learner.named_parameters()}
+    learner = trainer.state.networks.learner
+    weights = {k: v.clone() for k, v in learner.named_parameters()}
     rates: list[float] = []
     teacher: list[dict[str, torch.Tensor]] = []
 
@@ -177,7 +178,7 @@ def test_skipped_steps_are_none(
 
     trainer.callbacks += [At(Event.BATCH_START, remember), At(Event.AFTER_STEP, check)]
     trainer.fit()
-    progress = trainer.progress
+    progress = trainer.state.progress
     assert progress.skipped >= 2
     assert progress.step + progress.skipped == steps_per_epoch * epochs
     assert len(rates) == progress.step
@@ -258,9 +259,9 @@ def test_a_run_goes_on_in_float16_as_the_memory_message_proposes(
         stages.pretrain(config, Told(), tmp_path, stop=after(3))
     state = checkpoint.load(tmp_path / "checkpoints" / "last.pt")
     assert state["precision"] == {}
-    trainer = stages.pretrain(load([*HALF, *options]), Told(), tmp_path, state=state)
-    assert scale_of(trainer.fabric) == SCALE
-    assert trainer.progress.step == 8
+    trained = stages.pretrain(load([*HALF, *options]), Told(), tmp_path, state=state)
+    assert checkpoint.load(tmp_path / "checkpoints" / "last.pt")["precision"]["scale"] == SCALE
+    assert trained.progress.step == 8
 
 
 def test_a_checkpoint_from_before_skipped_steps_were_counted(tmp_path: Path) -> None:
