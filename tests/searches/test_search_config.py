@@ -95,8 +95,8 @@ def test_the_values_of_conf_are_those_of_the_classes(name: str) -> None:
     rungs = set(parts.RUNGS) if hasattr(made, "rungs") else set()
     known = {field.name for field in dataclasses.fields(kind)} - {"rungs"} | rungs
     assert values - {"name", "settings"} <= known
-    given = {key for key in known - values if getattr(made, key) is not None}  # null in conf
-    assert given <= {"mutation", "size"}
+    written = {*group_option("strategy", name), *rungs}  # null: as the class has it
+    assert known - written <= {"mutation", "size", "proposals"}  # the last by search.screen
 
 
 def test_a_changed_value_reaches_the_strategy() -> None:
