@@ -29,7 +29,6 @@ from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint
 from sseg_nase.training.events import Callback, Event
 from sseg_nase.training.interruption import Interrupted
-from sseg_nase.training.loop import Trainer
 from sseg_nase.training.networks import Networks
 from sseg_nase.training.state import Pretraining
 from sseg_nase.training.surgery import Decision
