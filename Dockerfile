@@ -21,8 +21,8 @@ COPY conf conf
 COPY sseg_nase sseg_nase
 RUN uv pip install --no-cache ${TORCH:+--torch-backend="$TORCH"} -c constraints.txt '.[export]'
 # Runs, data and mlflow.db are in the working directory: mount what is to stay.
-RUN useradd --create-home user && install -d -o user /work
+RUN useradd --create-home user && install -d -o user /data
 USER user
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["sseg-nase"]
 CMD ["--help"]

@@ -293,7 +293,7 @@ def test_an_ending_is_that_of_its_own_command(
     assert cli("paths.output_dir=my runs (1)", run=run) == 1
     assert sys.argv == ["sseg-nase", "paths.output_dir=my runs (1)"]  # as it was given
     assert cli("--cfg", "job", run=not_reached) == 0
-    monkeypatch.setattr("sseg_nase.searches.look.status", lambda config, say: 1)
+    monkeypatch.setattr(entry, "imported", lambda name: lambda config, say: 1)
     assert cli("task=status", run=not_reached) == 1
     assert cli("--version", run=not_reached) == 0
 
