@@ -21,7 +21,6 @@ from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, write_json
 from sseg_nase.hardware.energy import why_no_energy
-from sseg_nase.run import Run
 from sseg_nase.rundir.names import SEARCH
 from sseg_nase.rundir.status import FINISHED
 from sseg_nase.search import Function, Log, Scored, search
@@ -46,6 +45,7 @@ from sseg_nase.searches.own import called, imported
 from sseg_nase.searches.parts import Parts, final_seeds, parts_of, tabular
 from sseg_nase.searches.progress import Progress, said_of
 from sseg_nase.spaces.space import Space
+from sseg_nase.stages.running import Run
 from sseg_nase.tracking import Resumed
 
 
