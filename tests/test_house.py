@@ -25,7 +25,7 @@ from sseg_nase.provenance import PACKAGE
 from sseg_nase.rundir import names, status
 
 # config/ stands below the room of a run's files; conf/config.yaml is no file of a run.
-BELOW = ("config/ablations.py", "config/compose.py", "config/layout.py")
+BELOW = ("config/ablations.py", "config/compose.py", "config/conf_files.py")
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Words of the past, with those that say it; in comments, docstrings and messages.
 WORDS = {

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from sseg_nase import counting
 from sseg_nase.config.ablations import Switches, ablations, switches_of
+from sseg_nase.config.conf_files import group_option, usual_of
 from sseg_nase.config.explain import described, fits, listed, shown
 from sseg_nase.config.groups.backbone import BackboneConfig, Chain
 from sseg_nase.config.groups.curriculum import SYNTHETIC_LEVELS
@@ -40,7 +41,7 @@ from sseg_nase.config.groups.space import OfKeys
 from sseg_nase.config.groups.ssl import DINO
 from sseg_nase.config.groups.strategy import Promoting
 from sseg_nase.config.groups.tracking import InStore
-from sseg_nase.config.layout import WRITTEN_AS, group_option, is_section, usual_of
+from sseg_nase.config.layout import WRITTEN_AS, is_section
 from sseg_nase.config.options import fields_of, is_group, names_with, option_of, options_of
 from sseg_nase.config.schema import (
     OF_SWEEPS,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sseg_nase.config.compose import dataset_of
-from sseg_nase.config.layout import group_option, groups
+from sseg_nase.config.conf_files import group_option, groups
 from sseg_nase.config.options import fields_of
 from sseg_nase.config.schema import Config, DatasetConfig
 from sseg_nase.config.validation import validate
