@@ -21,6 +21,7 @@ from sseg_nase.config.groups.evaluation import MethodConfig
 from sseg_nase.config.groups.finetune import FinetuneConfig
 from sseg_nase.config.groups.ssl import SSLConfig
 from sseg_nase.config.options import options_of
+from sseg_nase.config.schema import Config
 from sseg_nase.provenance import PACKAGE
 from sseg_nase.rundir import names, status
 
@@ -98,6 +99,29 @@ def test_only_operators_name_their_kinds() -> None:
         and path.parent != PACKAGE / "nets" / "mutations"
     }
     assert named == set()
+
+
+def test_no_option_is_asserted_to_have_a_value() -> None:
+    """`filled` says which key has none, and that it was to be fitted or asked for before."""
+    sections = {*Config.__dataclass_fields__, "config", "options", "usual", "asked"}
+
+    def of_options(node: ast.expr) -> bool:
+        names = set()
+        while isinstance(node, ast.Attribute):
+            node = node.value
+            names.add(node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", ""))
+        return not sections.isdisjoint(names)
+
+    found = [
+        f"{path.relative_to(PACKAGE)}: {ast.unparse(node.test)}"
+        for path in FILES
+        for node in parsed(path)
+        if isinstance(node, ast.Assert)
+        and isinstance(node.test, ast.Compare)
+        and isinstance(node.test.ops[0], ast.IsNot)
+        and of_options(node.test.left)
+    ]
+    assert found == []
 
 
 # Words that are names of options, and elsewhere something else.

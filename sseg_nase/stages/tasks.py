@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sseg_nase.config.options import filled
 from sseg_nase.files import write_json
 from sseg_nase.rundir.architecture import write_architecture
 from sseg_nase.rundir.names import ARCHITECTURE
@@ -25,8 +26,7 @@ REPLAY = "replay.json"
 def evaluate_checkpoint(this: Run) -> None:
     """Evaluate the network in `checkpoint`, without any training."""
     config = this.config
-    assert config.checkpoint is not None
-    reached = stored(Path(config.checkpoint), config)
+    reached = stored(Path(filled(config.checkpoint, "checkpoint")), config)
     check_head(reached, config)
     tasks = tasks_of(config)
     check_classifier(reached, config, tasks)
@@ -60,8 +60,7 @@ def preview_curriculum(this: Run) -> None:
 
 def replay_run(this: Run) -> None:
     """Rebuild every architecture of `run` from its log alone, and check it against the records."""
-    assert this.config.run is not None
-    records, architectures = replayed(Path(this.config.run))
+    records, architectures = replayed(Path(filled(this.config.run, "run")))
     this.open()
     with this.stage("replay"):
         lines = [f"seed network: {_sizes(architectures[0].summary())}"]
