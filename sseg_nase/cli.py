@@ -38,6 +38,7 @@ from sseg_nase.config.compose import (
     to_config,
 )
 from sseg_nase.config.explain import explaining
+from sseg_nase.config.groups.evaluator import OfRuns
 from sseg_nase.config.help import help_text
 from sseg_nase.config.multirun import refuse_several, superseded
 from sseg_nase.config.options import imported
@@ -162,7 +163,7 @@ def _launcher_of_search(config: Config, given: Sequence[str]) -> Launcher | None
             f"hydra/launcher: {target} is none of {', '.join(LAUNCHERS)}; leave it out, and give "
             "search.slots=2 for two candidates at once on this machine."
         )
-    if config.evaluator.name != "run" and not final_seeds(config):
+    if not isinstance(config.evaluator, OfRuns) and not final_seeds(config):
         raise UserError(
             f"hydra/launcher={name}: it has no effect with evaluator={config.evaluator.name}, "
             "which starts no runs; leave it out."

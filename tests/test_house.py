@@ -17,7 +17,8 @@ from pathlib import Path
 from sseg_nase.config.ablations import ablations
 from sseg_nase.config.groups.backbone import BackboneConfig
 from sseg_nase.config.groups.dataset import DatasetConfig
-from sseg_nase.config.groups.evaluation import MethodConfig
+from sseg_nase.config.groups.evaluation import CLOSED_SETS, EvaluationConfig, MethodConfig
+from sseg_nase.config.groups.evaluator import EvaluatorConfig
 from sseg_nase.config.groups.finetune import FinetuneConfig
 from sseg_nase.config.groups.ssl import SSLConfig
 from sseg_nase.config.options import options_of
@@ -124,6 +125,7 @@ def test_no_option_is_asserted_to_have_a_value() -> None:
     assert found == []
 
 
+NAMED = (SSLConfig, FinetuneConfig, MethodConfig, BackboneConfig, DatasetConfig, EvaluatorConfig)
 # Words that are names of options, and elsewhere something else.
 OTHER_MEANINGS = {
     "none": "nothing, of heads, operations of a cell, titles, normalisation",
@@ -139,13 +141,17 @@ OTHER_MEANINGS = {
     "searched": "what checkpoints and architecture.json call networks of a space",
     "ridge": "a predictor of searches",
     "classifier": "how results.json says that a closed set was judged",
+    "classification": "the sections of results.json of closed sets",
+    "run": "a run of the program, and the keys and columns that name one",
+    "own": "the settings of stages of fine-tuning",
 }
 
 
 def test_a_method_a_data_set_and_a_family_are_named_where_they_are_defined_alone() -> None:
     """In the module of the option, and of what it is made by: a new one is added there alone."""
     homes: dict[str, set[str]] = {name: set() for name in ablations()}
-    for kind in (SSLConfig, FinetuneConfig, MethodConfig, BackboneConfig, DatasetConfig):
+    homes |= {name: {EvaluationConfig.__module__} for name in CLOSED_SETS}
+    for kind in NAMED:
         for name, cls in options_of(kind).items():
             makers = (getattr(cls, key, "") for key in ("made_by", "reader", "described_by"))
             of = {cls.__module__, *(each.partition(":")[0] for each in makers if each)}

@@ -23,8 +23,15 @@ from sseg_nase.config.groups.dataset import (
     OwnImages,
     is_closed,
 )
-from sseg_nase.config.groups.evaluation import CLOSED_SETS, EPISODES, PROTOTYPE, MethodConfig
-from sseg_nase.config.groups.evaluator import OfProxies
+from sseg_nase.config.groups.evaluation import (
+    CLASSIFIER,
+    CLOSED_SETS,
+    EPISODES,
+    PROBE,
+    PROTOTYPE,
+    MethodConfig,
+)
+from sseg_nase.config.groups.evaluator import OfInherited, OfPredictor, OfProxies, OfRuns
 from sseg_nase.config.groups.evolution import EvolutionConfig, Planned, Trials
 from sseg_nase.config.groups.finetune import (
     DISTILLING,
@@ -361,7 +368,7 @@ def _searched(config: Config) -> Iterator[str]:
     if isinstance(strategy, OneShot):
         yield from _one_shot(config, strategy)
     yield from _in_this_process(config)
-    if evaluator.name in ("run", "inherited") and config.evaluation.split == "test":
+    if isinstance(evaluator, OfRuns | OfInherited) and config.evaluation.split == "test":
         yield (
             "evaluation.split=test: a search must not see test classes; leave it out, and judge "
             "the answer afterwards with task=evaluate evaluation.split=test."
@@ -371,7 +378,7 @@ def _searched(config: Config) -> Iterator[str]:
 def _one_shot(config: Config, strategy: OneShot) -> Iterator[str]:
     """One network is trained that contains all others: nothing is asked for, nor measured."""
     said = f"strategy={strategy.name}: "
-    if config.evaluator.name != "run":
+    if not isinstance(config.evaluator, OfRuns):
         yield (
             f"evaluator={config.evaluator.name}: {said}it scores networks with the weights of its "
             "supernet; leave the evaluator out."
@@ -389,15 +396,17 @@ def _one_shot(config: Config, strategy: OneShot) -> Iterator[str]:
 
 def _in_this_process(config: Config) -> Iterator[str]:
     """Evaluators that start no runs: one candidate at a time, and what they do not do."""
-    name = config.evaluator.name
-    if name in ("proxy", "predicted", "inherited") and config.search.slots > 1:
+    evaluator = config.evaluator
+    here = isinstance(evaluator, OfProxies | OfPredictor | OfInherited)
+    if here and config.search.slots > 1:
         yield (
-            f"search.slots={config.search.slots}: it has no effect with evaluator={name}, which "
-            "measures one candidate after the other; leave it out."
+            f"search.slots={config.search.slots}: it has no effect with "
+            f"evaluator={evaluator.name}, which measures one candidate after the other; leave it "
+            "out."
         )
-    if isinstance(config.evaluator, OfProxies):
-        yield from _a_set("evaluator.proxies", config.evaluator.proxies)
-    if name != "inherited":
+    if isinstance(evaluator, OfProxies):
+        yield from _a_set("evaluator.proxies", evaluator.proxies)
+    if not isinstance(evaluator, OfInherited):
         return
     parts = [part for part in ("evolution", "sparsity") if getattr(config, part).enabled]
     if parts:
@@ -905,9 +914,9 @@ def _closed(config: Config) -> Iterator[str]:
             f"evaluation.datasets={evaluation.datasets}: a closed set is judged alone, after "
             f"training on it; leave it out."
         )
-    if evaluation.name == "linear_probe":
+    if evaluation.name == PROBE:
         given = evaluation.linear_probe.regularization
-        yield from _a_set("evaluation.linear_probe.regularization", given)
+        yield from _a_set(f"evaluation.{PROBE}.regularization", given)
     methods = [stage.finetune for stage in stages_of(config)]
     for method in methods:
         if same and not isinstance(method, Classifier):
@@ -921,7 +930,7 @@ def _closed(config: Config) -> Iterator[str]:
                 "train; choose finetune=linear, whose embedding is judged."
             )
     kept = bool(methods) and isinstance(methods[-1], Classifier)
-    if config.task == "pipeline" and evaluation.name == "classification" and not kept:
+    if config.task == "pipeline" and evaluation.name == CLASSIFIER and not kept:
         yield (
             f"{chosen}: it needs what finetune=classifier trains; add that, or choose "
             "evaluation=knn or evaluation=linear_probe."

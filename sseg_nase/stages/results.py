@@ -8,6 +8,7 @@ from typing import Any
 
 from sseg_nase.config.commands import command
 from sseg_nase.config.fingerprint import fingerprint
+from sseg_nase.config.groups.evaluation import CLASSIFIER
 from sseg_nase.config.groups.tracking import InStore
 from sseg_nase.data.store import ImageStore
 from sseg_nase.files import storage_error
@@ -126,7 +127,7 @@ def _untrained(this: Run, tasks: Sequence[Task]) -> dict[str, Any]:
     """How the network before any training does on a closed set; a classifier it has none."""
     evaluation = this.config.evaluation
     wanted = evaluation.untrained_reference and this.config.task == "pipeline"
-    if not wanted or evaluation.name == "classification":
+    if not wanted or evaluation.name == CLASSIFIER:
         return {}
     seed = Reached(seed_backbone(this.config))
     return {CLOSED_SECTIONS["untrained"]: evaluate(tasks, seed, this.device).results}
