@@ -58,7 +58,7 @@ def test_options_of_ones_own_are_in_the_help_at_once(tmp_path: Path) -> None:
     (row,) = (line for line in done.stdout.splitlines() if line.startswith("  A9 "))
     assert row.split()[-5:] == ["yes", "yes", "-", "yes", "yes"]
     (mine / "ssl" / "another.yaml").write_text("name: another\n")
-    assert ", another," in helped("--help", "--config-dir=mine", cwd=tmp_path).stdout
+    assert "ssl: another, " in helped("--help", "--config-dir=mine", cwd=tmp_path).stdout
     without = helped(cwd=tmp_path)
     assert without.stdout == help_text() + "\n" != help_text(mine) + "\n"
 
