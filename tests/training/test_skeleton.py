@@ -95,17 +95,19 @@ def test_batches_are_accumulated_and_the_last_group_is_as_large_as_what_is_left(
     assert one.average.item() > 0
 
 
-def test_a_training_is_what_a_plain_loop_computes() -> None:
+@pytest.mark.parametrize("groups", [[[1, 2], [3, 4], [5]], [[1, 2, 3], [4, 5]]])
+def test_a_training_is_what_a_plain_loop_computes(groups: list[list[int]]) -> None:
     one = Line()
+    one.accumulation = len(groups[0])
     one.fit()
     weight = average = 0.0
-    for step, group in enumerate([[1, 2], [3, 4], [5]] * 2):
+    for step, group in enumerate(groups * 2):
         gradient = sum(2 * x * (weight * x - 2 * x) for x in group) / len(group)
         weight -= 0.01 / (1 + step) * gradient
         average = 0.5 * average + 0.5 * weight
     assert one.network.weight.item() == pytest.approx(weight, rel=1e-5)
     assert one.average.item() == pytest.approx(average, rel=1e-5)
-    assert one.followed == list(range(6))  # steps that were counted before
+    assert one.followed == list(range(2 * len(groups)))  # steps that were counted before
     assert (one.state.progress.epoch, len(one.losses)) == (2, 2)
 
 
