@@ -134,8 +134,11 @@ def test_every_ablation_composes_with_every_dataset_on_every_profile() -> None:
         check_ablation(ablation, dataset, hardware)
 
 
-OWN_RECIPES = ("sketch_fewshot", "search_digits", "snas", "snas_digits", "sseg_nase_labels")
-WITHOUT_ABLATIONS = (*OWN_RECIPES, "sseg_nase_unlabeled")
+OWN_RECIPES = (
+    "sketch_fewshot", "search_digits", "snas", "snas_digits",
+    "sseg_nase_labels", "sseg_nase_labels_gpu",
+)  # fmt: skip
+WITHOUT_ABLATIONS = (*OWN_RECIPES, "sseg_nase_unlabeled", "sseg_nase_unlabeled_gpu")
 
 
 @pytest.mark.parametrize("ablation", groups()["ablation"])
