@@ -93,8 +93,8 @@ class RunDirectory:
         differs from the run's in what decides the result and `resume_overrides` does not say that
         this is meant.
         """
-        folder = Path(filled(config.resume, "resume"))
-        this = cls(folder.expanduser().absolute(), resumed=True)
+        resumed = Path(filled(config.resume, "resume"))
+        this = cls(resumed.expanduser().absolute(), resumed=True)
         stored = this._stored_config()
         this.data()  # refused before anything is touched
         try:
