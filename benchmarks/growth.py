@@ -3,8 +3,8 @@
 Every arm trains without labels until it has spent the same multiply-accumulates (students' forward
 and backward passes, three times a forward pass, at the architecture of each moment), with the same
 schedule: constant, then decayed to 0. Its learning rate is the best of three by the 5-shot accuracy
-on val with the first seed. All networks are judged on the same episodes of val. What is finished in
-OUT is not trained again, so a run that was stopped is resumed by the same command.
+on val with the first seed. All networks are evaluated on the same episodes of val. What is finished
+in OUT is not trained again, so a run that was stopped is resumed by the same command.
 
 With `--labels` every arm is a classifier of the base classes instead, from scratch, on one view of
 every image. An epoch is then all of them, so an arm has as many epochs as come nearest to the

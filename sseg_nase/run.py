@@ -187,7 +187,7 @@ class Run:
         write_data(self.directory, self.data)
 
     def know(self, tasks: Sequence[stages.Task]) -> None:
-        """Record the images that were not opened before they were judged."""
+        """Record the images that were not opened before they were evaluated."""
         known, roles = dict(self.data["images"]), {**self.data["roles"]}
         for role, key, store in (one for task in tasks for one in task.stores()):
             known[key] = identity.identity(store)
@@ -410,7 +410,7 @@ def pipeline(this: Run) -> None:
             epochs=progress.epoch,
         )
     pretrained = trained
-    # Of a closed set nothing is judged before all is trained and chosen.
+    # Of a closed set nothing is evaluated before all is trained and chosen.
     results = {} if stages.is_closed(config) else _references(this, tasks, reached, trained)
     results |= {} if guide is None else {"ssl_teacher": guide.in_results()}
     if place is not None:
@@ -421,7 +421,7 @@ def pipeline(this: Run) -> None:
     control = None
     if config.report.control:
         control = _train_control(this, extra, teacher, pretrained=pretrained)
-    _judge(this, reached, tasks, results, best, control)
+    _evaluate(this, reached, tasks, results, best, control)
 
 
 def _train_control(
@@ -494,19 +494,19 @@ def _references(
 ) -> dict[str, Any]:
     """What the results are to be compared with: the network before training, and before tuning.
 
-    Judged when that is done, because training should not wait for it.
+    Evaluated when that is done, because training should not wait for it.
     """
     config = this.config
     if not config.evaluation.untrained_reference:
         return {}
     with this.stage("untrained"):
         seed = stages.Reached(stages.seed_backbone(config))
-        references = {"fewshot_untrained": stages.judge_before_tuning(tasks, seed, this.device)}
+        references = {"fewshot_untrained": stages.evaluate_before_tuning(tasks, seed, this.device)}
     if config.finetune.trains and (trained or config.finetune.start):
         with this.stage("pretrained"):
-            judged = stages.judge_before_tuning(tasks, reached, this.device)
-            references["fewshot_pretrained"] = judged
-    return {key: judged.results for key, judged in references.items()}
+            evaluated = stages.evaluate_before_tuning(tasks, reached, this.device)
+            references["fewshot_pretrained"] = evaluated
+    return {key: evaluated.results for key, evaluated in references.items()}
 
 
 def _check_epochs(config: Config) -> None:
@@ -571,7 +571,7 @@ def _tell_how_it_goes_on(
 
 
 def evaluate(this: Run) -> None:
-    """Judge the network in `checkpoint`, without any training."""
+    """Evaluate the network in `checkpoint`, without any training."""
     config = this.config
     assert config.checkpoint is not None
     reached = stages.stored(Path(config.checkpoint), config)
@@ -580,7 +580,7 @@ def evaluate(this: Run) -> None:
     stages.check_classifier(reached, config, tasks)
     this.tie(tasks, pretrained=False)
     this.open()
-    _judge(this, reached, tasks, {})
+    _evaluate(this, reached, tasks, {})
 
 
 def curriculum(this: Run) -> None:
@@ -640,7 +640,7 @@ TASKS: Mapping[str, Callable[[Run], None]] = {
 }
 
 
-def _judge(
+def _evaluate(
     this: Run,
     reached: stages.Reached,
     tasks: Sequence[stages.Task],
@@ -657,7 +657,7 @@ def _judge(
     closed = stages.is_closed(this.config)
     sections = CLOSED_SECTIONS if closed else SECTIONS
     with this.stage("evaluate"):
-        judged = {LAST: stages.evaluate(tasks, reached, this.device)}
+        evaluated = {LAST: stages.evaluate(tasks, reached, this.device)}
         if closed:
             this.know(tasks)
             results = {**results, **_untrained(this, tasks)}
@@ -667,18 +667,18 @@ def _judge(
             results = {**results, sections["views"]: averaged.results, "test_views": about}
         why = None if best is None else checkpoint.unreadable(best)
         if why is not None:
-            text = f"{best} {why}: the best network is not judged"
+            text = f"{best} {why}: the best network is not evaluated"
             this.sink.event("warning", {"text": text})
         elif best is not None:
-            about, judged[BEST] = stages.evaluate_best(
-                tasks, best, backbone, judged[LAST], this.device
+            about, evaluated[BEST] = stages.evaluate_best(
+                tasks, best, backbone, evaluated[LAST], this.device
             )
-            results = {**results, sections[BEST]: judged[BEST].results, "best": about}
+            results = {**results, sections[BEST]: evaluated[BEST].results, "best": about}
         if control is not None:
             beside = stages.evaluate(tasks, control, this.device)
-            told = stages.compared(control, beside, judged[LAST])
+            told = stages.compared(control, beside, evaluated[LAST])
             results = {**results, sections["control"]: beside.results, "control": told}
-    results = {sections[LAST]: judged[LAST].results, **results}
+    results = {sections[LAST]: evaluated[LAST].results, **results}
     for text in stages.doubted(results):
         this.sink.event("warning", {"text": text})
     with this.stage("efficiency"):
@@ -722,15 +722,15 @@ def _judge(
     measured |= {} if spent is None else {"training_macs": float(spent["total"])}
     this.sink.metrics({f"efficiency/{key}": value for key, value in measured.items()}, at)
     write_architecture(this.directory, backbone.architecture.to_dict())
-    write_episodes(this.directory, {name: each.accuracies for name, each in judged.items()})
-    write_confusions(this.directory, {name: each.confusions for name, each in judged.items()})
-    if (shown := judged[LAST].embeddings) is not None:
+    write_episodes(this.directory, {name: each.accuracies for name, each in evaluated.items()})
+    write_confusions(this.directory, {name: each.confusions for name, each in evaluated.items()})
+    if (shown := evaluated[LAST].embeddings) is not None:
         write_embeddings(this.directory, shown)
     write_results(this.directory, results)
     if isinstance(this.config.tracking, InStore):
         chosen = checkpoint.backbone_of(best) if headline == "best" and best else backbone
         *_, (_, _, examples) = tasks[0].stores()
-        _keep(this, this.config.tracking, chosen, judged[headline], examples)
+        _keep(this, this.config.tracking, chosen, evaluated[headline], examples)
     if this.config.report.at_end:
         _report(this)
     _end(this, FINISHED)
@@ -741,7 +741,7 @@ def _keep(
     this: Run,
     tracking: InStore,
     backbone: Backbone,
-    judged: stages.Judgement,
+    evaluated: stages.Evaluation,
     examples: ImageStore,
 ) -> None:
     """Give the tracker the network that the results are headed by, and the checkpoints.
@@ -753,7 +753,7 @@ def _keep(
     if tracking.model:
         try:
             files += write_model(
-                this.directory, this.config, backbone, judged.mean, examples, this.sink.run_id
+                this.directory, this.config, backbone, evaluated.mean, examples, this.sink.run_id
             )
         except Exception as error:
             _warn(this, f"tracking.model=true: the model is not written: {error}")

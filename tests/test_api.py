@@ -69,6 +69,13 @@ def test_another_name_is_refused_as_any_module_does() -> None:
     assert {"grow", "__version__"} <= set(dir(sseg_nase))
 
 
+def test_a_name_of_the_last_version_is_that_of_this_one() -> None:
+    with pytest.deprecated_call(match=r"^sseg_nase\.judge is called evaluate; the old name goes"):
+        old = sseg_nase.judge
+    assert old is sseg_nase.evaluate
+    assert "judge" not in dir(sseg_nase)
+
+
 def test_importing_the_package_loads_its_version_and_nothing_else() -> None:
     code = (
         "import sys; before = set(sys.modules); import sseg_nase; dir(sseg_nase)\n"

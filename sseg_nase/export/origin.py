@@ -1,4 +1,4 @@
-"""The data set and the episodes that a network was judged on, taken from its run."""
+"""The data set and the episodes that a network was evaluated on, taken from its run."""
 
 from __future__ import annotations
 

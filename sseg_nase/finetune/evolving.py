@@ -53,10 +53,10 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
 
 @dataclass
 class Tuned:
-    """A learner and its optimizer. `judged`: the moving average of its weights, or the learner."""
+    """A learner and its optimizer. `evaluated`: the learner, or the average of its weights."""
 
     learner: EpisodeLearner
-    judged: EpisodeLearner
+    evaluated: EpisodeLearner
     optimizer: torch.optim.Optimizer
 
     @property
@@ -67,18 +67,18 @@ class Tuned:
     @property
     def learners(self) -> list[EpisodeLearner]:
         """The learner, and its average where there is one."""
-        return [self.learner] if self.judged is self.learner else [self.learner, self.judged]
+        return [self.learner] if self.evaluated is self.learner else [self.learner, self.evaluated]
 
     def state_dict(self) -> dict[str, Any]:
         """All tensors of both."""
-        return {"new": self.learner.state_dict(), "average": self.judged.state_dict()}
+        return {"new": self.learner.state_dict(), "average": self.evaluated.state_dict()}
 
 
-def tuned(learner: EpisodeLearner, judged: EpisodeLearner, options: FinetuneConfig) -> Tuned:
+def tuned(learner: EpisodeLearner, evaluated: EpisodeLearner, options: FinetuneConfig) -> Tuned:
     """With an optimizer without moments."""
     groups = groups_of(learner, options)
     optimizer = OPTIMIZERS[options.optimizer](groups, weight_decay=options.weight_decay)
-    return Tuned(learner, judged, optimizer)
+    return Tuned(learner, evaluated, optimizer)
 
 
 def groups_of(learner: EpisodeLearner, options: FinetuneConfig) -> list[dict[str, Any]]:
@@ -283,9 +283,9 @@ def tuned_after(
     """New networks after `mutation`; the given ones are left as they are."""
     moments = named_moments(networks.optimizer, networks.learner)
     learner, moved = mutated(mutation, networks.learner, options, classes, moments)
-    judged = learner
-    if networks.judged is not networks.learner:
-        judged, _ = mutated(mutation, networks.judged, options, classes, {})
-    new = tuned(learner, judged, options)
+    evaluated = learner
+    if networks.evaluated is not networks.learner:
+        evaluated, _ = mutated(mutation, networks.evaluated, options, classes, {})
+    new = tuned(learner, evaluated, options)
     load_moments(new.optimizer, learner, moved)
     return new

@@ -121,7 +121,7 @@ class Rule:
         return {}
 
     def derived(self, training: Training) -> list[Picks]:
-        """What is judged at the end of an epoch."""
+        """What is evaluated at the end of an epoch."""
         raise NotImplementedError
 
     def stopped(self, records: Sequence[Mapping[str, Any]]) -> tuple[str, int] | None:
@@ -359,14 +359,14 @@ class Uniform(Rule):
             yield picks
 
     def draw(self, generator: torch.Generator) -> Picks:
-        """A network, as those that are judged at the end are drawn."""
+        """A network at random, as those that are evaluated at the end."""
         return {
             name: int(torch.multinomial(torch.ones(len(alternatives)), 1, generator=generator))
             for name, alternatives in sorted(self.containing.decisions.items())
         }
 
     def likely(self, training: Training) -> list[Picks]:
-        """What is judged after an epoch that others follow."""
+        """What is evaluated after an epoch that others follow."""
         return drawn(self.draw, training, 1)
 
     def derived(self, training: Training) -> list[Picks]:

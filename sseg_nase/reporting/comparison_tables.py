@@ -279,22 +279,24 @@ def _by_place(entries: Sequence[Published]) -> list[tuple[tuple[str, bool], list
 
 
 def _runs(comparison: Comparison) -> TableBlock:
-    judged: dict[int, list[str]] = {}
+    evaluated: dict[int, list[str]] = {}
     for one in comparison.tables:
         for row in one.rows:
-            judged.setdefault(row.run, []).extend(cell.result.method for cell in row.cells.values())
+            evaluated.setdefault(row.run, []).extend(
+                cell.result.method for cell in row.cells.values()
+            )
     lines: list[list[Text]] = [
         [
             str(run.number),
             NOTHING if run.seed is None else str(run.seed),
-            ", ".join(dict.fromkeys(judged.get(run.number, [NOTHING]))),
+            ", ".join(dict.fromkeys(evaluated.get(run.number, [NOTHING]))),
             *_seen(run.images_seen),
             Code(run.folder),
         ]
         for run in comparison.runs
     ]
     sources = ["synthetic images seen", "unlabeled real ones", "labeled real ones"]
-    header = ["run", "seed", "judged by", *sources, "folder"]
+    header = ["run", "seed", "evaluated by", *sources, "folder"]
     return TableBlock.of(header, [RIGHT, RIGHT, LEFT, RIGHT, RIGHT, RIGHT, LEFT], lines)
 
 

@@ -117,7 +117,7 @@ def _within(block: str, place: str, otherwise: str) -> str:
 
 
 def figures_of_gates(found: Gates, goal: str) -> Iterator[Drawing]:
-    """Weights, cells and course of a supernet. `goal`: what its networks were judged by."""
+    """Weights, cells and course of a supernet. `goal`: what its networks were evaluated by."""
     yield weights(found)
     yield cells(found)
     yield course(found, goal)

@@ -1,4 +1,4 @@
-"""The evaluator `run`: each candidate is a job, a run of the program judged on val classes.
+"""The evaluator `run`: each candidate is a job, a run of the program evaluated on val classes.
 
 A job stands in the search's folder as the jobs of a sweep stand in theirs, and is performed by the
 same code: a process of its own, its config frozen, its end on disk. So a search that was killed
@@ -28,7 +28,7 @@ from sseg_nase.files import read_json, write_json
 from sseg_nase.finite import finite
 from sseg_nase.provenance import code
 from sseg_nase.rundir.names import checkpoint_of
-from sseg_nase.rundir.results import LAST, judged, read_results
+from sseg_nase.rundir.results import LAST, accuracies_of, read_results
 from sseg_nase.rundir.status import FAILED
 from sseg_nase.search.latency import LATENCY, Timed
 from sseg_nase.search.log import Candidate, Cost, Scored
@@ -204,7 +204,7 @@ class Jobs:
             raise UserError(
                 f"candidate {candidate.number}: task={config.task} "
                 f"evaluation.split={config.evaluation.split}: a candidate is a run of "
-                "task=pipeline, judged on val. An experiment chooses its task by "
+                "task=pipeline, evaluated on val. An experiment chooses its task by "
                 "`override /task: search` in its defaults."
             )
         number = len(sweep.plan["jobs"])
@@ -310,7 +310,7 @@ def scores_of(results: Mapping[str, Any]) -> dict[str, float]:
     `accuracy` is the mean over the settings (such as 5w1s and 5w5s), in percent. All are of the
     network at the end of the run, on classes of val.
     """
-    each = {f"accuracy/{k}": one["accuracy"] for k, one in judged(results, LAST).items()}
+    each = {f"accuracy/{k}": one["accuracy"] for k, one in accuracies_of(results, LAST).items()}
     if not each:
         raise ValueError("it holds no accuracy")
     found = {"accuracy": sum(each.values()) / len(each), **each}

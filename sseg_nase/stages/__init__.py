@@ -1,4 +1,4 @@
-"""The steps of a run: pretrain, fine-tune, judge; and looks at a curriculum and at a run's past."""
+"""The steps of a run: pretrain, fine-tune, evaluate; a curriculum as images, a run replayed."""
 
 from sseg_nase.stages.classifying import ClosedTask, check_classifier, is_closed, tasks_of
 from sseg_nase.stages.controlling import compared, train_control
@@ -6,16 +6,16 @@ from sseg_nase.stages.curriculum_images import TABLE as EXPORT_TABLE
 from sseg_nase.stages.curriculum_images import check_export, export_curriculum
 from sseg_nase.stages.drawing import draw_curriculum
 from sseg_nase.stages.evaluating import (
+    Evaluation,
     FewShotTask,
-    Judgement,
     Task,
     check_head,
     doubted,
     efficiency,
     evaluate,
+    evaluate_before_tuning,
     evaluate_best,
     fewshot_tasks,
-    judge_before_tuning,
 )
 from sseg_nase.stages.finetuning import Place, fine_tune, labelled, place_of, places_of, reached_by
 from sseg_nase.stages.fitting import fitted, unused_images
@@ -27,8 +27,8 @@ from sseg_nase.stages.teaching import OtherRun, classifier_of, guide_of
 __all__ = [
     "EXPORT_TABLE",
     "ClosedTask",
+    "Evaluation",
     "FewShotTask",
-    "Judgement",
     "OtherRun",
     "Place",
     "Reached",
@@ -42,6 +42,7 @@ __all__ = [
     "draw_curriculum",
     "efficiency",
     "evaluate",
+    "evaluate_before_tuning",
     "evaluate_best",
     "export_curriculum",
     "fewshot_tasks",
@@ -50,7 +51,6 @@ __all__ = [
     "guide_of",
     "images_of",
     "is_closed",
-    "judge_before_tuning",
     "labelled",
     "place_of",
     "places_of",

@@ -11,7 +11,7 @@ from typing import Any
 from sseg_nase.config.groups.finetune import Linear
 from sseg_nase.config.schema import Config
 from sseg_nase.config.sequence import stages_of, with_stages
-from sseg_nase.stages.evaluating import Judgement
+from sseg_nase.stages.evaluating import Evaluation
 from sseg_nase.stages.finetuning import fine_tune, place_of, places_of, reached_by
 from sseg_nase.stages.pretraining import pretrain
 from sseg_nase.stages.setup import Reached
@@ -107,7 +107,7 @@ def train_control(
     return reached
 
 
-def compared(control: Reached, judged: Judgement, last: Judgement) -> dict[str, Any]:
+def compared(control: Reached, evaluated: Evaluation, last: Evaluation) -> dict[str, Any]:
     """What results.json tells of a control: its size, its cost, and what evolution gave.
 
     `last_minus`: per episode list the paired difference of the run's last network and the control,
@@ -120,6 +120,6 @@ def compared(control: Reached, judged: Judgement, last: Judgement) -> dict[str, 
         "training_macs": None if control.macs is None else sum(control.macs.values()),
         "last_minus": {
             key: paired_difference(last.accuracies[key], accuracies)._asdict()
-            for key, accuracies in judged.accuracies.items()
+            for key, accuracies in evaluated.accuracies.items()
         },
     }

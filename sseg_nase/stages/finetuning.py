@@ -23,7 +23,7 @@ from sseg_nase.finetune.learner import EpisodeLearner, around
 from sseg_nase.finetune.loop import FineTuner, learner_of
 from sseg_nase.rundir.names import CHECKPOINTS, checkpoint_of
 from sseg_nase.stages.classifying import ByVal, labelled_part
-from sseg_nase.stages.evaluating import FewShotTask, judge_named
+from sseg_nase.stages.evaluating import FewShotTask, evaluate_named
 from sseg_nase.stages.pretraining import interventions_of
 from sseg_nase.stages.setup import Reached, check_sizes, images_of, stored
 from sseg_nase.stages.teaching import OtherRun
@@ -146,11 +146,11 @@ def fine_tune(
     for note in notes:
         sink.event("message", {"text": note})
     assert images is not None
-    judge = ByVal(config, store) if classifier else _by_episodes(config)
+    evaluate = ByVal(config, store) if classifier else _by_episodes(config)
 
     def validate(learner: EpisodeLearner) -> tuple[float, float]:
         with at_once():  # it may take longer than any step
-            return judge(learner, fabric.device)
+            return evaluate(learner, fabric.device)
 
     def reached(progress: Mapping[str, Any]) -> dict[str, Any]:
         seen = dict(before.images_seen)
@@ -227,15 +227,15 @@ def fine_tune(
 def _by_episodes(
     config: Config,
 ) -> Callable[[EpisodeLearner, torch.device], tuple[float, float]]:
-    """What judges a learner on episodes of the val classes."""
+    """A function that evaluates a learner on episodes of the val classes."""
     selection = FewShotTask(selection_config(config), config.dataset)
 
-    def judge(learner: EpisodeLearner, device: torch.device) -> tuple[float, float]:
-        judged = judge_named(selection, Reached(learner, name=TUNED), device)
-        (result,) = judged.results.values()
+    def evaluate(learner: EpisodeLearner, device: torch.device) -> tuple[float, float]:
+        evaluated = evaluate_named(selection, Reached(learner, name=TUNED), device)
+        (result,) = evaluated.results.values()
         return result["accuracy"], result["ci95"]
 
-    return judge
+    return evaluate
 
 
 def _told(tuner: FineTuner) -> dict[str, Any]:
@@ -270,7 +270,7 @@ def _check_frozen(learner: EpisodeLearner, config: Config) -> None:
 def selection_config(config: Config) -> Config:
     """`config` with the episodes by which fine-tuning chooses its best network.
 
-    Of the val classes, judged as the network is trained, and others than those of the results.
+    Of the val classes, classified as the network is trained, and others than those of the results.
     """
     options = config.finetune
     assert options.shots is not None  # fitted before
@@ -281,7 +281,7 @@ def selection_config(config: Config) -> Config:
         query_balance="balanced",
         episodes=options.validation_episodes,
         seed=derive(config.evaluation.seed, "selection"),
-        method=options.judged_by,
+        method=options.evaluated_by,
         metric=options.metric if isinstance(options, Prototypical) else "cosine",
         normalize="none" if options.by_episodes else "l2n",  # of which it knows no scores
         support_augmentations=0,

@@ -17,7 +17,7 @@ from typing import Any
 from sseg_nase.errors import MISTAKE
 from sseg_nase.finite import finite
 from sseg_nase.rundir.events import last_epoch, last_written
-from sseg_nase.rundir.results import LAST, episode_result, judged, read_results
+from sseg_nase.rundir.results import LAST, accuracies_of, episode_result, read_results
 from sseg_nase.rundir.status import (
     ENDS,
     FAILED,
@@ -236,7 +236,7 @@ def _seconds(state: Mapping[str, Any], found: str) -> float | None:
 def _metric(run: Path | None, loss: float | None, found: str) -> str:
     """The first accuracy of a run that has ended well, else its latest loss."""
     if run is not None and found == FINISHED:
-        key, first = next(iter(judged(read_results(run) or {}, LAST).items()), ("", None))
+        key, first = next(iter(accuracies_of(read_results(run) or {}, LAST).items()), ("", None))
         if not key:
             return ""
         one = episode_result(key, LAST, first)

@@ -84,13 +84,13 @@ def run(
     # The old generator: its numbers are the same in every version of NumPy, as the golden file's.
     shared = np.random.RandomState(0).normal(0, 5, (2, 120))
     rng = np.random.RandomState([len(name), *name.encode(), noise])
-    judged = {key: accuracies(rng, s, mean + 18 * i, 0) for i, (key, s) in
+    evaluated = {key: accuracies(rng, s, mean + 18 * i, 0) for i, (key, s) in
               enumerate(zip(keys, shared, strict=False))}  # fmt: skip
     sizes = {"params": 113_088, "macs": 14_200_000, "resolution": 32}
     images = dict(zip(("synthetic", "real_unlabeled", "real_labeled"), seen, strict=True))
     return record(
         Path("runs/x") / name,
-        judged,
+        evaluated,
         method=method,
         transductive=transductive,
         dataset={"name": dataset},
@@ -175,7 +175,7 @@ NAMES: list[tuple[dict[str, Any], str, str]] = [
 @pytest.mark.parametrize(("given", "method", "name"), NAMES, ids=[name for *_, name in NAMES])
 def test_the_name_of_a_method(given: dict[str, Any], method: str, name: str) -> None:
     run("a", given=given)
-    assert provenance(Path("runs/x/a"), {}).judged_by(method, "cifar_fs") == name
+    assert provenance(Path("runs/x/a"), {}).evaluated_by(method, "cifar_fs") == name
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_other_episodes_are_not_compared() -> None:
     assert {(d.run, d.shots) for d in one.differences} == {(3, 1)}
     assert best(found) == set()
     assert [note for note in found.notes if "run 2" in note] == [
-        f"run 2, {key}: it was not judged on the episodes of run 1, or they are not known: no "
+        f"run 2, {key}: it was not evaluated on the episodes of run 1, or they are not known: no "
         "difference."
         for key in (ONE, FIVE)
     ]
@@ -619,7 +619,7 @@ MISTAKES = [
     (["task=report", "runs=runs/y/*"], "runs=runs/y/*: nothing matches it"),
     (["task=report", "runs=em*"], "runs=em*: none of the 1 that match is"),
     (["task=report", "runs=runs/x/going,runs/x/drawing"], "runs/x/going is RUNNING, not FINISHED"),
-    (["task=report", "runs=runs/x/drawing,runs/x/going"], "runs/x/drawing has judged nothing"),
+    (["task=report", "runs=runs/x/drawing,runs/x/going"], "runs/x/drawing has evaluated nothing"),
     (["task=report", "runs=LAST", "paths.output_dir=empty"], "there is no finished run in empty"),
     (["task=report", "runs=runs/x/good", "sweep=LAST"], "not together with sweep=LAST"),
     (["task=report", "runs=[]"], "runs=[]: name at least one"),

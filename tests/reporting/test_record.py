@@ -329,8 +329,8 @@ def test_a_section_of_the_results_that_is_damaged_is_left_out(
 
 @pytest.mark.parametrize("odd", ["x", [1], {"accuracy": "x"}, {"top_k": [1]}, {"doubts": 3}])
 def test_a_list_of_episodes_that_is_damaged_is_left_out_alone(run: Path, odd: Any) -> None:
-    judged = {**RESULTS["fewshot"], "d/val/5w5s": odd}
-    (run / "results.json").write_text(json.dumps(RESULTS | {"fewshot": judged}))
+    evaluated = {**RESULTS["fewshot"], "d/val/5w5s": odd}
+    (run / "results.json").write_text(json.dumps(RESULTS | {"fewshot": evaluated}))
     record = read_run(run)
     assert record.results == RESULTS
     assert record.notes == ("d/val/5w5s of fewshot in results.json cannot be read: left out.",)

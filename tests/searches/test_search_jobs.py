@@ -135,7 +135,7 @@ def test_a_candidate_that_composes_to_no_config_is_recorded_and_not_run(
     assert len(performed.numbers) == 1
 
 
-def test_test_classes_are_never_judged(performed: Performed) -> None:
+def test_test_classes_are_never_evaluated(performed: Performed) -> None:
     with pytest.raises(UserError, match="must not see test classes"):
         begin("evaluation.split=test")
     assert performed.numbers == []

@@ -334,8 +334,8 @@ def _mutations(record: RunRecord) -> None:
 def _results(record: RunRecord) -> None:
     rows = [
         {"images": one.key, "network": one.network, "accuracy": one.accuracy, "±": one.ci95}
-        for judged in (episode_results(record.results), class_results(record.results))
-        for one in judged
+        for evaluated in (episode_results(record.results), class_results(record.results))
+        for one in evaluated
     ]
     if rows:
         st.dataframe(pd.DataFrame(rows).round(2), hide_index=True, width="stretch")
