@@ -228,7 +228,7 @@ def run(
     """
     if task is None and config.task not in TASKS:
         raise UserError(
-            f"task={config.task} looks at what is on disk and is no run: on the command line, "
+            f"task={config.task} inspects what is on disk and is no run: on the command line, "
             f"sseg-nase task={config.task}."
         )
     with unbroken_output(), Interruption() as interruption:
@@ -773,17 +773,17 @@ def _report(this: Run) -> None:
 
     # From here on the run is finished, whatever comes: the report says so, too.
     this.place.write_status(FINISHED, undelivered=not this.sink.delivered)
-    again = f"{command(task='report', runs=this.directory)} draws it"
+    again = f"{command(task='report', runs=this.directory)} writes it"
     try:
         with this.stage(NAME):
             files = write_report(this.directory, published=this.config.report.published)
     except KeyboardInterrupt:
-        _warn(this, f"the report is not drawn: interrupted; {again}")
+        _warn(this, f"the report is not written: interrupted; {again}")
         return
     except Exception as error:
         full = storage_error(error, this.directory)
         why = f"{type(error).__name__}: {error}" if full is None else str(full)
-        _warn(this, f"the report is not drawn: {why.rstrip('.')}; {again}")
+        _warn(this, f"the report is not written: {why.rstrip('.')}; {again}")
         return
     for path in files:
         folder = path.parent.relative_to(this.directory).as_posix()

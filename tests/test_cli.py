@@ -377,7 +377,7 @@ def test_a_misleading_ablation_is_cautioned(cli: Cli, capsys: pytest.CaptureFixt
         (["-m", "seed=0,1", "sweep.on_failure=never"], "choose one of continue, stop"),
         (["-m", "seed=0,1", "sweep=nowhere"], "its jobs are fixed; leave out seed=0,1"),
         (["-m", "sweep=nowhere"], "not the directory of a sweep"),
-        (["-m", "task=status,report"], "it looks at what is on disk and is no job of a sweep"),
+        (["-m", "task=status,report"], "it inspects what is on disk and is no job of a sweep"),
         (["-m", "seed=0,1", "resume=somewhere"], "resume: a sweep goes on by itself"),
         (["-m", "seed=0,-1"], "no job was started; job 1 (seed=-1): seed=-1"),
         (["-m", "hydra/sweeper=optuna", "seed=0,1"], "optuna"),

@@ -34,6 +34,8 @@ WORDS = {
     "goes on with": "resumes",
     "fared": "did",
     "put to use": "used",
+    "anew": "again, from scratch",
+    "left away": "left out",
 }
 # Names of modules that said nothing of what is inside.
 MODULES = {"late", "seen", "free", "official", "by_hand", "starting", "judging", "native"}

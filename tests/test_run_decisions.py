@@ -576,8 +576,8 @@ def test_what_is_recorded_of_what_was_evaluated(
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (KeyboardInterrupt(), "the report is not drawn: interrupted; "),
-        (ValueError("broken."), "the report is not drawn: ValueError: broken; "),
+        (KeyboardInterrupt(), "the report is not written: interrupted; "),
+        (ValueError("broken."), "the report is not written: ValueError: broken; "),
         (OSError(errno.ENOSPC, "No space left"), "cannot be written"),
     ],
 )
@@ -609,7 +609,7 @@ def test_a_report_that_is_not_drawn_costs_a_warning(
     assert (now["status"], now["undelivered"]) == (FINISHED, True)
     warned = [capsys.readouterr().err] if untold else texts(sink, "warning")
     assert said in warned[0]
-    assert f"task=report runs={this.directory} draws it" in warned[0]
+    assert f"task=report runs={this.directory} writes it" in warned[0]
 
 
 def test_the_files_of_a_report_stand_where_they_stand_on_disk(

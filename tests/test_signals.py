@@ -210,7 +210,7 @@ def test_a_report_that_is_interrupted_leaves_a_finished_run(
     directory = ran(*TINY, "ablation=A1", "tracking=jsonl", "report.at_end=true")
     assert json.loads((directory / "status.json").read_text())["status"] == "FINISHED"
     assert told(directory)[-1]["values"]["status"] == "FINISHED"
-    assert "the report is not drawn: interrupted" in capsys.readouterr().out
+    assert "the report is not written: interrupted" in capsys.readouterr().out
 
 
 def test_delivering_at_the_end_is_left_at_once(

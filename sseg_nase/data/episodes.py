@@ -88,7 +88,7 @@ def sample_episodes(
 
     A fixed function of the arguments (the names are hashed into the seed; `class_names` and
     `section`, of the config, only serve the messages), on every machine and NumPy version. Within
-    an episode classes and images are drawn without replacement, so support and query are disjoint.
+    an episode classes and images are sampled without replacement: support and query are disjoint.
     With `dirichlet_alpha` the classes of an episode share its `ways · queries` queries as a
     Dirichlet distribution with that alpha has it (Veilleux et al. 2021), 0 included; without, they
     have `queries` each. Raises UserError when the split holds fewer classes than `ways`, or a class
@@ -145,7 +145,7 @@ class _Stream:
 def _draw_distinct(stream: _Stream, sizes: np.ndarray, count: int) -> np.ndarray:
     """For every row r, `count` distinct integers below sizes[r], in random order: `[R, count]`.
 
-    Floyd's algorithm on all rows at once: its cost does not grow with `sizes`. It draws a uniform
+    Floyd's algorithm on all rows at once: its cost does not grow with `sizes`. It samples a uniform
     set in an order that is not uniform, hence the shuffle.
     """
     rows = len(sizes)

@@ -145,7 +145,7 @@ def prune(
     Of a network that is no chain of blocks: of every named axis. The result computes what
     `network.masked(x, masks.positive)` does; its embedding lacks the
     features of channels that the last block has lost. BN's statistics are those of before:
-    `recalibrate` takes them anew. The rest is as in `grow`.
+    `recalibrate` recomputes them. The rest is as in `grow`.
     """
     return _evolved(pruning.prune(network.architecture, kept), network, optimizer, teacher, images)
 

@@ -118,7 +118,7 @@ def mutated(
 ) -> tuple[EpisodeLearner, Mapping[str, Mapping[str, Any]]]:
     """A new learner after `mutation`, on the device of the given one, and its `moments` by name.
 
-    `classes`: of the base split. What is new in the head is drawn from `mutation.seed`.
+    `classes`: of the base split. What is new in the head is initialised by `mutation.seed`.
     """
     generator = torch.Generator().manual_seed(mutation.seed)
     with torch.random.fork_rng(devices=[]):  # layers draw from the global generator, too
@@ -176,7 +176,7 @@ class LabelledProbe:
         return torch.tensor(rows, dtype=torch.float64)
 
     def recalibrate(self, networks: Tuned, epoch: int, batches: int) -> None:
-        """Compute all BN statistics of the backbones anew, of views of the epoch's size."""
+        """Recompute all BN statistics of the backbones, on views of the epoch's size."""
         self.recalibrate_at(self.image_size, networks.learners, epoch, batches)
 
     def recalibrate_at(
@@ -271,8 +271,8 @@ class TuningSurgery(Surgery):
         super().__init__(state, interventions, mutated=after, before=before)
 
     def accept(self, old: Tuned, new: Tuned, decision: Decision) -> None:
-        """Choose the best network anew: the best one so far had another architecture, and is not
-        what the mutations after this one follow from."""
+        """Start to choose the best network again: the best one so far had another architecture,
+        and is not what the mutations after this one follow from."""
         super().accept(old, new, decision)
         self.state.progress.best_accuracy = self.state.progress.best_epoch = None
 

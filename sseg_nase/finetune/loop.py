@@ -38,7 +38,7 @@ from sseg_nase.training.optim import lr_ratio
 from sseg_nase.training.skeleton import Loop
 from sseg_nase.training.surgery import Before, Intervention
 
-PURPOSE = "finetune"  # of what is drawn at random here
+PURPOSE = "finetune"  # of the random numbers here
 BESIDE = "head.beside."  # in front of what is learned beside the head, and not kept with it
 POSITION = "position"  # what checkpoints call the batch
 STATISTICS_BATCHES = 20  # BN statistics are re-estimated from so many for another image size
@@ -52,9 +52,9 @@ class FineTuner(Loop):
     `best` where it is better than ever, `last` after every epoch and when `stop`, asked after every
     step, says so. `what` names the training in messages, `about` its stage in events, `before` what
     the run has done until then. `interventions` change the network between epochs, as they do in
-    pretraining; then the best one is chosen anew. A classifier is distilled from `teacher`, where
-    there is one. What is drawn at random follows from the seed and the place in training, so
-    `load_state_dict` goes on bit for bit on a CPU.
+    pretraining; then the choice of the best one starts again. A classifier is distilled from
+    `teacher`, where there is one. All random numbers follow from the seed and the step, so training
+    resumes from `load_state_dict` bit for bit on a CPU.
     """
 
     state: Tuning

@@ -154,7 +154,7 @@ class EvolvableCNN(Backbone):
             if isinstance(block.norm, nn.BatchNorm2d):
                 block.conv = fuse_conv_bn_eval(block.conv, block.norm)
                 block.norm = nn.Identity()
-        return folded.to(memory_format=torch.channels_last)  # fused weights are made anew
+        return folded.to(memory_format=torch.channels_last)  # fused weights are computed again
 
     def grow(self, out_channels: int | None = None, *, seed: int = 0) -> bool:
         """Add a block after the last, leaving the function unchanged. True when it was done."""
@@ -289,7 +289,7 @@ class Learner(nn.Module):
         self.predictor = nn.Identity() if predictor is None else predictor
 
     @property
-    def upon(self) -> dict[str, nn.Module]:
+    def heads(self) -> dict[str, nn.Module]:
         """The heads on the backbone, by name."""
         return {"head": self.head, "predictor": self.predictor}
 

@@ -75,7 +75,7 @@ class Training(Protocol):
         """What is trained of the learner."""
 
     def generator(self, purpose: str) -> torch.Generator:
-        """For what is drawn now."""
+        """For the random numbers of this step."""
 
     def validation(self) -> Seen:
         """The next batch of the other half."""
@@ -285,7 +285,7 @@ class TwoPaths(GatedRule):
 
     @contextmanager
     def training_weights(self, training: Training) -> Iterator[Picks | None]:
-        """One path, drawn by softmax(α)."""
+        """One path, sampled by softmax(α)."""
         picks = self.gates.sample(training.generator(WEIGHTS))
         with self.gates.picked(picks):
             yield picks
@@ -377,7 +377,7 @@ class Uniform(Rule):
 
 
 class Controlled(Uniform):
-    """ENAS: paths are drawn by an LSTM that is trained after every epoch."""
+    """ENAS: paths are sampled by an LSTM that is trained after every epoch."""
 
     options: ENAS  # type: ignore[assignment]
 
@@ -394,7 +394,7 @@ class Controlled(Uniform):
 
     @contextmanager
     def training_weights(self, training: Training) -> Iterator[Picks | None]:
-        """One path, drawn by the controller."""
+        """One path, sampled by the controller."""
         picks = self.draw(training.generator(WEIGHTS))
         with self.gates.picked(self.containing.candidates(picks)):
             yield picks
@@ -407,7 +407,7 @@ class Controlled(Uniform):
 
     @torch.no_grad()
     def likely(self, training: Training) -> list[Picks]:
-        """The likeliest network, where it is allowed; else one that is drawn."""
+        """The likeliest network, where it is allowed; else one that is sampled."""
         picks = self.controller().picks
         return [picks] if training.allowed(picks) else super().likely(training)
 
@@ -466,7 +466,7 @@ def drawn(draw: Callable[[torch.Generator], Picks], training: Training, count: i
             break
     if not found:
         raise UserError(
-            f"Of {TRIES:,} networks that were drawn none is within search.caps and "
+            f"Of {TRIES:,} sampled networks none is within search.caps and "
             "strategy.max_skips: raise these."
         )
     return list(found.values())

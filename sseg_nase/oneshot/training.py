@@ -6,8 +6,8 @@
     training.choose(picks)                       # CHOOSE: the derived network with its weights
     while training.further: training.train_epoch()
 
-All that is drawn at random is a function of the seed and the place in the training, so it goes on
-from `state_dict` bit for bit on a CPU. In float32, on one device.
+All random numbers are a function of the seed and the step, so it resumes from `state_dict` bit for
+bit on a CPU. In float32, on one device.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class OneShotTraining(Loop):
         return found if not self.chosen else max(found, options.weight_lr / 100)
 
     def generator(self, purpose: str) -> torch.Generator:
-        """For what is drawn at this step for this purpose."""
+        """For the random numbers of this step and purpose."""
         place = self.progress.epoch, self.progress.batch
         return torch.Generator().manual_seed(derive(self.seed, purpose, *place))
 

@@ -2,8 +2,8 @@
 
 A score is a function `(network, images [B, C, S, S], labels [B]) -> float`, more being better; it
 leaves the network as it was. The network gives logits, as those of `headed` do. Batch
-statistics normalise, as running ones mean nothing yet. All depend on the batch and on the weights
-that were drawn: keep B the same, and average over seeds.
+statistics normalise, as running ones mean nothing yet. All depend on the batch and on the random
+weights: keep B the same, and average over seeds.
 
 Most of them fail to beat the number of parameters, so `params` and `macs` are scores, too.
 """
@@ -53,7 +53,7 @@ class Headed(nn.Module):
 
 
 def headed(description: Description, classes: int, seed: int) -> Headed:
-    """Return a freshly initialised network with a classifier; the seed draws both."""
+    """Return a freshly initialised network with a classifier, both by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)

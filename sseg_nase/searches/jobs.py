@@ -56,11 +56,11 @@ TOLD = ("accuracy", "params", "macs", "flops", "resolution", "latency_ms_b1", "l
         "peak_memory_mb")  # fmt: skip
 ENERGY = "energy_mj_b1"
 NOT_OF_JOBS = {*NOT_SEARCHED} - {"experiment_name", "paths", "report", "tracking"}
-SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_POLLS = 0.2
 UNKNOWN_COST = (
     "its training MACs are not known, and no budget could count them: its training began with a "
     "checkpoint of an older version, which does not say what it took. Give finetune.from one that "
-    "this version has written; what an older version has begun, train anew."
+    "this version has written; what an older version has begun, train again."
 )
 
 Say = Callable[[str], None]
@@ -172,7 +172,7 @@ class Jobs:
         self._pool.shutdown(wait=False, cancel_futures=True)
         while any(not future.done() for future in self._running):
             stop_jobs(sweep, self._say)  # also those that had only just begun
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(SECONDS_BETWEEN_POLLS)
 
     def close(self) -> None:
         """All is done."""
@@ -239,7 +239,7 @@ class Jobs:
             return overrides, placed(load(overrides, *self._further))
 
     def _run_before(self, candidate: Candidate, sweep: SweepFolder) -> Path | None:
-        """The run of the candidate that this one is promoted from; None where it begins anew."""
+        """The run of the candidate that this one is promoted from; None where there is none."""
         for parent in candidate.parents:
             number = self._numbers.get((self._arm, parent))
             if number is None or not goes_on(sweep.plan["jobs"][number], candidate):
@@ -260,7 +260,7 @@ class Jobs:
             sweep = SweepFolder(self._path)
             job = sweep.jobs[number]
             while job.alive():  # of a search that was killed, and has left it behind
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                time.sleep(SECONDS_BETWEEN_POLLS)
             if not job.finished and job.state().get("status") != FAILED:
                 perform(self._path, number, "joblib")
             if sweep.stopped is None or job.finished:

@@ -23,7 +23,7 @@ from sseg_nase.search.log import Candidate, Cost
 # Fidelities of which more is more of the same run. At another resolution, or with other images in
 # an epoch, it is another run.
 GOES_ON = ("epochs", "episodes")
-# What a run that goes on makes anew. Fine-tuning begins anew with the network that is longer
+# What a resumed run makes again. Fine-tuning begins again with the network that is longer
 # trained, and what is delivered of it would be that of the run before.
 LEFT = (LOCK, "report", "export", MODEL, RESULTS, EPISODES, "finetune_*")
 

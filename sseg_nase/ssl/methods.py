@@ -132,7 +132,7 @@ class SSLMethod(Generic[S]):
 def make_learner(
     backbone: Backbone, ssl: SSLConfig, generator: torch.Generator | None = None
 ) -> Learner:
-    """`backbone` with the heads of the method of `ssl`, drawn from `generator`."""
+    """`backbone` with the heads of the method of `ssl`, initialised by `generator`."""
     method = method_of(ssl)
     head = method.head(backbone.architecture.features, ssl, generator)
     return Learner(backbone, head, method.predictor(ssl, generator))

@@ -123,7 +123,7 @@ def _fitted_to_images(config: Config, usual: Config) -> tuple[Config, list[str]]
 
 
 def _check_two_classes(config: Config) -> None:
-    """Raise `UserError` for a single class of one's own, which no episode can be drawn from."""
+    """Raise `UserError` for a single class of one's own, which no episode can be sampled from."""
     dataset = config.dataset
     if not isinstance(dataset, OwnImages) or dataset.split_fractions is not None:
         return

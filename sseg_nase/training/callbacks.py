@@ -140,7 +140,7 @@ class MemoryWatch(Callback):
             state.sink.event("warning", {"text": _warning(use, state.config)})
 
     def state_dict(self) -> dict[str, Any]:
-        """The last step that has a figure; a process that goes on may warn anew."""
+        """The last step that has a figure; a process that resumes may warn again."""
         return {"last_step": self._last_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

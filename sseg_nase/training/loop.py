@@ -426,7 +426,7 @@ class Trainer(Loop):
     def state_dict(self) -> dict[str, Any]:
         """Everything a checkpoint holds: tensors and plain data.
 
-        There is no state of random generators: every draw is derived from the seed and the place
+        There is no state of random generators: every number is derived from the seed and the place
         in training.
         """
         return {

@@ -42,7 +42,7 @@ class Decision:
     `tolerance`: relative rise of the held loss, over that of the network without the mutation, up
     to which it stays, but for the error of that difference; decided `grace` epochs later (0: at
     once). `control`: the network without the mutation is trained along until then. `recalibrate`:
-    batches from which the new network's BN statistics are computed anew. `negative`: of a PRUNE,
+    batches from which the new network's BN statistics are recomputed. `negative`: of a PRUNE,
     the one that keeps what it removes, to be evaluated beside it.
     """
 

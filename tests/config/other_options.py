@@ -1,4 +1,4 @@
-"""A config whose sections are other options of their groups, without composing it anew."""
+"""A config whose sections are other options of their groups, without composing it."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def test_the_average_grows_along_and_the_best_network_is_chosen_anew() -> None:
     moments = named_moments(one.state.networks.optimizer, one.learner)
     one._change()
     moved = named_moments(one.state.networks.optimizer, one.learner)
-    assert len(moved) == len(moments)  # those of the new blocks begin anew
+    assert len(moved) == len(moments)  # those of the new blocks begin at 0
     assert torch.equal(moved["head.weight"]["exp_avg"], moments["head.weight"]["exp_avg"])
     first, second = "backbone.blocks.1.conv.weight", "backbone.blocks.2.conv.weight"
     assert torch.equal(moved[second]["exp_avg"], moments[first]["exp_avg"])

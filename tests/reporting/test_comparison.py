@@ -630,7 +630,7 @@ MISTAKES = [
     (["runs=a,b"], "runs=a,b: it has no effect with task=pipeline"),
     (["task=report", "runs=runs/x/good", "report.output=file"], "report.output="),
     (["task=report", "runs=runs/x/good,runs/x/going", "report.output=file"], "report.output="),
-    (["-m", "task=report", "runs=a,b"], "it looks at what is on disk and is no job of a sweep"),
+    (["-m", "task=report", "runs=a,b"], "it inspects what is on disk and is no job of a sweep"),
 ]
 
 

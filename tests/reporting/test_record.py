@@ -165,7 +165,7 @@ def test_events_stand_in_for_lost_mutations(run: Path) -> None:
 
 
 def test_mutations_jsonl_counts_before_events_and_is_told_in_order(run: Path) -> None:
-    """It is written anew at every change; a line of events may be of before a resume."""
+    """It is rewritten at every change; a line of events may be of before a resume."""
     sink = opened(run)
     sink.event("mutation", mutation(2))
     sink.event("mutation", mutation(1))

@@ -497,6 +497,6 @@ def test_a_run_ends_with_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
     told = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     (warning,) = (line["values"]["text"] for line in told if line["kind"] == "warning")
     assert warning.startswith(
-        "the report is not drawn: MemoryError: too little; sseg-nase task=report runs="
+        "the report is not written: MemoryError: too little; sseg-nase task=report runs="
     )
     assert json.loads((run / "status.json").read_text())["status"] == "FINISHED"

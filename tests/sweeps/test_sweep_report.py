@@ -22,7 +22,7 @@ from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.sweeps import report
 from sseg_nase.sweeps.folder import SweepFolder
 from sseg_nase.sweeps.report import LONGEST_NOTE, again_of, artifact_folder, report_sweep
-from sseg_nase.sweeps.status import look
+from sseg_nase.sweeps.status import poll
 
 KEY = "digits/val/5w1s"
 
@@ -81,7 +81,7 @@ def test_what_has_finished_is_reported_and_all_jobs_are_counted(
     for number, status in enumerate((FINISHED, FINISHED, FAILED, INTERRUPTED)):
         evaluated(sweep, number, status)
     said: list[str] = []
-    report_sweep(sweep, look(sweep), store, said.append, figures=False)
+    report_sweep(sweep, poll(sweep), store, said.append, figures=False)
     rows = [(row["configuration"], row["seed"], row["accuracy"]) for row in reported(sweep)]
     assert rows == [("ablation=A1", "4", "60.0"), ("ablation=A1", "5", "61.0")]
     ((run_id, counts, files, note),) = store.given
@@ -109,7 +109,7 @@ def test_figures_stand_in_a_folder_of_their_own(
 
     monkeypatch.setattr(figures, "figures_of_sweep", one)
     evaluated(sweep, 0)
-    report_sweep(sweep, look(sweep), store, print, figures=True)
+    report_sweep(sweep, poll(sweep), store, print, figures=True)
     assert seen == [1]
     placed = {path.name: folder for path, folder in store.given[0][2]}
     assert placed["first.png"] == "report/figures"
@@ -121,7 +121,7 @@ def test_before_any_job_has_finished_only_the_counts_are_told(
 ) -> None:
     evaluated(sweep, 0, FAILED)
     said: list[str] = []
-    report_sweep(sweep, look(sweep), store, said.append, figures=False)
+    report_sweep(sweep, poll(sweep), store, said.append, figures=False)
     assert store.given == [
         ("the parent", {"sweep/jobs": 4, "sweep/finished": 0, "sweep/failed": 1}, [], None)
     ]
@@ -136,7 +136,7 @@ def test_without_a_parent_run_the_report_stays_on_disk(
     sweep.note(parent_run_id=None)
     if finished:
         evaluated(sweep, 0)
-    report_sweep(sweep, look(sweep), store, print, figures=False)
+    report_sweep(sweep, poll(sweep), store, print, figures=False)
     assert store.given == []
     assert (sweep.report / "report.md").exists() is finished
 
@@ -149,7 +149,7 @@ def test_what_the_store_has_not_got_is_sent_first(
     plain = store.report
     monkeypatch.setattr(store, "report", lambda *given: (order.append("parent"), plain(*given)))
     evaluated(sweep, 0)
-    report_sweep(sweep, look(sweep), store, print, figures=False)
+    report_sweep(sweep, poll(sweep), store, print, figures=False)
     assert order == ["runs", "parent"]
 
 
@@ -157,7 +157,7 @@ def test_a_report_says_how_the_sweep_is_done_once_more(sweep: SweepFolder, store
     again = "sseg-nase -m ablation=A1,A2 seed=4,5 tracking=jsonl"
     assert again_of(sweep) == again
     evaluated(sweep, 0)
-    report_sweep(sweep, look(sweep), store, print, figures=False)
+    report_sweep(sweep, poll(sweep), store, print, figures=False)
     assert f"\n{again}\n" in (sweep.report / "report.md").read_text()
     sweep.jobs[0].overrides.append("seed=6")  # no grid any more
     assert again_of(sweep) is None
@@ -170,7 +170,7 @@ def test_a_note_is_no_longer_than_a_page_takes(
 
     monkeypatch.setattr(tables, "markdown", lambda *given: "x" * (LONGEST_NOTE + 1))
     evaluated(sweep, 0)
-    report_sweep(sweep, look(sweep), store, print, figures=False)
+    report_sweep(sweep, poll(sweep), store, print, figures=False)
     assert store.given[0][3] == "x" * LONGEST_NOTE
 
 

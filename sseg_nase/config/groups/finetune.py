@@ -193,7 +193,7 @@ class Classifying(FinetuneConfig):
 @register("finetune", "linear")
 @dataclass(frozen=True)
 class Linear(Classifying):
-    """A classifier that is then left away; with a teacher it learns from its classifier, too."""
+    """A classifier that is then left out; with a teacher it learns from its classifier, too."""
 
     distillation_weight: Annotated[float, option(least=0, most=1)]
     distillation_temperature: Annotated[float, option(above=0)]

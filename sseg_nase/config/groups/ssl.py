@@ -36,7 +36,7 @@ class SSLConfig(Option):
 
     @property
     def held_epochs(self) -> int:
-        """Epochs at the start in which the last layer stays as it was drawn."""
+        """Epochs at the start in which the last layer stays as it was initialised."""
         return 0
 
 

@@ -32,7 +32,7 @@ class Reinforce:
             raise UserError(f"baseline_decay={self.baseline_decay} must be from 0 to below 1.")
 
     def __call__(self, space: Space, log: Log, count: int, seed: int) -> list[Candidate]:
-        """Return the next candidates, drawn from the policy."""
+        """Return the next candidates, sampled from the policy."""
         ask = Ask(space, log, seed)
         values = [choice.grid(STEPS) for choice in space.choices]
         shares = self.policy(space, log)
