@@ -57,6 +57,14 @@ def test_type_checkers_are_told_what_is_loaded() -> None:
     assert sseg_nase.__all__ == list(loaded)
 
 
+def test_what_is_offered_is_checked_strictly() -> None:
+    text = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^# What users import.*?module = \[(.*?)\]", text, re.S | re.M)
+    strict = set(re.findall(r'"([\w.*]+)"', listed))
+    homes = {f"sseg_nase.{home.partition(':')[0]}" for home in sseg_nase._HOMES.values()}
+    assert {home for home in homes if not {home, f"{home.rpartition('.')[0]}.*"} & strict} == set()
+
+
 def test_the_documentation_lists_every_name() -> None:
     page = PAGE.read_text(encoding="utf-8")
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]

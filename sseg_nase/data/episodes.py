@@ -84,7 +84,7 @@ def sample_episodes(
     class_names: Sequence[str] | None = None,
     section: str = "evaluation",
 ) -> EpisodeList:
-    """Draw `episodes` tasks from `class_indices`, the image indices of every class of the split.
+    """Sample `episodes` tasks from `class_indices`, the image indices of every class of the split.
 
     A fixed function of the arguments (the names are hashed into the seed; `class_names` and
     `section`, of the config, only serve the messages), on every machine and NumPy version. Within

@@ -32,7 +32,7 @@ from sseg_nase.nets.mutations import widen as widening
 
 
 class Evolved(NamedTuple):
-    """What a mutation by hand gives.
+    """What `grow`, `widen` and `prune` return: the new network, and what was carried along.
 
     `network`: the mutated one, on the device and in the mode of the given one. `record`: what
     mutations.jsonl holds of a mutation; a list of records is what `replay` takes. `optimizer` and

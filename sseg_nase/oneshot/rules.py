@@ -367,13 +367,13 @@ class Uniform(Rule):
 
     def likely(self, training: Training) -> list[Picks]:
         """What is evaluated after an epoch that others follow."""
-        return drawn(self.draw, training, 1)
+        return sampled(self.draw, training, 1)
 
     def derived(self, training: Training) -> list[Picks]:
         """One network; after the last epoch as many as are to be scored."""
         if training.progress.epoch + 1 < self.options.epochs:
             return self.likely(training)
-        return drawn(self.draw, training, self.options.samples)
+        return sampled(self.draw, training, self.options.samples)
 
 
 class Controlled(Uniform):
@@ -451,10 +451,12 @@ class Controlled(Uniform):
         self.baseline = state["baseline"]
 
 
-def drawn(draw: Callable[[torch.Generator], Picks], training: Training, count: int) -> list[Picks]:
-    """`count` allowed networks that are not the same function; fewer where there are no more.
+def sampled(
+    draw: Callable[[torch.Generator], Picks], training: Training, count: int
+) -> list[Picks]:
+    """Sample `count` networks of a supernet that are allowed, no two of them the same function.
 
-    Raises `UserError` where none is found.
+    They are fewer where there are no more. Raises `UserError` where none is found.
     """
     generator = training.generator(DERIVE)
     found: dict[str, Picks] = {}

@@ -43,7 +43,7 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run's folder. `config`: None where config.yaml cannot be read.
+    """All that the folder of a run holds, read. `config`: None where config.yaml cannot be.
 
     `events`: the `values` of events.jsonl by kind, in order, each once; those of `metrics` hold
     their `step`, too. `mutations`: the lines of mutations.jsonl by index, with every key that

@@ -247,7 +247,7 @@ def _metric(run: Path | None, loss: float | None, found: str) -> str:
 
 
 class Watcher:
-    """While it is entered, tells one line whenever a job stands otherwise than before."""
+    """Context manager that polls the jobs of a sweep, and tells a line when one changes state."""
 
     def __init__(self, sweep: SweepFolder, tell: Callable[[str], None]) -> None:
         self._sweep, self._tell = sweep, tell

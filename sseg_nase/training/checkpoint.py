@@ -97,7 +97,7 @@ def unreadable(path: Path) -> str | None:
 
 @contextmanager
 def taken_up(path: str) -> Iterator[None]:
-    """What is read back in the block from the run's checkpoint `path`, such as `last.pt`.
+    """Context manager around what is restored from the run's checkpoint `path` (`last.pt`).
 
     Raises `UserError` where that is the checkpoint of another run, whose parts do not fit.
     """

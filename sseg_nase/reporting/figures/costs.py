@@ -98,7 +98,7 @@ def numbered(records: Sequence[RunRecord]) -> list[tuple[int, RunRecord]]:
 
 
 def run_label(number: int, record: RunRecord) -> str:
-    """What a run is called beside others."""
+    """The label of a run among several: in a legend and in a table."""
     if record.config is None:
         return f"run {number}"
     origin = provenance(record.folder, record.results)
