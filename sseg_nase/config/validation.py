@@ -310,7 +310,7 @@ def _sweep(config: Config) -> Iterator[str]:
     if sweep.dir and not looking:
         yield (
             f"sweep={sweep.dir}: it has no effect with task={config.task}; add task=status, "
-            "task=report or task=deliver, or -m to go on with that sweep."
+            "task=report or task=deliver, or -m to resume that sweep."
         )
     if sweep.dir and config.task == "deliver" and config.run:
         yield f"run={config.run}: not together with sweep={sweep.dir}; leave one of them out."
@@ -324,7 +324,7 @@ def _search(config: Config) -> Iterator[str]:
     if search.dir and config.task not in ("status", "report"):
         yield (
             f"search={search.dir}: it has no effect with task={config.task}; add task=status or "
-            "task=report, or go on with that search by resume=DIR."
+            "task=report, or resume that search by resume=DIR."
         )
     others = {"sweep": config.sweep.dir, "runs": config.runs and ",".join(config.runs)}
     for key, value in others.items():

@@ -1,4 +1,4 @@
-"""A promoted candidate goes on from its own checkpoint: its job resumes a copy of the run before.
+"""A promoted candidate resumes from its own checkpoint: its job resumes a copy of the run before.
 
 The run before stays as it is, with its results. The copy is a run of its own; its learning rate
 follows the schedule of all its epochs from where they had got to.

@@ -66,7 +66,7 @@ def plan(
         )
     if any(config.resume for config in configs):
         raise UserError(
-            "resume: a sweep goes on by itself, where the same command is given again; leave "
+            "resume: a sweep is resumed where the same command is given again; leave "
             "resume out, or leave out -m to resume one run."
         )
     once = shared(overrides)

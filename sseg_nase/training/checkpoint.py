@@ -22,7 +22,7 @@ from sseg_nase.nets.building import build, configured, described
 from sseg_nase.training.divergence import check_saved
 
 SCHEMA = 1
-# What each checkpoint that training goes on from tells of where it is.
+# What each checkpoint that training resumes from tells of its position.
 PROGRESS = {"last": ("epoch", "step", "history"), "finetune_last": ("finetune", "step", "history")}
 DEFAULT = names_with(Chain)[0]
 

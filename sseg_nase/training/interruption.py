@@ -1,4 +1,4 @@
-"""Being asked to stop: the step is finished, a checkpoint written, and the run can go on later."""
+"""Being asked to stop: the step is finished, a checkpoint written, and the run can be resumed."""
 
 from __future__ import annotations
 

@@ -152,7 +152,7 @@ class Loop(ABC):
 
     @abstractmethod
     def interrupted(self) -> None:
-        """Save, so that training goes on after the step that was taken last."""
+        """Save, so that training resumes after the last step."""
 
     @abstractmethod
     def tensors(self) -> Mapping[str, Any]:
