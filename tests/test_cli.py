@@ -378,7 +378,7 @@ def test_a_misleading_ablation_is_cautioned(cli: Cli, capsys: pytest.CaptureFixt
         (["-m", "seed=0,1", "sweep=nowhere"], "its jobs are fixed; leave out seed=0,1"),
         (["-m", "sweep=nowhere"], "not the directory of a sweep"),
         (["-m", "task=status,report"], "it inspects what is on disk and is no job of a sweep"),
-        (["-m", "seed=0,1", "resume=somewhere"], "resume: a sweep is resumed where the same command"),
+        (["-m", "seed=0,1", "resume=somewhere"], "resume: a sweep is resumed where"),
         (["-m", "seed=0,-1"], "no job was started; job 1 (seed=-1): seed=-1"),
         (["-m", "hydra/sweeper=optuna", "seed=0,1"], "optuna"),
         (["-m", "hydra/launcher=slurm", "seed=0,1"], "slurm"),
