@@ -367,7 +367,7 @@ def pipeline(this: Run) -> None:
     done = 0 if state is None else int(state["epoch"])
     if tuning is not None:
         done = int(tuning["finetune"]["epoch"])
-    place = stages.place_of(tuning, config)
+    stage = stages.stage_reached(tuning, config)
     this.tie(tasks, pretrained=trained, epochs=done)
     this.notes += stages.unused_images(config)
     resumed = None
@@ -413,8 +413,8 @@ def pipeline(this: Run) -> None:
     # Of a closed set nothing is evaluated before all is trained and chosen.
     results = {} if stages.is_closed(config) else _references(this, tasks, reached, trained)
     results |= {} if guide is None else {"ssl_teacher": guide.in_results()}
-    if place is not None:
-        reached = _tune(this, reached, place, tuning, extra, teacher)
+    if stage is not None:
+        reached = _tune(this, reached, stage, tuning, extra, teacher)
         results |= {} if teacher is None else {"teacher": teacher.in_results()}
         trained = False  # what counts is chosen: there is no other best
     best = checkpoint_of(this.directory, "best") if trained else None
@@ -462,25 +462,25 @@ def _train_control(
 def _tune(
     this: Run,
     reached: stages.Reached,
-    place: stages.Place,
+    stage: stages.TuningStage,
     state: dict[str, Any] | None,
     extra: dict[str, Any],
     teacher: stages.OtherRun | None,
 ) -> stages.Reached:
-    """Fine-tune stage by stage, from `place` on, where `state` left off."""
-    tunings, places = stages_of(this.config), stages.places_of(this.config)
-    if place.number:
-        ended = place.number - 1
-        reached = stages.reached_by(places[ended], tunings[ended], this.directory)
-    for now in places[place.number :]:
+    """Fine-tune stage by stage, from `stage` on, where `state` left off."""
+    tunings, several = stages_of(this.config), stages.tuning_stages(this.config)
+    if stage.number:
+        ended = stage.number - 1
+        reached = stages.reached_by(several[ended], tunings[ended], this.directory)
+    for now in several[stage.number :]:
         with this.stage(now.name), this.interruption.deferred():
             reached = stages.fine_tune(
                 tunings[now.number],
                 reached,
                 this.sink,
                 this.directory,
-                place=now,
-                state=state if now == place else None,
+                stage=now,
+                state=state if now == stage else None,
                 extra=extra,
                 teacher=teacher if isinstance(tunings[now.number].finetune, Linear) else None,
                 stop=this.interruption.is_requested,
@@ -523,11 +523,11 @@ def _check_epochs(config: Config) -> None:
         progress, key, asked = state, "pretrain.epochs", config.pretrain.epochs
         if file == "finetune_last":
             progress = state.get("finetune", {})
-            place = stages.place_of(state or None, config)
-            if place is None:
+            stage = stages.stage_reached(state or None, config)
+            if stage is None:
                 continue
-            key = f"{place.keys}.epochs"
-            asked = stages_of(config)[place.number].finetune.epochs
+            key = f"{stage.keys}.epochs"
+            asked = stages_of(config)[stage.number].finetune.epochs
         begun = int(progress.get("epoch", 0)) + bool(progress.get("batch"))
         if begun > asked:
             raise UserError(
@@ -559,8 +559,8 @@ def _tell_how_it_goes_on(
         return
     where = "the beginning: there is no checkpoint yet"
     if tuning is not None:
-        place = stages.place_of(tuning, this.config)
-        training = "fine-tuning" if place is None else place.words
+        stage = stages.stage_reached(tuning, this.config)
+        training = "fine-tuning" if stage is None else stage.words
         where = f"epoch {tuning['finetune']['epoch'] + 1} of {training}, step {tuning['step']}"
     elif state is not None:
         where = f"epoch {state['epoch'] + 1}, step {state['step']}"

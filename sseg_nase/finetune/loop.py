@@ -165,7 +165,7 @@ class FineTuner(Loop):
         """Report every so many steps."""
         if self.progress.step % self.config.tracking.interval_steps:
             return
-        self.guard.check_losses(sums.tolist(), f"by {self.state.place(self.progress.step)}")
+        self.guard.check_losses(sums.tolist(), f"by {self.state.position(self.progress.step)}")
         loss, accuracy = figures.tolist()
         values = {
             "finetune/loss": loss,

@@ -185,7 +185,7 @@ class OneShotTraining(Loop):
         """
         try:
             super().train_epoch()
-            self.guard.check_losses(self.progress.sums, f"in {self.state.place()}")
+            self.guard.check_losses(self.progress.sums, f"in {self.state.position()}")
         except DivergenceError as error:
             raise DivergenceError(
                 f"{error} Lower strategy.weight_lr={self.options.weight_lr:g}, or set "

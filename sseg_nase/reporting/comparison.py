@@ -37,7 +37,7 @@ KEY = re.compile(r"(?P<dataset>[^/]+)/(?P<split>[^/]+)/(?P<ways>\d+)w(?P<shots>\
 REFERENCES = ("untrained", "pretrained")
 
 
-class Place(NamedTuple):
+class Setting(NamedTuple):
     """What accuracies must have in common to stand in one table, but for the shots."""
 
     dataset: str
@@ -91,9 +91,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one place, and how they differ from the first run on the same classes."""
+    """The rows of one setting, and how they differ from the first run on the same classes."""
 
-    place: Place
+    setting: Setting
     rows: tuple[Row, ...]
     differences: tuple[Difference, ...]
 
@@ -150,7 +150,7 @@ def compare(runs: Sequence[Path], *, with_published: bool = True) -> Comparison:
     """Compare finished runs, numbered from 1 in the order given. Raises nothing."""
     notes: list[str] = []
     reads = [_read(number, run, notes) for number, run in enumerate(runs, start=1)]
-    places: dict[Place, list[_Evaluation]] = defaultdict(list)
+    settings: dict[Setting, list[_Evaluation]] = defaultdict(list)
     for read in reads:
         for key, evaluated in read.evaluated.items():
             found = KEY.fullmatch(key)
@@ -158,21 +158,25 @@ def compare(runs: Sequence[Path], *, with_published: bool = True) -> Comparison:
                 notes.append(f"run {read.number}: {key} is no episode list: left out.")
                 continue
             dataset, split = found["dataset"], found["split"]
-            place = Place(
+            setting = Setting(
                 dataset,
                 split,
                 int(found["ways"]),
                 evaluated.result.transductive,
                 read.origin.regime,
             )
-            places[place].append(_Evaluation(read, int(found["shots"]), key, evaluated))
-    differences = _differences(places, notes)
+            settings[setting].append(_Evaluation(read, int(found["shots"]), key, evaluated))
+    differences = _differences(settings, notes)
     order = {name: index for index, name in enumerate(REGIMES)}
-    datasets = list(dict.fromkeys(place.dataset for place in places))
+    datasets = list(dict.fromkeys(setting.dataset for setting in settings))
     tables = [
-        Table(place, _rows(place, places[place], with_published), tuple(differences.get(place, ())))
-        for place in sorted(
-            places, key=lambda p: (datasets.index(p.dataset), *p[1:4], order[p.regime])
+        Table(
+            setting,
+            _rows(setting, settings[setting], with_published),
+            tuple(differences.get(setting, ())),
+        )
+        for setting in sorted(
+            settings, key=lambda p: (datasets.index(p.dataset), *p[1:4], order[p.regime])
         )
     ]
     beside = [row.published for table in tables for row in table.rows]
@@ -209,16 +213,16 @@ def _seed(run: Path) -> int | None:
 # -- rows --------------------------------------------------------------------------------------
 
 
-def _rows(place: Place, group: Sequence[_Evaluation], with_published: bool) -> tuple[Row, ...]:
+def _rows(setting: Setting, group: Sequence[_Evaluation], with_published: bool) -> tuple[Row, ...]:
     winners = _winners(_by_key(group))
     rows: dict[tuple[int, str], dict[int, Cell]] = defaultdict(dict)
     reads = {one.read.number: one.read for one in group}
     for one in group:
-        method = one.read.origin.evaluated_by(one.evaluated.result.method, place.dataset)
+        method = one.read.origin.evaluated_by(one.evaluated.result.method, setting.dataset)
         wins = (one.key, one.read.number) in winners
         rows[one.read.number, method][one.shots] = _cell(one, wins)
     return tuple(
-        _row(place, reads[number], method, cells, with_published)
+        _row(setting, reads[number], method, cells, with_published)
         for (number, method), cells in rows.items()
     )
 
@@ -232,19 +236,19 @@ def _cell(one: _Evaluation, best: bool) -> Cell:
 
 
 def _row(
-    place: Place, read: _Read, method: str, cells: Mapping[int, Cell], with_published: bool
+    setting: Setting, read: _Read, method: str, cells: Mapping[int, Cell], with_published: bool
 ) -> Row:
     costs, origin = section(read.results, "efficiency"), read.origin
     macs = costs.get("macs")
     known = None
-    if with_published and place.ways == WAYS:
+    if with_published and setting.ways == WAYS:
         known = corresponding(
             method,
             origin.backbone,
             origin.channels,
-            dataset=place.dataset,
-            regime=place.regime,
-            transductive=place.transductive,
+            dataset=setting.dataset,
+            regime=setting.regime,
+            transductive=setting.transductive,
         )
     return Row(
         run=read.number,
@@ -295,18 +299,20 @@ def _paired(a: Evaluated, b: Evaluated) -> PairedDifference | None:
 
 
 def _differences(
-    places: Mapping[Place, Sequence[_Evaluation]], notes: list[str]
-) -> dict[Place, list[Difference]]:
+    settings: Mapping[Setting, Sequence[_Evaluation]], notes: list[str]
+) -> dict[Setting, list[Difference]]:
     """Of every run to the first one on the same list, adjusted for all that stand in one table.
 
     Regimes are told apart by where the difference stands; what is transductive is not compared
     with what is not.
     """
-    lists: dict[tuple[str, bool], list[tuple[Place, _Evaluation]]] = defaultdict(list)
-    for place, group in places.items():
+    lists: dict[tuple[str, bool], list[tuple[Setting, _Evaluation]]] = defaultdict(list)
+    for setting, group in settings.items():
         for one in group:
-            lists[one.key, place.transductive].append((place, one))
-    known: dict[Place, list[tuple[_Evaluation, _Evaluation, PairedDifference]]] = defaultdict(list)
+            lists[one.key, setting.transductive].append((setting, one))
+    known: dict[Setting, list[tuple[_Evaluation, _Evaluation, PairedDifference]]] = defaultdict(
+        list
+    )
     for (key, _), members in lists.items():
         (_, first), *others = sorted(members, key=lambda item: item[1].read.number)
         tested = [(*other, _paired(other[1].evaluated, first.evaluated)) for other in others]
@@ -319,10 +325,10 @@ def _differences(
             for _, one, difference in tested
             if difference is None
         ]
-        for place, one, diff in tested:
+        for setting, one, diff in tested:
             if diff is not None:
-                known[place].append((one, first, diff))
-    return {place: _adjusted(family) for place, family in known.items()}
+                known[setting].append((one, first, diff))
+    return {setting: _adjusted(family) for setting, family in known.items()}
 
 
 def _adjusted(
@@ -350,12 +356,12 @@ def records(comparison: Comparison) -> Iterator[dict[str, Any]]:
     """Every accuracy of the tables, measured and published, as one flat line."""
     folders = {run.number: str(run.folder) for run in comparison.runs}
     for table in comparison.tables:
-        place = table.place
+        setting = table.setting
         for row in table.rows:
             for shots, cell in row.cells.items():
                 known = row.published
                 yield {
-                    **place._asdict(),
+                    **setting._asdict(),
                     "shots": shots,
                     "run": row.run,
                     "method": row.method,

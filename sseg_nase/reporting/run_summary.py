@@ -153,7 +153,7 @@ def _published(known: Comparison | None) -> dict[str, str]:
     """What is published of the same method, network and data set, by episode list."""
     found = {}
     for table in () if known is None else known.tables:
-        dataset, split, ways = table.place[:3]
+        dataset, split, ways = table.setting[:3]
         for row in table.rows:
             for shots, accuracy in row.published.accuracy.items() if row.published else ():
                 found[f"{dataset}/{split}/{ways}w{shots}s"] = f"{accuracy:.2f}"

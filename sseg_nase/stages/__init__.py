@@ -17,7 +17,14 @@ from sseg_nase.stages.evaluating import (
     evaluate_best,
     fewshot_tasks,
 )
-from sseg_nase.stages.finetuning import Place, fine_tune, labelled, place_of, places_of, reached_by
+from sseg_nase.stages.finetuning import (
+    TuningStage,
+    fine_tune,
+    labelled,
+    reached_by,
+    stage_reached,
+    tuning_stages,
+)
 from sseg_nase.stages.fitting import fitted, unused_images
 from sseg_nase.stages.pretraining import pretrain
 from sseg_nase.stages.replaying import replayed
@@ -30,9 +37,9 @@ __all__ = [
     "Evaluation",
     "FewShotTask",
     "OtherRun",
-    "Place",
     "Reached",
     "Task",
+    "TuningStage",
     "check_classifier",
     "check_export",
     "check_head",
@@ -52,15 +59,15 @@ __all__ = [
     "images_of",
     "is_closed",
     "labelled",
-    "place_of",
-    "places_of",
     "pretrain",
     "reached_by",
     "replayed",
     "seed_backbone",
     "seed_learner",
+    "stage_reached",
     "stored",
     "tasks_of",
     "train_control",
+    "tuning_stages",
     "unused_images",
 ]

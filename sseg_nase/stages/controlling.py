@@ -12,7 +12,7 @@ from sseg_nase.config.groups.finetune import Linear
 from sseg_nase.config.schema import Config
 from sseg_nase.config.sequence import stages_of, with_stages
 from sseg_nase.stages.evaluating import Evaluation
-from sseg_nase.stages.finetuning import fine_tune, place_of, places_of, reached_by
+from sseg_nase.stages.finetuning import fine_tune, reached_by, stage_reached, tuning_stages
 from sseg_nase.stages.pretraining import pretrain
 from sseg_nase.stages.setup import Reached
 from sseg_nase.stages.teaching import OtherRun
@@ -86,19 +86,19 @@ def train_control(
             epochs=progress.epoch,
             name="the control",
         )
-    place, configs, places = place_of(tuning, config), stages_of(config), places_of(config)
-    if place is None:
+    stage, configs, stages = stage_reached(tuning, config), stages_of(config), tuning_stages(config)
+    if stage is None:
         return reached
-    if place.number:
-        reached = reached_by(places[place.number - 1], configs[place.number - 1], folder)
-    for now in places[place.number :]:
+    if stage.number:
+        reached = reached_by(stages[stage.number - 1], configs[stage.number - 1], folder)
+    for now in stages[stage.number :]:
         reached = fine_tune(
             configs[now.number],
             reached,
             quiet,
             folder,
-            place=now,
-            state=tuning if now == place else None,
+            stage=now,
+            state=tuning if now == stage else None,
             extra=extra,
             teacher=teacher if isinstance(configs[now.number].finetune, Linear) else None,
             stop=stop,

@@ -327,7 +327,7 @@ class Trainer(Loop):
         both = self.fabric.all_reduce(torch.cat((figures, sums)))
         assert isinstance(both, Tensor)
         loss, contrastive, gap, *so_far = both.tolist()
-        self.guard.check_losses(so_far, f"by {state.place(step)}")
+        self.guard.check_losses(so_far, f"by {state.position(step)}")
         values = {
             "pretrain/loss": loss,
             "pretrain/contrastive": contrastive,

@@ -280,7 +280,7 @@ class PretrainingSurgery(Surgery):
             # The older network is no better: with neither there is nothing to train on from.
             if not same_everywhere(finite(loss)):
                 raise DivergenceError(
-                    f"{self.state.what} diverged in {self.state.place()}: the held loss is not "
+                    f"{self.state.what} diverged in {self.state.position()}: the held loss is not "
                     "finite, with the mutation on probation and without it."
                 )
             without = float("inf")

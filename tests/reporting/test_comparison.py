@@ -106,7 +106,7 @@ def run(
 
 
 def tables(found: Comparison) -> dict[tuple[str, bool], Table]:
-    return {(one.place.regime, one.place.transductive): one for one in found.tables}
+    return {(one.setting.regime, one.setting.transductive): one for one in found.tables}
 
 
 def best(found: Comparison) -> set[tuple[int, int]]:
@@ -191,7 +191,7 @@ def test_the_name_of_a_method(given: dict[str, Any], method: str, name: str) -> 
 )
 def test_the_regime_follows_from_the_images_seen(seen: tuple[int, int, int], regime: str) -> None:
     (found,) = compare([run("a", given=SIMCLR, seen=seen)]).tables
-    assert REGIMES[found.place.regime] == regime
+    assert REGIMES[found.setting.regime] == regime
 
 
 def test_a_network_of_drawn_images_that_is_centred_on_real_ones_says_so() -> None:
@@ -203,13 +203,13 @@ def test_a_network_of_drawn_images_that_is_centred_on_real_ones_says_so() -> Non
             run("c", given=SIMCLR, seen=REAL, method=centred),
         ]
     )
-    assert [one.place.regime for one in found.tables] == ["synthetic", "centred", "unlabeled"]
+    assert [one.setting.regime for one in found.tables] == ["synthetic", "centred", "unlabeled"]
 
 
 def test_images_that_are_not_of_the_base_are_a_regime_of_their_own() -> None:
     weights = {"backbone": {"name": "resnet18", "weights": "imagenet"}, **PROTONET}
     found = compare([run("a", given=weights), run("b", given=PROTONET)])
-    assert [one.place.regime for one in found.tables] == ["labels", "outside"]
+    assert [one.setting.regime for one in found.tables] == ["labels", "outside"]
     assert regime_of({}) == "unknown"
 
 
@@ -396,7 +396,7 @@ def test_every_dataset_and_number_of_ways_has_a_table() -> None:
         run("b", given=PROTONET, keys=keys, dataset="digits"),
         run("c", given=PROTONET, keys=("cifar_fs/val/10w1s",)),
     ]
-    found = [one.place[:3] for one in compare(runs).tables]
+    found = [one.setting[:3] for one in compare(runs).tables]
     assert found == [("cifar_fs", "val", 5), ("cifar_fs", "val", 10), ("digits", "test", 5),
                      ("digits", "val", 5)]  # fmt: skip
 
