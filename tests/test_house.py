@@ -42,6 +42,7 @@ MODULES = {"late", "seen", "free", "official", "by_hand", "starting", "judging",
 # Parts of words of the past, in names as well, and where they stay: what users and files have.
 STEMS = {"judg": "evaluate, accuracy, decide"}
 KEPT = {
+    "CHANGELOG.md": {"judge", "judged_by"},
     "sseg_nase/__init__.py": {"judge"},  # the alias of `evaluate`
     "sseg_nase/config/groups/finetune.py": {"judged_by"},  # the alias of `evaluated_by`
     "sseg_nase/oneshot/training.py": {"judged"},  # a random stream is derived from it

@@ -49,17 +49,17 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield folder
 
 
-def test_they_train_through_mutations_and_the_figure_is_in_the_report(conf: Path) -> None:
-    given = [*TINY, "report.at_end=true"]
-    directory = run(load(given, conf), given)
+def test_they_train_through_mutations_and_the_figure_shows_it(conf: Path) -> None:
+    directory = run(load(TINY, conf), TINY)
     record = read_run(directory)
     assert any(mutation["accepted"] for mutation in record.mutations)
     last = torch.load(directory / "checkpoints" / "last.pt", weights_only=True)
-    assert {key for state in last["optimizer"]["state"].values() for key in state} == {"exp_avg"}
-    report = (directory / "report" / "report.md").read_text()
-    assert "Learning rate" in report
-    assert "dotted: accepted mutations." in report
-    assert (directory / "report" / "figures" / "learning_rate.svg").stat().st_size > 1000
+    assert {key for state in last["moments"].values() for key in state} == {"exp_avg"}
+    *_, figure = figures_of_run(record)
+    (picture,) = drawn([figure], directory)
+    assert picture.title == "Learning rate"
+    assert picture.caption.endswith("dotted: accepted mutations.")
+    assert picture.files["svg"].stat().st_size > 1000
     # A run that is read again, without a word about the folder of configs.
     assert stored(directory / "config.yaml").optimizer == load(TINY, conf).optimizer
 
