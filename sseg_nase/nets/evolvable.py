@@ -124,7 +124,8 @@ class EvolvableCNN(Backbone):
 
     def masked(self, x: Tensor, masks: Sequence[Tensor]) -> Tensor:
         """`forward` with `masks`."""
-        return self(x, masks=masks)
+        masked: Tensor = self(x, masks=masks)
+        return masked
 
     def shortcuts(self) -> dict[str, tuple[str | None, Tensor]]:
         """Of every residual block what its shortcut adds: the block before it, by its routing."""
@@ -211,7 +212,8 @@ class ProjectionHead(nn.Module):
         *hidden, last = self.children()
         for linear, norm in zip(hidden[::2], hidden[1::2], strict=True):
             x = F.relu(norm(linear(x)))
-        return last(x)
+        projected: Tensor = last(x)
+        return projected
 
 
 class PrototypeHead(nn.Module):
@@ -295,7 +297,8 @@ class Learner(nn.Module):
 
     def project(self, features: Tensor) -> Tensor:
         """What the method compares, `[B, out]`, of embeddings `[B, features]`."""
-        return self.predictor(self.head(features))
+        compared: Tensor = self.predictor(self.head(features))
+        return compared
 
     def forward(self, x: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Embeddings `[B, features]` and projections `[B, out]` of images `[B, C, H, W]`.

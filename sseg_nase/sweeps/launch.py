@@ -308,8 +308,8 @@ def _to_do(sweep: SweepFolder, rerun: bool, store: SweepStore, say: Say) -> list
         more = f" (and so for {len(lost) - 1} more jobs)" if lost[1:] else ""
         say(f"job {lost[0].number} runs again: {lost[0].lost}{more}")
     if done:
-        jobs = len(sweep.jobs)
-        say(f"{done} of {jobs} jobs are FINISHED already (sweep.rerun=true runs them again)")
+        of = len(sweep.jobs)
+        say(f"{done} of {of} jobs are FINISHED already (sweep.rerun=true runs them again)")
     if on_their_way:
         say(f"{on_their_way} of {len(sweep.jobs)} jobs are on their way already")
     return numbers
