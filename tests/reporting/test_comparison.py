@@ -495,7 +495,7 @@ def test_the_files_agree() -> None:
 
 def test_the_latex_is_well_formed() -> None:
     text = latex(compare(small_case()))
-    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 7
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 8
     assert text.count("{") == text.count("}")
     assert r"\textbf{" in text
     assert "±" not in text
