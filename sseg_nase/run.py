@@ -187,7 +187,7 @@ class Run:
         write_data(self.directory, self.data)
 
     def know(self, tasks: Sequence[stages.Task]) -> None:
-        """Record the images that were not opened before they were judged."""
+        """Record the images that were not opened before they were evaluated."""
         known, roles = dict(self.data["images"]), {**self.data["roles"]}
         for role, key, store in (one for task in tasks for one in task.stores()):
             known[key] = identity.identity(store)
@@ -228,7 +228,7 @@ def run(
     """
     if task is None and config.task not in TASKS:
         raise UserError(
-            f"task={config.task} looks at what is on disk and is no run: on the command line, "
+            f"task={config.task} inspects what is on disk and is no run: on the command line, "
             f"sseg-nase task={config.task}."
         )
     with unbroken_output(), Interruption() as interruption:
@@ -367,7 +367,7 @@ def pipeline(this: Run) -> None:
     done = 0 if state is None else int(state["epoch"])
     if tuning is not None:
         done = int(tuning["finetune"]["epoch"])
-    place = stages.place_of(tuning, config)
+    stage = stages.stage_reached(tuning, config)
     this.tie(tasks, pretrained=trained, epochs=done)
     this.notes += stages.unused_images(config)
     resumed = None
@@ -410,18 +410,18 @@ def pipeline(this: Run) -> None:
             epochs=progress.epoch,
         )
     pretrained = trained
-    # Of a closed set nothing is judged before all is trained and chosen.
+    # Of a closed set nothing is evaluated before all is trained and chosen.
     results = {} if stages.is_closed(config) else _references(this, tasks, reached, trained)
     results |= {} if guide is None else {"ssl_teacher": guide.in_results()}
-    if place is not None:
-        reached = _tune(this, reached, place, tuning, extra, teacher)
+    if stage is not None:
+        reached = _tune(this, reached, stage, tuning, extra, teacher)
         results |= {} if teacher is None else {"teacher": teacher.in_results()}
         trained = False  # what counts is chosen: there is no other best
     best = checkpoint_of(this.directory, "best") if trained else None
     control = None
     if config.report.control:
         control = _train_control(this, extra, teacher, pretrained=pretrained)
-    _judge(this, reached, tasks, results, best, control)
+    _evaluate(this, reached, tasks, results, best, control)
 
 
 def _train_control(
@@ -462,25 +462,25 @@ def _train_control(
 def _tune(
     this: Run,
     reached: stages.Reached,
-    place: stages.Place,
+    stage: stages.TuningStage,
     state: dict[str, Any] | None,
     extra: dict[str, Any],
     teacher: stages.OtherRun | None,
 ) -> stages.Reached:
-    """Fine-tune stage by stage, from `place` on, where `state` left off."""
-    tunings, places = stages_of(this.config), stages.places_of(this.config)
-    if place.number:
-        ended = place.number - 1
-        reached = stages.reached_by(places[ended], tunings[ended], this.directory)
-    for now in places[place.number :]:
+    """Fine-tune stage by stage, from `stage` on, where `state` left off."""
+    tunings, several = stages_of(this.config), stages.tuning_stages(this.config)
+    if stage.number:
+        ended = stage.number - 1
+        reached = stages.reached_by(several[ended], tunings[ended], this.directory)
+    for now in several[stage.number :]:
         with this.stage(now.name), this.interruption.deferred():
             reached = stages.fine_tune(
                 tunings[now.number],
                 reached,
                 this.sink,
                 this.directory,
-                place=now,
-                state=state if now == place else None,
+                stage=now,
+                state=state if now == stage else None,
                 extra=extra,
                 teacher=teacher if isinstance(tunings[now.number].finetune, Linear) else None,
                 stop=this.interruption.is_requested,
@@ -494,19 +494,19 @@ def _references(
 ) -> dict[str, Any]:
     """What the results are to be compared with: the network before training, and before tuning.
 
-    Judged when that is done, because training should not wait for it.
+    Evaluated when that is done, because training should not wait for it.
     """
     config = this.config
     if not config.evaluation.untrained_reference:
         return {}
     with this.stage("untrained"):
         seed = stages.Reached(stages.seed_backbone(config))
-        references = {"fewshot_untrained": stages.judge_before_tuning(tasks, seed, this.device)}
+        references = {"fewshot_untrained": stages.evaluate_before_tuning(tasks, seed, this.device)}
     if config.finetune.trains and (trained or config.finetune.start):
         with this.stage("pretrained"):
-            judged = stages.judge_before_tuning(tasks, reached, this.device)
-            references["fewshot_pretrained"] = judged
-    return {key: judged.results for key, judged in references.items()}
+            evaluated = stages.evaluate_before_tuning(tasks, reached, this.device)
+            references["fewshot_pretrained"] = evaluated
+    return {key: evaluated.results for key, evaluated in references.items()}
 
 
 def _check_epochs(config: Config) -> None:
@@ -523,11 +523,11 @@ def _check_epochs(config: Config) -> None:
         progress, key, asked = state, "pretrain.epochs", config.pretrain.epochs
         if file == "finetune_last":
             progress = state.get("finetune", {})
-            place = stages.place_of(state or None, config)
-            if place is None:
+            stage = stages.stage_reached(state or None, config)
+            if stage is None:
                 continue
-            key = f"{place.keys}.epochs"
-            asked = stages_of(config)[place.number].finetune.epochs
+            key = f"{stage.keys}.epochs"
+            asked = stages_of(config)[stage.number].finetune.epochs
         begun = int(progress.get("epoch", 0)) + bool(progress.get("batch"))
         if begun > asked:
             raise UserError(
@@ -559,8 +559,8 @@ def _tell_how_it_goes_on(
         return
     where = "the beginning: there is no checkpoint yet"
     if tuning is not None:
-        place = stages.place_of(tuning, this.config)
-        training = "fine-tuning" if place is None else place.words
+        stage = stages.stage_reached(tuning, this.config)
+        training = "fine-tuning" if stage is None else stage.words
         where = f"epoch {tuning['finetune']['epoch'] + 1} of {training}, step {tuning['step']}"
     elif state is not None:
         where = f"epoch {state['epoch'] + 1}, step {state['step']}"
@@ -571,7 +571,7 @@ def _tell_how_it_goes_on(
 
 
 def evaluate(this: Run) -> None:
-    """Judge the network in `checkpoint`, without any training."""
+    """Evaluate the network in `checkpoint`, without any training."""
     config = this.config
     assert config.checkpoint is not None
     reached = stages.stored(Path(config.checkpoint), config)
@@ -580,7 +580,7 @@ def evaluate(this: Run) -> None:
     stages.check_classifier(reached, config, tasks)
     this.tie(tasks, pretrained=False)
     this.open()
-    _judge(this, reached, tasks, {})
+    _evaluate(this, reached, tasks, {})
 
 
 def curriculum(this: Run) -> None:
@@ -640,7 +640,7 @@ TASKS: Mapping[str, Callable[[Run], None]] = {
 }
 
 
-def _judge(
+def _evaluate(
     this: Run,
     reached: stages.Reached,
     tasks: Sequence[stages.Task],
@@ -657,7 +657,7 @@ def _judge(
     closed = stages.is_closed(this.config)
     sections = CLOSED_SECTIONS if closed else SECTIONS
     with this.stage("evaluate"):
-        judged = {LAST: stages.evaluate(tasks, reached, this.device)}
+        evaluated = {LAST: stages.evaluate(tasks, reached, this.device)}
         if closed:
             this.know(tasks)
             results = {**results, **_untrained(this, tasks)}
@@ -667,18 +667,18 @@ def _judge(
             results = {**results, sections["views"]: averaged.results, "test_views": about}
         why = None if best is None else checkpoint.unreadable(best)
         if why is not None:
-            text = f"{best} {why}: the best network is not judged"
+            text = f"{best} {why}: the best network is not evaluated"
             this.sink.event("warning", {"text": text})
         elif best is not None:
-            about, judged[BEST] = stages.evaluate_best(
-                tasks, best, backbone, judged[LAST], this.device
+            about, evaluated[BEST] = stages.evaluate_best(
+                tasks, best, backbone, evaluated[LAST], this.device
             )
-            results = {**results, sections[BEST]: judged[BEST].results, "best": about}
+            results = {**results, sections[BEST]: evaluated[BEST].results, "best": about}
         if control is not None:
             beside = stages.evaluate(tasks, control, this.device)
-            told = stages.compared(control, beside, judged[LAST])
+            told = stages.compared(control, beside, evaluated[LAST])
             results = {**results, sections["control"]: beside.results, "control": told}
-    results = {sections[LAST]: judged[LAST].results, **results}
+    results = {sections[LAST]: evaluated[LAST].results, **results}
     for text in stages.doubted(results):
         this.sink.event("warning", {"text": text})
     with this.stage("efficiency"):
@@ -722,15 +722,15 @@ def _judge(
     measured |= {} if spent is None else {"training_macs": float(spent["total"])}
     this.sink.metrics({f"efficiency/{key}": value for key, value in measured.items()}, at)
     write_architecture(this.directory, backbone.architecture.to_dict())
-    write_episodes(this.directory, {name: each.accuracies for name, each in judged.items()})
-    write_confusions(this.directory, {name: each.confusions for name, each in judged.items()})
-    if (shown := judged[LAST].embeddings) is not None:
+    write_episodes(this.directory, {name: each.accuracies for name, each in evaluated.items()})
+    write_confusions(this.directory, {name: each.confusions for name, each in evaluated.items()})
+    if (shown := evaluated[LAST].embeddings) is not None:
         write_embeddings(this.directory, shown)
     write_results(this.directory, results)
     if isinstance(this.config.tracking, InStore):
         chosen = checkpoint.backbone_of(best) if headline == "best" and best else backbone
         *_, (_, _, examples) = tasks[0].stores()
-        _keep(this, this.config.tracking, chosen, judged[headline], examples)
+        _keep(this, this.config.tracking, chosen, evaluated[headline], examples)
     if this.config.report.at_end:
         _report(this)
     _end(this, FINISHED)
@@ -741,7 +741,7 @@ def _keep(
     this: Run,
     tracking: InStore,
     backbone: Backbone,
-    judged: stages.Judgement,
+    evaluated: stages.Evaluation,
     examples: ImageStore,
 ) -> None:
     """Give the tracker the network that the results are headed by, and the checkpoints.
@@ -753,7 +753,7 @@ def _keep(
     if tracking.model:
         try:
             files += write_model(
-                this.directory, this.config, backbone, judged.mean, examples, this.sink.run_id
+                this.directory, this.config, backbone, evaluated.mean, examples, this.sink.run_id
             )
         except Exception as error:
             _warn(this, f"tracking.model=true: the model is not written: {error}")
@@ -773,17 +773,17 @@ def _report(this: Run) -> None:
 
     # From here on the run is finished, whatever comes: the report says so, too.
     this.place.write_status(FINISHED, undelivered=not this.sink.delivered)
-    again = f"{command(task='report', runs=this.directory)} draws it"
+    again = f"{command(task='report', runs=this.directory)} writes it"
     try:
         with this.stage(NAME):
             files = write_report(this.directory, published=this.config.report.published)
     except KeyboardInterrupt:
-        _warn(this, f"the report is not drawn: interrupted; {again}")
+        _warn(this, f"the report is not written: interrupted; {again}")
         return
     except Exception as error:
         full = storage_error(error, this.directory)
         why = f"{type(error).__name__}: {error}" if full is None else str(full)
-        _warn(this, f"the report is not drawn: {why.rstrip('.')}; {again}")
+        _warn(this, f"the report is not written: {why.rstrip('.')}; {again}")
         return
     for path in files:
         folder = path.parent.relative_to(this.directory).as_posix()

@@ -65,7 +65,7 @@ class Step(NamedTuple):
 class Steps:
     """Steps on the images of `base`, which lie in `images`, as `config.finetune` asks for them.
 
-    All that is drawn at random is a function of the seeds that are given.
+    All random numbers are a function of the seeds that are given.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Steps:
         self.batch_size = config.hardware.batch_size
 
     def steps_of(self, seed: int) -> Iterator[Step]:
-        """The steps of an epoch that is drawn from `seed`."""
+        """The steps of an epoch, whose order and views `seed` decides."""
         options = self.options
         if isinstance(options, Classifying):
             yield from self._batches(options, seed)

@@ -160,7 +160,7 @@ class RunDirectory:
 
     @property
     def last_checkpoint(self) -> Path:
-        """Where training goes on from, if the file is there."""
+        """The checkpoint that training resumes from, if the file is there."""
         return checkpoint_of(self.path, "last")
 
     def status(self) -> Status:

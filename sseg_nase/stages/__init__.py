@@ -1,4 +1,4 @@
-"""The steps of a run: pretrain, fine-tune, judge; and looks at a curriculum and at a run's past."""
+"""The steps of a run: pretrain, fine-tune, evaluate; a curriculum as images, a run replayed."""
 
 from sseg_nase.stages.classifying import ClosedTask, check_classifier, is_closed, tasks_of
 from sseg_nase.stages.controlling import compared, train_control
@@ -6,18 +6,25 @@ from sseg_nase.stages.curriculum_images import TABLE as EXPORT_TABLE
 from sseg_nase.stages.curriculum_images import check_export, export_curriculum
 from sseg_nase.stages.drawing import draw_curriculum
 from sseg_nase.stages.evaluating import (
+    Evaluation,
     FewShotTask,
-    Judgement,
     Task,
     check_head,
     doubted,
     efficiency,
     evaluate,
+    evaluate_before_tuning,
     evaluate_best,
     fewshot_tasks,
-    judge_before_tuning,
 )
-from sseg_nase.stages.finetuning import Place, fine_tune, labelled, place_of, places_of, reached_by
+from sseg_nase.stages.finetuning import (
+    TuningStage,
+    fine_tune,
+    labelled,
+    reached_by,
+    stage_reached,
+    tuning_stages,
+)
 from sseg_nase.stages.fitting import fitted, unused_images
 from sseg_nase.stages.pretraining import pretrain
 from sseg_nase.stages.replaying import replayed
@@ -27,12 +34,12 @@ from sseg_nase.stages.teaching import OtherRun, classifier_of, guide_of
 __all__ = [
     "EXPORT_TABLE",
     "ClosedTask",
+    "Evaluation",
     "FewShotTask",
-    "Judgement",
     "OtherRun",
-    "Place",
     "Reached",
     "Task",
+    "TuningStage",
     "check_classifier",
     "check_export",
     "check_head",
@@ -42,6 +49,7 @@ __all__ = [
     "draw_curriculum",
     "efficiency",
     "evaluate",
+    "evaluate_before_tuning",
     "evaluate_best",
     "export_curriculum",
     "fewshot_tasks",
@@ -50,17 +58,16 @@ __all__ = [
     "guide_of",
     "images_of",
     "is_closed",
-    "judge_before_tuning",
     "labelled",
-    "place_of",
-    "places_of",
     "pretrain",
     "reached_by",
     "replayed",
     "seed_backbone",
     "seed_learner",
+    "stage_reached",
     "stored",
     "tasks_of",
     "train_control",
+    "tuning_stages",
     "unused_images",
 ]

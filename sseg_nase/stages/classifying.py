@@ -1,7 +1,7 @@
 """What a network is worth on a closed set, whose test has the classes of the training.
 
-Test images are opened when they are judged, and not before: what was trained, and what was chosen
-on val, is fixed by then.
+Test images are opened when a network is evaluated on them, and not before: what was trained, and
+what was chosen on val, is fixed by then.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sseg_nase.nets.heads import LinearHead
 from sseg_nase.rundir.confusion import Confusion
 from sseg_nase.rundir.results import LAST, ClassResult
 from sseg_nase.stages.evaluating import (
-    Judgement,
+    Evaluation,
     Task,
     chosen_embeddings,
     embedded_by,
@@ -56,7 +56,7 @@ class Scored(NamedTuple):
 
 
 class ClosedTask:
-    """A split of a closed set with what classifies it, ready to judge any backbone.
+    """A split of a closed set with what classifies it, ready to evaluate any backbone.
 
     Raises `UserError` where the split is not there; only test waits to be opened.
     """
@@ -78,7 +78,7 @@ class ClosedTask:
 
     @cached_property
     def store(self) -> ImageStore:
-        """The images that are judged."""
+        """The images that are evaluated."""
         store = images_of(self.config, self.dataset, self.split)
         self.opened = True
         return store
@@ -90,9 +90,9 @@ class ClosedTask:
             known.append(("compare", f"{self.dataset.name}/train", self.train))
         return [*known, *([("evaluate", self.images_key, self.store)] if self.opened else [])]
 
-    def judge(
+    def evaluate(
         self, trained: Backbone | EpisodeLearner, device: torch.device, views: int = 1
-    ) -> Judgement:
+    ) -> Evaluation:
         """How `trained` classifies the split. Raises `NotFiniteError` where no figure can be taken.
 
         With several `views` an embedding is the mean of theirs.
@@ -137,7 +137,7 @@ class ClosedTask:
             classes=confusion.extremes(),
         )
         shown = chosen_embeddings(self.store, scored.embedded, self.images_key)
-        return Judgement(
+        return Evaluation(
             {self.key: section}, {self.key: right}, {self.key: confusion}, shown, scored.mean
         )
 
@@ -201,12 +201,12 @@ class ClosedTask:
 
 
 def is_closed(config: Config) -> bool:
-    """Whether networks are judged on the classes that they were trained on."""
+    """Whether networks are evaluated on the classes that they were trained on."""
     return config.evaluation.name != "fewshot"
 
 
 def tasks_of(config: Config) -> Sequence[Task]:
-    """What judges the networks of a run, made before training so that mistakes show first."""
+    """What networks are evaluated on, made before training so that mistakes show first."""
     if is_closed(config):
         return [ClosedTask(config, config.dataset)]
     return fewshot_tasks(config)
@@ -275,7 +275,7 @@ def labelled_part(store: ImageStore, options: Classifier, seed: int) -> ImageSto
 
 
 class ByVal:
-    """Judges a classifier while it is trained: by how many of the val images it gets right."""
+    """Evaluates a classifier while it is trained: by how many of the val images it gets right."""
 
     def __init__(self, config: Config, train: ImageStore) -> None:
         self.config = config
