@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from sseg_nase import cli as entry
 from sseg_nase.config import ablations as defined
-from sseg_nase.config.layout import groups
+from sseg_nase.config.conf_files import groups
 from sseg_nase.config.multirun import split
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError

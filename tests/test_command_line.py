@@ -17,7 +17,7 @@ import sseg_nase
 from sseg_nase import __main__ as process
 from sseg_nase import cli as entry
 from sseg_nase.config.commands import command
-from sseg_nase.config.layout import groups
+from sseg_nase.config.conf_files import groups
 from sseg_nase.config.multirun import expand
 from sseg_nase.reporting.selection import last_made
 

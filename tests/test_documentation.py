@@ -20,7 +20,8 @@ from examples import installed, write_files
 
 from sseg_nase import cli
 from sseg_nase.config.compose import load
-from sseg_nase.config.layout import WRITTEN_AS, groups, is_section, key_types, open_keys
+from sseg_nase.config.conf_files import groups
+from sseg_nase.config.layout import WRITTEN_AS, is_section, key_types, open_keys
 from sseg_nase.config.options import fields_of, load_packages
 from sseg_nase.config.schema import Config
 from sseg_nase.sweeps.plan import expand

@@ -17,15 +17,17 @@ from pathlib import Path
 from sseg_nase.config.ablations import ablations
 from sseg_nase.config.groups.backbone import BackboneConfig
 from sseg_nase.config.groups.dataset import DatasetConfig
-from sseg_nase.config.groups.evaluation import MethodConfig
+from sseg_nase.config.groups.evaluation import CLOSED_SETS, EvaluationConfig, MethodConfig
+from sseg_nase.config.groups.evaluator import EvaluatorConfig
 from sseg_nase.config.groups.finetune import FinetuneConfig
 from sseg_nase.config.groups.ssl import SSLConfig
 from sseg_nase.config.options import options_of
+from sseg_nase.config.schema import Config
 from sseg_nase.provenance import PACKAGE
 from sseg_nase.rundir import names, status
 
 # config/ stands below the room of a run's files; conf/config.yaml is no file of a run.
-BELOW = ("config/ablations.py", "config/compose.py", "config/layout.py")
+BELOW = ("config/ablations.py", "config/compose.py", "config/conf_files.py")
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Words of the past, with those that say it; in comments, docstrings and messages.
 WORDS = {
@@ -115,6 +117,30 @@ def test_only_operators_name_their_kinds() -> None:
     assert named == set()
 
 
+def test_no_option_is_asserted_to_have_a_value() -> None:
+    """`filled` says which key has none, and that it was to be fitted or asked for before."""
+    sections = {*Config.__dataclass_fields__, "config", "options", "usual", "asked"}
+
+    def of_options(node: ast.expr) -> bool:
+        names = set()
+        while isinstance(node, ast.Attribute):
+            node = node.value
+            names.add(node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", ""))
+        return not sections.isdisjoint(names)
+
+    found = [
+        f"{path.relative_to(PACKAGE)}: {ast.unparse(node.test)}"
+        for path in FILES
+        for node in parsed(path)
+        if isinstance(node, ast.Assert)
+        and isinstance(node.test, ast.Compare)
+        and isinstance(node.test.ops[0], ast.IsNot)
+        and of_options(node.test.left)
+    ]
+    assert found == []
+
+
+NAMED = (SSLConfig, FinetuneConfig, MethodConfig, BackboneConfig, DatasetConfig, EvaluatorConfig)
 # Words that are names of options, and elsewhere something else.
 OTHER_MEANINGS = {
     "none": "nothing, of heads, operations of a cell, titles, normalisation",
@@ -130,13 +156,17 @@ OTHER_MEANINGS = {
     "searched": "what checkpoints and architecture.json call networks of a space",
     "ridge": "a predictor of searches",
     "classifier": "how results.json says that a closed set was evaluated",
+    "classification": "the sections of results.json of closed sets",
+    "run": "a run of the program, and the keys and columns that name one",
+    "own": "the settings of stages of fine-tuning",
 }
 
 
 def test_a_method_a_data_set_and_a_family_are_named_where_they_are_defined_alone() -> None:
     """In the module of the option, and of what it is made by: a new one is added there alone."""
     homes: dict[str, set[str]] = {name: set() for name in ablations()}
-    for kind in (SSLConfig, FinetuneConfig, MethodConfig, BackboneConfig, DatasetConfig):
+    homes |= {name: {EvaluationConfig.__module__} for name in CLOSED_SETS}
+    for kind in NAMED:
         for name, cls in options_of(kind).items():
             makers = (getattr(cls, key, "") for key in ("made_by", "reader", "described_by"))
             of = {cls.__module__, *(each.partition(":")[0] for each in makers if each)}

@@ -29,7 +29,8 @@ from sseg_nase import (
 )
 from sseg_nase.config.compose import load
 from sseg_nase.files import write_json
-from sseg_nase.run import Membership, run
+from sseg_nase.run import run
+from sseg_nase.stages.running import Membership
 from sseg_nase.statistics import crossed_difference, mean_t95
 
 FOLDER = Path(__file__).parent.parent / "notebooks"

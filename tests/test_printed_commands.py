@@ -18,8 +18,8 @@ import yaml
 from sseg_nase import cli as entry
 from sseg_nase import run as runs
 from sseg_nase.config.compose import continued, load, spelled_out
+from sseg_nase.config.conf_files import groups
 from sseg_nase.config.explain import mistake
-from sseg_nase.config.layout import groups
 from sseg_nase.config.multirun import refuse_several
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError

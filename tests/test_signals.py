@@ -109,11 +109,11 @@ STAGES: dict[str, tuple[Callable[[], tuple[Any, str]], list[str]]] = {
     "store building": (lambda: (stages.evaluating, "images_of"), []),
     "tracker": (lambda: (mlflow_sink, "open_store"), ["tracking=mlflow"]),
     "before the first step": (lambda: (stages.pretraining, "place"), []),
-    "drawing": (lambda: (running.stages, "draw_curriculum"), ["task=curriculum"]),
-    "untrained reference": (lambda: (running.stages, "evaluate_before_tuning"), []),
+    "drawing": (lambda: (stages.tasks, "draw_curriculum"), ["task=curriculum"]),
+    "untrained reference": (lambda: (stages.pipeline, "evaluate_before_tuning"), []),
     "evaluation": (lambda: (stages.evaluating, "evaluate_episodes"), []),
     "latency": (lambda: (stages.evaluating, "latency_ms"), []),
-    "results": (lambda: (running, "write_episodes"), []),
+    "results": (lambda: (stages.results, "write_episodes"), []),
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from sseg_nase import counting
 from sseg_nase.config.ablations import Switches, ablations, switches_of
+from sseg_nase.config.conf_files import group_option, usual_of
 from sseg_nase.config.explain import described, fits, listed, shown
 from sseg_nase.config.groups.backbone import BackboneConfig, Chain
 from sseg_nase.config.groups.curriculum import SYNTHETIC_LEVELS
@@ -22,8 +23,15 @@ from sseg_nase.config.groups.dataset import (
     OwnImages,
     is_closed,
 )
-from sseg_nase.config.groups.evaluation import CLOSED_SETS, EPISODES, PROTOTYPE, MethodConfig
-from sseg_nase.config.groups.evaluator import OfProxies
+from sseg_nase.config.groups.evaluation import (
+    CLASSIFIER,
+    CLOSED_SETS,
+    EPISODES,
+    PROBE,
+    PROTOTYPE,
+    MethodConfig,
+)
+from sseg_nase.config.groups.evaluator import OfInherited, OfPredictor, OfProxies, OfRuns
 from sseg_nase.config.groups.evolution import EvolutionConfig, Planned, Trials
 from sseg_nase.config.groups.finetune import (
     DISTILLING,
@@ -40,7 +48,7 @@ from sseg_nase.config.groups.space import OfKeys
 from sseg_nase.config.groups.ssl import DINO
 from sseg_nase.config.groups.strategy import Promoting
 from sseg_nase.config.groups.tracking import InStore
-from sseg_nase.config.layout import WRITTEN_AS, group_option, is_section, usual_of
+from sseg_nase.config.layout import WRITTEN_AS, is_section
 from sseg_nase.config.options import fields_of, is_group, names_with, option_of, options_of
 from sseg_nase.config.schema import (
     OF_SWEEPS,
@@ -360,7 +368,7 @@ def _searched(config: Config) -> Iterator[str]:
     if isinstance(strategy, OneShot):
         yield from _one_shot(config, strategy)
     yield from _in_this_process(config)
-    if evaluator.name in ("run", "inherited") and config.evaluation.split == "test":
+    if isinstance(evaluator, OfRuns | OfInherited) and config.evaluation.split == "test":
         yield (
             "evaluation.split=test: a search must not see test classes; leave it out, and evaluate "
             "the answer afterwards with task=evaluate evaluation.split=test."
@@ -370,7 +378,7 @@ def _searched(config: Config) -> Iterator[str]:
 def _one_shot(config: Config, strategy: OneShot) -> Iterator[str]:
     """One network is trained that contains all others: nothing is asked for, nor measured."""
     said = f"strategy={strategy.name}: "
-    if config.evaluator.name != "run":
+    if not isinstance(config.evaluator, OfRuns):
         yield (
             f"evaluator={config.evaluator.name}: {said}it scores networks with the weights of its "
             "supernet; leave the evaluator out."
@@ -388,15 +396,17 @@ def _one_shot(config: Config, strategy: OneShot) -> Iterator[str]:
 
 def _in_this_process(config: Config) -> Iterator[str]:
     """Evaluators that start no runs: one candidate at a time, and what they do not do."""
-    name = config.evaluator.name
-    if name in ("proxy", "predicted", "inherited") and config.search.slots > 1:
+    evaluator = config.evaluator
+    here = isinstance(evaluator, OfProxies | OfPredictor | OfInherited)
+    if here and config.search.slots > 1:
         yield (
-            f"search.slots={config.search.slots}: it has no effect with evaluator={name}, which "
-            "measures one candidate after the other; leave it out."
+            f"search.slots={config.search.slots}: it has no effect with "
+            f"evaluator={evaluator.name}, which measures one candidate after the other; leave it "
+            "out."
         )
-    if isinstance(config.evaluator, OfProxies):
-        yield from _a_set("evaluator.proxies", config.evaluator.proxies)
-    if name != "inherited":
+    if isinstance(evaluator, OfProxies):
+        yield from _a_set("evaluator.proxies", evaluator.proxies)
+    if not isinstance(evaluator, OfInherited):
         return
     parts = [part for part in ("evolution", "sparsity") if getattr(config, part).enabled]
     if parts:
@@ -904,9 +914,9 @@ def _closed(config: Config) -> Iterator[str]:
             f"evaluation.datasets={evaluation.datasets}: a closed set is evaluated alone, after "
             f"training on it; leave it out."
         )
-    if evaluation.name == "linear_probe":
+    if evaluation.name == PROBE:
         given = evaluation.linear_probe.regularization
-        yield from _a_set("evaluation.linear_probe.regularization", given)
+        yield from _a_set(f"evaluation.{PROBE}.regularization", given)
     methods = [stage.finetune for stage in stages_of(config)]
     for method in methods:
         if same and not isinstance(method, Classifier):
@@ -920,7 +930,7 @@ def _closed(config: Config) -> Iterator[str]:
                 "train; choose finetune=linear, whose embedding is evaluated."
             )
     kept = bool(methods) and isinstance(methods[-1], Classifier)
-    if config.task == "pipeline" and evaluation.name == "classification" and not kept:
+    if config.task == "pipeline" and evaluation.name == CLASSIFIER and not kept:
         yield (
             f"{chosen}: it needs what finetune=classifier trains; add that, or choose "
             "evaluation=knn or evaluation=linear_probe."

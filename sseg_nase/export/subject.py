@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from sseg_nase.config.groups.evaluation import PROTOTYPE
+from sseg_nase.config.options import filled
 from sseg_nase.config.schema import Config
 from sseg_nase.data.episodes import EpisodeList, sample_episodes
 from sseg_nase.data.random import derive
@@ -63,8 +64,7 @@ def prepared(config: Config, overrides: Sequence[str], *, evaluated: bool = True
     Without `evaluated` the accuracy is left out, for who only wants to predict. Raises `UserError`
     for what is wrong with the checkpoint or the images.
     """
-    assert config.checkpoint is not None
-    path = Path(config.checkpoint).expanduser()
+    path = Path(filled(config.checkpoint, "checkpoint")).expanduser()
     if not path.exists():
         raise UserError(f"checkpoint={shown(path)}: there is no such file or folder.")
     config = as_trained(config, overrides)
@@ -210,12 +210,11 @@ def _calibrating(
             f"of {smallest} images; confidences are fitted on episodes of it, which need two "
             "classes of two images. Add images."
         )
-    assert evaluation.ways is not None
-    assert evaluation.shots is not None
-    assert evaluation.queries is not None
-    ways = min(evaluation.ways, classes)
+    ways = min(filled(evaluation.ways, "evaluation.ways"), classes)
+    asked = filled(evaluation.shots, "evaluation.shots")
+    shots = sorted({min(shots, smallest - 1) for shots in asked})
+    queries = filled(evaluation.queries, "evaluation.queries")
     found = []
-    shots = sorted({min(shots, smallest - 1) for shots in evaluation.shots})
     for count in shots:
         episodes = sample_episodes(
             base.class_indices,
@@ -223,7 +222,7 @@ def _calibrating(
             split="train",
             ways=ways,
             shots=count,
-            queries=min(evaluation.queries, smallest - count),
+            queries=min(queries, smallest - count),
             episodes=CALIBRATING,
             seed=derive(evaluation.seed, "calibration"),
         )

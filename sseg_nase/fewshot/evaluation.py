@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sseg_nase.config.options import filled
 from sseg_nase.config.schema import EvaluationConfig, ViewsConfig
 from sseg_nase.data.episodes import EpisodeList
 from sseg_nase.data.prefetch import sent
@@ -211,11 +212,11 @@ def doubts(
         elif zero and (evaluation.normalize != "none" or evaluation.metric == "cosine"):
             found.append(f"{zero:,} of {len(features):,} embeddings are zero, without a direction")
     mean = float(accuracies.mean())
-    assert evaluation.ways is not None
     if len(accuracies) > 1 and np.ptp(accuracies) == 0 and mean < 1:
+        chance = 100 / filled(evaluation.ways, "evaluation.ways")
         found.append(
             f"each of the {len(accuracies):,} episodes has the same accuracy of {100 * mean:.2f} %"
-            f" (chance is {100 / evaluation.ways:.2f} %)"
+            f" (chance is {chance:.2f} %)"
         )
     return found
 

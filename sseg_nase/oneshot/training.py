@@ -56,6 +56,7 @@ from sseg_nase.training.distributed import build_fabric
 from sseg_nase.training.divergence import DivergenceError, Guard
 from sseg_nase.training.skeleton import Loop
 from sseg_nase.training.state import Progress, State
+from sseg_nase.training.surgery import check_size
 
 RECALIBRATION = 2_000  # images from which BN's statistics are re-estimated before an evaluation
 PROBE = 32  # images on which a CHOOSE is compared with the supernet
@@ -395,6 +396,7 @@ class OneShotTraining(Loop):
             loss_before = self._held_loss(seen)
         after = apply(mutation, state, head=head)
         self._load(mutation.after.to_dict(), after)
+        check_size(self.learner.backbone, mutation)
         found = _embedded(self.learner.backbone, probe, self.gates)
         delta = ((found - expected).norm() / expected.norm().clamp_min(1e-12)).item()
         assert not inherits or delta <= EXACT, delta

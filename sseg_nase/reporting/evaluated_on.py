@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from sseg_nase.config.groups.evaluation import CLOSED_SETS
 from sseg_nase.reporting.comparison import KEY
-
-CLASSIFIERS = {
-    "classification": "trained classifier",
-    "linear_probe": "linear probe",
-    "knn": "nearest neighbours",
-}
 
 
 class EvaluatedOn(NamedTuple):
@@ -41,6 +36,6 @@ def evaluated_on(key: str) -> EvaluatedOn | None:
         return EvaluatedOn(found["dataset"], found["split"], ways, shots, title, 100 / ways)
     dataset, _, rest = key.partition("/")
     split, _, how = rest.partition("/")
-    if how not in CLASSIFIERS:
+    if how not in CLOSED_SETS:
         return None
-    return EvaluatedOn(dataset, split, 0, 0, CLASSIFIERS[how], 0.0)
+    return EvaluatedOn(dataset, split, 0, 0, CLOSED_SETS[how], 0.0)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from sseg_nase.config.ablations import Switches, ablations, switches_of
+from sseg_nase.config.conf_files import group_option
 from sseg_nase.config.groups.evaluation import PROTOTYPE, MethodConfig
 from sseg_nase.config.groups.finetune import FinetuneConfig, Linear
 from sseg_nase.config.groups.ssl import SimCLR, SSLConfig
-from sseg_nase.config.layout import group_option
 from sseg_nase.config.options import option_of, title_of
 from sseg_nase.errors import UserError
 from sseg_nase.finite import finite

@@ -14,6 +14,7 @@ from typing import Any
 from filelock import Timeout
 
 from sseg_nase.config.fingerprint import decisive, flatten
+from sseg_nase.config.options import filled
 from sseg_nase.config.places import PLACES, key_of, place_of, settled_overrides
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
@@ -92,8 +93,8 @@ class RunDirectory:
         differs from the run's in what decides the result and `resume_overrides` does not say that
         this is meant.
         """
-        assert config.resume is not None
-        this = cls(Path(config.resume).expanduser().absolute(), resumed=True)
+        folder = Path(filled(config.resume, "resume"))
+        this = cls(folder.expanduser().absolute(), resumed=True)
         stored = this._stored_config()
         this.data()  # refused before anything is touched
         try:

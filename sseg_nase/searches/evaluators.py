@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sseg_nase.config.groups.evaluator import OfPredictor, OfProxies
+from sseg_nase.config.groups.evaluator import OfInherited, OfPredictor, OfProxies
 from sseg_nase.config.schema import Config
 from sseg_nase.data.random import derive
 from sseg_nase.errors import UserError
@@ -79,7 +79,7 @@ def check_inheritance(config: Config, space: Space) -> None:
 
     Also for a training that a point says: in this process all are trained alike.
     """
-    if config.evaluator.name != "inherited":
+    if not isinstance(config.evaluator, OfInherited):
         if not config.search.inherit:
             raise UserError(
                 f"search.inherit=false: evaluator={config.evaluator.name} trains each candidate "

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sseg_nase.config.commands import override
+from sseg_nase.config.conf_files import groups
 from sseg_nase.config.explain import listed, mistake
-from sseg_nase.config.layout import groups, key_types
+from sseg_nase.config.layout import key_types
 from sseg_nase.errors import UserError
 from sseg_nase.spaces.choice import Options, Point, Value
 from sseg_nase.spaces.choices import choices_space

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sseg_nase.classification.metrics import Classified, classified, mean_roc
 from sseg_nase.classification.probes import best_probe, neighbour_shares
+from sseg_nase.config.groups.evaluation import CLASSIFIER, EPISODES, NEIGHBOURS, PROBE
 from sseg_nase.config.groups.finetune import Classifier
 from sseg_nase.config.schema import Config, DatasetConfig
 from sseg_nase.data.benchmarks import available_splits
@@ -86,7 +87,7 @@ class ClosedTask:
     def stores(self) -> list[tuple[str, str, ImageStore]]:
         """The images that are known by now: their role, key and store."""
         known = []
-        if self.config.evaluation.name != "classification":
+        if self.config.evaluation.name != CLASSIFIER:
             known.append(("compare", f"{self.dataset.name}/train", self.train))
         return [*known, *([("evaluate", self.images_key, self.store)] if self.opened else [])]
 
@@ -166,7 +167,7 @@ class ClosedTask:
         `embedded` gives those of train and val, where they are wanted. `suffix`: of the method.
         """
         evaluation, classes = self.config.evaluation, len(self.train.class_names)
-        if evaluation.name == "classification":
+        if evaluation.name == CLASSIFIER:
             assert head is not None  # checked before
             return Scored(head_scores(head, found), f"classifier{suffix}", found)
         base = embedded(self.train)
@@ -175,7 +176,7 @@ class ClosedTask:
         base, query = (normalized(each, mean, evaluation) for each in (base, found))
         labels = torch.from_numpy(self.train.labels).to(found.device)
         suffix = f"/{evaluation.normalize}{suffix}"
-        if evaluation.name == "knn":
+        if evaluation.name == NEIGHBOURS:
             options = evaluation.knn
             shares = neighbour_shares(
                 base,
@@ -185,7 +186,7 @@ class ClosedTask:
                 neighbours=options.neighbours,
                 temperature=options.temperature,
             )
-            method = f"knn/{options.neighbours}{suffix}"
+            method = f"{NEIGHBOURS}/{options.neighbours}{suffix}"
             return Scored(shares.double().cpu().numpy(), method, query, centre)
         held_store = images_of(self.config, self.dataset, "val")
         probe, regularization = best_probe(
@@ -197,12 +198,12 @@ class ClosedTask:
             regularizations=evaluation.linear_probe.regularization,
         )
         scores = probe.probabilities(query).cpu().numpy()
-        return Scored(scores, f"linear_probe/{regularization:g}{suffix}", query, centre)
+        return Scored(scores, f"{PROBE}/{regularization:g}{suffix}", query, centre)
 
 
 def is_closed(config: Config) -> bool:
     """Whether networks are evaluated on the classes that they were trained on."""
-    return config.evaluation.name != "fewshot"
+    return config.evaluation.name != EPISODES
 
 
 def tasks_of(config: Config) -> Sequence[Task]:
@@ -216,7 +217,7 @@ def check_classifier(reached: Reached, config: Config, tasks: Sequence[Task]) ->
     """Raise `UserError` where a checkpoint has no classifier of the classes of a closed set."""
     head = reached.network.head if isinstance(reached.network, EpisodeLearner) else None
     for task in tasks:
-        if not isinstance(task, ClosedTask) or config.evaluation.name != "classification":
+        if not isinstance(task, ClosedTask) or config.evaluation.name != CLASSIFIER:
             continue
         classes = len(task.train.class_names)
         if not classifies(head, classes):

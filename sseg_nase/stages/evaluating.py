@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sseg_nase.config.groups.evaluation import MATCHING, MethodConfig
-from sseg_nase.config.options import option_of
+from sseg_nase.config.options import filled, option_of
 from sseg_nase.config.schema import (
     Config,
     DatasetConfig,
@@ -76,25 +76,23 @@ class FewShotTask:
         evaluation = config.evaluation
         self.store = images_of(config, dataset, evaluation.split)
         self.base = images_of(config, dataset, "train") if evaluation.normalize == "cl2n" else None
-        assert evaluation.shots is not None  # fitted before
         alpha = evaluation.dirichlet_alpha if evaluation.query_balance == "dirichlet" else None
         self.episodes: list[EpisodeList] = [
-            self._sampled(dataset, shots, alpha) for shots in evaluation.shots
+            self._sampled(dataset, shots, alpha)
+            for shots in filled(evaluation.shots, "evaluation.shots")
         ]
 
     def _sampled(self, dataset: DatasetConfig, shots: int, alpha: float | None) -> EpisodeList:
         evaluation = self.config.evaluation
-        assert evaluation.ways is not None
-        assert evaluation.queries is not None
         try:
             return sample_episodes(
                 self.store.class_indices,
                 class_names=self.store.class_names,
                 dataset=dataset.name,
                 split=evaluation.split,
-                ways=evaluation.ways,
+                ways=filled(evaluation.ways, "evaluation.ways"),
                 shots=shots,
-                queries=evaluation.queries,
+                queries=filled(evaluation.queries, "evaluation.queries"),
                 episodes=evaluation.episodes,
                 seed=evaluation.seed,
                 dirichlet_alpha=alpha,
@@ -320,8 +318,8 @@ def evaluate_before_tuning(
     config = tasks[0].config
     if option_of(MethodConfig, config.evaluation.method).headed:
         generator = torch.Generator().manual_seed(derive(config.seed, "head"))
-        assert config.finetune.ways is not None
-        headed = around(reached.backbone, config.finetune, config.finetune.ways, generator)
+        ways = filled(config.finetune.ways, "finetune.ways")
+        headed = around(reached.backbone, config.finetune, ways, generator)
         reached = dataclasses.replace(reached, network=headed)
     return evaluate(tasks, reached, device)
 
@@ -339,9 +337,9 @@ def doubted(results: Mapping[str, Any]) -> list[str]:
 
 def check_head(reached: Reached, config: Config) -> None:
     """Raise `UserError` where `evaluation.method` needs a head that is not in the checkpoint."""
-    method, ways = config.evaluation.method, config.evaluation.ways
+    method = config.evaluation.method
+    ways = filled(config.evaluation.ways, "evaluation.ways")
     head = reached.network.head if isinstance(reached.network, EpisodeLearner) else None
-    assert ways is not None
     normalize = config.evaluation.normalize
     if method == MATCHING and isinstance(head, AttentionMLP) and normalize != "none":
         raise UserError(

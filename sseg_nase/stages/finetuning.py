@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sseg_nase.config.groups.finetune import Classifier, Prototypical
+from sseg_nase.config.options import filled
 from sseg_nase.config.schema import Config
 from sseg_nase.config.sequence import plain, stages_of
 from sseg_nase.data.placement import place as laid
@@ -273,11 +274,10 @@ def selection_config(config: Config) -> Config:
     Of the val classes, classified as the network is trained, and others than those of the results.
     """
     options = config.finetune
-    assert options.shots is not None  # fitted before
     evaluation = dataclasses.replace(
         config.evaluation,
         split="val",
-        shots=[options.shots],
+        shots=[filled(options.shots, "finetune.shots")],
         query_balance="balanced",
         episodes=options.validation_episodes,
         seed=derive(config.evaluation.seed, "selection"),

@@ -103,7 +103,8 @@ def run_job(sweep_path: str, number: int) -> int:
     try:
         for note in _code_notes(sweep):
             print(f"{prefix} {note}", file=sys.stderr, flush=True)
-        from sseg_nase.run import Membership, run  # here, because it imports torch
+        from sseg_nase.run import run  # here, because it imports torch
+        from sseg_nase.stages.running import Membership
 
         membership = Membership(
             sweep=sweep.name,

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sseg_nase.evolution.history import MutationRecord, counts
 from sseg_nase.evolution.selection import Difference, paired
@@ -160,8 +160,7 @@ class Surgery:
 
     def verify(self, old: Trained, new: Trained, mutation: Mutation) -> None:
         """Our own invariants: as many parameters as described, and pruned as masked."""
-        params = sum(p.numel() for p in new.learner.backbone.parameters())
-        assert params == mutation.after.params, (params, mutation.after.params)
+        check_size(new.learner.backbone, mutation)
         if kind_of(mutation.kind).removes:
             error = self.state.probe.pruning_error(old, new, mutation)
             assert error <= LARGEST_PRUNING_ERROR, error
@@ -178,6 +177,12 @@ class Surgery:
     def record(self, record: MutationRecord) -> None:
         """Emit what is in the history now."""
         self.state.sink.event("mutation", record.to_dict())
+
+
+def check_size(backbone: nn.Module, mutation: Mutation) -> None:
+    """Our own invariant: the network after `mutation` has as many parameters as described."""
+    params = sum(p.numel() for p in backbone.parameters())
+    assert params == mutation.after.params, (params, mutation.after.params)
 
 
 def _unfit(new: Trained, before: float, after: float) -> str:

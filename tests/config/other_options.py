@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from sseg_nase.config.conf_files import group_option, groups
 from sseg_nase.config.groups.dataset import Closed
-from sseg_nase.config.layout import group_option, groups
 from sseg_nase.config.members import chosen
 from sseg_nase.config.options import fields_of, is_group
 from sseg_nase.config.schema import Config

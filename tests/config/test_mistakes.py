@@ -15,14 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 from other_options import having, type_of
 
 from sseg_nase.config.compose import load, to_config
+from sseg_nase.config.conf_files import group_option, groups
 from sseg_nase.config.explain import explaining, fits, mistake, one_line
-from sseg_nase.config.layout import (
-    WRITTEN_AS,
-    group_option,
-    groups,
-    is_section,
-    key_types,
-)
+from sseg_nase.config.layout import WRITTEN_AS, is_section, key_types
 from sseg_nase.config.options import fields_of
 from sseg_nase.config.schema import Config
 from sseg_nase.config.validation import LARGEST, cautions, validate

@@ -17,7 +17,7 @@ import pytest
 from recorded_runs import accuracies, record
 
 from sseg_nase import cli as entry
-from sseg_nase.config.layout import groups
+from sseg_nase.config.conf_files import groups
 from sseg_nase.config.options import options_of
 from sseg_nase.config.schema import DatasetConfig
 from sseg_nase.reporting import figures

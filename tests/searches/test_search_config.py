@@ -8,8 +8,8 @@ import pytest
 from small_search import CHOICES, own
 
 from sseg_nase.config.compose import load, overrides_of, spelled_out
+from sseg_nase.config.conf_files import group_option, groups
 from sseg_nase.config.fingerprint import fingerprint
-from sseg_nase.config.layout import group_option, groups
 from sseg_nase.config.options import options_of
 from sseg_nase.config.schema import ONE_SHOT, EvaluatorConfig, StrategyConfig
 from sseg_nase.errors import UserError

@@ -23,6 +23,7 @@ from sseg_nase.errors import FAILURE, MISTAKE, UserError
 from sseg_nase.run import run
 from sseg_nase.rundir.directory import RunDirectory
 from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED, status_of
+from sseg_nase.stages import results
 from sseg_nase.stages.identity import identity
 from sseg_nase.stages.setup import images_of
 from sseg_nase.sweeps import job as jobs
@@ -446,7 +447,7 @@ def test_what_was_not_delivered_stays_undelivered(
     overrides = ["debug=tiny", "hardware=cpu", "ablation=A1", "evaluation.episodes=2"]
     overrides += ["report.at_end=false"]
     if fails:
-        monkeypatch.setattr(running, "write_episodes", lambda *arguments: 1 / 0)
+        monkeypatch.setattr(results, "write_episodes", lambda *arguments: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run(load(overrides), overrides)
         (directory,) = Path("runs/debug").iterdir()

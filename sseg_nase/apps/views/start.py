@@ -13,8 +13,8 @@ from sseg_nase.apps.commands import line
 from sseg_nase.apps.serving import Settings
 from sseg_nase.apps.views.fields import field
 from sseg_nase.apps.views.parts import launch
+from sseg_nase.config.conf_files import groups
 from sseg_nase.config.keys import Key, first_comment
-from sseg_nase.config.layout import groups
 from sseg_nase.config.schema import INSPECTIONS
 from sseg_nase.errors import UserError
 

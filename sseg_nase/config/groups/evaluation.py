@@ -140,7 +140,13 @@ class KnnConfig:
 
 
 EPISODES = "fewshot"
-CLOSED_SETS = ("classification", "linear_probe", "knn")  # how these are evaluated
+# How closed sets are evaluated, by the names in `evaluation` and in keys of results.
+CLASSIFIER, PROBE, NEIGHBOURS = "classification", "linear_probe", "knn"
+CLOSED_SETS = {
+    CLASSIFIER: "trained classifier",
+    PROBE: "linear probe",
+    NEIGHBOURS: "nearest neighbours",
+}
 
 
 @register("evaluation", EPISODES, *CLOSED_SETS)

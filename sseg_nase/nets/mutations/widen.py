@@ -193,14 +193,7 @@ def widen_candidates(
         channels = _expanded(width, options, caps)
         if channels <= width:
             continue
-        candidate = widen(
-            architecture,
-            block,
-            channels=channels,
-            mode=options.widen_mode,
-            noise=options.widen_noise,
-            seed=seed,
-        )
+        candidate = _proposed(architecture, block, channels, options, seed)
         if caps.violation(candidate.after) is None:
             return [candidate]
     return []
@@ -225,19 +218,23 @@ def widen_all_candidates(
         if channels[block] <= width:
             channels[block] = width
             continue
-        candidate = widen(
-            architecture,
-            None,
-            channels=channels,
-            mode=options.widen_mode,
-            noise=options.widen_noise,
-            seed=seed,
-        )
+        candidate = _proposed(architecture, None, channels, options, seed)
         if caps.violation(candidate.after) is None:
             found = [candidate]
         else:
             channels[block] = width
     return found
+
+
+def _proposed(
+    architecture: Description,
+    block: int | None,
+    channels: int | Sequence[int],
+    options: Options,
+    seed: int,
+) -> Mutation:
+    mode, noise = options.widen_mode, options.widen_noise
+    return widen(architecture, block, channels=channels, mode=mode, noise=noise, seed=seed)
 
 
 def _by_sensitivity(sensitivity: Sequence[float]) -> list[int]:
