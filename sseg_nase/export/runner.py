@@ -210,6 +210,18 @@ def _leaky_relu(x, *, alpha=0.01):
     return np.where(x < 0, np.float32(alpha) * x, x)
 
 
+def _elu(x, *, alpha=1.0):
+    return np.where(x < 0, np.float32(alpha) * np.expm1(np.minimum(x, 0)), x)
+
+
+def _selu(x, *, alpha=1.67326319217681884765625, gamma=1.05070102214813232421875):
+    return np.float32(gamma) * _elu(x, alpha=alpha)
+
+
+def _hard_sigmoid(x, *, alpha=0.2, beta=0.5):
+    return np.clip(np.float32(alpha) * x + np.float32(beta), 0, 1)
+
+
 def _sigmoid(x):
     return (1 / (1 + np.exp(-x))).astype(x.dtype)
 
@@ -228,6 +240,7 @@ _OPERATIONS = {
     "Concat": lambda *parts, axis: np.concatenate(parts, axis=axis),
     "Conv": _conv,
     "Div": lambda a, b: a // b if a.dtype.kind == "i" else a / b,
+    "Elu": _elu,
     "Erf": _erf,
     "Exp": np.exp,
     "Expand": lambda x, shape: x * np.ones(shape.tolist(), x.dtype),
@@ -236,6 +249,8 @@ _OPERATIONS = {
     "Gelu": _gelu,
     "Gemm": _gemm,
     "GlobalAveragePool": lambda x: x.mean(axis=(2, 3), keepdims=True),
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": lambda x: x * _hard_sigmoid(x, alpha=1 / 6),
     "Identity": lambda x: x,
     "LayerNormalization": _layer_norm,
     "LeakyRelu": _leaky_relu,
@@ -250,6 +265,7 @@ _OPERATIONS = {
     "ReduceSum": _reduced(np.sum),
     "Relu": lambda x: np.maximum(x, 0),
     "Reshape": _reshape,
+    "Selu": _selu,
     "Shape": _shape,
     "Sigmoid": _sigmoid,
     "Slice": _slice,

@@ -258,6 +258,11 @@ def cases() -> list[tuple[str, list[Any], dict[str, Any]]]:
         ("Gather", [row, np.array(1)], {}),
         ("Gelu", [row], {}),
         ("Gelu", [row], {"approximate": "tanh"}),
+        ("Elu", [row], {"alpha": 0.7}),
+        ("Elu", [row], {}),
+        ("HardSigmoid", [4 * row], {"alpha": 1 / 6}),
+        ("HardSigmoid", [4 * row], {}),
+        ("HardSwish", [4 * row], {}),
         ("LeakyRelu", [row], {"alpha": 0.1}),
         ("LeakyRelu", [row], {}),
         ("Pad", [row, n(1, 0, 2, 3)], {}),
@@ -281,6 +286,7 @@ def cases() -> list[tuple[str, list[Any], dict[str, Any]]]:
     found += [(name, [image, x(4, 1, 1)], {}) for name in ("Add", "Sub", "Mul")]
     found += [("Add", [row, row], {})]
     found += [(name, [row], {}) for name in ("Exp", "Identity", "Neg", "Relu", "Sigmoid", "Tanh")]
+    found += [("Selu", [row], {}), ("Selu", [row], {"alpha": 1.5, "gamma": 1.1})]
     found += [("Sqrt", [np.abs(row)], {}), ("Erf", [np.linspace(-7, 7, 99, dtype=np.float32)], {})]
     for name in ("ReduceMax", "ReduceMean", "ReduceSum"):
         found += [(name, [image, n(2, 3)], {"keepdims": 0}), (name, [image, n(-1)], {})]
@@ -308,6 +314,32 @@ def test_every_operation_is_that_of_the_python_file(page: Browser) -> None:
             np.testing.assert_allclose(
                 np.reshape(ours[1], their.shape), their, rtol=1e-5, atol=1e-6, err_msg=name
             )
+
+
+ACTIVATIONS = (
+    *("Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu"),
+    *("Selu", "Sigmoid", "Softmax", "Tanh"),
+)
+
+
+def test_activations_are_those_of_onnx() -> None:
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    tried = [case for case in cases() if case[0] in ACTIVATIONS]
+    assert {name for name, _, _ in tried} == set(ACTIVATIONS)
+    for name, inputs, given in tried:
+        [x] = inputs
+        node = onnx.helper.make_node(name, ["x"], ["y"], **given)
+        kind = onnx.TensorProto.FLOAT
+        ends = [onnx.helper.make_tensor_value_info(one, kind, list(x.shape)) for one in "xy"]
+        graph = onnx.helper.make_graph([node], name, ends[:1], ends[1:])
+        model = onnx.helper.make_model(
+            graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10
+        )
+        session = onnxruntime.InferenceSession(model.SerializeToString())
+        [theirs] = session.run(None, {"x": x})
+        found = runner._OPERATIONS[name](x, **given)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, theirs, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @needs_chromium

@@ -95,6 +95,16 @@ function leaky([x], { alpha = 0.01 }) {
   return found;
 }
 
+const SELU = { alpha: 1.67326319217681884765625, gamma: 1.05070102214813232421875 };
+
+const elu = ([x], { alpha = 1 }) => unary((one) => (one < 0 ? alpha * Math.expm1(one) : one))([x]);
+
+function selu([x], { alpha = SELU.alpha, gamma = SELU.gamma }) {
+  return unary((one) => gamma * (one < 0 ? alpha * Math.expm1(one) : one))([x]);
+}
+
+const ramp = (x, alpha, beta) => Math.min(Math.max(alpha * x + beta, 0), 1);
+
 // Convolutions and matrix products.
 
 const packed = new WeakMap(); // weights in the order in which `conv` reads them
@@ -518,6 +528,7 @@ const operations = {
     const whole = !(a.data instanceof Float32Array);
     return binary(whole ? (x, y) => Math.floor(x / y) : (x, y) => x / y)([a, b]);
   },
+  Elu: elu,
   Erf: unary(erf),
   Exp: unary(Math.exp),
   Expand: ([x, shape]) => expanded(x, common(x.shape, numbers(shape))),
@@ -530,6 +541,8 @@ const operations = {
     unary(approximate === "tanh" ? nearlyNormal : normal)([x]),
   Gemm: gemm,
   GlobalAveragePool: globalMean,
+  HardSigmoid: ([x], { alpha = 0.2, beta = 0.5 }) => unary((one) => ramp(one, alpha, beta))([x]),
+  HardSwish: unary((x) => x * ramp(x, 1 / 6, 0.5)),
   Identity: ([x]) => x,
   LayerNormalization: layerNorm,
   LeakyRelu: leaky,
@@ -544,6 +557,7 @@ const operations = {
   ReduceSum: reduction(0, (a, b) => a + b, (all) => all),
   Relu: ([x]) => leaky([x], { alpha: 0 }),
   Reshape: reshape,
+  Selu: selu,
   Shape: ([x], { start = 0, end }) => {
     const shape = x.shape.slice(start, end);
     return tensor([shape.length], Int32Array.from(shape));
