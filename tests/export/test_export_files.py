@@ -199,15 +199,20 @@ def test_the_python_file_classifies_as_the_classifier_does(files: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "example",
-    ["onnx_file", "python_file", "runtime", pytest.param("pt2_file", marks=pytest.mark.slow)],
+    ("example", "suffix"),
+    [
+        *(("onnx_file", ".onnx"), ("onnx_file", ".int8.onnx"), ("runtime", ".onnx")),
+        ("python_file", ".py"),
+        pytest.param("pt2_file", ".pt2", marks=pytest.mark.slow),
+    ],
 )
-def test_the_examples_run_without_the_package(files: Path, tmp_path: Path, example: str) -> None:
+def test_the_examples_run_without_the_package(
+    files: Path, tmp_path: Path, example: str, suffix: str
+) -> None:
     folder = photos(tmp_path)
-    suffix = {"python_file": ".py", "pt2_file": ".pt2"}.get(example, ".onnx")
     asked = [str(path) for path in sorted((folder / "query").iterdir())]
     arguments = [str(files / f"network{suffix}")]
-    if suffix == ".onnx":
+    if suffix.endswith(".onnx"):
         arguments += [str(folder / "support"), *asked]
     banned = ["torch"] if example != "pt2_file" else []
     banned += ["sseg_nase"] if example != "runtime" else ["filelock"]
@@ -228,8 +233,8 @@ def test_the_examples_run_without_the_package(files: Path, tmp_path: Path, examp
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    if suffix == ".onnx":
-        classifier = FewShotClassifier(OnnxEmbedder(files / "network.onnx"))
+    if suffix.endswith(".onnx"):
+        classifier = FewShotClassifier(OnnxEmbedder(files / f"network{suffix}"))
         for each in sorted((folder / "support").iterdir()):
             classifier.add(each.name, sorted(each.iterdir()))
         found = classifier.predict(asked, threshold=0.3)
