@@ -22,6 +22,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.files import write_json
 from sseg_nase.run import run
 from sseg_nase.rundir.directory import RunDirectory
+from sseg_nase.rundir.status import this_process
 from sseg_nase.searches.task import perform_search
 from sseg_nase.sweeps.folder import SweepFolder, create
 from sseg_nase.sweeps.plan import plan
@@ -189,7 +190,7 @@ def swept(output_dir: Path) -> SweepFolder:
     place = RunDirectory.create(first, made.jobs[0].overrides)
     place.write_status("FAILED", error="dataset.root=photos: there are none.\nTraceback")
     place.release()
-    made.jobs[0].note(run=str(place.path))
+    made.jobs[0].note(run=str(place.path), **this_process(), started=1.0)
     return made
 
 
