@@ -277,9 +277,14 @@ function pool(x, attributes, start, join, end) {
   const [kh, kw] = kernel_shape;
   const around = [pads[0] + pads[2], pads[1] + pads[3]];
   if (ceil_mode) {
+    // Up to where windows reach that begin in the image, or before it.
     [height, width].forEach((length, axis) => {
+      const begin = length + pads[axis];
+      const step = strides[axis];
       const whole = length + around[axis] - kernel_shape[axis];
-      around[axis] += (strides[axis] - (whole % strides[axis])) % strides[axis];
+      let last = Math.ceil(whole / step) * step;
+      if (last >= begin) last -= step;
+      around[axis] = last + kernel_shape[axis] - length;
     });
   }
   const high = windows(height, kh, strides[0], around[0], dilations[0]);
@@ -289,9 +294,13 @@ function pool(x, attributes, start, join, end) {
   for (let plane = 0; plane < batch * channels; plane++) {
     for (let row = 0; row < high; row++) {
       for (let column = 0; column < wide; column++) {
-        let [all, inside] = [start, 0];
+        let [all, inside, tall, across] = [start, 0, 0, 0]; // the last two with the padding
+        for (let j = 0; j < kw; j++) {
+          across += column * strides[1] + j * dilations[1] < width + pads[1] + pads[3];
+        }
         for (let i = 0; i < kh; i++) {
           const y = row * strides[0] - pads[0] + i * dilations[0];
+          tall += y < height + pads[2];
           if (y < 0 || y >= height) continue;
           for (let j = 0; j < kw; j++) {
             const x0 = column * strides[1] - pads[1] + j * dilations[1];
@@ -300,7 +309,7 @@ function pool(x, attributes, start, join, end) {
             inside++;
           }
         }
-        found.data[at++] = end(all, inside);
+        found.data[at++] = end(all, inside, tall * across);
       }
     }
   }
@@ -311,8 +320,8 @@ const maxPool = ([x], attributes) =>
   pool(x, attributes, -Infinity, (a, b) => (a > b ? a : b), (all) => all);
 
 function averagePool([x], attributes) {
-  const whole = size(attributes.kernel_shape);
-  const end = attributes.count_include_pad ? (all) => all / whole : (all, inside) => all / inside;
+  const padded = attributes.count_include_pad;
+  const end = (all, inside, either) => all / (padded ? either : inside);
   return pool(x, attributes, 0, (a, b) => a + b, end);
 }
 
@@ -552,6 +561,12 @@ const operations = {
   Neg: unary((x) => -x),
   Pad: pad,
   Pow: binary((a, b) => a ** b),
+  Range: ([first, end, step]) => {
+    const [low, high, by] = [first, end, step].map((one) => one.data[0]);
+    const count = Math.max(0, Math.ceil((high - low) / by));
+    const values = Array.from({ length: count }, (_, n) => low + n * by);
+    return tensor([count], first.data.constructor.from(values));
+  },
   ReduceMax: reduction(-Infinity, Math.max, (all) => all),
   ReduceMean: mean,
   ReduceSum: reduction(0, (a, b) => a + b, (all) => all),
