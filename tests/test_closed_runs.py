@@ -228,6 +228,33 @@ def test_going_on_is_bit_for_bit_the_same(tmp_path: Path) -> None:
         assert torch.equal(parts.network.state_dict()[name], tensor), name
 
 
+def test_a_classifier_is_judged_by_its_loss_on_val_too(tmp_path: Path) -> None:
+    config = composed(*CLASSIFIED, "finetune.patience=1", "finetune.monitor=val_loss")
+    base, val = (stages.images_of(config, config.dataset, split) for split in ("train", "val"))
+    backbone, generator = stages.seed_backbone(config), torch.Generator().manual_seed(0)
+    learner = around(backbone, config.finetune, len(base.class_names), generator).eval()
+    with torch.no_grad():
+        learner.head.weight.mul_(300)  # one that is sure of something
+        images = stages.evaluating.normalize(val.batch(np.arange(len(val))))
+        logits = learner.head(learner.backbone(images)).double()
+        truth = torch.from_numpy(val.labels)
+        expected = torch.nn.functional.cross_entropy(logits, truth).item()
+    accuracy, _, loss = stages.classifying.ByVal(config, base)(learner, torch.device("cpu"))
+    assert loss == pytest.approx(expected, rel=1e-4)
+    assert accuracy == pytest.approx(100 * (logits.argmax(1) == truth).double().mean().item())
+    # It is what is watched, and told after every epoch.
+    told: list[Any] = []
+
+    class Kept(Sink):
+        def event(self, kind: str, values: Any) -> None:
+            if kind == "finetune":
+                told.append(values["val_loss"])
+
+    stages.fine_tune(config, stages.Reached(backbone), Kept(), tmp_path)
+    state = checkpoint.load(tmp_path / "checkpoints" / "finetune_last.pt")["finetune"]
+    assert state["watched"] == min(told)
+
+
 @pytest.mark.slow
 def test_the_best_epoch_is_that_of_most_val_images_right(tmp_path: Path) -> None:
     config = composed(*CLASSIFIED, "finetune.epochs=3")

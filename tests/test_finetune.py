@@ -135,6 +135,13 @@ def tuner_of(config: Config, folder: Path, **options: Any) -> stages.Reached:
         ("relation", ["finetune.ema_decay=0.9"]),
         ("matching", ["finetune.head=mlp"]),
         ("linear", ["finetune.mixup=0.4", "finetune.label_smoothing=0.1"]),
+        (
+            "linear",
+            [
+                *("finetune.cutmix=0.7", "finetune.dropout=0.3", "finetune.clip_norm=0.5"),
+                *("finetune.optimizer=adamw", "finetune.patience=1"),
+            ],
+        ),
     ],
 )
 def test_going_on_is_bit_for_bit_the_same(method: str, further: list[str], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from sseg_nase.config.groups.dataset import (
     DatasetConfig,
     Omniglot,
     OwnImages,
+    Stl10,
     is_closed,
 )
 from sseg_nase.config.groups.evaluation import (
@@ -102,6 +103,7 @@ def cautions(config: Config, *further: Path) -> list[str]:
     return [
         *_unlike_its_ablation(config, *further),
         *_placed_in_vain(config),
+        *_unlabeled_in_vain(config),
         *_evaluated_in_vain(config),
         *_evaluated_otherwise(config),
         *_far_out(config),
@@ -208,6 +210,18 @@ def _placed_in_vain(config: Config) -> list[str]:
     return [
         f"data.placement={placement}: it has no effect on drawn images (data.memory_gb has), and "
         "without the level NATURAL, which curriculum=progressive has, no real ones are trained on."
+    ]
+
+
+def _unlabeled_in_vain(config: Config) -> list[str]:
+    if not isinstance(config.dataset, Stl10) or not config.dataset.unlabeled:
+        return []
+    trains = config.ssl.trains and config.pretrain.epochs > 0
+    if config.task != "pipeline" or (trains and "NATURAL" in config.curriculum.levels):
+        return []
+    return [
+        "dataset.unlabeled=true: its images are trained on with a method of ssl and the level "
+        "NATURAL alone, which curriculum=natural and curriculum=progressive have."
     ]
 
 

@@ -347,6 +347,7 @@ def _build(
                 "in_several_classes": verdict.two_labels,
                 "left_out": len(labels) - len(kept),
                 "value_ranges": remarks.ranges(),
+                **({"original_size": [*size]} if (size := next(iter(remarks.sizes), None)) else {}),
             },
         )
         write_json(temporary / "manifest.json", manifest)

@@ -46,6 +46,7 @@ DELTA_IMAGES = 32
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, fused=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
     # Not fused: where the scaler of 16-mixed skips the first step, momenta would not be written.
     "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
 }
@@ -171,6 +172,8 @@ class LabelledProbe:
         rows: list[list[float]] = [[] for _ in copies]
         for step, images in self._batches("held", HELD_STEPS, self.image_size):
             for row, learner in zip(rows, copies, strict=True):
+                # Without dropout: the features of two networks are not left out alike.
+                step = step._replace(noise=None)
                 row.append(self.objective.outcome(step, images, learner).loss.item())
                 self._count(CHECKS, images, self.objective.embedded(images), learner)
         return torch.tensor(rows, dtype=torch.float64)
@@ -243,6 +246,8 @@ class TuningProgress(Progress):
     beside: dict[str, int] = field(default_factory=dict)  # of the ledger's other parts
     best_accuracy: float | None = None
     best_epoch: int | None = None
+    watched: float | None = None  # the best of `finetune.monitor`, and when it was reached
+    watched_epoch: int | None = None
 
 
 @dataclass
@@ -271,10 +276,12 @@ class TuningSurgery(Surgery):
         super().__init__(state, interventions, mutated=after, before=before)
 
     def accept(self, old: Tuned, new: Tuned, decision: Decision) -> None:
-        """Start to choose the best network again: the best one so far had another architecture,
-        and is not what the mutations after this one follow from."""
+        """Start to choose the best network again, and to be patient: the best one so far had another
+        architecture, and is not what the mutations after this one follow from."""
         super().accept(old, new, decision)
-        self.state.progress.best_accuracy = self.state.progress.best_epoch = None
+        progress = self.state.progress
+        progress.best_accuracy = progress.best_epoch = None
+        progress.watched = progress.watched_epoch = None
 
 
 def tuned_after(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sseg_nase.config.groups.finetune import MONITORS
 from sseg_nase.config.options import fields_of, options_of
 from sseg_nase.config.schema import Config, FinetuneConfig, SchedulerConfig
 from sseg_nase.config.sizes import size_at
@@ -41,13 +42,15 @@ from sseg_nase.training.surgery import Before, Intervention
 PURPOSE = "finetune"  # of the random numbers here
 BESIDE = "head.beside."  # in front of what is learned beside the head, and not kept with it
 POSITION = "position"  # what checkpoints call the batch
+# Accuracy in percent, its 95 % interval and, of a classifier of a closed set, the loss: nats.
+Evaluated = tuple[float, float] | tuple[float, float, float]
 STATISTICS_BATCHES = 20  # BN statistics are re-estimated from so many for another image size
 
 
 class FineTuner(Loop):
     """Trains `learner` on the labelled images of the base split.
 
-    `validate` evaluates the learner after every epoch (percent and 95 % interval), or, with
+    `validate` evaluates the learner after every epoch (`Evaluated`), or, with
     `finetune.ema_decay`, the moving average of its weights; `save(name, state)` keeps the state:
     `best` where it is better than ever, `last` after every epoch and when `stop`, asked after every
     step, says so. `what` names the training in messages, `about` its stage in events, `before` what
@@ -67,7 +70,7 @@ class FineTuner(Loop):
         base: Labelled,
         images: Images,
         fabric: Fabric,
-        validate: Callable[[EpisodeLearner], tuple[float, float]],
+        validate: Callable[[EpisodeLearner], Evaluated],
         save: Callable[[str, dict[str, Any]], None],
         sink: Sink | None = None,
         stop: Callable[[], bool] = lambda: False,
@@ -147,12 +150,17 @@ class FineTuner(Loop):
         return torch.stack((outcome.loss.detach(), outcome.accuracy.detach()))
 
     def prepare(self) -> None:
-        """The learning rates: a function of the place in training."""
+        """The learning rates, a function of the place in training, and the gradients' norm."""
         at = self.progress.epoch * self.batches_per_epoch + self.progress.batch
         schedule = schedule_of(self.options)
         ratio = lr_ratio(at, self.batches_per_epoch, self.options.epochs, schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = group["first_lr"] * ratio
+        if (most := self.options.clip_norm) is not None:
+            # Where it is not finite the scaler skips the step, or the guard says so.
+            self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=most, error_if_nonfinite=False
+            )
 
     def follow(self) -> None:
         """The average of the weights, where there is one."""
@@ -218,7 +226,7 @@ class FineTuner(Loop):
         self.check_epoch(progress.sums, loss)
         evaluated = self._with_statistics_of_the_evaluation()
         try:
-            accuracy, ci95 = self.validate(evaluated)
+            accuracy, ci95, *held = self.validate(evaluated)
         except Interrupted:  # all steps of the epoch are done: they are not lost
             self.interrupted()
             raise
@@ -233,6 +241,7 @@ class FineTuner(Loop):
             "accuracy": 100 * training_accuracy,
             "val_accuracy": accuracy,
             "val_ci95": ci95,
+            **({"val_loss": held[0]} if held else {}),
             "best": better,
             "images_per_second": speed,
         }
@@ -243,8 +252,11 @@ class FineTuner(Loop):
             figures |= {"blocks": len(architecture.channels), "params": architecture.params}
             sink.metrics(architecture_figures(architecture, progress.history), self._run_step)
         sink.event("finetune", figures)
-        logged = ("val_accuracy", "images_per_second")
-        sink.metrics({f"finetune/{key}": figures[key] for key in logged}, self._run_step)
+        logged = ("val_accuracy", "val_loss", "images_per_second")
+        sink.metrics(
+            {f"finetune/{key}": figures[key] for key in logged if key in figures}, self._run_step
+        )
+        self._watch(figures[self.options.monitor])
         progress.batch, progress.sums = 0, [0.0, 0.0]
         progress.epoch += 1
         if better:
@@ -254,6 +266,28 @@ class FineTuner(Loop):
         progress.epoch += 1
         self.save("last", self.state_dict())
         release_memory()
+
+    def _watch(self, figure: float) -> None:
+        """Remember the best of what is watched, and end where it is too long ago."""
+        options, progress = self.options, self.progress
+        if options.patience is None:
+            return
+        gain = figure - (figure if progress.watched is None else progress.watched)
+        gain = gain if MONITORS[options.monitor] else -gain
+        if progress.watched is None or gain > options.min_delta:
+            progress.watched, progress.watched_epoch = figure, progress.epoch
+        if self._out_of_patience(progress.epoch) and progress.epoch + 1 < options.epochs:
+            self.state.epochs = progress.epoch + 1
+            text = f"{self.state.what} ends after {progress.epoch + 1} of {options.epochs} epochs: "
+            text += f"{options.monitor} has not got better since epoch {progress.watched_epoch + 1}"
+            self.state.sink.event(
+                "message", {"text": f"{text} (finetune.patience={options.patience})"}
+            )
+
+    def _out_of_patience(self, epoch: int) -> bool:
+        """Whether training is to end with `epoch`, counted from 0."""
+        patience, best = self.options.patience, self.progress.watched_epoch
+        return patience is not None and best is not None and epoch - best >= patience
 
     def _with_statistics_of_the_evaluation(self) -> EpisodeLearner:
         """`evaluated`, with BN statistics of the size at which it is evaluated.
@@ -270,7 +304,7 @@ class FineTuner(Loop):
 
     def _change(self) -> None:
         """What changes after the last epoch would never be trained."""
-        if self.progress.epoch + 1 < self.options.epochs:
+        if self.progress.epoch + 1 < self.state.epochs:
             self.surgery.intervene()
         if self.state.networks is not self.fitted:
             self._install(self.state.networks)
@@ -316,6 +350,8 @@ class FineTuner(Loop):
         history = [MutationRecord.from_dict(one) for one in saved.get("history", ())]
         saved |= {"history": history, "batch": saved.pop(POSITION)}
         self.state.progress = TuningProgress(**saved)
+        if self._out_of_patience(self.progress.epoch - 1):
+            self.state.epochs = self.progress.epoch
         for intervention in self.surgery.interventions:
             intervention.load_state_dict(state["interventions"][intervention.name])
         restore_precision(self.fabric, state.get("precision"))

@@ -276,15 +276,16 @@ def labelled_part(store: ImageStore, options: Classifier, seed: int) -> ImageSto
 
 
 class ByVal:
-    """Evaluates a classifier while it is trained: by how many of the val images it gets right."""
+    """Evaluates a classifier while it is trained: by how many of the val images it gets right, and by
+    the mean of −log p of the true class."""
 
     def __init__(self, config: Config, train: ImageStore) -> None:
         self.config = config
         self.store = images_of(config, config.dataset, "val")
         self.truth = truth_of(self.store, train)
 
-    def __call__(self, learner: EpisodeLearner, device: torch.device) -> tuple[float, float]:
-        """Accuracy in percent and its 95 % interval. Raises `NotFiniteError`."""
+    def __call__(self, learner: EpisodeLearner, device: torch.device) -> tuple[float, float, float]:
+        """Accuracy in percent, its 95 % interval, and the loss in nats. Raises `NotFiniteError`."""
         network = learner.backbone.for_inference()
         embedded = embedded_by(network, self.store, self.config.evaluation, device)
         scores = head_scores(learner.head, embedded)
@@ -293,7 +294,10 @@ class ByVal:
                 "the network that is fine-tuned cannot be evaluated: the scores of the classes are "
                 "not finite"
             )
-        return mean_ci95(100.0 * (scores.argmax(axis=1) == self.truth))
+        of_truth = scores[np.arange(len(scores)), self.truth]
+        loss = -np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean()
+        accuracy, ci95 = mean_ci95(100.0 * (scores.argmax(axis=1) == self.truth))
+        return accuracy, ci95, float(loss)
 
 
 def _doubts(scored: Scored, figures: Classified, names: tuple[str, ...]) -> list[str]:

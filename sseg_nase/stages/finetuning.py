@@ -21,7 +21,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.fewshot.evaluation import NotFiniteError
 from sseg_nase.files import check_room
 from sseg_nase.finetune.learner import EpisodeLearner, around
-from sseg_nase.finetune.loop import FineTuner, learner_of
+from sseg_nase.finetune.loop import Evaluated, FineTuner, learner_of
 from sseg_nase.rundir.names import CHECKPOINTS, checkpoint_of
 from sseg_nase.stages.classifying import ByVal, labelled_part
 from sseg_nase.stages.evaluating import FewShotTask, evaluate_named
@@ -149,7 +149,7 @@ def fine_tune(
     assert images is not None
     evaluate = ByVal(config, store) if classifier else _by_episodes(config)
 
-    def validate(learner: EpisodeLearner) -> tuple[float, float]:
+    def validate(learner: EpisodeLearner) -> Evaluated:
         with at_once():  # it may take longer than any step
             return evaluate(learner, fabric.device)
 

@@ -65,7 +65,8 @@ def data_of(config: Config, tasks: Sequence[Task], *, pretrained: bool) -> Data:
             use(role, key, partial(_is, store))
     name = config.dataset.name
     if pretrained and "NATURAL" in config.curriculum.levels:
-        use("pretrain", f"{name}/train", partial(own, "train"))
+        natural = config.dataset.natural
+        use("pretrain", f"{name}/{natural}", partial(own, natural))
     if config.task == "pipeline" and config.finetune.trains:
         use("finetune", f"{name}/train", partial(own, "train"))
         use("select", f"{name}/val", partial(own, "val"))

@@ -158,6 +158,7 @@ def test_the_average_grows_along_and_the_best_network_is_chosen_anew() -> None:
     one = tuner("linear", "finetune.ema_decay=0.5", sink=Kept())
     steps(one, 3)
     one.progress.epoch, one.progress.best_accuracy, one.progress.best_epoch = 0, 90.0, 0
+    one.progress.watched, one.progress.watched_epoch = 90.0, 0
     before = copy.deepcopy(one.evaluated).eval()
     images = torch.randn(4, 3, 16, 16)
     moments = named_moments(one.state.networks.optimizer, one.learner)
@@ -172,6 +173,7 @@ def test_the_average_grows_along_and_the_best_network_is_chosen_anew() -> None:
     with torch.no_grad():
         torch.testing.assert_close(one.evaluated.eval().backbone(images), before.backbone(images))
     assert one.progress.best_accuracy is None
+    assert one.progress.watched_epoch is None  # patience begins again, too
     (record,) = told
     assert (record["index"], record["epoch"], record["step"]) == (3, 10, 3)
     assert record["function_delta"] < 1e-12

@@ -113,4 +113,4 @@ def live(draw: Callable[[], bool]) -> None:
 def output_of(command: Command) -> None:
     """Show the end of what a command has printed."""
     if text := command.output():
-        st.code(text, language="text", wrap_lines=True, height=300)
+        st.code(text, language="text", height=300)  # tables do not wrap
