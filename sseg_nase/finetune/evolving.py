@@ -276,7 +276,7 @@ class TuningSurgery(Surgery):
         super().__init__(state, interventions, mutated=after, before=before)
 
     def accept(self, old: Tuned, new: Tuned, decision: Decision) -> None:
-        """Start to choose the best network again, and to be patient: the best one so far had another
+        """Choose the best network, and be patient, from here on: the best one so far had another
         architecture, and is not what the mutations after this one follow from."""
         super().accept(old, new, decision)
         progress = self.state.progress

@@ -276,8 +276,8 @@ def labelled_part(store: ImageStore, options: Classifier, seed: int) -> ImageSto
 
 
 class ByVal:
-    """Evaluates a classifier while it is trained: by how many of the val images it gets right, and by
-    the mean of −log p of the true class."""
+    """Evaluates a classifier while it is trained: by how many of the val images it gets right, and
+    by the mean of −log p of the true class."""
 
     def __init__(self, config: Config, train: ImageStore) -> None:
         self.config = config
