@@ -334,6 +334,8 @@ def _build(
         files = _files_of([listing.items[index] for index in kept], source)
         if any(file is not None for file in files):
             (temporary / "files.json").write_text(json.dumps({"files": files}), encoding="ascii")
+        shape = next(iter(remarks.sizes), None)
+        original = {} if shape is None else {"original_size": [*shape]}
         manifest = _manifest(
             listing.class_names,
             (len(kept), size, size, channels),
@@ -347,7 +349,7 @@ def _build(
                 "in_several_classes": verdict.two_labels,
                 "left_out": len(labels) - len(kept),
                 "value_ranges": remarks.ranges(),
-                **({"original_size": [*size]} if (size := next(iter(remarks.sizes), None)) else {}),
+                **original,
             },
         )
         write_json(temporary / "manifest.json", manifest)

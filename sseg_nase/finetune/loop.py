@@ -276,10 +276,11 @@ class FineTuner(Loop):
         gain = gain if MONITORS[options.monitor] else -gain
         if progress.watched is None or gain > options.min_delta:
             progress.watched, progress.watched_epoch = figure, progress.epoch
+        best = progress.watched_epoch or 0
         if self._out_of_patience(progress.epoch) and progress.epoch + 1 < options.epochs:
             self.state.epochs = progress.epoch + 1
             text = f"{self.state.what} ends after {progress.epoch + 1} of {options.epochs} epochs: "
-            text += f"{options.monitor} has not got better since epoch {progress.watched_epoch + 1}"
+            text += f"{options.monitor} has not got better since epoch {best + 1}"
             self.state.sink.event(
                 "message", {"text": f"{text} (finetune.patience={options.patience})"}
             )

@@ -125,10 +125,10 @@ class RunDirectory:
                 "  Leave these overrides out, or add resume_overrides=true to resume with the new "
                 "values."
             )
-        folder = "paths.data_dir"
-        was, now_is = place_of(stored, folder), place_of(config, folder)
+        data = "paths.data_dir"
+        was, now_is = place_of(stored, data), place_of(config, data)
         if was is not None and Path(was).is_absolute() and was != now_is:
-            this.notes.append(f"{folder} is {now_is} now; it was {was}")
+            this.notes.append(f"{data} is {now_is} now; it was {was}")
         status = this.status()
         this.tracking_uri = status.get("tracking_uri")
         this.run_id, note = own_run_id(this.path, status)

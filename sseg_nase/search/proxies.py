@@ -350,7 +350,7 @@ class _Activations(TorchDispatchMode):
     """Sums over every ReLU that runs, as a module or not, how alike its pattern is per pair."""
 
     def __init__(self, batch: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.batch = batch
         self.kernel: Tensor | None = None
 
