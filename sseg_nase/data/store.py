@@ -334,8 +334,8 @@ def _build(
         files = _files_of([listing.items[index] for index in kept], source)
         if any(file is not None for file in files):
             (temporary / "files.json").write_text(json.dumps({"files": files}), encoding="ascii")
-        shape = next(iter(remarks.sizes), None)
-        original = {} if shape is None else {"original_size": [*shape]}
+        found = next(iter(remarks.sizes), None)
+        original = {} if found is None else {"original_size": [*found]}
         manifest = _manifest(
             listing.class_names,
             (len(kept), size, size, channels),
