@@ -228,7 +228,7 @@ def test_going_on_is_bit_for_bit_the_same(tmp_path: Path) -> None:
         assert torch.equal(parts.network.state_dict()[name], tensor), name
 
 
-def test_a_classifier_is_judged_by_its_loss_on_val_too(tmp_path: Path) -> None:
+def test_a_classifier_is_evaluated_by_its_loss_on_val_too(tmp_path: Path) -> None:
     config = composed(*CLASSIFIED, "finetune.patience=1", "finetune.monitor=val_loss")
     base, val = (stages.images_of(config, config.dataset, split) for split in ("train", "val"))
     backbone, generator = stages.seed_backbone(config), torch.Generator().manual_seed(0)

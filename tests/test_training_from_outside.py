@@ -150,7 +150,7 @@ def test_those_of_this_package_name_no_maker() -> None:
 @pytest.mark.parametrize(
     ("code", "said"),
     [
-        ("import nothing_of_that_name", "somebodys: this package has figures .*of_that_name"),
+        ("import nothing_of_that_name", "^somebodys: this package has figures .*of_that_name"),
         ("figure = 3", "somebodys could not draw it: TypeError: odd:figure is no function"),
         ("def figure(record): return 3", "TypeError: odd:figure returned int instead of a Drawing"),
         ("def figure(record): return record.nothing", "somebodys could not draw it: AttributeErr"),
