@@ -18,6 +18,7 @@ from sseg_nase.nets.description import Description
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.nets.mutations.grow import grow
 from sseg_nase.nets.mutations.prune import prune
+from sseg_nase.training.divergence import DivergenceError
 from sseg_nase.training.state import Evolving, Progress
 from sseg_nase.training.surgery import (
     LARGEST_PRUNING_ERROR,
@@ -140,6 +141,35 @@ def test_only_pretraining_has_probations() -> None:
         one.operate(MUTATIONS["GROW"], wanted("GROW", grace=1))
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("losses", "tolerance", "accepted", "refused"),
+    [
+        ([2.0, 2.19], 0.1, True, None),
+        ([2.0, 2.21], 0.1, False, None),
+        ([2.0, NAN], INF, False, "the held loss after it is not finite"),
+        ([INF, 2.0], INF, False, "the held loss before it is not finite"),
+        ([2.0, 2.0], INF, False, "not finite after it are backbone."),
+    ],
+)
+def test_what_is_accepted_and_what_cannot_be_trained(
+    losses: list[float], tolerance: float, accepted: bool, refused: str | None
+) -> None:
+    becomes = Untrained(MUTATIONS["GROW"].after)
+    if losses[0] == losses[1]:
+        next(becomes.learner.backbone.parameters()).data.fill_(INF)
+    one, _ = surgery(Measured(losses=losses), becomes=becomes)
+    one.measured = lambda *given: {"some": "figures"}  # type: ignore[method-assign]
+    one.operate(MUTATIONS["GROW"], wanted("GROW", tolerance=tolerance))
+    (record,) = one.state.progress.history
+    assert (record.accepted, one.state.networks is becomes) == (accepted, accepted)
+    assert record.trigger.get("refused", "").startswith(refused or "")
+    assert ("refused" in record.trigger) == (refused is not None)
+    assert record.measured == (None if refused else {"some": "figures"})
+
+
 class Wants:
     name = "wants"
 
@@ -201,9 +231,14 @@ class Shop:
         return Untrained(saved["architecture"])
 
 
-def on_probation(losses: Sequence[float], *, grace: int = 2) -> tuple[Any, Told, list[str]]:
-    """A GROW after epoch 3 behind another mutation; what the loop is told of changes."""
-    told, changes, probe = Told(), list[str](), Measured(losses=[1.0, 1.0, *losses])
+def on_probation(
+    losses: Sequence[float], *, grace: int = 2, tolerance: float = 0.1, after: float = 9.0
+) -> tuple[Any, Told, list[str]]:
+    """A GROW after epoch 3 behind another mutation; what the loop is told of changes.
+
+    `after`: the held loss of the new network at once, beside 1 of the old one.
+    """
+    told, changes, probe = Told(), list[str](), Measured(losses=[1.0, after, *losses])
     progress = Progress(epoch=3, step=20, history=[record_of(1)])
     state: Any = Evolving("some training", 9, told, progress, Untrained(SMALL), probe)  # type: ignore[arg-type]
     one: Any = PretrainingSurgery(
@@ -212,7 +247,7 @@ def on_probation(losses: Sequence[float], *, grace: int = 2) -> tuple[Any, Told,
         workshop=Shop(),  # type: ignore[arg-type]
         changed=lambda: changes.append(told.events[-1][0]),
     )
-    one.operate(MUTATIONS["GROW"], wanted("GROW", tolerance=0.1, grace=grace))
+    one.operate(MUTATIONS["GROW"], wanted("GROW", tolerance=tolerance, grace=grace))
     assert changes == ["mutation"]
     return one, told, changes
 
@@ -259,3 +294,41 @@ def test_what_is_on_probation_is_so_after_a_resume() -> None:
     again.load_state_dict(one.state_dict())
     again.load_state_dict(None)
     assert (again.probation, again.control) == (None, None)
+
+
+def test_what_cannot_be_trained_gets_no_probation() -> None:
+    one, _, _ = on_probation([], tolerance=INF, after=INF)
+    assert (one.probation, one.state.networks.architecture) == (None, SMALL)
+    assert [record.accepted for record in one.state.progress.history] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("loss", "without", "kept", "reason"),
+    [
+        (INF, 2.0, False, "the held loss with the mutation is not finite"),
+        (2.0, NAN, True, "the held loss without the mutation is not finite"),
+        (99.0, 2.0, True, None),
+        (NAN, INF, None, None),
+    ],
+)
+def test_a_network_whose_loss_is_none_is_not_kept_for_one_whose_loss_is(
+    loss: float, without: float, kept: bool | None, reason: str | None
+) -> None:
+    one, told, _ = on_probation([loss, without], tolerance=INF)
+    if kept is None:  # with neither there is nothing to train on from
+        with pytest.raises(DivergenceError, match="some training diverged in epoch 4"):
+            one.conclude(now=True)
+        return
+    one.conclude(now=True)
+    _, (kind, ended), *_ = told.events
+    assert (kind, ended["kept"], ended.get("reason")) == ("probation", kept, reason)
+    assert one.state.progress.history[1].accepted == kept
+
+
+def test_no_mutation_is_proposed_while_a_level_should_have_ended() -> None:
+    one, _, _ = on_probation([1.0, 1.0])
+    one.conclude(now=True)
+    assert one.propose(Wants(wanted("PRUNE"))).mutation is not None
+    one.state.probe.feed.schedule.overdue = True
+    decision = one.propose(Wants(wanted("PRUNE")))
+    assert decision == Decision(None, {"reason": "the next level was put off once already"})
