@@ -3,8 +3,9 @@
 Every arm trains without labels until it has spent the same multiply-accumulates (students' forward
 and backward passes, three times a forward pass, at the architecture of each moment), with the same
 schedule: constant, then decayed to 0. Its learning rate is the best of three by the 5-shot accuracy
-on val with the first seed. All networks are judged on the same episodes of val. What is finished in
-OUT is not trained again, so a run that was stopped is resumed by the same command.
+on val with the first seed. All networks are evaluated on the same episodes of val. A run that was
+stopped is resumed by the same command. What has finished is kept in a small file, OUT/growth.json
+or `--results FILE`, and is not trained again, on another machine either.
 
 With `--labels` every arm is a classifier of the base classes instead, from scratch, on one view of
 every image. An epoch is then all of them, so an arm has as many epochs as come nearest to the
@@ -19,6 +20,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,7 +36,7 @@ from sseg_nase.hardware.profiles import resolve
 from sseg_nase.nets.building import configured
 from sseg_nase.rundir.episodes import read_episodes
 from sseg_nase.stages import labelled
-from sseg_nase.statistics import crossed_difference, holm, mean_t95
+from sseg_nase.statistics import holm, mean_t95, paired_difference
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training.order import Expand
 from sseg_nase.training.state import Evolving, Progress
@@ -94,6 +96,56 @@ class Settings(NamedTuple):
     overrides: tuple[str, ...]
     labels: bool = False
 
+    def told(self) -> dict[str, Any]:
+        """What a result depends on beside its job, as the file of results has it."""
+        epochs = {} if self.labels else {"epochs": self.epochs}
+        return {
+            "labels": self.labels, "macs": self.macs, **epochs,
+            "episodes": self.episodes, "overrides": list(self.overrides),
+        }  # fmt: skip
+
+
+class Result(NamedTuple):
+    """Of one training: accuracies in percent, the mean over all episodes; minutes of its run."""
+
+    params: int
+    macs: int
+    images: int
+    training_macs: int
+    minutes: float
+    one_shot: float
+    five_shot: float
+
+    def accuracy(self, key: str) -> float:
+        """By the key of the episodes."""
+        return self.one_shot if key == KEYS[0] else self.five_shot
+
+
+class Results:
+    """What has finished, in a file that is small enough to be kept with the code."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        self._path, self._told = path, settings.told()
+        self._lock = threading.Lock()
+        self._all: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+
+    def of(self, job: Job) -> Result | None:
+        """None where it has not finished with these settings."""
+        for row in self._all:
+            if row["job"] == job._asdict() and row["settings"] == self._told:
+                return Result(**row["result"])
+        return None
+
+    def add(self, job: Job, result: Result) -> None:
+        """Keep it, at once."""
+        with self._lock:
+            row = {"job": job._asdict(), "settings": self._told, "result": result._asdict()}
+            self._all.append(row)
+            lines = ",\n".join(json.dumps(each) for each in self._all)
+            new = self._path.with_suffix(".new")
+            new.write_text(f"[\n{lines}\n]\n")
+            new.replace(self._path)
+
 
 def config_of(job: Job, settings: Settings, *more: str) -> tuple[list[str], Config]:
     """What is written on the command line, and what it means."""
@@ -152,8 +204,13 @@ def epochs_for(config: Config, macs: float) -> int:
     return epochs
 
 
-def train(job: Job, settings: Settings) -> None:
+def train(job: Job, settings: Settings, results: Results) -> None:
     """In a process of its own, until its share of the macs is spent."""
+    if results.of(job) is not None:
+        return
+    if (done := finished(job, settings)) is not None:
+        results.add(job, done)
+        return
     _, config = config_of(job, settings)
     if settings.labels:
         hardware, _ = resolve(config.hardware, hardware_profiles())
@@ -163,85 +220,86 @@ def train(job: Job, settings: Settings) -> None:
         images = round(settings.macs / (PASSES * VIEWS * sum(macs_by_epoch(config))))
         budget = f"pretrain.images_per_epoch={images}"
     lines, _ = config_of(job, settings, budget)
-    if results(job, settings) is not None:
-        return
     folder = job.folder(settings.out)
     folder.mkdir(parents=True, exist_ok=True)
     runs = sorted(path.parent for path in folder.glob("*/*/status.json"))
     command = [sys.executable, "-m", "sseg_nase", *([f"resume='{runs[-1]}'"] if runs else lines)]
     with (folder / "output.txt").open("a") as output:
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
-    ended = "done" if done.returncode == 0 else f"failed, see {folder / 'output.txt'}"
+        subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
+    if (done := finished(job, settings)) is not None:
+        results.add(job, done)
+    ended = "done" if done is not None else f"failed, see {folder / 'output.txt'}"
     print(f"{job.arm}, learning rate {job.rate:g}, seed {job.seed}: {ended}", flush=True)
 
 
-def train_all(jobs: Sequence[Job], settings: Settings, parallel: int) -> bool:
+def train_all(jobs: Sequence[Job], settings: Settings, results: Results, parallel: int) -> bool:
     """Whether all of them have finished in the end."""
     with ThreadPoolExecutor(parallel) as pool:
-        list(pool.map(lambda job: train(job, settings), jobs))
-    return all(results(job, settings) is not None for job in jobs)
+        list(pool.map(lambda job: train(job, settings, results), jobs))
+    return all(results.of(job) is not None for job in jobs)
 
 
-def results(job: Job, settings: Settings) -> tuple[Path, dict[str, Any]] | None:
-    """The run's folder and its results.json; None where it has not finished."""
+def finished(job: Job, settings: Settings) -> Result | None:
+    """Of the last network of its run; None where there is no run that has finished."""
     for path in job.folder(settings.out).glob("*/*/results.json"):
         found = json.loads(path.read_text())
-        if found.get("status") == "FINISHED":
-            return path.parent, found
+        if found.get("status") != "FINISHED":
+            continue
+        network = found["architecture"]
+        one, five = (float(read_episodes(path.parent)["last"][key].mean()) for key in KEYS)
+        images = sum(found["images_seen"].values())
+        minutes = round(sum(found["seconds"].values()) / 60, 2)
+        return Result(
+            network["params"], network["macs"], images, found["training_macs"]["total"], minutes,
+            round(one, 4), round(five, 4),
+        )  # fmt: skip
     return None
 
 
-def accuracies(job: Job, settings: Settings, key: str) -> np.ndarray:
-    """Of every episode, by the last network."""
-    found = results(job, settings)
-    assert found is not None, job
-    return read_episodes(found[0])["last"][key]
-
-
-def best_rate(arm: str, settings: Settings, rates: Sequence[float], seed: int) -> float:
+def best_rate(arm: str, results: Results, rates: Sequence[float], seed: int) -> float:
     """By the 5-shot accuracy."""
-    return max(rates, key=lambda rate: accuracies(Job(arm, rate, seed), settings, KEYS[1]).mean())
+    return max(rates, key=lambda rate: known(results, Job(arm, rate, seed)).five_shot)
+
+
+def known(results: Results, job: Job) -> Result:
+    """Of a job that has finished."""
+    found = results.of(job)
+    assert found is not None, job
+    return found
 
 
 def table(
-    arms: Sequence[str], chosen: Mapping[str, float], seeds: Sequence[int], settings: Settings
+    arms: Sequence[str], chosen: Mapping[str, float], seeds: Sequence[int], results: Results
 ) -> Iterable[str]:
-    """Markdown: accuracies, and the differences of the first arm from each of the others."""
+    """Markdown: accuracies, and the differences of the first arm from each of the others.
+
+    Means and 95 % intervals over seeds (Student's t, paired), p-values adjusted by Holm.
+    """
     yield (
-        "| arm | learning rate | params | macs, M | images | training, T macs | 5-way 1-shot | "
-        f"5-way 5-shot | {arms[0]} minus it, 1-shot | 5-shot |"
+        "| arm | learning rate | params | macs, M | images | training, T macs | minutes | "
+        f"5-way 1-shot | 5-way 5-shot | {arms[0]} minus it, 1-shot | 5-shot |"
     )
-    yield "|---" * 10 + "|"
-    values = {
-        (arm, key): np.stack([accuracies(Job(arm, chosen[arm], s), settings, key) for s in seeds])
-        for arm in arms
-        for key in KEYS
-    }
+    yield "|---" * 11 + "|"
+    of = {arm: [known(results, Job(arm, chosen[arm], seed)) for seed in seeds] for arm in arms}
+    values = {(a, key): np.array([r.accuracy(key) for r in of[a]]) for a in arms for key in KEYS}
     others = [(arm, key) for arm in arms[1:] for key in KEYS]
-    found = {
-        (arm, key): crossed_difference(values[arms[0], key] - values[arm, key])
-        for arm, key in others
-    }
-    adjusted = dict(zip(others, holm(np.array([found[o].p_value for o in others])), strict=True))
+    p = [paired_difference(values[arms[0], key], values[arm, key]).p_value for arm, key in others]
+    adjusted = dict(zip(others, holm(np.array(p)), strict=True))
     for arm in arms:
-        _, one = results(Job(arm, chosen[arm], seeds[0]), settings) or (None, {})
-        network = one["architecture"]
+        one = of[arm][0]
         cells = [
-            arm, f"{chosen[arm]:g}", f"{network['params']:,}", f"{network['macs'] / 1e6:.1f}",
-            f"{sum(one['images_seen'].values()):,}",
-            f"{one['training_macs']['total'] / 1e12:.2f}",
+            arm, f"{chosen[arm]:g}", f"{one.params:,}", f"{one.macs / 1e6:.1f}", f"{one.images:,}",
+            f"{one.training_macs / 1e12:.2f}", f"{np.mean([r.minutes for r in of[arm]]):.1f}",
         ]  # fmt: skip
         for key in KEYS:
-            mean, spread = mean_t95(values[arm, key].mean(axis=1))
+            mean, spread = mean_t95(values[arm, key])
             cells.append(f"{mean:.2f} ± {spread:.2f}")
         for key in KEYS:
             if arm == arms[0]:
                 cells.append("")
                 continue
-            difference = found[arm, key]
-            cells.append(
-                f"{difference.mean:+.2f} ± {difference.ci95:.2f} (p {adjusted[arm, key]:.3f})"
-            )
+            mean, spread = mean_t95(values[arms[0], key] - values[arm, key])
+            cells.append(f"{mean:+.2f} ± {spread:.2f} (p {adjusted[arm, key]:.3f})")
         yield f"| {' | '.join(cells)} |"
 
 
@@ -256,6 +314,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rates", type=float, nargs="+", help="learning rates")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="two or more")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM")
+    parser.add_argument("--results", type=Path, help="what has finished (OUT/growth.json)")
     parser.add_argument("--episodes", type=int, default=10_000, help="per number of shots (10000)")
     parser.add_argument("--parallel", type=int, default=1, help="trainings at a time (1)")
     parser.add_argument("--also", nargs="*", default=(), help="overrides of every arm")
@@ -265,15 +324,17 @@ def main(arguments: Sequence[str]) -> int:
     settings = Settings(
         data, out, given.macs, given.epochs, given.episodes, overrides, given.labels
     )
+    out.mkdir(parents=True, exist_ok=True)
+    results = Results(given.results or out / "growth.json", settings)
     rates = given.rates or (RATES_OF_LABELS if given.labels else RATES)
     first = [Job(arm, rate, given.seeds[0]) for arm in given.arms for rate in rates]
-    if not train_all(first, settings, given.parallel):
+    if not train_all(first, settings, results, given.parallel):
         return 1
-    chosen = {arm: best_rate(arm, settings, rates, given.seeds[0]) for arm in given.arms}
+    chosen = {arm: best_rate(arm, results, rates, given.seeds[0]) for arm in given.arms}
     rest = [Job(arm, chosen[arm], seed) for seed in given.seeds[1:] for arm in given.arms]
-    if not train_all(rest, settings, given.parallel):
+    if not train_all(rest, settings, results, given.parallel):
         return 1
-    lines = list(table(given.arms, chosen, given.seeds, settings))
+    lines = list(table(given.arms, chosen, given.seeds, results))
     (out / "growth.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     return 0

@@ -10,9 +10,10 @@ from sseg_nase.hardware.allocator import keep_memory
 from sseg_nase.home import find_home
 from sseg_nase.training.interruption import from_the_start
 
-# What looks at something, and trains nothing.
+# Tasks that inspect something, and train nothing.
 SWEEP = {"-m", "--multirun"}
-FLAGS = {"-h", "--help", "-V", "--version", "--hydra-help", "-c", "--cfg", "-i", "--info"}
+HELP = {"-h", "--help"}
+FLAGS = {*HELP, "-V", "--version", "--hydra-help", "-c", "--cfg", "-i", "--info"}
 LOOKING = {*FLAGS, "task=status", "task=report", "task=deliver", "sweep.dry_run=true"}
 
 
@@ -25,13 +26,35 @@ def command() -> None:
     stand_in_for_closed_streams()
     if (note := find_home()) is not None:
         print(f"sseg-nase: {note}", file=sys.stderr, flush=True)
+    if _helped():
+        return
     if len(sys.argv) > 1 and LOOKING.isdisjoint(sys.argv):
         keep_memory()
         _say_that_it_takes_a_while()
+    _print_what_can_be_printed()
     from sseg_nase.cli import main
 
-    _print_what_can_be_printed()
     main()
+
+
+def _helped() -> bool:
+    """Show the help where that is all that is asked for: without Hydra, which takes its time."""
+    if sys.argv[1:] and HELP.isdisjoint(sys.argv):
+        return False
+    from sseg_nase.config.help import asked_for, help_text  # here: most commands ask for none
+    from sseg_nase.errors import UserError
+    from sseg_nase.streams import unbroken_output
+
+    further = asked_for(sys.argv[1:])
+    if further is None:
+        return False
+    _print_what_can_be_printed()
+    with unbroken_output():
+        try:
+            print(help_text(*further), flush=True)
+        except UserError:  # the command line says it, and ends with its code
+            return False
+    return True
 
 
 def _say_that_it_takes_a_while() -> None:

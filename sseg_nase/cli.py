@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from functools import partial
 from pathlib import Path
-from string import Template
 from typing import TYPE_CHECKING, NoReturn, cast
 
 import hydra
@@ -27,7 +26,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sseg_nase.config.ablations import ablations, table
 from sseg_nase.config.commands import PROGRAM, command, override
 from sseg_nase.config.compose import (
     CONFIG_NAME,
@@ -40,7 +38,8 @@ from sseg_nase.config.compose import (
     to_config,
 )
 from sseg_nase.config.explain import explaining
-from sseg_nase.config.layout import groups
+from sseg_nase.config.groups.evaluator import OfRuns
+from sseg_nase.config.help import help_text
 from sseg_nase.config.multirun import refuse_several, superseded
 from sseg_nase.config.options import imported
 from sseg_nase.config.rounds import as_search
@@ -56,9 +55,9 @@ if TYPE_CHECKING:
 
 # By what each of these tasks is done. Of rooms above the configuration nothing is imported before
 # it is needed: `--help` and mistakes are answered at once.
-LOOKS: Mapping[str, str] = {
-    "status": "sseg_nase.searches.look:status",
-    "report": "sseg_nase.searches.look:report",
+INSPECTIONS: Mapping[str, str] = {
+    "status": "sseg_nase.searches.inspection:status",
+    "report": "sseg_nase.searches.inspection:report",
     "deliver": "sseg_nase.sweeps.deliver:deliver",
 }
 LAUNCHER_NAMES = {
@@ -100,7 +99,7 @@ def _ended() -> int:
 
 
 def job(composed: DictConfig) -> None:
-    """Do what one composed config says: a run, a look at a sweep, or a job of one."""
+    """Do what one composed config says: a run, an inspection of runs, or a job of a sweep."""
     global _code
     if composed.sweep.job is not None:
         from sseg_nase.sweeps.job import perform
@@ -118,7 +117,7 @@ def job(composed: DictConfig) -> None:
 
 
 def _one(config: Config) -> int:
-    """One run, or one look; return the exit code."""
+    """One run, or one inspection of what is on disk; return the exit code."""
     sources = HydraConfig.get().runtime.config_sources
     further = [Path(source.path) for source in sources if source.provider == "command-line"]
     for caution in cautions(config, *further):
@@ -127,9 +126,9 @@ def _one(config: Config) -> int:
         from sseg_nase.apps.serving import serve  # here, because most commands serve nothing
 
         return serve(config, _say, *further)
-    if config.task in LOOKS:
-        look: Callable[[Config, Callable[[str], None]], int] = imported(LOOKS[config.task])
-        return look(config, _say)
+    if config.task in INSPECTIONS:
+        inspect: Callable[[Config, Callable[[str], None]], int] = imported(INSPECTIONS[config.task])
+        return inspect(config, _say)
     hydras = HydraConfig.get()
     overrides = cast(list[str], OmegaConf.to_container(hydras.overrides.task))
     if config.task in TAKEN_HOME:
@@ -164,23 +163,13 @@ def _launcher_of_search(config: Config, given: Sequence[str]) -> Launcher | None
             f"hydra/launcher: {target} is none of {', '.join(LAUNCHERS)}; leave it out, and give "
             "search.slots=2 for two candidates at once on this machine."
         )
-    if config.evaluator.name != "run" and not final_seeds(config):
+    if not isinstance(config.evaluator, OfRuns) and not final_seeds(config):
         raise UserError(
             f"hydra/launcher={name}: it has no effect with evaluator={config.evaluator.name}, "
             "which starts no runs; leave it out."
         )
     own = [text for text in given if text.lstrip("+~").startswith("hydra.launcher.")]
     return Launcher(name, [f"hydra/launcher={name}", *own])
-
-
-def help_text(*further: Path) -> str:
-    """Return what `--help` shows; `further` are config folders beside `conf/`."""
-    template = OmegaConf.load(conf_dir() / "hydra" / "help" / "sseg_nase.yaml").template
-    choices = [f"{group}: {', '.join(options)}" for group, options in groups(*further).items()]
-    of_ablations = table(ablations(*further)).replace("\n", "\n  ")
-    return Template(template).substitute(
-        APP_CONFIG_GROUPS="\n".join(choices), ABLATIONS=of_ablations
-    )
 
 
 def _main() -> int:

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from sseg_nase import cli as entry
 from sseg_nase.config import ablations as defined
-from sseg_nase.config.layout import groups
+from sseg_nase.config.conf_files import groups
 from sseg_nase.config.multirun import split
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
@@ -377,8 +377,8 @@ def test_a_misleading_ablation_is_cautioned(cli: Cli, capsys: pytest.CaptureFixt
         (["-m", "seed=0,1", "sweep.on_failure=never"], "choose one of continue, stop"),
         (["-m", "seed=0,1", "sweep=nowhere"], "its jobs are fixed; leave out seed=0,1"),
         (["-m", "sweep=nowhere"], "not the directory of a sweep"),
-        (["-m", "task=status,report"], "it looks at what is on disk and is no job of a sweep"),
-        (["-m", "seed=0,1", "resume=somewhere"], "resume: a sweep goes on by itself"),
+        (["-m", "task=status,report"], "it inspects what is on disk and is no job of a sweep"),
+        (["-m", "seed=0,1", "resume=somewhere"], "resume: a sweep is resumed where"),
         (["-m", "seed=0,-1"], "no job was started; job 1 (seed=-1): seed=-1"),
         (["-m", "hydra/sweeper=optuna", "seed=0,1"], "optuna"),
         (["-m", "hydra/launcher=slurm", "seed=0,1"], "slurm"),

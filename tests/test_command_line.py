@@ -17,7 +17,7 @@ import sseg_nase
 from sseg_nase import __main__ as process
 from sseg_nase import cli as entry
 from sseg_nase.config.commands import command
-from sseg_nase.config.layout import groups
+from sseg_nase.config.conf_files import groups
 from sseg_nase.config.multirun import expand
 from sseg_nase.reporting.selection import last_made
 
@@ -312,11 +312,13 @@ def test_it_is_said_only_where_torch_is_loaded_and_someone_looks(
         assert not said(True, *looking)
 
 
-def test_the_compiler_is_not_loaded_before_it_is_needed() -> None:
+def test_what_few_runs_need_is_not_loaded_before_it_is_needed() -> None:
     program = (
         "import sys\n"
         "from sseg_nase.run import run\n"
         "assert 'torch._dynamo' not in sys.modules\n"
+        "few_need = {'scipy.special', 'scipy.stats', 'sklearn', 'pandas', 'matplotlib', 'mlflow'}\n"
+        "assert not few_need & set(sys.modules), few_need & set(sys.modules)\n"
         "import torch, lightning_fabric.wrappers as w\n"
         "from torch import nn\n"
         "assert not isinstance(nn.Identity(), w.OptimizedModule)\n"

@@ -84,7 +84,7 @@ def test_every_method_runs_from_scratch(method: str) -> None:
         assert result["accuracy"] == pytest.approx(results["fewshot"][key]["accuracy"])
 
 
-def test_a_learned_attention_is_what_judges(tmp_path: Path) -> None:
+def test_a_learned_attention_is_what_classifies(tmp_path: Path) -> None:
     """Its run, its checkpoint evaluated again, and a refusal of features that it has not seen."""
     options = ["evaluation.method=matching", "evaluation.normalize=none"]
     trained = run(composed("matching", *ALONE, *options, "finetune.head=mlp"))

@@ -17,15 +17,17 @@ from pathlib import Path
 from sseg_nase.config.ablations import ablations
 from sseg_nase.config.groups.backbone import BackboneConfig
 from sseg_nase.config.groups.dataset import DatasetConfig
-from sseg_nase.config.groups.evaluation import MethodConfig
+from sseg_nase.config.groups.evaluation import CLOSED_SETS, EvaluationConfig, MethodConfig
+from sseg_nase.config.groups.evaluator import EvaluatorConfig
 from sseg_nase.config.groups.finetune import FinetuneConfig
 from sseg_nase.config.groups.ssl import SSLConfig
 from sseg_nase.config.options import options_of
+from sseg_nase.config.schema import Config
 from sseg_nase.provenance import PACKAGE
 from sseg_nase.rundir import names, status
 
 # config/ stands below the room of a run's files; conf/config.yaml is no file of a run.
-BELOW = ("config/ablations.py", "config/compose.py", "config/layout.py")
+BELOW = ("config/ablations.py", "config/compose.py", "config/conf_files.py")
 FILES = sorted(PACKAGE.rglob("*.py"))
 # Words of the past, with those that say it; in comments, docstrings and messages.
 WORDS = {
@@ -34,9 +36,24 @@ WORDS = {
     "goes on with": "resumes",
     "fared": "did",
     "put to use": "used",
+    "anew": "again, from scratch",
+    "left away": "left out",
 }
 # Names of modules that said nothing of what is inside.
 MODULES = {"late", "seen", "free", "official", "by_hand", "starting", "judging", "native"}
+# Parts of words of the past, in names as well, and where they stay: what users and files have.
+STEMS = {"judg": "evaluate, accuracy, decide"}
+KEPT = {
+    "CHANGELOG.md": {"judge", "judged_by"},
+    "sseg_nase/__init__.py": {"judge"},  # the alias of `evaluate`
+    "sseg_nase/config/groups/finetune.py": {"judged_by"},  # the alias of `evaluated_by`
+    "sseg_nase/oneshot/training.py": {"judged"},  # a random stream is derived from it
+    "sseg_nase/reporting/comparison.py": {"judged_by"},  # a column of comparison.csv
+    "sseg_nase/reporting/comparison_tables.py": {"judged_by"},
+    "tests/test_api.py": {"judge"},
+    "tests/test_from_outside.py": {"judged_by"},
+}
+TEXTS = {".py", ".ipynb", ".md", ".sh", ".yaml", ".html", ".js", ".css"}
 ELSEWHERE = [
     *PACKAGE.parent.glob("*.md"),
     *PACKAGE.parent.glob("docs/**/*.md"),
@@ -100,6 +117,30 @@ def test_only_operators_name_their_kinds() -> None:
     assert named == set()
 
 
+def test_no_option_is_asserted_to_have_a_value() -> None:
+    """`filled` says which key has none, and that it was to be fitted or asked for before."""
+    sections = {*Config.__dataclass_fields__, "config", "options", "usual", "asked"}
+
+    def of_options(node: ast.expr) -> bool:
+        names = set()
+        while isinstance(node, ast.Attribute):
+            node = node.value
+            names.add(node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", ""))
+        return not sections.isdisjoint(names)
+
+    found = [
+        f"{path.relative_to(PACKAGE)}: {ast.unparse(node.test)}"
+        for path in FILES
+        for node in parsed(path)
+        if isinstance(node, ast.Assert)
+        and isinstance(node.test, ast.Compare)
+        and isinstance(node.test.ops[0], ast.IsNot)
+        and of_options(node.test.left)
+    ]
+    assert found == []
+
+
+NAMED = (SSLConfig, FinetuneConfig, MethodConfig, BackboneConfig, DatasetConfig, EvaluatorConfig)
 # Words that are names of options, and elsewhere something else.
 OTHER_MEANINGS = {
     "none": "nothing, of heads, operations of a cell, titles, normalisation",
@@ -114,14 +155,18 @@ OTHER_MEANINGS = {
     "evolvable": "what checkpoints and architecture.json of older versions call chains",
     "searched": "what checkpoints and architecture.json call networks of a space",
     "ridge": "a predictor of searches",
-    "classifier": "how results.json says that a closed set was judged",
+    "classifier": "how results.json says that a closed set was evaluated",
+    "classification": "the sections of results.json of closed sets",
+    "run": "a run of the program, and the keys and columns that name one",
+    "own": "the settings of stages of fine-tuning",
 }
 
 
 def test_a_method_a_data_set_and_a_family_are_named_where_they_are_defined_alone() -> None:
     """In the module of the option, and of what it is made by: a new one is added there alone."""
     homes: dict[str, set[str]] = {name: set() for name in ablations()}
-    for kind in (SSLConfig, FinetuneConfig, MethodConfig, BackboneConfig, DatasetConfig):
+    homes |= {name: {EvaluationConfig.__module__} for name in CLOSED_SETS}
+    for kind in NAMED:
         for name, cls in options_of(kind).items():
             makers = (getattr(cls, key, "") for key in ("made_by", "reader", "described_by"))
             of = {cls.__module__, *(each.partition(":")[0] for each in makers if each)}
@@ -168,6 +213,20 @@ def test_words_are_those_of_the_field() -> None:
         for word in banned.findall(prose(path))
     }
     assert found == set()
+
+
+def test_words_of_the_past_are_in_no_name() -> None:
+    root = PACKAGE.parent
+    stems = re.compile(rf"\w*(?:{'|'.join(STEMS)})\w*", re.IGNORECASE)
+    folders = ("sseg_nase", "tests", "benchmarks", "bench", "launchers", "notebooks")
+    files = [p for name in folders for p in (root / name).rglob("*.*") if p.suffix in TEXTS]
+    found = {
+        path.relative_to(root).as_posix(): words
+        for path in (*files, *ELSEWHERE)
+        if path != Path(__file__)
+        and (words := set(stems.findall(path.read_text(encoding="utf-8"))))
+    }
+    assert found == KEPT, f"say: {STEMS}"
 
 
 def test_modules_are_named_after_what_is_inside() -> None:

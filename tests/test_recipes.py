@@ -38,6 +38,25 @@ def test_the_recipe_without_labels_sees_no_label() -> None:
     assert cautions(config) == []
 
 
+@pytest.mark.parametrize("hardware", ["auto", "rtx3060"])
+@pytest.mark.parametrize("recipe", ["sseg_nase_labels", "sseg_nase_unlabeled"])
+def test_the_recipes_for_a_gpu_are_the_same_for_longer(recipe: str, hardware: str) -> None:
+    small, large = (
+        load([f"experiment={name}", f"hardware={hardware}"]) for name in (recipe, f"{recipe}_gpu")
+    )
+    assert cautions(large) == []
+    assert large.hardware.batch_size == 512
+    assert (large.evolution, large.backbone, large.views) == (
+        small.evolution, small.backbone, small.views,
+    )  # fmt: skip
+    if recipe == "sseg_nase_labels":
+        of_small, of_large = (stages_of(config)[0].finetune for config in (small, large))
+        assert of_large.epochs > 2 * of_small.epochs
+        assert (of_large.optimizer, of_large.evolve) == (of_small.optimizer, True)
+    else:
+        assert large.pretrain.epochs > 2 * small.pretrain.epochs
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "further"),

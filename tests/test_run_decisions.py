@@ -16,14 +16,16 @@ import torch
 
 from sseg_nase import run as running
 from sseg_nase.config.compose import load
+from sseg_nase.config.fingerprint import fingerprint
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError
 from sseg_nase.reporting import run_report
-from sseg_nase.run import Membership, Run, run_name
+from sseg_nase.run import run_name
 from sseg_nase.rundir.directory import RunDirectory
 from sseg_nase.rundir.lock import locked
 from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED, RUNNING, status_of
-from sseg_nase.stages import identity
+from sseg_nase.stages import identity, pipeline, results, resuming, tasks
+from sseg_nase.stages.running import Membership, Run
 from sseg_nase.tracking import Resumed, RunInfo
 from sseg_nase.tracking.mlflow_sink import resolve_uri
 from sseg_nase.tracking.sink import Sink
@@ -100,7 +102,7 @@ def test_what_the_tracker_is_told_of_a_run() -> None:
     hidden = ("paths.", "tracking.", "hardware.", "data.", "sweep.", "report.")
     assert not [key for key in info.params if key.startswith(hidden)]
     assert info.tags["asked_fingerprint"] == "asked for"
-    assert info.tags["fingerprint"] == running.fingerprint(this.config) != "asked for"
+    assert info.tags["fingerprint"] == fingerprint(this.config) != "asked for"
     assert (info.tags["sweep"], info.tags["task"]) == ("the sweep", "pipeline")
     assert texts(sink, "message") == ["a note", "and one of the folder"]
     assert texts(sink, "warning") == ["an overlap"]
@@ -169,14 +171,14 @@ def test_epochs_that_are_done_cannot_be_undone(
         checkpoint.save(Path("run/checkpoints") / f"{file}.pt", known | state)
     config = load([*TINY, "finetune=prototypical", *overrides])
     config = dataclasses.replace(config, resume="run")
-    running._check_epochs(config)  # the epochs are those that were stored
+    resuming.check_epochs(config)  # the epochs are those that were stored
     config = dataclasses.replace(config, resume_overrides=True)
     if refused is None:
-        running._check_epochs(config)
+        resuming.check_epochs(config)
     else:
         with pytest.raises(UserError, match=refused):
-            running._check_epochs(config)
-    running._check_epochs(dataclasses.replace(config, resume=None))
+            resuming.check_epochs(config)
+    resuming.check_epochs(dataclasses.replace(config, resume=None))
 
 
 def state_of(**fields: Any) -> dict[str, Any]:
@@ -198,7 +200,7 @@ def test_where_a_run_goes_on_is_said(
     sink = Told()
     this = begun(sink)
     this.place.resumed, this.place.changes = resumed, {"optimizer.lr": (0.1, 0.2)}
-    running._tell_how_it_goes_on(this, state, tuning)
+    resuming.tell_where_it_resumes(this, state, tuning)
     assert texts(sink, "message") == [f"resumed at {one}" for one in where]
     changed = [values for kind, values in sink.events if kind == "warning"]
     assert [(v["key"], v["old"], v["new"]) for v in changed] == (
@@ -229,13 +231,13 @@ def test_what_was_told_up_to_the_checkpoint_stays(
 
     told: list[Resumed | None] = []
     found = {"last": state, "finetune_last": tuning}
-    monkeypatch.setattr(running, "_state_to_go_on_from", lambda this, name: found[name])
+    monkeypatch.setattr(pipeline, "state_to_resume", lambda this, name: found[name])
     monkeypatch.setattr(Run, "tie", lambda *given, **more: None)
     monkeypatch.setattr(Run, "open", opens)
     this = begun(Told())
     this.place.resumed, this.place.run_id = True, "abc"
     with pytest.raises(OpenedError):
-        running.pipeline(this)
+        pipeline.pipeline(this)
     assert told == [Resumed("abc", step, mutations)]
     this.place.release()
 
@@ -417,13 +419,19 @@ def test_how_a_run_ends_follows_from_what_was_raised(
 
 
 def test_an_interruption_after_the_end_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def ended(this: Run) -> None:
-        running._end(this, FINISHED)
+    def concluded(this: Run) -> None:
+        this.summary = {"some": "results"}, []
+
+    def shown(*given: Any) -> None:
+        told.append((*given, status_of(this.directory)["status"]))
         raise KeyboardInterrupt
 
+    told: list[Any] = []
     this = begun(Told())
-    monkeypatch.setitem(running.TASKS, "pipeline", ended)  # type: ignore[arg-type]
+    monkeypatch.setitem(running.TASKS, "pipeline", concluded)  # type: ignore[arg-type]
+    monkeypatch.setattr(running, "print_summary", shown)
     running._run(this)
+    assert told == [({"some": "results"}, [], None, FINISHED)]
     assert status_of(this.directory)["status"] == FINISHED
 
 
@@ -494,7 +502,7 @@ COSTS = {
 }  # fmt: skip
 
 
-def judgement(accuracy: float) -> Any:
+def evaluation(accuracy: float) -> Any:
     result = {"accuracy": accuracy, "ci95": 1.0, "top_k": {"2": 90.0}, "doubts": []}
     return SimpleNamespace(results={KEY: result}, accuracies={}, confusions={}, embeddings=None)
 
@@ -502,7 +510,7 @@ def judgement(accuracy: float) -> Any:
 @pytest.mark.parametrize("best", ["there", "lost", None])
 @pytest.mark.parametrize("again", [True, False])
 @pytest.mark.parametrize("report", [True, False])
-def test_what_is_recorded_of_what_was_judged(
+def test_what_is_recorded_of_what_was_evaluated(
     report: bool, again: bool, best: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink, figures, drawn = Told(), list[tuple[dict[str, float], int]](), list[Path]()
@@ -521,17 +529,14 @@ def test_what_is_recorded_of_what_was_judged(
         tuned=(),
         macs={"student": 7, "trials": 0},
     )
-    monkeypatch.setattr(running.stages, "evaluate", lambda *given: judgement(50.0))
-    monkeypatch.setattr(
-        running.stages, "evaluate_best", lambda *given: ({"params": 60}, judgement(60.0))
-    )
-    monkeypatch.setattr(running.stages, "efficiency", lambda *given: COSTS)
+    monkeypatch.setattr(results, "evaluate", lambda *given: evaluation(50.0))
+    monkeypatch.setattr(results, "evaluate_best", lambda *given: ({"params": 60}, evaluation(60.0)))
+    monkeypatch.setattr(results, "efficiency", lambda *given: COSTS)
     groups: list[set[str]] = []
     monkeypatch.setattr(
-        running.stages, "doubted", lambda found: (groups.append(set(found)), ["a doubt"])[1]
+        results, "doubted", lambda found: (groups.append(set(found)), ["a doubt"])[1]
     )
-    monkeypatch.setattr(running, "_report", lambda this: drawn.append(this.directory))
-    monkeypatch.setattr(running, "print_summary", lambda *given: None)
+    monkeypatch.setattr(results, "report", lambda this: drawn.append(this.directory))
     monkeypatch.setattr(identity, "in_results", lambda data: {"evaluated": {}})
     this.overlaps.append("an overlap")
     path = None if best is None else this.directory / "best.pt"
@@ -539,16 +544,18 @@ def test_what_is_recorded_of_what_was_judged(
         checkpoint.save(this.directory / "best.pt", {})
     if again:
         (this.directory / "results.json").write_text("{}")
-    untrained = {"fewshot_untrained": judgement(20.0).results}
-    running._judge(this, reached, [], untrained, path)
-    results = json.loads((this.directory / "results.json").read_text())
-    assert results["status"] == status_of(this.directory)["status"] == FINISHED
-    assert results["fewshot"][KEY]["accuracy"] == 50.0
-    assert results["fewshot_untrained"][KEY]["accuracy"] == 20.0
-    assert ("fewshot_best" in results) == ("best" in results) == (best == "there")
-    assert (results["mutations"], results["images_seen"]) == (1, {"synthetic": 5})
-    assert results["training_macs"] == {"total": 7, "student": 7}
-    assert results["data"] == {"evaluated": {}, "doubts": ["an overlap"]}
+    untrained = {"fewshot_untrained": evaluation(20.0).results}
+    results.conclude(this, reached, [], untrained, path)
+    written = json.loads((this.directory / "results.json").read_text())
+    assert written["status"] == FINISHED
+    assert this.summary is not None
+    assert (this.summary[0]["fewshot"], this.summary[1]) == (written["fewshot"], history)
+    assert written["fewshot"][KEY]["accuracy"] == 50.0
+    assert written["fewshot_untrained"][KEY]["accuracy"] == 20.0
+    assert ("fewshot_best" in written) == ("best" in written) == (best == "there")
+    assert (written["mutations"], written["images_seen"]) == (1, {"synthetic": 5})
+    assert written["training_macs"] == {"total": 7, "student": 7}
+    assert written["data"] == {"evaluated": {}, "doubts": ["an overlap"]}
     assert {step for _, step in figures} == {33 if again else 0}
     told = {key: value for values, _ in figures for key, value in values.items()}
     chosen = (60.0, 60) if best == "there" else (50.0, 70)
@@ -564,7 +571,7 @@ def test_what_is_recorded_of_what_was_judged(
     assert groups[0] >= expected | ({"fewshot_best"} if best == "there" else set())
     warned = texts(sink, "warning")
     assert "a doubt" in warned
-    assert any("the best network is not judged" in text for text in warned) == (best == "lost")
+    assert any("the best network is not evaluated" in text for text in warned) == (best == "lost")
     assert drawn == ([this.directory] if report else [])
     assert json.loads((this.directory / "architecture.json").read_text()) == {"n": 1}
     assert set(this.seconds) == {"evaluate", "efficiency"}
@@ -576,8 +583,8 @@ def test_what_is_recorded_of_what_was_judged(
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (KeyboardInterrupt(), "the report is not drawn: interrupted; "),
-        (ValueError("broken."), "the report is not drawn: ValueError: broken; "),
+        (KeyboardInterrupt(), "the report is not written: interrupted; "),
+        (ValueError("broken."), "the report is not written: ValueError: broken; "),
         (OSError(errno.ENOSPC, "No space left"), "cannot be written"),
     ],
 )
@@ -604,12 +611,12 @@ def test_a_report_that_is_not_drawn_costs_a_warning(
             event(kind, values)
 
         monkeypatch.setattr(sink, "event", told)
-    running._report(this)
+    results.report(this)
     now = status_of(this.directory)
     assert (now["status"], now["undelivered"]) == (FINISHED, True)
     warned = [capsys.readouterr().err] if untold else texts(sink, "warning")
     assert said in warned[0]
-    assert f"task=report runs={this.directory} draws it" in warned[0]
+    assert f"task=report runs={this.directory} writes it" in warned[0]
 
 
 def test_the_files_of_a_report_stand_where_they_stand_on_disk(
@@ -627,7 +634,7 @@ def test_the_files_of_a_report_stand_where_they_stand_on_disk(
     placed: list[Any] = []
     monkeypatch.setattr(run_report, "write_report", written)
     monkeypatch.setattr(sink, "artifact", lambda path, where: placed.append((path.name, where)))
-    running._report(this)
+    results.report(this)
     assert asked == [(this.directory, False, FINISHED)]
     assert placed == [("report.md", "report"), ("a.png", "report/figures")]
     assert texts(sink, "message") == [f"report: {folder / 'report.html'}"]
@@ -654,10 +661,10 @@ def test_the_latest_of_what_was_replayed_is_the_architecture(
         {"index": n, "kind": "GROW", "epoch": n, "after": counts, "accepted": n == 0}
         for n in range(2)
     ]
-    monkeypatch.setattr(running.stages, "replayed", lambda run: (records, architectures))
+    monkeypatch.setattr(tasks, "replayed", lambda run: (records, architectures))
     sink = Told()
     this = begun(sink, "task=replay", "run=somewhere")
-    running.replay(this)
+    tasks.replay_run(this)
     assert json.loads((this.directory / "architecture.json").read_text()) == {"n": 2}
     replayed = json.loads((this.directory / "replay.json").read_text())
     assert replayed == [{"n": 0}, {"n": 1}, {"n": 2}]
@@ -666,4 +673,3 @@ def test_the_latest_of_what_was_replayed_is_the_architecture(
         "mutation 0: GROW after epoch 1, channels 4-6, params 5,000, macs 7,000 (accepted)",
         "mutation 1: GROW after epoch 2, channels 4-6, params 5,000, macs 7,000 (rolled back)",
     ]
-    assert status_of(this.directory)["status"] == FINISHED

@@ -19,7 +19,8 @@ from mkdocs.structure.pages import Page
 from sseg_nase import _HOMES
 from sseg_nase.cli import help_text
 from sseg_nase.config.compose import register
-from sseg_nase.config.layout import conf_dir, group_option, groups, is_section
+from sseg_nase.config.conf_files import conf_dir, group_option, groups
+from sseg_nase.config.layout import is_section
 from sseg_nase.config.options import fields_of, is_group, option_of
 from sseg_nase.config.schema import Config
 

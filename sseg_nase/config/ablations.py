@@ -12,9 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from sseg_nase.config.layout import conf_dir, usual_of
+from sseg_nase.config.conf_files import conf_dir, parsed, read_values, usual_of
 
 GROUP = "ablation"
 _OVERRIDE = re.compile(r"override /(\w+)")
@@ -41,7 +39,10 @@ class Ablation(NamedTuple):
 
 
 def ablations(*further: Path) -> dict[str, Ablation]:
-    """Return those in `conf/`, and in `further` config folders, by name and in order."""
+    """Return those in `conf/`, and in `further` config folders, by name and in order.
+
+    Raises `UserError` for a file that cannot be read.
+    """
     found: dict[str, Ablation] = {}
     for root in (conf_dir(), *further):
         found |= _in(root)
@@ -56,7 +57,7 @@ def _in(root: Path) -> Mapping[str, Ablation]:
         comments = (line.lstrip("# ") for line in text.splitlines() if line.startswith("#"))
         words = next((line for line in comments if not line.startswith("@")), "")
         title = re.split(r"[:.]", words)[0].strip()
-        found[file.stem] = Ablation(title, _switches(yaml.safe_load(text) or {}))
+        found[file.stem] = Ablation(title, _switches(parsed(text, file)))
     return found
 
 
@@ -104,7 +105,7 @@ def _switches(difference: Mapping[str, Any]) -> Switches:
 
 @cache
 def _of_the_full_method() -> Mapping[str, str]:
-    return _choices(yaml.safe_load((conf_dir() / "config.yaml").read_text(encoding="utf-8")))
+    return _choices(read_values(conf_dir() / "config.yaml"))
 
 
 def _choices(tree: Mapping[str, Any]) -> dict[str, str]:

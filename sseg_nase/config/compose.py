@@ -33,6 +33,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from sseg_nase.config.commands import literal, override, quoted
+from sseg_nase.config.conf_files import conf_dir, group_option, groups, usual_of
 from sseg_nase.config.explain import (
     explaining,
     fits,
@@ -43,17 +44,7 @@ from sseg_nase.config.explain import (
     wrong_type,
 )
 from sseg_nase.config.groups.dataset import OwnImages
-from sseg_nase.config.layout import (
-    WRITTEN_AS,
-    conf_dir,
-    group_option,
-    groups,
-    is_section,
-    key_types,
-    open_keys,
-    path_keys,
-    usual_of,
-)
+from sseg_nase.config.layout import WRITTEN_AS, is_section, key_types, open_keys, path_keys
 from sseg_nase.config.members import chosen, of_others, upgraded, without_unset
 from sseg_nase.config.options import Option, fields_of, is_group, load_packages, until_registered
 from sseg_nase.config.places import still_there

@@ -20,7 +20,8 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sseg_nase.config.commands import argument
-from sseg_nase.config.layout import LAUNCHER, groups, key_types, launchers, unknown_option
+from sseg_nase.config.conf_files import LAUNCHER, groups, launchers, unknown_option
+from sseg_nase.config.layout import key_types
 from sseg_nase.errors import UserError
 
 _NAMES = {

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from sseg_nase.config.compose import CONFIG_NAME
-from sseg_nase.config.layout import WRITTEN_AS, conf_dir, groups, is_section
+from sseg_nase.config.conf_files import conf_dir, groups
+from sseg_nase.config.layout import WRITTEN_AS, is_section
 from sseg_nase.config.members import MISSING, chosen
 from sseg_nase.config.options import fields_of, is_group, told_by
 from sseg_nase.config.schema import Config

@@ -1,20 +1,14 @@
-"""What can be configured: the folder of YAML groups, their options, and the keys of the schema."""
+"""What can be configured: the keys of the schema."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import typing
 from collections.abc import Iterator, Mapping
-from functools import cache
-from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from sseg_nase.config.options import fields_of, until_registered
 from sseg_nase.config.schema import Config
-from sseg_nase.errors import UserError, did_you_mean
 
 # Keys that are written otherwise on the command line: `from` can be no field in Python.
 WRITTEN_AS = {
@@ -22,71 +16,6 @@ WRITTEN_AS = {
     "search.dir": "search",
     "finetune.start": "finetune.from",
 }
-
-LAUNCHER = "hydra/launcher"
-
-_PACKAGE = Path(__file__).resolve().parent.parent
-
-
-def conf_dir() -> Path:
-    """Return the folder of the YAML groups: beside the package in a checkout, else inside it."""
-    for folder in (_PACKAGE.parent / "conf", _PACKAGE / "conf"):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise FileNotFoundError(f"the installation is incomplete: no conf folder beside {_PACKAGE}")
-
-
-def groups(*further: Path) -> dict[str, tuple[str, ...]]:
-    """Return the options of every config group in `conf/` and in `further` folders of that kind.
-
-    Hydra's own groups are left out, and files whose names begin with `_`: what options share.
-    """
-    found: dict[str, set[str]] = {}
-    for root in (conf_dir(), *further):
-        for entry in os.scandir(root):
-            if entry.is_dir() and entry.name != "hydra" and (options := _options_in(entry.path)):
-                found.setdefault(entry.name, set()).update(options)
-    return {group: tuple(sorted(found[group])) for group in sorted(found)}
-
-
-def _options_in(folder: str) -> set[str]:
-    """The files of a group's folder by the names that they have there, without their ending."""
-    return {
-        os.path.join(at, name)[len(folder) + 1 : -len(".yaml")].replace(os.sep, "/")
-        for at, _, names in os.walk(folder)
-        for name in names
-        if name.endswith(".yaml") and not name.startswith("_")
-    }
-
-
-def launchers() -> tuple[str, ...]:
-    """Return the options of `hydra/launcher`, which run the jobs of a sweep."""
-    files = (conf_dir() / LAUNCHER).glob("*.yaml")
-    return ("basic", *sorted(file.stem for file in files))
-
-
-def unknown_option(group: str, name: str, options: typing.Sequence[str]) -> str:
-    """Return the message for a choice that a group does not have."""
-    return (
-        f"{group}={name}: there is no such option; choose one of {', '.join(options)}."
-        f"{did_you_mean(name, options)}"
-    )
-
-
-def group_option(group: str, name: str) -> dict[str, Any]:
-    """Return the values of one group file, with those it inherits from files of its group.
-
-    Raises `UserError` when the group has no such option.
-    """
-    options = _options_in(str(conf_dir() / group))
-    if name not in options:
-        raise UserError(unknown_option(group, name, sorted(options)))
-    return dict(_merged_file(group, name))
-
-
-def usual_of(group: str, name: str) -> dict[str, Any]:
-    """Return the values of one group file; none for an option of another package."""
-    return group_option(group, name) if name in _options_in(str(conf_dir() / group)) else {}
 
 
 def is_section(kind: Any) -> bool:
@@ -165,14 +94,3 @@ def _leaves(kind: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         yield prefix + name, inner
         for key in accepted.get("keys", ()):
             yield f"{prefix}{name}.{key}", typing.get_args(inner)[1]
-
-
-@cache
-def _merged_file(group: str, name: str) -> Mapping[str, Any]:
-    tree = OmegaConf.to_container(OmegaConf.load(conf_dir() / group / f"{name}.yaml"))
-    assert isinstance(tree, dict)
-    merged: dict[str, Any] = {}
-    for parent in tree.pop("defaults", []):
-        if isinstance(parent, str) and parent != "_self_":  # else an option of another group
-            merged |= _merged_file(group, parent)
-    return merged | {str(key): value for key, value in tree.items()}

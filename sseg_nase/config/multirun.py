@@ -17,8 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from sseg_nase.config.commands import argument
 from sseg_nase.config.compose import CONFIG_NAME, conf_dir, register, searched
+from sseg_nase.config.conf_files import groups
 from sseg_nase.config.explain import explaining
-from sseg_nase.config.layout import groups, key_types
+from sseg_nase.config.layout import key_types
 from sseg_nase.errors import UserError
 
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"

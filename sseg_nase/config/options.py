@@ -65,6 +65,16 @@ def option(
     return {key: value for key, value in accepted.items() if value is not None}
 
 
+def filled(value: Optional[T], key: str) -> T:
+    """Return the value of a key that is not null any more where this is called.
+
+    It was fitted before, or the checks have asked for it; `AssertionError` where neither was done.
+    """
+    if value is None:
+        raise AssertionError(f"{key} is null here: it is fitted, or asked for, before")
+    return value
+
+
 @dataclasses.dataclass(frozen=True)
 class Checked:
     """A section that says itself what is wrong with it.

@@ -13,8 +13,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 
+from sseg_nase.config.conf_files import groups
 from sseg_nase.config.explain import explaining
-from sseg_nase.config.layout import groups
 from sseg_nase.errors import UserError
 
 CHOOSES = "strategy"  # the group whose option in a sweep asks for rounds

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from sseg_nase import counting
 from sseg_nase.config.ablations import Switches, ablations, switches_of
+from sseg_nase.config.conf_files import group_option, usual_of
 from sseg_nase.config.explain import described, fits, listed, shown
 from sseg_nase.config.groups.backbone import BackboneConfig, Chain
 from sseg_nase.config.groups.curriculum import SYNTHETIC_LEVELS
@@ -23,8 +24,15 @@ from sseg_nase.config.groups.dataset import (
     Stl10,
     is_closed,
 )
-from sseg_nase.config.groups.evaluation import CLOSED_SETS, EPISODES, PROTOTYPE, MethodConfig
-from sseg_nase.config.groups.evaluator import OfProxies
+from sseg_nase.config.groups.evaluation import (
+    CLASSIFIER,
+    CLOSED_SETS,
+    EPISODES,
+    PROBE,
+    PROTOTYPE,
+    MethodConfig,
+)
+from sseg_nase.config.groups.evaluator import OfInherited, OfPredictor, OfProxies, OfRuns
 from sseg_nase.config.groups.evolution import EvolutionConfig, Planned, Trials
 from sseg_nase.config.groups.finetune import (
     DISTILLING,
@@ -41,7 +49,7 @@ from sseg_nase.config.groups.space import OfKeys
 from sseg_nase.config.groups.ssl import DINO
 from sseg_nase.config.groups.strategy import Promoting
 from sseg_nase.config.groups.tracking import InStore
-from sseg_nase.config.layout import WRITTEN_AS, group_option, is_section, usual_of
+from sseg_nase.config.layout import WRITTEN_AS, is_section
 from sseg_nase.config.options import fields_of, is_group, names_with, option_of, options_of
 from sseg_nase.config.schema import (
     OF_SWEEPS,
@@ -96,8 +104,8 @@ def cautions(config: Config, *further: Path) -> list[str]:
         *_unlike_its_ablation(config, *further),
         *_placed_in_vain(config),
         *_unlabeled_in_vain(config),
-        *_judged_in_vain(config),
-        *_judged_otherwise(config),
+        *_evaluated_in_vain(config),
+        *_evaluated_otherwise(config),
         *_far_out(config),
     ]
 
@@ -184,9 +192,9 @@ def _unlike_its_ablation(config: Config, *further: Path) -> list[str]:
     ]
 
 
-def _judged_otherwise(config: Config) -> list[str]:
+def _evaluated_otherwise(config: Config) -> list[str]:
     tuning, method = config.finetune, config.evaluation.method
-    own = tuning.judged_by
+    own = tuning.evaluated_by
     if config.task != "pipeline" or own in (method, PROTOTYPE):
         return []
     return [
@@ -217,7 +225,7 @@ def _unlabeled_in_vain(config: Config) -> list[str]:
     ]
 
 
-def _judged_in_vain(config: Config) -> list[str]:
+def _evaluated_in_vain(config: Config) -> list[str]:
     """Options of the evaluation that were changed from `conf/` and have no effect in this run."""
     evaluation = config.evaluation
     usual = group_option("evaluation", evaluation.name)
@@ -324,7 +332,7 @@ def _sweep(config: Config) -> Iterator[str]:
     if sweep.dir and not looking:
         yield (
             f"sweep={sweep.dir}: it has no effect with task={config.task}; add task=status, "
-            "task=report or task=deliver, or -m to go on with that sweep."
+            "task=report or task=deliver, or -m to resume that sweep."
         )
     if sweep.dir and config.task == "deliver" and config.run:
         yield f"run={config.run}: not together with sweep={sweep.dir}; leave one of them out."
@@ -338,7 +346,7 @@ def _search(config: Config) -> Iterator[str]:
     if search.dir and config.task not in ("status", "report"):
         yield (
             f"search={search.dir}: it has no effect with task={config.task}; add task=status or "
-            "task=report, or go on with that search by resume=DIR."
+            "task=report, or resume that search by resume=DIR."
         )
     others = {"sweep": config.sweep.dir, "runs": config.runs and ",".join(config.runs)}
     for key, value in others.items():
@@ -374,9 +382,9 @@ def _searched(config: Config) -> Iterator[str]:
     if isinstance(strategy, OneShot):
         yield from _one_shot(config, strategy)
     yield from _in_this_process(config)
-    if evaluator.name in ("run", "inherited") and config.evaluation.split == "test":
+    if isinstance(evaluator, OfRuns | OfInherited) and config.evaluation.split == "test":
         yield (
-            "evaluation.split=test: a search must not see test classes; leave it out, and judge "
+            "evaluation.split=test: a search must not see test classes; leave it out, and evaluate "
             "the answer afterwards with task=evaluate evaluation.split=test."
         )
 
@@ -384,7 +392,7 @@ def _searched(config: Config) -> Iterator[str]:
 def _one_shot(config: Config, strategy: OneShot) -> Iterator[str]:
     """One network is trained that contains all others: nothing is asked for, nor measured."""
     said = f"strategy={strategy.name}: "
-    if config.evaluator.name != "run":
+    if not isinstance(config.evaluator, OfRuns):
         yield (
             f"evaluator={config.evaluator.name}: {said}it scores networks with the weights of its "
             "supernet; leave the evaluator out."
@@ -402,15 +410,17 @@ def _one_shot(config: Config, strategy: OneShot) -> Iterator[str]:
 
 def _in_this_process(config: Config) -> Iterator[str]:
     """Evaluators that start no runs: one candidate at a time, and what they do not do."""
-    name = config.evaluator.name
-    if name in ("proxy", "predicted", "inherited") and config.search.slots > 1:
+    evaluator = config.evaluator
+    here = isinstance(evaluator, OfProxies | OfPredictor | OfInherited)
+    if here and config.search.slots > 1:
         yield (
-            f"search.slots={config.search.slots}: it has no effect with evaluator={name}, which "
-            "measures one candidate after the other; leave it out."
+            f"search.slots={config.search.slots}: it has no effect with "
+            f"evaluator={evaluator.name}, which measures one candidate after the other; leave it "
+            "out."
         )
-    if isinstance(config.evaluator, OfProxies):
-        yield from _a_set("evaluator.proxies", config.evaluator.proxies)
-    if name != "inherited":
+    if isinstance(evaluator, OfProxies):
+        yield from _a_set("evaluator.proxies", evaluator.proxies)
+    if not isinstance(evaluator, OfInherited):
         return
     parts = [part for part in ("evolution", "sparsity") if getattr(config, part).enabled]
     if parts:
@@ -775,7 +785,7 @@ def _pretrain(config: Config) -> Iterator[str]:
     if last != size:
         yield (
             f"{key}: the last size must be dataset.image_size={size}, at which the network is "
-            "judged with the BN statistics that it then has."
+            "evaluated with the BN statistics that it then has."
         )
     if config.evolution.enabled and isinstance(config.evolution, Trials):
         yield (
@@ -889,14 +899,14 @@ def _evaluation(config: Config) -> Iterator[str]:
             )
     if kind.transductive and evaluation.queries == 1:
         yield (
-            f"evaluation.queries=1: evaluation.method={evaluation.method} judges the queries of a "
-            "class together and needs several; set evaluation.queries to 2 or more, or choose an "
+            f"evaluation.queries=1: evaluation.method={evaluation.method} classifies all queries "
+            "together and needs several; set evaluation.queries to 2 or more, or choose an "
             "inductive method, such as evaluation.method=prototype."
         )
 
 
 def _closed(config: Config) -> Iterator[str]:
-    """Closed sets are judged as such, and no others are."""
+    """Closed sets are evaluated as such, and no others are."""
     evaluation, dataset = config.evaluation, config.dataset.name
     closed, ways = names_with(Closed), " or ".join(f"evaluation={name}" for name in CLOSED_SETS)
     same = is_closed(config.dataset)
@@ -915,12 +925,12 @@ def _closed(config: Config) -> Iterator[str]:
     others = [name for name in evaluation.datasets if name != dataset]
     if others and (same or set(others) & set(closed)):
         yield (
-            f"evaluation.datasets={evaluation.datasets}: a closed set is judged alone, after "
+            f"evaluation.datasets={evaluation.datasets}: a closed set is evaluated alone, after "
             f"training on it; leave it out."
         )
-    if evaluation.name == "linear_probe":
+    if evaluation.name == PROBE:
         given = evaluation.linear_probe.regularization
-        yield from _a_set("evaluation.linear_probe.regularization", given)
+        yield from _a_set(f"evaluation.{PROBE}.regularization", given)
     methods = [stage.finetune for stage in stages_of(config)]
     for method in methods:
         if same and not isinstance(method, Classifier):
@@ -931,10 +941,10 @@ def _closed(config: Config) -> Iterator[str]:
         if not same and isinstance(method, Classifier):
             yield (
                 f"finetune=classifier: val and test of dataset={dataset} have other classes than "
-                "train; choose finetune=linear, whose embedding is judged."
+                "train; choose finetune=linear, whose embedding is evaluated."
             )
     kept = bool(methods) and isinstance(methods[-1], Classifier)
-    if config.task == "pipeline" and evaluation.name == "classification" and not kept:
+    if config.task == "pipeline" and evaluation.name == CLASSIFIER and not kept:
         yield (
             f"{chosen}: it needs what finetune=classifier trains; add that, or choose "
             "evaluation=knn or evaluation=linear_probe."
@@ -1017,7 +1027,7 @@ def _stage(config: Config) -> Iterator[str]:
     if isinstance(options, Maml) and given and options.ways != evaluation.ways:
         yield (
             f"finetune.ways={options.ways}: the head of finetune=maml has as many classes as the "
-            f"episodes that judge it; set evaluation.ways={options.ways} or finetune.ways="
+            f"episodes of the evaluation; set evaluation.ways={options.ways} or finetune.ways="
             f"{evaluation.ways}."
         )
     if config.hardware.compile and not config.ssl.trains:
@@ -1037,7 +1047,7 @@ def _head(config: Config, options: Matching | Relation) -> Iterator[str]:
                 f"finetune.{key}={value}: it has no effect without {needed}; add "
                 "that, or leave it out."
             )
-    learned = mlp and isinstance(options, Matching) and evaluation.method == options.judged_by
+    learned = mlp and isinstance(options, Matching) and evaluation.method == options.evaluated_by
     if learned and evaluation.normalize != "none":
         yield (
             f"evaluation.normalize={evaluation.normalize}: finetune.head=mlp is trained on "
@@ -1063,7 +1073,8 @@ def _evolving(config: Config) -> Iterator[str]:
         yield (
             "finetune.evolve=true: sparsity.rollback_grace_epochs="
             f"{sparsity.rollback_grace_epochs} is for pretraining, under labels a pruning is "
-            "judged at once: add sparsity.rollback_grace_epochs=0, or sparsity=none."
+            "accepted or rolled back at once: add sparsity.rollback_grace_epochs=0, or "
+            "sparsity=none."
         )
     for key in ("frozen_blocks", "freeze_norms"):
         if value := getattr(options, key):

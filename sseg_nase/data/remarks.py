@@ -24,7 +24,7 @@ Span = tuple[float, float]
 
 @dataclass
 class Remarks:
-    """Facts about images by their place in the listing; `add` them in order."""
+    """Facts about images by their position in the listing; `add` them in order."""
 
     count: int = 0
     several: list[tuple[int, int]] = field(default_factory=list)  # place, frames

@@ -1,4 +1,4 @@
-"""The data set and the episodes that a network was judged on, taken from its run."""
+"""The data set and the episodes that a network was evaluated on, taken from its run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sseg_nase.config.compose import dataset_of
-from sseg_nase.config.layout import group_option, groups
-from sseg_nase.config.options import fields_of
+from sseg_nase.config.conf_files import group_option, groups
+from sseg_nase.config.options import fields_of, filled
 from sseg_nase.config.schema import Config, DatasetConfig
 from sseg_nase.config.validation import validate
 from sseg_nase.rundir.config import config_of
@@ -38,13 +38,12 @@ def run_id(run: Path | None) -> str | None:
 
 
 def as_trained(config: Config, overrides: Sequence[str]) -> Config:
-    """`config` with the run's data set and evaluation where `overrides` say nothing of them.
+    """`config` with data set and evaluation of its checkpoint's run, but for what is overridden.
 
     So `task=export checkpoint=RUN` needs no further key. Raises `UserError` for what then does not
     agree.
     """
-    assert config.checkpoint is not None
-    run = run_of(Path(config.checkpoint).expanduser())
+    run = run_of(Path(filled(config.checkpoint, "checkpoint")).expanduser())
     given = {text.lstrip("+~").partition("=")[0] for text in overrides}
     if run is None or given & set(WHOLE):
         return config

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sseg_nase.config.options import filled
 from sseg_nase.config.schema import Config
 from sseg_nase.data.benchmarks.walk import (
     class_folders,
@@ -32,10 +33,8 @@ WIDTH = 160
 
 def predict(config: Config, overrides: Sequence[str], say: Callable[[str], None]) -> int:
     """Learn the classes of `config.support`, name `config.images`, and return the exit code."""
-    assert config.support is not None
-    assert config.images is not None
-    support = support_of(config.support)
-    images = images_of(config.images)
+    support = support_of(filled(config.support, "support"))
+    images = images_of(filled(config.images, "images"))
     classifier = classifier_of(config, overrides)
     for name, files in support.items():
         classifier.add(name, files)

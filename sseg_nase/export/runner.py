@@ -274,7 +274,7 @@ _OPERATIONS = {
     "Neg": np.negative,
     "Pad": _pad,
     "Pow": lambda x, power: np.power(x, power).astype(x.dtype),
-    "Range": lambda first, end, step: np.arange(first, end, step, first.dtype),
+    "Range": lambda first, end, step: np.arange(first, end, step, dtype=first.dtype),
     "ReduceMax": _reduced(np.max),
     "ReduceMean": _reduced(np.mean),
     "ReduceSum": _reduced(np.sum),

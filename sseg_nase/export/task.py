@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sseg_nase.config.options import filled
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import DONE
 from sseg_nase.export import html_file, onnx_file, onnx_int8, pt2, python_file
@@ -42,10 +43,9 @@ def export(config: Config, overrides: Sequence[str], say: Say) -> int:
 
     All files appear together, when every one is written and checked. Raises `UserError`.
     """
-    assert config.checkpoint is not None
     options = config.export
     if set(options.formats) - {"pt2"}:
-        onnx_file.package()  # said before the network is judged, which may take minutes
+        onnx_file.package()  # said before the network is evaluated, which may take minutes
         onnxruntime()
     output = _folder(config)
     threads = config.hardware.threads or cores()
@@ -82,8 +82,8 @@ def export(config: Config, overrides: Sequence[str], say: Say) -> int:
 
 def _hand_over(config: Config, output: Path, found: Mapping[str, dict[str, Any]], say: Say) -> None:
     """Attach the files, and what was measured of them, to the MLflow run of the network's run."""
-    assert config.checkpoint is not None
-    run = run_of(expanded("checkpoint", config.checkpoint).absolute())
+    given = filled(config.checkpoint, "checkpoint")
+    run = run_of(expanded("checkpoint", given).absolute())
     if run is None or run_id(run) is None:
         return
     names = [RESULTS, *(figures["file"] for figures in found.values())]
@@ -123,8 +123,7 @@ def line(figures: Mapping[str, Any]) -> str:
 def _folder(config: Config) -> Path:
     if config.export.output is not None:
         return expanded("export.output", config.export.output).absolute()
-    assert config.checkpoint is not None
-    path = expanded("checkpoint", config.checkpoint).absolute()
+    path = expanded("checkpoint", filled(config.checkpoint, "checkpoint")).absolute()
     run = run_of(path)
     return (run or (path if path.is_dir() else path.parent)) / "export"
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from sseg_nase.config.options import filled
 from sseg_nase.config.schema import Config
 from sseg_nase.home import expanded
 from sseg_nase.runtime.classifier import FewShotClassifier
@@ -31,12 +32,11 @@ def teach(checkpoint: Path | str, overrides: Sequence[str] = ()) -> FewShotClass
 
 def classifier_of(config: Config, overrides: Sequence[str]) -> FewShotClassifier:
     """`teach` with `config.checkpoint`, and a config that was composed with `overrides`."""
-    assert config.checkpoint is not None
-    path = expanded("checkpoint", config.checkpoint)
+    path = expanded("checkpoint", filled(config.checkpoint, "checkpoint"))
     if path.suffix.lower() == ".onnx":
         return FewShotClassifier(OnnxEmbedder(path, threads=config.hardware.threads))
     from sseg_nase.export.subject import prepared  # here, because of torch
     from sseg_nase.stages.served import TorchEmbedder
 
-    subject = prepared(config, overrides, judged=False)
+    subject = prepared(config, overrides, evaluated=False)
     return FewShotClassifier(TorchEmbedder(subject.network, subject.metadata))

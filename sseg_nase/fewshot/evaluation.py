@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sseg_nase.config.options import filled
 from sseg_nase.config.schema import EvaluationConfig, ViewsConfig
 from sseg_nase.data.episodes import EpisodeList
 from sseg_nase.data.prefetch import sent
@@ -40,7 +41,7 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
-class Judged:
+class Evaluated:
     """How a method did on an episode list.
 
     `accuracies` of the episodes, float64 `[E]` in [0, 1]; `top_k` the share of queries, by k, whose
@@ -115,8 +116,8 @@ def evaluate_episodes(
     mean: Tensor | None,
     classes: int,
     support_features: Tensor | None = None,
-) -> Judged:
-    """Judge `method` on every episode, with the options of `evaluation`.
+) -> Evaluated:
+    """Evaluate `method` on every episode, with the options of `evaluation`.
 
     `features` `[n, D]` are the embeddings of the store, of `classes` classes, that the episodes
     index, and `support_features` those that its images have in a support, where they differ; `mean`
@@ -149,7 +150,7 @@ def evaluate_episodes(
         )
     taken = torch.cat(predicted).cpu().numpy()
     rank = torch.cat(ranks).cpu().numpy() if ranks else None
-    return Judged(
+    return Evaluated(
         accuracies=(taken == episodes.labels).sum(axis=1) / taken.shape[1],
         top_k={} if rank is None else {k: float((rank < k).mean()) for k in evaluation.top_k},
         confusion=_confusion(episodes, taken, classes),
@@ -211,11 +212,11 @@ def doubts(
         elif zero and (evaluation.normalize != "none" or evaluation.metric == "cosine"):
             found.append(f"{zero:,} of {len(features):,} embeddings are zero, without a direction")
     mean = float(accuracies.mean())
-    assert evaluation.ways is not None
     if len(accuracies) > 1 and np.ptp(accuracies) == 0 and mean < 1:
+        chance = 100 / filled(evaluation.ways, "evaluation.ways")
         found.append(
             f"each of the {len(accuracies):,} episodes has the same accuracy of {100 * mean:.2f} %"
-            f" (chance is {100 / evaluation.ways:.2f} %)"
+            f" (chance is {chance:.2f} %)"
         )
     return found
 

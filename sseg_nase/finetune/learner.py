@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sseg_nase.config.groups import evaluation
 from sseg_nase.config.groups.finetune import R2D2, FinetuneConfig, Maml, Prototypical, Relation
 from sseg_nase.config.groups.finetune import Matching as MatchingConfig
-from sseg_nase.config.options import imported
+from sseg_nase.config.options import filled, imported
 from sseg_nase.fewshot.classifiers import matching_scores, prototype_scores
 from sseg_nase.fewshot.linear import ridge_scores
 from sseg_nase.nets.backbone import Backbone
@@ -78,7 +78,7 @@ class BaseClassifier(LinearHead):
     """A linear classifier of the base classes, `[B, features]` → `[B, classes]`.
 
     `beside`: what else is learned on the embedding, `[B, features]` → `[B, out]` each, and, like
-    the classifier, is no part of what is judged. See `finetune.auxiliary`.
+    the classifier, is no part of what is evaluated. See `finetune.auxiliary`.
     """
 
     def __init__(self, features: int, classes: int) -> None:
@@ -135,8 +135,7 @@ def _ridge(f: R2D2, d: Description, classes: int, g: torch.Generator) -> nn.Modu
 
 
 def _maml(f: Maml, d: Description, classes: int, g: torch.Generator) -> nn.Module:
-    assert f.ways is not None  # fitted before
-    return linear_head(d.features, f.ways, g)
+    return linear_head(d.features, filled(f.ways, "finetune.ways"), g)
 
 
 def _linear(f: FinetuneConfig, d: Description, classes: int, g: torch.Generator) -> nn.Module:

@@ -39,25 +39,25 @@ from sseg_nase.training.optim import lr_ratio
 from sseg_nase.training.skeleton import Loop
 from sseg_nase.training.surgery import Before, Intervention
 
-PURPOSE = "finetune"  # of what is drawn at random here
+PURPOSE = "finetune"  # of the random numbers here
 BESIDE = "head.beside."  # in front of what is learned beside the head, and not kept with it
 POSITION = "position"  # what checkpoints call the batch
 # Accuracy in percent, its 95 % interval and, of a classifier of a closed set, the loss: nats.
-Judged = tuple[float, float] | tuple[float, float, float]
+Evaluated = tuple[float, float] | tuple[float, float, float]
 STATISTICS_BATCHES = 20  # BN statistics are re-estimated from so many for another image size
 
 
 class FineTuner(Loop):
     """Trains `learner` on the labelled images of the base split.
 
-    `validate` judges the learner after every epoch (`Judged`), or, with
+    `validate` evaluates the learner after every epoch (`Evaluated`), or, with
     `finetune.ema_decay`, the moving average of its weights; `save(name, state)` keeps the state:
     `best` where it is better than ever, `last` after every epoch and when `stop`, asked after every
     step, says so. `what` names the training in messages, `about` its stage in events, `before` what
     the run has done until then. `interventions` change the network between epochs, as they do in
-    pretraining; then the best one is chosen anew. A classifier is distilled from `teacher`, where
-    there is one. What is drawn at random follows from the seed and the place in training, so
-    `load_state_dict` goes on bit for bit on a CPU.
+    pretraining; then the choice of the best one starts again. A classifier is distilled from
+    `teacher`, where there is one. All random numbers follow from the seed and the step, so training
+    resumes from `load_state_dict` bit for bit on a CPU.
     """
 
     state: Tuning
@@ -70,7 +70,7 @@ class FineTuner(Loop):
         base: Labelled,
         images: Images,
         fabric: Fabric,
-        validate: Callable[[EpisodeLearner], Judged],
+        validate: Callable[[EpisodeLearner], Evaluated],
         save: Callable[[str, dict[str, Any]], None],
         sink: Sink | None = None,
         stop: Callable[[], bool] = lambda: False,
@@ -111,9 +111,9 @@ class FineTuner(Loop):
         return self.state.networks.learner
 
     @property
-    def judged(self) -> EpisodeLearner:
+    def evaluated(self) -> EpisodeLearner:
         """What is validated: the learner, or the average of its weights."""
-        return self.state.networks.judged
+        return self.state.networks.evaluated
 
     @property
     def progress(self) -> TuningProgress:
@@ -164,16 +164,16 @@ class FineTuner(Loop):
 
     def follow(self) -> None:
         """The average of the weights, where there is one."""
-        if self.judged is not self.learner:
+        if self.evaluated is not self.learner:
             step = self.progress.step + 1
             # The average follows closely at first: it does not begin with what nobody has trained.
-            average(self.judged, self.learner, min(self.options.ema_decay, step / (step + 10)))
+            average(self.evaluated, self.learner, min(self.options.ema_decay, step / (step + 10)))
 
     def stepped(self, figures: Tensor, sums: Tensor) -> None:
         """Report every so many steps."""
         if self.progress.step % self.config.tracking.interval_steps:
             return
-        self.guard.check_losses(sums.tolist(), f"by {self.state.place(self.progress.step)}")
+        self.guard.check_losses(sums.tolist(), f"by {self.state.position(self.progress.step)}")
         loss, accuracy = figures.tolist()
         values = {
             "finetune/loss": loss,
@@ -224,9 +224,9 @@ class FineTuner(Loop):
         progress, sink, speed = self.progress, self.state.sink, self.images_per_second
         loss, training_accuracy = (each / progress.batch for each in progress.sums)
         self.check_epoch(progress.sums, loss)
-        judged = self._fit_to_be_judged()
+        evaluated = self._with_statistics_of_the_evaluation()
         try:
-            accuracy, ci95, *held = self.validate(judged)
+            accuracy, ci95, *held = self.validate(evaluated)
         except Interrupted:  # all steps of the epoch are done: they are not lost
             self.interrupted()
             raise
@@ -260,7 +260,7 @@ class FineTuner(Loop):
         progress.batch, progress.sums = 0, [0.0, 0.0]
         progress.epoch += 1
         if better:
-            self.save("best", {**self.state_dict(), "student": _kept(judged)})
+            self.save("best", {**self.state_dict(), "student": _kept(evaluated)})
         progress.epoch -= 1
         self._change()
         progress.epoch += 1
@@ -276,10 +276,11 @@ class FineTuner(Loop):
         gain = gain if MONITORS[options.monitor] else -gain
         if progress.watched is None or gain > options.min_delta:
             progress.watched, progress.watched_epoch = figure, progress.epoch
+        best = progress.watched_epoch or 0
         if self._out_of_patience(progress.epoch) and progress.epoch + 1 < options.epochs:
             self.state.epochs = progress.epoch + 1
             text = f"{self.state.what} ends after {progress.epoch + 1} of {options.epochs} epochs: "
-            text += f"{options.monitor} has not got better since epoch {progress.watched_epoch + 1}"
+            text += f"{options.monitor} has not got better since epoch {best + 1}"
             self.state.sink.event(
                 "message", {"text": f"{text} (finetune.patience={options.patience})"}
             )
@@ -289,15 +290,15 @@ class FineTuner(Loop):
         patience, best = self.options.patience, self.progress.watched_epoch
         return patience is not None and best is not None and epoch - best >= patience
 
-    def _fit_to_be_judged(self) -> EpisodeLearner:
-        """`judged`, with BN statistics of the size at which it is judged.
+    def _with_statistics_of_the_evaluation(self) -> EpisodeLearner:
+        """`evaluated`, with BN statistics of the size at which it is evaluated.
 
         Where the epoch has trained at another size they are re-estimated, in a copy.
         """
         size = self.config.dataset.image_size
         if self.image_size == size:
-            return self.judged
-        fitted = copy.deepcopy(self.judged)
+            return self.evaluated
+        fitted = copy.deepcopy(self.evaluated)
         epoch = self.progress.epoch
         self.state.probe.recalibrate_at(size, [fitted], epoch, STATISTICS_BATCHES)
         return fitted
@@ -328,7 +329,7 @@ class FineTuner(Loop):
             "architecture": self.learner.backbone.architecture.to_dict(),
             "student": _kept(self.learner),
             "beside": _beside(self.learner),
-            "average": _kept(self.judged),
+            "average": _kept(self.evaluated),
             "optimizer": self.optimizer.state_dict(),
             "finetune": progress,
             "interventions": {i.name: i.state_dict() for i in self.surgery.interventions},
@@ -338,13 +339,13 @@ class FineTuner(Loop):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         if described(state["architecture"]) != self.state.networks.architecture:  # it has changed
-            learner, judged = (self._learner_of(state["architecture"]) for _ in range(2))
-            judged = judged if self.options.ema_decay else learner
-            self._install(tuned(learner, judged, self.options))
+            learner, evaluated = (self._learner_of(state["architecture"]) for _ in range(2))
+            evaluated = evaluated if self.options.ema_decay else learner
+            self._install(tuned(learner, evaluated, self.options))
         beside = state.get("beside", {})
         self.learner.load_state_dict({**state["student"], **beside})
         # What stands beside the average is never read.
-        self.judged.load_state_dict({**state.get("average", state["student"]), **beside})
+        self.evaluated.load_state_dict({**state.get("average", state["student"]), **beside})
         self.optimizer.load_state_dict(state["optimizer"])
         saved = {"macs": None, **state["finetune"]}
         history = [MutationRecord.from_dict(one) for one in saved.get("history", ())]

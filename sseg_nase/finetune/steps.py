@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sseg_nase.config.groups.finetune import Classifying, Episodic
+from sseg_nase.config.options import filled
 from sseg_nase.config.schema import Config
 from sseg_nase.data.episodes import EpisodeList, sample_episodes
 from sseg_nase.data.placement import Images, fetch
@@ -69,7 +70,7 @@ class Step(NamedTuple):
 class Steps:
     """Steps on the images of `base`, which lie in `images`, as `config.finetune` asks for them.
 
-    All that is drawn at random is a function of the seeds that are given.
+    All random numbers are a function of the seeds that are given.
     """
 
     def __init__(
@@ -77,11 +78,10 @@ class Steps:
     ) -> None:
         self.options, self.dataset, self.base = config.finetune, config.dataset, base
         self.images, self.device = images, device
-        assert config.hardware.batch_size is not None
-        self.batch_size = config.hardware.batch_size
+        self.batch_size = filled(config.hardware.batch_size, "hardware.batch_size")
 
     def steps_of(self, seed: int) -> Iterator[Step]:
-        """The steps of an epoch that is drawn from `seed`."""
+        """The steps of an epoch, whose order and views `seed` decides."""
         options = self.options
         if isinstance(options, Classifying):
             yield from self._batches(options, seed)
@@ -97,17 +97,14 @@ class Steps:
             yield Step(indices, len(support), episodes.ways, episodes.shots)
 
     def _episodes(self, options: Episodic, seed: int) -> EpisodeList:
-        assert options.ways is not None  # all three fitted before
-        assert options.shots is not None
-        assert options.queries is not None
         return sample_episodes(
             self.base.class_indices,
             class_names=self.base.class_names,
             dataset=self.dataset.name,
             split="train",
-            ways=options.ways,
-            shots=options.shots,
-            queries=options.queries,
+            ways=filled(options.ways, "finetune.ways"),
+            shots=filled(options.shots, "finetune.shots"),
+            queries=filled(options.queries, "finetune.queries"),
             episodes=options.episodes_per_epoch,
             seed=seed,
             section="finetune",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
 import pickle
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numba
 import torch
@@ -18,7 +22,7 @@ from sseg_nase.home import temporary_folder
 
 logger = logging.getLogger("sseg_nase")
 
-_BLOCKS = 4  # per thread: parts do not all take the same time
+_BLOCKS = 2  # per thread: parts do not all take the same time
 
 
 def compiled(function: Callable[..., Any] | None = None, *, fastmath: bool = False) -> Any:
@@ -74,7 +78,7 @@ def _say_not_kept(folder: str, error: str) -> None:
         return
     _said.add(error)
     logger.warning(
-        "Compiled kernels cannot be kept in %s (%s): every process compiles them anew. Make room "
+        "Compiled kernels cannot be kept in %s (%s): every process compiles them again. Make room "
         "there, or set NUMBA_CACHE_DIR to another folder.",
         folder,
         error,
@@ -113,9 +117,69 @@ def in_blocks(work: Callable[[int, int], object], count: int) -> None:
     if threads == 1 or count == 1:
         work(0, count)
         return
-    step = max(1, -(-count // (_BLOCKS * threads)))
-    starts = range(0, count, step)
-    list(_pool(threads).map(lambda start: work(start, min(start + step, count)), starts))
+    blocks = _Blocks(work, count, max(1, -(-count // (_BLOCKS * threads))))
+    team = _torch_team() if threading.current_thread() is threading.main_thread() else None
+    if team is None:
+        list(_pool(threads).map(lambda _: blocks.run(), range(threads)))
+    else:
+        _shared.append(blocks)
+        try:
+            team(_take_part, None, threads, 0)
+        finally:
+            _shared.pop()
+    blocks.finish()
+
+
+class _Blocks:
+    """What threads share: each takes the next block until there is none."""
+
+    def __init__(self, work: Callable[[int, int], object], count: int, size: int) -> None:
+        self._work, self._count, self._size = work, count, size
+        self._starts = iter(range(0, count, size))
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """In one of the threads; errors are kept for `finish`, as C code cannot raise them."""
+        try:
+            for start in self._starts:
+                self._work(start, min(start + self._size, self._count))
+        except BaseException as error:  # Ctrl-C, too
+            self._error = error
+
+    def finish(self) -> None:
+        """Do what no thread has done, as where an interrupt came first; raise what was raised."""
+        self.run()
+        if self._error is not None:
+            raise self._error
+
+
+_shared: list[_Blocks] = []  # by the main thread and its team
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+def _take_part(_: object) -> None:
+    _shared[-1].run()
+
+
+@lru_cache(maxsize=1)
+def _torch_team() -> Callable[..., None] | None:
+    """`GOMP_parallel` of the OpenMP library that torch computes with; None where it has another.
+
+    Between two operations torch's threads wait for work by looking for it all the time. Threads
+    of another pool would have to share the cores with them: the backward pass of a norm took as
+    long on two cores as on one.
+    """
+    folder = Path(torch.__file__).parent
+    loaded = getattr(os, "RTLD_NOLOAD", None)  # only what is in use already
+    if loaded is None:
+        return None
+    for path in (*folder.glob("lib/libgomp*"), *folder.parent.glob("torch.libs/libgomp*")):
+        with suppress(OSError, AttributeError):
+            parallel = ctypes.CDLL(str(path), mode=loaded | os.RTLD_NOW).GOMP_parallel
+            parallel.argtypes = (type(_take_part), ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
+            parallel.restype = None
+            return cast(Callable[..., None], parallel)
+    return None
 
 
 @lru_cache(maxsize=1)

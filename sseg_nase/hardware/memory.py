@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sseg_nase.config.commands import argument
+from sseg_nase.config.options import filled
 from sseg_nase.config.schema import Config
 from sseg_nase.hardware.measuring import blank_images, device_of, eval_mode
 
@@ -75,7 +76,7 @@ def unwatched(device: torch.device) -> Iterator[None]:
 
 
 def level(used: float, cap: float) -> Level:
-    """Judge memory in use: `warning` from 85 % of the cap on, `critical` from 95 % on."""
+    """Classify memory in use: `warning` from 85 % of the cap on, `critical` from 95 % on."""
     if used >= CRITICAL_SHARE * cap:
         return "critical"
     return "warning" if used >= WARNING_SHARE * cap else "ok"
@@ -156,9 +157,9 @@ def remedies(config: Config) -> list[str]:
 
 def _training_remedies(config: Config) -> list[str]:
     hardware, evolution = config.hardware, config.evolution
-    batch, accumulation = hardware.batch_size, hardware.gradient_accumulation_steps
-    assert batch is not None
-    assert accumulation is not None
+    batch = filled(hardware.batch_size, "hardware.batch_size")
+    steps = hardware.gradient_accumulation_steps
+    accumulation = filled(steps, "hardware.gradient_accumulation_steps")
     found = []
     if (half := batch // 2) >= SMALLEST_BATCH:
         images, before = 2 * half * accumulation, batch * accumulation

@@ -7,7 +7,6 @@ are told by the memory they take: a GPU is given away only while enough of it is
 from __future__ import annotations
 
 import os
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +16,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sseg_nase.hardware.nvidia import told
+
 SECONDS_BETWEEN_TRIES = 1.0
 FREE_SHARE = 0.5  # of a GPU's memory, where nothing else is asked for
-QUERY = ("index", "uuid", "memory.free", "memory.total")
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,10 @@ def gpus(visible: str | None = None) -> list[Gpu]:
 
     `visible` is a CUDA_VISIBLE_DEVICES (indices or UUIDs): it picks and orders them.
     """
-    command = ["nvidia-smi", f"--query-gpu={','.join(QUERY)}", "--format=csv,noheader,nounits"]
-    try:
-        listed = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    found = [_parsed(line) for line in listed.splitlines() if line.strip()]
+    found = [
+        Gpu(int(index), uuid, _gib(free), _gib(total))
+        for index, uuid, free, total in told("index", "uuid", "memory.free", "memory.total")
+    ]
     if visible is None:
         return found
     wanted = [name.strip() for name in visible.split(",") if name.strip()]
@@ -78,7 +69,7 @@ def gpu_slot(
     if len(gpus(visible)) < count:  # not a matter of waiting: the run says what is missing
         yield {}
         return
-    told = False
+    said = False
     while True:
         reasons: list[str] = []
         with ExitStack() as held:
@@ -98,9 +89,9 @@ def gpu_slot(
             if len(taken) == count:
                 yield {"CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in taken)}
                 return
-        if not told:
+        if not said:
             waiting(f"waiting for {count} free GPU: {', '.join(reasons)}")
-            told = True
+            said = True
         time.sleep(seconds_between_tries)
 
 
@@ -141,11 +132,6 @@ def _lock(gpu: Gpu) -> FileLock:
     if folder.stat().st_uid == os.getuid():
         folder.chmod(0o1777)
     return FileLock(folder / f"{gpu.uuid}.lock", mode=0o666)
-
-
-def _parsed(line: str) -> Gpu:
-    index, uuid, free, total = (part.strip() for part in line.split(","))
-    return Gpu(int(index), uuid, _gib(free), _gib(total))
 
 
 def _gib(mib: str) -> float:

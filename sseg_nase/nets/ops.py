@@ -305,6 +305,12 @@ def _conv_norm(
     return [conv, nn.BatchNorm2d(outside)] if norm else [conv]
 
 
+def _added(body: nn.Module, inside: int, outside: int, stride: int, residual: bool) -> nn.Module:
+    """`body`, to whose output its input is added where that is asked for and the shape stays."""
+    same = stride == 1 and inside == outside
+    return Residual(body, nn.Identity()) if residual and same else body
+
+
 # The table.
 
 
@@ -392,9 +398,7 @@ def inverted_residual(
     if squeeze:
         layers.append(SqueezeExcite(wide, squeeze, squeezed))
     layers += _conv_norm(wide, outside, 1)
-    body = nn.Sequential(*layers)
-    adds = residual and stride == 1 and inside == outside
-    return Residual(body, nn.Identity()) if adds else body
+    return _added(nn.Sequential(*layers), inside, outside, stride, residual)
 
 
 def depthwise_separable(
@@ -418,10 +422,7 @@ def depthwise_separable(
     ]
     if squeeze:
         layers.append(SqueezeExcite(outside))
-    body = nn.Sequential(*layers)
-    if residual and stride == 1 and inside == outside:
-        return Residual(body, nn.Identity())
-    return body
+    return _added(nn.Sequential(*layers), inside, outside, stride, residual)
 
 
 def depthwise(inside: int, outside: int, stride: int, *, kernel: int = 3) -> nn.Module:
@@ -453,9 +454,7 @@ def conv(
     body = nn.Sequential(
         *_conv_norm(inside, outside, kernel, stride, norm=norm), ACTIVATIONS[activation]()
     )
-    if residual and stride == 1 and inside == outside:
-        return Residual(body, nn.Identity())
-    return body
+    return _added(body, inside, outside, stride, residual)
 
 
 def basic_block(
@@ -549,7 +548,7 @@ def dense_units(
     if layer_norm:
         layers.append(ChannelNorm(outside))
     body = nn.Sequential(*layers, ACTIVATIONS[activation]())
-    return Residual(body, nn.Identity()) if residual and inside == outside else body
+    return _added(body, inside, outside, 1, residual)
 
 
 def patches(inside: int, outside: int, stride: int) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from sseg_nase.config.layout import conf_dir
+from sseg_nase.config.conf_files import conf_dir
 from sseg_nase.provenance import PACKAGE
 from sseg_nase.provenance.git import git_commit, git_diff
 from sseg_nase.version import __version__

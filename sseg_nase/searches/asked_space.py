@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sseg_nase import spaces
+from sseg_nase.config.groups.evaluator import OfInherited, OfProxies, OfRuns
 from sseg_nase.config.groups.space import OfNetworks, OwnSpace
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
@@ -24,7 +25,8 @@ def space_of(config: Config) -> Space:
             "resolution": config.dataset.image_size,
             "in_channels": config.backbone.in_channels,
         }
-        if asked.name == "nb201" and config.evaluator.name in ("run", "inherited", "proxy"):
+        built = isinstance(config.evaluator, OfRuns | OfInherited | OfProxies)
+        if asked.name == "nb201" and built:
             images["counts"] = "network"  # no classifier of the benchmark's
         return spaces.named(asked.name, **{**images, **asked.settings})
     made_by = imported("space.target", asked.target)

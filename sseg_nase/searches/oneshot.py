@@ -23,7 +23,6 @@ from sseg_nase.oneshot.images import halves
 from sseg_nase.oneshot.objectives import Labels, Objective, SelfSupervised
 from sseg_nase.oneshot.supernet import described_supernet
 from sseg_nase.oneshot.training import OneShotTraining, check_options, latencies_of
-from sseg_nase.run import Run
 from sseg_nase.rundir.architecture import write_architecture
 from sseg_nase.rundir.names import checkpoint_of
 from sseg_nase.search import Candidate, Cost, Log, Scored
@@ -32,6 +31,7 @@ from sseg_nase.spaces import NetworkSpace
 from sseg_nase.spaces.choice import Point
 from sseg_nase.spaces.space import Space
 from sseg_nase.stages import images_of
+from sseg_nase.stages.running import Run
 from sseg_nase.training import checkpoint
 
 EPOCHS, STOPPED = "supernet_epochs", "stopped"  # fidelities of the log
@@ -144,7 +144,7 @@ def train_supernet(this: Run, space: Space, log: Log, told: Told, say: Say) -> N
         if path.exists():
             with checkpoint.taken_up(path.name):
                 training.load_state_dict(checkpoint.load(path))
-            say(f"the supernet goes on after epoch {training.progress.epoch}")
+            say(f"the supernet resumes after epoch {training.progress.epoch}")
         _tell(training, log, told)
 
         while training.more:

@@ -13,7 +13,7 @@ from typing import Any
 
 from sseg_nase.config.compose import beside_hydra, load
 from sseg_nase.config.groups import strategy as options
-from sseg_nase.config.groups.evaluator import OfProxies, OfTable
+from sseg_nase.config.groups.evaluator import OfPredictor, OfProxies, OfRuns, OfTable
 from sseg_nase.config.groups.oneshot import OneShot
 from sseg_nase.config.groups.space import OfNetworks
 from sseg_nase.config.groups.strategy import StrategyConfig
@@ -94,11 +94,11 @@ def parts_of(
     capped = {name: cap for name, cap in caps.items() if name in known}
     space = space.under(capped) if capped else space
     # A run tells what its network has become; another evaluator gives what it gives.
-    runs = config.evaluator.name == "run"
+    runs = isinstance(config.evaluator, OfRuns)
     measured = {name: cap for name, cap in caps.items() if runs or name not in known}
     choices = {choice.name: str(choice) for choice in space.choices}
     known_log = None
-    if config.evaluator.name == "predicted":
+    if isinstance(config.evaluator, OfPredictor):
         known_log = learnt_from(config, choices, folder)
     objectives = Objectives(config.search.objectives or usual_goals(config, known_log), measured)
     refuse_test_scores(objectives.goals, "search.objectives")
@@ -135,7 +135,7 @@ def final_seeds(config: Config) -> list[int]:
     """Return the seeds of the trainings from scratch: none that a candidate has had."""
     count = config.search.final_seeds
     if count is None:
-        count = SEEDS if config.evaluator.name == "run" else 0
+        count = SEEDS if isinstance(config.evaluator, OfRuns) else 0
     return [config.seed + 1 + number for number in range(count)]
 
 
@@ -271,7 +271,7 @@ def strategy_of(config: StrategyConfig) -> Strategy:
 
 
 def tabular(config: Config, space: Space) -> Tabular:
-    """Return the evaluator that looks into a table. Raises `UserError`."""
+    """Return the evaluator that takes scores from a table. Raises `UserError`."""
     asked = config.evaluator
     assert isinstance(asked, OfTable)
     if not asked.scores:

@@ -13,6 +13,7 @@ from sseg_nase.config.groups.evaluator import (
     OfInherited,
     OfPredictor,
     OfProxies,
+    OfRuns,
     OfTable,
     OwnEvaluator,
 )
@@ -21,7 +22,6 @@ from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, write_json
 from sseg_nase.hardware.energy import why_no_energy
-from sseg_nase.run import Run
 from sseg_nase.rundir.names import SEARCH
 from sseg_nase.rundir.status import FINISHED
 from sseg_nase.search import Function, Log, Scored, search
@@ -46,6 +46,7 @@ from sseg_nase.searches.own import called, imported
 from sseg_nase.searches.parts import Parts, final_seeds, parts_of, tabular
 from sseg_nase.searches.progress import Progress, said_of
 from sseg_nase.spaces.space import Space
+from sseg_nase.stages.running import Run
 from sseg_nase.tracking import Resumed
 
 
@@ -65,16 +66,16 @@ def check_search(
             f"search.budget: space={config.space.name} never ends; set one limit, such as "
             "search.budget.candidates=20."
         )
-    if config.evaluator.name == "run" or final_seeds(config):
+    if isinstance(config.evaluator, OfRuns) or final_seeds(config):
         check_space(config, parts.space)
     if isinstance(config.strategy, OneShot):
         check_one_shot(config, parts.space, parts.objectives.goals)
-    elif config.evaluator.name == "run":
+    elif isinstance(config.evaluator, OfRuns):
         check_goals(config, parts.objectives, why_no_energy(config.hardware.accelerator))
-    if config.evaluator.name in ("proxy", "inherited"):
+    if isinstance(config.evaluator, OfProxies | OfInherited):
         of_networks(config, parts.space, f"evaluator={config.evaluator.name}")
     check_inheritance(config, parts.space)
-    if config.evaluator.name == "proxy":
+    if isinstance(config.evaluator, OfProxies):
         check_proxies(config)
     return parts
 
@@ -93,7 +94,7 @@ def perform_search(
     config = this.config
     parts = check_search(config, overrides, further, this.directory)
     evaluator: Evaluator
-    if config.evaluator.name != "run":
+    if not isinstance(config.evaluator, OfRuns):
         evaluator = evaluator_of(config, parts, this.directory)
     _describe(this, parts)
     with Log.open(this.directory / CANDIDATES, parts.objectives, parts.about) as log:
@@ -113,12 +114,12 @@ def perform_search(
             say(said_of(result, parts.objectives, progress.best, parts.space))
 
         jobs = None
-        if config.evaluator.name == "run" or final_seeds(config):
+        if isinstance(config.evaluator, OfRuns) or final_seeds(config):
             jobs = jobs_for(
                 launcher, this.directory, config, parts.space, overrides, further,
                 this.sink.run_id, say,
             )  # fmt: skip
-        if config.evaluator.name == "run":
+        if isinstance(config.evaluator, OfRuns):
             assert jobs is not None
             evaluator = jobs
         try:
@@ -228,7 +229,7 @@ def _conclude(this: Run, log: Log, space: Space, say: Callable[[str], None]) -> 
         raise
     except Exception as error:
         again = command(task="report", search=this.directory)
-        text = f"the report is not drawn: {type(error).__name__}: {error}; {again} draws it"
+        text = f"the report is not written: {type(error).__name__}: {error}; {again} writes it"
         this.sink.event("warning", {"text": text})
         return
     for path in files:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sseg_nase.config.commands import override
+from sseg_nase.config.conf_files import groups
 from sseg_nase.config.explain import listed, mistake
-from sseg_nase.config.layout import groups, key_types
+from sseg_nase.config.layout import key_types
 from sseg_nase.errors import UserError
 from sseg_nase.spaces.choice import Options, Point, Value
 from sseg_nase.spaces.choices import choices_space
@@ -33,7 +34,12 @@ NOT_SEARCHED = (
     "task",
     "tracking",
 )
-JUDGES = ("evaluation.split", "evaluation.seed", "evaluation.episodes", "evaluation.datasets")
+OF_EVALUATION = (
+    "evaluation.split",
+    "evaluation.seed",
+    "evaluation.episodes",
+    "evaluation.datasets",
+)
 
 
 @dataclass(frozen=True)
@@ -56,8 +62,12 @@ def overrides_space(choices: Mapping[str, str | Sequence[object]]) -> Overrides:
     options, wrong = groups(), list[str]()
     for choice in found:
         key = choice.name
-        if key.split(".")[0] in NOT_SEARCHED or key in JUDGES:
-            why = "it decides how candidates are judged" if key in JUDGES else "it is no setting"
+        if key.split(".")[0] in NOT_SEARCHED or key in OF_EVALUATION:
+            why = (
+                "it decides how candidates are evaluated"
+                if key in OF_EVALUATION
+                else "it is no setting"
+            )
             wrong.append(f"search.choices: {key} cannot be searched over, {why}.")
             continue
         values = choice.values if isinstance(choice, Options) else choice.few(2)

@@ -1,40 +1,33 @@
-"""The steps of a run: pretrain, fine-tune, judge; and looks at a curriculum and at a run's past."""
+"""One run: its tasks (`tasks`), and the stages that they consist of."""
 
-from sseg_nase.stages.classifying import ClosedTask, check_classifier, is_closed, tasks_of
-from sseg_nase.stages.controlling import compared, train_control
-from sseg_nase.stages.curriculum_images import TABLE as EXPORT_TABLE
-from sseg_nase.stages.curriculum_images import check_export, export_curriculum
+from sseg_nase.stages.classifying import ClosedTask, check_classifier, tasks_of
+from sseg_nase.stages.controlling import compared
 from sseg_nase.stages.drawing import draw_curriculum
 from sseg_nase.stages.evaluating import (
+    Evaluation,
     FewShotTask,
-    Judgement,
-    Task,
     check_head,
     doubted,
     efficiency,
     evaluate,
+    evaluate_before_tuning,
     evaluate_best,
     fewshot_tasks,
-    judge_before_tuning,
 )
-from sseg_nase.stages.finetuning import Place, fine_tune, labelled, place_of, places_of, reached_by
-from sseg_nase.stages.fitting import fitted, unused_images
+from sseg_nase.stages.finetuning import fine_tune, labelled
+from sseg_nase.stages.fitting import fitted
 from sseg_nase.stages.pretraining import pretrain
 from sseg_nase.stages.replaying import replayed
 from sseg_nase.stages.setup import Reached, images_of, seed_backbone, seed_learner, stored
 from sseg_nase.stages.teaching import OtherRun, classifier_of, guide_of
 
 __all__ = [
-    "EXPORT_TABLE",
     "ClosedTask",
+    "Evaluation",
     "FewShotTask",
-    "Judgement",
     "OtherRun",
-    "Place",
     "Reached",
-    "Task",
     "check_classifier",
-    "check_export",
     "check_head",
     "classifier_of",
     "compared",
@@ -42,25 +35,18 @@ __all__ = [
     "draw_curriculum",
     "efficiency",
     "evaluate",
+    "evaluate_before_tuning",
     "evaluate_best",
-    "export_curriculum",
     "fewshot_tasks",
     "fine_tune",
     "fitted",
     "guide_of",
     "images_of",
-    "is_closed",
-    "judge_before_tuning",
     "labelled",
-    "place_of",
-    "places_of",
     "pretrain",
-    "reached_by",
     "replayed",
     "seed_backbone",
     "seed_learner",
     "stored",
     "tasks_of",
-    "train_control",
-    "unused_images",
 ]

@@ -1,7 +1,7 @@
 """What a network is worth on a closed set, whose test has the classes of the training.
 
-Test images are opened when they are judged, and not before: what was trained, and what was chosen
-on val, is fixed by then.
+Test images are opened when a network is evaluated on them, and not before: what was trained, and
+what was chosen on val, is fixed by then.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sseg_nase.classification.metrics import Classified, classified, mean_roc
 from sseg_nase.classification.probes import best_probe, neighbour_shares
+from sseg_nase.config.groups.evaluation import CLASSIFIER, EPISODES, NEIGHBOURS, PROBE
 from sseg_nase.config.groups.finetune import Classifier
 from sseg_nase.config.schema import Config, DatasetConfig
 from sseg_nase.data.benchmarks import available_splits
@@ -30,7 +31,7 @@ from sseg_nase.nets.heads import LinearHead
 from sseg_nase.rundir.confusion import Confusion
 from sseg_nase.rundir.results import LAST, ClassResult
 from sseg_nase.stages.evaluating import (
-    Judgement,
+    Evaluation,
     Task,
     chosen_embeddings,
     embedded_by,
@@ -56,7 +57,7 @@ class Scored(NamedTuple):
 
 
 class ClosedTask:
-    """A split of a closed set with what classifies it, ready to judge any backbone.
+    """A split of a closed set with what classifies it, ready to evaluate any backbone.
 
     Raises `UserError` where the split is not there; only test waits to be opened.
     """
@@ -78,7 +79,7 @@ class ClosedTask:
 
     @cached_property
     def store(self) -> ImageStore:
-        """The images that are judged."""
+        """The images that are evaluated."""
         store = images_of(self.config, self.dataset, self.split)
         self.opened = True
         return store
@@ -86,13 +87,13 @@ class ClosedTask:
     def stores(self) -> list[tuple[str, str, ImageStore]]:
         """The images that are known by now: their role, key and store."""
         known = []
-        if self.config.evaluation.name != "classification":
+        if self.config.evaluation.name != CLASSIFIER:
             known.append(("compare", f"{self.dataset.name}/train", self.train))
         return [*known, *([("evaluate", self.images_key, self.store)] if self.opened else [])]
 
-    def judge(
+    def evaluate(
         self, trained: Backbone | EpisodeLearner, device: torch.device, views: int = 1
-    ) -> Judgement:
+    ) -> Evaluation:
         """How `trained` classifies the split. Raises `NotFiniteError` where no figure can be taken.
 
         With several `views` an embedding is the mean of theirs.
@@ -137,7 +138,7 @@ class ClosedTask:
             classes=confusion.extremes(),
         )
         shown = chosen_embeddings(self.store, scored.embedded, self.images_key)
-        return Judgement(
+        return Evaluation(
             {self.key: section}, {self.key: right}, {self.key: confusion}, shown, scored.mean
         )
 
@@ -166,7 +167,7 @@ class ClosedTask:
         `embedded` gives those of train and val, where they are wanted. `suffix`: of the method.
         """
         evaluation, classes = self.config.evaluation, len(self.train.class_names)
-        if evaluation.name == "classification":
+        if evaluation.name == CLASSIFIER:
             assert head is not None  # checked before
             return Scored(head_scores(head, found), f"classifier{suffix}", found)
         base = embedded(self.train)
@@ -175,7 +176,7 @@ class ClosedTask:
         base, query = (normalized(each, mean, evaluation) for each in (base, found))
         labels = torch.from_numpy(self.train.labels).to(found.device)
         suffix = f"/{evaluation.normalize}{suffix}"
-        if evaluation.name == "knn":
+        if evaluation.name == NEIGHBOURS:
             options = evaluation.knn
             shares = neighbour_shares(
                 base,
@@ -185,7 +186,7 @@ class ClosedTask:
                 neighbours=options.neighbours,
                 temperature=options.temperature,
             )
-            method = f"knn/{options.neighbours}{suffix}"
+            method = f"{NEIGHBOURS}/{options.neighbours}{suffix}"
             return Scored(shares.double().cpu().numpy(), method, query, centre)
         held_store = images_of(self.config, self.dataset, "val")
         probe, regularization = best_probe(
@@ -197,16 +198,16 @@ class ClosedTask:
             regularizations=evaluation.linear_probe.regularization,
         )
         scores = probe.probabilities(query).cpu().numpy()
-        return Scored(scores, f"linear_probe/{regularization:g}{suffix}", query, centre)
+        return Scored(scores, f"{PROBE}/{regularization:g}{suffix}", query, centre)
 
 
 def is_closed(config: Config) -> bool:
-    """Whether networks are judged on the classes that they were trained on."""
-    return config.evaluation.name != "fewshot"
+    """Whether networks are evaluated on the classes that they were trained on."""
+    return config.evaluation.name != EPISODES
 
 
 def tasks_of(config: Config) -> Sequence[Task]:
-    """What judges the networks of a run, made before training so that mistakes show first."""
+    """What networks are evaluated on, made before training so that mistakes show first."""
     if is_closed(config):
         return [ClosedTask(config, config.dataset)]
     return fewshot_tasks(config)
@@ -216,7 +217,7 @@ def check_classifier(reached: Reached, config: Config, tasks: Sequence[Task]) ->
     """Raise `UserError` where a checkpoint has no classifier of the classes of a closed set."""
     head = reached.network.head if isinstance(reached.network, EpisodeLearner) else None
     for task in tasks:
-        if not isinstance(task, ClosedTask) or config.evaluation.name != "classification":
+        if not isinstance(task, ClosedTask) or config.evaluation.name != CLASSIFIER:
             continue
         classes = len(task.train.class_names)
         if not classifies(head, classes):
@@ -275,8 +276,8 @@ def labelled_part(store: ImageStore, options: Classifier, seed: int) -> ImageSto
 
 
 class ByVal:
-    """Judges a classifier while it is trained: by how many of the val images it gets right, and by
-    the mean of −log p of the true class."""
+    """Evaluates a classifier while it is trained: by how many of the val images it gets right, and
+    by the mean of −log p of the true class."""
 
     def __init__(self, config: Config, train: ImageStore) -> None:
         self.config = config

@@ -16,7 +16,7 @@ from sseg_nase.config.compose import dataset_choice, defaults
 from sseg_nase.config.groups.dataset import OwnImages
 from sseg_nase.config.groups.evaluation import EPISODES, MethodConfig
 from sseg_nase.config.groups.finetune import Episodic, Maml
-from sseg_nase.config.options import option_of
+from sseg_nase.config.options import filled, option_of
 from sseg_nase.config.schema import (
     Config,
     DatasetConfig,
@@ -67,7 +67,7 @@ def fitted(config: Config) -> tuple[Config, list[str]]:
     if len(tunings) < 2:
         config, said = _fitted(config)
         return config, [*said, *notes]
-    # The episodes that judge fit every stage.
+    # The episodes of the evaluation fit every stage.
     fits: list[Config] = []
     for stage in tunings:
         stage, said = _fitted(dataclasses.replace(stage, evaluation=config.evaluation))
@@ -98,20 +98,20 @@ def _fitted(config: Config) -> tuple[Config, list[str]]:
 def _fitted_to_images(config: Config, usual: Config) -> tuple[Config, list[str]]:
     evaluation, tuned = config.evaluation, config.finetune.trains
     _check_two_classes(config)
-    judged = [
+    evaluated = [
         room_of(images_of(config, dataset, evaluation.split), evaluation.split, dataset.name)
-        for dataset in judged_datasets(config)
+        for dataset in evaluated_datasets(config)
     ]
-    chosen_by, base = judged, None
+    chosen_by, base = evaluated, None
     if tuned and config.task == "pipeline":
         chosen_by = [room_of(images_of(config, config.dataset, "val"), "val", config.dataset.name)]
         base = room_of(images_of(config, config.dataset, "train"), "train", config.dataset.name)
     if base is not None and isinstance(config.finetune, Maml):
-        # Its head has as many classes as the episodes that judge it.
+        # Its head has as many classes as the episodes of the evaluation.
         chosen_by = [*chosen_by, base._replace(images=chosen_by[0].images)]
         evaluation = dataclasses.replace(evaluation, ways=evaluation.ways or config.finetune.ways)
-    new = episodes_that_fit(evaluation, usual.evaluation, [*judged, *chosen_by])
-    notes = _said("evaluation", evaluation, new, usual.evaluation, [*judged, *chosen_by])
+    new = episodes_that_fit(evaluation, usual.evaluation, [*evaluated, *chosen_by])
+    notes = _said("evaluation", evaluation, new, usual.evaluation, [*evaluated, *chosen_by])
     config = dataclasses.replace(config, evaluation=new)
     if base is not None:
         tuning = _training_episodes(config.finetune, usual.finetune, new, base, chosen_by[0])
@@ -123,7 +123,7 @@ def _fitted_to_images(config: Config, usual: Config) -> tuple[Config, list[str]]
 
 
 def _check_two_classes(config: Config) -> None:
-    """Raise `UserError` for a single class of one's own, which no episode can be drawn from."""
+    """Raise `UserError` for a single class of one's own, which no episode can be sampled from."""
     dataset = config.dataset
     if not isinstance(dataset, OwnImages) or dataset.split_fractions is not None:
         return
@@ -151,9 +151,6 @@ def episodes_that_fit(
     A number of shots stays where it leaves at least as many images of a class for queries. Raises
     `UserError` where a split has less than two classes, or a class less than two images.
     """
-    assert usual.ways is not None
-    assert usual.shots is not None
-    assert usual.queries is not None
     few = min(rooms, key=lambda room: room.classes)
     small = min(rooms, key=lambda room: room.images)
     if asked.ways is None and few.classes < 2:
@@ -161,7 +158,7 @@ def episodes_that_fit(
             f"{few.where}: an episode needs two classes at least. Add class folders, or choose "
             "another evaluation.split or dataset.split_fractions."
         )
-    ways = asked.ways or min(usual.ways, few.classes)
+    ways = asked.ways or min(filled(usual.ways, "evaluation.ways"), few.classes)
     # With unequal queries one class may get those of all.
     each = ways if asked.query_balance == "dirichlet" else 1
     fewest = 2 if option_of(MethodConfig, asked.method).transductive else 1
@@ -174,10 +171,11 @@ def episodes_that_fit(
     if shots is None:
         if small.images < 1 + needed:
             raise _too_small(small, 1 + needed, what_fits(asked, rooms, usual))
-        shots = [count for count in usual.shots if fits(count)] or [1]
+        shots = [n for n in filled(usual.shots, "evaluation.shots") if fits(n)] or [1]
     queries = asked.queries
     if queries is None:
-        queries = min(usual.queries, (small.images - max(shots)) // each)
+        most = (small.images - max(shots)) // each
+        queries = min(filled(usual.queries, "evaluation.queries"), most)
         if queries < fewest:
             raise _too_small(small, max(shots) + each * fewest, what_fits(asked, rooms, usual))
     return dataclasses.replace(asked, ways=ways, shots=shots, queries=queries)
@@ -198,21 +196,18 @@ def _training_episodes(
     chosen_by: Room,
 ) -> FinetuneConfig:
     """`asked` with what fits the base classes, and the val classes by which it is chosen."""
-    assert usual.ways is not None
-    assert usual.shots is not None
-    assert evaluation.queries is not None
     ways, shots = asked.ways, asked.shots
     if ways is None:
-        ways = min(usual.ways, base.classes)
+        ways = min(filled(usual.ways, "finetune.ways"), base.classes)
         ways = evaluation.ways if isinstance(asked, Maml) else ways
     if shots is None:
-        most = min(base.images // 2, chosen_by.images - evaluation.queries)
-        shots = max(1, min(usual.shots, most))
+        queries = filled(evaluation.queries, "evaluation.queries")
+        most = min(base.images // 2, chosen_by.images - queries)
+        shots = max(1, min(filled(usual.shots, "finetune.shots"), most))
     fit = dataclasses.replace(asked, ways=ways, shots=shots)
     if isinstance(fit, Episodic) and fit.queries is None:
         assert isinstance(usual, Episodic)
-        assert usual.queries is not None
-        queries = min(usual.queries, base.images - shots)
+        queries = min(filled(usual.queries, "finetune.queries"), base.images - shots)
         if queries < 1:
             raise _too_small(base, shots + 1)
         fit = dataclasses.replace(fit, queries=queries)
@@ -238,7 +233,7 @@ def what_fits(
     return " ".join(argument(f"evaluation.{key}", getattr(fit, key)) for key in OPEN)
 
 
-def judged_datasets(config: Config) -> list[DatasetConfig]:
+def evaluated_datasets(config: Config) -> list[DatasetConfig]:
     """The data sets of `evaluation.datasets`, in their order."""
     names = config.evaluation.datasets or [config.dataset.name]
     return [
@@ -369,9 +364,9 @@ def _places(config: Config) -> dict[str, Path]:
 
 def _as_begun(config: Config) -> Config:
     """With the values that the run in `config.resume` began with, where `config` has none."""
-    assert config.resume is not None
+    folder = Path(filled(config.resume, "resume"))
     try:
-        stored = read_config(Path(config.resume).expanduser())
+        stored = read_config(folder.expanduser())
     except UnreadableError:
         return config  # whoever opens the run's folder says what is wrong with it
 

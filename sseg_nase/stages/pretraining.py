@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sseg_nase.config.options import filled
 from sseg_nase.config.schema import Config
 from sseg_nase.data.feed import CurriculumFeed
 from sseg_nase.data.placement import place
@@ -117,7 +118,7 @@ def trainer_of(
     )
     for note in notes:
         sink.event("message", {"text": note})
-    assert hardware.batch_size is not None
+    images = filled(hardware.batch_size, "hardware.batch_size")
     exact = hardware.accumulate == "exact"
     micro = (hardware.gradient_accumulation_steps or 1) if exact else 1
     feed = CurriculumFeed(
@@ -125,7 +126,7 @@ def trainer_of(
         natural=natural,
         image_size=config.dataset.image_size,
         channels=config.dataset.channels,
-        batch_size=hardware.batch_size * hardware.devices * micro,
+        batch_size=images * hardware.devices * micro,
         images_per_epoch=config.pretrain.images_per_epoch,
         epochs=config.pretrain.epochs,
         seed=config.seed,

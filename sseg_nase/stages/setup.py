@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from sseg_nase.config.conf_files import usual_of
 from sseg_nase.config.groups.backbone import Pretrained
-from sseg_nase.config.layout import usual_of
 from sseg_nase.config.schema import Config, DatasetConfig
 from sseg_nase.config.sequence import finetune_of, plain
 from sseg_nase.data.benchmarks import load_split

@@ -11,6 +11,7 @@ from filelock import Timeout
 
 from sseg_nase.config.commands import command
 from sseg_nase.config.groups.tracking import InStore
+from sseg_nase.config.options import filled
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import DONE, FAILURE, UserError
 from sseg_nase.rundir.config import read_config
@@ -45,8 +46,7 @@ def deliver(config: Config, say: Say) -> int:
     given = asked if isinstance(asked, InStore) and asked.uri is not None else None
     if config.sweep.dir is not None:
         return deliver_sweep(looked_at(config.sweep.dir, Path(config.paths.output_dir)), say, given)
-    assert config.run is not None
-    directory = Path(config.run).absolute()
+    directory = Path(filled(config.run, "run")).absolute()
     try:
         say(f"{directory}: {deliver_run(directory, given)}")
     except Undelivered as error:

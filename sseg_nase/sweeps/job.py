@@ -103,7 +103,8 @@ def run_job(sweep_path: str, number: int) -> int:
     try:
         for note in _code_notes(sweep):
             print(f"{prefix} {note}", file=sys.stderr, flush=True)
-        from sseg_nase.run import Membership, run  # here, because it imports torch
+        from sseg_nase.run import run  # here, because it imports torch
+        from sseg_nase.stages.running import Membership
 
         membership = Membership(
             sweep=sweep.name,
@@ -209,11 +210,11 @@ def _devices(sweep: SweepFolder, job: JobFolder) -> Iterator[Mapping[str, str]]:
 
 @contextmanager
 def _place(sweep: SweepFolder, job: JobFolder, launcher: str) -> Iterator[None]:
-    """`submitit_local` starts all jobs at once: here they wait for one of the places."""
+    """`submitit_local` starts all jobs at once: here they wait for one of the slots."""
     if launcher != "submitit_local":
         yield
         return
-    job.note(waiting="waiting for a place")
+    job.note(waiting="waiting for a slot")
     with slot_of(sweep.path / "places", sweep.settings.parallel):
         job.note(waiting=None, started=time.time())
         yield

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sseg_nase.files import StorageError
+from sseg_nase.hardware import nvidia
 from sseg_nase.tracking.sink import RunInfo, Sink
 
 SECONDS = 10.0
 PROC = Path("/proc")
-GPU_QUERY = "index,utilization.gpu,memory.used,memory.total"
+GPU_QUERY = ("index", "utilization.gpu", "memory.used", "memory.total")
 MB = 1e6
 PREFIX = "system/"
 
@@ -65,7 +65,7 @@ class Sampler:
     def __init__(self, folder: Path, proc: Path = PROC) -> None:
         """`folder`: on the disk whose room is told; `proc`: where the kernel tells the rest."""
         self._folder, self._proc = folder, proc
-        self._gpus = shutil.which("nvidia-smi")
+        self._gpus = shutil.which(nvidia.PROGRAM) is not None
         self._ticks = self._busy_and_all()
         self._own, self._at = _own_seconds(), time.monotonic()
 
@@ -121,28 +121,13 @@ class Sampler:
         }
 
     def _gpu(self) -> dict[str, float]:
-        if self._gpus is None:
-            return {}
-        asked = [self._gpus, f"--query-gpu={GPU_QUERY}", "--format=csv,noheader,nounits"]
-        try:
-            told = subprocess.run(
-                asked,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=30,
-                check=True,
-            ).stdout
-        except (OSError, subprocess.SubprocessError):
-            return {}
-        return gpu_figures(told)
+        return gpu_figures(nvidia.told(*GPU_QUERY)) if self._gpus else {}
 
 
-def gpu_figures(told: str) -> dict[str, float]:
-    """Return the figures in what `nvidia-smi` has told, a line per GPU; memory there is in MiB."""
+def gpu_figures(told: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return the figures in what the driver has told of every GPU under the keys `GPU_QUERY`."""
     found = dict[str, float]()
-    for line in told.splitlines():
-        index, *texts = (text.strip() for text in line.split(","))
+    for index, *texts in told:
         try:
             busy, used, total = map(float, texts)
         except ValueError:  # a board that does not tell

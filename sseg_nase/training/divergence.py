@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from sseg_nase.config.commands import command
+from sseg_nase.config.conf_files import usual_of
 from sseg_nase.config.groups.finetune import Maml
-from sseg_nase.config.layout import usual_of
 from sseg_nase.config.schema import Config, FinetuneConfig
 from sseg_nase.errors import UserError
 from sseg_nase.finite import finite, not_finite, shortened

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sseg_nase.evolution.history import MutationRecord, counts
 from sseg_nase.evolution.selection import Difference, paired
@@ -40,10 +40,10 @@ class Decision:
     """What an intervention wants. `mutation` None: nothing, and `trigger['reason']` says why.
 
     `tolerance`: relative rise of the held loss, over that of the network without the mutation, up
-    to which it stays, but for the error of that difference; judged `grace` epochs later (0: at
+    to which it stays, but for the error of that difference; decided `grace` epochs later (0: at
     once). `control`: the network without the mutation is trained along until then. `recalibrate`:
-    batches from which the new network's BN statistics are computed anew. `negative`: of a PRUNE,
-    the one that keeps what it removes, to be judged beside it.
+    batches from which the new network's BN statistics are recomputed. `negative`: of a PRUNE,
+    the one that keeps what it removes, to be evaluated beside it.
     """
 
     mutation: Mutation | None
@@ -160,8 +160,7 @@ class Surgery:
 
     def verify(self, old: Trained, new: Trained, mutation: Mutation) -> None:
         """Our own invariants: as many parameters as described, and pruned as masked."""
-        params = sum(p.numel() for p in new.learner.backbone.parameters())
-        assert params == mutation.after.params, (params, mutation.after.params)
+        check_size(new.learner.backbone, mutation)
         if kind_of(mutation.kind).removes:
             error = self.state.probe.pruning_error(old, new, mutation)
             assert error <= LARGEST_PRUNING_ERROR, error
@@ -178,6 +177,12 @@ class Surgery:
     def record(self, record: MutationRecord) -> None:
         """Emit what is in the history now."""
         self.state.sink.event("mutation", record.to_dict())
+
+
+def check_size(backbone: nn.Module, mutation: Mutation) -> None:
+    """Our own invariant: the network after `mutation` has as many parameters as described."""
+    params = sum(p.numel() for p in backbone.parameters())
+    assert params == mutation.after.params, (params, mutation.after.params)
 
 
 def _unfit(new: Trained, before: float, after: float) -> str:
@@ -280,7 +285,7 @@ class PretrainingSurgery(Surgery):
             # The older network is no better: with neither there is nothing to train on from.
             if not same_everywhere(finite(loss)):
                 raise DivergenceError(
-                    f"{self.state.what} diverged in {self.state.place()}: the held loss is not "
+                    f"{self.state.what} diverged in {self.state.position()}: the held loss is not "
                     "finite, with the mutation on probation and without it."
                 )
             without = float("inf")

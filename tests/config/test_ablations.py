@@ -8,7 +8,7 @@ from pathlib import Path
 from sseg_nase.cli import help_text
 from sseg_nase.config.ablations import Switches, ablations, table
 from sseg_nase.config.compose import load
-from sseg_nase.config.layout import conf_dir, groups
+from sseg_nase.config.conf_files import conf_dir, groups
 from sseg_nase.config.validation import cautions, switches
 
 README = Path(__file__).resolve().parents[2] / "README.md"

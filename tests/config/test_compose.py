@@ -28,10 +28,11 @@ from sseg_nase.config.compose import (
     register,
     stored,
 )
+from sseg_nase.config.conf_files import _merged_file, conf_dir, groups
 from sseg_nase.config.explain import has_type
 from sseg_nase.config.groups.backbone import BackboneConfig, Chain
 from sseg_nase.config.groups.dataset import OwnImages
-from sseg_nase.config.layout import _merged_file, conf_dir, groups, key_types
+from sseg_nase.config.layout import key_types
 from sseg_nase.config.options import names_with, options_of
 from sseg_nase.config.schema import Config, DatasetConfig, HardwareConfig
 from sseg_nase.config.validation import cautions, switches
@@ -133,8 +134,11 @@ def test_every_ablation_composes_with_every_dataset_on_every_profile() -> None:
         check_ablation(ablation, dataset, hardware)
 
 
-OWN_RECIPES = ("sketch_fewshot", "search_digits", "snas", "snas_digits", "sseg_nase_labels")
-WITHOUT_ABLATIONS = (*OWN_RECIPES, "sseg_nase_unlabeled")
+OWN_RECIPES = (
+    "sketch_fewshot", "search_digits", "snas", "snas_digits",
+    "sseg_nase_labels", "sseg_nase_labels_gpu",
+)  # fmt: skip
+WITHOUT_ABLATIONS = (*OWN_RECIPES, "sseg_nase_unlabeled", "sseg_nase_unlabeled_gpu")
 
 
 @pytest.mark.parametrize("ablation", groups()["ablation"])
@@ -319,7 +323,7 @@ def test_an_installed_package_carries_its_own_conf(tmp_path: Path) -> None:
     )
     assert OmegaConf.create(done.stdout).ablation == "A3"
     shutil.rmtree(installed / "conf")
-    place = "from sseg_nase.config.layout import conf_dir; print(conf_dir())"
+    place = "from sseg_nase.config.conf_files import conf_dir; print(conf_dir())"
     broken = subprocess.run(
         [sys.executable, "-c", place], cwd=tmp_path, capture_output=True, text=True, check=False
     )

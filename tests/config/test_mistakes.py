@@ -15,14 +15,9 @@ from omegaconf.errors import OmegaConfBaseException
 from other_options import having, type_of
 
 from sseg_nase.config.compose import load, to_config
+from sseg_nase.config.conf_files import group_option, groups
 from sseg_nase.config.explain import explaining, fits, mistake, one_line
-from sseg_nase.config.layout import (
-    WRITTEN_AS,
-    group_option,
-    groups,
-    is_section,
-    key_types,
-)
+from sseg_nase.config.layout import WRITTEN_AS, is_section, key_types
 from sseg_nase.config.options import fields_of
 from sseg_nase.config.schema import Config
 from sseg_nase.config.validation import LARGEST, cautions, validate
@@ -287,8 +282,8 @@ MISTAKES = [
     ("evaluation.method=maml evaluation.normalize=none", ["it needs what finetune=maml trains"]),
     ("dataset=cifar10 evaluation=fewshot", ["evaluation=fewshot", "the same", "evaluation=knn"]),
     ("evaluation=knn", ["evaluation=knn", "dataset=digits", "cifar10, cifar100"]),
-    ("dataset=cifar10 evaluation.datasets=[digits]", ["evaluation.datasets", "judged alone"]),
-    ("evaluation.datasets=[cifar_fs,mnist]", ["evaluation.datasets", "judged alone"]),
+    ("dataset=cifar10 evaluation.datasets=[digits]", ["evaluation.datasets", "evaluated alone"]),
+    ("evaluation.datasets=[cifar_fs,mnist]", ["evaluation.datasets", "evaluated alone"]),
     ("dataset=cifar10 finetune=linear", ["finetune=linear", "choose finetune=classifier"]),
     ("finetune=classifier", ["finetune=classifier", "choose finetune=linear"]),
     ("dataset=cifar10 evaluation=classification", ["it needs what finetune=classifier trains"]),

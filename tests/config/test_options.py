@@ -17,10 +17,11 @@ from somebodys import Lion
 
 from sseg_nase.config import options
 from sseg_nase.config.compose import _checked, load, overrides_of, stored
+from sseg_nase.config.conf_files import group_option, groups
 from sseg_nase.config.explain import PLACED
 from sseg_nase.config.fingerprint import LATER, decisive, fingerprint, flatten
 from sseg_nase.config.groups.optimizer import SGD, AdamW
-from sseg_nase.config.layout import group_option, groups, key_types
+from sseg_nase.config.layout import key_types
 from sseg_nase.config.members import chosen, upgraded
 from sseg_nase.config.options import fields_of, load_packages, options_of, register, told_by
 from sseg_nase.config.schema import Config

@@ -158,7 +158,7 @@ def test_columns_are_named_once_each() -> None:
         opened(Path(__file__), "train", "dataset.label_column=path", kind="csv")
 
 
-def test_it_is_judged_as_a_closed_set() -> None:
+def test_it_is_evaluated_as_a_closed_set() -> None:
     given = ["dataset=folder", "dataset.root=photos", "dataset.split_by=images"]
     config = load([*given, "finetune=classifier", "evaluation=classification"])
     assert config.dataset.split_by == "images"

@@ -46,8 +46,8 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 
 def test_the_accuracy_is_that_of_the_evaluation(run: Path, results: dict, said: str) -> None:
     config = config_of()
-    judged = FewShotTask(config, config.dataset).judge(load_network(run), torch.device("cpu"))
-    for key, one in judged.results.items():
+    evaluated = FewShotTask(config, config.dataset).evaluate(load_network(run), torch.device("cpu"))
+    for key, one in evaluated.results.items():
         told = results["network"]["accuracy"][key]
         for figure in ("accuracy", "ci95", "episodes"):
             assert told[figure] == pytest.approx(one[figure], abs=1e-9)
@@ -139,7 +139,7 @@ def test_six_hundred_episodes_through_the_file_are_those_of_the_evaluation(files
     config = config_of()
     task = FewShotTask(config, config.dataset)
     network = load_network(files.parent)
-    [accuracies] = task.judge(network, torch.device("cpu")).accuracies.values()
+    [accuracies] = task.evaluate(network, torch.device("cpu")).accuracies.values()
     classifier = FewShotClassifier(OnnxEmbedder(files / "network.onnx", threads=1))
     images, [episodes] = np.asarray(task.store.images), task.episodes
     assert len(episodes) == 600

@@ -446,16 +446,16 @@ def test_a_stop_keeps_the_sums_of_the_steps_that_are_done() -> None:
     assert progress["images_seen"] == 2 * 2 * 5 * (5 + 3)
 
 
-def test_the_average_of_the_weights_is_what_is_judged_and_kept_as_best() -> None:
+def test_the_average_of_the_weights_is_what_is_evaluated_and_kept_as_best() -> None:
     one = tuner("prototypical", "finetune.epochs=1", "finetune.ema_decay=0.9")
-    judged: list[Any] = []
-    one.validate = lambda learner: judged.append(learner) or (50.0, 1.0)  # type: ignore[func-returns-value]
+    evaluated: list[Any] = []
+    one.validate = lambda learner: evaluated.append(learner) or (50.0, 1.0)  # type: ignore[func-returns-value]
     saved: dict[str, Any] = {}
     one.save = lambda name, state: saved.update({name: state})
     one.fit()
-    assert judged == [one.judged]
-    assert one.judged is not one.learner
-    for name, tensor in one.judged.state_dict().items():
+    assert evaluated == [one.evaluated]
+    assert one.evaluated is not one.learner
+    for name, tensor in one.evaluated.state_dict().items():
         torch.testing.assert_close(saved["best"]["student"][name], tensor)
     for name, tensor in one.learner.state_dict().items():
         torch.testing.assert_close(saved["last"]["student"][name], tensor)
@@ -529,9 +529,9 @@ def test_an_epochs_loss_is_the_mean_over_its_steps() -> None:
     assert told[0]["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_the_average_that_is_judged_follows_the_weights() -> None:
+def test_the_average_that_is_evaluated_follows_the_weights() -> None:
     one = tuner("prototypical", "finetune.epochs=1", "finetune.ema_decay=0.9")
-    average = {k: v.clone() for k, v in one.judged.state_dict().items()}
+    average = {k: v.clone() for k, v in one.evaluated.state_dict().items()}
     steps = 0
     update = one.step
 
@@ -546,7 +546,7 @@ def test_the_average_that_is_judged_follows_the_weights() -> None:
 
     one.step = watched  # type: ignore[method-assign]
     one.fit()
-    for name, found in one.judged.state_dict().items():
+    for name, found in one.evaluated.state_dict().items():
         if found.is_floating_point():
             torch.testing.assert_close(found, average[name])
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sseg_nase.config.layout import group_option
+from sseg_nase.config.conf_files import group_option
 from sseg_nase.config.options import options_of as options_of_group
 from sseg_nase.config.schema import SSLConfig, StrategyConfig, ViewsConfig
 from sseg_nase.data.store import ImageStore

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sseg_nase.config.compose import load
-from sseg_nase.config.layout import groups
+from sseg_nase.config.conf_files import groups
 from sseg_nase.config.schema import SSLConfig
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.evolvable import EvolvableCNN, Learner, PrototypeHead

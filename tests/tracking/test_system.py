@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from sseg_nase.config.compose import load
 from sseg_nase.files import StorageError
 from sseg_nase.tracking import build_tracker
 from sseg_nase.tracking.sink import RunInfo
-from sseg_nase.tracking.system import Sampler, SystemMetrics, gpu_figures
+from sseg_nase.tracking.system import GPU_QUERY, Sampler, SystemMetrics
 
 
 def proc(folder: Path, idle: int, busy: int, available: int = 1000) -> Path:
@@ -46,12 +47,23 @@ def test_what_the_kernel_does_not_tell_is_left_out(tmp_path: Path) -> None:
     }
 
 
-def test_gpus_are_told_by_what_nvidia_smi_says() -> None:
-    told = gpu_figures("0, 87, 1000, 4000\n1, [N/A], 5, 6\n3, 0, 0, 8000\n")
+def test_gpus_are_told_by_what_nvidia_smi_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = "0, 87, 1000, 4000\n1, [N/A], 5, 6\n3, 0, 0, 8000\n"
+    program = tmp_path / "nvidia-smi"
+    asked = f'[ "$1" = --query-gpu={",".join(GPU_QUERY)} ] || exit 1'
+    program.write_text(f"#!/bin/sh\n{asked}\ncat << END\n{lines}END\n")
+    program.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    found = Sampler(tmp_path)()
+    told = {name.removeprefix("system/"): value for name, value in found.items()}
     assert told["gpu_0_utilization_percentage"] == 87
     assert told["gpu_0_memory_usage_megabytes"] == pytest.approx(1048.576)
     assert (told["gpu_0_memory_usage_percentage"], told["gpu_3_memory_usage_percentage"]) == (25, 0)
     assert not any(name.startswith("gpu_1") for name in told)
+    program.write_text("#!/bin/sh\nexit 9\n")
+    assert not any("gpu" in name for name in Sampler(tmp_path)())
 
 
 def test_another_thread_tells_until_the_run_is_closed(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ class Line(Loop):
         self.stop = stop
         self.average = torch.zeros(1)
         self.log: list[Any] = []
+        self.followed: list[int] = []
         self.spoiled: int | None = None
         self.saved: dict[str, Any] = {}
         self.losses: list[float] = []
@@ -59,6 +61,7 @@ class Line(Loop):
 
     def follow(self) -> None:
         self.average = 0.5 * self.average + 0.5 * self.network.weight.detach()[0]
+        self.followed.append(self.state.progress.step)
 
     def stepped(self, figures: Tensor, sums: Tensor) -> None:
         self.log.append("step")
@@ -92,6 +95,22 @@ def test_batches_are_accumulated_and_the_last_group_is_as_large_as_what_is_left(
     assert one.average.item() > 0
 
 
+@pytest.mark.parametrize("groups", [[[1, 2], [3, 4], [5]], [[1, 2, 3], [4, 5]]])
+def test_a_training_is_what_a_plain_loop_computes(groups: list[list[int]]) -> None:
+    one = Line()
+    one.accumulation = len(groups[0])
+    one.fit()
+    weight = average = 0.0
+    for step, group in enumerate(groups * 2):
+        gradient = sum(2 * x * (weight * x - 2 * x) for x in group) / len(group)
+        weight -= 0.01 / (1 + step) * gradient
+        average = 0.5 * average + 0.5 * weight
+    assert one.network.weight.item() == pytest.approx(weight, rel=1e-5)
+    assert one.average.item() == pytest.approx(average, rel=1e-5)
+    assert one.followed == list(range(2 * len(groups)))  # steps that were counted before
+    assert (one.state.progress.epoch, len(one.losses)) == (2, 2)
+
+
 @pytest.mark.parametrize("steps", range(1, 7))
 def test_an_interrupted_loop_resumes_to_the_same_weights(steps: int) -> None:
     whole = Line()
@@ -121,6 +140,56 @@ def test_a_skipped_step_counts_as_none_and_nothing_follows_it(
     assert (one.state.progress.step, one.state.progress.skipped) == (2, 1)
     assert one.log.count("step") == 2
     assert all(parameter.grad is None for parameter in one.network.parameters())
+
+
+class Told(Sink):
+    def __init__(self) -> None:
+        self.events: list[tuple[str, Any]] = []
+
+    def event(self, kind: str, values: Any) -> None:
+        self.events.append((kind, values))
+
+
+def overflowing(one: Line, steps: int) -> Line:
+    """The scaler of 16-mixed skips the first `steps`, each time at half of its scale."""
+    scaler, step = SimpleNamespace(_scale=torch.tensor(1024.0)), one.optimizer.step
+    scaler.get_scale = scaler._scale.item
+    turns = iter([True] * steps)
+    one.guard.scaler = scaler
+    one.optimizer.step = (  # type: ignore[method-assign]
+        lambda: scaler._scale.mul_(0.5) if next(turns, False) else step()
+    )
+    return one
+
+
+def test_steps_that_are_all_skipped_end_the_training() -> None:
+    one = overflowing(Line(epochs=9), 99)
+    with pytest.raises(DivergenceError, match=r"at step 1, epoch 2.* the last 4 steps were all"):
+        one.fit()
+    assert (one.state.progress.step, one.state.progress.skipped) == (0, 4)
+    one = overflowing(Line(epochs=1), 99)  # too few to say so before its end
+    with pytest.raises(DivergenceError, match=r"by epoch 2, after step 0: the last 3 steps"):
+        one.fit()
+
+
+def test_skipped_steps_are_told_at_the_end_of_a_training() -> None:
+    for skipped in (0, 2):
+        one = overflowing(Line(), skipped)
+        one.state.sink = told = Told()
+        one.fit()
+        said = [(kind, values["skipped"], values["steps"]) for kind, values in told.events]
+        assert said == ([("skipped", 2, 4)] if skipped else [])
+        told.events.clear()
+        one.fit()  # nothing is left to be trained, and it has been said
+        assert told.events == []
+
+
+def test_what_may_explode_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = Line(epochs=1)
+    one.state.sink = told = Told()
+    monkeypatch.setattr(one.guard, "check_epoch", lambda *given: "a doubt")
+    one.fit()
+    assert told.events == [("warning", {"text": "a doubt"})]
 
 
 def test_a_loop_diverges_at_the_step_in_which_it_happens_and_saves_nothing() -> None:

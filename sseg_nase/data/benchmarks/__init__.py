@@ -234,11 +234,12 @@ def _overlaps(
                 )
             sizes = [one.manifest.get("original_size") for one in (store, sibling)]
             if (
-                None not in sizes
+                sizes[0] is not None
+                and sizes[1] is not None
                 and sizes[0] != sizes[1]
                 and place == _target(dataset, found, other, cache_dir)
             ):
-                (wide, high), (wide_there, high_there) = sizes
+                (wide, high), (wide_there, high_there) = sizes[0], sizes[1]
                 raise UserError(
                     f"The images of {split} have {wide} × {high} pixels and those of {other} "
                     f"{wide_there} × {high_there}. {ONE_SIZE}"

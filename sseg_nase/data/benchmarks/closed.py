@@ -2,7 +2,7 @@
 
 They are read in the layouts that torchvision's loaders leave on disk, or as PNG (or other images)
 in `{train,test}/<class>/`. Nothing is downloaded. Where there is no val split, a share of the
-training images of every class is held out for it, drawn by a seed.
+training images of every class is held out for it, sampled by a seed.
 """
 
 from __future__ import annotations

@@ -84,6 +84,7 @@ def read_stl10(images: Path, labels: Path | None = None) -> tuple[np.ndarray, np
     `labels` all are of class 0, and the file, which is of gigabytes then, is not read to RAM.
     """
     each = 3 * 96 * 96
+    raw: np.ndarray
     if labels is None:
         try:
             raw = np.memmap(images, np.uint8, "r")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from sseg_nase.config.groups.dataset import SPLITS
+from sseg_nase.config.options import filled
 from sseg_nase.data.benchmarks.lists import alike, both
 from sseg_nase.data.benchmarks.walk import (
     TWICE,
@@ -342,7 +343,7 @@ def split_classes(
     1, when there are too few classes, and for names that are hardly two classes, because they could
     end in two splits.
     """
-    assert fractions is not None  # fitted before
+    fractions = filled(fractions, "dataset.split_fractions")
     if len(fractions) != len(SPLITS) or abs(sum(fractions) - 1) > 1e-3 or min(fractions) < 0:
         raise UserError(
             f"dataset.split_fractions={list(fractions)} must be three numbers from 0 to 1 for "

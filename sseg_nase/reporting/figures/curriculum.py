@@ -126,7 +126,7 @@ def images_of(record: RunRecord, level: str, size: int) -> torch.Tensor | None:
 
 
 def natural_images(record: RunRecord) -> ImageStore | None:
-    """The base images that the run trained on, if they can be had without reading them anew."""
+    """The base images that the run trained on, if they can be had without reading them again."""
     known: Mapping[str, Any] = record.setting("dataset", {})
     kind = chosen(DatasetConfig, known)
     if not issubclass(kind, (InMemory, OnDisk)):  # of a package that is not here any more
