@@ -586,7 +586,6 @@ def test_a_limit_itself_is_accepted_where_it_may_be_reached(limit: str) -> None:
             "dataset=stl10 dataset.unlabeled=true curriculum=synthetic",
             ["dataset.unlabeled=true", "curriculum=natural"],
         ),
-        ("dataset=stl10 dataset.unlabeled=true ssl=none", ["dataset.unlabeled=true"]),
     ],
 )
 def test_what_is_possible_but_hardly_meant_is_said(overrides: str, said: list[str]) -> None:
