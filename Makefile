@@ -17,7 +17,7 @@ help: ## print these targets
 
 setup: $(READY) ## create .venv and install everything, once
 
-# A virtual environment that broke half-way has no .ready and is made anew.
+# A virtual environment that broke half-way has no .ready and is made again.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; ok = (3, 10) <= sys.version_info[:2] < (3, 14); sys.exit(0 if ok else "Python 3.10 to 3.13 is needed, this is " + sys.version.split()[0] + "; use make PYTHON=python3.12")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -383,11 +383,11 @@ def evaluation() -> Iterator[Row]:
         features = embedded()
         options = asked.evaluation
         method = METHODS[options.method]
-        judged = seconds(
+        evaluated = seconds(
             lambda: evaluate_episodes(features, episodes, method, options, mean=features.mean(0), classes=classes),  # noqa: B023, E501
             3, 1,
         )  # fmt: skip
-        rate = f"{len(episodes) / judged:,.0f} episodes/s"
+        rate = f"{len(episodes) / evaluated:,.0f} episodes/s"
         yield Row(f"evaluation, {size} px", rate, "5-way 1-shot prototypes")
 
 

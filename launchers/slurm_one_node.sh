@@ -105,7 +105,7 @@ write_config() { # MUNGE_SOCKET ('' for the system's)
   [[ -z "$1" ]] || auth="$auth,socket=$1"
   {
     cat <<CONF
-# Written by slurm_one_node.sh up; written anew each time.
+# Written by slurm_one_node.sh up; written again each time.
 ClusterName=one
 SlurmctldHost=$host(127.0.0.1)
 SlurmctldPort=$control_port

@@ -1,10 +1,13 @@
-"""sseg-nase: grow, sparsify and judge small neural networks for few-shot learning.
+"""sseg-nase: grow, sparsify and evaluate small neural networks for few-shot learning.
 
 What a notebook needs is importable from here: `from sseg_nase import EvolvableCNN, grow`. A name is
 loaded when it is asked for, so that `import sseg_nase` itself loads nothing but the version.
 """
 
 from sseg_nase.version import __version__ as __version__
+
+# Names of the last version, which go with the next minor one.
+_RENAMED = {"judge": "evaluate"}
 
 TYPE_CHECKING = False  # for type checkers true; `typing` itself would take its time to load
 if TYPE_CHECKING:
@@ -30,9 +33,11 @@ if TYPE_CHECKING:
     from sseg_nase.sparsity.recalibration import recalibrate
     from sseg_nase.ssl.objectives import nt_xent
     from sseg_nase.ssl.teacher import batch_statistics, ema_update, make_teacher
-    from sseg_nase.stages.interactive import judge, open_dataset, open_image
+    from sseg_nase.stages.interactive import evaluate, open_dataset, open_image
     from sseg_nase.statistics import crossed_difference, mean_ci95, mean_t95, paired_difference
     from sseg_nase.training.checkpoint import load_network
+
+    judge = evaluate
 
 __all__ = [  # noqa: RUF022  # in the order of docs/reference/python.md
     "Architecture",
@@ -67,7 +72,7 @@ __all__ = [  # noqa: RUF022  # in the order of docs/reference/python.md
     "embed",
     "sample_episodes",
     "EpisodeList",
-    "judge",
+    "evaluate",
     "teach",
     "FewShotClassifier",
     "mean_ci95",
@@ -111,7 +116,7 @@ _HOMES = {
     "embed": "fewshot.evaluation",
     "sample_episodes": "data.episodes",
     "EpisodeList": "data.episodes",
-    "judge": "stages.interactive",
+    "evaluate": "stages.interactive",
     "teach": "export.teaching",
     "FewShotClassifier": "runtime.classifier",
     "mean_ci95": "statistics",
@@ -123,6 +128,13 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
+    if name in _RENAMED:
+        import warnings
+
+        new = _RENAMED[name]
+        message = f"sseg_nase.{name} is called {new}; the old name goes with the next minor version"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return globals().get(new) or __getattr__(new)
     if name not in _HOMES:
         raise AttributeError(f"module 'sseg_nase' has no attribute {name!r}")
     from importlib import import_module

@@ -10,7 +10,7 @@ from sseg_nase.hardware.allocator import keep_memory
 from sseg_nase.home import find_home
 from sseg_nase.training.interruption import from_the_start
 
-# What looks at something, and trains nothing.
+# Tasks that inspect something, and train nothing.
 SWEEP = {"-m", "--multirun"}
 HELP = {"-h", "--help"}
 FLAGS = {*HELP, "-V", "--version", "--hydra-help", "-c", "--cfg", "-i", "--info"}

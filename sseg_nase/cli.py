@@ -55,9 +55,9 @@ if TYPE_CHECKING:
 
 # By what each of these tasks is done. Of rooms above the configuration nothing is imported before
 # it is needed: `--help` and mistakes are answered at once.
-LOOKS: Mapping[str, str] = {
-    "status": "sseg_nase.searches.look:status",
-    "report": "sseg_nase.searches.look:report",
+INSPECTIONS: Mapping[str, str] = {
+    "status": "sseg_nase.searches.inspection:status",
+    "report": "sseg_nase.searches.inspection:report",
     "deliver": "sseg_nase.sweeps.deliver:deliver",
 }
 LAUNCHER_NAMES = {
@@ -99,7 +99,7 @@ def _ended() -> int:
 
 
 def job(composed: DictConfig) -> None:
-    """Do what one composed config says: a run, a look at a sweep, or a job of one."""
+    """Do what one composed config says: a run, an inspection of runs, or a job of a sweep."""
     global _code
     if composed.sweep.job is not None:
         from sseg_nase.sweeps.job import perform
@@ -117,7 +117,7 @@ def job(composed: DictConfig) -> None:
 
 
 def _one(config: Config) -> int:
-    """One run, or one look; return the exit code."""
+    """One run, or one inspection of what is on disk; return the exit code."""
     sources = HydraConfig.get().runtime.config_sources
     further = [Path(source.path) for source in sources if source.provider == "command-line"]
     for caution in cautions(config, *further):
@@ -126,9 +126,9 @@ def _one(config: Config) -> int:
         from sseg_nase.apps.serving import serve  # here, because most commands serve nothing
 
         return serve(config, _say, *further)
-    if config.task in LOOKS:
-        look: Callable[[Config, Callable[[str], None]], int] = imported(LOOKS[config.task])
-        return look(config, _say)
+    if config.task in INSPECTIONS:
+        inspect: Callable[[Config, Callable[[str], None]], int] = imported(INSPECTIONS[config.task])
+        return inspect(config, _say)
     hydras = HydraConfig.get()
     overrides = cast(list[str], OmegaConf.to_container(hydras.overrides.task))
     if config.task in TAKEN_HOME:

@@ -99,7 +99,7 @@ def storage_error(error: BaseException, folder: Path) -> StorageError | None:
 
 @contextmanager
 def writing(folder: Path, needed: int | None = None) -> Iterator[None]:
-    """What is written to `folder` in the block: where it cannot be, `StorageError` is raised."""
+    """Context manager: an `OSError` of what is written to `folder` becomes a `StorageError`."""
     try:
         yield
     except StorageError:

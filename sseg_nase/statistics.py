@@ -71,7 +71,7 @@ def paired_difference(a: np.ndarray, b: np.ndarray) -> PairedDifference:
 def crossed_difference(differences: np.ndarray) -> CrossedDifference:
     """Compare two configurations over seeds AND episodes: `differences` a − b `[S, E]`, both ≥ 2.
 
-    Every seed is judged on the same E episodes, so both are random effects and crossed. The mean
+    Every seed is evaluated on the same E episodes, so both are random effects and crossed. The mean
     has the variance (MS_seed + MS_episode − MS_residual) / (S·E), here at least that of each of
     the three alone, and the degrees of freedom of Satterthwaite (1946), as in the quasi-F of Clark
     (1973). The p-value is two-sided; differences that are all the same are treated as in

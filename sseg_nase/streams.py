@@ -47,7 +47,7 @@ class Unbroken:
 
 @contextmanager
 def unbroken_output() -> Iterator[None]:
-    """Within, a terminal or pipe that takes nothing any more ends nothing."""
+    """Context manager: output to a closed terminal or pipe is discarded, and ends nothing."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast(TextIO, Unbroken(stream)) for stream in before)
     try:

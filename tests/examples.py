@@ -17,7 +17,8 @@ from sseg_nase.config.options import load_packages
 DOCS = Path(__file__).parents[1] / "docs"
 # A block that begins with the name of a file is that file.
 FILES = re.compile(r"```(?:python|yaml)\n# (\S+\.(?:py|yaml))\n(.*?)```", re.DOTALL)
-POINTS = re.compile(r'\[project\.entry-points\."(.+?)"\]\n(\w+) = "(\w+)"')
+TABLES = re.compile(r'\[project\.entry-points\."(.+?)"\]\n((?:\w+ = "[\w:]+"\n)+)')
+POINTS = re.compile(r'(\w+) = "([\w:]+)"')
 
 
 def page(name: str) -> str:
@@ -46,21 +47,26 @@ def installed(text: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     about = home / "somebodys-1.0.dist-info"
     about.mkdir(parents=True)
     write_files(text, home)
-    points = POINTS.findall(text)
+    points = [
+        (group, name, named)
+        for group, table in TABLES.findall(text)
+        for name, named in POINTS.findall(table)
+    ]
+    modules = [named.partition(":")[0] for _, _, named in points]
     sections: dict[str, str] = {}
-    for group, name, module in points:
-        sections[group] = sections.get(group, f"[{group}]\n") + f"{name} = {module}\n"
+    for group, name, named in points:
+        sections[group] = sections.get(group, f"[{group}]\n") + f"{name} = {named}\n"
     (about / "METADATA").write_text("Name: somebodys\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text("\n".join(sections.values()))
     known = {base: dict(named) for base, named in options._OPTIONS.items()}
     with monkeypatch.context() as patched:
         patched.setattr(kinds, "_KINDS", dict(kinds.kinds()))
         patched.syspath_prepend(home)
-        for _, _, module in points:
+        for module in modules:
             sys.modules.pop(module, None)
         _forget()
         yield home / "my_conf"
         options._OPTIONS.update(known)
-        for _, _, module in points:
+        for module in modules:
             sys.modules.pop(module, None)
     _forget()

@@ -57,6 +57,14 @@ def test_type_checkers_are_told_what_is_loaded() -> None:
     assert sseg_nase.__all__ == list(loaded)
 
 
+def test_what_is_offered_is_checked_strictly() -> None:
+    text = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    (listed,) = re.findall(r"^# What users import.*?module = \[(.*?)\]", text, re.S | re.M)
+    strict = set(re.findall(r'"([\w.*]+)"', listed))
+    homes = {f"sseg_nase.{home.partition(':')[0]}" for home in sseg_nase._HOMES.values()}
+    assert {home for home in homes if not {home, f"{home.rpartition('.')[0]}.*"} & strict} == set()
+
+
 def test_the_documentation_lists_every_name() -> None:
     page = PAGE.read_text(encoding="utf-8")
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
@@ -67,6 +75,13 @@ def test_another_name_is_refused_as_any_module_does() -> None:
     with pytest.raises(AttributeError, match="no attribute 'groww'"):
         _ = sseg_nase.groww  # type: ignore[attr-defined]
     assert {"grow", "__version__"} <= set(dir(sseg_nase))
+
+
+def test_a_name_of_the_last_version_is_that_of_this_one() -> None:
+    with pytest.deprecated_call(match=r"^sseg_nase\.judge is called evaluate; the old name goes"):
+        old = sseg_nase.judge
+    assert old is sseg_nase.evaluate
+    assert "judge" not in dir(sseg_nase)
 
 
 def test_importing_the_package_loads_its_version_and_nothing_else() -> None:

@@ -1,4 +1,4 @@
-"""Backbones and channels through the program: trained, gone on with, judged, refused."""
+"""Backbones and channels through the program: trained, resumed, evaluated, refused."""
 
 from __future__ import annotations
 
@@ -101,14 +101,14 @@ def test_results_describe_the_network(trained: Path) -> None:
 
 
 @pytest.mark.parametrize("asked", [[], ["backbone=resnet12_quarter"]])
-def test_its_checkpoint_is_judged_alike(trained: Path, asked: list[str]) -> None:
+def test_its_checkpoint_is_evaluated_alike(trained: Path, asked: list[str]) -> None:
     path = trained / "checkpoints" / "last.pt"
-    judged = ran("task=evaluate", f"checkpoint={path}", "dataset.channels=1", *asked)
-    assert results(judged)["fewshot"] == results(trained)["fewshot"]
+    evaluated = ran("task=evaluate", f"checkpoint={path}", "dataset.channels=1", *asked)
+    assert results(evaluated)["fewshot"] == results(trained)["fewshot"]
     larger = ["dataset.channels=1", "dataset.image_size=24"]
-    judged = ran("task=evaluate", f"checkpoint={path}", *larger, *asked)
+    evaluated = ran("task=evaluate", f"checkpoint={path}", *larger, *asked)
     expected = ResNet12Architecture("resnet12_quarter", 24, 1, (16, 40, 80, 160))
-    assert results(judged)["architecture"] == expected.summary()
+    assert results(evaluated)["architecture"] == expected.summary()
 
 
 @pytest.mark.parametrize(

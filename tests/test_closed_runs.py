@@ -1,4 +1,4 @@
-"""Runs that are judged on a closed set: what they write, and when test is opened."""
+"""Runs that are evaluated on a closed set: what they write, and when test is opened."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Reader:
         monkeypatch.setattr(closed, "read_pickle", counted)
 
 
-def test_a_classifier_is_judged_on_test_once_after_all_is_trained(
+def test_a_classifier_is_evaluated_on_test_once_after_all_is_trained(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reader = Reader(monkeypatch)
@@ -146,7 +146,7 @@ def test_a_classifier_is_judged_on_test_once_after_all_is_trained(
 
 
 def as_exported(run: Path, result: dict[str, Any], key: str) -> None:
-    """What is exported of a run is judged as the run was, image by image."""
+    """What is exported of a run is evaluated as the run was, image by image."""
     subject = prepared(composed("task=export", f"checkpoint={run}"), ["task=export"])
     (told,) = subject.metadata.about["accuracy"].items()
     assert told[0] == key
@@ -155,7 +155,7 @@ def as_exported(run: Path, result: dict[str, Any], key: str) -> None:
         "ci95": pytest.approx(result["ci95"]),
         "images": result["images"],
     }
-    turned = subject.judge(
+    turned = subject.evaluate(
         np.zeros((len(subject.store), subject.network.architecture.features)).astype(np.float32)
     )
     assert turned[key].mean() == pytest.approx(10)  # all are taken for one class
@@ -163,7 +163,7 @@ def as_exported(run: Path, result: dict[str, Any], key: str) -> None:
 
 
 @pytest.mark.parametrize("how", [pytest.param("knn", marks=pytest.mark.slow), "linear_probe"])
-def test_a_network_that_has_seen_no_label_is_judged_by_its_embeddings(
+def test_a_network_that_has_seen_no_label_is_evaluated_by_its_embeddings(
     how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = Reader(monkeypatch)
@@ -195,7 +195,7 @@ def test_the_report_of_a_closed_set_has_its_roc_curves() -> None:
     assert "WARNING" not in (directory / "events.jsonl").read_text()
 
 
-def test_val_is_judged_without_opening_test(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_val_is_evaluated_without_opening_test(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = Reader(monkeypatch)
     directory = run(composed(*CLASSIFIED, "evaluation.untrained_reference=false"))
     assert reader.seen == []
@@ -226,6 +226,33 @@ def test_going_on_is_bit_for_bit_the_same(tmp_path: Path) -> None:
     assert (parts.step, parts.macs, parts.tuned) == (whole.step, whole.macs, whole.tuned)
     for name, tensor in whole.network.state_dict().items():
         assert torch.equal(parts.network.state_dict()[name], tensor), name
+
+
+def test_a_classifier_is_evaluated_by_its_loss_on_val_too(tmp_path: Path) -> None:
+    config = composed(*CLASSIFIED, "finetune.patience=1", "finetune.monitor=val_loss")
+    base, val = (stages.images_of(config, config.dataset, split) for split in ("train", "val"))
+    backbone, generator = stages.seed_backbone(config), torch.Generator().manual_seed(0)
+    learner = around(backbone, config.finetune, len(base.class_names), generator).eval()
+    with torch.no_grad():
+        learner.head.weight.mul_(300)  # one that is sure of something
+        images = stages.evaluating.normalize(val.batch(np.arange(len(val))))
+        logits = learner.head(learner.backbone(images)).double()
+        truth = torch.from_numpy(val.labels)
+        expected = torch.nn.functional.cross_entropy(logits, truth).item()
+    accuracy, _, loss = stages.classifying.ByVal(config, base)(learner, torch.device("cpu"))
+    assert loss == pytest.approx(expected, rel=1e-4)
+    assert accuracy == pytest.approx(100 * (logits.argmax(1) == truth).double().mean().item())
+    # It is what is watched, and told after every epoch.
+    told: list[Any] = []
+
+    class Kept(Sink):
+        def event(self, kind: str, values: Any) -> None:
+            if kind == "finetune":
+                told.append(values["val_loss"])
+
+    stages.fine_tune(config, stages.Reached(backbone), Kept(), tmp_path)
+    state = checkpoint.load(tmp_path / "checkpoints" / "finetune_last.pt")["finetune"]
+    assert state["watched"] == min(told)
 
 
 @pytest.mark.slow
@@ -287,7 +314,7 @@ def test_a_class_of_test_that_was_not_trained_on_is_refused(tmp_path: Path) -> N
     task = stages.ClosedTask(config, config.dataset)
     assert not task.opened
     with pytest.raises(UserError, match="The class 2 is in test and not in train"):
-        task.judge(stages.seed_backbone(config), torch.device("cpu"))
+        task.evaluate(stages.seed_backbone(config), torch.device("cpu"))
 
 
 def test_a_split_that_is_missing_is_said_before_training(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ MARKED = re.compile(
 OPEN = re.compile(r"^.*=(?:.*(?:…|\.\.\.)|[A-Z][A-Z_]{2,}(?:[\d,/].*)?$)")
 SECTIONS = ["index", *(name for name, kind, _ in fields_of(Config) if is_section(kind))]
 GENERATED = {"docs/reference/cli.md", *(f"docs/reference/config/{s}.md" for s in SECTIONS)}
-LOOKS = {"task=status", "task=report", "task=deliver"}
+INSPECTIONS = {"task=status", "task=report", "task=deliver"}
 
 pytestmark = pytest.mark.skipif(len(PAGES) < 10, reason="the documentation is not there")
 
@@ -166,7 +166,7 @@ def test_marked_commands_run(block: Block, tmp_path: Path, monkeypatch: pytest.M
     write_files(text, tmp_path)
     with installed(text, tmp_path / "installed", monkeypatch):
         for given in block.commands:
-            more = [] if LOOKS & set(given) else block.extra or []
+            more = [] if INSPECTIONS & set(given) else block.extra or []
             monkeypatch.setattr(sys, "argv", ["sseg-nase", *given, *more])
             with pytest.raises(SystemExit) as ended:
                 cli.main()

@@ -81,8 +81,8 @@ def test_they_are_resumed_and_evaluated(
 
     results = json.loads((whole / "results.json").read_text())
     given = ["backbone=twins", f"checkpoint={last}", "evaluation.episodes=5"]
-    judged = ran(conf, "task=evaluate", *given)
-    again = json.loads((judged / "results.json").read_text())
+    evaluated = ran(conf, "task=evaluate", *given)
+    again = json.loads((evaluated / "results.json").read_text())
     assert again["fewshot"] == results["fewshot"]
     assert ran(conf, "task=replay", f"run={whole}").is_dir()
 

@@ -84,7 +84,7 @@ def test_every_method_runs_from_scratch(method: str) -> None:
         assert result["accuracy"] == pytest.approx(results["fewshot"][key]["accuracy"])
 
 
-def test_a_learned_attention_is_what_judges(tmp_path: Path) -> None:
+def test_a_learned_attention_is_what_classifies(tmp_path: Path) -> None:
     """Its run, its checkpoint evaluated again, and a refusal of features that it has not seen."""
     options = ["evaluation.method=matching", "evaluation.normalize=none"]
     trained = run(composed("matching", *ALONE, *options, "finetune.head=mlp"))
@@ -135,6 +135,13 @@ def tuner_of(config: Config, folder: Path, **options: Any) -> stages.Reached:
         ("relation", ["finetune.ema_decay=0.9"]),
         ("matching", ["finetune.head=mlp"]),
         ("linear", ["finetune.mixup=0.4", "finetune.label_smoothing=0.1"]),
+        (
+            "linear",
+            [
+                *("finetune.cutmix=0.7", "finetune.dropout=0.3", "finetune.clip_norm=0.5"),
+                *("finetune.optimizer=adamw", "finetune.patience=1"),
+            ],
+        ),
     ],
 )
 def test_going_on_is_bit_for_bit_the_same(method: str, further: list[str], tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from sseg_nase.config import options
 from sseg_nase.config.compose import load, stored
 from sseg_nase.config.groups.dataset import DatasetConfig
 from sseg_nase.config.groups.evaluation import MethodConfig
+from sseg_nase.config.groups.finetune import FinetuneConfig
 from sseg_nase.config.sequence import stages_of
 from sseg_nase.errors import UserError
 from sseg_nase.files import read_json
@@ -38,7 +39,7 @@ def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_they_are_composed_trained_on_judged_by_reported_and_gone_on_with(conf: Path) -> None:
+def test_they_are_composed_trained_on_evaluated_with_reported_and_resumed(conf: Path) -> None:
     first = run(load([*TINY, "report.at_end=true"], conf), TINY)
     results = read_json(first / "results.json")
     assert results is not None
@@ -88,6 +89,18 @@ def test_a_method_of_fine_tuning_has_its_head_and_its_keys(conf: Path) -> None:
     assert [weight.item() for weight in learner.head.parameters()] == [2]
     with pytest.raises(UserError, match=r"metric=cosine: it has no effect with finetune=scaled"):
         load([*given, "finetune=scaled", "finetune.metric=cosine"], conf)
+
+
+def test_an_option_that_says_what_evaluates_it_in_the_old_words_is_understood(conf: Path) -> None:
+    load(["finetune=scaled"], conf)  # which imports the package
+    scaled = options.options_of(FinetuneConfig)["scaled"]
+    assert scaled.evaluated_by == "prototype"
+    with pytest.deprecated_call(match=r"Older\.judged_by is called evaluated_by"):
+
+        class Older(scaled):
+            judged_by = "matching"
+
+    assert Older.evaluated_by == "matching"
 
 
 def test_a_setting_that_is_missing_is_asked_for(conf: Path) -> None:

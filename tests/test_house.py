@@ -36,9 +36,24 @@ WORDS = {
     "goes on with": "resumes",
     "fared": "did",
     "put to use": "used",
+    "anew": "again, from scratch",
+    "left away": "left out",
 }
 # Names of modules that said nothing of what is inside.
 MODULES = {"late", "seen", "free", "official", "by_hand", "starting", "judging", "native"}
+# Parts of words of the past, in names as well, and where they stay: what users and files have.
+STEMS = {"judg": "evaluate, accuracy, decide"}
+KEPT = {
+    "CHANGELOG.md": {"judge", "judged_by"},
+    "sseg_nase/__init__.py": {"judge"},  # the alias of `evaluate`
+    "sseg_nase/config/groups/finetune.py": {"judged_by"},  # the alias of `evaluated_by`
+    "sseg_nase/oneshot/training.py": {"judged"},  # a random stream is derived from it
+    "sseg_nase/reporting/comparison.py": {"judged_by"},  # a column of comparison.csv
+    "sseg_nase/reporting/comparison_tables.py": {"judged_by"},
+    "tests/test_api.py": {"judge"},
+    "tests/test_from_outside.py": {"judged_by"},
+}
+TEXTS = {".py", ".ipynb", ".md", ".sh", ".yaml", ".html", ".js", ".css"}
 ELSEWHERE = [
     *PACKAGE.parent.glob("*.md"),
     *PACKAGE.parent.glob("docs/**/*.md"),
@@ -140,7 +155,7 @@ OTHER_MEANINGS = {
     "evolvable": "what checkpoints and architecture.json of older versions call chains",
     "searched": "what checkpoints and architecture.json call networks of a space",
     "ridge": "a predictor of searches",
-    "classifier": "how results.json says that a closed set was judged",
+    "classifier": "how results.json says that a closed set was evaluated",
     "classification": "the sections of results.json of closed sets",
     "run": "a run of the program, and the keys and columns that name one",
     "own": "the settings of stages of fine-tuning",
@@ -198,6 +213,20 @@ def test_words_are_those_of_the_field() -> None:
         for word in banned.findall(prose(path))
     }
     assert found == set()
+
+
+def test_words_of_the_past_are_in_no_name() -> None:
+    root = PACKAGE.parent
+    stems = re.compile(rf"\w*(?:{'|'.join(STEMS)})\w*", re.IGNORECASE)
+    folders = ("sseg_nase", "tests", "benchmarks", "bench", "launchers", "notebooks")
+    files = [p for name in folders for p in (root / name).rglob("*.*") if p.suffix in TEXTS]
+    found = {
+        path.relative_to(root).as_posix(): words
+        for path in (*files, *ELSEWHERE)
+        if path != Path(__file__)
+        and (words := set(stems.findall(path.read_text(encoding="utf-8"))))
+    }
+    assert found == KEPT, f"say: {STEMS}"
 
 
 def test_modules_are_named_after_what_is_inside() -> None:

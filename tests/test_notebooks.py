@@ -20,7 +20,7 @@ from PIL import Image
 
 from sseg_nase import (
     UserError,
-    judge,
+    evaluate,
     latest_run,
     load_config,
     load_network,
@@ -35,8 +35,8 @@ from sseg_nase.statistics import crossed_difference, mean_t95
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 TINY = ["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "tracking.interval_steps=1"]
-# Of the sweep only what was judged is looked at.
-JUDGED = [*TINY, "pretrain.epochs=1", "evaluation.untrained_reference=false"]
+# Of the sweep only what was evaluated is looked at.
+EVALUATED = [*TINY, "pretrain.epochs=1", "evaluation.untrained_reference=false"]
 SWEEP = [f"ablation={ablation} seed={seed}" for ablation in ("A1", "A2") for seed in (0, 1)]
 KEY = "digits/val/5w1s"
 SECONDS = 300
@@ -117,9 +117,9 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name in SWEEP:
-            config = load([*JUDGED, *name.split()])
+            config = load([*EVALUATED, *name.split()])
             run(config, name.split(), Membership("of_tests", name, None, name, lambda place: None))
-        run(load([*JUDGED, "ablation=A1"]), ["ablation=A1"])
+        run(load([*EVALUATED, "ablation=A1"]), ["ablation=A1"])
     return folder
 
 
@@ -274,7 +274,7 @@ def test_a_sweep_is_compared(swept: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(seen.pictures) == 1
 
 
-def test_a_run_is_opened_and_judged_again_by_hand(
+def test_a_run_is_opened_and_evaluated_again_by_hand(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(store)
@@ -284,10 +284,10 @@ def test_a_run_is_opened_and_judged_again_by_hand(
     network = load_network(folder)
     assert not network.training
     assert network.architecture.summary() == record.results["architecture"]
-    judged = judge(network, config)
-    for key, result in judged.results.items():
+    evaluated = evaluate(network, config)
+    for key, result in evaluated.results.items():
         assert result["accuracy"] == pytest.approx(record.results["fewshot"][key]["accuracy"])
-        assert len(judged.accuracies[key]) == result["episodes"] == 20
+        assert len(evaluated.accuracies[key]) == result["episodes"] == 20
     store_of_val = open_dataset(config)
     assert (store_of_val.image_size, store_of_val.channels) == (16, 3)
     best = load_network(str(folder / "checkpoints" / "best.pt"))
@@ -297,7 +297,7 @@ def test_a_run_is_opened_and_judged_again_by_hand(
         load_network(folder)
     (folder / "checkpoints" / "finetune_best.pt").unlink()
     with pytest.raises(UserError, match="the network takes images of 3 channels"):
-        judge(network, load_config([*TINY, "dataset.channels=1", "backbone.in_channels=1"]))
+        evaluate(network, load_config([*TINY, "dataset.channels=1", "backbone.in_channels=1"]))
     with pytest.raises(UserError, match=r"checkpoints.last\.pt: there is no such file"):
         load_network(folder / "checkpoints")
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from sseg_nase import UserError, judge, load_config, load_network, open_dataset
+from sseg_nase import UserError, evaluate, load_config, load_network, open_dataset
 from sseg_nase.config.compose import continued, defaults, load
 from sseg_nase.config.fingerprint import fingerprint
 from sseg_nase.config.groups.dataset import OwnImages
@@ -258,11 +258,11 @@ def test_what_is_not_trained_on_is_said(tmp_path: Path) -> None:
     assert not any("NATURAL" in text for text in events(untrained, "message"))
 
 
-def test_a_network_is_judged_by_hand_on_own_images(tmp_path: Path) -> None:
+def test_a_network_is_evaluated_by_hand_on_own_images(tmp_path: Path) -> None:
     overrides = own(photos(tmp_path / "photos", [6] * 4), "curriculum=natural", "pretrain.epochs=1")
     folder, results = ran(overrides)
-    judged = judge(load_network(folder), load_config(overrides))
-    for key, result in judged.results.items():
+    evaluated = evaluate(load_network(folder), load_config(overrides))
+    for key, result in evaluated.results.items():
         assert result["accuracy"] == pytest.approx(results["fewshot"][key]["accuracy"])
 
 

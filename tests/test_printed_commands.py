@@ -113,7 +113,7 @@ def test_of_a_run_whose_store_and_report_fail(
     monkeypatch.setattr(run_report, "write_report", broken)
     run = runs.run(load([*TINY, "report.at_end=true"]))
     lines = capsys.readouterr().out.splitlines()
-    (report,) = (line for line in lines if "the report is not drawn" in line)
+    (report,) = (line for line in lines if "the report is not written" in line)
     config = understood(printed(report), tmp_path)
     assert (config.task, config.runs) == ("report", [str(run)])
     assert named_runs(config.runs, Path("runs")) == [run]

@@ -133,7 +133,7 @@ def test_the_same_command_gives_the_same_results() -> None:
     assert without_times(ran("seed=4")[1])["fewshot"] != without_times(first)["fewshot"]
 
 
-def test_a_checkpoint_is_judged_as_it_was_at_the_end_of_its_run() -> None:
+def test_a_checkpoint_is_evaluated_as_it_was_at_the_end_of_its_run() -> None:
     directory, results, _ = ran()
     file = directory / "checkpoints" / "last.pt"
     _, again, _ = ran("task=evaluate", f"checkpoint={file}")
@@ -156,7 +156,7 @@ def test_natural_images_are_counted_as_real() -> None:
     assert seen["synthetic"] + seen["real_unlabeled"] == 5 * 64
 
 
-def test_every_dataset_of_a_run_is_judged() -> None:
+def test_every_dataset_of_a_run_is_evaluated() -> None:
     _, results, _ = ran(
         "ablation=A1", "evaluation.datasets=[digits]", "evaluation.ways=3", "evaluation.shots=[2]"
     )

@@ -502,7 +502,7 @@ COSTS = {
 }  # fmt: skip
 
 
-def judgement(accuracy: float) -> Any:
+def evaluation(accuracy: float) -> Any:
     result = {"accuracy": accuracy, "ci95": 1.0, "top_k": {"2": 90.0}, "doubts": []}
     return SimpleNamespace(results={KEY: result}, accuracies={}, confusions={}, embeddings=None)
 
@@ -510,7 +510,7 @@ def judgement(accuracy: float) -> Any:
 @pytest.mark.parametrize("best", ["there", "lost", None])
 @pytest.mark.parametrize("again", [True, False])
 @pytest.mark.parametrize("report", [True, False])
-def test_what_is_recorded_of_what_was_judged(
+def test_what_is_recorded_of_what_was_evaluated(
     report: bool, again: bool, best: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink, figures, drawn = Told(), list[tuple[dict[str, float], int]](), list[Path]()
@@ -529,8 +529,8 @@ def test_what_is_recorded_of_what_was_judged(
         tuned=(),
         macs={"student": 7, "trials": 0},
     )
-    monkeypatch.setattr(results, "evaluate", lambda *given: judgement(50.0))
-    monkeypatch.setattr(results, "evaluate_best", lambda *given: ({"params": 60}, judgement(60.0)))
+    monkeypatch.setattr(results, "evaluate", lambda *given: evaluation(50.0))
+    monkeypatch.setattr(results, "evaluate_best", lambda *given: ({"params": 60}, evaluation(60.0)))
     monkeypatch.setattr(results, "efficiency", lambda *given: COSTS)
     groups: list[set[str]] = []
     monkeypatch.setattr(
@@ -544,7 +544,7 @@ def test_what_is_recorded_of_what_was_judged(
         checkpoint.save(this.directory / "best.pt", {})
     if again:
         (this.directory / "results.json").write_text("{}")
-    untrained = {"fewshot_untrained": judgement(20.0).results}
+    untrained = {"fewshot_untrained": evaluation(20.0).results}
     results.conclude(this, reached, [], untrained, path)
     written = json.loads((this.directory / "results.json").read_text())
     assert written["status"] == FINISHED
@@ -571,7 +571,7 @@ def test_what_is_recorded_of_what_was_judged(
     assert groups[0] >= expected | ({"fewshot_best"} if best == "there" else set())
     warned = texts(sink, "warning")
     assert "a doubt" in warned
-    assert any("the best network is not judged" in text for text in warned) == (best == "lost")
+    assert any("the best network is not evaluated" in text for text in warned) == (best == "lost")
     assert drawn == ([this.directory] if report else [])
     assert json.loads((this.directory / "architecture.json").read_text()) == {"n": 1}
     assert set(this.seconds) == {"evaluate", "efficiency"}
@@ -583,8 +583,8 @@ def test_what_is_recorded_of_what_was_judged(
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (KeyboardInterrupt(), "the report is not drawn: interrupted; "),
-        (ValueError("broken."), "the report is not drawn: ValueError: broken; "),
+        (KeyboardInterrupt(), "the report is not written: interrupted; "),
+        (ValueError("broken."), "the report is not written: ValueError: broken; "),
         (OSError(errno.ENOSPC, "No space left"), "cannot be written"),
     ],
 )
@@ -616,7 +616,7 @@ def test_a_report_that_is_not_drawn_costs_a_warning(
     assert (now["status"], now["undelivered"]) == (FINISHED, True)
     warned = [capsys.readouterr().err] if untold else texts(sink, "warning")
     assert said in warned[0]
-    assert f"task=report runs={this.directory} draws it" in warned[0]
+    assert f"task=report runs={this.directory} writes it" in warned[0]
 
 
 def test_the_files_of_a_report_stand_where_they_stand_on_disk(

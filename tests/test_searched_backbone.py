@@ -68,7 +68,7 @@ def test_mistakes_are_said(overrides: list[str], said: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_a_run_goes_on_as_if_never_stopped_and_is_judged_again(
+def test_a_run_goes_on_as_if_never_stopped_and_is_evaluated_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def ran(*overrides: str) -> Path:
@@ -90,8 +90,8 @@ def test_a_run_goes_on_as_if_never_stopped_and_is_judged_again(
     for name, tensor in states[0].state_dict().items():
         assert torch.equal(tensor, states[1].state_dict()[name]), name
     path = whole / "checkpoints" / "last.pt"
-    judged = ran(*SEARCHED, "task=evaluate", f"checkpoint={path}")
-    assert (judged / "results.json").exists()
+    evaluated = ran(*SEARCHED, "task=evaluate", f"checkpoint={path}")
+    assert (evaluated / "results.json").exists()
     other = [part.replace("avg_pool_3x3~1", "nor_conv_3x3~1") for part in SEARCHED]
     with pytest.raises(UserError, match="holds another network"):
         ran(*other, "task=evaluate", f"checkpoint={path}")

@@ -1,4 +1,4 @@
-"""The network of a run as a model of MLflow: it loads, takes tables, and judges as we do."""
+"""The network of a run as a model of MLflow: it loads, takes tables, and classifies as we do."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sseg_nase.data.views import normalize
 from sseg_nase.errors import UserError
 from sseg_nase.run import run
 from sseg_nase.runtime import FewShotClassifier
-from sseg_nase.stages import FewShotTask, Judgement, results, seed_backbone
+from sseg_nase.stages import Evaluation, FewShotTask, results, seed_backbone
 from sseg_nase.stages.served import TorchEmbedder, metadata_of, write_model
 from sseg_nase.tracking import Sink
 
@@ -45,9 +45,9 @@ def task() -> FewShotTask:
 
 @pytest.fixture(scope="module")
 def mean(task: FewShotTask) -> torch.Tensor:
-    judged = task.judge(seed_backbone(task.config), torch.device("cpu"))
-    assert judged.mean is not None
-    return judged.mean
+    evaluated = task.evaluate(seed_backbone(task.config), torch.device("cpu"))
+    assert evaluated.mean is not None
+    return evaluated.mean
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_a_model_that_cannot_be_written_costs_the_run_nothing(
         warn=lambda text: Place.said.append(f"warning: {text}"),
     )
     backbone = seed_backbone(task.config)
-    results.keep(this, tracking, backbone, Judgement({}, {}, {}), task.store)  # type: ignore[arg-type]
+    results.keep(this, tracking, backbone, Evaluation({}, {}, {}), task.store)  # type: ignore[arg-type]
     said = "tracking.model=true: the model is not written: full"
     assert Place.said == [f"warning: {said}"]
     assert Place.kept == [tmp_path / "checkpoints" / "last.pt"]

@@ -110,7 +110,7 @@ STAGES: dict[str, tuple[Callable[[], tuple[Any, str]], list[str]]] = {
     "tracker": (lambda: (mlflow_sink, "open_store"), ["tracking=mlflow"]),
     "before the first step": (lambda: (stages.pretraining, "place"), []),
     "drawing": (lambda: (stages.tasks, "draw_curriculum"), ["task=curriculum"]),
-    "untrained reference": (lambda: (stages.pipeline, "judge_before_tuning"), []),
+    "untrained reference": (lambda: (stages.pipeline, "evaluate_before_tuning"), []),
     "evaluation": (lambda: (stages.evaluating, "evaluate_episodes"), []),
     "latency": (lambda: (stages.evaluating, "latency_ms"), []),
     "results": (lambda: (stages.results, "write_episodes"), []),
@@ -159,7 +159,7 @@ def test_an_evaluation_between_epochs_of_fine_tuning_need_not_be_waited_for(
     overrides = [*TINY, *MAML, "ablation=A1", "tracking=jsonl", "report.at_end=false"]
     overrides += ["evaluation.untrained_reference=false"]
     reference = ran(*overrides, "paths.output_dir=reference")
-    sent(monkeypatch, stages.finetuning.FewShotTask, "judge")
+    sent(monkeypatch, stages.finetuning.FewShotTask, "evaluate")
     directory = interrupted(overrides, capsys)
     state = checkpoint.load(directory / "checkpoints" / "finetune_last.pt")
     assert state["finetune"]["position"] == 2  # all steps of the epoch
@@ -210,7 +210,7 @@ def test_a_report_that_is_interrupted_leaves_a_finished_run(
     directory = ran(*TINY, "ablation=A1", "tracking=jsonl", "report.at_end=true")
     assert json.loads((directory / "status.json").read_text())["status"] == "FINISHED"
     assert told(directory)[-1]["values"]["status"] == "FINISHED"
-    assert "the report is not drawn: interrupted" in capsys.readouterr().out
+    assert "the report is not written: interrupted" in capsys.readouterr().out
 
 
 def test_delivering_at_the_end_is_left_at_once(

@@ -3,7 +3,7 @@
     <output_dir>/commands/<time>-<id>/
       command.json  console.log  predictions.csv (of task=predict)
 
-`sseg_nase.apps.waiting` is that process: it waits for a place, runs `sseg-nase`, and notes how it
+`sseg_nase.apps.waiting` is that process: it waits for a slot, runs `sseg-nase`, and notes how it
 ended. Who is alive is told by the lock of the folder.
 """
 
@@ -38,7 +38,7 @@ from sseg_nase.rundir.status import (
 )
 
 FOLDER, NOTES = "commands", "command.json"
-WAITING = "WAITING"  # for a place
+WAITING = "WAITING"  # for a slot
 GONE = "its process is gone and left no word"
 SECONDS_TO_BEGIN = 30.0
 SHOWN = 20_000  # characters of the output, from its end

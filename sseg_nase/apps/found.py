@@ -12,7 +12,7 @@ from sseg_nase.rundir.config import read_overrides
 from sseg_nase.rundir.events import last_epoch
 from sseg_nase.rundir.lock import locked
 from sseg_nase.rundir.names import CHECKPOINTS, CONFIG, SEARCH, SEARCHES, is_run
-from sseg_nase.rundir.results import BEST, LAST, judged, read_results
+from sseg_nase.rundir.results import BEST, LAST, accuracies_of, read_results
 from sseg_nase.rundir.status import INTERRUPTED, RUNNING, UNKNOWN, status_of
 from sseg_nase.rundir.times import created, ended
 from sseg_nase.sweeps.folder import SweepFolder
@@ -82,7 +82,7 @@ def row(run: Path) -> Row:
 
 
 def _result(results: Mapping[str, Any]) -> str:
-    said = (judged(results, LAST) or judged(results, BEST)).items()
+    said = (accuracies_of(results, LAST) or accuracies_of(results, BEST)).items()
     return ", ".join(
         f"{key} {one['accuracy']:.2f} %"
         for key, one in said

@@ -1,6 +1,6 @@
 """The process of one command: `python -m sseg_nase.apps.waiting FOLDER`.
 
-It waits until there is a place for it, runs the command, passes on that it is to stop, and notes
+It waits until a slot is free, runs the command, passes on that it is to stop, and notes
 how it ended. It imports little, since it lasts as long as the command.
 """
 

@@ -47,7 +47,12 @@ LATER: Mapping[str, Any] = {
     "strategy.parts": 1,
     "dataset.path_column": "path",
     "dataset.label_column": "label",
+    "dataset.sizes": "auto",
+    "dataset.unlabeled": False,
     "space.settings.edition": 1,
+    **dict.fromkeys(("finetune.patience", "finetune.clip_norm")),
+    **dict.fromkeys(("finetune.min_delta", "finetune.cutmix", "finetune.dropout"), 0),
+    "finetune.monitor": "val_accuracy",
     "search.inherit": True,
     "search.pool.max_models": 100,
 }
@@ -83,9 +88,20 @@ def fingerprint(config: Config) -> str:
     the same in every process and Python version.
     """
     every = decisive({**_once_null(), **_once_null_in_stages(config), **flat(config)})
-    kept = {k: v for k, v in every.items() if k not in LATER or v not in (None, LATER[k])}
+    kept = {k: v for k, v in every.items() if not _says_what_no_key_said(k, v)}
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _says_what_no_key_said(key: str, value: Any) -> bool:
+    """Whether a key that came later has the value that it had when there was none.
+
+    Those of a stage of fine-tuning (`finetune.own.linear.epochs`) are those of `finetune`.
+    """
+    own = key.removeprefix("finetune.own.")
+    if own != key:
+        key = f"finetune.{own.partition('.')[2]}"
+    return key in LATER and value in (None, LATER[key])
 
 
 @until_registered

@@ -31,9 +31,9 @@ from sseg_nase.config.groups.views import ViewsConfig
 from sseg_nase.config.options import names_with, option
 
 OF_SWEEPS = ("status", "report", "deliver")  # what can be asked about a sweep
-LOOKS = (*OF_SWEEPS, "ui")  # at what is on disk: no run of their own
+INSPECTIONS = (*OF_SWEEPS, "ui")  # of what is on disk: no run of their own
 TAKEN_HOME = ("export", "predict")  # use a trained network, or make it usable: no runs either
-TASKS = ("pipeline", "evaluate", "curriculum", "replay", "search", *LOOKS, *TAKEN_HOME)
+TASKS = ("pipeline", "evaluate", "curriculum", "replay", "search", *INSPECTIONS, *TAKEN_HOME)
 RESUMED = ("pipeline", "search")  # tasks that can be resumed
 EXPORTS = ("onnx", "onnx_int8", "pt2", "python", "html")  # forms of a network for use elsewhere
 REFUSED_EXPORTS = ("torchscript", "executorch")  # asked for, and refused with the reason
@@ -66,7 +66,7 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """What `-m` does with its jobs, and which sweep `task=status|report|deliver` look at.
+    """What `-m` does with its jobs, and which sweep `task=status|report|deliver` inspect.
 
     None of it changes a result. `dir` and `job` are also how a launcher's process is told which
     job is its own.
@@ -104,7 +104,7 @@ class PoolConfig:
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """What `task=search` looks for; `dir`: the search that `task=status|report` look at."""
+    """What `task=search` looks for; `dir`: the search that `task=status|report` inspect."""
 
     dir: Annotated[Optional[str], option(path="the folder of a search")]
     objectives: Annotated[dict[str, str], option(choices=("max", "min"))]

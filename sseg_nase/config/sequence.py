@@ -3,7 +3,7 @@
 A key with the name of a stage (`finetune.linear.epochs=90`) is for that stage alone, a key without
 one (`finetune.optimizer=sgd`) for every stage that has it. In a `Config` the settings of all
 stages are complete, in `finetune.own`; `finetune` itself has those of the last stage, after which
-the network is judged.
+the network is evaluated.
 """
 
 from __future__ import annotations

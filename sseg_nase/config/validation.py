@@ -21,6 +21,7 @@ from sseg_nase.config.groups.dataset import (
     DatasetConfig,
     Omniglot,
     OwnImages,
+    Stl10,
     is_closed,
 )
 from sseg_nase.config.groups.evaluation import (
@@ -102,8 +103,9 @@ def cautions(config: Config, *further: Path) -> list[str]:
     return [
         *_unlike_its_ablation(config, *further),
         *_placed_in_vain(config),
-        *_judged_in_vain(config),
-        *_judged_otherwise(config),
+        *_unlabeled_in_vain(config),
+        *_evaluated_in_vain(config),
+        *_evaluated_otherwise(config),
         *_far_out(config),
     ]
 
@@ -190,9 +192,9 @@ def _unlike_its_ablation(config: Config, *further: Path) -> list[str]:
     ]
 
 
-def _judged_otherwise(config: Config) -> list[str]:
+def _evaluated_otherwise(config: Config) -> list[str]:
     tuning, method = config.finetune, config.evaluation.method
-    own = tuning.judged_by
+    own = tuning.evaluated_by
     if config.task != "pipeline" or own in (method, PROTOTYPE):
         return []
     return [
@@ -211,7 +213,19 @@ def _placed_in_vain(config: Config) -> list[str]:
     ]
 
 
-def _judged_in_vain(config: Config) -> list[str]:
+def _unlabeled_in_vain(config: Config) -> list[str]:
+    if not isinstance(config.dataset, Stl10) or not config.dataset.unlabeled:
+        return []
+    trains = config.ssl.trains and config.pretrain.epochs > 0
+    if config.task != "pipeline" or (trains and "NATURAL" in config.curriculum.levels):
+        return []
+    return [
+        "dataset.unlabeled=true: its images are trained on with a method of ssl and the level "
+        "NATURAL alone, which curriculum=natural and curriculum=progressive have."
+    ]
+
+
+def _evaluated_in_vain(config: Config) -> list[str]:
     """Options of the evaluation that were changed from `conf/` and have no effect in this run."""
     evaluation = config.evaluation
     usual = group_option("evaluation", evaluation.name)
@@ -318,7 +332,7 @@ def _sweep(config: Config) -> Iterator[str]:
     if sweep.dir and not looking:
         yield (
             f"sweep={sweep.dir}: it has no effect with task={config.task}; add task=status, "
-            "task=report or task=deliver, or -m to go on with that sweep."
+            "task=report or task=deliver, or -m to resume that sweep."
         )
     if sweep.dir and config.task == "deliver" and config.run:
         yield f"run={config.run}: not together with sweep={sweep.dir}; leave one of them out."
@@ -332,7 +346,7 @@ def _search(config: Config) -> Iterator[str]:
     if search.dir and config.task not in ("status", "report"):
         yield (
             f"search={search.dir}: it has no effect with task={config.task}; add task=status or "
-            "task=report, or go on with that search by resume=DIR."
+            "task=report, or resume that search by resume=DIR."
         )
     others = {"sweep": config.sweep.dir, "runs": config.runs and ",".join(config.runs)}
     for key, value in others.items():
@@ -370,7 +384,7 @@ def _searched(config: Config) -> Iterator[str]:
     yield from _in_this_process(config)
     if isinstance(evaluator, OfRuns | OfInherited) and config.evaluation.split == "test":
         yield (
-            "evaluation.split=test: a search must not see test classes; leave it out, and judge "
+            "evaluation.split=test: a search must not see test classes; leave it out, and evaluate "
             "the answer afterwards with task=evaluate evaluation.split=test."
         )
 
@@ -771,7 +785,7 @@ def _pretrain(config: Config) -> Iterator[str]:
     if last != size:
         yield (
             f"{key}: the last size must be dataset.image_size={size}, at which the network is "
-            "judged with the BN statistics that it then has."
+            "evaluated with the BN statistics that it then has."
         )
     if config.evolution.enabled and isinstance(config.evolution, Trials):
         yield (
@@ -885,14 +899,14 @@ def _evaluation(config: Config) -> Iterator[str]:
             )
     if kind.transductive and evaluation.queries == 1:
         yield (
-            f"evaluation.queries=1: evaluation.method={evaluation.method} judges the queries of a "
-            "class together and needs several; set evaluation.queries to 2 or more, or choose an "
+            f"evaluation.queries=1: evaluation.method={evaluation.method} classifies all queries "
+            "together and needs several; set evaluation.queries to 2 or more, or choose an "
             "inductive method, such as evaluation.method=prototype."
         )
 
 
 def _closed(config: Config) -> Iterator[str]:
-    """Closed sets are judged as such, and no others are."""
+    """Closed sets are evaluated as such, and no others are."""
     evaluation, dataset = config.evaluation, config.dataset.name
     closed, ways = names_with(Closed), " or ".join(f"evaluation={name}" for name in CLOSED_SETS)
     same = is_closed(config.dataset)
@@ -911,7 +925,7 @@ def _closed(config: Config) -> Iterator[str]:
     others = [name for name in evaluation.datasets if name != dataset]
     if others and (same or set(others) & set(closed)):
         yield (
-            f"evaluation.datasets={evaluation.datasets}: a closed set is judged alone, after "
+            f"evaluation.datasets={evaluation.datasets}: a closed set is evaluated alone, after "
             f"training on it; leave it out."
         )
     if evaluation.name == PROBE:
@@ -927,7 +941,7 @@ def _closed(config: Config) -> Iterator[str]:
         if not same and isinstance(method, Classifier):
             yield (
                 f"finetune=classifier: val and test of dataset={dataset} have other classes than "
-                "train; choose finetune=linear, whose embedding is judged."
+                "train; choose finetune=linear, whose embedding is evaluated."
             )
     kept = bool(methods) and isinstance(methods[-1], Classifier)
     if config.task == "pipeline" and evaluation.name == CLASSIFIER and not kept:
@@ -1013,7 +1027,7 @@ def _stage(config: Config) -> Iterator[str]:
     if isinstance(options, Maml) and given and options.ways != evaluation.ways:
         yield (
             f"finetune.ways={options.ways}: the head of finetune=maml has as many classes as the "
-            f"episodes that judge it; set evaluation.ways={options.ways} or finetune.ways="
+            f"episodes of the evaluation; set evaluation.ways={options.ways} or finetune.ways="
             f"{evaluation.ways}."
         )
     if config.hardware.compile and not config.ssl.trains:
@@ -1033,7 +1047,7 @@ def _head(config: Config, options: Matching | Relation) -> Iterator[str]:
                 f"finetune.{key}={value}: it has no effect without {needed}; add "
                 "that, or leave it out."
             )
-    learned = mlp and isinstance(options, Matching) and evaluation.method == options.judged_by
+    learned = mlp and isinstance(options, Matching) and evaluation.method == options.evaluated_by
     if learned and evaluation.normalize != "none":
         yield (
             f"evaluation.normalize={evaluation.normalize}: finetune.head=mlp is trained on "
@@ -1059,7 +1073,8 @@ def _evolving(config: Config) -> Iterator[str]:
         yield (
             "finetune.evolve=true: sparsity.rollback_grace_epochs="
             f"{sparsity.rollback_grace_epochs} is for pretraining, under labels a pruning is "
-            "judged at once: add sparsity.rollback_grace_epochs=0, or sparsity=none."
+            "accepted or rolled back at once: add sparsity.rollback_grace_epochs=0, or "
+            "sparsity=none."
         )
     for key in ("frozen_blocks", "freeze_norms"):
         if value := getattr(options, key):

@@ -52,7 +52,9 @@ def _unpack(archive: Path | BinaryIO, name: str, work: Path, most_bytes: int) ->
                 for entry in entries:
                     _write(opened, entry, work)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise UserError(f"{name}: it is no zip that can be read ({error}). Pack it anew.") from None
+        raise UserError(
+            f"{name}: it is no zip that can be read ({error}). Pack it again."
+        ) from None
 
 
 def _check(entries: Sequence[zipfile.ZipInfo], name: str, most_bytes: int) -> None:

@@ -40,22 +40,22 @@ class EpisodeList:
             indices.flags.writeable = False
 
     def __len__(self) -> int:
-        return self.classes.shape[0]
+        return int(self.classes.shape[0])
 
     @property
     def ways(self) -> int:
         """Classes in an episode."""
-        return self.classes.shape[1]
+        return int(self.classes.shape[1])
 
     @property
     def shots(self) -> int:
         """Support images of a class."""
-        return self.support.shape[2]
+        return int(self.support.shape[2])
 
     @property
     def queries(self) -> int:
         """Query images of a class, in the mean of an episode."""
-        return self.query.shape[2]
+        return int(self.query.shape[2])
 
     @property
     def labels(self) -> np.ndarray:
@@ -84,11 +84,11 @@ def sample_episodes(
     class_names: Sequence[str] | None = None,
     section: str = "evaluation",
 ) -> EpisodeList:
-    """Draw `episodes` tasks from `class_indices`, the image indices of every class of the split.
+    """Sample `episodes` tasks from `class_indices`, the image indices of every class of the split.
 
     A fixed function of the arguments (the names are hashed into the seed; `class_names` and
     `section`, of the config, only serve the messages), on every machine and NumPy version. Within
-    an episode classes and images are drawn without replacement, so support and query are disjoint.
+    an episode classes and images are sampled without replacement: support and query are disjoint.
     With `dirichlet_alpha` the classes of an episode share its `ways · queries` queries as a
     Dirichlet distribution with that alpha has it (Veilleux et al. 2021), 0 included; without, they
     have `queries` each. Raises UserError when the split holds fewer classes than `ways`, or a class
@@ -139,13 +139,14 @@ class _Stream:
     def uniform(self, *shape: int) -> np.ndarray:
         """Float64 in [0, 1), of `shape`."""
         raw = self._bits.random_raw(int(np.prod(shape)))
-        return ((raw >> np.uint64(11)) * 2.0**-53).reshape(shape)
+        numbers: np.ndarray = (raw >> np.uint64(11)) * 2.0**-53
+        return numbers.reshape(shape)
 
 
 def _draw_distinct(stream: _Stream, sizes: np.ndarray, count: int) -> np.ndarray:
     """For every row r, `count` distinct integers below sizes[r], in random order: `[R, count]`.
 
-    Floyd's algorithm on all rows at once: its cost does not grow with `sizes`. It draws a uniform
+    Floyd's algorithm on all rows at once: its cost does not grow with `sizes`. It samples a uniform
     set in an order that is not uniform, hence the shuffle.
     """
     rows = len(sizes)
@@ -172,7 +173,8 @@ def _draw_counts(stream: _Stream, alpha: float, episodes: int, ways: int, total:
     shares = total * drawn / drawn.sum(axis=1, keepdims=True)
     counts = np.floor(shares).astype(np.int64)
     rank = np.argsort(np.argsort(counts - shares, axis=1, kind="stable"), axis=1)
-    return counts + (rank < total - counts.sum(axis=1, keepdims=True))
+    whole: np.ndarray = counts + (rank < total - counts.sum(axis=1, keepdims=True))
+    return whole
 
 
 def _check_sizes(

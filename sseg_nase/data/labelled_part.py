@@ -25,8 +25,8 @@ def part_of(
     """The images that are learned from, int64, ascending.
 
     Of every class `fraction` of its images (rounded, one at least), or, where `samples` is above 0,
-    as many in all, evenly over the classes; those drawn first get one more where that does not come
-    out even. Raises UserError where that many are not there.
+    as many in all, evenly over the classes; the first of a random order get one more where that
+    does not come out even. Raises UserError where that many are not there.
     """
     orders = [
         np.random.default_rng(derive(seed, "labels", name)).permutation(indices)

@@ -54,10 +54,12 @@ class Reading:
 
     `background` is the colour (R, G, B) under transparent pixels. `value_range` (low, high) says
     which values of images with more than 8 bits are black and white; None: by their type.
+    `one_size`: all images of a store must have the same size.
     """
 
     background: tuple[int, int, int] = WHITE
     value_range: tuple[float, float] | None = None
+    one_size: bool = False
 
 
 PLAIN = Reading()
@@ -67,13 +69,15 @@ class Facts(NamedTuple):
     """What is worth a notice about an image.
 
     `kind` and `span` say how values of more than 8 bits were scaled, None where there were none
-    or where all of them are 0; `peak` is the largest of them.
+    or where all of them are 0; `peak` is the largest of them. `size`: width and height, where
+    they are asked for.
     """
 
     frames: int = 1
     kind: str | None = None
     span: tuple[float, float] | None = None
     peak: float = 0
+    size: tuple[int, int] | None = None
 
 
 ORDINARY = Facts()

@@ -32,7 +32,7 @@ def load_with_facts(
     image: Path | np.ndarray, size: int, channels: int, reading: Reading
 ) -> tuple[np.ndarray, Facts]:
     """`load_image` with what is worth a notice about the image."""
-    opened, facts = open_image(image, MODES[channels], reading)
+    opened, facts = _opened(image, channels, reading)
     return np.asarray(_cut(opened, size)).reshape(size, size, channels), facts
 
 
@@ -44,9 +44,16 @@ def drawn_with_facts(
     A longer side gets paper (`reading.background`) beside it, and a pixel is the mean of the area
     that it covers; a smaller drawing is enlarged bilinearly.
     """
-    image, facts = open_image(path, MODES[channels], reading)
+    image, facts = _opened(path, channels, reading)
     pixels = _square(path, image, reading.background)
     return _resized(pixels.reshape(*pixels.shape[:2], channels), size), facts
+
+
+def _opened(
+    source: Path | np.ndarray, channels: int, reading: Reading
+) -> tuple[Image.Image, Facts]:
+    image, facts = open_image(source, MODES[channels], reading)
+    return image, facts._replace(size=image.size) if reading.one_size else facts
 
 
 def _cut(image: Image.Image, size: int) -> Image.Image:

@@ -132,7 +132,7 @@ def plan(real: int, drawn: int, image_bytes: int, data: DataConfig, free: Free) 
     if drawn * image_bytes > drawn_bytes > 0:
         notes.append(
             f"data.memory_gb={data.memory_gb:g} keeps {drawn_bytes // image_bytes:,} of the "
-            f"{drawn:,} drawn images; the others are drawn each time"
+            f"{drawn:,} drawn images; the others are rendered each time"
         )
     return Plan(where, drawn_bytes, notes)
 

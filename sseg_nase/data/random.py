@@ -1,4 +1,4 @@
-"""Random numbers that depend on (seed, name, index) alone, never on what was drawn before.
+"""Random numbers that depend on (seed, name, index) alone, never on the numbers before.
 
 A counter-based generator: the SplitMix64 finaliser (Steele, Lea and Flood 2014) of a key and a
 counter. Image 7 therefore looks the same in any batch, in any order and on any device.

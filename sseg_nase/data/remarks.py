@@ -12,6 +12,11 @@ from sseg_nase.errors import UserError
 
 DEEP_BITS = 14  # images of 16 bits that use fewer are dark
 NEARLY_BLACK = 15  # of 255
+MOST_SIZES = 3  # in a message
+ONE_SIZE = (
+    "A closed set of your own has images of one size (dataset.sizes=auto): make them so, or set "
+    "dataset.sizes=any, and all are brought to dataset.image_size."
+)
 
 NameOf = Callable[[int], str]
 Span = tuple[float, float]
@@ -19,19 +24,22 @@ Span = tuple[float, float]
 
 @dataclass
 class Remarks:
-    """Facts about images by their place in the listing; `add` them in order."""
+    """Facts about images by their position in the listing; `add` them in order."""
 
     count: int = 0
     several: list[tuple[int, int]] = field(default_factory=list)  # place, frames
     spans: dict[str, dict[Span, list[int]]] = field(default_factory=dict)
     peaks: dict[str, float] = field(default_factory=dict)
     brightest: int = 0
+    sizes: dict[tuple[int, int], list[int]] = field(default_factory=dict)  # places, where asked for
 
     def add(self, facts: Sequence[Facts], brightest: int) -> None:
         """Take note of the images of a block, the next ones of the listing."""
         for place, image in enumerate(facts, start=self.count):
             if image is ORDINARY:
                 continue
+            if image.size is not None:
+                self.sizes.setdefault(image.size, []).append(place)
             if image.frames > 1:
                 self.several.append((place, image.frames))
             if image.kind is not None and image.span is not None:
@@ -46,7 +54,16 @@ class Remarks:
         return {kind: [*next(iter(spans))] for kind, spans in self.spans.items()}
 
     def check(self, name_of: NameOf) -> None:
-        """Raise UserError where images of one mode were taken for values of different ranges."""
+        """Raise UserError where images of one mode were taken for values of different ranges, or
+        where their sizes differ and are to be one."""
+        if len(self.sizes) > 1:
+            usual = sorted(self.sizes.items(), key=lambda one: -len(one[1]))
+            said = ", ".join(
+                f"{width} × {height} ({len(places):,}, such as {name_of(places[0])})"
+                for (width, height), places in usual[:MOST_SIZES]
+            )
+            more = ", …" if len(usual) > MOST_SIZES else ""
+            raise UserError(f"The images have {len(usual)} sizes: {said}{more}. {ONE_SIZE}")
         for kind, spans in self.spans.items():
             if kind == "I;16" or len(spans) == 1:
                 continue

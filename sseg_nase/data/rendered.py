@@ -46,7 +46,7 @@ class RenderedImages:
         self._weights: dict[str, float] = {}
 
     def favour(self, weights: Mapping[str, float]) -> None:
-        """Divide the room anew, where the levels' shares of the images have become `weights`."""
+        """Divide the room again, where the levels' shares of the images have become `weights`."""
         weights = {level: weights[level] for level in self._place if weights.get(level, 0) > 0}
         if weights == self._weights:
             return

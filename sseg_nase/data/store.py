@@ -74,9 +74,11 @@ class ImageStore:
         manifest: dict[str, Any],
         folder: Path | None = None,
     ) -> None:
-        assert (images.ndim, images.dtype) == (4, np.uint8)
+        assert images.ndim == 4, images.shape
+        assert images.dtype == np.uint8, images.dtype
         assert images.shape[3] in MODES, images.shape
-        assert (labels.shape, labels.dtype) == (images.shape[:1], np.int64)
+        assert labels.shape == images.shape[:1], labels.shape
+        assert labels.dtype == np.int64, labels.dtype
         self.images = images
         self.labels = labels
         self.manifest = manifest
@@ -135,7 +137,8 @@ class ImageStore:
         """A number per image, uint64 `[n]`, equal where pixels are; 0 for images of one colour."""
         if self.folder is None:
             return _comparable(hashes_of(self.images), of_one_colour(self.images))
-        return np.load(self.folder / "hashes.npy", allow_pickle=False)
+        stored: np.ndarray = np.load(self.folder / "hashes.npy", allow_pickle=False)
+        return stored
 
     def name_of(self, index: int) -> str:
         """Where an image came from: its file, or its class and number where it has none."""
@@ -167,12 +170,12 @@ class ImageStore:
     @property
     def image_size(self) -> int:
         """Side of the images in pixels."""
-        return self.images.shape[1]
+        return int(self.images.shape[1])
 
     @property
     def channels(self) -> int:
         """3, or 1 for grey images."""
-        return self.images.shape[3]
+        return int(self.images.shape[3])
 
     def batch(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> torch.Tensor:
         """Copy the images at `indices`, in that order, as uint8 `[B, C, H, W]` on the CPU.
@@ -331,6 +334,8 @@ def _build(
         files = _files_of([listing.items[index] for index in kept], source)
         if any(file is not None for file in files):
             (temporary / "files.json").write_text(json.dumps({"files": files}), encoding="ascii")
+        found = next(iter(remarks.sizes), None)
+        original = {} if found is None else {"original_size": [*found]}
         manifest = _manifest(
             listing.class_names,
             (len(kept), size, size, channels),
@@ -344,6 +349,7 @@ def _build(
                 "in_several_classes": verdict.two_labels,
                 "left_out": len(labels) - len(kept),
                 "value_ranges": remarks.ranges(),
+                **original,
             },
         )
         write_json(temporary / "manifest.json", manifest)

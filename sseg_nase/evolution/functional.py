@@ -32,7 +32,7 @@ from sseg_nase.nets.mutations import widen as widening
 
 
 class Evolved(NamedTuple):
-    """What a mutation by hand gives.
+    """What `grow`, `widen` and `prune` return: the new network, and what was carried along.
 
     `network`: the mutated one, on the device and in the mode of the given one. `record`: what
     mutations.jsonl holds of a mutation; a list of records is what `replay` takes. `optimizer` and
@@ -145,7 +145,7 @@ def prune(
     Of a network that is no chain of blocks: of every named axis. The result computes what
     `network.masked(x, masks.positive)` does; its embedding lacks the
     features of channels that the last block has lost. BN's statistics are those of before:
-    `recalibrate` takes them anew. The rest is as in `grow`.
+    `recalibrate` recomputes them. The rest is as in `grow`.
     """
     return _evolved(pruning.prune(network.architecture, kept), network, optimizer, teacher, images)
 

@@ -21,7 +21,7 @@ from sseg_nase.nets.maps import (
     Tensors,
     carry,
     settled,
-    upon,
+    wires_of_heads,
 )
 from sseg_nase.nets.mutation import Mutation, fresh_state
 
@@ -66,7 +66,7 @@ def apply(
     tensor of the state is not one that the mutation knows.
     """
     parts = _fresh_parts(mutation, state.student) if head is None else {"head": head}
-    maps = mutation.learner_maps(upon(parts, mutation.after.embedding_axis))
+    maps = mutation.learner_maps(wires_of_heads(parts, mutation.after.embedding_axis))
     backbone = _named({"backbone": fresh_state(mutation)})
     fresh_head = _named({"head": parts["head"].state_dict()})
     fresh = backbone | _named({name: part.state_dict() for name, part in parts.items()})

@@ -31,7 +31,6 @@ SCRIPTS = ("network.js", "pixels.js", "rule.js", "page.js")
 FARTHEST = 2**31 - 1  # what int64 has beyond, such as the end of a slice, stands for "to the end"
 # The page's network.js has the operations of runner.py, but for these of their attributes.
 _NOT_THERE = {
-    "AveragePool": lambda attributes: attributes.get("ceil_mode"),
     "Pad": lambda attributes: attributes.get("mode", "constant") != "constant",
 }
 

@@ -20,7 +20,7 @@ BATCH = 16
 
 @register("onnx_int8", ".int8.onnx")
 def write(subject: Subject, path: Path, threads: int) -> dict[str, Any]:
-    """Quantize statically, calibrated on base images, and judge it on the same episodes.
+    """Quantize statically, calibrated on base images, and evaluate it on the same episodes.
 
     Per channel, QDQ, unsigned activations, signed weights. `accuracy_difference`: int8 minus
     float32 in points, paired over the episodes, with its interval.
@@ -81,10 +81,10 @@ def calibration_images(subject: Subject) -> np.ndarray:
 
 def accuracy_differences(subject: Subject, embedder: OnnxEmbedder) -> dict[str, Any]:
     """Accuracy of `embedder` minus the network's, in points, paired, by list of episodes."""
-    judged = subject.judge(embedder(np.asarray(subject.store.images)))
+    evaluated = subject.evaluate(embedder(np.asarray(subject.store.images)))
     return {
         key: paired_difference(accuracies, subject.accuracies[key])._asdict()
-        for key, accuracies in judged.items()
+        for key, accuracies in evaluated.items()
     }
 
 

@@ -1,4 +1,4 @@
-"""The data set and the episodes that a network was judged on, taken from its run."""
+"""The data set and the episodes that a network was evaluated on, taken from its run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def run_id(run: Path | None) -> str | None:
 
 
 def as_trained(config: Config, overrides: Sequence[str]) -> Config:
-    """`config` with the run's data set and evaluation where `overrides` say nothing of them.
+    """`config` with data set and evaluation of its checkpoint's run, but for what is overridden.
 
     So `task=export checkpoint=RUN` needs no further key. Raises `UserError` for what then does not
     agree.

@@ -88,9 +88,7 @@ def _conv(x, weight, bias=None, *, strides=None, pads=None, dilations=None, grou
 def _max_pool(x, *, kernel_shape, strides=None, pads=None, dilations=None, ceil_mode=0, **_):
     strides, pads = strides or [1, 1], list(pads or [0, 0, 0, 0])
     if ceil_mode:
-        for axis in (0, 1):
-            whole = x.shape[2 + axis] + pads[axis] + pads[2 + axis] - kernel_shape[axis]
-            pads[2 + axis] += -whole % strides[axis]
+        pads = [*pads[:2], *_reached(x, kernel_shape, strides, pads)]
     least = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
     return _windows(x, kernel_shape, strides, pads, dilations or [1, 1], least).max(axis=(4, 5))
 
@@ -98,14 +96,30 @@ def _max_pool(x, *, kernel_shape, strides=None, pads=None, dilations=None, ceil_
 def _average_pool(
     x, *, kernel_shape, strides=None, pads=None, count_include_pad=0, ceil_mode=0, **_
 ):
-    strides, pads = strides or [1, 1], pads or [0, 0, 0, 0]
-    if ceil_mode:
-        raise NotImplementedError("AveragePool with ceil_mode")
-    total = _windows(x, kernel_shape, strides, pads, [1, 1], 0).sum(axis=(4, 5))
-    if count_include_pad:
-        return total / np.float32(math.prod(kernel_shape))
+    strides, pads = strides or [1, 1], list(pads or [0, 0, 0, 0])
+    ends = _reached(x, kernel_shape, strides, pads) if ceil_mode else pads[2:]
     ones = np.ones((1, 1, *x.shape[2:]), x.dtype)
-    return total / _windows(ones, kernel_shape, strides, pads, [1, 1], 0).sum(axis=(4, 5))
+    if count_include_pad:  # but not what lies beyond the padding
+        around = ((0, 0), (0, 0), (pads[0], pads[2]), (pads[1], pads[3]))
+        x, ones = np.pad(x, around), np.pad(ones, around, constant_values=1)
+        ends, pads = [max(0, ends[n] - pads[2 + n]) for n in (0, 1)], [0, 0]
+    total, count = (
+        _windows(one, kernel_shape, strides, [*pads[:2], *ends], [1, 1], 0).sum(axis=(4, 5))
+        for one in (x, ones)
+    )
+    return total / count
+
+
+def _reached(x, kernel, strides, pads):
+    """The padding at both ends up to which windows reach that begin in the image, or before it."""
+    ends = []
+    for n in (0, 1):
+        begin = x.shape[2 + n] + pads[n]
+        last = -(-(begin + pads[2 + n] - kernel[n]) // strides[n]) * strides[n]
+        if last >= begin:
+            last -= strides[n]
+        ends.append(max(0, last + kernel[n] - begin))
+    return ends
 
 
 def _windows(x, kernel, strides, pads, dilations, fill):
@@ -210,6 +224,18 @@ def _leaky_relu(x, *, alpha=0.01):
     return np.where(x < 0, np.float32(alpha) * x, x)
 
 
+def _elu(x, *, alpha=1.0):
+    return np.where(x < 0, np.float32(alpha) * np.expm1(np.minimum(x, 0)), x)
+
+
+def _selu(x, *, alpha=1.67326319217681884765625, gamma=1.05070102214813232421875):
+    return np.float32(gamma) * _elu(x, alpha=alpha)
+
+
+def _hard_sigmoid(x, *, alpha=0.2, beta=0.5):
+    return np.clip(np.float32(alpha) * x + np.float32(beta), 0, 1)
+
+
 def _sigmoid(x):
     return (1 / (1 + np.exp(-x))).astype(x.dtype)
 
@@ -228,6 +254,7 @@ _OPERATIONS = {
     "Concat": lambda *parts, axis: np.concatenate(parts, axis=axis),
     "Conv": _conv,
     "Div": lambda a, b: a // b if a.dtype.kind == "i" else a / b,
+    "Elu": _elu,
     "Erf": _erf,
     "Exp": np.exp,
     "Expand": lambda x, shape: x * np.ones(shape.tolist(), x.dtype),
@@ -236,6 +263,8 @@ _OPERATIONS = {
     "Gelu": _gelu,
     "Gemm": _gemm,
     "GlobalAveragePool": lambda x: x.mean(axis=(2, 3), keepdims=True),
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": lambda x: x * _hard_sigmoid(x, alpha=1 / 6),
     "Identity": lambda x: x,
     "LayerNormalization": _layer_norm,
     "LeakyRelu": _leaky_relu,
@@ -245,11 +274,13 @@ _OPERATIONS = {
     "Neg": np.negative,
     "Pad": _pad,
     "Pow": lambda x, power: np.power(x, power).astype(x.dtype),
+    "Range": lambda first, end, step: np.arange(first, end, step, dtype=first.dtype),
     "ReduceMax": _reduced(np.max),
     "ReduceMean": _reduced(np.mean),
     "ReduceSum": _reduced(np.sum),
     "Relu": lambda x: np.maximum(x, 0),
     "Reshape": _reshape,
+    "Selu": _selu,
     "Shape": _shape,
     "Sigmoid": _sigmoid,
     "Slice": _slice,

@@ -44,7 +44,7 @@ class Subject:
     """A network on the CPU as it is used, with what is said of it.
 
     `base` are the images that it may be calibrated on; `accuracies` of the episodes in percent, by
-    the key of their list; `judge` gives those of other features float32 `[n, D]` of `store`.
+    the key of their list; `evaluate` gives those of other features float32 `[n, D]` of `store`.
     `graph` holds the ONNX file of this very network once there is one: more than one form uses it.
     """
 
@@ -53,15 +53,15 @@ class Subject:
     base: ImageStore
     store: ImageStore
     accuracies: dict[str, np.ndarray]
-    judge: Callable[[np.ndarray], dict[str, np.ndarray]]
+    evaluate: Callable[[np.ndarray], dict[str, np.ndarray]]
     run: Path | None
     graph: dict[str, bytes] = field(default_factory=dict, init=False, repr=False, compare=False)
 
 
-def prepared(config: Config, overrides: Sequence[str], *, judged: bool = True) -> Subject:
+def prepared(config: Config, overrides: Sequence[str], *, evaluated: bool = True) -> Subject:
     """The network of `config.checkpoint`, its base mean, temperature and accuracy.
 
-    Without `judged` the accuracy is left out, for who only wants to predict. Raises `UserError`
+    Without `evaluated` the accuracy is left out, for who only wants to predict. Raises `UserError`
     for what is wrong with the checkpoint or the images.
     """
     path = Path(filled(config.checkpoint, "checkpoint")).expanduser()
@@ -84,11 +84,11 @@ def prepared(config: Config, overrides: Sequence[str], *, judged: bool = True) -
     mean = base_features.mean(0) if evaluation.normalize == "cl2n" else None
     scores, labels, calibrated = _calibrating(config, base, base_features, mean)
     temperature = fitted_temperature(scores, labels)
-    judging: _OnEpisodes | _OnClosedSet | None = None
-    if judged and is_closed(config):
-        judging = _OnClosedSet(config, reached, features, base_features)
-    elif judged:
-        judging = _OnEpisodes(config, features, mean, temperature)
+    evaluating: _OnEpisodes | _OnClosedSet | None = None
+    if evaluated and is_closed(config):
+        evaluating = _OnClosedSet(config, reached, features, base_features)
+    elif evaluated:
+        evaluating = _OnEpisodes(config, features, mean, temperature)
     run = run_of(path)
     architecture = reached.backbone.architecture
     about = {
@@ -99,17 +99,17 @@ def prepared(config: Config, overrides: Sequence[str], *, judged: bool = True) -
         "run": None if run is None else run.name,
         "run_id": run_id(run),
         "checkpoint": checkpoint.file_of(path).name,
-        "accuracy": {} if judging is None else judging.told,
+        "accuracy": {} if evaluating is None else evaluating.told,
         "calibration": {
             **calibrated,
             "calibration_error": calibration_error(scores, labels, temperature),
         },
     }
     metadata = metadata_of(config, reached.backbone, mean, temperature, about)
-    if judging is None:
+    if evaluating is None:
         return Subject(network, metadata, base, base, {}, lambda embedded: {}, run)
-    accuracies, judge = judging.accuracies, judging.judge
-    return Subject(network, metadata, base, judging.store, accuracies, judge, run)
+    accuracies, evaluate = evaluating.accuracies, evaluating.evaluate
+    return Subject(network, metadata, base, evaluating.store, accuracies, evaluate, run)
 
 
 class _OnEpisodes:
@@ -126,12 +126,12 @@ class _OnEpisodes:
         self.task = FewShotTask(config, config.dataset)
         self.store = self.task.store
         embedded = features(self.store)
-        self.accuracies = self.judge(embedded.numpy())
-        as_judged = normalized(embedded, mean, config.evaluation)
+        self.accuracies = self.evaluate(embedded.numpy())
+        as_evaluated = normalized(embedded, mean, config.evaluation)
         self.told: dict[str, Any] = {}
         for episodes in self.task.episodes:
             accuracy, ci95 = mean_ci95(self.accuracies[episodes.key])
-            own, true = _scores(as_judged, episodes, config)
+            own, true = _scores(as_evaluated, episodes, config)
             self.told[episodes.key] = {
                 "accuracy": accuracy,
                 "ci95": ci95,
@@ -139,7 +139,7 @@ class _OnEpisodes:
                 "calibration_error": calibration_error(own, true, temperature),
             }
 
-    def judge(self, embedded: np.ndarray) -> dict[str, np.ndarray]:
+    def evaluate(self, embedded: np.ndarray) -> dict[str, np.ndarray]:
         """The accuracies of the episodes with other features of the images, in percent."""
         found: dict[str, np.ndarray] = {}
         for episodes in self.task.episodes:
@@ -180,11 +180,11 @@ class _OnClosedSet:
             features,
         )
         self.truth = truth_of(self.store, self.train)
-        self.accuracies = self.judge(features(self.store).numpy())
+        self.accuracies = self.evaluate(features(self.store).numpy())
         accuracy, ci95 = mean_ci95(self.accuracies[self.task.key])
         self.told = {self.task.key: {"accuracy": accuracy, "ci95": ci95, "images": len(self.store)}}
 
-    def judge(self, embedded: np.ndarray) -> dict[str, np.ndarray]:
+    def evaluate(self, embedded: np.ndarray) -> dict[str, np.ndarray]:
         """By image, 100 or 0, with other features of the images; train has the network's own."""
 
         def known(store: ImageStore) -> torch.Tensor:
@@ -200,7 +200,7 @@ def _calibrating(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Scores `[E, M, N]` and labels `[E, M]` of episodes of base classes, and which these are.
 
-    As many ways and shots as are judged, or what the base classes allow.
+    As many ways and shots as are evaluated, or what the base classes allow.
     """
     evaluation, smallest = config.evaluation, int(base.counts().min())
     classes = len(base.class_names)

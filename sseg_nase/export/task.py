@@ -45,7 +45,7 @@ def export(config: Config, overrides: Sequence[str], say: Say) -> int:
     """
     options = config.export
     if set(options.formats) - {"pt2"}:
-        onnx_file.package()  # said before the network is judged, which may take minutes
+        onnx_file.package()  # said before the network is evaluated, which may take minutes
         onnxruntime()
     output = _folder(config)
     threads = config.hardware.threads or cores()

@@ -38,5 +38,5 @@ def classifier_of(config: Config, overrides: Sequence[str]) -> FewShotClassifier
     from sseg_nase.export.subject import prepared  # here, because of torch
     from sseg_nase.stages.served import TorchEmbedder
 
-    subject = prepared(config, overrides, judged=False)
+    subject = prepared(config, overrides, evaluated=False)
     return FewShotClassifier(TorchEmbedder(subject.network, subject.metadata))

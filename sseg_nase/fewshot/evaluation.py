@@ -41,7 +41,7 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
-class Judged:
+class Evaluated:
     """How a method did on an episode list.
 
     `accuracies` of the episodes, float64 `[E]` in [0, 1]; `top_k` the share of queries, by k, whose
@@ -116,8 +116,8 @@ def evaluate_episodes(
     mean: Tensor | None,
     classes: int,
     support_features: Tensor | None = None,
-) -> Judged:
-    """Judge `method` on every episode, with the options of `evaluation`.
+) -> Evaluated:
+    """Evaluate `method` on every episode, with the options of `evaluation`.
 
     `features` `[n, D]` are the embeddings of the store, of `classes` classes, that the episodes
     index, and `support_features` those that its images have in a support, where they differ; `mean`
@@ -150,7 +150,7 @@ def evaluate_episodes(
         )
     taken = torch.cat(predicted).cpu().numpy()
     rank = torch.cat(ranks).cpu().numpy() if ranks else None
-    return Judged(
+    return Evaluated(
         accuracies=(taken == episodes.labels).sum(axis=1) / taken.shape[1],
         top_k={} if rank is None else {k: float((rank < k).mean()) for k in evaluation.top_k},
         confusion=_confusion(episodes, taken, classes),

@@ -138,32 +138,32 @@ def _of_transport(s: Sizes) -> int:
 
 
 def prototype() -> Method:
-    """The nearest mean of a class, by `evaluation.metric`."""
+    """The few-shot method `prototype`: the nearest mean of a class, by `evaluation.metric`."""
     return Method(_prototype, lambda e: f"prototype/{e.metric}", _of_prototype)
 
 
 def matching() -> Method:
-    """Attention over the support (Vinyals et al. 2016)."""
+    """The few-shot method `matching`: attention over the support (Vinyals et al. 2016)."""
     return Method(_matching, lambda _: "matching", _of_matching)
 
 
 def ridge() -> Method:
-    """Ridge regression on the support."""
+    """The few-shot method `ridge`: ridge regression on the support."""
     return Method(_ridge, lambda _: "ridge", _of_solving)
 
 
 def logistic() -> Method:
-    """Logistic regression on the support."""
+    """The few-shot method `logistic`: logistic regression on the support."""
     return Method(_logistic, lambda _: "logistic", _of_logistic)
 
 
 def linear() -> Method:
-    """A linear layer, trained on the support by SGD."""
+    """The few-shot method `linear`: a linear layer, trained on the support by SGD."""
     return Method(_linear, lambda _: "linear", _of_linear)
 
 
 def sinkhorn() -> Method:
-    """Optimal transport of all queries together."""
+    """The few-shot method `sinkhorn`: optimal transport of all queries together."""
     return Method(_sinkhorn, lambda e: f"sinkhorn/{marginal(e)}", _of_transport, transductive=True)
 
 

@@ -51,7 +51,7 @@ def transport_scores(
     updates: int,
     update_rate: float,
 ) -> Float[Tensor, "E M N"]:
-    """Log-probabilities `[E, M, N]` of query `[E, M, D]` judged together; support `[E, N, K, D]`.
+    """Log-probabilities `[E, M, N]` of query `[E, M, D]`, all together; support `[E, N, K, D]`.
 
     Queries, power-transformed, centred and of length 1, are assigned to class centres; `updates`
     times the centres move by `update_rate` towards the mean of what is assigned to them, support

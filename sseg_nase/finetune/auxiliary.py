@@ -46,7 +46,7 @@ class Teacher:
 def add_beside(
     head: nn.Module, options: FinetuneConfig, teacher: Teacher | None, generator: torch.Generator
 ) -> None:
-    """Add to the embedding, beside a `BaseClassifier`, what `options` need, newly drawn."""
+    """Add to the embedding, beside a `BaseClassifier`, what `options` need, newly initialised."""
     if isinstance(options, Classifying) and options.rotation:
         _add(head, ROTATION, ANGLES, generator)
     if teacher is not None and isinstance(options, Linear) and options.feature_weight:
@@ -54,7 +54,7 @@ def add_beside(
 
 
 def add_like(head: nn.Module, like: nn.Module, generator: torch.Generator) -> None:
-    """Give `head` parts like those beside `like`, newly drawn, for its own embedding."""
+    """Give `head` parts like those beside `like`, newly initialised, for its own embedding."""
     if isinstance(like, BaseClassifier):
         for name, part in like.beside.items():
             assert isinstance(part, nn.Linear)

@@ -46,6 +46,7 @@ DELTA_IMAGES = 32
 
 OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
     "adam": partial(torch.optim.Adam, fused=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
     # Not fused: where the scaler of 16-mixed skips the first step, momenta would not be written.
     "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
 }
@@ -53,10 +54,10 @@ OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
 
 @dataclass
 class Tuned:
-    """A learner and its optimizer. `judged`: the moving average of its weights, or the learner."""
+    """A learner and its optimizer. `evaluated`: the learner, or the average of its weights."""
 
     learner: EpisodeLearner
-    judged: EpisodeLearner
+    evaluated: EpisodeLearner
     optimizer: torch.optim.Optimizer
 
     @property
@@ -67,18 +68,18 @@ class Tuned:
     @property
     def learners(self) -> list[EpisodeLearner]:
         """The learner, and its average where there is one."""
-        return [self.learner] if self.judged is self.learner else [self.learner, self.judged]
+        return [self.learner] if self.evaluated is self.learner else [self.learner, self.evaluated]
 
     def state_dict(self) -> dict[str, Any]:
         """All tensors of both."""
-        return {"new": self.learner.state_dict(), "average": self.judged.state_dict()}
+        return {"new": self.learner.state_dict(), "average": self.evaluated.state_dict()}
 
 
-def tuned(learner: EpisodeLearner, judged: EpisodeLearner, options: FinetuneConfig) -> Tuned:
+def tuned(learner: EpisodeLearner, evaluated: EpisodeLearner, options: FinetuneConfig) -> Tuned:
     """With an optimizer without moments."""
     groups = groups_of(learner, options)
     optimizer = OPTIMIZERS[options.optimizer](groups, weight_decay=options.weight_decay)
-    return Tuned(learner, judged, optimizer)
+    return Tuned(learner, evaluated, optimizer)
 
 
 def groups_of(learner: EpisodeLearner, options: FinetuneConfig) -> list[dict[str, Any]]:
@@ -118,7 +119,7 @@ def mutated(
 ) -> tuple[EpisodeLearner, Mapping[str, Mapping[str, Any]]]:
     """A new learner after `mutation`, on the device of the given one, and its `moments` by name.
 
-    `classes`: of the base split. What is new in the head is drawn from `mutation.seed`.
+    `classes`: of the base split. What is new in the head is initialised by `mutation.seed`.
     """
     generator = torch.Generator().manual_seed(mutation.seed)
     with torch.random.fork_rng(devices=[]):  # layers draw from the global generator, too
@@ -171,12 +172,14 @@ class LabelledProbe:
         rows: list[list[float]] = [[] for _ in copies]
         for step, images in self._batches("held", HELD_STEPS, self.image_size):
             for row, learner in zip(rows, copies, strict=True):
+                # Without dropout: the features of two networks are not left out alike.
+                step = step._replace(noise=None)
                 row.append(self.objective.outcome(step, images, learner).loss.item())
                 self._count(CHECKS, images, self.objective.embedded(images), learner)
         return torch.tensor(rows, dtype=torch.float64)
 
     def recalibrate(self, networks: Tuned, epoch: int, batches: int) -> None:
-        """Compute all BN statistics of the backbones anew, of views of the epoch's size."""
+        """Recompute all BN statistics of the backbones, on views of the epoch's size."""
         self.recalibrate_at(self.image_size, networks.learners, epoch, batches)
 
     def recalibrate_at(
@@ -243,6 +246,8 @@ class TuningProgress(Progress):
     beside: dict[str, int] = field(default_factory=dict)  # of the ledger's other parts
     best_accuracy: float | None = None
     best_epoch: int | None = None
+    watched: float | None = None  # the best of `finetune.monitor`, and when it was reached
+    watched_epoch: int | None = None
 
 
 @dataclass
@@ -271,10 +276,12 @@ class TuningSurgery(Surgery):
         super().__init__(state, interventions, mutated=after, before=before)
 
     def accept(self, old: Tuned, new: Tuned, decision: Decision) -> None:
-        """Choose the best network anew: the best one so far had another architecture, and is not
-        what the mutations after this one follow from."""
+        """Choose the best network, and be patient, from here on: the best one so far had another
+        architecture, and is not what the mutations after this one follow from."""
         super().accept(old, new, decision)
-        self.state.progress.best_accuracy = self.state.progress.best_epoch = None
+        progress = self.state.progress
+        progress.best_accuracy = progress.best_epoch = None
+        progress.watched = progress.watched_epoch = None
 
 
 def tuned_after(
@@ -283,9 +290,9 @@ def tuned_after(
     """New networks after `mutation`; the given ones are left as they are."""
     moments = named_moments(networks.optimizer, networks.learner)
     learner, moved = mutated(mutation, networks.learner, options, classes, moments)
-    judged = learner
-    if networks.judged is not networks.learner:
-        judged, _ = mutated(mutation, networks.judged, options, classes, {})
-    new = tuned(learner, judged, options)
+    evaluated = learner
+    if networks.evaluated is not networks.learner:
+        evaluated, _ = mutated(mutation, networks.evaluated, options, classes, {})
+    new = tuned(learner, evaluated, options)
     load_moments(new.optimizer, learner, moved)
     return new

@@ -37,21 +37,21 @@ def method_of(
     head = None if learner is None else learner.head
     if evaluation.method == RELATION:
         if isinstance(head, RelationMLP):
-            return Method(_judging(head), lambda _: "relation/mlp", _of_mlp(head))
+            return Method(_scoring(head), lambda _: "relation/mlp", _of_mlp(head))
         assert isinstance(head, RelationHead)
-        return Method(_judging(head), lambda _: RELATION, _of_pairs(head))
+        return Method(_scoring(head), lambda _: RELATION, _of_pairs(head))
     if evaluation.method == MATCHING and isinstance(head, AttentionMLP):
-        return Method(_judging(head), lambda _: "matching/mlp", _of_mlp(head))
+        return Method(_scoring(head), lambda _: "matching/mlp", _of_mlp(head))
     if evaluation.method == RIDGE and isinstance(head, Ridge):
         known = METHODS[RIDGE]
-        return Method(_judging(head), lambda _: "ridge/learned", known.entries)
+        return Method(_scoring(head), lambda _: "ridge/learned", known.entries)
     if evaluation.method == MAML:
         assert learner is not None
         return _maml(learner, read, precision)
     return method_named(evaluation.method)
 
 
-def _judging(head: torch.nn.Module) -> Callable[[Tensor, Tensor, EvaluationConfig], Tensor]:
+def _scoring(head: torch.nn.Module) -> Callable[[Tensor, Tensor, EvaluationConfig], Tensor]:
     def scores(support: Tensor, query: Tensor, evaluation: EvaluationConfig) -> Tensor:
         with eval_mode(head), torch.no_grad():
             scored: Tensor = head(support, query)

@@ -78,7 +78,7 @@ class BaseClassifier(LinearHead):
     """A linear classifier of the base classes, `[B, features]` → `[B, classes]`.
 
     `beside`: what else is learned on the embedding, `[B, features]` → `[B, out]` each, and, like
-    the classifier, is no part of what is judged. See `finetune.auxiliary`.
+    the classifier, is no part of what is evaluated. See `finetune.auxiliary`.
     """
 
     def __init__(self, features: int, classes: int) -> None:

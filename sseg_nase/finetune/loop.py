@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sseg_nase.config.groups.finetune import MONITORS
 from sseg_nase.config.options import fields_of, options_of
 from sseg_nase.config.schema import Config, FinetuneConfig, SchedulerConfig
 from sseg_nase.config.sizes import size_at
@@ -38,23 +39,25 @@ from sseg_nase.training.optim import lr_ratio
 from sseg_nase.training.skeleton import Loop
 from sseg_nase.training.surgery import Before, Intervention
 
-PURPOSE = "finetune"  # of what is drawn at random here
+PURPOSE = "finetune"  # of the random numbers here
 BESIDE = "head.beside."  # in front of what is learned beside the head, and not kept with it
 POSITION = "position"  # what checkpoints call the batch
+# Accuracy in percent, its 95 % interval and, of a classifier of a closed set, the loss: nats.
+Evaluated = tuple[float, float] | tuple[float, float, float]
 STATISTICS_BATCHES = 20  # BN statistics are re-estimated from so many for another image size
 
 
 class FineTuner(Loop):
     """Trains `learner` on the labelled images of the base split.
 
-    `validate` judges the learner after every epoch (percent and 95 % interval), or, with
+    `validate` evaluates the learner after every epoch (`Evaluated`), or, with
     `finetune.ema_decay`, the moving average of its weights; `save(name, state)` keeps the state:
     `best` where it is better than ever, `last` after every epoch and when `stop`, asked after every
     step, says so. `what` names the training in messages, `about` its stage in events, `before` what
     the run has done until then. `interventions` change the network between epochs, as they do in
-    pretraining; then the best one is chosen anew. A classifier is distilled from `teacher`, where
-    there is one. What is drawn at random follows from the seed and the place in training, so
-    `load_state_dict` goes on bit for bit on a CPU.
+    pretraining; then the choice of the best one starts again. A classifier is distilled from
+    `teacher`, where there is one. All random numbers follow from the seed and the step, so training
+    resumes from `load_state_dict` bit for bit on a CPU.
     """
 
     state: Tuning
@@ -67,7 +70,7 @@ class FineTuner(Loop):
         base: Labelled,
         images: Images,
         fabric: Fabric,
-        validate: Callable[[EpisodeLearner], tuple[float, float]],
+        validate: Callable[[EpisodeLearner], Evaluated],
         save: Callable[[str, dict[str, Any]], None],
         sink: Sink | None = None,
         stop: Callable[[], bool] = lambda: False,
@@ -108,9 +111,9 @@ class FineTuner(Loop):
         return self.state.networks.learner
 
     @property
-    def judged(self) -> EpisodeLearner:
+    def evaluated(self) -> EpisodeLearner:
         """What is validated: the learner, or the average of its weights."""
-        return self.state.networks.judged
+        return self.state.networks.evaluated
 
     @property
     def progress(self) -> TuningProgress:
@@ -147,25 +150,30 @@ class FineTuner(Loop):
         return torch.stack((outcome.loss.detach(), outcome.accuracy.detach()))
 
     def prepare(self) -> None:
-        """The learning rates: a function of the place in training."""
+        """The learning rates, a function of the place in training, and the gradients' norm."""
         at = self.progress.epoch * self.batches_per_epoch + self.progress.batch
         schedule = schedule_of(self.options)
         ratio = lr_ratio(at, self.batches_per_epoch, self.options.epochs, schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = group["first_lr"] * ratio
+        if (most := self.options.clip_norm) is not None:
+            # Where it is not finite the scaler skips the step, or the guard says so.
+            self.fabric.clip_gradients(
+                self.model, self.optimizer, max_norm=most, error_if_nonfinite=False
+            )
 
     def follow(self) -> None:
         """The average of the weights, where there is one."""
-        if self.judged is not self.learner:
+        if self.evaluated is not self.learner:
             step = self.progress.step + 1
             # The average follows closely at first: it does not begin with what nobody has trained.
-            average(self.judged, self.learner, min(self.options.ema_decay, step / (step + 10)))
+            average(self.evaluated, self.learner, min(self.options.ema_decay, step / (step + 10)))
 
     def stepped(self, figures: Tensor, sums: Tensor) -> None:
         """Report every so many steps."""
         if self.progress.step % self.config.tracking.interval_steps:
             return
-        self.guard.check_losses(sums.tolist(), f"by {self.state.place(self.progress.step)}")
+        self.guard.check_losses(sums.tolist(), f"by {self.state.position(self.progress.step)}")
         loss, accuracy = figures.tolist()
         values = {
             "finetune/loss": loss,
@@ -216,9 +224,9 @@ class FineTuner(Loop):
         progress, sink, speed = self.progress, self.state.sink, self.images_per_second
         loss, training_accuracy = (each / progress.batch for each in progress.sums)
         self.check_epoch(progress.sums, loss)
-        judged = self._fit_to_be_judged()
+        evaluated = self._with_statistics_of_the_evaluation()
         try:
-            accuracy, ci95 = self.validate(judged)
+            accuracy, ci95, *held = self.validate(evaluated)
         except Interrupted:  # all steps of the epoch are done: they are not lost
             self.interrupted()
             raise
@@ -233,6 +241,7 @@ class FineTuner(Loop):
             "accuracy": 100 * training_accuracy,
             "val_accuracy": accuracy,
             "val_ci95": ci95,
+            **({"val_loss": held[0]} if held else {}),
             "best": better,
             "images_per_second": speed,
         }
@@ -243,34 +252,60 @@ class FineTuner(Loop):
             figures |= {"blocks": len(architecture.channels), "params": architecture.params}
             sink.metrics(architecture_figures(architecture, progress.history), self._run_step)
         sink.event("finetune", figures)
-        logged = ("val_accuracy", "images_per_second")
-        sink.metrics({f"finetune/{key}": figures[key] for key in logged}, self._run_step)
+        logged = ("val_accuracy", "val_loss", "images_per_second")
+        sink.metrics(
+            {f"finetune/{key}": figures[key] for key in logged if key in figures}, self._run_step
+        )
+        self._watch(figures[self.options.monitor])
         progress.batch, progress.sums = 0, [0.0, 0.0]
         progress.epoch += 1
         if better:
-            self.save("best", {**self.state_dict(), "student": _kept(judged)})
+            self.save("best", {**self.state_dict(), "student": _kept(evaluated)})
         progress.epoch -= 1
         self._change()
         progress.epoch += 1
         self.save("last", self.state_dict())
         release_memory()
 
-    def _fit_to_be_judged(self) -> EpisodeLearner:
-        """`judged`, with BN statistics of the size at which it is judged.
+    def _watch(self, figure: float) -> None:
+        """Remember the best of what is watched, and end where it is too long ago."""
+        options, progress = self.options, self.progress
+        if options.patience is None:
+            return
+        gain = figure - (figure if progress.watched is None else progress.watched)
+        gain = gain if MONITORS[options.monitor] else -gain
+        if progress.watched is None or gain > options.min_delta:
+            progress.watched, progress.watched_epoch = figure, progress.epoch
+        best = progress.watched_epoch or 0
+        if self._out_of_patience(progress.epoch) and progress.epoch + 1 < options.epochs:
+            self.state.epochs = progress.epoch + 1
+            text = f"{self.state.what} ends after {progress.epoch + 1} of {options.epochs} epochs: "
+            text += f"{options.monitor} has not got better since epoch {best + 1}"
+            self.state.sink.event(
+                "message", {"text": f"{text} (finetune.patience={options.patience})"}
+            )
+
+    def _out_of_patience(self, epoch: int) -> bool:
+        """Whether training is to end with `epoch`, counted from 0."""
+        patience, best = self.options.patience, self.progress.watched_epoch
+        return patience is not None and best is not None and epoch - best >= patience
+
+    def _with_statistics_of_the_evaluation(self) -> EpisodeLearner:
+        """`evaluated`, with BN statistics of the size at which it is evaluated.
 
         Where the epoch has trained at another size they are re-estimated, in a copy.
         """
         size = self.config.dataset.image_size
         if self.image_size == size:
-            return self.judged
-        fitted = copy.deepcopy(self.judged)
+            return self.evaluated
+        fitted = copy.deepcopy(self.evaluated)
         epoch = self.progress.epoch
         self.state.probe.recalibrate_at(size, [fitted], epoch, STATISTICS_BATCHES)
         return fitted
 
     def _change(self) -> None:
         """What changes after the last epoch would never be trained."""
-        if self.progress.epoch + 1 < self.options.epochs:
+        if self.progress.epoch + 1 < self.state.epochs:
             self.surgery.intervene()
         if self.state.networks is not self.fitted:
             self._install(self.state.networks)
@@ -294,7 +329,7 @@ class FineTuner(Loop):
             "architecture": self.learner.backbone.architecture.to_dict(),
             "student": _kept(self.learner),
             "beside": _beside(self.learner),
-            "average": _kept(self.judged),
+            "average": _kept(self.evaluated),
             "optimizer": self.optimizer.state_dict(),
             "finetune": progress,
             "interventions": {i.name: i.state_dict() for i in self.surgery.interventions},
@@ -304,18 +339,20 @@ class FineTuner(Loop):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         if described(state["architecture"]) != self.state.networks.architecture:  # it has changed
-            learner, judged = (self._learner_of(state["architecture"]) for _ in range(2))
-            judged = judged if self.options.ema_decay else learner
-            self._install(tuned(learner, judged, self.options))
+            learner, evaluated = (self._learner_of(state["architecture"]) for _ in range(2))
+            evaluated = evaluated if self.options.ema_decay else learner
+            self._install(tuned(learner, evaluated, self.options))
         beside = state.get("beside", {})
         self.learner.load_state_dict({**state["student"], **beside})
         # What stands beside the average is never read.
-        self.judged.load_state_dict({**state.get("average", state["student"]), **beside})
+        self.evaluated.load_state_dict({**state.get("average", state["student"]), **beside})
         self.optimizer.load_state_dict(state["optimizer"])
         saved = {"macs": None, **state["finetune"]}
         history = [MutationRecord.from_dict(one) for one in saved.get("history", ())]
         saved |= {"history": history, "batch": saved.pop(POSITION)}
         self.state.progress = TuningProgress(**saved)
+        if self._out_of_patience(self.progress.epoch - 1):
+            self.state.epochs = self.progress.epoch
         for intervention in self.surgery.interventions:
             intervention.load_state_dict(state["interventions"][intervention.name])
         restore_precision(self.fabric, state.get("precision"))

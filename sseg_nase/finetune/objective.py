@@ -30,6 +30,7 @@ from sseg_nase.finetune.learner import (
     method_of,
 )
 from sseg_nase.finetune.maml import Classifier, adapt
+from sseg_nase.finetune.mixing import blended, pasted, thinned
 from sseg_nase.finetune.steps import Step
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.training.fabric import Fabric
@@ -107,28 +108,36 @@ def classification(
 ) -> Outcome:
     """Cross-entropy of a plain classifier of all base classes, smoothed and mixed as configured.
 
-    With mixup: λ · CE(z, y) + (1 − λ) · CE(z, y'), z of λ · x + (1 − λ) · x' (Zhang et al. 2018).
-    Right is what has the image's own class. What a teacher and turned copies add is of the same
-    images, mixed or not: nothing tells them from each other but what is to be learned.
+    With mixup: λ · CE(z, y) + (1 − λ) · CE(z, y'), z of λ · x + (1 − λ) · x' (Zhang et al. 2018);
+    with CutMix z is of x with a rectangle of x', and λ the share of pixels that are x's. Right is
+    what has the image's own class. What a teacher and turned copies add is of the same images,
+    mixed or not: nothing tells them from each other but what is to be learned.
     """
     assert step.truth is not None
     options, count = objective.options, len(images)
     assert isinstance(options, Classifying)
-    partner = None if step.partner is None else sent(step.partner, images.device)
-    if partner is not None:
-        images = images.lerp(images[partner], 1 - step.share)
+    partner, share = None, step.share
+    if step.partner is not None:
+        partner = sent(step.partner, images.device)
+        if step.centre is None:
+            images = blended(images, partner, share)
+        else:
+            images, share = pasted(images, partner, share, step.centre)
     shown = torch.cat((images, turned(images))) if options.rotation else images
     with objective.fabric.autocast():
         features = learner.backbone(shown)
     features = features.float()
-    logits = learner.head(features[:count])
+    read = features[:count]
+    if step.noise is not None:
+        read = thinned(read, options.dropout, step.noise)
+    logits = learner.head(read)
     truth = sent(step.truth, logits.device)
     right = (logits.argmax(dim=-1) == truth).float().mean()
     smoothing = options.label_smoothing
     loss = F.cross_entropy(logits, truth, label_smoothing=smoothing)
     if partner is not None:
         others = F.cross_entropy(logits, truth[partner], label_smoothing=smoothing)
-        loss = step.share * loss + (1 - step.share) * others
+        loss = share * loss + (1 - share) * others
     taught = objective.taught(images)
     if taught is not None:
         assert isinstance(options, Linear)  # no other has a teacher

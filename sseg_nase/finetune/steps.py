@@ -16,6 +16,7 @@ from sseg_nase.data.episodes import EpisodeList, sample_episodes
 from sseg_nase.data.placement import Images, fetch
 from sseg_nase.data.random import derive
 from sseg_nase.data.views import make_views, normalize
+from sseg_nase.finetune.mixing import Centre
 
 
 class Labelled(Protocol):
@@ -39,7 +40,8 @@ class Step(NamedTuple):
 
     Of T episodes: `tasks` T, `ways`, `shots`, and first all support `[T, N, K]`, then all queries
     `[T, N, Q]`. Of a plain batch: `truth` `[B]`; with mixup every image is `share` itself and the
-    rest of it image `partner` `[B]` of the batch.
+    rest of it image `partner` `[B]` of the batch, with CutMix in a rectangle around a `centre`.
+    `noise`: the seed of what dropout leaves out; None: nothing.
     """
 
     indices: Tensor
@@ -49,6 +51,8 @@ class Step(NamedTuple):
     truth: Tensor | None = None
     partner: Tensor | None = None
     share: float = 1.0
+    centre: Centre | None = None
+    noise: int | None = None
 
     def parts(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of images `[n, ...]` as support `[T, N, K, ...]` and queries `[T, M, ...]`."""
@@ -66,7 +70,7 @@ class Step(NamedTuple):
 class Steps:
     """Steps on the images of `base`, which lie in `images`, as `config.finetune` asks for them.
 
-    All that is drawn at random is a function of the seeds that are given.
+    All random numbers are a function of the seeds that are given.
     """
 
     def __init__(
@@ -77,7 +81,7 @@ class Steps:
         self.batch_size = filled(config.hardware.batch_size, "hardware.batch_size")
 
     def steps_of(self, seed: int) -> Iterator[Step]:
-        """The steps of an epoch that is drawn from `seed`."""
+        """The steps of an epoch, whose order and views `seed` decides."""
         options = self.options
         if isinstance(options, Classifying):
             yield from self._batches(options, seed)
@@ -114,20 +118,23 @@ class Steps:
         labels = torch.tensor(np.asarray(self.base.labels))
         for index, indices in enumerate(order.split(min(size, len(order)))):
             if len(indices) == min(size, len(order)):
-                yield Step(
-                    indices,
-                    truth=labels[indices],
-                    **self._mixed(options.mixup, seed, index, len(indices)),
-                )
+                noise = derive(seed, "dropout", index) if options.dropout else None
+                mixed = self._mixed(options, seed, index, len(indices))
+                yield Step(indices, truth=labels[indices], noise=noise, **mixed)
 
-    def _mixed(self, alpha: float, seed: int, index: int, count: int) -> dict[str, Any]:
-        """Partners and share of a batch, by Zhang et al. 2018: one λ ~ Beta(α, α) for all of it."""
-        if not alpha:
+    def _mixed(self, options: Classifying, seed: int, index: int, count: int) -> dict[str, Any]:
+        """Partners and share of a batch, by Zhang et al. 2018: one λ ~ Beta(α, α) for all of it.
+
+        With CutMix also the centre of what is pasted, drawn evenly.
+        """
+        if not (alpha := options.mixup or options.cutmix):
             return {}
-        seed = derive(seed, "mixup", index)
-        share = np.random.default_rng(seed).beta(alpha, alpha)
+        seed = derive(seed, "mixup" if options.mixup else "cutmix", index)
+        rng = np.random.default_rng(seed)
+        share, centre = float(rng.beta(alpha, alpha)), tuple(rng.random(2).tolist())
         generator = torch.Generator().manual_seed(seed)
-        return {"partner": torch.randperm(count, generator=generator), "share": float(share)}
+        found = {"partner": torch.randperm(count, generator=generator), "share": share}
+        return found | ({"centre": centre} if options.cutmix else {})
 
     def views_of(self, step: Step, seed: int, image_size: int) -> Tensor:
         """A random view of every image of a step, `[B, C, S, S]`, S the `image_size`."""

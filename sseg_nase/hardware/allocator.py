@@ -24,7 +24,7 @@ _LARGE_MB = 1536
 def keep_memory() -> None:
     """Start this program once more, in the same process, with malloc set so that memory is kept.
 
-    By default glibc maps every block over 32 MiB anew, and the kernel fills it with zeros page by
+    By default glibc maps every block over 32 MiB afresh, and the kernel fills it with zeros page by
     page as it is first written: at 84 pixels a training step spent almost half its time on that.
     The settings are read when a program starts. Other C libraries, and whoever has set
     GLIBC_TUNABLES, are left alone.

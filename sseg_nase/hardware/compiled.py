@@ -78,7 +78,7 @@ def _say_not_kept(folder: str, error: str) -> None:
         return
     _said.add(error)
     logger.warning(
-        "Compiled kernels cannot be kept in %s (%s): every process compiles them anew. Make room "
+        "Compiled kernels cannot be kept in %s (%s): every process compiles them again. Make room "
         "there, or set NUMBA_CACHE_DIR to another folder.",
         folder,
         error,

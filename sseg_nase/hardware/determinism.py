@@ -18,7 +18,7 @@ KEY = "hardware.deterministic=true"
 
 @contextmanager
 def deterministic(asked: bool) -> Iterator[None]:
-    """Inside, torch takes the same algorithms at every run, where that is `asked` for.
+    """Context manager: torch takes the same algorithms at every run, where that is `asked` for.
 
     cuDNN chooses by rule and not by time, cuBLAS gets a workspace of fixed size, and torch refuses
     what it has no deterministic algorithm for: `explain_refused` says of the error what to change.

@@ -76,7 +76,7 @@ def unwatched(device: torch.device) -> Iterator[None]:
 
 
 def level(used: float, cap: float) -> Level:
-    """Judge memory in use: `warning` from 85 % of the cap on, `critical` from 95 % on."""
+    """Classify memory in use: `warning` from 85 % of the cap on, `critical` from 95 % on."""
     if used >= CRITICAL_SHARE * cap:
         return "critical"
     return "warning" if used >= WARNING_SHARE * cap else "ok"

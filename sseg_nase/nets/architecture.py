@@ -183,7 +183,8 @@ class Architecture:
 
     def network(self, generator: torch.Generator | None) -> nn.Module:
         """The network itself, with weights that `generator` draws."""
-        return import_module(NETWORK).EvolvableCNN(self, generator=generator)
+        network: nn.Module = import_module(NETWORK).EvolvableCNN(self, generator=generator)
+        return network
 
     @property
     def params(self) -> int:

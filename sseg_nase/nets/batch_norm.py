@@ -32,7 +32,7 @@ _VECTOR = 512  # numbers per row at least, of several pixels: a loop costs somet
 
 @contextmanager
 def twice_differentiable(module: nn.Module) -> Iterator[None]:
-    """Inside, every `nn.BatchNorm2d` of `module` is a `batch_norm`: the same in less time."""
+    """Context manager: `nn.BatchNorm2d`s of `module` are `batch_norm`s, the same in less time."""
     norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
     for norm in norms:
         norm.__dict__["forward"] = partial(batch_norm, norm)

@@ -124,7 +124,8 @@ class EvolvableCNN(Backbone):
 
     def masked(self, x: Tensor, masks: Sequence[Tensor]) -> Tensor:
         """`forward` with `masks`."""
-        return self(x, masks=masks)
+        masked: Tensor = self(x, masks=masks)
+        return masked
 
     def shortcuts(self) -> dict[str, tuple[str | None, Tensor]]:
         """Of every residual block what its shortcut adds: the block before it, by its routing."""
@@ -154,7 +155,7 @@ class EvolvableCNN(Backbone):
             if isinstance(block.norm, nn.BatchNorm2d):
                 block.conv = fuse_conv_bn_eval(block.conv, block.norm)
                 block.norm = nn.Identity()
-        return folded.to(memory_format=torch.channels_last)  # fused weights are made anew
+        return folded.to(memory_format=torch.channels_last)  # fused weights are computed again
 
     def grow(self, out_channels: int | None = None, *, seed: int = 0) -> bool:
         """Add a block after the last, leaving the function unchanged. True when it was done."""
@@ -211,7 +212,8 @@ class ProjectionHead(nn.Module):
         *hidden, last = self.children()
         for linear, norm in zip(hidden[::2], hidden[1::2], strict=True):
             x = F.relu(norm(linear(x)))
-        return last(x)
+        projected: Tensor = last(x)
+        return projected
 
 
 class PrototypeHead(nn.Module):
@@ -289,13 +291,14 @@ class Learner(nn.Module):
         self.predictor = nn.Identity() if predictor is None else predictor
 
     @property
-    def upon(self) -> dict[str, nn.Module]:
+    def heads(self) -> dict[str, nn.Module]:
         """The heads on the backbone, by name."""
         return {"head": self.head, "predictor": self.predictor}
 
     def project(self, features: Tensor) -> Tensor:
         """What the method compares, `[B, out]`, of embeddings `[B, features]`."""
-        return self.predictor(self.head(features))
+        compared: Tensor = self.predictor(self.head(features))
+        return compared
 
     def forward(self, x: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Embeddings `[B, features]` and projections `[B, out]` of images `[B, C, H, W]`.

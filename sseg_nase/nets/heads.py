@@ -93,7 +93,7 @@ class PairHead(nn.Module):
         layers = [nn.Linear(into, out) for into, out in pairwise(sizes)]
         self.layers = nn.ModuleList(layers)
         initialize(self, generator)
-        with torch.no_grad():  # drawn for half of the inputs that a pair has
+        with torch.no_grad():  # initialised for half of the inputs that a pair has
             self.of_support.weight.mul_(0.5**0.5)
             self.of_query.weight.mul_(0.5**0.5)
 

@@ -3,7 +3,7 @@
 Tensors correspond that stand at the same place in the same operation: by block, that is by stage
 and position, and by module. Of each the channels of named axes are matched axis by axis, so that
 one of other widths is pruned or widened (new channels begin with no weight in what reads them), and
-whatever has no counterpart is drawn anew. Where the networks differ in widths alone this is PRUNE
+whatever has no counterpart is initialised. Where the networks differ in widths alone this is PRUNE
 and WIDEN of all axes at once, and as exact as they are.
 """
 
@@ -39,7 +39,7 @@ _ASIDE = {*INNER, "pieces", "ranges", "expansion", "bottleneck", "activation"}
 def correspondence(
     before: Description, after: Description, state: Mapping[str, Tensor] | None = None
 ) -> dict[str, TensorMap]:
-    """Return one map per tensor of `after`; without a source what is drawn anew.
+    """Return one map per tensor of `after`; without a source where it is newly initialised.
 
     Of an axis that is narrower the channels with the largest weights in `state` stay, without it
     the first ones.

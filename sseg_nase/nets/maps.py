@@ -142,23 +142,23 @@ def wired(names: Iterable[str], wires: Mapping[str, Wires]) -> dict[str, Wires]:
 
 
 @runtime_checkable
-class Upon(Protocol):
+class ReadsEmbedding(Protocol):
     """A head: it stands on a backbone and reads its embedding."""
 
     def wiring(self, embedding: Axis | None) -> Mapping[str, Wires]:
         """The tensors that have named axes: `FEATURES`, or those that `embedding` is made of."""
 
 
-def upon(parts: Mapping[str, nn.Module], embedding: Axis | None) -> dict[str, Wires]:
+def wires_of_heads(parts: Mapping[str, nn.Module], embedding: Axis | None) -> dict[str, Wires]:
     """The wiring of the heads on a backbone, one after another.
 
-    The first one that has tensors reads the embedding, if it is `Upon`; each of the others reads
-    what the one before it puts out, which no mutation changes.
+    The first one that has tensors reads the embedding, if it is `ReadsEmbedding`; each of the
+    others reads what the one before it puts out, which no mutation changes.
     """
     wiring: dict[str, Wires] = {}
     for called, part in parts.items():
         names = part.state_dict().keys()
-        named = part.wiring(embedding) if not wiring and isinstance(part, Upon) else {}
+        named = part.wiring(embedding) if not wiring and isinstance(part, ReadsEmbedding) else {}
         found = wired(names, named)
         wiring |= {f"{called}.{name}": wires for name, wires in found.items()}
     return wiring

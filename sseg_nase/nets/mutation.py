@@ -71,7 +71,7 @@ class Mutation:
     def maps(self) -> dict[str, TensorMap]:
         """One map per tensor of the new backbone's state dict."""
         maps: dict[str, TensorMap] = {}
-        weights = 0  # that make channels of others: noise is drawn for each
+        weights = 0  # that make channels of others: each gets noise
         for name, wires in self.after.wiring().items():
             maps[name] = self._map(self._source(name), wires)
             if len(wires.axes) > 1 and not wires.routes:

@@ -40,7 +40,7 @@ class VisionBackbone(Backbone):
         self.register_buffer("_shift", ((0.5 - mean) / std)[:, None, None], persistent=False)
 
     def _resize(self, *, everything: bool = False) -> None:
-        """Make the layers anew whose channels are not torchvision's, initialised as it does.
+        """Rebuild the layers whose channels are not torchvision's, initialised as it does.
 
         `everything`: all layers with named axes, where some are others than torchvision's.
         """

@@ -1,7 +1,7 @@
-"""The controller of ENAS: an LSTM that draws the candidates of one gate after the other.
+"""The controller of ENAS: an LSTM that samples the candidates of one gate after the other.
 
 Pham et al., ICML 2018. It learns by REINFORCE: ∇θ = Σ_t ∇ log π(a_t) (R − b) with a moving average
-b of the rewards as baseline; the entropy of what it draws is added to the reward.
+b of the rewards as baseline; the entropy of what it samples is added to the reward.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SQUASHED = 2.5  # by which the logits of operations are divided beside the tanh 
 
 
 class Drawn(NamedTuple):
-    """`picks` by gate, their log-probability and the sum of the entropies of the draws."""
+    """`picks` by gate, their log-probability and the sum of the gates' entropies."""
 
     picks: dict[str, int]
     log_probability: Tensor

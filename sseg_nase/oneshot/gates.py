@@ -118,7 +118,7 @@ class Gates(nn.Module):
     def sample_pairs(self, generator: torch.Generator) -> dict[str, Pair]:
         """Two candidates of every gate by softmax(α) without replacement, one of them active.
 
-        The active one is drawn by the softmax over the two.
+        The active one is sampled by the softmax over the two.
         """
         found = {}
         for name, alpha in zip(self.names, self.alphas, strict=True):

@@ -52,10 +52,10 @@ class Half:
         return len(self.chosen) // self.size
 
     def at(self, number: int) -> Images:
-        """The batch `number` of an endless stream that shows all images again and again.
+        """The batch `number` of an endless stream that repeats all images.
 
         Each time in another order, so that no batch is met twice (and none for ever, as where a
-        validation iterator is made anew for every step).
+        validation iterator is made for every step).
         """
         cycle, place = divmod(number, self.batches)
         generator = torch.Generator().manual_seed(derive(self.seed, "order", cycle))
@@ -81,7 +81,7 @@ def halves(
     seed: int,
     device: torch.device,
 ) -> tuple[Half, Half]:
-    """The images for the weights and those for what chooses: disjoint, drawn by the seed.
+    """The images for the weights and those for what chooses: disjoint, sampled by the seed.
 
     Raises `UserError` where there are fewer than `images`, or fewer than a batch in a half.
     """

@@ -46,7 +46,7 @@ class Seen(NamedTuple):
 
 
 class Objective(Protocol):
-    """`goal`: what a network is judged by, and `direction` whether that is to be `max` or `min`.
+    """`goal`: what a network is evaluated by, and `direction` whether that is to be `max` or `min`.
 
     `has_target`: a teacher is a part of it.
     """
@@ -76,7 +76,7 @@ class Objective(Protocol):
     def reward(self, learner: nn.Module, seen: Seen, teaching: Teaching) -> float:
         """How well the network does on a batch, more being better."""
 
-    def judge(
+    def evaluate(
         self,
         learner: nn.Module,
         teaching: Teaching,
@@ -88,10 +88,10 @@ class Objective(Protocol):
 
 
 class Labels:
-    """Cross-entropy of a linear classifier; judged by the accuracy in percent.
+    """Cross-entropy of a linear classifier; evaluated by the accuracy in percent.
 
-    BN's statistics are re-estimated on images of train before anything is judged: a supernet's are
-    those of no network in it.
+    BN's statistics are re-estimated on images of train before anything is evaluated: a supernet's
+    are those of no network in it.
     """
 
     goal, direction = "accuracy", "max"
@@ -135,7 +135,7 @@ class Labels:
         return (found == seen.labels).float().mean().item()
 
     @torch.no_grad()
-    def judge(
+    def evaluate(
         self,
         learner: nn.Module,
         teaching: Teaching,
@@ -155,7 +155,7 @@ class Labels:
 
 
 class SelfSupervised:
-    """The loss of a method of `ssl`; judged by the mean of its own loss over the batches.
+    """The loss of a method of `ssl`; evaluated by the mean of its own loss over the batches.
 
     `parts`: in how many a batch goes through the networks; see `training.accumulation`.
     """
@@ -231,7 +231,7 @@ class SelfSupervised:
         return -losses.contrastive.item()
 
     @torch.no_grad()
-    def judge(
+    def evaluate(
         self,
         learner: nn.Module,
         teaching: Teaching,

@@ -75,7 +75,7 @@ class Training(Protocol):
         """What is trained of the learner."""
 
     def generator(self, purpose: str) -> torch.Generator:
-        """For what is drawn now."""
+        """For the random numbers of this step."""
 
     def validation(self) -> Seen:
         """The next batch of the other half."""
@@ -121,7 +121,7 @@ class Rule:
         return {}
 
     def derived(self, training: Training) -> list[Picks]:
-        """What is judged at the end of an epoch."""
+        """What is evaluated at the end of an epoch."""
         raise NotImplementedError
 
     def stopped(self, records: Sequence[Mapping[str, Any]]) -> tuple[str, int] | None:
@@ -285,7 +285,7 @@ class TwoPaths(GatedRule):
 
     @contextmanager
     def training_weights(self, training: Training) -> Iterator[Picks | None]:
-        """One path, drawn by softmax(α)."""
+        """One path, sampled by softmax(α)."""
         picks = self.gates.sample(training.generator(WEIGHTS))
         with self.gates.picked(picks):
             yield picks
@@ -359,25 +359,25 @@ class Uniform(Rule):
             yield picks
 
     def draw(self, generator: torch.Generator) -> Picks:
-        """A network, as those that are judged at the end are drawn."""
+        """A network at random, as those that are evaluated at the end."""
         return {
             name: int(torch.multinomial(torch.ones(len(alternatives)), 1, generator=generator))
             for name, alternatives in sorted(self.containing.decisions.items())
         }
 
     def likely(self, training: Training) -> list[Picks]:
-        """What is judged after an epoch that others follow."""
-        return drawn(self.draw, training, 1)
+        """What is evaluated after an epoch that others follow."""
+        return sampled(self.draw, training, 1)
 
     def derived(self, training: Training) -> list[Picks]:
         """One network; after the last epoch as many as are to be scored."""
         if training.progress.epoch + 1 < self.options.epochs:
             return self.likely(training)
-        return drawn(self.draw, training, self.options.samples)
+        return sampled(self.draw, training, self.options.samples)
 
 
 class Controlled(Uniform):
-    """ENAS: paths are drawn by an LSTM that is trained after every epoch."""
+    """ENAS: paths are sampled by an LSTM that is trained after every epoch."""
 
     options: ENAS  # type: ignore[assignment]
 
@@ -394,7 +394,7 @@ class Controlled(Uniform):
 
     @contextmanager
     def training_weights(self, training: Training) -> Iterator[Picks | None]:
-        """One path, drawn by the controller."""
+        """One path, sampled by the controller."""
         picks = self.draw(training.generator(WEIGHTS))
         with self.gates.picked(self.containing.candidates(picks)):
             yield picks
@@ -407,7 +407,7 @@ class Controlled(Uniform):
 
     @torch.no_grad()
     def likely(self, training: Training) -> list[Picks]:
-        """The likeliest network, where it is allowed; else one that is drawn."""
+        """The likeliest network, where it is allowed; else one that is sampled."""
         picks = self.controller().picks
         return [picks] if training.allowed(picks) else super().likely(training)
 
@@ -451,10 +451,12 @@ class Controlled(Uniform):
         self.baseline = state["baseline"]
 
 
-def drawn(draw: Callable[[torch.Generator], Picks], training: Training, count: int) -> list[Picks]:
-    """`count` allowed networks that are not the same function; fewer where there are no more.
+def sampled(
+    draw: Callable[[torch.Generator], Picks], training: Training, count: int
+) -> list[Picks]:
+    """Sample `count` networks of a supernet that are allowed, no two of them the same function.
 
-    Raises `UserError` where none is found.
+    They are fewer where there are no more. Raises `UserError` where none is found.
     """
     generator = training.generator(DERIVE)
     found: dict[str, Picks] = {}
@@ -466,7 +468,7 @@ def drawn(draw: Callable[[torch.Generator], Picks], training: Training, count: i
             break
     if not found:
         raise UserError(
-            f"Of {TRIES:,} networks that were drawn none is within search.caps and "
+            f"Of {TRIES:,} sampled networks none is within search.caps and "
             "strategy.max_skips: raise these."
         )
     return list(found.values())

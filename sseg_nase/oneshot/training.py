@@ -2,12 +2,12 @@
 
     while training.more:
         training.train_epoch()                   # raises `Interrupted` when asked to stop
-        record = training.close_epoch()          # what is derived now, and how it is judged
+        record = training.close_epoch()          # what is derived now, and its score
     training.choose(picks)                       # CHOOSE: the derived network with its weights
     while training.further: training.train_epoch()
 
-All that is drawn at random is a function of the seed and the place in the training, so it goes on
-from `state_dict` bit for bit on a CPU. In float32, on one device.
+All random numbers are a function of the seed and the step, so it resumes from `state_dict` bit for
+bit on a CPU. In float32, on one device.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from sseg_nase.training.skeleton import Loop
 from sseg_nase.training.state import Progress, State
 from sseg_nase.training.surgery import check_size
 
-RECALIBRATION = 2_000  # images from which BN's statistics are re-estimated before a judgement
+RECALIBRATION = 2_000  # images from which BN's statistics are re-estimated before an evaluation
 PROBE = 32  # images on which a CHOOSE is compared with the supernet
 EXACT = 1e-5  # relative difference up to which it computes the same
 KEPT = ("epoch", "batch", "step", "seen", "images", "macs", "seconds")  # of the progress
@@ -85,7 +85,7 @@ class Ended:
 
 @dataclass
 class OneShotTraining(Loop):
-    """The supernet of `space` in training; `records`: one per epoch and network that was judged.
+    """The supernet of `space` in training; `records`: one per epoch and network that was evaluated.
 
     `latencies`: see `rules.TwoPaths`. `ema_decay`: of the teacher, where the objective has one.
     `save` is called where `stop`, asked after every step, says so. Raises `UserError` for a space
@@ -172,7 +172,7 @@ class OneShotTraining(Loop):
         return found if not self.chosen else max(found, options.weight_lr / 100)
 
     def generator(self, purpose: str) -> torch.Generator:
-        """For what is drawn at this step for this purpose."""
+        """For the random numbers of this step and purpose."""
         place = self.progress.epoch, self.progress.batch
         return torch.Generator().manual_seed(derive(self.seed, purpose, *place))
 
@@ -186,7 +186,7 @@ class OneShotTraining(Loop):
         """
         try:
             super().train_epoch()
-            self.guard.check_losses(self.progress.sums, f"in {self.state.place()}")
+            self.guard.check_losses(self.progress.sums, f"in {self.state.position()}")
         except DivergenceError as error:
             raise DivergenceError(
                 f"{error} Lower strategy.weight_lr={self.options.weight_lr:g}, or set "
@@ -254,19 +254,19 @@ class OneShotTraining(Loop):
         return {"supernet": self.learner}
 
     def close_epoch(self) -> list[dict[str, Any]]:
-        """Judge what is derived after an epoch of the search; its records, and on to the next.
+        """Evaluate what is derived after an epoch of the search; its records, and on to the next.
 
         Raises `UserError` where no network is allowed.
         """
         began, progress = time.perf_counter(), self.progress
         figures = self.rule.close_epoch(self)
         if self.rule.mixes:
-            figures[f"supernet_{self.objective.goal}"] = self.judged(None)
+            figures[f"supernet_{self.objective.goal}"] = self.goal_of(None)
         figures["train_loss"] = progress.sums[0] / self.batches_per_epoch
         gates = {name: self.gates.weights(name).tolist() for name in self.gates.names}
         found = []
         for picks in self.rule.derived(self):
-            scores = {self.objective.goal: self.judged(picks), "skips": self.skips(picks)}
+            scores = {self.objective.goal: self.goal_of(picks), "skips": self.skips(picks)}
             record = {"epoch": progress.epoch, "picks": picks, "scores": {**scores, **figures}}
             found.append({**record, "gates": gates, "images": 0, "macs": 0, "seconds": 0.0})
         seconds = progress.seconds + time.perf_counter() - began
@@ -353,7 +353,7 @@ class OneShotTraining(Loop):
         """Of a network."""
         return skips({name: str(value) for name, value in self.point(picks).items()})
 
-    def judged(self, picks: Picks | None) -> float:
+    def goal_of(self, picks: Picks | None) -> float:
         """The goal of a network with the shared weights, None of the supernet itself.
 
         On all images of the half that what chooses is trained on; BN's statistics are estimated for
@@ -364,9 +364,9 @@ class OneShotTraining(Loop):
         train, val = self.halves
         known = [each for each in train.all(RECALIBRATION) if len(each.labels) > 1]
         self.progress.macs += (len(train.chosen[:RECALIBRATION]) + len(val)) * self._macs_of(picks)
-        seed = derive(self.seed, "judged")
+        seed = derive(self.seed, "judged")  # part of what the results are made from, so it stays
         with self.picked(picks or {}):
-            return self.objective.judge(learner, self._teaching(), known, val.all(), seed)
+            return self.objective.evaluate(learner, self._teaching(), known, val.all(), seed)
 
     def choose(self, number: int) -> MutationRecord:
         """CHOOSE: the network of a record, with its weights, moments and teacher, is the learner.

@@ -47,7 +47,7 @@ class Ablation:
 
 
 def ablations(aggregate: Aggregate) -> list[Ablation]:
-    """One per episode list and network on which configurations with different parts were judged.
+    """One per episode list and network on which configurations with different parts were evaluated.
 
     What a configuration consists of stands in its runs' config.yaml.
     """

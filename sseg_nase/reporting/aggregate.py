@@ -26,12 +26,12 @@ from sseg_nase.rundir.results import (
     LAST,
     NETWORKS,
     EpisodeResult,
+    accuracies_of,
     doubts_of,
     episode_result,
     read_results,
     section,
 )
-from sseg_nase.rundir.results import judged as judged_of
 from sseg_nase.rundir.status import FINISHED, read_status
 from sseg_nase.rundir.unreadable import UnreadableError
 from sseg_nase.statistics import crossed_difference, holm, mean_t95, paired_difference
@@ -94,7 +94,7 @@ class Aggregate:
     notes: tuple[str, ...]
 
 
-class Judged(NamedTuple):
+class Evaluated(NamedTuple):
     """One network of one run on one episode list, and what it has cost (NaN: not known).
 
     `accuracies` `[episodes]` where they are known; `settings`: what the episode list follows from,
@@ -112,16 +112,16 @@ class Judged(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What one finished run says: `judged` by key and network, losses in nats (NaN: none)."""
+    """What one finished run says: `evaluated` by key and network, losses in nats (NaN: none)."""
 
     entry: Entry
-    judged: dict[tuple[str, str], Judged]
+    evaluated: dict[tuple[str, str], Evaluated]
     loss_best: float
     loss_last: float
 
 
 class Side(NamedTuple):
-    """One side of a comparison; for inductive and transductive judgements they are apart."""
+    """One side of a comparison; for inductive and transductive evaluations they are apart."""
 
     configuration: str
     method: str
@@ -169,22 +169,22 @@ def _once_each(runs: Sequence[Found], notes: list[str]) -> list[Found]:
 
 
 def _on_the_same_images(runs: Sequence[Found], notes: list[str]) -> list[Found]:
-    """Without what a run of a configuration has judged on other images than its first one."""
+    """Without what a run of a configuration has evaluated on other images than its first one."""
     first: dict[tuple[str, str], tuple[Found, str]] = {}
     kept = []
     for run in runs:
-        judged = dict(run.judged)
-        for (key, network), one in run.judged.items():
+        evaluated = dict(run.evaluated)
+        for (key, network), one in run.evaluated.items():
             if one.images is None:
                 continue
             known, images = first.setdefault((run.entry.configuration, key), (run, one.images))
             if images != one.images:
-                del judged[key, network]
+                del evaluated[key, network]
                 notes.append(
                     f"{_name(run.entry)}, {key}: it was evaluated on other images than "
                     f"{_name(known.entry)}: left out of the mean and of all comparisons."
                 )
-        kept.append(run._replace(judged=judged))
+        kept.append(run._replace(evaluated=evaluated))
     return kept
 
 
@@ -201,15 +201,15 @@ def _read(entry: Entry, notes: list[str]) -> Found | None:
             f"{_name(entry)} has no status.json that can be read: taken for FINISHED, because "
             "there is a results.json."
         )
-    return Found(entry, judgements(entry, results, notes), *_losses(entry, notes))
+    return Found(entry, evaluations(entry, results, notes), *_losses(entry, notes))
 
 
-def judgements(
+def evaluations(
     entry: Entry,
     results: Mapping[str, Any],
     notes: list[str],
     networks: Sequence[str] = NETWORKS,
-) -> dict[tuple[str, str], Judged]:
+) -> dict[tuple[str, str], Evaluated]:
     """What `results` (results.json) says of `networks`, by key and network; also of closed sets.
 
     With the accuracies of every episode where episodes.npz and config.yaml have what belongs to
@@ -226,11 +226,11 @@ def judgements(
             f"{_name(entry)} {error} (written by an older version, or damaged): not compared."
         )
         settings = None
-    judged = {}
+    evaluated = {}
     for network in networks:
-        for key, result in judged_of(results, network).items():
+        for key, result in accuracies_of(results, network).items():
             about = f"{_name(entry)}, {key}, {network} network"
-            one = _judged(results, network, key, result)
+            one = _evaluated(results, network, key, result)
             if one is None:
                 notes.append(f"{about}: results.json holds no accuracy: left out.")
                 continue
@@ -243,12 +243,12 @@ def judgements(
                     one = one._replace(accuracies=known, settings=_of_list(settings, key))
                 else:
                     notes.append(f"{about}: {reason}: not compared.")
-            judged[key, network] = one._replace(images=_images(results, key))
-    return judged
+            evaluated[key, network] = one._replace(images=_images(results, key))
+    return evaluated
 
 
-def same_episodes(a: Judged, b: Judged) -> bool:
-    """Whether both are known to have been judged on one and the same episode list.
+def same_episodes(a: Evaluated, b: Evaluated) -> bool:
+    """Whether both are known to have been evaluated on one and the same episode list.
 
     Where the checksums of the images are known they count, and not the folder they lay in.
     """
@@ -260,8 +260,8 @@ def same_episodes(a: Judged, b: Judged) -> bool:
     return a.images == b.images and ours == theirs
 
 
-def other_images(a: Judged, b: Judged) -> bool:
-    """Whether the two are known to have been judged on images that differ."""
+def other_images(a: Evaluated, b: Evaluated) -> bool:
+    """Whether the two are known to have been evaluated on images that differ."""
     return None not in (a.images, b.images) and a.images != b.images
 
 
@@ -272,7 +272,7 @@ def _images(results: Mapping[str, Any], key: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _judged(results: Mapping[str, Any], network: str, key: str, value: Any) -> Judged | None:
+def _evaluated(results: Mapping[str, Any], network: str, key: str, value: Any) -> Evaluated | None:
     """What results.json says of one network on one list; None where that is no result."""
     result = episode_result(key, network, value)
     if result is None:
@@ -280,7 +280,7 @@ def _judged(results: Mapping[str, Any], network: str, key: str, value: Any) -> J
     if result.episodes is None and (images := figure(value.get("images"))) is not None:
         result = result._replace(episodes=int(images))  # of a closed set an image is an episode
     costs = section(results, "efficiency" if network == LAST else "best")
-    return Judged(
+    return Evaluated(
         result,
         params=_number(costs.get("params")),
         macs=_number(costs.get("macs")),
@@ -379,21 +379,21 @@ def _name(entry: Entry) -> str:
 
 def _run_rows(runs: Sequence[Found]) -> Iterator[dict[str, Any]]:
     for run in runs:
-        for (key, network), judged in run.judged.items():
+        for (key, network), evaluated in run.evaluated.items():
             yield {
                 "configuration": run.entry.configuration,
                 "seed": run.entry.seed,
                 "key": key,
                 "network": network,
-                "accuracy": judged.result.accuracy,
-                "ci95": _number(judged.result.ci95),
-                "episodes": judged.result.episodes or 0,
-                "method": judged.result.method,
-                "transductive": judged.result.transductive,
-                "params": judged.params,
-                "macs": judged.macs,
-                "latency_ms_b1": judged.latency_ms,
-                "training_macs": judged.training_macs,
+                "accuracy": evaluated.result.accuracy,
+                "ci95": _number(evaluated.result.ci95),
+                "episodes": evaluated.result.episodes or 0,
+                "method": evaluated.result.method,
+                "transductive": evaluated.result.transductive,
+                "params": evaluated.params,
+                "macs": evaluated.macs,
+                "latency_ms_b1": evaluated.latency_ms,
+                "training_macs": evaluated.training_macs,
                 "loss_best": run.loss_best,
                 "loss_last": run.loss_last,
                 "run": str(run.entry.run),
@@ -401,13 +401,13 @@ def _run_rows(runs: Sequence[Found]) -> Iterator[dict[str, Any]]:
 
 
 def _summary_rows(runs: Sequence[Found]) -> Iterator[dict[str, Any]]:
-    groups: dict[tuple[Any, ...], list[Judged]] = defaultdict(list)
+    groups: dict[tuple[Any, ...], list[Evaluated]] = defaultdict(list)
     losses: dict[tuple[str, str], list[float]] = defaultdict(list)
     for run in runs:
         name = run.entry.configuration
-        for (key, network), judged in run.judged.items():
-            result = judged.result
-            groups[name, key, network, result.method, result.transductive].append(judged)
+        for (key, network), evaluated in run.evaluated.items():
+            result = evaluated.result
+            groups[name, key, network, result.method, result.transductive].append(evaluated)
         for network, loss in ((LAST, run.loss_last), (BEST, run.loss_best)):
             if not math.isnan(loss):
                 losses[name, network].append(loss)
@@ -418,11 +418,11 @@ def _summary_rows(runs: Sequence[Found]) -> Iterator[dict[str, Any]]:
             "network": network,
             "method": method,
             "transductive": transductive,
-            **_spread([judged.result.accuracy for judged in group]),
-            "ci95_episodes": _mean(_number(judged.result.ci95) for judged in group),
-            "params": _mean(judged.params for judged in group),
-            "macs": _mean(judged.macs for judged in group),
-            "training_macs": _mean(judged.training_macs for judged in group),
+            **_spread([evaluated.result.accuracy for evaluated in group]),
+            "ci95_episodes": _mean(_number(evaluated.result.ci95) for evaluated in group),
+            "params": _mean(evaluated.params for evaluated in group),
+            "macs": _mean(evaluated.macs for evaluated in group),
+            "training_macs": _mean(evaluated.training_macs for evaluated in group),
         }
     for (name, network), values in losses.items():
         yield {
@@ -462,14 +462,14 @@ def _comparison_rows(runs: Sequence[Found], notes: list[str]) -> list[dict[str, 
 
     Shots, datasets and networks stand in one table, in which a reader looks for what differs.
     """
-    families: dict[tuple[str, str, bool], dict[Side, dict[int, Judged]]] = {}
+    families: dict[tuple[str, str, bool], dict[Side, dict[int, Evaluated]]] = {}
     for run in runs:
-        for (key, network), judged in run.judged.items():
-            if judged.accuracies is None:
+        for (key, network), evaluated in run.evaluated.items():
+            if evaluated.accuracies is None:
                 continue
-            family = families.setdefault((key, network, judged.result.transductive), {})
-            side = Side(run.entry.configuration, judged.result.method)
-            family.setdefault(side, {})[run.entry.seed] = judged
+            family = families.setdefault((key, network, evaluated.result.transductive), {})
+            side = Side(run.entry.configuration, evaluated.result.method)
+            family.setdefault(side, {})[run.entry.seed] = evaluated
     rows: list[dict[str, Any]] = []
     for (key, network, transductive), family in families.items():
         about = {"key": key, "network": network, "transductive": transductive}
@@ -487,7 +487,7 @@ def _comparison_rows(runs: Sequence[Found], notes: list[str]) -> list[dict[str, 
 
 
 def _pairs(
-    about: Mapping[str, Any], family: Mapping[Side, Mapping[int, Judged]], notes: list[str]
+    about: Mapping[str, Any], family: Mapping[Side, Mapping[int, Evaluated]], notes: list[str]
 ) -> list[dict[str, Any]]:
     lists = _lists(family)
     if len(lists) > 1:
@@ -536,8 +536,8 @@ def _compared(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _comparable(a: Mapping[int, Judged], b: Mapping[int, Judged]) -> list[int]:
-    """The common seeds that were judged on one and the same list; on the commonest, if several."""
+def _comparable(a: Mapping[int, Evaluated], b: Mapping[int, Evaluated]) -> list[int]:
+    """The common seeds that were evaluated on one list of episodes; the commonest, if several."""
     by_list: list[list[int]] = []
     for seed in sorted(a.keys() & b.keys()):
         if same_episodes(a[seed], b[seed]):
@@ -549,13 +549,13 @@ def _comparable(a: Mapping[int, Judged], b: Mapping[int, Judged]) -> list[int]:
 
 
 def _lists(
-    family: Mapping[Side, Mapping[int, Judged]],
+    family: Mapping[Side, Mapping[int, Evaluated]],
 ) -> dict[frozenset[Setting], list[str]]:
-    """The runs by the episode list that they were judged on, the commonest list first."""
+    """The runs by the episode list that they were evaluated on, the commonest list first."""
     found: dict[frozenset[Setting], list[str]] = defaultdict(list)
-    recorded = all(one.images for judged in family.values() for one in judged.values())
-    for side, judged in family.items():
-        for seed, one in judged.items():
+    recorded = all(one.images for evaluated in family.values() for one in evaluated.values())
+    for side, evaluated in family.items():
+        for seed, one in evaluated.items():
             assert one.settings is not None
             settings = one.settings
             if recorded:  # the folder does not matter then
@@ -575,6 +575,6 @@ def _of_different_lists(key: str, lists: Mapping[frozenset[Setting], Sequence[st
         differing = ", ".join(f"{name}={value}" for name, value in sorted(settings - common))
         parts.append(f"{named}{more} with {differing}")
     return (
-        f"{key}: not all runs were judged on the same episodes, and only those that were are "
+        f"{key}: not all runs were evaluated on the same episodes, and only those that were are "
         f"compared: {'; '.join(parts)}."
     )

@@ -1,4 +1,4 @@
-"""What a report says of a run that was judged on a closed set."""
+"""What a report says of a run that was evaluated on a closed set."""
 
 from __future__ import annotations
 

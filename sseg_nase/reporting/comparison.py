@@ -1,6 +1,6 @@
 """The comparison of runs with each other and with what is published.
 
-Pure functions over run directories. Networks that were judged on the same classes stand in one
+Pure functions over run directories. Networks that were evaluated on the same classes stand in one
 table if they have learned from the same kind of images and none or all of them look at the queries
 together; accuracies, their differences and intervals are in percent.
 """
@@ -21,8 +21,8 @@ from sseg_nase.finite import figure
 from sseg_nase.reporting.aggregate import (
     SIGNIFICANCE,
     Entry,
-    Judged,
-    judgements,
+    Evaluated,
+    evaluations,
     other_images,
     same_episodes,
 )
@@ -37,7 +37,7 @@ KEY = re.compile(r"(?P<dataset>[^/]+)/(?P<split>[^/]+)/(?P<ways>\d+)w(?P<shots>\
 REFERENCES = ("untrained", "pretrained")
 
 
-class Place(NamedTuple):
+class Setting(NamedTuple):
     """What accuracies must have in common to stand in one table, but for the shots."""
 
     dataset: str
@@ -52,7 +52,7 @@ class Cell:
     """One network on one episode list.
 
     `best`: significantly better than every other of its table. `untrained`, `pretrained`: the same
-    network before any training, and before fine-tuning, where that was judged.
+    network before any training, and before fine-tuning, where that was evaluated.
     """
 
     result: EpisodeResult
@@ -91,9 +91,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one place, and how they differ from the first run judged on the same classes."""
+    """The rows of one setting, and how they differ from the first run on the same classes."""
 
-    place: Place
+    setting: Setting
     rows: tuple[Row, ...]
     differences: tuple[Difference, ...]
 
@@ -129,46 +129,54 @@ class Comparison:
 
 
 class _Read(NamedTuple):
-    """A run as it was read: `judged` by key."""
+    """A run as it was read: `evaluated` by key."""
 
     number: int
     origin: Provenance
     results: Mapping[str, Any]
-    judged: Mapping[str, Judged]
+    evaluated: Mapping[str, Evaluated]
 
 
-class _Judgement(NamedTuple):
+class _Evaluation(NamedTuple):
     """One run on one episode list."""
 
     read: _Read
     shots: int
     key: str
-    judged: Judged
+    evaluated: Evaluated
 
 
 def compare(runs: Sequence[Path], *, with_published: bool = True) -> Comparison:
     """Compare finished runs, numbered from 1 in the order given. Raises nothing."""
     notes: list[str] = []
     reads = [_read(number, run, notes) for number, run in enumerate(runs, start=1)]
-    places: dict[Place, list[_Judgement]] = defaultdict(list)
+    settings: dict[Setting, list[_Evaluation]] = defaultdict(list)
     for read in reads:
-        for key, judged in read.judged.items():
+        for key, evaluated in read.evaluated.items():
             found = KEY.fullmatch(key)
             if found is None:
                 notes.append(f"run {read.number}: {key} is no episode list: left out.")
                 continue
             dataset, split = found["dataset"], found["split"]
-            place = Place(
-                dataset, split, int(found["ways"]), judged.result.transductive, read.origin.regime
+            setting = Setting(
+                dataset,
+                split,
+                int(found["ways"]),
+                evaluated.result.transductive,
+                read.origin.regime,
             )
-            places[place].append(_Judgement(read, int(found["shots"]), key, judged))
-    differences = _differences(places, notes)
+            settings[setting].append(_Evaluation(read, int(found["shots"]), key, evaluated))
+    differences = _differences(settings, notes)
     order = {name: index for index, name in enumerate(REGIMES)}
-    datasets = list(dict.fromkeys(place.dataset for place in places))
+    datasets = list(dict.fromkeys(setting.dataset for setting in settings))
     tables = [
-        Table(place, _rows(place, places[place], with_published), tuple(differences.get(place, ())))
-        for place in sorted(
-            places, key=lambda p: (datasets.index(p.dataset), *p[1:4], order[p.regime])
+        Table(
+            setting,
+            _rows(setting, settings[setting], with_published),
+            tuple(differences.get(setting, ())),
+        )
+        for setting in sorted(
+            settings, key=lambda p: (datasets.index(p.dataset), *p[1:4], order[p.regime])
         )
     ]
     beside = [row.published for table in tables for row in table.rows]
@@ -187,9 +195,9 @@ def _read(number: int, run: Path, notes: list[str]) -> _Read:
     if ended != FINISHED:
         notes.append(f"run {number} is {ended}, not {FINISHED}: its results are left out.")
         results = {}
-    judged = judgements(Entry(f"run {number}", _seed(run) or 0, run), results, notes, (LAST,))
+    evaluated = evaluations(Entry(f"run {number}", _seed(run) or 0, run), results, notes, (LAST,))
     origin = provenance(run, results)
-    return _Read(number, origin, results, {key: one for (key, _), one in judged.items()})
+    return _Read(number, origin, results, {key: one for (key, _), one in evaluated.items()})
 
 
 def _compared(read: _Read, run: Path) -> Compared:
@@ -205,42 +213,42 @@ def _seed(run: Path) -> int | None:
 # -- rows --------------------------------------------------------------------------------------
 
 
-def _rows(place: Place, group: Sequence[_Judgement], with_published: bool) -> tuple[Row, ...]:
+def _rows(setting: Setting, group: Sequence[_Evaluation], with_published: bool) -> tuple[Row, ...]:
     winners = _winners(_by_key(group))
     rows: dict[tuple[int, str], dict[int, Cell]] = defaultdict(dict)
     reads = {one.read.number: one.read for one in group}
     for one in group:
-        method = one.read.origin.judged_by(one.judged.result.method, place.dataset)
+        method = one.read.origin.evaluated_by(one.evaluated.result.method, setting.dataset)
         wins = (one.key, one.read.number) in winners
         rows[one.read.number, method][one.shots] = _cell(one, wins)
     return tuple(
-        _row(place, reads[number], method, cells, with_published)
+        _row(setting, reads[number], method, cells, with_published)
         for (number, method), cells in rows.items()
     )
 
 
-def _cell(one: _Judgement, best: bool) -> Cell:
+def _cell(one: _Evaluation, best: bool) -> Cell:
     before = {
         name: figure(section(section(one.read.results, SECTIONS[name]), one.key).get("accuracy"))
         for name in REFERENCES
     }
-    return Cell(one.judged.result, best, **before)
+    return Cell(one.evaluated.result, best, **before)
 
 
 def _row(
-    place: Place, read: _Read, method: str, cells: Mapping[int, Cell], with_published: bool
+    setting: Setting, read: _Read, method: str, cells: Mapping[int, Cell], with_published: bool
 ) -> Row:
     costs, origin = section(read.results, "efficiency"), read.origin
     macs = costs.get("macs")
     known = None
-    if with_published and place.ways == WAYS:
+    if with_published and setting.ways == WAYS:
         known = corresponding(
             method,
             origin.backbone,
             origin.channels,
-            dataset=place.dataset,
-            regime=place.regime,
-            transductive=place.transductive,
+            dataset=setting.dataset,
+            regime=setting.regime,
+            transductive=setting.transductive,
         )
     return Row(
         run=read.number,
@@ -257,14 +265,14 @@ def _row(
 # -- differences -------------------------------------------------------------------------------
 
 
-def _by_key(group: Sequence[_Judgement]) -> dict[str, list[_Judgement]]:
-    found: dict[str, list[_Judgement]] = defaultdict(list)
+def _by_key(group: Sequence[_Evaluation]) -> dict[str, list[_Evaluation]]:
+    found: dict[str, list[_Evaluation]] = defaultdict(list)
     for one in group:
         found[one.key].append(one)
     return found
 
 
-def _winners(lists: Mapping[str, Sequence[_Judgement]]) -> set[tuple[str, int]]:
+def _winners(lists: Mapping[str, Sequence[_Evaluation]]) -> set[tuple[str, int]]:
     """The (episode list, run) of a table where a run is significantly better than every other.
 
     The pairs of all its lists are one family: each p-value is adjusted for their number.
@@ -273,56 +281,58 @@ def _winners(lists: Mapping[str, Sequence[_Judgement]]) -> set[tuple[str, int]]:
         (key, a, b, found.p_value)
         for key, group in lists.items()
         for a, b in combinations(group, 2)
-        if (found := _paired(a.judged, b.judged)) is not None
+        if (found := _paired(a.evaluated, b.evaluated)) is not None
     ]
     adjusted = holm(np.array([p for *_, p in pairs], dtype=np.float64))
     beaten: dict[tuple[str, int], int] = defaultdict(int)
     for (key, a, b, _), p in zip(pairs, adjusted.tolist(), strict=True):
         if p < SIGNIFICANCE:
-            beaten[key, max(a, b, key=lambda one: one.judged.result.accuracy).read.number] += 1
+            beaten[key, max(a, b, key=lambda one: one.evaluated.result.accuracy).read.number] += 1
     return {(key, run) for (key, run), count in beaten.items() if count == len(lists[key]) - 1}
 
 
-def _paired(a: Judged, b: Judged) -> PairedDifference | None:
-    """a − b where both were judged on the same episodes."""
+def _paired(a: Evaluated, b: Evaluated) -> PairedDifference | None:
+    """a − b where both were evaluated on the same episodes."""
     if a.accuracies is None or b.accuracies is None or not same_episodes(a, b):
         return None
     return paired_difference(a.accuracies, b.accuracies)
 
 
 def _differences(
-    places: Mapping[Place, Sequence[_Judgement]], notes: list[str]
-) -> dict[Place, list[Difference]]:
+    settings: Mapping[Setting, Sequence[_Evaluation]], notes: list[str]
+) -> dict[Setting, list[Difference]]:
     """Of every run to the first one on the same list, adjusted for all that stand in one table.
 
     Regimes are told apart by where the difference stands; what is transductive is not compared
     with what is not.
     """
-    lists: dict[tuple[str, bool], list[tuple[Place, _Judgement]]] = defaultdict(list)
-    for place, group in places.items():
+    lists: dict[tuple[str, bool], list[tuple[Setting, _Evaluation]]] = defaultdict(list)
+    for setting, group in settings.items():
         for one in group:
-            lists[one.key, place.transductive].append((place, one))
-    known: dict[Place, list[tuple[_Judgement, _Judgement, PairedDifference]]] = defaultdict(list)
+            lists[one.key, setting.transductive].append((setting, one))
+    known: dict[Setting, list[tuple[_Evaluation, _Evaluation, PairedDifference]]] = defaultdict(
+        list
+    )
     for (key, _), members in lists.items():
         (_, first), *others = sorted(members, key=lambda item: item[1].read.number)
-        tested = [(*other, _paired(other[1].judged, first.judged)) for other in others]
+        tested = [(*other, _paired(other[1].evaluated, first.evaluated)) for other in others]
         notes += [
             f"run {one.read.number}, {key}: it was evaluated on other images than run "
             f"{first.read.number}: the accuracies do not compare, and no difference is given."
-            if other_images(one.judged, first.judged)
-            else f"run {one.read.number}, {key}: it was not judged on the episodes of run "
+            if other_images(one.evaluated, first.evaluated)
+            else f"run {one.read.number}, {key}: it was not evaluated on the episodes of run "
             f"{first.read.number}, or they are not known: no difference."
             for _, one, difference in tested
             if difference is None
         ]
-        for place, one, diff in tested:
+        for setting, one, diff in tested:
             if diff is not None:
-                known[place].append((one, first, diff))
-    return {place: _adjusted(family) for place, family in known.items()}
+                known[setting].append((one, first, diff))
+    return {setting: _adjusted(family) for setting, family in known.items()}
 
 
 def _adjusted(
-    family: Sequence[tuple[_Judgement, _Judgement, PairedDifference]],
+    family: Sequence[tuple[_Evaluation, _Evaluation, PairedDifference]],
 ) -> list[Difference]:
     """The differences of one table, by run and shots, adjusted for their number."""
     p_holm = holm(np.array([diff.p_value for *_, diff in family], dtype=np.float64)).tolist()
@@ -335,7 +345,7 @@ def _adjusted(
             ci95=diff.ci95,
             p=diff.p_value,
             p_holm=p,
-            episodes=one.judged.result.episodes or 0,
+            episodes=one.evaluated.result.episodes or 0,
         )
         for (one, first, diff), p in zip(family, p_holm, strict=True)
     ]
@@ -346,12 +356,12 @@ def records(comparison: Comparison) -> Iterator[dict[str, Any]]:
     """Every accuracy of the tables, measured and published, as one flat line."""
     folders = {run.number: str(run.folder) for run in comparison.runs}
     for table in comparison.tables:
-        place = table.place
+        setting = table.setting
         for row in table.rows:
             for shots, cell in row.cells.items():
                 known = row.published
                 yield {
-                    **place._asdict(),
+                    **setting._asdict(),
                     "shots": shots,
                     "run": row.run,
                     "method": row.method,

@@ -14,8 +14,8 @@ from sseg_nase.files import write_json, write_text
 from sseg_nase.finite import plain
 from sseg_nase.reporting.comparison import (
     Comparison,
-    Place,
     Row,
+    Setting,
     Table,
     records,
 )
@@ -95,7 +95,7 @@ def document(comparison: Comparison, pictures: Sequence[Picture] = ()) -> Docume
     blocks: list[Block] = []
     if short := [said for one in comparison.tables for said in _in_short(one)]:
         blocks.append(Items(short))
-    for (dataset, split, ways), group in groupby(comparison.tables, key=lambda t: t.place[:3]):
+    for (dataset, split, ways), group in groupby(comparison.tables, key=lambda t: t.setting[:3]):
         blocks.append(Heading(2, f"{dataset}, {split} classes, {ways}-way"))
         for one in group:
             blocks += _section(one, comparison)
@@ -111,8 +111,8 @@ def document(comparison: Comparison, pictures: Sequence[Picture] = ()) -> Docume
 
 def _in_short(one: Table) -> Iterator[Text]:
     """Which run of a table is best at each number of shots, whether that is sure, and its size."""
-    dataset, split, ways = one.place[:3]
-    among = _heading(one.place.regime, one.place.transductive).lower()
+    dataset, split, ways = one.setting[:3]
+    among = _heading(one.setting.regime, one.setting.transductive).lower()
     for shots in one.shots:
         key = f"accuracy_{shots}"
         rows = [row for row in rows_of(_frame(one)) if row[key] is not None]
@@ -127,7 +127,7 @@ def _in_short(one: Table) -> Iterator[Text]:
 
 
 def _section(one: Table, comparison: Comparison) -> Iterator[Block]:
-    yield Heading(3, _heading(one.place.regime, one.place.transductive))
+    yield Heading(3, _heading(one.setting.regime, one.setting.transductive))
     yield measured_block(one)
     if one.differences:
         methods = {run.number: run for run in comparison.runs}
@@ -220,7 +220,7 @@ def _gains(one: Table) -> TableBlock | None:
         for shots, cell in row.cells.items()
         if cell.untrained is not None or cell.pretrained is not None
     ]
-    if one.place.regime == UNTRAINED or not rows:
+    if one.setting.regime == UNTRAINED or not rows:
         return None
     names = {"untrained": "untrained", "pretrained": "before fine-tuning", "trained": "trained"}
     columns = [
@@ -271,30 +271,32 @@ def _by_place(entries: Sequence[Published]) -> list[tuple[tuple[str, bool], list
     """By regime and by whether they are transductive, in the order of our own tables."""
     order = list(REGIMES)
 
-    def place(one: Published) -> tuple[bool, int]:
+    def order_of(one: Published) -> tuple[bool, int]:
         return one.transductive, order.index(one.regime)
 
-    grouped = groupby(sorted(entries, key=place), key=lambda one: (one.regime, one.transductive))
+    grouped = groupby(sorted(entries, key=order_of), key=lambda one: (one.regime, one.transductive))
     return [(key, list(group)) for key, group in grouped]
 
 
 def _runs(comparison: Comparison) -> TableBlock:
-    judged: dict[int, list[str]] = {}
+    evaluated: dict[int, list[str]] = {}
     for one in comparison.tables:
         for row in one.rows:
-            judged.setdefault(row.run, []).extend(cell.result.method for cell in row.cells.values())
+            evaluated.setdefault(row.run, []).extend(
+                cell.result.method for cell in row.cells.values()
+            )
     lines: list[list[Text]] = [
         [
             str(run.number),
             NOTHING if run.seed is None else str(run.seed),
-            ", ".join(dict.fromkeys(judged.get(run.number, [NOTHING]))),
+            ", ".join(dict.fromkeys(evaluated.get(run.number, [NOTHING]))),
             *_seen(run.images_seen),
             Code(run.folder),
         ]
         for run in comparison.runs
     ]
     sources = ["synthetic images seen", "unlabeled real ones", "labeled real ones"]
-    header = ["run", "seed", "judged by", *sources, "folder"]
+    header = ["run", "seed", "evaluated by", *sources, "folder"]
     return TableBlock.of(header, [RIGHT, RIGHT, LEFT, RIGHT, RIGHT, RIGHT, LEFT], lines)
 
 
@@ -358,10 +360,10 @@ def latex(comparison: Comparison) -> str:
 
 
 def _latex(one: Table, comparison: Comparison) -> Iterator[TableBlock]:
-    place = one.place
+    setting = one.setting
     about = (
-        f"{place.dataset}, {place.split} classes, {place.ways}-way: "
-        f"{_heading(place.regime, place.transductive).lower()}"
+        f"{setting.dataset}, {setting.split} classes, {setting.ways}-way: "
+        f"{_heading(setting.regime, setting.transductive).lower()}"
     )
     counts = {cell.result.episodes or 0 for row in one.rows for cell in row.cells.values()}
     sizes = {row.resolution for row in one.rows if row.flops is not None}
@@ -413,7 +415,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "runs": [{**dataclasses.asdict(run), "folder": str(run.folder)} for run in comparison.runs],
         "accuracies": list(records(comparison)),
         "differences": [
-            {**_place(one.place), **plain(dataclasses.asdict(found))}
+            {**_setting(one.setting), **plain(dataclasses.asdict(found))}
             for one in comparison.tables
             for found in one.differences
         ],
@@ -421,8 +423,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _place(place: Place) -> dict[str, Any]:
-    return dict(place._asdict())
+def _setting(setting: Setting) -> dict[str, Any]:
+    return dict(setting._asdict())
 
 
 # -- cells -------------------------------------------------------------------------------------

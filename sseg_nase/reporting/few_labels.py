@@ -30,7 +30,7 @@ from sseg_nase.reporting.document import (
     framed,
     rows_of,
 )
-from sseg_nase.reporting.judged_on import judged_on
+from sseg_nase.reporting.evaluated_on import evaluated_on
 from sseg_nase.rundir.config import config_of
 from sseg_nase.rundir.results import LAST, section
 from sseg_nase.statistics import holm
@@ -95,7 +95,7 @@ def published() -> tuple[Published, ...]:
 
 @dataclass(frozen=True)
 class FewLabels:
-    """The methods that were judged on `key`, each at several amounts of labels.
+    """The methods that were evaluated on `key`, each at several amounts of labels.
 
     `rows`: those of the summary, of the last network. `differences`: the first method minus every
     other, with `p`, adjusted by Holm for all of them.
@@ -113,7 +113,7 @@ class FewLabels:
 
 
 def few_labels(aggregate: Aggregate) -> list[FewLabels]:
-    """One per key on which a method was judged at two amounts of labels or more."""
+    """One per key on which a method was evaluated at two amounts of labels or more."""
     known = _known(aggregate)
     summary = [row for row in rows_of(aggregate.summary) if row["network"] == LAST]
     compared = [row for row in rows_of(aggregate.comparisons) if row["network"] == LAST]
@@ -294,7 +294,7 @@ def published_table(one: FewLabels) -> Table:
 
 
 def _published_of(one: FewLabels) -> list[Published]:
-    on = judged_on(one.key)
+    on = evaluated_on(one.key)
     assert on is not None
     return [each for each in published() if each.dataset == on.dataset]
 

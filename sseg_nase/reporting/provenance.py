@@ -1,6 +1,6 @@
 """What a run's network is and what trained it, told from what the run wrote.
 
-A run that judged a checkpoint, or fine-tuned another run's network, is followed back to the run
+A run that evaluated a checkpoint, or fine-tuned another run's network, is followed back to the run
 that trained it, as long as that run's folder is where it was.
 """
 
@@ -46,20 +46,20 @@ Tree = Mapping[str, Any]
 class Provenance:
     """What `provenance` tells of a network.
 
-    `judged_as_trained`: the evaluation.method that goes without saying. `backbone`: its name in
+    `evaluated_as_trained`: the evaluation.method that goes without saying. `backbone`: its name in
     conf/; `shown`: with the channels of its blocks, where they are not those there. `regime`: a key
     of `REGIMES`. `datasets`: of the real images that it was trained on.
     """
 
     method: str
-    judged_as_trained: str | None
+    evaluated_as_trained: str | None
     backbone: str
     shown: str
     channels: tuple[int, ...]
     regime: str
     datasets: tuple[str, ...]
 
-    def judged_by(self, method: str, dataset: str) -> str:
+    def evaluated_by(self, method: str, dataset: str) -> str:
         """The method's name with what does not go without saying.
 
         That is: `method` (of results.json) where it was not trained for that, what was done to the
@@ -67,7 +67,7 @@ class Provenance:
         """
         kind, *protocol = method.split("/")
         name = self.method
-        if kind != self.judged_as_trained:
+        if kind != self.evaluated_as_trained:
             name += f" + {title_of(MethodConfig, kind)}"
         if any(part.endswith("views") for part in protocol):
             name += ", augmented support"
@@ -89,7 +89,7 @@ def provenance(run: Path, results: Tree) -> Provenance:
     backbone, shown, channels = _backbone(run, configs, results)
     return Provenance(
         method=method,
-        judged_as_trained=own,
+        evaluated_as_trained=own,
         backbone=backbone,
         shown=shown,
         channels=channels,
@@ -119,9 +119,9 @@ def _seen(results: Tree) -> Tree:
 
 
 def _centred(results: Tree) -> bool:
-    """Whether features were judged with the mean of the base images taken off (CL2N)."""
-    judged = (section(results, name) for name in ("fewshot", "fewshot_best"))
-    protocols = (one.get("method") for each in judged for one in each.values())
+    """Whether features were evaluated with the mean of the base images taken off (CL2N)."""
+    evaluated = (section(results, name) for name in ("fewshot", "fewshot_best"))
+    protocols = (one.get("method") for each in evaluated for one in each.values())
     return any("cl2n" in str(protocol).split("/") for protocol in protocols)
 
 
@@ -157,7 +157,7 @@ def _origin(config: Tree) -> Path | None:
 def _method(
     configs: Sequence[Tree], unknown: str | None, weights: str | None
 ) -> tuple[str, str | None]:
-    """The name of what trained a network, and how a network trained so is judged."""
+    """The name of what trained a network, and how a network trained so is evaluated."""
     steps: list[tuple[str, str | None]] = []
     if weights:
         steps.append((f"weights of {Path(weights).name}", None))
@@ -174,7 +174,7 @@ def _method(
             tuned = option_of(FinetuneConfig, name)
             distilled = issubclass(tuned, Linear) and _at(config, "finetune.teacher")
             called = f"{'distilled ' if distilled else ''}{title_of(FinetuneConfig, name)}"
-            steps.append((called, tuned.judged_by))
+            steps.append((called, tuned.evaluated_by))
     if not steps:
         named = _ablation_of(configs[0]) if configs else None
         tag = f" ({configs[0]['ablation']})" if named is not None and not any(named) else ""

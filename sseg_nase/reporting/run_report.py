@@ -63,9 +63,9 @@ from sseg_nase.rundir.names import ENVIRONMENT, RESULTS
 from sseg_nase.rundir.record import RunRecord, read_run
 from sseg_nase.rundir.results import (
     EpisodeResult,
+    accuracies_of,
     class_results,
     doubts_of,
-    judged,
     section,
 )
 from sseg_nase.rundir.status import FINISHED, standing
@@ -239,9 +239,9 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, Text]]:
     for key in dict.fromkeys(one.key for one in closed):
         said = [f"{closed_sets.accuracy(each)} % ({each.network})" for each in closed]
         yield key, "; ".join(said)
-    networks_judged = {one.network for one in results_of(record)}
-    networks_judged |= {one.network for one in closed}
-    best = record.section("best") if BEST in networks_judged else {}
+    networks_evaluated = {one.network for one in results_of(record)}
+    networks_evaluated |= {one.network for one in closed}
+    best = record.section("best") if BEST in networks_evaluated else {}
     networks = {BEST: best, LAST: record.section("architecture")}
     sizes = {name: _size(network) for name, network in networks.items() if network}
     if len(set(sizes.values())) == 2:
@@ -314,17 +314,17 @@ def _results(
         yield from closed_sets.blocks(record)
         return
     if not results:
-        yield Notice("There are no few-shot accuracies: the run has not come to judge a network.")
+        yield Notice("There are no few-shot accuracies: the run has not evaluated a network yet.")
         return
     for transductive in dict.fromkeys(one.transductive for one in results):
-        judged = [one for one in results if one.transductive == transductive]
+        evaluated = [one for one in results if one.transductive == transductive]
         yield Heading(3, "Transductive" if transductive else "Inductive")
         episodes, network, accuracy, n, method = _result_columns("accuracy ± 95 % CI (%)")
         tops = [
             Column(f"top-{k} (%)", partial(_top, k))
-            for k in sorted({k for one in judged for k in one.top_k}, key=str)
+            for k in sorted({k for one in evaluated for k in one.top_k}, key=str)
         ]
-        yield Table(results_frame(judged), [episodes, network, accuracy, n, *tops, method])
+        yield Table(results_frame(evaluated), [episodes, network, accuracy, n, *tops, method])
     networks = dict.fromkeys(one.network for one in results)
     yield Items([(Bold(name), f": {MEANING[name]}") for name in networks])
     yield Paragraph(
@@ -367,15 +367,15 @@ def latex(record: RunRecord, results: Sequence[EpisodeResult]) -> list[Table]:
     tables = []
     about = str(record.setting("experiment_name", record.folder.name))
     for transductive in dict.fromkeys(one.transductive for one in results):
-        judged = [one for one in results if one.transductive == transductive]
+        evaluated = [one for one in results if one.transductive == transductive]
         kind = "transductive" if transductive else "inductive"
         tables.append(
             Table(
-                results_frame(judged),
+                results_frame(evaluated),
                 _result_columns("accuracy"),
                 f"{about}: accuracy in % ± 95 % CI over n episodes, {kind}.",
                 ["One run: the intervals cover other episodes, but no other seeds."],
-                [n for n, one in enumerate(judged) if n and one.key != judged[n - 1].key],
+                [n for n, one in enumerate(evaluated) if n and one.key != evaluated[n - 1].key],
             )
         )
     if costs := _costs(record, f"{about}: {_of_what(record)}."):
@@ -712,7 +712,7 @@ def _of_skipped_steps(record: RunRecord) -> Iterator[str]:
 def _of_accuracies(record: RunRecord) -> Iterator[str]:
     """What is to be said of the accuracies, a sentence each."""
     for network in (LAST, BEST):
-        for key, result in judged(record.results, network).items():
+        for key, result in accuracies_of(record.results, network).items():
             about = f"{key}, {network} network"
             if not isinstance(result, dict) or not finite(result.get("accuracy")):
                 yield f"{about}: results.json holds no accuracy: left out."

@@ -128,14 +128,14 @@ def _side_by_side(
     record: RunRecord, results: Sequence[EpisodeResult], known: Comparison | None
 ) -> Table:
     """The networks of a run, a column each, and what is published of the same method."""
-    judged = {(one.key, one.network): one for one in results}
-    networks = [name for name in SHOWN if any(network == name for _, network in judged)]
+    evaluated = {(one.key, one.network): one for one in results}
+    networks = [name for name in SHOWN if any(network == name for _, network in evaluated)]
     beside = _published(known)
     keys = list(dict.fromkeys(one.key for one in results if one.network in SHOWN))
     lines: list[list[Text]] = [
         [
             f"{in_words(key)} (%)",
-            *(_shown(judged.get((key, name))) for name in networks),
+            *(_shown(evaluated.get((key, name))) for name in networks),
             *([beside.get(key, NOTHING)] if beside else []),
         ]
         for key in keys
@@ -153,7 +153,7 @@ def _published(known: Comparison | None) -> dict[str, str]:
     """What is published of the same method, network and data set, by episode list."""
     found = {}
     for table in () if known is None else known.tables:
-        dataset, split, ways = table.place[:3]
+        dataset, split, ways = table.setting[:3]
         for row in table.rows:
             for shots, accuracy in row.published.accuracy.items() if row.published else ():
                 found[f"{dataset}/{split}/{ways}w{shots}s"] = f"{accuracy:.2f}"

@@ -46,7 +46,7 @@ def latest_run(output_dir: Path | str = "runs", *, pretrained: bool = False) -> 
 
 
 def comparable(runs: Sequence[Path], warn: Callable[[str], None]) -> list[Path]:
-    """Those of `runs` that are finished and have judged something.
+    """Those of `runs` that are finished and have evaluated something.
 
     `warn` is told which are left out, and why. Raises `UserError` where nothing is left.
     """
@@ -136,5 +136,5 @@ def _unfit(run: Path) -> str | None:
     if results is None:
         return "has no results.json that can be read"
     if not isinstance(results.get("fewshot"), dict):
-        return "has judged nothing: results.json has no few-shot accuracies"
+        return "has evaluated nothing: results.json has no few-shot accuracies"
     return None

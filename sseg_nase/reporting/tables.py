@@ -38,8 +38,8 @@ from sseg_nase.reporting.document import (
     p_value,
     rows_of,
 )
+from sseg_nase.reporting.evaluated_on import evaluated_on
 from sseg_nase.reporting.html import as_html
-from sseg_nase.reporting.judged_on import judged_on
 from sseg_nase.reporting.latex import CHECK, as_latex, preview
 from sseg_nase.reporting.markdown import as_markdown
 from sseg_nase.reporting.origin import made
@@ -69,12 +69,12 @@ class Compared(NamedTuple):
     row: Row
 
 
-class Judged(NamedTuple):
-    """All that was judged on one episode list, inductive or transductive.
+class Evaluated(NamedTuple):
+    """All that was evaluated on one episode list, inductive or transductive.
 
     `sides`: in the order of the sweep, which all tables have. `cells` and `ranked` (from the
     highest mean to the lowest) by network; `winners`: who is significantly better than every
-    other; `several`: whether more than one method judged.
+    other; `several`: whether there is more than one `evaluation.method`.
     """
 
     key: str
@@ -88,7 +88,7 @@ class Judged(NamedTuple):
 
     @property
     def several(self) -> bool:
-        """Whether more than one method judged, so that configurations are told by it, too."""
+        """Whether there is more than one method, so that a configuration is named with its own."""
         return len(self.methods) > 1
 
     @property
@@ -143,10 +143,10 @@ def document(
     """The report: who is best and whether that is sure, the figures, then list by list."""
     runs = list(dict.fromkeys(aggregate.runs["run"]))
     count = aggregate.runs["configuration"].nunique()
-    judgements = list(_judgements(aggregate))
+    evaluations = list(_evaluations(aggregate))
     blocks: list[Block] = [Paragraph(f"Finished runs: {len(runs)}, of {count} configurations.")]
-    if judgements:
-        blocks.append(Items([_in_short(judged) for judged in judgements]))
+    if evaluations:
+        blocks.append(Items([_in_short(evaluated) for evaluated in evaluations]))
     if (line := made([Path(run) for run in runs])) is not None:
         blocks.append(Facts([("Made", line)]))
     if command is not None:
@@ -154,13 +154,13 @@ def document(
     if pictures:
         blocks += [Heading(2, "Figures"), *pictures]
     blocks += few_labels.blocks(aggregate)
-    for judged in judgements:
-        blocks += _section(judged)
+    for evaluated in evaluations:
+        blocks += _section(evaluated)
     parts = ablations(aggregate)
     blocks += _ablation_section(parts)
     summary = rows_of(aggregate.summary)
     blocks += _losses([row for row in summary if row["key"] == LOSS])
-    if judgements:
+    if evaluations:
         accuracies = [row for row in summary if row["key"] != LOSS]
         legend = _legend(accuracies, rows_of(aggregate.comparisons), parts)
         blocks += [Heading(2, "How to read this"), Items(list(legend))]
@@ -174,14 +174,14 @@ def latex(aggregate: Aggregate) -> dict[str, list[Table]]:
 
     Results; ablation and few_labels where configurations differ by parts of the method, or labels.
     """
-    tables = {"results": [table for one in _judgements(aggregate) for table in _latex(one)]}
+    tables = {"results": [table for one in _evaluations(aggregate) for table in _latex(one)]}
     parts = [_ablation_latex(one) for one in ablations(aggregate)]
     labels = [few_labels.table(one) for one in few_labels.few_labels(aggregate)]
     tables |= {"ablation": parts} if parts else {}
     return tables | ({"few_labels": labels} if labels else {})
 
 
-def _judgements(aggregate: Aggregate) -> Iterator[Judged]:
+def _evaluations(aggregate: Aggregate) -> Iterator[Evaluated]:
     rows = [row for row in rows_of(aggregate.summary) if row["key"] != LOSS]
     compared = rows_of(aggregate.comparisons)
     for key, transductive in dict.fromkeys((r["key"], r["transductive"]) for r in rows):
@@ -192,7 +192,7 @@ def _judgements(aggregate: Aggregate) -> Iterator[Judged]:
             for network in NETWORKS
         }
         ranked = {network: _ranked(of) for network, of in cells.items()}
-        yield Judged(
+        yield Evaluated(
             key=key,
             transductive=transductive,
             methods=tuple(dict.fromkeys(row["method"] for row in here)),
@@ -210,19 +210,19 @@ def _judgements(aggregate: Aggregate) -> Iterator[Judged]:
 # -- results -----------------------------------------------------------------------------------
 
 
-def _in_short(judged: Judged) -> Text:
+def _in_short(evaluated: Evaluated) -> Text:
     """Which configuration has the highest mean, whether that is sure, and what it costs."""
-    first, *others = judged.ranked[LAST] or judged.ranked[BEST]
-    network = LAST if judged.ranked[LAST] else BEST
-    row = judged.cells[network][first]
-    told: list[str] = [f"{judged.key} ({judged.kind}): "]
-    name = _label(first, judged.several)
-    won = judged.winners[network] == first
+    first, *others = evaluated.ranked[LAST] or evaluated.ranked[BEST]
+    network = LAST if evaluated.ranked[LAST] else BEST
+    row = evaluated.cells[network][first]
+    told: list[str] = [f"{evaluated.key} ({evaluated.kind}): "]
+    name = _label(first, evaluated.several)
+    won = evaluated.winners[network] == first
     told += [Bold(name) if won else name, f" {_accuracy(row, seeds=True)} %"]
     if others:
         told[1:1] = ["the highest mean has "]
-        pair = _pairs(judged, network).get(others[0])
-        second = _label(others[0], judged.several)
+        pair = _pairs(evaluated, network).get(others[0])
+        second = _label(others[0], evaluated.several)
         if pair is None:
             told.append(f", not compared with {second}, the next one")
         else:
@@ -242,42 +242,42 @@ def _decisive(row: Row) -> tuple[float, float]:
     return row[f"ci95_{test}"], row[f"p_{test}_holm"]
 
 
-def _section(judged: Judged) -> Iterator[Block]:
-    yield Heading(2, f"{judged.key} ({judged.kind})")
-    yield Paragraph(f"Accuracy in % with {', '.join(judged.methods)}.")
+def _section(evaluated: Evaluated) -> Iterator[Block]:
+    yield Heading(2, f"{evaluated.key} ({evaluated.kind})")
+    yield Paragraph(f"Accuracy in % with {', '.join(evaluated.methods)}.")
     headed = {network: f"{network} network (%)" for network in NETWORKS}
-    yield Table(_frame(judged), _result_columns(headed, seeds=True))
-    if max(map(len, judged.ranked.values())) == 1:
+    yield Table(_frame(evaluated), _result_columns(headed, seeds=True))
+    if max(map(len, evaluated.ranked.values())) == 1:
         yield Paragraph("One configuration: there is nothing to compare, so nothing is bold.")
     for network in NETWORKS:
-        if len(judged.ranked[network]) < 2:
+        if len(evaluated.ranked[network]) < 2:
             continue
-        yield Paragraph(_verdict(judged, network))
-        if (pairs := _pairs_frame(judged, network)) is not None:
-            first = _label(judged.ranked[network][0], judged.several)
+        yield Paragraph(_verdict(evaluated, network))
+        if (pairs := _pairs_frame(evaluated, network)) is not None:
+            first = _label(evaluated.ranked[network][0], evaluated.several)
             names = [f"{first} minus", *DIFFERENCES]
             yield Table(pairs, [*_pair_columns(names), Column("significant", _significant, LEFT)])
 
 
-def _frame(judged: Judged) -> pd.DataFrame:
+def _frame(evaluated: Evaluated) -> pd.DataFrame:
     """A row per configuration: what the summary has of each of its networks."""
     rows = [
         {
-            "configuration": _label(side, judged.several),
+            "configuration": _label(side, evaluated.several),
             **{
                 f"{network}_{key}": value
                 for network in NETWORKS
-                for key, value in judged.cells[network].get(side, {}).items()
+                for key, value in evaluated.cells[network].get(side, {}).items()
             },
-            **{f"{network}_wins": judged.winners[network] == side for network in NETWORKS},
+            **{f"{network}_wins": evaluated.winners[network] == side for network in NETWORKS},
         }
-        for side in judged.sides
+        for side in evaluated.sides
     ]
     return framed(rows, list(dict.fromkeys(key for row in rows for key in row)))
 
 
 def _network(row: Row, network: str) -> dict[str, Any]:
-    """What a row of `_frame` has of one network; nothing where that was not judged."""
+    """What a row of `_frame` has of one network; nothing where that was not evaluated."""
     start = f"{network}_"
     found = {key.removeprefix(start): row[key] for key in row if key.startswith(start)}
     return found if finite(found.get("mean")) else {}
@@ -308,17 +308,17 @@ def _most_seeds(row: Row) -> str:
     return str(max(_network(row, network).get("seeds", 0) for network in NETWORKS))
 
 
-def _pairs(judged: Judged, network: str) -> dict[Side, Compared]:
+def _pairs(evaluated: Evaluated, network: str) -> dict[Side, Compared]:
     """What the first was compared with."""
-    return _with(judged.ranked[network][0], _of_network(judged.comparisons, network))
+    return _with(evaluated.ranked[network][0], _of_network(evaluated.comparisons, network))
 
 
-def _verdict(judged: Judged, network: str) -> str:
-    first, *others = judged.ranked[network]
-    name = _label(first, judged.several)
-    if judged.winners[network] is not None:
+def _verdict(evaluated: Evaluated, network: str) -> str:
+    first, *others = evaluated.ranked[network]
+    name = _label(first, evaluated.several)
+    if evaluated.winners[network] is not None:
         return f"The {network} network of {name} is significantly better than every other."
-    missing = len(others) - len(_pairs(judged, network))
+    missing = len(others) - len(_pairs(evaluated, network))
     unknown = f", and {missing} of them could not be compared with it" if missing else ""
     return (
         f"{network.capitalize()} network: no configuration is significantly better than every "
@@ -326,16 +326,16 @@ def _verdict(judged: Judged, network: str) -> str:
     )
 
 
-def _pairs_frame(judged: Judged, network: str) -> pd.DataFrame | None:
+def _pairs_frame(evaluated: Evaluated, network: str) -> pd.DataFrame | None:
     """A row per configuration that the first was compared with; None where there is none."""
-    pairs = _pairs(judged, network)
+    pairs = _pairs(evaluated, network)
     rows = [
         {
             **pairs[side].row,
-            "configuration": _label(side, judged.several),
+            "configuration": _label(side, evaluated.several),
             "difference": pairs[side].difference,
         }
-        for side in judged.sides
+        for side in evaluated.sides
         if side in pairs
     ]
     return framed(rows, list(rows[0])) if rows else None
@@ -363,23 +363,26 @@ def _significant(row: Row) -> str:
     return f"{'yes' if row['significant'] else 'no'}, over {row['over']}"
 
 
-def _latex(judged: Judged) -> Iterator[Table]:
-    about = f"{judged.key}, {judged.kind}, {', '.join(judged.methods)}"
+def _latex(evaluated: Evaluated) -> Iterator[Table]:
+    about = f"{evaluated.key}, {evaluated.kind}, {', '.join(evaluated.methods)}"
     notes = [f"n: seeds. Params and MACs: of the last network. {SPENT_MEANS}"]
-    if any(judged.winners.values()):
+    if any(evaluated.winners.values()):
         notes.append("Bold: significantly better than every other.")
-    if any(row["seeds"] == 1 for row in judged.cells[LAST].values()):
+    if any(row["seeds"] == 1 for row in evaluated.cells[LAST].values()):
         notes.append(f"{ONE_SEED} one seed: 95 % CI over its episodes.")
     yield Table(
-        _frame(judged),
+        _frame(evaluated),
         _result_columns({network: network for network in NETWORKS}, seeds=False),
         f"Accuracy in % ± 95 % CI over seeds: {about}.",
         notes,
     )
     for network in NETWORKS:
-        if len(judged.ranked[network]) < 2 or (pairs := _pairs_frame(judged, network)) is None:
+        if (
+            len(evaluated.ranked[network]) < 2
+            or (pairs := _pairs_frame(evaluated, network)) is None
+        ):
             continue
-        first = _label(judged.ranked[network][0], judged.several)
+        first = _label(evaluated.ranked[network][0], evaluated.several)
         yield Table(
             pairs,
             _pair_columns(["configuration", "E", "p (E)", "S, E", "p (S, E)", "seeds"]),
@@ -524,7 +527,7 @@ def _legend(
             f"{ONE_SEED} one seed: says nothing about other seeds. The ± is the 95 % CI over the "
             "episodes of this one run (1.96·s/√episodes)."
         )
-    if any((on := judged_on(str(row["key"]))) and not on.ways for row in summary):
+    if any((on := evaluated_on(str(row["key"]))) and not on.ways for row in summary):
         yield "Of a closed set every image is an episode: what is over episodes is over its images."
     if not comparisons:
         return

@@ -75,8 +75,8 @@ def write_confusions(run: Path, confusions: Mapping[str, Mapping[str, Confusion]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("key", "network", *ClassRow._fields))
-    for network, judged in confusions.items():
-        for key, confusion in judged.items():
+    for network, evaluated in confusions.items():
+        for key, confusion in evaluated.items():
             arrays[PREFIXES[network] + key] = confusion.counts
             arrays[NAMES + key.rpartition("/")[0]] = np.array(confusion.names, dtype=np.str_)
             table.writerows((key, network, *row) for row in confusion.rows())

@@ -125,10 +125,10 @@ class RunDirectory:
                 "  Leave these overrides out, or add resume_overrides=true to resume with the new "
                 "values."
             )
-        folder = "paths.data_dir"
-        was, now_is = place_of(stored, folder), place_of(config, folder)
+        data = "paths.data_dir"
+        was, now_is = place_of(stored, data), place_of(config, data)
         if was is not None and Path(was).is_absolute() and was != now_is:
-            this.notes.append(f"{folder} is {now_is} now; it was {was}")
+            this.notes.append(f"{data} is {now_is} now; it was {was}")
         status = this.status()
         this.tracking_uri = status.get("tracking_uri")
         this.run_id, note = own_run_id(this.path, status)
@@ -161,7 +161,7 @@ class RunDirectory:
 
     @property
     def last_checkpoint(self) -> Path:
-        """Where training goes on from, if the file is there."""
+        """The checkpoint that training resumes from, if the file is there."""
         return checkpoint_of(self.path, "last")
 
     def status(self) -> Status:

@@ -1,7 +1,7 @@
 """embeddings.npz: what the last network makes of some images of unseen classes.
 
-float16 `features` `[n, D]` as they are judged, int64 `labels` `[n]` into `class_names`, and
-`source`, the dataset and split that they are of.
+float16 `features` `[n, D]` as the evaluation takes them, int64 `labels` `[n]` into `class_names`,
+and `source`, the dataset and split that they are of.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def read_embeddings(run: Path) -> Embeddings:
     path = run / EMBEDDINGS
     arrays = read_arrays(
         path,
-        "it has judged nothing yet, judges without embeddings, or was written by an older version",
+        "it has evaluated nothing yet, evaluates without embeddings, or was written by an older "
+        "version",
     )
     try:
         found = Embeddings(

@@ -24,8 +24,8 @@ def write_episodes(run: Path, accuracies: Mapping[str, Mapping[str, np.ndarray]]
     """Write `accuracies`, by network and key, atomically. Raises `StorageError`."""
     arrays = {
         PREFIXES[network] + key: np.asarray(values, dtype=np.float32)
-        for network, judged in accuracies.items()
-        for key, values in judged.items()
+        for network, evaluated in accuracies.items()
+        for key, values in evaluated.items()
     }
     write_arrays(run / EPISODES, arrays)
 

@@ -37,7 +37,7 @@ class MutationLog:
     """What writes mutations.jsonl of a run."""
 
     def __init__(self, run: Path) -> None:
-        """Begin, or go on behind the last whole line. Raises `StorageError`."""
+        """Begin, or append behind the last whole line. Raises `StorageError`."""
         self._path = run / MUTATIONS
         self._lock = threading.Lock()
         with writing(run):

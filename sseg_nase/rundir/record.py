@@ -43,7 +43,7 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True)
 class RunRecord:
-    """One run's folder. `config`: None where config.yaml cannot be read.
+    """All that the folder of a run holds, read. `config`: None where config.yaml cannot be.
 
     `events`: the `values` of events.jsonl by kind, in order, each once; those of `metrics` hold
     their `step`, too. `mutations`: the lines of mutations.jsonl by index, with every key that
@@ -133,14 +133,14 @@ def _of_known_types(results: Values, notes: list[str]) -> dict[str, Any]:
     """`results` without the sections that hold something else than a run writes there."""
     kept = {}
     for key, value in results.items():
-        if key in _JUDGED and isinstance(value, dict):
+        if key in _EVALUATED and isinstance(value, dict):
             # of each list of episodes by itself
-            kept[key] = {name: one for name, one in value.items() if _is_judgement(one)}
+            kept[key] = {name: one for name, one in value.items() if _is_evaluation(one)}
             if lost := [name for name in value if name not in kept[key]]:
                 notes.append(
                     f"{', '.join(lost)} of {key} in results.json cannot be read: left out."
                 )
-        elif value is None or (key not in _JUDGED and _HOLDS.get(key, _anything)(value)):
+        elif value is None or (key not in _EVALUATED and _HOLDS.get(key, _anything)(value)):
             kept[key] = value
         else:
             notes.append(f"{key} in results.json cannot be read: left out.")
@@ -190,7 +190,7 @@ def _are_differences(value: Any) -> bool:
     )
 
 
-def _is_judgement(one: Any) -> bool:
+def _is_evaluation(one: Any) -> bool:
     return (
         isinstance(one, dict)
         and all(
@@ -303,7 +303,7 @@ def _are_stages(value: Any) -> bool:
     )
 
 
-_JUDGED = (*SECTIONS.values(), *CLOSED_SECTIONS.values())
+_EVALUATED = (*SECTIONS.values(), *CLOSED_SECTIONS.values())
 _HOLDS: Mapping[str, Callable[[Any], bool]] = {
     "fingerprint": _is_text,
     "status": _is_text,

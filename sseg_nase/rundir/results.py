@@ -21,7 +21,7 @@ SECTIONS: Mapping[str, str] = {
     "views": "fewshot_views",
     "control": "fewshot_control",
 }
-# Of a run that is judged on a closed set, in place of those.
+# Of a run that is evaluated on a closed set, in place of those.
 CLOSED_SECTIONS: Mapping[str, str] = {
     network: name.replace("fewshot", "classification") for network, name in SECTIONS.items()
 }
@@ -165,7 +165,7 @@ def class_results(
     return found
 
 
-def judged(results: Mapping[str, Any], network: str) -> Mapping[str, Any]:
+def accuracies_of(results: Mapping[str, Any], network: str) -> Mapping[str, Any]:
     """Return the accuracies of a network of `SECTIONS` by key, on episodes or on a closed set."""
     return section(results, SECTIONS[network]) or section(results, CLOSED_SECTIONS[network])
 

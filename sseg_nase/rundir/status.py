@@ -1,4 +1,4 @@
-"""status.json: whether a run goes on, or how it has ended."""
+"""status.json: whether a run is at work, or how it has ended."""
 
 from __future__ import annotations
 

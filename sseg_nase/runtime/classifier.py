@@ -42,7 +42,7 @@ class Prediction(NamedTuple):
 
 
 class FewShotClassifier:
-    """Tells classes apart of which it has seen a few images.
+    """A classifier that learns new classes from a few images of each.
 
     A class is the mean of its images' features, and an image belongs to the class whose mean is
     nearest, as with `task=evaluate` and `evaluation.method=prototype`. Images are files, arrays

@@ -14,7 +14,8 @@ SMALLEST = 1e-12  # a length below it is taken as this, as torch's `normalize` d
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), SMALLEST)
+    unit: np.ndarray = rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), SMALLEST)
+    return unit
 
 
 def _centred(features: np.ndarray, mean: np.ndarray | None) -> np.ndarray:
@@ -31,7 +32,8 @@ NORMALIZATIONS: Mapping[str, Callable[[np.ndarray, np.ndarray | None], np.ndarra
 
 def cosine(prototypes: np.ndarray, query: np.ndarray) -> np.ndarray:
     """Cosine similarity of `[N, D]` and `[M, D]`: `[M, N]` in [-1, 1]."""
-    return _unit(query) @ _unit(prototypes).T
+    similarity: np.ndarray = _unit(query) @ _unit(prototypes).T
+    return similarity
 
 
 def euclidean(prototypes: np.ndarray, query: np.ndarray) -> np.ndarray:
@@ -39,7 +41,8 @@ def euclidean(prototypes: np.ndarray, query: np.ndarray) -> np.ndarray:
     centre = prototypes.mean(axis=0)
     prototypes, query = prototypes - centre, query - centre
     q, p = (np.square(rows).sum(axis=1) for rows in (query, prototypes))
-    return np.minimum(2 * query @ prototypes.T - q[:, None] - p[None], 0)
+    nearness: np.ndarray = np.minimum(2 * query @ prototypes.T - q[:, None] - p[None], 0)
+    return nearness
 
 
 METRICS: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {

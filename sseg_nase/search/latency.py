@@ -321,7 +321,7 @@ def timed(space: Space, latency: Callable[[Point], float]) -> Space:
     told = latency
 
     @dataclass(frozen=True)
-    class TimedSpace(kind, Timed):
+    class TimedSpace(kind, Timed):  # type: ignore[misc]  # of the space that it is given
         latency: Callable[[Point], float] = field(default=told, compare=False)
 
         def costs(self, point: Point) -> Mapping[str, float]:

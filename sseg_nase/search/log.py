@@ -32,7 +32,7 @@ Fidelity = Mapping[str, float]
 class Candidate:
     """A point and the fidelity at which it is to be evaluated.
 
-    `number`: its place in the log. `key`: of the space; equal functions share it. `parents`: the
+    `number`: its position in the log. `key`: of the space; equal functions share it. `parents`: the
     numbers of those it came from, `how` it did. `after`: how many results were known when it was
     asked for, so that every suggestion can be checked.
     """

@@ -59,7 +59,8 @@ class Objectives:
 
 def weighted_sum(losses: np.ndarray, weights: Sequence[float]) -> np.ndarray:
     """Return one number per row of `losses` `[n, d]`. It finds only convex parts of a front."""
-    return np.asarray(losses, dtype=float) @ np.asarray(weights, dtype=float)
+    sums: np.ndarray = np.asarray(losses, dtype=float) @ np.asarray(weights, dtype=float)
+    return sums
 
 
 def soft_target(value: float, cost: float, target: float, exponent: float = -0.07) -> float:
@@ -80,7 +81,8 @@ def dominates(losses: np.ndarray, violations: np.ndarray | None = None) -> np.nd
         return better
     excess = np.asarray(violations, dtype=float)
     less, same = excess[:, None] < excess[None, :], excess[:, None] == excess[None, :]
-    return less | (same & better)
+    dominated: np.ndarray = less | (same & better)
+    return dominated
 
 
 def front(losses: np.ndarray) -> np.ndarray:

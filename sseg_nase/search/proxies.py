@@ -2,8 +2,8 @@
 
 A score is a function `(network, images [B, C, S, S], labels [B]) -> float`, more being better; it
 leaves the network as it was. The network gives logits, as those of `headed` do. Batch
-statistics normalise, as running ones mean nothing yet. All depend on the batch and on the weights
-that were drawn: keep B the same, and average over seeds.
+statistics normalise, as running ones mean nothing yet. All depend on the batch and on the random
+weights: keep B the same, and average over seeds.
 
 Most of them fail to beat the number of parameters, so `params` and `macs` are scores, too.
 """
@@ -49,11 +49,12 @@ class Headed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images `[B, C, S, S]` → logits `[B, classes]`."""
-        return self.head(self.backbone(x))
+        logits: Tensor = self.head(self.backbone(x))
+        return logits
 
 
 def headed(description: Description, classes: int, seed: int) -> Headed:
-    """Return a freshly initialised network with a classifier; the seed draws both."""
+    """Return a freshly initialised network with a classifier, both by the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
@@ -125,12 +126,12 @@ def macs(network: Headed, images: Tensor, labels: Tensor) -> float:
 
 def l2_norm(network: Headed, images: Tensor, labels: Tensor) -> float:
     """Σ_layers ‖θ‖₂."""
-    return sum(weight.detach().norm().item() for weight in _weights(network))
+    return float(sum(weight.detach().norm().item() for weight in _weights(network)))
 
 
 def grad_norm(network: Headed, images: Tensor, labels: Tensor) -> float:
     """Σ_layers ‖∂L/∂θ‖₂."""
-    return sum(g.norm().item() for _, g in _gradients(network, images, labels))
+    return float(sum(g.norm().item() for _, g in _gradients(network, images, labels)))
 
 
 def snip(network: Headed, images: Tensor, labels: Tensor) -> float:
@@ -196,7 +197,8 @@ def synflow(network: Headed, images: Tensor, labels: Tensor) -> float:
 def jacov(network: Headed, images: Tensor, labels: Tensor) -> float:
     """−Σ [ln(ν + 1e-5) + 1/(ν + 1e-5)], ν of the correlation of input gradients (Mellor 2020)."""
     values = torch.linalg.eigvalsh(_correlation(_jacobian(network, images))) + TINY
-    return -(values.clamp_min(TINY / 10).log() + 1 / values.clamp_min(TINY / 10)).sum().item()
+    values = values.clamp_min(TINY / 10)
+    return float(-(values.log() + 1 / values).sum().item())
 
 
 def epe_nas(network: Headed, images: Tensor, labels: Tensor) -> float:
@@ -217,7 +219,7 @@ def nwot(network: Headed, images: Tensor, labels: Tensor) -> float:
         net(images)
     if seen.kernel is None:
         raise UserError("nwot counts active ReLUs, and this network has none. Use another score.")
-    return torch.linalg.slogdet(seen.kernel)[1].item()
+    return float(torch.linalg.slogdet(seen.kernel)[1].item())
 
 
 def zen(network: Headed, images: Tensor, labels: Tensor) -> float:
@@ -227,7 +229,10 @@ def zen(network: Headed, images: Tensor, labels: Tensor) -> float:
     """
     with _copy(network) as net, torch.no_grad():
         generator = torch.Generator().manual_seed(0)
-        draw = lambda like: torch.randn(like.shape, generator=generator).to(like)  # noqa: E731
+
+        def draw(like: Tensor) -> Tensor:
+            return torch.randn(like.shape, generator=generator).to(like)
+
         for part in net.modules():
             if isinstance(part, LAYERS):
                 part.weight.copy_(draw(part.weight))
@@ -345,7 +350,7 @@ class _Activations(TorchDispatchMode):
     """Sums over every ReLU that runs, as a module or not, how alike its pattern is per pair."""
 
     def __init__(self, batch: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.batch = batch
         self.kernel: Tensor | None = None
 

@@ -1,9 +1,9 @@
 """The answer of a search, trained from scratch beside random search's and the largest network.
 
 A candidate's score is the best of many noisy ones. What the search answers is therefore trained
-anew, with seeds and on episodes of val that no candidate has had; so is what random search finds
-with the same budget, and the largest network under the caps. Both rivals get the training macs of
-the answer: a network of twice the macs sees half of the images.
+from scratch, with seeds and on episodes of val that no candidate has had; so is what random search
+finds with the same budget, and the largest network under the caps. Both rivals get the training
+macs of the answer: a network of twice the macs sees half of the images.
 
 Everything is in logs beside that of the search, so it is resumed as the search is:
 

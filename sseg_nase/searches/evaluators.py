@@ -1,7 +1,7 @@
 """Evaluators that start no runs, from the configuration: proxy, predicted, inherited.
 
 None of them sees a test image: zero-cost scores take a batch of `train`, weights are trained on
-what a run trains on, and judged on `val`.
+what a run trains on, and evaluated on `val`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def refuse_test_scores(names: Mapping[str, object], key: str) -> None:
     for name in names:
         if TEST.search(name):
             raise UserError(
-                f"{key}: {name} is a test score, which a search must not see. Judge its answer "
+                f"{key}: {name} is a test score, which a search must not see. Evaluate its answer "
                 "afterwards with task=evaluate evaluation.split=test."
             )
 
@@ -177,7 +177,7 @@ def inherited(config: Config, space: Space, folder: Path) -> Inherited:
     """Return the evaluator that trains on from the parent's weights, which it keeps in `folder`.
 
     A candidate is trained for `pretrain.epochs` with the other keys of the configuration, in this
-    process, and judged on val. Raises `UserError`.
+    process, and evaluated on val. Raises `UserError`.
     """
     import torch
 
@@ -200,12 +200,14 @@ def inherited(config: Config, space: Space, folder: Path) -> Inherited:
         trainer = trainer_of(config, [], Sink(), None, lambda: False, learner)
         try:
             trainer.fit()
-            judged = stages.evaluate(tasks, stages.Reached(network, name="the candidate"), device)
+            evaluated = stages.evaluate(
+                tasks, stages.Reached(network, name="the candidate"), device
+            )
         except (DivergenceError, NotFiniteError) as error:  # its result; the search goes on
             raise ValueError(str(error)) from error
         images = float(sum(trainer.state.progress.images_seen.values()))
         cost = Cost(0.0, images, float(sum(trainer.ledger.spent.values())))
-        return scores_of({"fewshot": judged.results, "efficiency": {}}), cost
+        return scores_of({"fewshot": evaluated.results, "efficiency": {}}), cost
 
     return Inherited(
         networks,

@@ -243,7 +243,7 @@ def shares_of(found: Sequence[Share]) -> Drawing:
         )  # fmt: skip
         axes.set_yticks(rows, [style.shortened(one.name, 40) for one in told])
         axes.invert_yaxis()
-        axes.set_xlabel("share of the places (%)")
+        axes.set_xlabel("share of the positions (%)")
         axes.legend(loc="best")
     caption = (
         "How often an option stands in the best quarter of the results, and in all of them. "

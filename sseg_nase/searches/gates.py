@@ -117,7 +117,7 @@ def _within(block: str, place: str, otherwise: str) -> str:
 
 
 def figures_of_gates(found: Gates, goal: str) -> Iterator[Drawing]:
-    """Weights, cells and course of a supernet. `goal`: what its networks were judged by."""
+    """Weights, cells and course of a supernet. `goal`: what its networks were evaluated by."""
     yield weights(found)
     yield cells(found)
     yield course(found, goal)
@@ -133,7 +133,7 @@ def weights(found: Gates) -> Drawing:
         return absent("gates", WEIGHTS, NO_EVENTS)
     maps = {g.name: np.array([epoch.weights[g.name] for epoch in epochs]).T for g in found.gates}
     if len(epochs) > 1 and all(np.ptp(each, axis=1).max() < STILL for each in maps.values()):
-        why = "This strategy trains no weights of gates: it draws its networks."
+        why = "This strategy trains no weights of gates: it samples its networks."
         return absent("gates", WEIGHTS, why)
     columns = min(IN_ROW, len(found.gates))
     rows = math.ceil(len(found.gates) / columns)

@@ -1,4 +1,4 @@
-"""The evaluator `run`: each candidate is a job, a run of the program judged on val classes.
+"""The evaluator `run`: each candidate is a job, a run of the program evaluated on val classes.
 
 A job stands in the search's folder as the jobs of a sweep stand in theirs, and is performed by the
 same code: a process of its own, its config frozen, its end on disk. So a search that was killed
@@ -28,7 +28,7 @@ from sseg_nase.files import read_json, write_json
 from sseg_nase.finite import finite
 from sseg_nase.provenance import code
 from sseg_nase.rundir.names import checkpoint_of
-from sseg_nase.rundir.results import LAST, judged, read_results
+from sseg_nase.rundir.results import LAST, accuracies_of, read_results
 from sseg_nase.rundir.status import FAILED
 from sseg_nase.search.latency import LATENCY, Timed
 from sseg_nase.search.log import Candidate, Cost, Scored
@@ -56,11 +56,11 @@ TOLD = ("accuracy", "params", "macs", "flops", "resolution", "latency_ms_b1", "l
         "peak_memory_mb")  # fmt: skip
 ENERGY = "energy_mj_b1"
 NOT_OF_JOBS = {*NOT_SEARCHED} - {"experiment_name", "paths", "report", "tracking"}
-SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_BETWEEN_POLLS = 0.2
 UNKNOWN_COST = (
     "its training MACs are not known, and no budget could count them: its training began with a "
     "checkpoint of an older version, which does not say what it took. Give finetune.from one that "
-    "this version has written; what an older version has begun, train anew."
+    "this version has written; what an older version has begun, train again."
 )
 
 Say = Callable[[str], None]
@@ -172,7 +172,7 @@ class Jobs:
         self._pool.shutdown(wait=False, cancel_futures=True)
         while any(not future.done() for future in self._running):
             stop_jobs(sweep, self._say)  # also those that had only just begun
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+            time.sleep(SECONDS_BETWEEN_POLLS)
 
     def close(self) -> None:
         """All is done."""
@@ -204,7 +204,7 @@ class Jobs:
             raise UserError(
                 f"candidate {candidate.number}: task={config.task} "
                 f"evaluation.split={config.evaluation.split}: a candidate is a run of "
-                "task=pipeline, judged on val. An experiment chooses its task by "
+                "task=pipeline, evaluated on val. An experiment chooses its task by "
                 "`override /task: search` in its defaults."
             )
         number = len(sweep.plan["jobs"])
@@ -239,7 +239,7 @@ class Jobs:
             return overrides, placed(load(overrides, *self._further))
 
     def _run_before(self, candidate: Candidate, sweep: SweepFolder) -> Path | None:
-        """The run of the candidate that this one is promoted from; None where it begins anew."""
+        """The run of the candidate that this one is promoted from; None where there is none."""
         for parent in candidate.parents:
             number = self._numbers.get((self._arm, parent))
             if number is None or not goes_on(sweep.plan["jobs"][number], candidate):
@@ -260,7 +260,7 @@ class Jobs:
             sweep = SweepFolder(self._path)
             job = sweep.jobs[number]
             while job.alive():  # of a search that was killed, and has left it behind
-                time.sleep(SECONDS_BETWEEN_LOOKS)
+                time.sleep(SECONDS_BETWEEN_POLLS)
             if not job.finished and job.state().get("status") != FAILED:
                 perform(self._path, number, "joblib")
             if sweep.stopped is None or job.finished:
@@ -310,7 +310,7 @@ def scores_of(results: Mapping[str, Any]) -> dict[str, float]:
     `accuracy` is the mean over the settings (such as 5w1s and 5w5s), in percent. All are of the
     network at the end of the run, on classes of val.
     """
-    each = {f"accuracy/{k}": one["accuracy"] for k, one in judged(results, LAST).items()}
+    each = {f"accuracy/{k}": one["accuracy"] for k, one in accuracies_of(results, LAST).items()}
     if not each:
         raise ValueError("it holds no accuracy")
     found = {"accuracy": sum(each.values()) / len(each), **each}

@@ -20,11 +20,11 @@ from sseg_nase.search.log import Candidate, Scored
 from sseg_nase.searches.jobs import Jobs
 from sseg_nase.sweeps.folder import SweepFolder
 from sseg_nase.sweeps.launch import hand_over, stop_jobs
-from sseg_nase.sweeps.status import WAITING, Seen, look
+from sseg_nase.sweeps.status import WAITING, Seen, poll
 
 SLURM = "submitit_slurm"
 LAUNCHERS = ("joblib", "submitit_local", SLURM)
-SECONDS_BETWEEN_LOOKS = {SLURM: 5.0}  # others ask it, too
+SECONDS_BETWEEN_POLLS = {SLURM: 5.0}  # others ask it, too
 SECONDS_TO_END = 30.0  # of a process that has handed its jobs over, or whose jobs have ended
 TAIL = 3  # lines of its log
 TO_BEGIN = (WAITING, INTERRUPTED)  # or to be resumed
@@ -61,7 +61,7 @@ class Launched(Jobs):
             self._hand_over()
             if (ended := self._ended()) is not None:
                 return self._scored(self._at_work.pop(ended), SweepFolder(self._path), ended)
-            time.sleep(SECONDS_BETWEEN_LOOKS.get(self._launcher.name, 0.5))
+            time.sleep(SECONDS_BETWEEN_POLLS.get(self._launcher.name, 0.5))
         return self._results.get()
 
     def stop(self) -> None:
@@ -129,7 +129,7 @@ class Launched(Jobs):
 
 def _seen(sweep: SweepFolder, numbers: Container[int]) -> list[Seen]:
     sweep.jobs = [job for job in sweep.jobs if job.number in numbers]
-    return look(sweep)
+    return poll(sweep)
 
 
 def jobs_for(launcher: Launcher | None, path: Path, *arguments: Any) -> Jobs:

@@ -144,7 +144,7 @@ def train_supernet(this: Run, space: Space, log: Log, told: Told, say: Say) -> N
         if path.exists():
             with checkpoint.taken_up(path.name):
                 training.load_state_dict(checkpoint.load(path))
-            say(f"the supernet goes on after epoch {training.progress.epoch}")
+            say(f"the supernet resumes after epoch {training.progress.epoch}")
         _tell(training, log, told)
 
         while training.more:

@@ -1,6 +1,6 @@
 """Whether a search was worth it: its answer against random search's and the largest network.
 
-All were trained from scratch with the same seeds and judged on the same episodes, so differences
+All were trained from scratch with the same seeds and evaluated on the same episodes, so differences
 are paired, over seeds and episodes, and Holm-corrected for the number of rivals.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from sseg_nase.files import read_json
 from sseg_nase.finite import figure
-from sseg_nase.reporting.aggregate import Entry, Judged, judgements, same_episodes
+from sseg_nase.reporting.aggregate import Entry, Evaluated, evaluations, same_episodes
 from sseg_nase.rundir.results import LAST, read_results
 from sseg_nase.search import Log, Scored
 from sseg_nase.searches.analysis import leading
@@ -190,9 +190,11 @@ def _compared(
     for rival in rivals:
         rows = []
         for seed in sorted({*answer.scores} & {*rival.scores}):
-            sides = [_judged(one, seed, wanted, notes) for one in (answer, rival)]
+            sides = [_evaluated(one, seed, wanted, notes) for one in (answer, rival)]
             if (row := _difference(*sides)) is None:
-                notes.append(f"{NAMES[rival.role]}, seed {seed}: not judged on the same episodes")
+                notes.append(
+                    f"{NAMES[rival.role]}, seed {seed}: not evaluated on the same episodes"
+                )
             else:
                 rows.append(row)
         if not rows or len({len(row) for row in rows}) > 1:
@@ -205,15 +207,17 @@ def _compared(
     ]
 
 
-def _judged(one: Standing, seed: int, wanted: str, notes: list[str]) -> dict[str, Judged]:
-    """What a training was judged on, by key: all settings, or the one that is the goal."""
+def _evaluated(one: Standing, seed: int, wanted: str, notes: list[str]) -> dict[str, Evaluated]:
+    """What a training was evaluated on, by key: all settings, or the one that is the goal."""
     run = Path(str(one.scores[seed].run))
     entry = Entry(NAMES[one.role], seed, run)
-    judged = judgements(entry, read_results(run) or {}, notes, [LAST])
-    return {key: each for (key, _), each in judged.items() if not wanted or key == wanted}
+    evaluated = evaluations(entry, read_results(run) or {}, notes, [LAST])
+    return {key: each for (key, _), each in evaluated.items() if not wanted or key == wanted}
 
 
-def _difference(ours: Mapping[str, Judged], theirs: Mapping[str, Judged]) -> np.ndarray | None:
+def _difference(
+    ours: Mapping[str, Evaluated], theirs: Mapping[str, Evaluated]
+) -> np.ndarray | None:
     """The differences `[episodes]` of the mean over the settings; None where they do not pair."""
     if not ours or ours.keys() != theirs.keys():
         return None

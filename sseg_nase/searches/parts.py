@@ -271,7 +271,7 @@ def strategy_of(config: StrategyConfig) -> Strategy:
 
 
 def tabular(config: Config, space: Space) -> Tabular:
-    """Return the evaluator that looks into a table. Raises `UserError`."""
+    """Return the evaluator that takes scores from a table. Raises `UserError`."""
     asked = config.evaluator
     assert isinstance(asked, OfTable)
     if not asked.scores:

@@ -1,4 +1,4 @@
-"""A promoted candidate goes on from its own checkpoint: its job resumes a copy of the run before.
+"""A promoted candidate resumes from its own checkpoint: its job resumes a copy of the run before.
 
 The run before stays as it is, with its results. The copy is a run of its own; its learning rate
 follows the schedule of all its epochs from where they had got to.
@@ -23,7 +23,7 @@ from sseg_nase.search.log import Candidate, Cost
 # Fidelities of which more is more of the same run. At another resolution, or with other images in
 # an epoch, it is another run.
 GOES_ON = ("epochs", "episodes")
-# What a run that goes on makes anew. Fine-tuning begins anew with the network that is longer
+# What a resumed run makes again. Fine-tuning begins again with the network that is longer
 # trained, and what is delivered of it would be that of the run before.
 LEFT = (LOCK, "report", "export", MODEL, RESULTS, EPISODES, "finetune_*")
 

@@ -144,9 +144,9 @@ def _answer(
             "results. It is the best of many noisy measurements, so its score is somewhat too "
             "good: "
             + (
-                "what it is when it is trained anew stands below."
+                "what it is when it is trained from scratch stands below."
                 if found is not None
-                else "train it anew with other seeds before it is compared with anything "
+                else "train it from scratch with other seeds before it is compared with anything "
                 "(search.final_seeds=3 does)."
             )
         )
@@ -160,7 +160,7 @@ def _answer(
 
 
 def _from_scratch(found: Outcome, space: Space | None) -> list[Block]:
-    """The answer and its rivals, trained anew, and whether the search was worth it."""
+    """The answer and its rivals, trained from scratch, and whether the search was worth it."""
     several = f"{len(found.seeds)} seeds ({', '.join(map(str, found.seeds))})"
     header = ["network", "candidate", found.goal, "params", "macs", "training MACs", "failed"]
     rows: list[list[Text]] = [

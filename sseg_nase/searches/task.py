@@ -229,7 +229,7 @@ def _conclude(this: Run, log: Log, space: Space, say: Callable[[str], None]) -> 
         raise
     except Exception as error:
         again = command(task="report", search=this.directory)
-        text = f"the report is not drawn: {type(error).__name__}: {error}; {again} draws it"
+        text = f"the report is not written: {type(error).__name__}: {error}; {again} writes it"
         this.sink.event("warning", {"text": text})
         return
     for path in files:

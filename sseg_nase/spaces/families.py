@@ -37,17 +37,22 @@ TYPE_RATE = 0.2  # of the rate of the other genes
 LAYERS_AT = {1: 3, 2: 5}  # at most, at a level below the last
 # The second part of the genome, by the stage that it is about, and the keys that it sets.
 RATES = Options(f"{TRAINING}.lr", (0.1, 0.01, 0.001, 0.0001))
+OPTIMIZERS = Options(f"{TRAINING}.optimizer", ("sgd", "adam", "adamw"))
+DROPOUT = Options(f"{TRAINING}.dropout", (0.0, 0.1, 0.2, 0.3, 0.5))
 TRAININGS: Mapping[str, tuple[Options, ...]] = {
     "": (),
-    "pretrain": (RATES, Options(f"{TRAINING}.optimizer", ("sgd", "adam", "adamw"))),
+    "pretrain": (RATES, OPTIMIZERS),
     "finetune": (RATES, Options(f"{TRAINING}.optimizer", ("sgd", "adam"))),
+    "classifier": (RATES, OPTIMIZERS, DROPOUT),
+}
+TUNING_KEYS = {
+    "optimizer": ("finetune.optimizer",),
+    "lr": ("finetune.lr_encoder", "finetune.lr_head"),
 }
 TRAINING_KEYS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "pretrain": {"optimizer": ("optimizer",), "lr": ("optimizer.lr",)},
-    "finetune": {
-        "optimizer": ("finetune.optimizer",),
-        "lr": ("finetune.lr_encoder", "finetune.lr_head"),
-    },
+    "finetune": TUNING_KEYS,
+    "classifier": {**TUNING_KEYS, "dropout": ("finetune.dropout",)},
 }
 
 
@@ -57,7 +62,8 @@ class Families(NetworkSpace):
 
     `edition` 2: the registered backbones; 1: those of searches from before, whose points say other
     networks. `types`: only these; empty, all. `most`: layers of those that count them. `trains`:
-    the stage whose learning rate and optimizer are chosen, too: pretrain, finetune, or none.
+    the stage whose learning rate and optimizer are chosen, too: pretrain, finetune, or none;
+    classifier is finetune=classifier (or linear), of which dropout is chosen, too.
     """
 
     name: str = "families"
@@ -173,7 +179,7 @@ class Families(NetworkSpace):
         return _below(point, str(point[TYPE]))
 
     def training(self, point: Point) -> dict[str, Value]:
-        """Return what the point says of its training: `lr`, `optimizer`."""
+        """Return what the point says of its training: `lr`, `optimizer`, `dropout`."""
         return _below(point, TRAINING)
 
     def trained_like(self, point: Point, other: Point) -> dict[str, Value]:

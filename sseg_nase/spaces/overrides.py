@@ -34,7 +34,12 @@ NOT_SEARCHED = (
     "task",
     "tracking",
 )
-JUDGES = ("evaluation.split", "evaluation.seed", "evaluation.episodes", "evaluation.datasets")
+OF_EVALUATION = (
+    "evaluation.split",
+    "evaluation.seed",
+    "evaluation.episodes",
+    "evaluation.datasets",
+)
 
 
 @dataclass(frozen=True)
@@ -57,8 +62,12 @@ def overrides_space(choices: Mapping[str, str | Sequence[object]]) -> Overrides:
     options, wrong = groups(), list[str]()
     for choice in found:
         key = choice.name
-        if key.split(".")[0] in NOT_SEARCHED or key in JUDGES:
-            why = "it decides how candidates are judged" if key in JUDGES else "it is no setting"
+        if key.split(".")[0] in NOT_SEARCHED or key in OF_EVALUATION:
+            why = (
+                "it decides how candidates are evaluated"
+                if key in OF_EVALUATION
+                else "it is no setting"
+            )
             wrong.append(f"search.choices: {key} cannot be searched over, {why}.")
             continue
         values = choice.values if isinstance(choice, Options) else choice.few(2)

@@ -106,7 +106,8 @@ def standard_error(values: Tensor) -> Tensor:
     """Of the mean over the first axis of `[K, …]`: sd / √K; NaN for K = 1."""
     if len(values) == 1:
         return torch.full_like(values[0], float("nan"))
-    return values.std(dim=0) / len(values) ** 0.5
+    error: Tensor = values.std(dim=0) / len(values) ** 0.5
+    return error
 
 
 def couple(backbone: Backbone, own: Sequence[Tensor]) -> list[Tensor]:

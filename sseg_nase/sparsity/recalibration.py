@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 @torch.no_grad()
 def recalibrate(module: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Compute the running statistics of every BN in `module` anew, in place, from `batches`.
+    """Recompute the running statistics of every BN in `module`, in place, from `batches`.
 
     Every batch is an input of `module`, on its device. The statistics become the plain average
     over the batches of what BN sees in train mode (variances unbiased), and num_batches_tracked

@@ -56,7 +56,7 @@ class SparseRouter:
     def update_masks(
         self, model: Backbone, losses: Iterable[Tensor], *, remove: int | None = None
     ) -> ComplementaryMasks:
-        """Score the channels on `losses` (see `channel_importance`) and make the masks anew."""
+        """Score the channels on `losses` (see `channel_importance`) and make new masks."""
         scores = channel_importance(model, losses, kind=self.importance, seed=self.seed)
         width = sum(model.architecture.axes.values())
         remove = round(self.ratio * width) if remove is None else remove
@@ -81,7 +81,7 @@ class SparseRouter:
         """Remove the left-out channels from `model` in place; returns the mutation it was.
 
         It then computes what `apply_sparse_forward` did, in train and in eval mode. Running
-        statistics of BN are those of the dense network: `recalibrate` computes them anew.
+        statistics of BN are those of the dense network: `recalibrate` recomputes them.
         """
         mutation = prune(model.architecture, self._masks(model).kept)
         model.become(mutation)

@@ -21,7 +21,7 @@ from sseg_nase.config.groups.ssl import (
     SimCLR,
     SSLConfig,
 )
-from sseg_nase.config.options import options_of
+from sseg_nase.config.options import imported, options_of
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.evolvable import Learner, ProjectionHead, PrototypeHead
 from sseg_nase.ssl.objectives import (
@@ -132,7 +132,7 @@ class SSLMethod(Generic[S]):
 def make_learner(
     backbone: Backbone, ssl: SSLConfig, generator: torch.Generator | None = None
 ) -> Learner:
-    """`backbone` with the heads of the method of `ssl`, drawn from `generator`."""
+    """`backbone` with the heads of the method of `ssl`, initialised by `generator`."""
     method = method_of(ssl)
     head = method.head(backbone.architecture.features, ssl, generator)
     return Learner(backbone, head, method.predictor(ssl, generator))
@@ -371,7 +371,7 @@ def _centre(ssl: DINO) -> dict[str, Tensor]:
     return {CENTRE: torch.zeros(ssl.prototypes)}
 
 
-# Of every option of `ssl` that trains; a method from outside is added to it.
+# Of every option of `ssl` of this package that trains; one of another package has `made_by`.
 BY_OPTION: dict[type[SSLConfig], SSLMethod[Any]] = {
     SimCLR: SSLMethod(Compared(_nt_xent), _pair, _projector, _nothing),
     BYOL: SSLMethod(_byol, _pair, _projector, _predictor, has_target=True),
@@ -382,8 +382,19 @@ BY_OPTION: dict[type[SSLConfig], SSLMethod[Any]] = {
 
 
 def method_of(ssl: SSLConfig) -> SSLMethod[Any]:
-    """The method that an option of `ssl` stands for."""
-    return BY_OPTION[type(ssl)]
+    """The method that an option of `ssl` stands for.
+
+    Raises `UserError` where what another package has for it cannot be imported.
+    """
+    kind = type(ssl)
+    if kind.made_by:
+        made: SSLMethod[Any] = imported(kind.made_by)()
+        return made
+    if kind not in BY_OPTION:
+        raise TypeError(
+            f"ssl={ssl.name}: nothing makes it; name a function in {kind.__name__}.made_by"
+        )
+    return BY_OPTION[kind]
 
 
 METHODS: Mapping[str, SSLMethod[Any]] = {

@@ -29,7 +29,7 @@ def make_teacher(student: Network) -> Network:
 
 @contextmanager
 def batch_statistics(network: nn.Module, *, track: bool = False) -> Iterator[None]:
-    """Inside, every BN of `network` normalises with its batch, as in train mode.
+    """Context manager: every BN of `network` normalises with its batch, as in train mode.
 
     `track`: its running statistics follow; else what it has tracked stays as it is. All else stays
     in the mode it is in.
@@ -47,7 +47,7 @@ def batch_statistics(network: nn.Module, *, track: bool = False) -> Iterator[Non
 
 @contextmanager
 def untracked(network: nn.Module) -> Iterator[None]:
-    """Inside, no BN of `network` tracks anything: those that train still use their batch."""
+    """Context manager: BN layers of `network` leave their running statistics as they are."""
     norms = [part for part in network.modules() if isinstance(part, _BatchNorm) and part.training]
     before = [norm.track_running_stats for norm in norms]
     for norm in norms:

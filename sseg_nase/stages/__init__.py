@@ -4,15 +4,15 @@ from sseg_nase.stages.classifying import ClosedTask, check_classifier, tasks_of
 from sseg_nase.stages.controlling import compared
 from sseg_nase.stages.drawing import draw_curriculum
 from sseg_nase.stages.evaluating import (
+    Evaluation,
     FewShotTask,
-    Judgement,
     check_head,
     doubted,
     efficiency,
     evaluate,
+    evaluate_before_tuning,
     evaluate_best,
     fewshot_tasks,
-    judge_before_tuning,
 )
 from sseg_nase.stages.finetuning import fine_tune, labelled
 from sseg_nase.stages.fitting import fitted
@@ -23,8 +23,8 @@ from sseg_nase.stages.teaching import OtherRun, classifier_of, guide_of
 
 __all__ = [
     "ClosedTask",
+    "Evaluation",
     "FewShotTask",
-    "Judgement",
     "OtherRun",
     "Reached",
     "check_classifier",
@@ -35,13 +35,13 @@ __all__ = [
     "draw_curriculum",
     "efficiency",
     "evaluate",
+    "evaluate_before_tuning",
     "evaluate_best",
     "fewshot_tasks",
     "fine_tune",
     "fitted",
     "guide_of",
     "images_of",
-    "judge_before_tuning",
     "labelled",
     "pretrain",
     "replayed",

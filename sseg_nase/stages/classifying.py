@@ -1,7 +1,7 @@
 """What a network is worth on a closed set, whose test has the classes of the training.
 
-Test images are opened when they are judged, and not before: what was trained, and what was chosen
-on val, is fixed by then.
+Test images are opened when a network is evaluated on them, and not before: what was trained, and
+what was chosen on val, is fixed by then.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sseg_nase.nets.heads import LinearHead
 from sseg_nase.rundir.confusion import Confusion
 from sseg_nase.rundir.results import LAST, ClassResult
 from sseg_nase.stages.evaluating import (
-    Judgement,
+    Evaluation,
     Task,
     chosen_embeddings,
     embedded_by,
@@ -57,7 +57,7 @@ class Scored(NamedTuple):
 
 
 class ClosedTask:
-    """A split of a closed set with what classifies it, ready to judge any backbone.
+    """A split of a closed set with what classifies it, ready to evaluate any backbone.
 
     Raises `UserError` where the split is not there; only test waits to be opened.
     """
@@ -79,7 +79,7 @@ class ClosedTask:
 
     @cached_property
     def store(self) -> ImageStore:
-        """The images that are judged."""
+        """The images that are evaluated."""
         store = images_of(self.config, self.dataset, self.split)
         self.opened = True
         return store
@@ -91,9 +91,9 @@ class ClosedTask:
             known.append(("compare", f"{self.dataset.name}/train", self.train))
         return [*known, *([("evaluate", self.images_key, self.store)] if self.opened else [])]
 
-    def judge(
+    def evaluate(
         self, trained: Backbone | EpisodeLearner, device: torch.device, views: int = 1
-    ) -> Judgement:
+    ) -> Evaluation:
         """How `trained` classifies the split. Raises `NotFiniteError` where no figure can be taken.
 
         With several `views` an embedding is the mean of theirs.
@@ -138,7 +138,7 @@ class ClosedTask:
             classes=confusion.extremes(),
         )
         shown = chosen_embeddings(self.store, scored.embedded, self.images_key)
-        return Judgement(
+        return Evaluation(
             {self.key: section}, {self.key: right}, {self.key: confusion}, shown, scored.mean
         )
 
@@ -202,12 +202,12 @@ class ClosedTask:
 
 
 def is_closed(config: Config) -> bool:
-    """Whether networks are judged on the classes that they were trained on."""
+    """Whether networks are evaluated on the classes that they were trained on."""
     return config.evaluation.name != EPISODES
 
 
 def tasks_of(config: Config) -> Sequence[Task]:
-    """What judges the networks of a run, made before training so that mistakes show first."""
+    """What networks are evaluated on, made before training so that mistakes show first."""
     if is_closed(config):
         return [ClosedTask(config, config.dataset)]
     return fewshot_tasks(config)
@@ -276,15 +276,16 @@ def labelled_part(store: ImageStore, options: Classifier, seed: int) -> ImageSto
 
 
 class ByVal:
-    """Judges a classifier while it is trained: by how many of the val images it gets right."""
+    """Evaluates a classifier while it is trained: by how many of the val images it gets right, and
+    by the mean of −log p of the true class."""
 
     def __init__(self, config: Config, train: ImageStore) -> None:
         self.config = config
         self.store = images_of(config, config.dataset, "val")
         self.truth = truth_of(self.store, train)
 
-    def __call__(self, learner: EpisodeLearner, device: torch.device) -> tuple[float, float]:
-        """Accuracy in percent and its 95 % interval. Raises `NotFiniteError`."""
+    def __call__(self, learner: EpisodeLearner, device: torch.device) -> tuple[float, float, float]:
+        """Accuracy in percent, its 95 % interval, and the loss in nats. Raises `NotFiniteError`."""
         network = learner.backbone.for_inference()
         embedded = embedded_by(network, self.store, self.config.evaluation, device)
         scores = head_scores(learner.head, embedded)
@@ -293,7 +294,10 @@ class ByVal:
                 "the network that is fine-tuned cannot be evaluated: the scores of the classes are "
                 "not finite"
             )
-        return mean_ci95(100.0 * (scores.argmax(axis=1) == self.truth))
+        of_truth = scores[np.arange(len(scores)), self.truth]
+        loss = -np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean()
+        accuracy, ci95 = mean_ci95(100.0 * (scores.argmax(axis=1) == self.truth))
+        return accuracy, ci95, float(loss)
 
 
 def _doubts(scored: Scored, figures: Classified, names: tuple[str, ...]) -> list[str]:

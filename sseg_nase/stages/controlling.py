@@ -11,8 +11,8 @@ from typing import Any
 from sseg_nase.config.groups.finetune import Linear
 from sseg_nase.config.schema import Config
 from sseg_nase.config.sequence import stages_of, with_stages
-from sseg_nase.stages.evaluating import Judgement
-from sseg_nase.stages.finetuning import fine_tune, place_of, places_of, reached_by
+from sseg_nase.stages.evaluating import Evaluation
+from sseg_nase.stages.finetuning import fine_tune, reached_by, stage_reached, tuning_stages
 from sseg_nase.stages.pretraining import pretrain
 from sseg_nase.stages.setup import Reached
 from sseg_nase.stages.teaching import OtherRun
@@ -86,19 +86,19 @@ def train_control(
             epochs=progress.epoch,
             name="the control",
         )
-    place, configs, places = place_of(tuning, config), stages_of(config), places_of(config)
-    if place is None:
+    stage, configs, stages = stage_reached(tuning, config), stages_of(config), tuning_stages(config)
+    if stage is None:
         return reached
-    if place.number:
-        reached = reached_by(places[place.number - 1], configs[place.number - 1], folder)
-    for now in places[place.number :]:
+    if stage.number:
+        reached = reached_by(stages[stage.number - 1], configs[stage.number - 1], folder)
+    for now in stages[stage.number :]:
         reached = fine_tune(
             configs[now.number],
             reached,
             quiet,
             folder,
-            place=now,
-            state=tuning if now == place else None,
+            stage=now,
+            state=tuning if now == stage else None,
             extra=extra,
             teacher=teacher if isinstance(configs[now.number].finetune, Linear) else None,
             stop=stop,
@@ -107,7 +107,7 @@ def train_control(
     return reached
 
 
-def compared(control: Reached, judged: Judgement, last: Judgement) -> dict[str, Any]:
+def compared(control: Reached, evaluated: Evaluation, last: Evaluation) -> dict[str, Any]:
     """What results.json tells of a control: its size, its cost, and what evolution gave.
 
     `last_minus`: per episode list the paired difference of the run's last network and the control,
@@ -120,6 +120,6 @@ def compared(control: Reached, judged: Judgement, last: Judgement) -> dict[str, 
         "training_macs": None if control.macs is None else sum(control.macs.values()),
         "last_minus": {
             key: paired_difference(last.accuracies[key], accuracies)._asdict()
-            for key, accuracies in judged.accuracies.items()
+            for key, accuracies in evaluated.accuracies.items()
         },
     }

@@ -79,13 +79,13 @@ def _strange(folder: Path) -> Iterator[Path]:
 def export_curriculum(config: Config, folder: Path) -> dict[str, int]:
     """Write all distinct images of every level to `folder`; how many, by level.
 
-    Drawn levels have `curriculum.images.<LEVEL>` of them, NATURAL all images of train. Raises
+    Drawn levels have `curriculum.images.<LEVEL>` of them, NATURAL all of its images. Raises
     `UserError` for a folder with content of others, `StorageError` where there is no room.
     """
     check_export(folder)
     levels, counts, natural = config.curriculum.levels, dict(config.curriculum.images), None
     if "NATURAL" in levels:
-        natural = images_of(config, config.dataset, "train")
+        natural = images_of(config, config.dataset, config.dataset.natural)
         counts["NATURAL"] = len(natural)
     counts = {level: counts[level] for level in levels}
     size, channels = config.dataset.image_size, config.dataset.channels

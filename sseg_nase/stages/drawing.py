@@ -24,7 +24,8 @@ def draw_curriculum(config: Config, folder: Path) -> list[dict[str, Any]]:
     from PIL import Image
 
     levels = config.curriculum.levels
-    natural = images_of(config, config.dataset, "train") if "NATURAL" in levels else None
+    dataset = config.dataset
+    natural = images_of(config, dataset, dataset.natural) if "NATURAL" in levels else None
     size = config.dataset.image_size
 
     def images(level: str, count: int) -> torch.Tensor:

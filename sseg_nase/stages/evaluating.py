@@ -42,9 +42,8 @@ from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.heads import AttentionMLP
 from sseg_nase.rundir.confusion import Confusion
 from sseg_nase.rundir.embeddings import Embeddings, chosen_images
-from sseg_nase.rundir.results import BEST, LAST, EpisodeResult
-from sseg_nase.rundir.results import judged as judged_in
-from sseg_nase.stages.fitting import judged_datasets, room_of, what_fits
+from sseg_nase.rundir.results import BEST, LAST, EpisodeResult, accuracies_of
+from sseg_nase.stages.fitting import evaluated_datasets, room_of, what_fits
 from sseg_nase.stages.setup import Reached, images_of
 from sseg_nase.statistics import mean_ci95, paired_difference
 from sseg_nase.training import checkpoint
@@ -53,13 +52,13 @@ LATENCY_BATCHES = (1, 64)
 LATENCY_REPEATS = 15
 
 
-class Judgement(NamedTuple):
+class Evaluation(NamedTuple):
     """What a network is worth, under the keys of `results.json`.
 
     `results`: accuracy and interval in percent per episode list; `accuracies`: of every episode in
     percent, float64 `[episodes]`; `confusions`: which class was taken for which; `embeddings`: of
-    some images of the first list, where it is judged by embeddings; `mean` float32 `[features]` of
-    the first data set's base split, where features are centred by it.
+    some images of the first list, where the method takes embeddings; `mean` float32 `[features]`
+    of the first data set's base split, where features are centred by it.
     """
 
     results: dict[str, dict[str, Any]]
@@ -70,7 +69,7 @@ class Judgement(NamedTuple):
 
 
 class FewShotTask:
-    """One dataset's episode lists with the images they need, ready to judge any backbone."""
+    """One dataset's episode lists with the images they need: any backbone is evaluated on them."""
 
     def __init__(self, config: Config, dataset: DatasetConfig) -> None:
         self.config = config
@@ -105,9 +104,9 @@ class FewShotTask:
                 f"{error} All that fits at once: {fits}" if fits else str(error)
             ) from error
 
-    def judge(
+    def evaluate(
         self, trained: Backbone | EpisodeLearner, device: torch.device, views: int = 1
-    ) -> Judgement:
+    ) -> Evaluation:
         """How `trained` does on the episode lists. Every image is embedded once, or `views` times.
 
         With several `views` an embedding is the mean of theirs, for support, queries and the mean
@@ -137,9 +136,9 @@ class FewShotTask:
             looked_at = embedded, normalized(embedded, mean, evaluation)
         shown = looked_at[1]
         centre = None if mean is None else mean.cpu()
-        judged = Judgement({}, {}, {}, mean=centre)
+        evaluated = Evaluation({}, {}, {}, mean=centre)
         if shown is not None:
-            judged = judged._replace(
+            evaluated = evaluated._replace(
                 embeddings=chosen_embeddings(self.store, shown, self.images_key)
             )
         for episodes in self.episodes:
@@ -155,8 +154,8 @@ class FewShotTask:
             accuracies = 100 * one.accuracies
             accuracy, ci95 = mean_ci95(accuracies)
             confusion = Confusion(one.confusion, self.store.class_names)
-            judged.accuracies[episodes.key] = accuracies
-            judged.confusions[episodes.key] = confusion
+            evaluated.accuracies[episodes.key] = accuracies
+            evaluated.confusions[episodes.key] = confusion
             result = EpisodeResult(
                 key=episodes.key,
                 network=LAST if views == 1 else "views",
@@ -167,20 +166,20 @@ class FewShotTask:
                 transductive=method.transductive,
                 top_k={str(k): 100 * share for k, share in one.top_k.items()},
             )
-            judged.results[episodes.key] = result.as_section(
+            evaluated.results[episodes.key] = result.as_section(
                 queries=evaluation.query_balance,
                 doubts=doubts(*looked_at, one.accuracies, evaluation),
                 classes=confusion.extremes(),
             )
-        return judged
+        return evaluated
 
     @property
     def images_key(self) -> str:
-        """The data set and split that are judged."""
+        """The data set and split that are evaluated."""
         return self.episodes[0].key.rpartition("/")[0]
 
     def stores(self) -> list[tuple[str, str, ImageStore]]:
-        """The images that it judges by: their role, key and store."""
+        """The images that it needs: their role, key and store."""
         found = [("evaluate", self.images_key, self.store)]
         if self.base is not None:
             found.append(("centre", f"{self.images_key.partition('/')[0]}/train", self.base))
@@ -210,23 +209,23 @@ class FewShotTask:
 
 
 class Task(Protocol):
-    """What judges a network: few-shot episodes, or the classes of a closed set.
+    """What a network is evaluated on: few-shot episodes, or the classes of a closed set.
 
-    `images_key`: the data set and split that are judged.
+    `images_key`: the data set and split that the images are of.
     """
 
     config: Config
 
     @property
     def images_key(self) -> str:
-        """The data set and split that are judged."""
+        """The data set and split that are evaluated."""
 
     def stores(self) -> list[tuple[str, str, ImageStore]]:
-        """The images that it judges by, as far as they are open: role, key and store."""
+        """The images that it needs, as far as they are open: role, key and store."""
 
-    def judge(
+    def evaluate(
         self, trained: Backbone | EpisodeLearner, device: torch.device, views: int = 1
-    ) -> Judgement:
+    ) -> Evaluation:
         """How `trained` does. Raises `NotFiniteError` where no accuracy can be taken."""
 
 
@@ -251,10 +250,10 @@ def embedded_by(
     return torch.stack([of(number) for number in range(views)]).mean(0)
 
 
-def chosen_embeddings(store: ImageStore, judged: torch.Tensor, images_key: str) -> Embeddings:
-    """What a picture of the embeddings `judged` `[n, D]` of `store` shows."""
+def chosen_embeddings(store: ImageStore, evaluated: torch.Tensor, images_key: str) -> Embeddings:
+    """What a picture of the embeddings `evaluated` `[n, D]` of `store` shows."""
     chosen = chosen_images(store.labels)
-    rows = judged[torch.from_numpy(chosen)]
+    rows = evaluated[torch.from_numpy(chosen)]
     names, labels = np.unique(store.labels[chosen], return_inverse=True)
     shown = tuple(store.class_names[name] for name in names)
     return Embeddings(rows.cpu().numpy(), labels, shown, images_key)
@@ -274,32 +273,36 @@ def _protocol(method: str, evaluation: EvaluationConfig, views: int = 1) -> str:
 
 def fewshot_tasks(config: Config) -> list[FewShotTask]:
     """The tasks of `evaluation.datasets`, built before training so that mistakes show first."""
-    return [FewShotTask(config, dataset) for dataset in judged_datasets(config)]
+    return [FewShotTask(config, dataset) for dataset in evaluated_datasets(config)]
 
 
 def evaluate(
     tasks: Sequence[Task], reached: Reached, device: torch.device, views: int = 1
-) -> Judgement:
-    """Judge a network on every task, by so many `views` of every image.
+) -> Evaluation:
+    """Evaluate a network on every task, by so many `views` of every image.
 
     Raises `NotFiniteError` where no accuracy can be taken.
     """
     reached.network.to(device)
-    judged = Judgement({}, {}, {})
+    evaluated = Evaluation({}, {}, {})
     for task in tasks:
-        part = judge_named(task, reached, device, views)
-        mean = part.mean if task is tasks[0] else judged.mean
-        judged = judged._replace(embeddings=judged.embeddings or part.embeddings, mean=mean)
-        judged.results.update(part.results)
-        judged.accuracies.update(part.accuracies)
-        judged.confusions.update(part.confusions)
-    return judged
+        part = evaluate_named(task, reached, device, views)
+        mean = part.mean if task is tasks[0] else evaluated.mean
+        evaluated = evaluated._replace(
+            embeddings=evaluated.embeddings or part.embeddings, mean=mean
+        )
+        evaluated.results.update(part.results)
+        evaluated.accuracies.update(part.accuracies)
+        evaluated.confusions.update(part.confusions)
+    return evaluated
 
 
-def judge_named(task: Task, reached: Reached, device: torch.device, views: int = 1) -> Judgement:
-    """`task.judge`; its `NotFiniteError` says which network and which images."""
+def evaluate_named(
+    task: Task, reached: Reached, device: torch.device, views: int = 1
+) -> Evaluation:
+    """`task.evaluate`; its `NotFiniteError` says which network and which images."""
     try:
-        return task.judge(reached.network, device, views)
+        return task.evaluate(reached.network, device, views)
     except NotFiniteError as error:
         raise NotFiniteError(
             f"{reached.name} cannot be evaluated on dataset {task.images_key}: {error}. If its "
@@ -308,8 +311,10 @@ def judge_named(task: Task, reached: Reached, device: torch.device, views: int =
         ) from error
 
 
-def judge_before_tuning(tasks: Sequence[Task], reached: Reached, device: torch.device) -> Judgement:
-    """Judge a network that is not fine-tuned; a method that needs a head gets an untrained one."""
+def evaluate_before_tuning(
+    tasks: Sequence[Task], reached: Reached, device: torch.device
+) -> Evaluation:
+    """Evaluate a network that is not fine-tuned; where a method needs a head, it is untrained."""
     config = tasks[0].config
     if option_of(MethodConfig, config.evaluation.method).headed:
         generator = torch.Generator().manual_seed(derive(config.seed, "head"))
@@ -325,7 +330,7 @@ def doubted(results: Mapping[str, Any]) -> list[str]:
     return [
         f"{key}, {name}: {doubt}. Its accuracy means little."
         for network, name in networks.items()
-        for key, result in judged_in(results, network).items()
+        for key, result in accuracies_of(results, network).items()
         for doubt in result["doubts"]
     ]
 
@@ -355,14 +360,14 @@ def evaluate_best(
     tasks: Sequence[Task],
     path: Path,
     last: Backbone,
-    judged: Judgement,
+    evaluated: Evaluation,
     device: torch.device,
-) -> tuple[dict[str, Any], Judgement]:
-    """Where in training the network of best.pt at `path` was, its size, and its judgement.
+) -> tuple[dict[str, Any], Evaluation]:
+    """Where in training the network of best.pt at `path` was, its size, and its evaluation.
 
-    `judged` is that of `last`, the run's last network: the same network is not judged again. The
-    epoch counts from 0, as in mutations.jsonl. `minus_last`: per episode list the paired difference
-    of the accuracies, in points. Raises `UserError` for what is no checkpoint.
+    `evaluated` is that of `last`, the run's last network: the same network is not evaluated again.
+    The epoch counts from 0, as in mutations.jsonl. `minus_last`: per episode list the paired
+    difference of the accuracies, in points. Raises `UserError` for what is no checkpoint.
     """
     state = checkpoint.load(path)
     best = checkpoint.backbone_of(path)
@@ -374,12 +379,12 @@ def evaluate_best(
         torch.equal(tensor, last.state_dict()[name].cpu())
         for name, tensor in best.state_dict().items()
     )
-    found = judged
+    found = evaluated
     if not same:
         found = evaluate(tasks, Reached(best, name=f"checkpoint={path}"), device)
     differences = {
         key: paired_difference(found.accuracies[key], accuracies)._asdict()
-        for key, accuracies in judged.accuracies.items()
+        for key, accuracies in evaluated.accuracies.items()
     }
     return {**about, "minus_last": differences}, found
 

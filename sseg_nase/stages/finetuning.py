@@ -21,10 +21,10 @@ from sseg_nase.errors import UserError
 from sseg_nase.fewshot.evaluation import NotFiniteError
 from sseg_nase.files import check_room
 from sseg_nase.finetune.learner import EpisodeLearner, around
-from sseg_nase.finetune.loop import FineTuner, learner_of
+from sseg_nase.finetune.loop import Evaluated, FineTuner, learner_of
 from sseg_nase.rundir.names import CHECKPOINTS, checkpoint_of
 from sseg_nase.stages.classifying import ByVal, labelled_part
-from sseg_nase.stages.evaluating import FewShotTask, judge_named
+from sseg_nase.stages.evaluating import FewShotTask, evaluate_named
 from sseg_nase.stages.pretraining import interventions_of
 from sseg_nase.stages.setup import Reached, check_sizes, images_of, stored
 from sseg_nase.stages.teaching import OtherRun
@@ -38,7 +38,7 @@ from sseg_nase.training.surgery import Before
 TUNED = "the network that is fine-tuned"
 
 
-class Place(NamedTuple):
+class TuningStage(NamedTuple):
     """A stage of fine-tuning: which of how many, counted from 0, and its method."""
 
     number: int
@@ -66,38 +66,38 @@ class Place(NamedTuple):
         return f"finetune_{self.method}.pt"
 
 
-def places_of(config: Config) -> list[Place]:
+def tuning_stages(config: Config) -> list[TuningStage]:
     """The stages of fine-tuning of a run, in their order."""
     stages = stages_of(config)
-    return [Place(n, len(stages), each.finetune.name) for n, each in enumerate(stages)]
+    return [TuningStage(n, len(stages), each.finetune.name) for n, each in enumerate(stages)]
 
 
-def place_of(state: Mapping[str, Any] | None, config: Config) -> Place | None:
+def stage_reached(state: Mapping[str, Any] | None, config: Config) -> TuningStage | None:
     """The stage that a checkpoint of fine-tuning is of; None where nothing is fine-tuned.
 
     Without one, the first. Raises `UserError` where it is none of `config`.
     """
-    places = places_of(config)
+    stages = tuning_stages(config)
     number = 0 if state is None else int(state.get("number", 0))
-    if not places:
+    if not stages:
         return None
     if state is None:
-        return places[0]
-    there = places[number].method if number < len(places) else None
+        return stages[0]
+    there = stages[number].method if number < len(stages) else None
     if state.get("method", there) != there:
-        now = ", ".join(place.method for place in places)
+        now = ", ".join(stage.method for stage in stages)
         raise UserError(
             f"resume={config.resume}: the run has come to fine-tuning with {state['method']} as "
             f"stage {number + 1}, and now its stages are {now}. Leave finetune out, or start a run "
             "of its own with finetune.from=RUN."
         )
-    return places[number]
+    return stages[number]
 
 
-def reached_by(place: Place, config: Config, folder: Path) -> Reached:
-    """What the stage at `place` of a resumed run has come to. Raises `UserError` where its
+def reached_by(stage: TuningStage, config: Config, folder: Path) -> Reached:
+    """What `stage` of a resumed run has come to. Raises `UserError` where its
     checkpoint is missing or damaged."""
-    path = folder / CHECKPOINTS / place.file
+    path = folder / CHECKPOINTS / stage.file
     reached = stored(path, config)
     state = checkpoint.load(path)
     more = {key: state[key] for key in ("skipped", "tuned", "epochs")}
@@ -110,7 +110,7 @@ def fine_tune(
     sink: Sink,
     folder: Path,
     *,
-    place: Place | None = None,
+    stage: TuningStage | None = None,
     state: dict[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
     teacher: OtherRun | None = None,
@@ -119,7 +119,7 @@ def fine_tune(
 ) -> Reached:
     """Train the backbone of `before` on the labelled base images; what did best on val episodes.
 
-    `config` is that of one stage, at `place` among those of the run (None: the only one).
+    `config` is that of one stage of fine-tuning, `stage` of the run (None: the only one).
     `state`: of the checkpoint to go on from. Checkpoints with `extra` go to `folder`. `stop` is
     asked after every step; when it says so, `Interrupted` is raised after a checkpoint. `teacher`:
     what the classifier of finetune=linear is distilled from. `at_once`:
@@ -127,7 +127,7 @@ def fine_tune(
     trains, however many there are. Raises `UserError` for images without labels, or too few of a
     class, and where training diverges.
     """
-    place = place or Place(0, 1, config.finetune.name)
+    stage = stage or TuningStage(0, 1, config.finetune.name)
     hardware, size = config.hardware, config.dataset.image_size
     fabric = distributed.build_fabric(hardware.accelerator, 1, hardware.precision)
     store = labelled(config)
@@ -147,11 +147,11 @@ def fine_tune(
     for note in notes:
         sink.event("message", {"text": note})
     assert images is not None
-    judge = ByVal(config, store) if classifier else _by_episodes(config)
+    evaluate = ByVal(config, store) if classifier else _by_episodes(config)
 
-    def validate(learner: EpisodeLearner) -> tuple[float, float]:
+    def validate(learner: EpisodeLearner) -> Evaluated:
         with at_once():  # it may take longer than any step
-            return judge(learner, fabric.device)
+            return evaluate(learner, fabric.device)
 
     def reached(progress: Mapping[str, Any]) -> dict[str, Any]:
         seen = dict(before.images_seen)
@@ -160,7 +160,7 @@ def fine_tune(
         own = progress["macs"]
         known = own is not None and (teacher is None or teacher.spent is not None)
         if macs is not None and known:
-            more = {**progress["beside"], place.name: own}
+            more = {**progress["beside"], stage.name: own}
             if teacher is not None:  # once, whatever has been done here
                 more[TEACHER_RUN] = teacher.spent
             macs = {**macs, **{part: macs.get(part, 0) + n for part, n in more.items()}}
@@ -171,7 +171,7 @@ def fine_tune(
 
     def save(name: str, saved: dict[str, Any]) -> None:
         about = {"options": plain(config.finetune), "classes": len(store.class_names)}
-        about |= {"number": place.number}
+        about |= {"number": stage.number}
         payload = {**saved, **about, **reached(saved["finetune"]), **(extra or {})}
         checkpoint.save(checkpoint_of(folder, f"finetune_{name}"), payload)
 
@@ -180,9 +180,9 @@ def fine_tune(
     learner = around(before.backbone, config.finetune, classes, generator)
     _check_frozen(learner, config)
     schedule = config.finetune.image_sizes
-    check_sizes(f"{place.keys}.image_sizes", schedule, learner.backbone.architecture)
+    check_sizes(f"{stage.keys}.image_sizes", schedule, learner.backbone.architecture)
     if teacher is not None:
-        key = f"finetune.teacher={teacher.path} with {place.keys}.image_sizes"
+        key = f"finetune.teacher={teacher.path} with {stage.keys}.image_sizes"
         check_sizes(key, schedule, teacher.reached.backbone.architecture)
     tuned_as = dataclasses.replace(
         config, pretrain=dataclasses.replace(config.pretrain, epochs=config.finetune.epochs)
@@ -197,8 +197,8 @@ def fine_tune(
         save=save,
         sink=sink,
         stop=stop,
-        what=place.words,
-        about={"method": place.method, "number": place.number, "of": place.of},
+        what=stage.words,
+        about={"method": stage.method, "number": stage.number, "of": stage.of},
         interventions=interventions_of(tuned_as) if config.finetune.evolve else [],
         before=Before(before.epochs, len(before.history), before.step),
         teacher=None if teacher is None else teacher.on(fabric.device),
@@ -211,32 +211,32 @@ def fine_tune(
     try:
         tuner.fit()
     except (DivergenceError, NotFiniteError) as error:
-        raise explained(error, config, folder, "finetune_last", place.keys) from error
+        raise explained(error, config, folder, "finetune_last", stage.keys) from error
     best = checkpoint.load(checkpoint_of(folder, "finetune_best"))
     learner = learner_of(best["architecture"], config.finetune, classes).to(fabric.device)
     learner.load_state_dict(best["student"])
     name = f"checkpoint={checkpoint_of(folder, 'finetune_best')}"
-    skipped = {**before.skipped, place.words: tuner.progress.skipped}
+    skipped = {**before.skipped, stage.words: tuner.progress.skipped}
     progress = dataclasses.asdict(tuner.progress)
     ended = {**reached(progress), "skipped": skipped, "tuned": [*before.tuned, _told(tuner)]}
     ended["epochs"] = before.epochs + tuner.progress.epoch
-    if place.number + 1 < place.of:
-        checkpoint.save(folder / CHECKPOINTS / place.file, {**best, **ended})
+    if stage.number + 1 < stage.of:
+        checkpoint.save(folder / CHECKPOINTS / stage.file, {**best, **ended})
     return Reached(learner.eval(), **ended, name=name)
 
 
 def _by_episodes(
     config: Config,
 ) -> Callable[[EpisodeLearner, torch.device], tuple[float, float]]:
-    """What judges a learner on episodes of the val classes."""
+    """A function that evaluates a learner on episodes of the val classes."""
     selection = FewShotTask(selection_config(config), config.dataset)
 
-    def judge(learner: EpisodeLearner, device: torch.device) -> tuple[float, float]:
-        judged = judge_named(selection, Reached(learner, name=TUNED), device)
-        (result,) = judged.results.values()
+    def evaluate(learner: EpisodeLearner, device: torch.device) -> tuple[float, float]:
+        evaluated = evaluate_named(selection, Reached(learner, name=TUNED), device)
+        (result,) = evaluated.results.values()
         return result["accuracy"], result["ci95"]
 
-    return judge
+    return evaluate
 
 
 def _told(tuner: FineTuner) -> dict[str, Any]:
@@ -271,7 +271,7 @@ def _check_frozen(learner: EpisodeLearner, config: Config) -> None:
 def selection_config(config: Config) -> Config:
     """`config` with the episodes by which fine-tuning chooses its best network.
 
-    Of the val classes, judged as the network is trained, and others than those of the results.
+    Of the val classes, classified as the network is trained, and others than those of the results.
     """
     options = config.finetune
     evaluation = dataclasses.replace(
@@ -281,7 +281,7 @@ def selection_config(config: Config) -> Config:
         query_balance="balanced",
         episodes=options.validation_episodes,
         seed=derive(config.evaluation.seed, "selection"),
-        method=options.judged_by,
+        method=options.evaluated_by,
         metric=options.metric if isinstance(options, Prototypical) else "cosine",
         normalize="none" if options.by_episodes else "l2n",  # of which it knows no scores
         support_augmentations=0,

@@ -67,7 +67,7 @@ def fitted(config: Config) -> tuple[Config, list[str]]:
     if len(tunings) < 2:
         config, said = _fitted(config)
         return config, [*said, *notes]
-    # The episodes that judge fit every stage.
+    # The episodes of the evaluation fit every stage.
     fits: list[Config] = []
     for stage in tunings:
         stage, said = _fitted(dataclasses.replace(stage, evaluation=config.evaluation))
@@ -98,20 +98,20 @@ def _fitted(config: Config) -> tuple[Config, list[str]]:
 def _fitted_to_images(config: Config, usual: Config) -> tuple[Config, list[str]]:
     evaluation, tuned = config.evaluation, config.finetune.trains
     _check_two_classes(config)
-    judged = [
+    evaluated = [
         room_of(images_of(config, dataset, evaluation.split), evaluation.split, dataset.name)
-        for dataset in judged_datasets(config)
+        for dataset in evaluated_datasets(config)
     ]
-    chosen_by, base = judged, None
+    chosen_by, base = evaluated, None
     if tuned and config.task == "pipeline":
         chosen_by = [room_of(images_of(config, config.dataset, "val"), "val", config.dataset.name)]
         base = room_of(images_of(config, config.dataset, "train"), "train", config.dataset.name)
     if base is not None and isinstance(config.finetune, Maml):
-        # Its head has as many classes as the episodes that judge it.
+        # Its head has as many classes as the episodes of the evaluation.
         chosen_by = [*chosen_by, base._replace(images=chosen_by[0].images)]
         evaluation = dataclasses.replace(evaluation, ways=evaluation.ways or config.finetune.ways)
-    new = episodes_that_fit(evaluation, usual.evaluation, [*judged, *chosen_by])
-    notes = _said("evaluation", evaluation, new, usual.evaluation, [*judged, *chosen_by])
+    new = episodes_that_fit(evaluation, usual.evaluation, [*evaluated, *chosen_by])
+    notes = _said("evaluation", evaluation, new, usual.evaluation, [*evaluated, *chosen_by])
     config = dataclasses.replace(config, evaluation=new)
     if base is not None:
         tuning = _training_episodes(config.finetune, usual.finetune, new, base, chosen_by[0])
@@ -123,7 +123,7 @@ def _fitted_to_images(config: Config, usual: Config) -> tuple[Config, list[str]]
 
 
 def _check_two_classes(config: Config) -> None:
-    """Raise `UserError` for a single class of one's own, which no episode can be drawn from."""
+    """Raise `UserError` for a single class of one's own, which no episode can be sampled from."""
     dataset = config.dataset
     if not isinstance(dataset, OwnImages) or dataset.split_fractions is not None:
         return
@@ -233,7 +233,7 @@ def what_fits(
     return " ".join(argument(f"evaluation.{key}", getattr(fit, key)) for key in OPEN)
 
 
-def judged_datasets(config: Config) -> list[DatasetConfig]:
+def evaluated_datasets(config: Config) -> list[DatasetConfig]:
     """The data sets of `evaluation.datasets`, in their order."""
     names = config.evaluation.datasets or [config.dataset.name]
     return [

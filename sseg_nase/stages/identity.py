@@ -65,7 +65,8 @@ def data_of(config: Config, tasks: Sequence[Task], *, pretrained: bool) -> Data:
             use(role, key, partial(_is, store))
     name = config.dataset.name
     if pretrained and "NATURAL" in config.curriculum.levels:
-        use("pretrain", f"{name}/train", partial(own, "train"))
+        natural = config.dataset.natural
+        use("pretrain", f"{name}/{natural}", partial(own, natural))
     if config.task == "pipeline" and config.finetune.trains:
         use("finetune", f"{name}/train", partial(own, "train"))
         use("select", f"{name}/val", partial(own, "val"))
@@ -189,16 +190,16 @@ def _distinct(images: Iterable[Data]) -> list[Data]:
 def overlaps(seen: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) -> Iterator[str]:
     """Yield in words what of the evaluated images of `data` was trained on."""
     for key in data["roles"].get("evaluate", ()):
-        judged, name = data["images"][key], key.partition("/")[0]
+        evaluated, name = data["images"][key], key.partition("/")[0]
         # Its classes are meant to be those that were trained on.
-        is_closed = name in names_with(Closed) or str(judged.get("layout")).endswith(CLOSED)
+        is_closed = name in names_with(Closed) or str(evaluated.get("layout")).endswith(CLOSED)
         for one in seen:
             if one["key"].partition("/")[0] != name:
                 continue  # names mean nothing across data sets
-            common = [name for name in judged["classes"] if name in set(one["classes"])]
-            if one["sha256"]["images"] == judged["sha256"]["images"]:
-                yield f"the {judged['count']} images of {key} were trained on: {one['key']}"
-            elif common and not is_closed and _comparable_names(one, judged):
+            common = [name for name in evaluated["classes"] if name in set(one["classes"])]
+            if one["sha256"]["images"] == evaluated["sha256"]["images"]:
+                yield f"the {evaluated['count']} images of {key} were trained on: {one['key']}"
+            elif common and not is_closed and _comparable_names(one, evaluated):
                 named = ", ".join(common[:MOST_NAMED]) + (", …" if common[MOST_NAMED:] else "")
                 yield (
                     f"{len(common)} classes of {key} have names of classes that were trained on "
@@ -243,7 +244,7 @@ def in_results(data: Mapping[str, Any]) -> Data:
     evaluated = {key: brief(data["images"][key]) for key in data["roles"].get("evaluate", ())}
     trained = [{"key": one["key"], **brief(one)} for one in trained_on(data)]
     drawing = {"drawing": data["drawing"]} if data.get("drawn") else {}
-    # Embedded for the mean that features are judged without (evaluation.normalize=cl2n).
+    # Embedded for the mean that is taken off features (evaluation.normalize=cl2n).
     centred = {key: data["images"][key]["count"] for key in data["roles"].get("centre", ())}
     # Of a closed set: whose labels its nearest neighbours, or a linear probe, are taken from.
     compared = {key: data["images"][key]["count"] for key in data["roles"].get("compare", ())}

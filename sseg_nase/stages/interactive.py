@@ -11,8 +11,9 @@ from sseg_nase.data.pixels import load_image
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 from sseg_nase.nets.backbone import Backbone
+from sseg_nase.stages import evaluating
 from sseg_nase.stages.classifying import tasks_of
-from sseg_nase.stages.evaluating import Judgement, evaluate
+from sseg_nase.stages.evaluating import Evaluation
 from sseg_nase.stages.fitting import fitted
 from sseg_nase.stages.setup import Reached, images_of
 
@@ -39,14 +40,14 @@ def open_image(path: Path | str, network: Backbone) -> torch.Tensor:
     return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
 
 
-def judge(network: Backbone, config: Config) -> Judgement:
-    """Judge `network` as a run with `config` would: `evaluation.*` says on which episodes, and how.
+def evaluate(network: Backbone, config: Config) -> Evaluation:
+    """Measure the accuracy of `network` as a run with `config` would, on few-shot episodes.
 
-    Computed where the network lies. `results["digits/val/5w1s"]` has accuracy and ci95 in percent
-    and the number of episodes; `accuracies` the accuracy of every episode in percent, float64
-    `[episodes]`: two networks judged with the same `config` had the same episodes, so
-    `paired_difference` compares them. Raises `UserError` where the network takes other images, and
-    where the split is too small.
+    `evaluation.*` says on which ones and how, or that it is a closed set. Computed where the
+    network lies. `results["digits/val/5w1s"]` has accuracy and ci95 in percent and the number of
+    episodes; `accuracies` the accuracy of every episode in percent, float64 `[episodes]`: two
+    networks evaluated with the same `config` had the same episodes, so `paired_difference` compares
+    them. Raises `UserError` where the network takes other images, and where the split is too small.
     """
     config, _ = fitted(config)
     architecture, dataset = network.architecture, config.dataset
@@ -58,4 +59,4 @@ def judge(network: Backbone, config: Config) -> Judgement:
             f"of {taken[0]} channels and {taken[1]} px. Set both keys to these."
         )
     reached = Reached(network, name="the network")
-    return evaluate(tasks_of(config), reached, next(network.parameters()).device)
+    return evaluating.evaluate(tasks_of(config), reached, next(network.parameters()).device)

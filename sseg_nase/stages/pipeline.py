@@ -15,8 +15,15 @@ from sseg_nase.files import StorageError
 from sseg_nase.rundir.names import checkpoint_of
 from sseg_nase.stages.classifying import is_closed, tasks_of
 from sseg_nase.stages.controlling import train_control
-from sseg_nase.stages.evaluating import Task, judge_before_tuning
-from sseg_nase.stages.finetuning import Place, fine_tune, labelled, place_of, places_of, reached_by
+from sseg_nase.stages.evaluating import Task, evaluate_before_tuning
+from sseg_nase.stages.finetuning import (
+    TuningStage,
+    fine_tune,
+    labelled,
+    reached_by,
+    stage_reached,
+    tuning_stages,
+)
 from sseg_nase.stages.fitting import unused_images
 from sseg_nase.stages.pretraining import pretrain
 from sseg_nase.stages.results import conclude
@@ -46,7 +53,7 @@ def pipeline(this: Run) -> None:
     done = 0 if state is None else int(state["epoch"])
     if tuning is not None:
         done = int(tuning["finetune"]["epoch"])
-    place = place_of(tuning, config)
+    stage = stage_reached(tuning, config)
     this.tie(tasks, pretrained=trained, epochs=done)
     this.notes += unused_images(config)
     resumed = None
@@ -66,11 +73,11 @@ def pipeline(this: Run) -> None:
     # Of a closed set nothing is evaluated before all is trained and chosen.
     results = {} if is_closed(config) else _references(this, tasks, reached, trained)
     results |= {} if guide is None else {"ssl_teacher": guide.in_results()}
-    if place is not None:
-        reached = _tune(this, reached, place, tuning, extra, teacher)
+    if stage is not None:
+        reached = _tune(this, reached, stage, tuning, extra, teacher)
         results |= {} if teacher is None else {"teacher": teacher.in_results()}
     # What is fine-tuned is chosen already: there is no other best.
-    best = checkpoint_of(this.directory, "best") if trained and place is None else None
+    best = checkpoint_of(this.directory, "best") if trained and stage is None else None
     control = None
     if config.report.control:
         control = _train_control(this, extra, teacher, pretrained=trained)
@@ -136,25 +143,25 @@ def _pretrain(
 def _tune(
     this: Run,
     reached: Reached,
-    place: Place,
+    stage: TuningStage,
     state: dict[str, Any] | None,
     extra: dict[str, Any],
     teacher: OtherRun | None,
 ) -> Reached:
-    """Fine-tune stage by stage, from `place` on, where `state` left off."""
-    tunings, places = stages_of(this.config), places_of(this.config)
-    if place.number:
-        ended = place.number - 1
-        reached = reached_by(places[ended], tunings[ended], this.directory)
-    for now in places[place.number :]:
+    """Fine-tune stage by stage, from `stage` on, where `state` left off."""
+    tunings, several = stages_of(this.config), tuning_stages(this.config)
+    if stage.number:
+        ended = stage.number - 1
+        reached = reached_by(several[ended], tunings[ended], this.directory)
+    for now in several[stage.number :]:
         with this.stage(now.name), this.interruption.deferred():
             reached = fine_tune(
                 tunings[now.number],
                 reached,
                 this.sink,
                 this.directory,
-                place=now,
-                state=state if now == place else None,
+                stage=now,
+                state=state if now == stage else None,
                 extra=extra,
                 teacher=teacher if isinstance(tunings[now.number].finetune, Linear) else None,
                 stop=this.interruption.is_requested,
@@ -175,12 +182,12 @@ def _references(
         return {}
     with this.stage("untrained"):
         seed = Reached(seed_backbone(config))
-        references = {"fewshot_untrained": judge_before_tuning(tasks, seed, this.device)}
+        references = {"fewshot_untrained": evaluate_before_tuning(tasks, seed, this.device)}
     if config.finetune.trains and (trained or config.finetune.start):
         with this.stage("pretrained"):
-            judged = judge_before_tuning(tasks, reached, this.device)
-            references["fewshot_pretrained"] = judged
-    return {key: judged.results for key, judged in references.items()}
+            evaluated = evaluate_before_tuning(tasks, reached, this.device)
+            references["fewshot_pretrained"] = evaluated
+    return {key: evaluated.results for key, evaluated in references.items()}
 
 
 def _train_control(

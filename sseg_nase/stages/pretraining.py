@@ -108,7 +108,7 @@ def trainer_of(
     levels = curriculum.levels
     fabric = distributed.build_fabric(hardware.accelerator, hardware.devices, hardware.precision)
     natural, drawn_bytes, notes = place(
-        images_of(config, config.dataset, "train") if "NATURAL" in levels else None,
+        images_of(config, config.dataset, config.dataset.natural) if "NATURAL" in levels else None,
         sum(number for level, number in curriculum.images.items() if level in levels),
         image_size=config.dataset.image_size,
         channels=config.dataset.channels,

@@ -32,7 +32,7 @@ from sseg_nase.stages import identity
 from sseg_nase.stages.classifying import is_closed
 from sseg_nase.stages.controlling import compared
 from sseg_nase.stages.evaluating import (
-    Judgement,
+    Evaluation,
     Task,
     doubted,
     efficiency,
@@ -63,7 +63,7 @@ def conclude(
     """
     backbone = reached.backbone
     sections = CLOSED_SECTIONS if is_closed(this.config) else SECTIONS
-    judged, results = _evaluated(this, reached, tasks, results, best, control)
+    evaluated, results = _evaluated(this, reached, tasks, results, best, control)
     for text in doubted(results):
         this.sink.event("warning", {"text": text})
     with this.stage("efficiency"):
@@ -73,15 +73,15 @@ def conclude(
     headline = BEST if sections[BEST] in results else LAST
     _tell(this, results, sections, headline, reached.step)
     write_architecture(this.directory, backbone.architecture.to_dict())
-    write_episodes(this.directory, {name: each.accuracies for name, each in judged.items()})
-    write_confusions(this.directory, {name: each.confusions for name, each in judged.items()})
-    if (shown := judged[LAST].embeddings) is not None:
+    write_episodes(this.directory, {name: each.accuracies for name, each in evaluated.items()})
+    write_confusions(this.directory, {name: each.confusions for name, each in evaluated.items()})
+    if (shown := evaluated[LAST].embeddings) is not None:
         write_embeddings(this.directory, shown)
     write_results(this.directory, results)
     if isinstance(this.config.tracking, InStore):
         chosen = checkpoint.backbone_of(best) if headline == BEST and best else backbone
         *_, (_, _, examples) = tasks[0].stores()
-        keep(this, this.config.tracking, chosen, judged[headline], examples)
+        keep(this, this.config.tracking, chosen, evaluated[headline], examples)
     if this.config.report.at_end:
         report(this)
     this.summary = results, reached.history
@@ -94,12 +94,12 @@ def _evaluated(
     results: dict[str, Any],
     best: Path | None,
     control: Reached | None,
-) -> tuple[dict[str, Judgement], dict[str, Any]]:
+) -> tuple[dict[str, Evaluation], dict[str, Any]]:
     """What the networks of the run are worth, by name, and `results` with a section for each."""
     closed = is_closed(this.config)
     sections = CLOSED_SECTIONS if closed else SECTIONS
     with this.stage("evaluate"):
-        judged = {LAST: evaluate(tasks, reached, this.device)}
+        evaluated = {LAST: evaluate(tasks, reached, this.device)}
         if closed:
             this.know(tasks)
             results = {**results, **_untrained(this, tasks)}
@@ -109,18 +109,18 @@ def _evaluated(
             results = {**results, sections["views"]: averaged.results, "test_views": about}
         why = None if best is None else checkpoint.unreadable(best)
         if why is not None:
-            text = f"{best} {why}: the best network is not judged"
+            text = f"{best} {why}: the best network is not evaluated"
             this.sink.event("warning", {"text": text})
         elif best is not None:
-            about, judged[BEST] = evaluate_best(
-                tasks, best, reached.backbone, judged[LAST], this.device
+            about, evaluated[BEST] = evaluate_best(
+                tasks, best, reached.backbone, evaluated[LAST], this.device
             )
-            results = {**results, sections[BEST]: judged[BEST].results, "best": about}
+            results = {**results, sections[BEST]: evaluated[BEST].results, "best": about}
         if control is not None:
             beside = evaluate(tasks, control, this.device)
-            told = compared(control, beside, judged[LAST])
+            told = compared(control, beside, evaluated[LAST])
             results = {**results, sections["control"]: beside.results, "control": told}
-    return judged, {sections[LAST]: judged[LAST].results, **results}
+    return evaluated, {sections[LAST]: evaluated[LAST].results, **results}
 
 
 def _untrained(this: Run, tasks: Sequence[Task]) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def _tell(
 
 
 def keep(
-    this: Run, tracking: InStore, backbone: Backbone, judged: Judgement, examples: ImageStore
+    this: Run, tracking: InStore, backbone: Backbone, evaluated: Evaluation, examples: ImageStore
 ) -> None:
     """Give the tracker the network that the results are headed by, and the checkpoints.
 
@@ -202,7 +202,7 @@ def keep(
     if tracking.model:
         try:
             files += write_model(
-                this.directory, this.config, backbone, judged.mean, examples, this.sink.run_id
+                this.directory, this.config, backbone, evaluated.mean, examples, this.sink.run_id
             )
         except Exception as error:
             this.warn(f"tracking.model=true: the model is not written: {error}")

@@ -9,7 +9,7 @@ from sseg_nase.config.schema import Config
 from sseg_nase.config.sequence import stages_of
 from sseg_nase.errors import UserError
 from sseg_nase.rundir.names import checkpoint_of
-from sseg_nase.stages.finetuning import place_of
+from sseg_nase.stages.finetuning import stage_reached
 from sseg_nase.stages.running import Run
 from sseg_nase.training import checkpoint
 
@@ -28,11 +28,11 @@ def check_epochs(config: Config) -> None:
         progress, key, asked = state, "pretrain.epochs", config.pretrain.epochs
         if file == "finetune_last":
             progress = state.get("finetune", {})
-            place = place_of(state or None, config)
-            if place is None:
+            stage = stage_reached(state or None, config)
+            if stage is None:
                 continue
-            key = f"{place.keys}.epochs"
-            asked = stages_of(config)[place.number].finetune.epochs
+            key = f"{stage.keys}.epochs"
+            asked = stages_of(config)[stage.number].finetune.epochs
         begun = int(progress.get("epoch", 0)) + bool(progress.get("batch"))
         if begun > asked:
             raise UserError(
@@ -55,8 +55,8 @@ def tell_where_it_resumes(
         return
     where = "the beginning: there is no checkpoint yet"
     if tuning is not None:
-        place = place_of(tuning, this.config)
-        training = "fine-tuning" if place is None else place.words
+        stage = stage_reached(tuning, this.config)
+        training = "fine-tuning" if stage is None else stage.words
         where = f"epoch {tuning['finetune']['epoch'] + 1} of {training}, step {tuning['step']}"
     elif state is not None:
         where = f"epoch {state['epoch'] + 1}, step {state['step']}"

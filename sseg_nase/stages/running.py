@@ -152,7 +152,7 @@ class Run:
         write_data(self.directory, self.data)
 
     def know(self, tasks: Sequence[Task]) -> None:
-        """Record the images that were not opened before they were judged."""
+        """Record the images that were not opened before they were evaluated."""
         known, roles = dict(self.data["images"]), {**self.data["roles"]}
         for role, key, store in (one for task in tasks for one in task.stores()):
             known[key] = identity.identity(store)

@@ -108,8 +108,8 @@ def write_model(
 ) -> list[Path]:
     """Write `model/` in the folder of a run, and return its files.
 
-    `mean` of the base split as the network was judged with; two of `examples` show what it takes.
-    Raises `StorageError`.
+    `mean` of the base split that its evaluation took off features; two of `examples` show what it
+    takes. Raises `StorageError`.
     """
     folder = run / MODEL
     with writing(folder):

@@ -104,7 +104,7 @@ def classifier_of(config: Config, base: ImageStore) -> OtherRun | None:
 
 
 def guide_of(config: Config) -> OtherRun | None:
-    """The network that `ssl.teacher` names; None without one.
+    """Load the trained network that `ssl.teacher` names; None where it names none.
 
     Raises `UserError` where it is none, or one for other images.
     """

@@ -1,4 +1,4 @@
-"""The end of a sweep, or a look at it: the table, the report, and the parent run."""
+"""The end of a sweep, or an inspection of it: the table, the report, and the parent run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sseg_nase.rundir.names import SEARCH
 from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.sweeps.folder import SweepFolder, looked_at
 from sseg_nase.sweeps.report import report_sweep
-from sseg_nase.sweeps.status import QUEUED, RUNNING, WAITING, Seen, exit_code, look
+from sseg_nase.sweeps.status import QUEUED, RUNNING, WAITING, Seen, exit_code, poll
 from sseg_nase.tracking.console import duration
 from sseg_nase.tracking.sweeps import SweepStore
 
@@ -32,7 +32,7 @@ Say = Callable[[str], None]
 
 def finish(sweep: SweepFolder, store: SweepStore, say: Say) -> int:
     """Show the table, write the report, end the parent run; return the exit code."""
-    seen = look(sweep)
+    seen = poll(sweep)
     console = _console()
     console.print(table(sweep, seen, console.width))
     _close(sweep, seen, store, say)
@@ -71,7 +71,7 @@ def finish_if_last(sweep: SweepFolder, say: Say) -> None:
     if (
         of_search(sweep)
         or sweep.launched()
-        or any(one.state in (RUNNING, QUEUED, WAITING) for one in look(sweep))
+        or any(one.state in (RUNNING, QUEUED, WAITING) for one in poll(sweep))
     ):
         return
     with suppress(UserError), sweep.launching():  # another may have seen that it was the last
@@ -82,12 +82,12 @@ def status(config: Config, say: Say) -> int:
     """`task=status`: show how the jobs of a sweep stand; return the exit code."""
     sweep = looked_at(config.sweep.dir, Path(config.paths.output_dir))
     console = _console()
-    seen = look(sweep)
+    seen = poll(sweep)
     if config.sweep.watch and console.is_terminal:
         with Live(table(sweep, seen, console.width), console=console, auto_refresh=False) as live:
             while any(one.state in (RUNNING, QUEUED) for one in seen) or sweep.launched():
                 time.sleep(SECONDS_BETWEEN_TABLES)
-                seen = look(sweep)
+                seen = poll(sweep)
                 live.update(table(sweep, seen, console.width), refresh=True)
     else:
         console.print(table(sweep, seen, console.width))

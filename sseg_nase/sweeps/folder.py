@@ -206,7 +206,7 @@ class SweepFolder:
         if (wrong := _damage(self.plan)) is not None:
             raise UserError(
                 f"sweep={path}: sweep.json there is damaged ({wrong}). Bring it back from a copy; "
-                "without its folder the same command starts the sweep anew."
+                "without its folder the same command starts the sweep again."
             )
         self.jobs = [
             JobFolder(self.path / "jobs" / str(job["number"]), job) for job in self.plan["jobs"]

@@ -210,11 +210,11 @@ def _devices(sweep: SweepFolder, job: JobFolder) -> Iterator[Mapping[str, str]]:
 
 @contextmanager
 def _place(sweep: SweepFolder, job: JobFolder, launcher: str) -> Iterator[None]:
-    """`submitit_local` starts all jobs at once: here they wait for one of the places."""
+    """`submitit_local` starts all jobs at once: here they wait for one of the slots."""
     if launcher != "submitit_local":
         yield
         return
-    job.note(waiting="waiting for a place")
+    job.note(waiting="waiting for a slot")
     with slot_of(sweep.path / "places", sweep.settings.parallel):
         job.note(waiting=None, started=time.time())
         yield

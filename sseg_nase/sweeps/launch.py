@@ -39,10 +39,10 @@ from sseg_nase.sweeps.folder import (
 )
 from sseg_nase.sweeps.isolation import SECONDS_TO_STOP
 from sseg_nase.sweeps.plan import plan
-from sseg_nase.sweeps.status import GONE, QUEUED, RUNNING, Seen, Watcher, look
+from sseg_nase.sweeps.status import GONE, QUEUED, RUNNING, Seen, Watcher, poll
 from sseg_nase.tracking.sweeps import KnownRun, SweepStore
 
-SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_POLLS = 1.0
 SECONDS_BETWEEN_QUERIES = 5.0  # of Slurm, which others ask, too
 SECONDS_TO_BEGIN = 30.0
 STOPPING = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
@@ -118,7 +118,7 @@ def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> 
         # Nothing of a sweep is touched that is refused.
         sweep.begin_launch(settings, os.environ.get("CUDA_VISIBLE_DEVICES"))
         begin_parent(sweep, store)
-        if not numbers and not _on_its_way(look(sweep)):
+        if not numbers and not _on_its_way(poll(sweep)):
             return finish(sweep, store, say)
         if in_slurm or not settings.detach:
             return _run(sweep, numbers, [*chosen, *kept], hydra, store, say, in_slurm=in_slurm)
@@ -285,7 +285,7 @@ def _to_do(sweep: SweepFolder, rerun: bool, store: SweepStore, say: Say) -> list
     done, on_their_way = 0, 0
     lost = list[JobFolder]()
     images = _Images()
-    for one in look(sweep):
+    for one in poll(sweep):
         job = one.job
         if one.state in (RUNNING, QUEUED):
             on_their_way += 1
@@ -308,7 +308,8 @@ def _to_do(sweep: SweepFolder, rerun: bool, store: SweepStore, say: Say) -> list
         more = f" (and so for {len(lost) - 1} more jobs)" if lost[1:] else ""
         say(f"job {lost[0].number} runs again: {lost[0].lost}{more}")
     if done:
-        say(f"{done} of {len(sweep.jobs)} jobs are FINISHED already (sweep.rerun=true runs anew)")
+        of = len(sweep.jobs)
+        say(f"{done} of {of} jobs are FINISHED already (sweep.rerun=true runs them again)")
     if on_their_way:
         say(f"{on_their_way} of {len(sweep.jobs)} jobs are on their way already")
     return numbers
@@ -427,8 +428,8 @@ def _run(
                 raise UserError(f"hydra/launcher: no job could be started: {text}") from error
         try:
             watcher.stop()  # from here on the looks are taken here
-            while not interrupted and _on_its_way(watcher.look()):
-                time.sleep(SECONDS_BETWEEN_QUERIES if in_slurm else SECONDS_BETWEEN_LOOKS)
+            while not interrupted and _on_its_way(watcher.poll()):
+                time.sleep(SECONDS_BETWEEN_QUERIES if in_slurm else SECONDS_BETWEEN_POLLS)
         except KeyboardInterrupt:
             interrupted = True
     code = finish(sweep, store, say)

@@ -14,7 +14,7 @@ from sseg_nase.config.fingerprint import fingerprint
 from sseg_nase.config.groups.tracking import InStore
 from sseg_nase.config.multirun import expand, shared, swept
 from sseg_nase.config.places import settled
-from sseg_nase.config.schema import LOOKS, TAKEN_HOME, Config
+from sseg_nase.config.schema import INSPECTIONS, TAKEN_HOME, Config
 from sseg_nase.errors import UserError
 from sseg_nase.redaction import overrides_without, redacted
 from sseg_nase.sweeps.folder import Planned
@@ -50,13 +50,14 @@ def plan(
     if mistakes:
         raise UserError(f"no job was started; {listed(list(_grouped(mistakes)))}")
     tasks = {config.task for config in configs}
-    if looks := tasks & set(LOOKS):
+    if inspections := tasks & set(INSPECTIONS):
         raise UserError(
-            f"task={looks.pop()}: it looks at what is on disk and is no job of a sweep; no -m."
+            f"task={inspections.pop()}: it inspects what is on disk and is no job of a sweep; "
+            "leave -m out."
         )
     if taken := tasks & set(TAKEN_HOME):
         raise UserError(
-            f"task={taken.pop()}: it is about one network and is no job of a sweep; no -m."
+            f"task={taken.pop()}: it is about one network and is no job of a sweep; leave -m out."
         )
     if "search" in tasks:
         raise UserError(
@@ -65,7 +66,7 @@ def plan(
         )
     if any(config.resume for config in configs):
         raise UserError(
-            "resume: a sweep goes on by itself, where the same command is given again; leave "
+            "resume: a sweep is resumed where the same command is given again; leave "
             "resume out, or leave out -m to resume one run."
         )
     once = shared(overrides)

@@ -16,7 +16,7 @@ from sseg_nase.home import expanded
 from sseg_nase.rundir.status import FINISHED
 from sseg_nase.sweeps.deliver import deliver_sweep
 from sseg_nase.sweeps.folder import SweepFolder, looked_at
-from sseg_nase.sweeps.status import Seen, look
+from sseg_nase.sweeps.status import Seen, poll
 from sseg_nase.tracking.delivery import attached
 from sseg_nase.tracking.sweeps import SweepStore
 
@@ -33,7 +33,7 @@ def report(config: Config, say: Say) -> int:
     """
     if config.runs is None:
         sweep = looked_at(config.sweep.dir, Path(config.paths.output_dir))
-        report_sweep(sweep, look(sweep), SweepStore(sweep.tracking, warn=say), say, figures=True)
+        report_sweep(sweep, poll(sweep), SweepStore(sweep.tracking, warn=say), say, figures=True)
         return DONE
     # Here, because numpy takes a while to import.
     from sseg_nase.reporting.selection import comparable, named_runs

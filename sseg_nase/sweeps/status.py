@@ -17,7 +17,7 @@ from typing import Any
 from sseg_nase.errors import MISTAKE
 from sseg_nase.finite import finite
 from sseg_nase.rundir.events import last_epoch, last_written
-from sseg_nase.rundir.results import LAST, episode_result, judged, read_results
+from sseg_nase.rundir.results import LAST, accuracies_of, episode_result, read_results
 from sseg_nase.rundir.status import (
     ENDS,
     FAILED,
@@ -33,7 +33,7 @@ from sseg_nase.tracking.sweeps import SweepStore
 
 WAITING, QUEUED = "WAITING", "QUEUED"
 GONE = "its process is gone and left no word"
-SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_POLLS = 1.0
 SECONDS_FOR_SLURM = 60
 # What a process dies of by itself; any other signal was sent by someone.
 CRASHES = ("SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL")
@@ -83,7 +83,7 @@ class Seen:
         return self.state in (FAILED, INTERRUPTED)
 
 
-def look(sweep: SweepFolder) -> list[Seen]:
+def poll(sweep: SweepFolder) -> list[Seen]:
     """See how every job stands. A dead run that still says RUNNING is ended as INTERRUPTED."""
     handed = [job.slurm_job for job in sweep.jobs]  # first: what comes after is not in the queue
     queue = slurm_queue() if any(handed) else {}
@@ -236,7 +236,7 @@ def _seconds(state: Mapping[str, Any], found: str) -> float | None:
 def _metric(run: Path | None, loss: float | None, found: str) -> str:
     """The first accuracy of a run that has ended well, else its latest loss."""
     if run is not None and found == FINISHED:
-        key, first = next(iter(judged(read_results(run) or {}, LAST).items()), ("", None))
+        key, first = next(iter(accuracies_of(read_results(run) or {}, LAST).items()), ("", None))
         if not key:
             return ""
         one = episode_result(key, LAST, first)
@@ -247,11 +247,11 @@ def _metric(run: Path | None, loss: float | None, found: str) -> str:
 
 
 class Watcher:
-    """While it is entered, tells one line whenever a job stands otherwise than before."""
+    """Context manager that polls the jobs of a sweep, and tells a line when one changes state."""
 
     def __init__(self, sweep: SweepFolder, tell: Callable[[str], None]) -> None:
         self._sweep, self._tell = sweep, tell
-        self._known = {one.job.number: one.state for one in look(sweep)}
+        self._known = {one.job.number: one.state for one in poll(sweep)}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="sweep-watcher", daemon=True)
 
@@ -267,15 +267,15 @@ class Watcher:
         if not self._ended.is_set():
             self._ended.set()
             self._thread.join()
-            self.look()
+            self.poll()
 
     def _watch(self) -> None:
-        while not self._ended.wait(SECONDS_BETWEEN_LOOKS):
-            self.look()
+        while not self._ended.wait(SECONDS_BETWEEN_POLLS):
+            self.poll()
 
-    def look(self) -> list[Seen]:
+    def poll(self) -> list[Seen]:
         """See how every job stands, and tell what is new."""
-        seen = look(self._sweep)
+        seen = poll(self._sweep)
         for one in seen:
             if self._known[one.job.number] != one.state:
                 self._known[one.job.number] = one.state

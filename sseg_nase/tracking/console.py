@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sseg_nase.finite import finite, positive
-from sseg_nase.rundir.results import BEST, LAST, judged
+from sseg_nase.rundir.results import BEST, LAST, accuracies_of
 from sseg_nase.rundir.status import FINISHED
 from sseg_nase.tracking.sink import RunInfo, Sink
 
@@ -246,7 +246,7 @@ def summary_table(
 
 
 def _protocol(one: Mapping[str, Any]) -> str:
-    """By what a network was judged: episodes, or the images of a closed set."""
+    """What a network was evaluated on, and how: episodes, or the images of a closed set."""
     if "episodes" not in one:
         return f"{one['images']:,} images, {one['method']}"
     way = "transductive" if one["transductive"] else "inductive"
@@ -269,7 +269,7 @@ def networks_of(
     last one there is one column for both.
     """
     last = {**(results.get("efficiency") or {}), **(results.get("architecture") or {})}
-    fewshot, best = judged(results, LAST), judged(results, BEST)
+    fewshot, best = accuracies_of(results, LAST), accuracies_of(results, BEST)
     about = results.get("best") or {}
     found: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
     if best and best == fewshot and about.get("params") == last.get("params"):
@@ -278,15 +278,15 @@ def networks_of(
         found["best"] = (best, {**about, "resolution": last.get("resolution")})
     if fewshot and "best and last" not in found:
         found["last" if best else "this run"] = (fewshot, last)
-    if views := judged(results, "views"):
+    if views := accuracies_of(results, "views"):
         told = results.get("test_views") or {}
         costs = {**last, "macs": told.get("macs", last.get("macs"))}
         kept = ("macs", "resolution", "params")
         costs = {key: costs[key] for key in kept if key in costs}
         found[f"{told.get('views', 'several')} views"] = (views, costs)
-    if control := judged(results, "control"):
+    if control := accuracies_of(results, "control"):
         found["control"] = (control, results.get("control") or {})
-    if untrained := judged(results, "untrained"):
+    if untrained := accuracies_of(results, "untrained"):
         found["untrained"] = (untrained, {})
     return found
 
@@ -299,7 +299,7 @@ def _units(one: Mapping[str, Any] | None) -> str:
 def better(results: Mapping[str, Any]) -> list[str]:
     """Return what sets the best network apart from the last one, in sentences."""
     about = results.get("best") or {}
-    if not about or not judged(results, BEST):
+    if not about or not accuracies_of(results, BEST):
         return []
     lines = [
         f"best: lowest loss at the latest level, after epoch {about['epoch'] + 1}, chosen without "
@@ -309,7 +309,7 @@ def better(results: Mapping[str, Any]) -> list[str]:
         return lines
     for key, one in (about.get("minus_last") or {}).items():
         mean, ci95 = one["mean"], one["ci95"]
-        units = _units(judged(results, LAST).get(key))
+        units = _units(accuracies_of(results, LAST).get(key))
         sure = "" if abs(mean) > ci95 else f", no difference that these {units} show"
         lines.append(
             f"best minus last, {key}: {mean:+.2f} ± {ci95:.2f} points on the same {units}{sure}"
@@ -320,7 +320,7 @@ def better(results: Mapping[str, Any]) -> list[str]:
 def gained(results: Mapping[str, Any]) -> list[str]:
     """Return what evolution gave over the run's control, in sentences."""
     about, own = results.get("control") or {}, results.get("training_macs") or {}
-    if not about or not judged(results, "control"):
+    if not about or not accuracies_of(results, "control"):
         return []
     costs = [own.get("total"), about.get("training_macs")]
     told = [f"{cost / 1e12:,.3g} T" if cost and positive(cost) else "unknown" for cost in costs]
@@ -331,7 +331,7 @@ def gained(results: Mapping[str, Any]) -> list[str]:
     ]
     for key, one in (about.get("last_minus") or {}).items():
         mean, ci95 = one["mean"], one["ci95"]
-        units = _units(judged(results, LAST).get(key))
+        units = _units(accuracies_of(results, LAST).get(key))
         sure = "" if abs(mean) > ci95 else f", no difference that these {units} show"
         lines.append(
             f"last minus control, {key}: {mean:+.2f} ± {ci95:.2f} points on the same {units}{sure}"

@@ -23,7 +23,7 @@ class JsonlSink(Sink):
         self._mutations: MutationLog | None = None
 
     def open(self, run: RunInfo) -> None:
-        """Begin, or go on behind the last whole line where the files exist."""
+        """Begin, or append behind the last whole line where the files exist."""
         self._directory = run.directory
         with writing(run.directory):
             run.directory.mkdir(parents=True, exist_ok=True)

@@ -732,7 +732,7 @@ def _check_answer(uri: str) -> None:
     error = outcome[0]
     why = error.reason if isinstance(error, urllib.error.URLError) else error
     if error is None or isinstance(error, urllib.error.HTTPError) or isinstance(why, ssl.SSLError):
-        return  # It answers; MLflow itself judges refusals and certificates, with its own settings.
+        return  # It answers; MLflow decides on refusals and certificates, by its own settings.
     raise ConnectionError(f"the server does not answer ({why})")
 
 

@@ -137,8 +137,8 @@ def result_tags(directory: Path) -> dict[str, str]:
     results = read_results(directory) or {}
     tags, lines = dict[str, str](), list[str]()
     first = None
-    judged: list[EpisodeResult | ClassResult] = [*episode_results(results, (LAST,))]
-    for one in [*judged, *class_results(results, (LAST,))]:
+    evaluated: list[EpisodeResult | ClassResult] = [*episode_results(results, (LAST,))]
+    for one in [*evaluated, *class_results(results, (LAST,))]:
         dataset, _, protocol = one.key.rpartition("/")
         first = first or dataset
         figure = f"{one.accuracy:.2f}"

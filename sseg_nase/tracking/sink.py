@@ -39,7 +39,7 @@ class Resumed:
     """The run was there before: `run_id` is the tracker's id of it, if it is known.
 
     It goes on after `step` optimizer steps and `mutations` mutations: what was told of later ones
-    is told anew.
+    is logged again.
     """
 
     run_id: str | None

@@ -42,7 +42,7 @@ class Checkpoints(Callback):
         self.saved_mutations: list[bool] = []
 
     def on(self, event: Event, state: Pretraining) -> None:
-        """Save where the state is one to go on from, or the loss the best so far."""
+        """Save where the state is one to resume from, or the loss the best so far."""
         if event is Event.FIT_START:
             missing = sum(not (self.folder / name).exists() for name in FILES)
             wanted = max(1, missing) + self.keep - min(self.keep, len(self._numbered()))
@@ -140,7 +140,7 @@ class MemoryWatch(Callback):
             state.sink.event("warning", {"text": _warning(use, state.config)})
 
     def state_dict(self) -> dict[str, Any]:
-        """The last step that has a figure; a process that goes on may warn anew."""
+        """The last step that has a figure; a process that resumes may warn again."""
         return {"last_step": self._last_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ from sseg_nase.nets.building import build, configured, described
 from sseg_nase.training.divergence import check_saved
 
 SCHEMA = 1
-# What each checkpoint that training goes on from tells of where it is.
+# What each checkpoint that training resumes from tells of its position.
 PROGRESS = {"last": ("epoch", "step", "history"), "finetune_last": ("finetune", "step", "history")}
 DEFAULT = names_with(Chain)[0]
 
@@ -97,7 +97,7 @@ def unreadable(path: Path) -> str | None:
 
 @contextmanager
 def taken_up(path: str) -> Iterator[None]:
-    """What is read back in the block from the run's checkpoint `path`, such as `last.pt`.
+    """Context manager around what is restored from the run's checkpoint `path` (`last.pt`).
 
     Raises `UserError` where that is the checkpoint of another run, whose parts do not fit.
     """

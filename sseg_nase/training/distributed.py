@@ -389,7 +389,7 @@ _synchronizing = False
 
 @contextmanager
 def synchronizing() -> Iterator[None]:
-    """Inside, BN layers that train normalise over the batches of all ranks.
+    """Context manager: BN layers that train normalise over the batches of all ranks.
 
     Must hold the backward pass, too, because gradient checkpointing runs blocks again there. All
     ranks must run the same layers in the same order.

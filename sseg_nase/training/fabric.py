@@ -66,7 +66,7 @@ with without("torchmetrics"), without_compiler():
 def restore_precision(fabric: Fabric, state: Mapping[str, Any] | None) -> None:
     """Let the gradient scaler of 16-mixed, if `fabric` has one, go on with its `state`.
 
-    Checkpoints of older versions and of other precisions have none: it then begins anew.
+    Checkpoints of older versions and of other precisions have none: it then begins from scratch.
     """
     if state:
         fabric.strategy.precision.load_state_dict(dict(state))

@@ -4,7 +4,7 @@ Small networks are launch-bound: forward and backward pass of the seed network a
 launches of microseconds. They are recorded once and then replayed, on the views of each step. What
 is recorded has fixed addresses: views are copied in, losses and gradients read where they lie, and
 weights, statistics and teacher change in place. A mutation makes other networks, which are recorded
-anew; so is every epoch, that no memory is kept while mutations are tried.
+again; so is every epoch, that no memory is kept while mutations are tried.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Compute = Callable[[Views], Losses]
 
 
 class Graph(Protocol):
-    """What was recorded once, to be done again and again."""
+    """What was recorded once, to be replayed at every step."""
 
     def record(self, work: Callable[[], Losses]) -> Losses:
         """Note what `work` asks the device for, which does nothing yet; return its results."""

@@ -20,7 +20,7 @@ def instance_accuracies(support: Tensor, query: Tensor, episodes: int, *, seed: 
     """Accuracy in percent of `episodes` episodes, float64 `[episodes]` on the CPU.
 
     `support` and `query` `[B, D]`: embeddings of two views of the same B images, of which every
-    episode has `WAYS` (or all of fewer), drawn from `seed`. The nearest support by cosine is taken,
+    episode has `WAYS` (or all of fewer), sampled by `seed`. The nearest support by cosine is taken,
     after the mean of both is subtracted. NaN where an embedding is not finite.
     """
     both = torch.stack((support, query)).double().cpu()

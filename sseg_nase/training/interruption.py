@@ -1,4 +1,4 @@
-"""Being asked to stop: the step is finished, a checkpoint written, and the run can go on later."""
+"""Being asked to stop: the step is finished, a checkpoint written, and the run can be resumed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ AT_ONCE, ARMED, DEFERRING, ENDING = "at once", "armed", "deferring", "ending"
 
 
 class Interruption:
-    """While it is entered, signals are requests.
+    """Context manager: signals to stop become requests that the loop asks for.
 
     Inside `deferred()` a request waits until someone looks at `is_requested`, once somebody has:
     before the first step there is nothing to save. Outside, and in `at_once()`, it raises
@@ -108,7 +108,7 @@ class Interruption:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within `deferred()`: what changes nothing may be left anywhere, such as an evaluation."""
+        """Within `deferred()`, stop at once all the same: where nothing changes, as evaluation."""
         if self.requested is not None:
             raise self._interrupted()
         with self._as(AT_ONCE):

@@ -216,27 +216,27 @@ class Evolve(Intervention):
             new_lr_ratio=evolution.trial_new_lr_ratio,
         )
         now = penalty(architecture, self.caps)
-        judged, unfit = [], []
+        scored, unfit = [], []
         for candidate, mutant in zip(found, mutants, strict=True):
             dearer = penalty(candidate.after, self.caps) - now
             lead = advantage(before, stay, mutant, dearer, evolution.fitness_alpha)
             if finite(lead.mean) and finite(lead.error):
-                judged.append((lead, candidate))
+                scored.append((lead, candidate))
             else:
                 unfit.append(candidate.label)
         # Of every candidate: by how much it is fitter than the unmutated network; null is no
         # fitness, `not_finite` says why.
-        compared: dict[str, float | None] = {one.label: lead.mean for lead, one in judged}
-        errors = {one.label: lead.error for lead, one in judged}
+        compared: dict[str, float | None] = {one.label: lead.mean for lead, one in scored}
+        errors = {one.label: lead.error for lead, one in scored}
         if unfit:
             trigger |= {"not_finite": f"the held loss in the trial of {', '.join(unfit)}"}
             compared |= dict.fromkeys(unfit)
         fall = paired(before, stay).mean / max(abs(before.mean().item()), SMALLEST_LOSS)
         trigger |= {"candidates": compared, "errors": errors}
         trigger |= {"stay": fall if finite(fall) else None}
-        if not judged:
+        if not scored:
             return Decision(None, {**trigger, "reason": "no trial ended with a finite loss"})
-        best, chosen = max(judged, key=lambda pair: pair[0].mean)
+        best, chosen = max(scored, key=lambda pair: pair[0].mean)
         margin = evolution.trial_margin
         if margin is not None and not best.mean > margin * best.error:
             reason = (

@@ -327,7 +327,7 @@ class Trainer(Loop):
         both = self.fabric.all_reduce(torch.cat((figures, sums)))
         assert isinstance(both, Tensor)
         loss, contrastive, gap, *so_far = both.tolist()
-        self.guard.check_losses(so_far, f"by {state.place(step)}")
+        self.guard.check_losses(so_far, f"by {state.position(step)}")
         values = {
             "pretrain/loss": loss,
             "pretrain/contrastive": contrastive,
@@ -426,7 +426,7 @@ class Trainer(Loop):
     def state_dict(self) -> dict[str, Any]:
         """Everything a checkpoint holds: tensors and plain data.
 
-        There is no state of random generators: every draw is derived from the seed and the place
+        There is no state of random generators: every number is derived from the seed and the place
         in training.
         """
         return {

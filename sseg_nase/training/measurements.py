@@ -18,7 +18,7 @@ from sseg_nase.data.views import make_views, normalize
 from sseg_nase.evolution.operators import output_change
 from sseg_nase.hardware.latency import latency_ms
 from sseg_nase.nets.evolvable import Learner
-from sseg_nase.nets.maps import upon
+from sseg_nase.nets.maps import wires_of_heads
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.sparsity.recalibration import recalibrate
 from sseg_nase.ssl.methods import Crops, Losses, method_of
@@ -375,7 +375,9 @@ class Probe:
 def _added(networks: Networks, mutation: Mutation) -> list[nn.Parameter]:
     """The student's parameters that continue none from before the mutation."""
     named = dict(networks.learner.named_parameters())
-    maps = mutation.learner_maps(upon(networks.learner.upon, mutation.after.embedding_axis))
+    maps = mutation.learner_maps(
+        wires_of_heads(networks.learner.heads, mutation.after.embedding_axis)
+    )
     return [parameter for name, parameter in named.items() if maps[name].source is None]
 
 

@@ -18,6 +18,7 @@ from sseg_nase.config.groups.scheduler import (
     SchedulerConfig,
     Step,
 )
+from sseg_nase.config.options import imported
 from sseg_nase.nets.evolvable import ConvBlock
 
 Groups = Iterable[dict[str, Any]]  # of parameters
@@ -25,8 +26,11 @@ Groups = Iterable[dict[str, Any]]  # of parameters
 
 @singledispatch
 def stepping(options: OptimizerConfig, parameters: Groups) -> torch.optim.Optimizer:
-    """The optimizer that an option of `optimizer` stands for; `register` adds that of another."""
-    raise TypeError(f"optimizer={options.name}: nothing is registered that builds it")
+    """The optimizer that an option of this package stands for."""
+    raise TypeError(
+        f"optimizer={options.name}: nothing builds it; name a function in "
+        f"{type(options).__name__}.made_by"
+    )
 
 
 @stepping.register
@@ -87,16 +91,21 @@ def build_optimizer(module: nn.Module, optimizer: OptimizerConfig) -> torch.opti
         {"params": others, "weight_decay": 0.0},
         {"params": scaled, "weight_decay": 0.0, LR_RATIO: optimizer.gamma_lr_ratio},
     ]
-    return stepping(optimizer, [g for g in groups if g["params"]])
+    make = imported(optimizer.made_by) if optimizer.made_by else stepping
+    made: torch.optim.Optimizer = make(optimizer, [g for g in groups if g["params"]])
+    return made
 
 
 @singledispatch
 def course(options: SchedulerConfig, epoch: float, epochs: float) -> float:
     """The share of the learning rate at `epoch` of `epochs`, counted from the end of the warm-up.
 
-    By the option of `scheduler`; `register` adds another one's.
+    By the option of `scheduler`, where it is one of this package.
     """
-    raise TypeError(f"scheduler={options.name}: nothing is registered that computes it")
+    raise TypeError(
+        f"scheduler={options.name}: nothing computes it; name a function in "
+        f"{type(options).__name__}.made_by"
+    )
 
 
 @course.register
@@ -140,7 +149,8 @@ def lr_ratio(
     if epoch < warmup:
         ratio = (step + 1) / (warmup * steps_per_epoch + 1)
     else:
-        ratio = course(scheduler, epoch - warmup, epochs - warmup)
+        share = imported(scheduler.made_by) if scheduler.made_by else course
+        ratio = float(share(scheduler, epoch - warmup, epochs - warmup))
     if mutated_at is None:
         return ratio
     return ratio * min(1.0, (step - mutated_at + 1) / (scheduler.rewarmup_steps + 1))

@@ -22,7 +22,7 @@ from sseg_nase.training.surgery import Decision, Intervention
 class Expand(Intervention):
     """`grow_stages` whenever an expansion is due, until every stage has its blocks.
 
-    With `evolution.drawn` the stage of every block is drawn: balanced growth is to be better.
+    With `evolution.drawn` every block gets a random stage, the baseline of balanced growth.
 
     One that could not be done when it was due, because another mutation was on probation, is made
     up for at the next occasion, but never after `LATEST_EXPANSION` of the epochs. The function

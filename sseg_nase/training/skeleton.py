@@ -52,7 +52,7 @@ class Loop(ABC):
             self.train_epoch()
             self.close_epoch()
         if progress.step == 0:
-            self.guard.check_skipped(f"by {state.place()}", most=0)
+            self.guard.check_skipped(f"by {state.position()}", most=0)
         if progress.epoch > first:
             tell_skipped(state.sink, state.what, progress.step, progress.skipped)
 
@@ -72,7 +72,7 @@ class Loop(ABC):
             if not whole:
                 continue
             if self.guard.at_every_step:
-                self.guard.check_losses(sums.tolist(), f"at {state.place(progress.step + 1)}")
+                self.guard.check_losses(sums.tolist(), f"at {state.position(progress.step + 1)}")
             if self.step():
                 self.stepped(figures, sums)
             if self.stop():
@@ -94,7 +94,7 @@ class Loop(ABC):
         self.optimizer.zero_grad(set_to_none=True)
         if not taken:
             progress.skipped += 1
-            self.guard.check_skipped(f"at {self.state.place(progress.step + 1)}")
+            self.guard.check_skipped(f"at {self.state.position(progress.step + 1)}")
             return False
         self.follow()
         progress.step += 1
@@ -102,13 +102,13 @@ class Loop(ABC):
 
     def check(self, losses: Sequence[float]) -> None:
         """Raise `DivergenceError` unless what is to be kept, or saved, is finite."""
-        self.guard.check_losses(losses, f"in {self.state.place()}")
-        self.guard.check_state(self.tensors(), f"in {self.state.place()}")
+        self.guard.check_losses(losses, f"in {self.state.position()}")
+        self.guard.check_state(self.tensors(), f"in {self.state.position()}")
 
     def check_epoch(self, losses: Sequence[float], loss: float) -> None:
         """`check` after an epoch of this mean `loss`, and warn of what may explode."""
         self.check(losses)
-        doubt = self.guard.check_epoch(loss, self.parts(), f"in {self.state.place()}")
+        doubt = self.guard.check_epoch(loss, self.parts(), f"in {self.state.position()}")
         if doubt is not None:
             self.state.sink.event("warning", {"text": doubt})
 
@@ -152,7 +152,7 @@ class Loop(ABC):
 
     @abstractmethod
     def interrupted(self) -> None:
-        """Save, so that training goes on after the step that was taken last."""
+        """Save, so that training resumes after the last step."""
 
     @abstractmethod
     def tensors(self) -> Mapping[str, Any]:

@@ -108,7 +108,7 @@ class State:
         """The present one; epochs count from 1."""
         return f"epoch {self.progress.epoch + 1}"
 
-    def place(self, step: int | None = None) -> str:
+    def position(self, step: int | None = None) -> str:
         """Where training is, in words; steps count from 1."""
         if step is None:
             return f"{self.epoch_in_words}, after step {self.progress.step}"

@@ -40,10 +40,10 @@ class Decision:
     """What an intervention wants. `mutation` None: nothing, and `trigger['reason']` says why.
 
     `tolerance`: relative rise of the held loss, over that of the network without the mutation, up
-    to which it stays, but for the error of that difference; judged `grace` epochs later (0: at
+    to which it stays, but for the error of that difference; decided `grace` epochs later (0: at
     once). `control`: the network without the mutation is trained along until then. `recalibrate`:
-    batches from which the new network's BN statistics are computed anew. `negative`: of a PRUNE,
-    the one that keeps what it removes, to be judged beside it.
+    batches from which the new network's BN statistics are recomputed. `negative`: of a PRUNE,
+    the one that keeps what it removes, to be evaluated beside it.
     """
 
     mutation: Mutation | None
@@ -285,7 +285,7 @@ class PretrainingSurgery(Surgery):
             # The older network is no better: with neither there is nothing to train on from.
             if not same_everywhere(finite(loss)):
                 raise DivergenceError(
-                    f"{self.state.what} diverged in {self.state.place()}: the held loss is not "
+                    f"{self.state.what} diverged in {self.state.position()}: the held loss is not "
                     "finite, with the mutation on probation and without it."
                 )
             without = float("inf")

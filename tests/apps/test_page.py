@@ -7,6 +7,7 @@ import json
 import os
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,15 @@ from own_photos import photos
 from sseg_nase.apps import forms, serving
 from sseg_nase.apps.commands import Command
 from sseg_nase.cli import main
-from sseg_nase.config.compose import load
+from sseg_nase.config.compose import load, spelled_out
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_json
+from sseg_nase.run import run
+from sseg_nase.rundir.directory import RunDirectory
+from sseg_nase.rundir.status import this_process
+from sseg_nase.searches.task import perform_search
+from sseg_nase.sweeps.folder import SweepFolder, create
+from sseg_nase.sweeps.plan import plan
 
 needs_streamlit = pytest.mark.skipif(
     importlib.util.find_spec("streamlit") is None,
@@ -66,7 +73,7 @@ def begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[list[str]]:
 
     def start(arguments: list[str], output_dir: Path, **_: Any) -> Command:
         told.append(list(arguments))
-        folder = output_dir / "commands" / "one"
+        folder = output_dir / "commands" / f"{len(told)}"
         folder.mkdir(parents=True)
         write_json(folder / "command.json", {"arguments": arguments, "exitcode": 2})
         (folder / "console.log").write_text("sseg-nase: seed: this is why.\n")
@@ -140,6 +147,80 @@ def test_a_sweep_and_a_search(opened: Opened, begun: list[list[str]]) -> None:
     assert command_line(page).startswith("sseg-nase task=search experiment=search_digits ")
     page.button(key="start").click().run()
     assert begun == [[text for text in begun[0] if text != "-m"]]
+
+
+MEASURE = """
+def measure(candidate):
+    return {"accuracy": 60 - 1000 * abs(candidate.point["optimizer.lr"] - 0.001)}
+"""
+
+
+def searched(folder: Path) -> Path:
+    """A search that was finished, whose candidates were trained by nobody."""
+    (folder / "mine.py").write_text(MEASURE)
+    overrides = spelled_out(
+        [
+            *("task=search", "search.choices={optimizer.lr: loguniform(1e-4,1e-2)}"),
+            *("tracking=jsonl", "hardware=cpu", "report.at_end=false", "search.final_seeds=0"),
+            *("evaluator.name=own", f"evaluator.target={folder / 'mine.py'}:measure"),
+            *("strategy=random", "search.budget.candidates=4"),
+            f"paths.output_dir={folder / 'kept'}",
+        ]
+    )
+    task = partial(perform_search, overrides=overrides, further=())
+    return run(load(overrides), overrides, task=task)
+
+
+def swept(output_dir: Path) -> SweepFolder:
+    """A sweep of two jobs, of which the first has failed and the second was not begun."""
+    title, jobs = plan(
+        ["debug=tiny", "tracking=jsonl", "seed=0,1", f"paths.output_dir={output_dir}"]
+    )
+    first = jobs[0].config
+    made = create(
+        output_dir,
+        jobs,
+        title=title,
+        shared=[],
+        settings=first.sweep,
+        tracking=first.tracking,
+        code={},
+        diff="",
+    )
+    place = RunDirectory.create(first, made.jobs[0].overrides)
+    place.write_status("FAILED", error="dataset.root=photos: there are none.\nTraceback")
+    place.release()
+    made.jobs[0].note(run=str(place.path), **this_process(), started=1.0)
+    return made
+
+
+@needs_streamlit
+def test_runs_sweeps_and_searches_are_shown_with_their_state(
+    opened: Opened, begun: list[list[str]], tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    search, sweep = searched(tmp_path), swept(kept)
+    page = opened(view="Work")
+    of_run, of_sweep, of_search = (each.value.iloc[0] for each in page.dataframe)
+    assert (of_run.state, of_run.reason) == ("FAILED", "dataset.root=photos: there are none.")
+    assert (of_sweep.state, of_sweep.what) == ("0 of 2 finished", sweep.title)
+    assert (of_search.state, of_search["name"]) == ("FINISHED", f"searches/{search.name}")
+    page = opened(view="Work", search=f"searches/{search.name}")
+    assert any("4 results of 4 candidates" in one.value for one in page.markdown)
+    (rows,) = (each.value for each in page.dataframe)
+    assert rows.state.tolist() == ["scored"] * 4
+    assert rows.accuracy[rows.best].tolist() == [rows.accuracy.max()]
+    page.button[-1].click().run()
+    page = opened(view="Work", sweep=f"sweeps/{sweep.path.name}")
+    (rows,) = (each.value for each in page.dataframe)
+    assert rows.state.tolist() == ["FAILED", "WAITING"]
+    assert rows.reason[0].startswith("dataset.root=photos: there are none.")
+    resume = next(b for b in page.button if b.label == "Go on with what is not finished")
+    resume.click().run()
+    assert begun == [
+        ["task=report", f"search={search}"],
+        ["-m", f"sweep={sweep.path}"],
+    ]
 
 
 @needs_streamlit

@@ -1,4 +1,4 @@
-"""The same short pretraining with our views and with torchvision's, judged on the same episodes.
+"""The same short pretraining with our views and with torchvision's, evaluated on the same episodes.
 
 `python -m tests.bench.accuracy OVERRIDE ... --seeds 0 1 2` prints a Markdown table: mean and 95 %
 interval of every run, and the paired differences over episodes, and over seeds and episodes.
@@ -66,7 +66,7 @@ def accuracies(views: str, overrides: list[str]) -> tuple[dict[str, np.ndarray],
 
 
 def main() -> None:
-    """Train, judge, print."""
+    """Train, evaluate, print."""
     parser = argparse.ArgumentParser(description=__doc__, prog="python -m tests.bench.accuracy")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("overrides", nargs="*", help="of the schedule's config")

@@ -26,15 +26,15 @@ WIDTHS = [64, 128, 192, 256]
 class Subject:
     """What is pruned: `chosen` by an override, without `ratio` of its channels.
 
-    Before that it is trained for `training` steps of `batch` images, and the channels are judged
-    by `judging` further ones. A round is `images` images, counting 16 for what a forward costs.
+    Before that it is trained for `training` steps of `batch` images, and the channels are scored
+    by `scoring` further ones. A round is `images` images, counting 16 for what a forward costs.
     """
 
     chosen: str
     ratio: float
     batch: int
     training: int
-    judging: int
+    scoring: int
     images: int
 
 
@@ -65,7 +65,7 @@ def networks(name: str) -> tuple[Backbone, Backbone]:
     head = ProjectionHead(dense.architecture.features, generator=generator)
     learner = Learner(dense, head)
     optimizer = torch.optim.AdamW(learner.parameters(), lr=1e-3)
-    steps = subject.training + subject.judging
+    steps = subject.training + subject.scoring
     images = drawn(SIZE, steps * subject.batch)
     views = make_views(images, config.views, image_size=SIZE, seed=0).split(subject.batch, dim=1)
 

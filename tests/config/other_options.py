@@ -1,4 +1,4 @@
-"""A config whose sections are other options of their groups, without composing it anew."""
+"""A config whose sections are other options of their groups, without composing it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def having(config: Config, key: str) -> Config:
             own = {each: value for each, value in values.items() if "${" not in str(value)}
             kept = {each: own.get(each, getattr(before, each, None)) for each in names}
             section = kind(**kept)
-            if isinstance(section, Closed):  # which is judged as such
+            if isinstance(section, Closed):  # which is evaluated as such
                 usual = dataclasses.replace(config.evaluation, name="knn", datasets=[section.name])
                 config = dataclasses.replace(config, evaluation=usual)
             return dataclasses.replace(config, **{group: section})

@@ -195,6 +195,19 @@ MISTAKES = [
     ("evaluation.method=sinkhorn evaluation.queries=1", ["evaluation.queries=1", "sinkhorn"]),
     ("evaluation.sinkhorn.entropy=0", ["evaluation.sinkhorn.entropy=0.0", "at least 0.01"]),
     ("evaluation.support_augmentations=-1", ["support_augmentations=-1", "at least 0"]),
+    (
+        "finetune=prototypical finetune.min_delta=1",
+        ["finetune.min_delta=1", "no effect without finetune.patience"],
+    ),
+    (
+        "finetune=linear finetune.patience=3 finetune.monitor=val_loss",
+        ["finetune.monitor=val_loss", "set val_accuracy or loss"],
+    ),
+    (
+        "finetune=linear finetune.mixup=0.2 finetune.cutmix=1",
+        ["finetune.cutmix=1", "finetune.mixup=0.2", "leave one of them out"],
+    ),
+    ("finetune=prototypical finetune.dropout=0.1", ["finetune.dropout", "linear or classifier"]),
     ("optimizer=sgd optimizer.betas=[0.9,0.9]", ["optimizer.betas", "no effect", "adamw or adam"]),
     ("optimizer.betas=null", ["optimizer.betas=null", "needs a value"]),
     ("optimizer.betas=[0.9]", ["optimizer.betas", "two numbers"]),
@@ -269,8 +282,8 @@ MISTAKES = [
     ("evaluation.method=maml evaluation.normalize=none", ["it needs what finetune=maml trains"]),
     ("dataset=cifar10 evaluation=fewshot", ["evaluation=fewshot", "the same", "evaluation=knn"]),
     ("evaluation=knn", ["evaluation=knn", "dataset=digits", "cifar10, cifar100"]),
-    ("dataset=cifar10 evaluation.datasets=[digits]", ["evaluation.datasets", "judged alone"]),
-    ("evaluation.datasets=[cifar_fs,mnist]", ["evaluation.datasets", "judged alone"]),
+    ("dataset=cifar10 evaluation.datasets=[digits]", ["evaluation.datasets", "evaluated alone"]),
+    ("evaluation.datasets=[cifar_fs,mnist]", ["evaluation.datasets", "evaluated alone"]),
     ("dataset=cifar10 finetune=linear", ["finetune=linear", "choose finetune=classifier"]),
     ("finetune=classifier", ["finetune=classifier", "choose finetune=linear"]),
     ("dataset=cifar10 evaluation=classification", ["it needs what finetune=classifier trains"]),
@@ -568,6 +581,11 @@ def test_a_limit_itself_is_accepted_where_it_may_be_reached(limit: str) -> None:
         ("ablation=A1 ssl.distillation_weight=0.5", []),  # nothing is trained that could be
         ("data.placement=ram", ["data.placement=ram: it has no effect"]),
         ("data.placement=ram curriculum=natural", []),
+        ("dataset=stl10 dataset.unlabeled=true", []),
+        (
+            "dataset=stl10 dataset.unlabeled=true curriculum=synthetic",
+            ["dataset.unlabeled=true", "curriculum=natural"],
+        ),
     ],
 )
 def test_what_is_possible_but_hardly_meant_is_said(overrides: str, said: list[str]) -> None:

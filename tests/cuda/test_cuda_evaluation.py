@@ -35,7 +35,7 @@ from sseg_nase.training.distributed import build_fabric
 from sseg_nase.training.interruption import Interrupted
 
 
-def judged(method: str) -> list[str]:
+def evaluated(method: str) -> list[str]:
     return [f"evaluation.method={method}", "evaluation.normalize=none"]
 
 
@@ -47,8 +47,13 @@ EVALUATED: dict[str, list[str]] = {
         method: [f"evaluation.method={method}"]
         for method in ("matching", "ridge", "logistic", "linear", "sinkhorn")
     },
-    "relation": ["finetune=relation", *judged("relation"), "backbone.pooled_blocks=2"],
-    "maml": ["finetune=maml", *judged("maml"), "evaluation.maml.steps=2", "evaluation.top_k=[2]"],
+    "relation": ["finetune=relation", *evaluated("relation"), "backbone.pooled_blocks=2"],
+    "maml": [
+        "finetune=maml",
+        *evaluated("maml"),
+        "evaluation.maml.steps=2",
+        "evaluation.top_k=[2]",
+    ],
     "r2d2": ["finetune=r2d2", "evaluation.method=ridge"],
 }
 QUICK = ["ssl=none", "evolution=none", "sparsity=none"]
@@ -101,8 +106,8 @@ def test_every_method_gives_what_a_cpu_gives(overrides: list[str]) -> None:
 
 def test_views_of_the_support(fake: Fake) -> None:
     config, network = learner(["evaluation.support_augmentations=2"])
-    (judged, _) = stages.evaluate(stages.fewshot_tasks(config), Reached(network), CUDA).results
-    assert "1s" in judged
+    (evaluated, _) = stages.evaluate(stages.fewshot_tasks(config), Reached(network), CUDA).results
+    assert "1s" in evaluated
 
 
 def test_maml_in_half_precision(fake: Fake) -> None:

@@ -696,7 +696,7 @@ def drawn_as(grey: np.ndarray, form: str) -> Image.Image:
 
 
 def area_means(grey: np.ndarray, size: int) -> np.ndarray:
-    """Every pixel cut into `size` × `size` pieces, and these put together anew."""
+    """Every pixel cut into `size` × `size` pieces, and these put together in another order."""
     side = len(grey)
     pieces = np.kron(grey.astype(np.float64), np.ones((size, size)))
     return pieces.reshape(size, side, size, side).mean(axis=(1, 3))

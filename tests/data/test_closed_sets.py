@@ -135,6 +135,27 @@ def test_stl10_has_its_rows_as_rows(tmp_path: Path, load: Callable[..., ImageSto
     assert not (store.images[:, 5:, 0] == 250).any()
 
 
+def test_stl10_has_images_without_labels(tmp_path: Path, load: Callable[..., ImageStore]) -> None:
+    base = made.stl10(tmp_path / "data") / "stl10_binary"
+    images = made.pictures(np.arange(7), 96, 3, 9)
+    images[:, 0] = 250
+    with pytest.raises(UserError, match=r"dataset=stl10 has no unlabeled split"):
+        load("stl10", "unlabeled")
+    file = base / "unlabeled_X.bin"
+    file.write_bytes(images.transpose(0, 3, 2, 1).tobytes())
+    store = load("stl10", "unlabeled")
+    assert np.array_equal(store.images, images)
+    assert store.class_names == ("",)
+    assert "unlabeled has 7 of the 100,000 images of STL-10" in store.manifest["notices"][0]
+    # They are in no other split, and beside the labelled ones only where they are asked for.
+    assert {len(load("stl10", split)) for split in ("train", "val")} == {20, 10}
+    assert chosen("stl10").natural == "train"
+    assert chosen("stl10", unlabeled=True).natural == "unlabeled"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"unlabeled_X\.bin is cut off or damaged"):
+        load("stl10", "unlabeled")
+
+
 def keys(store: ImageStore) -> set[bytes]:
     return {image.tobytes() for image in store.images}
 

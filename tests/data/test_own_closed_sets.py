@@ -13,7 +13,8 @@ from sseg_nase.data.benchmarks import load_split
 from sseg_nase.data.store import ImageStore
 from sseg_nase.errors import UserError
 
-CLOSED = ["dataset.split_by=images", "evaluation=knn", "dataset.image_size=8"]
+MIXED = ["dataset.split_by=images", "evaluation=knn", "dataset.image_size=8"]
+CLOSED = [*MIXED, "dataset.sizes=any"]
 
 
 def picture(path: Path, number: int, size: tuple[int, int] = (9, 9), mode: str = "RGB") -> None:
@@ -108,12 +109,56 @@ def test_what_cannot_be_a_closed_set_is_said_in_one_message(
         dealt(listed(photos, text), kind="csv")
 
 
+@pytest.mark.parametrize("kind", ["folder", "csv"])
+def test_images_of_three_sizes_are_refused_in_one_message(photos: Path, kind: str) -> None:
+    root = photos if kind == "folder" else listed(photos, "path,label\n" + rows(photos))
+    resized = opened(root, "train", kind=kind)  # what was read so is no way around it
+    assert "original_size" not in resized.manifest
+    with pytest.raises(UserError) as refused:
+        opened(root, "train", "dataset.sizes=auto", kind=kind)
+    said = str(refused.value)
+    assert said.startswith("The images have 3 sizes: ")
+    for size in ("9 × 9 (", "12 × 8 (", "30 × 20 ("):
+        assert size in said
+    assert "such as " in said
+    assert "dataset.sizes=any" in said
+    assert "\n" not in said
+    for _, file in zip(range(20), sorted(photos.glob("*/*.png")), strict=True):
+        with Image.open(file) as image:
+            whole = image.resize((40, 30))
+        whole.save(file)
+    found = opened(root, "train", "dataset.sizes=auto", kind=kind)
+    assert found.manifest["original_size"] == [40, 30]
+
+
+def test_splits_have_images_of_one_size_too(tmp_path: Path) -> None:
+    for number in range(12):
+        split = "test" if number % 3 == 2 else "train"
+        size = (12, 8) if split == "test" else (9, 9)
+        label = ("cat", "dog")[number % 2]
+        picture(tmp_path / "photos" / split / label / f"{number}.png", number, size)
+    root = tmp_path / "photos"
+    opened(root, "train", "dataset.sizes=auto")
+    with pytest.raises(UserError, match=r"test have 12 × 8 pixels and those of train 9 × 9.*any"):
+        opened(root, "test", "dataset.sizes=auto")
+    assert len(opened(root, "test")) == 4
+
+
+def test_sets_of_new_classes_have_images_of_any_size(photos: Path) -> None:
+    given = ["dataset=folder", f"dataset.root={photos}", "dataset.image_size=8"]
+    places = {"data_dir": photos, "cache_dir": photos.parent / "cache"}
+    store = load_split(load(given).dataset, "train", workers=0, **places)
+    assert len(store) == 10
+    with pytest.raises(UserError, match="The images have 3 sizes"):
+        load_split(load([*given, "dataset.sizes=one"]).dataset, "train", workers=0, **places)
+
+
 def test_columns_are_named_once_each() -> None:
     with pytest.raises(UserError, match="one column cannot be both"):
         opened(Path(__file__), "train", "dataset.label_column=path", kind="csv")
 
 
-def test_it_is_judged_as_a_closed_set() -> None:
+def test_it_is_evaluated_as_a_closed_set() -> None:
     given = ["dataset=folder", "dataset.root=photos", "dataset.split_by=images"]
     config = load([*given, "finetune=classifier", "evaluation=classification"])
     assert config.dataset.split_by == "images"

@@ -120,8 +120,8 @@ def check_counts(learner: Learner, architecture: Description) -> None:
 
 def maps_of(mutation: Mutation, names: Iterable[str]) -> dict[str, TensorMap]:
     """Of a backbone with a head whose first layer reads the features."""
-    upon = [name for name in names if not name.startswith("backbone.")]
-    return mutation.learner_maps(wired(upon, {"head.fc1.weight": READS_FEATURES}))
+    on_backbone = [name for name in names if not name.startswith("backbone.")]
+    return mutation.learner_maps(wired(on_backbone, {"head.fc1.weight": READS_FEATURES}))
 
 
 def check_moments(mutation: Mutation, state: TrainingState, new: TrainingState) -> None:

@@ -1,4 +1,4 @@
-"""What stands upon the backbone follows its mutations, whatever the self-supervised method."""
+"""What stands on the backbone follows its mutations, whatever the self-supervised method."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ import torch
 from taken_home import asked, config_of, exported, photos
 
 from sseg_nase.config.compose import load
-from sseg_nase.config.groups.backbone import Chain
-from sseg_nase.config.options import names_with
+from sseg_nase.config.groups.backbone import BackboneConfig
+from sseg_nase.config.options import options_of
 from sseg_nase.config.schema import Config
 from sseg_nase.data.views import normalize
 from sseg_nase.errors import UserError
@@ -30,8 +30,6 @@ from sseg_nase.export.task import _fastest, export, line
 from sseg_nase.export.teaching import teach
 from sseg_nase.fewshot.classifiers import cl2n, prototype_scores
 from sseg_nase.fewshot.evaluation import embed
-from sseg_nase.nets.families.resnet import ResNet
-from sseg_nase.nets.families.resnet12 import ResNet12
 from sseg_nase.nets.families.vit.network import ViTArchitecture
 from sseg_nase.runtime import FewShotClassifier, OnnxEmbedder
 from sseg_nase.stages import FewShotTask, seed_backbone
@@ -48,8 +46,8 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 
 def test_the_accuracy_is_that_of_the_evaluation(run: Path, results: dict, said: str) -> None:
     config = config_of()
-    judged = FewShotTask(config, config.dataset).judge(load_network(run), torch.device("cpu"))
-    for key, one in judged.results.items():
+    evaluated = FewShotTask(config, config.dataset).evaluate(load_network(run), torch.device("cpu"))
+    for key, one in evaluated.results.items():
         told = results["network"]["accuracy"][key]
         for figure in ("accuracy", "ci95", "episodes"):
             assert told[figure] == pytest.approx(one[figure], abs=1e-9)
@@ -141,7 +139,7 @@ def test_six_hundred_episodes_through_the_file_are_those_of_the_evaluation(files
     config = config_of()
     task = FewShotTask(config, config.dataset)
     network = load_network(files.parent)
-    [accuracies] = task.judge(network, torch.device("cpu")).accuracies.values()
+    [accuracies] = task.evaluate(network, torch.device("cpu")).accuracies.values()
     classifier = FewShotClassifier(OnnxEmbedder(files / "network.onnx", threads=1))
     images, [episodes] = np.asarray(task.store.images), task.episodes
     assert len(episodes) == 600
@@ -201,15 +199,20 @@ def test_the_python_file_classifies_as_the_classifier_does(files: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "example",
-    ["onnx_file", "python_file", "runtime", pytest.param("pt2_file", marks=pytest.mark.slow)],
+    ("example", "suffix"),
+    [
+        *(("onnx_file", ".onnx"), ("onnx_file", ".int8.onnx"), ("runtime", ".onnx")),
+        ("python_file", ".py"),
+        pytest.param("pt2_file", ".pt2", marks=pytest.mark.slow),
+    ],
 )
-def test_the_examples_run_without_the_package(files: Path, tmp_path: Path, example: str) -> None:
+def test_the_examples_run_without_the_package(
+    files: Path, tmp_path: Path, example: str, suffix: str
+) -> None:
     folder = photos(tmp_path)
-    suffix = {"python_file": ".py", "pt2_file": ".pt2"}.get(example, ".onnx")
     asked = [str(path) for path in sorted((folder / "query").iterdir())]
     arguments = [str(files / f"network{suffix}")]
-    if suffix == ".onnx":
+    if suffix.endswith(".onnx"):
         arguments += [str(folder / "support"), *asked]
     banned = ["torch"] if example != "pt2_file" else []
     banned += ["sseg_nase"] if example != "runtime" else ["filelock"]
@@ -230,8 +233,8 @@ def test_the_examples_run_without_the_package(files: Path, tmp_path: Path, examp
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    if suffix == ".onnx":
-        classifier = FewShotClassifier(OnnxEmbedder(files / "network.onnx"))
+    if suffix.endswith(".onnx"):
+        classifier = FewShotClassifier(OnnxEmbedder(files / f"network{suffix}"))
         for each in sorted((folder / "support").iterdir()):
             classifier.add(each.name, sorted(each.iterdir()))
         found = classifier.predict(asked, threshold=0.3)
@@ -353,18 +356,17 @@ def test_data_set_and_episodes_are_those_of_the_run(run: Path, tmp_path: Path) -
 
 # -- every family ----------------------------------------------------------------------------------
 
-FAMILIES = [
-    *((name, 32) for name in names_with(Chain)),
-    *((name, size) for name in names_with(ResNet12) for size in (32, 84)),
-    *((name, 32) for name in names_with(ResNet)),
-    ("resnet18", 84),
-    ("vit_small", 224),
+FAMILIES = [name for name in options_of(BackboneConfig) if name != "vit_small"]
+# Small RGB images as they are, and larger grey ones that are normalised already.
+TAKEN = [
+    *((name, 32, "uint8") for name in FAMILIES),
+    *((name, 84, "float") for name in FAMILIES),
+    *(("vit_small", 32, "uint8"), ("vit_small", 224, "float")),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "size"), FAMILIES)
-@pytest.mark.parametrize("taken", ["uint8", "float"])
+@pytest.mark.parametrize(("name", "size", "taken"), TAKEN)
 def test_every_family_is_exported(
     subject: Subject, tmp_path: Path, name: str, size: int, taken: str
 ) -> None:

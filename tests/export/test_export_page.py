@@ -226,6 +226,7 @@ def cases() -> list[tuple[str, list[Any], dict[str, Any]]]:
     scale, bias, mean, variance = x(4), x(4), x(4), np.abs(x(4)) + 1
     one = np.float32(0.5).reshape(())
     pooled: dict[str, Any] = {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1]}
+    halved: dict[str, Any] = {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}
     found: list[tuple[str, list[Any], dict[str, Any]]] = [
         ("Conv", [image, x(5, 4, 3, 3), x(5)], {"pads": [1, 1, 1, 1]}),
         ("Conv", [image, x(6, 2, 3, 2)], {"group": 2, "strides": [2, 1], "pads": [0, 1, 2, 0]}),
@@ -234,8 +235,12 @@ def cases() -> list[tuple[str, list[Any], dict[str, Any]]]:
         ("MaxPool", [image], pooled),
         ("MaxPool", [image], {"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}),
         ("MaxPool", [image], {"kernel_shape": [2, 2], "dilations": [2, 2]}),
+        ("MaxPool", [image], {**halved, "pads": [1, 0, 1, 0]}),
         ("AveragePool", [image], pooled),
         ("AveragePool", [image], {**pooled, "count_include_pad": 1}),
+        ("AveragePool", [image], halved),
+        ("AveragePool", [image], {**halved, "count_include_pad": 1}),
+        ("AveragePool", [image], {**halved, "pads": [1, 0, 1, 0], "count_include_pad": 1}),
         ("GlobalAveragePool", [image], {}),
         ("BatchNormalization", [image, scale, bias, mean, variance], {"epsilon": 1e-3}),
         ("LayerNormalization", [row, x(5), x(5)], {"axis": -1, "epsilon": 1e-6}),
@@ -258,11 +263,18 @@ def cases() -> list[tuple[str, list[Any], dict[str, Any]]]:
         ("Gather", [row, np.array(1)], {}),
         ("Gelu", [row], {}),
         ("Gelu", [row], {"approximate": "tanh"}),
+        ("Elu", [row], {"alpha": 0.7}),
+        ("Elu", [row], {}),
+        ("HardSigmoid", [4 * row], {"alpha": 1 / 6}),
+        ("HardSigmoid", [4 * row], {}),
+        ("HardSwish", [4 * row], {}),
         ("LeakyRelu", [row], {"alpha": 0.1}),
         ("LeakyRelu", [row], {}),
         ("Pad", [row, n(1, 0, 2, 3)], {}),
         ("Pad", [row, n(1, 2), one, n(-1)], {}),
         ("Pow", [np.abs(row), np.float32([2, 1, 0, 3, 0.5])], {}),
+        ("Range", [np.array(2), np.array(9), np.array(3)], {}),
+        ("Range", [np.array(4), np.array(-1), np.array(-2)], {}),
         ("Reshape", [image, n(0, -1, 3)], {}),
         ("Shape", [image], {"start": 1, "end": 3}),
         ("Shape", [image], {}),
@@ -281,6 +293,7 @@ def cases() -> list[tuple[str, list[Any], dict[str, Any]]]:
     found += [(name, [image, x(4, 1, 1)], {}) for name in ("Add", "Sub", "Mul")]
     found += [("Add", [row, row], {})]
     found += [(name, [row], {}) for name in ("Exp", "Identity", "Neg", "Relu", "Sigmoid", "Tanh")]
+    found += [("Selu", [row], {}), ("Selu", [row], {"alpha": 1.5, "gamma": 1.1})]
     found += [("Sqrt", [np.abs(row)], {}), ("Erf", [np.linspace(-7, 7, 99, dtype=np.float32)], {})]
     for name in ("ReduceMax", "ReduceMean", "ReduceSum"):
         found += [(name, [image, n(2, 3)], {"keepdims": 0}), (name, [image, n(-1)], {})]
@@ -308,6 +321,32 @@ def test_every_operation_is_that_of_the_python_file(page: Browser) -> None:
             np.testing.assert_allclose(
                 np.reshape(ours[1], their.shape), their, rtol=1e-5, atol=1e-6, err_msg=name
             )
+
+
+OF_ONE_INPUT = (
+    *("AveragePool", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "MaxPool"),
+    *("Relu", "Selu", "Sigmoid", "Softmax", "Tanh"),
+)
+
+
+def test_pooling_and_activations_are_those_of_onnx() -> None:
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    tried = [case for case in cases() if case[0] in OF_ONE_INPUT]
+    assert {name for name, _, _ in tried} == set(OF_ONE_INPUT)
+    for name, inputs, given in tried:
+        [x] = inputs
+        node = onnx.helper.make_node(name, ["x"], ["y"], **given)
+        kind = onnx.TensorProto.FLOAT
+        ends = [onnx.helper.make_tensor_value_info(one, kind, [None] * x.ndim) for one in "xy"]
+        graph = onnx.helper.make_graph([node], name, ends[:1], ends[1:])
+        model = onnx.helper.make_model(
+            graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10
+        )
+        session = onnxruntime.InferenceSession(model.SerializeToString())
+        [theirs] = session.run(None, {"x": x})
+        found = runner._OPERATIONS[name](x, **given)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, theirs, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @needs_chromium

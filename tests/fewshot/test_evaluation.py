@@ -14,7 +14,7 @@ from sseg_nase.data.episodes import EpisodeList, sample_episodes
 from sseg_nase.data.random import derive
 from sseg_nase.data.views import apply_views, draw_parameters
 from sseg_nase.fewshot.classifiers import METRICS, NORMALIZATIONS
-from sseg_nase.fewshot.evaluation import Judged, embed, embed_views, evaluate_episodes
+from sseg_nase.fewshot.evaluation import Evaluated, embed, embed_views, evaluate_episodes
 from sseg_nase.fewshot.methods import METHODS, Method
 from sseg_nase.hardware.memory import peak_memory_mb
 
@@ -63,13 +63,13 @@ def options(**changed: Any) -> EvaluationConfig:
     return dataclasses.replace(CONFIG.evaluation, **changed)
 
 
-def judge(
+def evaluate(
     features: torch.Tensor,
     episodes: EpisodeList,
     mean: torch.Tensor | None = None,
     support_features: torch.Tensor | None = None,
     **changed: Any,
-) -> Judged:
+) -> Evaluated:
     evaluation = options(**changed)
     return evaluate_episodes(
         features,
@@ -133,7 +133,7 @@ def test_all_at_once_equals_one_episode_at_a_time(metric: str, normalize: str, s
     features = clustered(classes=8, per_class=15, dim=12, seed=shots)
     mean = features.mean(dim=0) + 0.1
     episodes = draw(8, 15, shots, episodes=25)
-    accuracies = judge(
+    accuracies = evaluate(
         features, episodes, mean, normalize=normalize, metric=metric, memory_mb=0.05
     ).accuracies
     expected = one_episode_at_a_time(features, episodes, mean, normalize, metric)
@@ -146,7 +146,7 @@ def test_chunks_do_not_change_the_result(metric: str) -> None:
     features = clustered(classes=6, per_class=20, dim=32, seed=0)
     episodes = draw(6, 20, 5, episodes=300)
     results = [
-        judge(features, episodes, features.mean(0), metric=metric, memory_mb=memory)
+        evaluate(features, episodes, features.mean(0), metric=metric, memory_mb=memory)
         for memory in (1e-6, 0.3, 1024)
     ]
     for other in results[1:]:
@@ -160,7 +160,7 @@ def test_chunks_do_not_change_what_a_method_says(method: str) -> None:
     features = clustered(classes=6, per_class=20, dim=32, seed=0).relu()
     episodes = draw(6, 20, 5, episodes=60)
     alone, few, all_at_once = (
-        judge(features, episodes, normalize="none", method=method, memory_mb=memory).accuracies
+        evaluate(features, episodes, normalize="none", method=method, memory_mb=memory).accuracies
         for memory in (1e-6, 0.3, 1024)
     )
     assert np.abs(alone - few).sum() <= 2 / 30
@@ -194,7 +194,7 @@ def test_memory_stays_within_its_bound(method: str, metric: str, shots: int, dim
             self.memory_mb = memory_mb
 
         def forward(self, _: torch.Tensor) -> None:
-            judge(features, episodes, memory_mb=self.memory_mb, **changed)
+            evaluate(features, episodes, memory_mb=self.memory_mb, **changed)
 
     # A few episodes at a time leave what does not depend on the chunks: the lists of indices.
     least = peak_memory_mb(Evaluation(0.4), 1, 1) - 0.4
@@ -203,14 +203,14 @@ def test_memory_stays_within_its_bound(method: str, metric: str, shots: int, dim
 
 
 def test_dead_features_are_at_chance() -> None:
-    accuracies = judge(torch.ones(60, 4), draw(6, 10, 1, 20), torch.ones(4)).accuracies
+    accuracies = evaluate(torch.ones(60, 4), draw(6, 10, 1, 20), torch.ones(4)).accuracies
     assert accuracies.tolist() == [0.2] * 20
 
 
 def test_ways_other_than_five() -> None:
     features = nn.functional.one_hot(torch.arange(3).repeat_interleave(10)).float()
     episodes = draw(3, 10, 2, episodes=4, ways=3)
-    accuracies = judge(features, episodes, normalize="none", metric="euclidean").accuracies
+    accuracies = evaluate(features, episodes, normalize="none", metric="euclidean").accuracies
     assert accuracies.tolist() == [1.0] * 4
 
 
@@ -219,7 +219,7 @@ def test_ways_other_than_five() -> None:
 def test_top_k_and_confusion_equal_a_slow_loop(method: str, alpha: float | None) -> None:
     features = clustered(classes=7, per_class=35, dim=12, seed=1).relu()
     episodes = draw(7, 35, 2, episodes=12, alpha=alpha)
-    found = judge(features, episodes, normalize="none", method=method, top_k=[2, 4])
+    found = evaluate(features, episodes, normalize="none", method=method, top_k=[2, 4])
     evaluation = options(method=method)
     confusion = np.zeros((7, 7), dtype=np.int64)
     within = {2: 0, 4: 0}
@@ -243,8 +243,8 @@ def test_top_k_and_confusion_equal_a_slow_loop(method: str, alpha: float | None)
 
 
 def test_of_equal_scores_the_first_class_comes_first_in_top_k_too() -> None:
-    judged = judge(torch.ones(60, 4), draw(6, 10, 1, 20), torch.ones(4), top_k=[2, 3])
-    assert judged.top_k == {2: 0.4, 3: pytest.approx(0.6)}
+    evaluated = evaluate(torch.ones(60, 4), draw(6, 10, 1, 20), torch.ones(4), top_k=[2, 3])
+    assert evaluated.top_k == {2: 0.4, 3: pytest.approx(0.6)}
 
 
 def test_a_method_may_be_made_around_a_head() -> None:
@@ -261,7 +261,7 @@ def test_a_method_may_be_made_around_a_head() -> None:
         features, listed, method, options(normalize="none"), mean=None, classes=6
     )
     with torch.no_grad():
-        expected = judge(head(features), listed, normalize="none", metric="euclidean")
+        expected = evaluate(head(features), listed, normalize="none", metric="euclidean")
     assert found.accuracies.tolist() == expected.accuracies.tolist()
 
 
@@ -270,14 +270,14 @@ def test_the_support_may_have_embeddings_of_its_own() -> None:
     others = clustered(classes=6, per_class=10, dim=12, seed=1)
     episodes = draw(6, 10, 2, episodes=20)
     mean = features.mean(0)
-    found = judge(features, episodes, mean, support_features=others)
+    found = evaluate(features, episodes, mean, support_features=others)
     normalized = [NORMALIZATIONS["cl2n"](f, mean) for f in (features, others)]
     both = torch.cat(normalized)
     moved = EpisodeList(
         "digits", "val", 3, episodes.classes.copy(), episodes.support + 60, episodes.query.copy()
     )
-    assert found.accuracies.tolist() == judge(both, moved, normalize="none").accuracies.tolist()
-    assert found.accuracies.mean() < judge(features, episodes, mean).accuracies.mean()
+    assert found.accuracies.tolist() == evaluate(both, moved, normalize="none").accuracies.tolist()
+    assert found.accuracies.mean() < evaluate(features, episodes, mean).accuracies.mean()
 
 
 def test_embeddings_of_views_equal_a_slow_loop_and_do_not_depend_on_the_others() -> None:
@@ -344,6 +344,6 @@ def test_cuda_gives_what_the_cpu_gives() -> None:
     assert torch.allclose(cuda.cpu(), cpu, atol=1e-3)
     episodes = draw(4, 10, 1, 50, ways=3)
     for method in METHODS:
-        on_cpu = judge(cpu, episodes, cpu.mean(0), method=method).accuracies
-        on_cuda = judge(cpu.cuda(), episodes, cpu.mean(0).cuda(), method=method).accuracies
+        on_cpu = evaluate(cpu, episodes, cpu.mean(0), method=method).accuracies
+        on_cuda = evaluate(cpu.cuda(), episodes, cpu.mean(0).cuda(), method=method).accuracies
         assert np.allclose(on_cpu, on_cuda, atol=1 / 18)

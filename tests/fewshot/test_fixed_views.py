@@ -63,9 +63,9 @@ def test_support_queries_and_centre_are_means_over_the_views() -> None:
         answers = (features[torch.from_numpy(query.copy())] @ prototypes.T).argmax(-1)
         truth = torch.arange(len(support))[:, None].expand(*query.shape)
         expected.append(100 * (answers == truth).float().mean().item())
-    judged = task.judge(backbone, torch.device("cpu"), 3)
-    assert judged.accuracies[episodes.key] == pytest.approx(expected, abs=1e-3)
-    assert judged.results[episodes.key]["method"] == "prototype/cosine/cl2n/tta3"
+    evaluated = task.evaluate(backbone, torch.device("cpu"), 3)
+    assert evaluated.accuracies[episodes.key] == pytest.approx(expected, abs=1e-3)
+    assert evaluated.results[episodes.key]["method"] == "prototype/cosine/cl2n/tta3"
 
 
 def test_results_have_a_line_of_their_own_with_its_cost() -> None:

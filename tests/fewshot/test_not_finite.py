@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from sseg_nase import judge, stages
+from sseg_nase import evaluate, stages
 from sseg_nase.config.compose import load
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
@@ -71,13 +71,13 @@ def test_embeddings_that_are_not_finite_are_refused(
     tasks = stages.fewshot_tasks(config)
     reached = stages.Reached(network, name="checkpoint=some.pt")
     with pytest.raises(UserError, match=r"checkpoint=some\.pt cannot be .* dataset digits/val"):
-        stages.judge_before_tuning(tasks, reached, torch.device("cpu"))
+        stages.evaluate_before_tuning(tasks, reached, torch.device("cpu"))
 
 
 def test_by_hand_too() -> None:
     config = load(TINY)
     with pytest.raises(UserError, match="the network cannot be evaluated on dataset digits/val"):
-        judge(spoiled(config, overflow), config)
+        evaluate(spoiled(config, overflow), config)
 
 
 def saved(config: Config, spoil: Callable[[Backbone], None], path: Path) -> None:
@@ -168,8 +168,8 @@ def test_embeddings_that_are_all_equal_are_a_doubt(
 
 def test_a_healthy_network_raises_no_doubt() -> None:
     config = load(TINY)
-    judged = judge(stages.seed_backbone(config).eval(), config)
-    assert [result["doubts"] for result in judged.results.values()] == [[]]
+    evaluated = evaluate(stages.seed_backbone(config).eval(), config)
+    assert [result["doubts"] for result in evaluated.results.values()] == [[]]
 
 
 def test_what_is_doubted() -> None:
@@ -221,7 +221,7 @@ def test_options_of_the_method_may_be_to_blame() -> None:
     )
     reached = stages.Reached(stages.seed_backbone(config))
     with pytest.raises(UserError, match=r"evaluation\.maml\.lr=1e\+18") as error:
-        stages.judge_before_tuning(stages.fewshot_tasks(config), reached, torch.device("cpu"))
+        stages.evaluate_before_tuning(stages.fewshot_tasks(config), reached, torch.device("cpu"))
     assert "the untrained seed network cannot be evaluated on dataset digits/val" in str(
         error.value
     )

@@ -158,20 +158,22 @@ def test_the_average_grows_along_and_the_best_network_is_chosen_anew() -> None:
     one = tuner("linear", "finetune.ema_decay=0.5", sink=Kept())
     steps(one, 3)
     one.progress.epoch, one.progress.best_accuracy, one.progress.best_epoch = 0, 90.0, 0
-    before = copy.deepcopy(one.judged).eval()
+    one.progress.watched, one.progress.watched_epoch = 90.0, 0
+    before = copy.deepcopy(one.evaluated).eval()
     images = torch.randn(4, 3, 16, 16)
     moments = named_moments(one.state.networks.optimizer, one.learner)
     one._change()
     moved = named_moments(one.state.networks.optimizer, one.learner)
-    assert len(moved) == len(moments)  # those of the new blocks begin anew
+    assert len(moved) == len(moments)  # those of the new blocks begin at 0
     assert torch.equal(moved["head.weight"]["exp_avg"], moments["head.weight"]["exp_avg"])
     first, second = "backbone.blocks.1.conv.weight", "backbone.blocks.2.conv.weight"
     assert torch.equal(moved[second]["exp_avg"], moments[first]["exp_avg"])
-    assert len(one.learner.backbone.stages()) == len(one.judged.backbone.stages()) == 4
-    assert one.judged is not one.learner
+    assert len(one.learner.backbone.stages()) == len(one.evaluated.backbone.stages()) == 4
+    assert one.evaluated is not one.learner
     with torch.no_grad():
-        torch.testing.assert_close(one.judged.eval().backbone(images), before.backbone(images))
+        torch.testing.assert_close(one.evaluated.eval().backbone(images), before.backbone(images))
     assert one.progress.best_accuracy is None
+    assert one.progress.watched_epoch is None  # patience begins again, too
     (record,) = told
     assert (record["index"], record["epoch"], record["step"]) == (3, 10, 3)
     assert record["function_delta"] < 1e-12
@@ -226,7 +228,7 @@ def test_channels_are_scored_by_the_loss_with_labels() -> None:
 
 
 @pytest.mark.parametrize(("tolerance", "kept"), [(1.0, True), (-1.0, False)])
-def test_a_pruning_is_judged_at_once_and_leaves_all_as_it_was_where_it_fails(
+def test_a_pruning_is_decided_on_at_once_and_leaves_all_as_it_was_where_it_fails(
     tolerance: float, kept: bool
 ) -> None:
     one = tuner("linear", *PRUNING)

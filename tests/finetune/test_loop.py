@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from sseg_nase.data.placement import HeldImages
 from sseg_nase.data.views import normalize
 from sseg_nase.finetune.learner import around, cross_entropy
 from sseg_nase.finetune.loop import FineTuner
+from sseg_nase.finetune.mixing import pasted, thinned
 from sseg_nase.finetune.objective import episodic, meta_learned
 from sseg_nase.finetune.steps import Step
 from sseg_nase.training.distributed import build_fabric
@@ -129,6 +132,74 @@ def test_a_smoothed_and_mixed_loss_is_that_of_soft_targets() -> None:
     assert next(plain._steps(0)).partner is None
 
 
+def test_a_pasted_loss_is_that_of_pixels_and_shares() -> None:
+    one = tuner("linear", "finetune.cutmix=0.7", "finetune.label_smoothing=0.2")
+    ends, steps = 0, (each for epoch in range(9) for each in one._steps(epoch))
+    for number, step in enumerate(islice(steps, 12)):
+        images = views(one, step, 0)
+        assert step.partner is not None
+        assert step.centre is not None
+        # By hand: pixel by pixel, and one soft target an image.
+        side, half = images.shape[-1], math.sqrt(1 - step.share) / 2
+        (middle_y, middle_x), mixed, own = step.centre, images.clone(), side * side
+        for y in range(side):
+            for x in range(side):
+                inside = all(
+                    side * (at - half) - 0.5 <= place < side * (at + half) - 0.5
+                    for place, at in ((y, middle_y), (x, middle_x))
+                )
+                if inside:
+                    own -= 1
+                    for i, p in enumerate(step.partner.tolist()):
+                        mixed[i, :, y, x] = images[p, :, y, x]
+        found, share = pasted(images, step.partner, step.share, step.centre)
+        assert torch.equal(found, mixed)
+        assert share == pytest.approx(own / side**2)
+        ends += abs(share - step.share) > 2 / side
+        if number:
+            continue
+        assert 0 < share < 1
+        classes, loss = len(one.base.class_names), 0.0
+        logits = one.learner.head(one.learner.backbone(mixed)).log_softmax(1)
+        for i, p in enumerate(step.partner.tolist()):
+            target = torch.full((classes,), 0.2 / classes)
+            target[step.truth[i]] += 0.8 * share
+            target[step.truth[p]] += 0.8 * (1 - share)
+            loss -= (target * logits[i]).sum().item() / len(images)
+        outcome = one.objective.outcome(step, images, one.learner)
+        assert outcome.loss.item() == pytest.approx(loss, rel=1e-5)
+    assert ends  # some rectangles end at the edge, and their share is another then
+    assert next(tuner("linear")._steps(0)).centre is None
+
+
+def test_what_dropout_leaves_out_is_a_share_of_the_features() -> None:
+    one = tuner("linear", "finetune.dropout=0.3")
+    step, again, other = next(one._steps(0)), next(one._steps(0)), next(one._steps(1))
+    assert step.noise == again.noise != other.noise
+    assert step.noise is not None
+    images = views(one, step, 0)
+    features = one.learner.backbone(images)
+    left = thinned(torch.ones(400, 64), 0.3, step.noise)
+    assert left.unique().tolist() == [0, pytest.approx(1 / 0.7)]
+    assert (left == 0).float().mean().item() == pytest.approx(0.3, abs=0.02)
+    assert left.mean().item() == pytest.approx(1, abs=0.03)  # as much as without it
+    rows = (left == 0).float().mean(1)
+    assert rows.min() > 0.05  # no image, and no feature, is left out as a whole
+    assert (left == 0).float().mean(0).max() < 0.5
+    mask = thinned(torch.ones_like(features), 0.3, step.noise)
+    logits = one.learner.head(features * mask)
+    loss = torch.nn.functional.cross_entropy(logits, step.truth)
+    found = one.objective.outcome(step, images, one.learner).loss
+    assert found.item() == pytest.approx(loss.item(), rel=1e-5)
+    plain = one.objective.outcome(step._replace(noise=None), images, one.learner).loss
+    assert plain.item() != pytest.approx(loss.item(), rel=1e-4)
+    # Two networks are compared on all of their features.
+    held = one.state.probe.held_losses([one.state.networks], 0)
+    bare = tuner("linear")
+    assert torch.equal(held, bare.state.probe.held_losses([bare.state.networks], 0))
+    assert next(bare._steps(0)).noise is None
+
+
 def test_the_loss_of_a_step_is_the_mean_over_its_episodes() -> None:
     one = tuner("prototypical")
     one.learner.eval()  # BN then takes every image for itself
@@ -187,6 +258,111 @@ def test_sgd_steps_as_nesterov_with_l2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(one.optimizer, "step", watched)
     one.fit()
     assert len(expected) == 3
+
+
+def test_adamw_decays_apart_from_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """θ ← θ − lr·wd·θ, then Adam's step of the plain gradient (Loshchilov and Hutter 2019)."""
+    one = tuner(
+        "relation", "finetune.optimizer=adamw", "finetune.epochs=1", "finetune.weight_decay=0.3"
+    )
+    group = one.optimizer.param_groups[0]
+    weights, step, count = group["params"][0], one.optimizer.step, 0
+    first, second = torch.zeros_like(weights), torch.zeros_like(weights)
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        nonlocal first, second, count
+        gradient, count = weights.grad.clone(), count + 1
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        mean, square = first / (1 - 0.9**count), second / (1 - 0.999**count)
+        expected = weights.detach() * (1 - 0.3 * group["lr"])
+        expected = expected - group["lr"] * mean / (square.sqrt() + 1e-8)
+        done = step(*args, **kwargs)
+        torch.testing.assert_close(weights.detach(), expected, atol=1e-6, rtol=1e-4)
+        return done
+
+    monkeypatch.setattr(one.optimizer, "step", watched)
+    one.fit()
+    assert count == 3
+
+
+@pytest.mark.parametrize("most", [1e-3, 1e3])
+def test_a_gradient_is_made_no_longer_than_asked(
+    most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = tuner("relation", f"finetune.clip_norm={most}", "finetune.epochs=1")
+    plain = tuner("relation", "finetune.epochs=1")
+
+    def gradients(tuned: FineTuner) -> dict[str, torch.Tensor]:
+        """Of the first step, as the optimizer gets them."""
+        found: dict[str, torch.Tensor] = {}
+
+        def watched(*args: Any, **kwargs: Any) -> None:
+            for name, parameter in tuned.learner.named_parameters():
+                assert parameter.grad is not None
+                found.setdefault(name, parameter.grad.clone())
+
+        monkeypatch.setattr(tuned.optimizer, "step", watched)
+        tuned.fit()
+        return found
+
+    clipped, free = gradients(one), gradients(plain)
+    length = math.sqrt(sum(g.double().square().sum().item() for g in free.values()))
+    assert 1e-3 < length < 1e3
+    for name, gradient in free.items():
+        torch.testing.assert_close(
+            clipped[name], gradient * min(1.0, most / length), rtol=1e-4, atol=1e-9
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "figures", "epochs"),
+    [
+        (["finetune.patience=2"], [40, 60, 60, 59, 70], 4),
+        (["finetune.patience=2"], [40, 60, 60, 61, 60, 61], 6),
+        (["finetune.patience=2", "finetune.min_delta=2"], [40, 60, 61.5, 61.9, 70], 4),
+        # A slow rise counts, once it is more than that above the best that counted.
+        (["finetune.patience=2", "finetune.min_delta=2"], [40, 41.5, 42.5, 43, 44.6, 44.6], 6),
+        (["finetune.patience=9"], [40, 39, 38, 37], 6),
+        (["finetune.patience=1", "finetune.monitor=loss"], [1.0, 0.9, 0.95, 0.1], 3),
+        (
+            ["finetune.patience=1", "finetune.monitor=loss", "finetune.min_delta=0.2"],
+            [1.0, 0.9, 0.1],
+            2,
+        ),
+    ],
+)
+def test_patience_ends_training(
+    options: list[str], figures: list[float], epochs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is watched in every epoch, and how many epochs there are of six."""
+    one = tuner("matching", "finetune.epochs=6", *options)
+    told: list[Any] = []
+    said: list[str] = []
+    figures = [*figures, *figures[-1:] * 6]
+    if "finetune.monitor=loss" in options:
+        train = one.train_epoch
+
+        def trained() -> None:
+            train()
+            one.progress.sums[0] = figures[one.progress.epoch] * one.progress.batch
+
+        monkeypatch.setattr(one, "train_epoch", trained)
+    else:
+        one.validate = lambda learner: (figures[one.progress.epoch], 1.0)
+    one.state.sink.event = lambda kind, values: (  # type: ignore[method-assign]
+        told.append(values) if kind == "finetune" else said.append(values.get("text"))
+    )
+    one.fit()
+    assert len(told) == one.progress.epoch == epochs
+    ends = [text for text in said if "ends after" in text]
+    assert ends == [] if epochs == 6 else f"ends after {epochs} of 6 epochs" in ends[0]
+    # Where it is taken up again it has ended.
+    again = tuner("matching", "finetune.epochs=6", *options)
+    again.load_state_dict(one.state_dict())
+    again.fit()
+    assert again.progress.epoch == epochs
+    assert again.progress.step == one.progress.step
 
 
 def test_the_gradient_of_maml_is_the_mean_over_its_tasks() -> None:
@@ -270,16 +446,16 @@ def test_a_stop_keeps_the_sums_of_the_steps_that_are_done() -> None:
     assert progress["images_seen"] == 2 * 2 * 5 * (5 + 3)
 
 
-def test_the_average_of_the_weights_is_what_is_judged_and_kept_as_best() -> None:
+def test_the_average_of_the_weights_is_what_is_evaluated_and_kept_as_best() -> None:
     one = tuner("prototypical", "finetune.epochs=1", "finetune.ema_decay=0.9")
-    judged: list[Any] = []
-    one.validate = lambda learner: judged.append(learner) or (50.0, 1.0)  # type: ignore[func-returns-value]
+    evaluated: list[Any] = []
+    one.validate = lambda learner: evaluated.append(learner) or (50.0, 1.0)  # type: ignore[func-returns-value]
     saved: dict[str, Any] = {}
     one.save = lambda name, state: saved.update({name: state})
     one.fit()
-    assert judged == [one.judged]
-    assert one.judged is not one.learner
-    for name, tensor in one.judged.state_dict().items():
+    assert evaluated == [one.evaluated]
+    assert one.evaluated is not one.learner
+    for name, tensor in one.evaluated.state_dict().items():
         torch.testing.assert_close(saved["best"]["student"][name], tensor)
     for name, tensor in one.learner.state_dict().items():
         torch.testing.assert_close(saved["last"]["student"][name], tensor)
@@ -353,9 +529,9 @@ def test_an_epochs_loss_is_the_mean_over_its_steps() -> None:
     assert told[0]["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
-def test_the_average_that_is_judged_follows_the_weights() -> None:
+def test_the_average_that_is_evaluated_follows_the_weights() -> None:
     one = tuner("prototypical", "finetune.epochs=1", "finetune.ema_decay=0.9")
-    average = {k: v.clone() for k, v in one.judged.state_dict().items()}
+    average = {k: v.clone() for k, v in one.evaluated.state_dict().items()}
     steps = 0
     update = one.step
 
@@ -370,7 +546,7 @@ def test_the_average_that_is_judged_follows_the_weights() -> None:
 
     one.step = watched  # type: ignore[method-assign]
     one.fit()
-    for name, found in one.judged.state_dict().items():
+    for name, found in one.evaluated.state_dict().items():
         if found.is_floating_point():
             torch.testing.assert_close(found, average[name])
 

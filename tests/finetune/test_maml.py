@@ -135,7 +135,7 @@ def test_the_gradient_is_that_of_torchs_own_norms(
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_episodes_side_by_side_are_judged_as_one_by_one(precision: str) -> None:
+def test_episodes_side_by_side_are_evaluated_as_one_by_one(precision: str) -> None:
     learner = tiny("relu")
     pool = images(12, 5, torch.float32)
     generator = torch.Generator().manual_seed(6)

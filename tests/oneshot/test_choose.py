@@ -141,9 +141,9 @@ def test_a_network_without_mixed_operations_has_nothing_to_choose() -> None:
 def test_of_a_part_of_the_channels_what_was_mixed_begins_anew() -> None:
     network, _ = supernet(SPACE, partial=2, generator=seeded())
     mutation = choosing(SPACE, network.architecture, PICKS)
-    anew = {name for name, source in mutation.sources.items() if source is None}
-    assert anew
-    assert all(".0-1." in n or ".1-2." in n or ".2-3." in n for n in anew)
+    fresh = {name for name, source in mutation.sources.items() if source is None}
+    assert fresh
+    assert all(".0-1." in n or ".1-2." in n or ".2-3." in n for n in fresh)
     state = TrainingState({f"backbone.{n}": t for n, t in network.state_dict().items()})
     after = apply(mutation, state)
     stem = "backbone.blocks.stem.op.0.weight"

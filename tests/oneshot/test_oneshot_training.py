@@ -445,12 +445,12 @@ def test_the_network_that_was_chosen_trains_on_with_its_weights() -> None:
     same(stored(again.state_dict()), stored(one.state_dict()))
 
 
-def test_judging_changes_nothing() -> None:
+def test_evaluating_changes_nothing() -> None:
     one = training_of("darts", epochs=1)
     one.train_epoch()
     kept = stored(one.state_dict())
     picks = dict.fromkeys(NAMES, CONV)
-    assert one.judged(picks) == one.judged(picks)
+    assert one.goal_of(picks) == one.goal_of(picks)
     now = stored(one.state_dict())
     assert kept.pop("macs") < now.pop("macs")
     same(now, kept)
@@ -458,12 +458,12 @@ def test_judging_changes_nothing() -> None:
     assert all(module.gates == [one.gates] for module in mixed)
 
 
-def test_what_is_judged_is_the_derived_network_with_statistics_of_its_own() -> None:
+def test_what_is_evaluated_is_the_derived_network_with_statistics_of_its_own() -> None:
     """By hand: choose, estimate BN's statistics on the weights' half, count what is right."""
     one = training_of("darts", epochs=1)
     one.train_epoch()
     picks = dict.fromkeys(NAMES, CONV)
-    found = one.judged(picks)
+    found = one.goal_of(picks)
     other = training_of("darts", epochs=1)
     other.load_state_dict(stored(one.state_dict()))
     other.records = [{"epoch": 0, "picks": picks}]

@@ -48,9 +48,9 @@ def record(
     """
     folder.mkdir(parents=True)
 
-    def group(judged: dict[str, np.ndarray]) -> dict[str, Any]:
+    def group(evaluated: dict[str, np.ndarray]) -> dict[str, Any]:
         found = {}
-        for key, values in judged.items():
+        for key, values in evaluated.items():
             accuracy, ci95 = mean_ci95(values)
             found[key] = {
                 "accuracy": accuracy,

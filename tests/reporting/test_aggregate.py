@@ -21,7 +21,7 @@ from sseg_nase.reporting.aggregate import (
     SUMMARY_COLUMNS,
     Aggregate,
     Entry,
-    Judged,
+    Evaluated,
     aggregate,
     same_episodes,
 )
@@ -301,7 +301,7 @@ def test_a_result_without_an_accuracy_is_left_out_alone(entries: list[Entry]) ->
         ("dataset", "root", "elsewhere"),
     ],
 )
-def test_runs_that_were_judged_on_other_episodes_are_not_compared(
+def test_runs_that_were_evaluated_on_other_episodes_are_not_compared(
     entries: list[Entry], section: str, key: str, value: Any
 ) -> None:
     for entry in entries:
@@ -367,7 +367,7 @@ def test_the_commonest_list_counts_where_seeds_have_several(entries: list[Entry]
 
 
 def of_images(entry: Entry, images: str) -> None:
-    """Let a run have recorded the checksum of what it was judged on."""
+    """Let a run have recorded the checksum of what it was evaluated on."""
     data = {"evaluated": {"digits/val": {"identity": images}}}
     change("results.json", "data", to=data)(entry.run)
 
@@ -384,7 +384,7 @@ def test_the_folder_of_images_that_are_known_to_be_the_same_counts_for_nothing(
     assert found.notes == ()
 
 
-def test_what_was_judged_on_other_images_enters_no_mean(entries: list[Entry]) -> None:
+def test_what_was_evaluated_on_other_images_enters_no_mean(entries: list[Entry]) -> None:
     for entry in entries:
         of_images(entry, "others" if (entry.configuration, entry.seed) == ("A2", 1) else "those")
     found = aggregate(entries)
@@ -510,7 +510,7 @@ def test_a_latency_of_0_is_none(entries: list[Entry]) -> None:
 
 def test_equal_settings_on_other_images_are_not_the_same_episodes() -> None:
     result = EpisodeResult("d/val/5w1s", "last", 50.0, 1.0, 2, "ncm", False, {})
-    one = Judged(result, 1.0, 1.0, 1.0, 1.0, None, frozenset(), "checksum")
+    one = Evaluated(result, 1.0, 1.0, 1.0, 1.0, None, frozenset(), "checksum")
     assert same_episodes(one, one)
     assert not same_episodes(one, one._replace(images="another"))
     assert not same_episodes(

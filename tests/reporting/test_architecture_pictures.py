@@ -265,7 +265,7 @@ def test_a_run_without_mutations_has_one_picture(tmp_path: Path) -> None:
     (one,) = drawn(recorded(tmp_path, (), *fixed))
     assert one.figure is not None
     assert "resnet12_quarter does not evolve" in one.caption
-    # The network that was fine-tuned came from elsewhere, and the one that was judged, too.
+    # The network that was fine-tuned came from elsewhere, and the one that was evaluated, too.
     (tmp_path / "architecture.json").write_text(json.dumps(grow(SEED).after.to_dict()))
     for overrides in ((), ("task=evaluate", "checkpoint=last.pt")):
         (one,) = drawn(recorded(tmp_path, (), *overrides))

@@ -37,18 +37,18 @@ def metrics(directory: Path) -> dict[str, float]:
 
 
 @pytest.fixture
-def judgements(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The networks that were judged."""
+def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The networks that were evaluated."""
     networks: list[Any] = []
-    judge = stages.FewShotTask.judge
+    evaluate = stages.FewShotTask.evaluate
 
     def counted(
         self: stages.FewShotTask, backbone: Any, device: Any, views: int = 1
-    ) -> stages.Judgement:
+    ) -> stages.Evaluation:
         networks.append(backbone)
-        return judge(self, backbone, device, views)
+        return evaluate(self, backbone, device, views)
 
-    monkeypatch.setattr(stages.FewShotTask, "judge", counted)
+    monkeypatch.setattr(stages.FewShotTask, "evaluate", counted)
     return networks
 
 
@@ -62,14 +62,14 @@ def assert_accuracies_belong(directory: Path, results: dict[str, Any], best: boo
             assert values.mean() == pytest.approx(results[group][key]["accuracy"], rel=1e-6)
 
 
-def test_the_best_network_is_judged_beside_the_last(judgements: list[Any]) -> None:
+def test_the_best_network_is_evaluated_beside_the_last(evaluations: list[Any]) -> None:
     # The last epoch of its level has a higher loss than the one before, with any threads.
     directory, results = ran("pretrain.epochs=4", "evaluation.untrained_reference=false")
     state = checkpoint.load(directory / "checkpoints" / "best.pt")
     last = checkpoint.load(directory / "checkpoints" / "last.pt")
     assert state["step"] < last["step"]
-    assert len(judgements) == 2  # one dataset, two networks: the embeddings of both lists are one
-    summary = judgements[1].architecture.summary()
+    assert len(evaluations) == 2  # one dataset, two networks: the embeddings of both lists are one
+    summary = evaluations[1].architecture.summary()
     about = results["best"]
     assert (about["epoch"], about["step"]) == (state["epoch"], state["step"])
     assert {key: about[key] for key in ("blocks", "channels", "params", "macs")} == {
@@ -100,11 +100,11 @@ def test_the_best_network_is_judged_beside_the_last(judgements: list[Any]) -> No
         assert np.array_equal(values, read_episodes(directory)["best"][key])
 
 
-def test_one_and_the_same_network_is_judged_once(judgements: list[Any]) -> None:
+def test_one_and_the_same_network_is_evaluated_once(evaluations: list[Any]) -> None:
     directory, results = ran(
         "ablation=A2", "pretrain.epochs=1", "evaluation.untrained_reference=false"
     )
-    assert len(judgements) == 1
+    assert len(evaluations) == 1
     assert results["fewshot_best"] == results["fewshot"]
     assert results["best"]["epoch"] == 0
     assert_accuracies_belong(directory, results, best=True)
@@ -118,7 +118,7 @@ def test_untrained_runs_have_no_best() -> None:
 
 
 @pytest.mark.parametrize("lost", [False, True])
-def test_a_run_that_was_stopped_before_it_was_judged_goes_on(lost: bool) -> None:
+def test_a_run_that_was_stopped_before_it_was_evaluated_goes_on(lost: bool) -> None:
     directory, before = ran("ablation=A2", "pretrain.epochs=3")
     episodes = read_episodes(directory)
     write_json(directory / "status.json", {"status": "INTERRUPTED", "error": None})
@@ -135,10 +135,10 @@ def test_a_run_that_was_stopped_before_it_was_judged_goes_on(lost: bool) -> None
     assert after.get("best") == (None if lost else before["best"])
     assert_accuracies_belong(directory, after, best=not lost)
     if not lost:
-        for network, judged in episodes.items():
-            for key, values in judged.items():
+        for network, evaluated in episodes.items():
+            for key, values in evaluated.items():
                 assert np.array_equal(read_episodes(directory)[network][key], values)
-    assert ("the best network is not judged" in (directory / "events.jsonl").read_text()) == lost
+    assert ("the best network is not evaluated" in (directory / "events.jsonl").read_text()) == lost
 
 
 def test_real_runs_are_aggregated() -> None:

@@ -84,13 +84,13 @@ def run(
     # The old generator: its numbers are the same in every version of NumPy, as the golden file's.
     shared = np.random.RandomState(0).normal(0, 5, (2, 120))
     rng = np.random.RandomState([len(name), *name.encode(), noise])
-    judged = {key: accuracies(rng, s, mean + 18 * i, 0) for i, (key, s) in
+    evaluated = {key: accuracies(rng, s, mean + 18 * i, 0) for i, (key, s) in
               enumerate(zip(keys, shared, strict=False))}  # fmt: skip
     sizes = {"params": 113_088, "macs": 14_200_000, "resolution": 32}
     images = dict(zip(("synthetic", "real_unlabeled", "real_labeled"), seen, strict=True))
     return record(
         Path("runs/x") / name,
-        judged,
+        evaluated,
         method=method,
         transductive=transductive,
         dataset={"name": dataset},
@@ -106,7 +106,7 @@ def run(
 
 
 def tables(found: Comparison) -> dict[tuple[str, bool], Table]:
-    return {(one.place.regime, one.place.transductive): one for one in found.tables}
+    return {(one.setting.regime, one.setting.transductive): one for one in found.tables}
 
 
 def best(found: Comparison) -> set[tuple[int, int]]:
@@ -175,7 +175,7 @@ NAMES: list[tuple[dict[str, Any], str, str]] = [
 @pytest.mark.parametrize(("given", "method", "name"), NAMES, ids=[name for *_, name in NAMES])
 def test_the_name_of_a_method(given: dict[str, Any], method: str, name: str) -> None:
     run("a", given=given)
-    assert provenance(Path("runs/x/a"), {}).judged_by(method, "cifar_fs") == name
+    assert provenance(Path("runs/x/a"), {}).evaluated_by(method, "cifar_fs") == name
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_the_name_of_a_method(given: dict[str, Any], method: str, name: str) -> 
 )
 def test_the_regime_follows_from_the_images_seen(seen: tuple[int, int, int], regime: str) -> None:
     (found,) = compare([run("a", given=SIMCLR, seen=seen)]).tables
-    assert REGIMES[found.place.regime] == regime
+    assert REGIMES[found.setting.regime] == regime
 
 
 def test_a_network_of_drawn_images_that_is_centred_on_real_ones_says_so() -> None:
@@ -203,13 +203,13 @@ def test_a_network_of_drawn_images_that_is_centred_on_real_ones_says_so() -> Non
             run("c", given=SIMCLR, seen=REAL, method=centred),
         ]
     )
-    assert [one.place.regime for one in found.tables] == ["synthetic", "centred", "unlabeled"]
+    assert [one.setting.regime for one in found.tables] == ["synthetic", "centred", "unlabeled"]
 
 
 def test_images_that_are_not_of_the_base_are_a_regime_of_their_own() -> None:
     weights = {"backbone": {"name": "resnet18", "weights": "imagenet"}, **PROTONET}
     found = compare([run("a", given=weights), run("b", given=PROTONET)])
-    assert [one.place.regime for one in found.tables] == ["labels", "outside"]
+    assert [one.setting.regime for one in found.tables] == ["labels", "outside"]
     assert regime_of({}) == "unknown"
 
 
@@ -372,7 +372,7 @@ def test_other_episodes_are_not_compared() -> None:
     assert {(d.run, d.shots) for d in one.differences} == {(3, 1)}
     assert best(found) == set()
     assert [note for note in found.notes if "run 2" in note] == [
-        f"run 2, {key}: it was not judged on the episodes of run 1, or they are not known: no "
+        f"run 2, {key}: it was not evaluated on the episodes of run 1, or they are not known: no "
         "difference."
         for key in (ONE, FIVE)
     ]
@@ -396,7 +396,7 @@ def test_every_dataset_and_number_of_ways_has_a_table() -> None:
         run("b", given=PROTONET, keys=keys, dataset="digits"),
         run("c", given=PROTONET, keys=("cifar_fs/val/10w1s",)),
     ]
-    found = [one.place[:3] for one in compare(runs).tables]
+    found = [one.setting[:3] for one in compare(runs).tables]
     assert found == [("cifar_fs", "val", 5), ("cifar_fs", "val", 10), ("digits", "test", 5),
                      ("digits", "val", 5)]  # fmt: skip
 
@@ -619,7 +619,7 @@ MISTAKES = [
     (["task=report", "runs=runs/y/*"], "runs=runs/y/*: nothing matches it"),
     (["task=report", "runs=em*"], "runs=em*: none of the 1 that match is"),
     (["task=report", "runs=runs/x/going,runs/x/drawing"], "runs/x/going is RUNNING, not FINISHED"),
-    (["task=report", "runs=runs/x/drawing,runs/x/going"], "runs/x/drawing has judged nothing"),
+    (["task=report", "runs=runs/x/drawing,runs/x/going"], "runs/x/drawing has evaluated nothing"),
     (["task=report", "runs=LAST", "paths.output_dir=empty"], "there is no finished run in empty"),
     (["task=report", "runs=runs/x/good", "sweep=LAST"], "not together with sweep=LAST"),
     (["task=report", "runs=[]"], "runs=[]: name at least one"),
@@ -630,7 +630,7 @@ MISTAKES = [
     (["runs=a,b"], "runs=a,b: it has no effect with task=pipeline"),
     (["task=report", "runs=runs/x/good", "report.output=file"], "report.output="),
     (["task=report", "runs=runs/x/good,runs/x/going", "report.output=file"], "report.output="),
-    (["-m", "task=report", "runs=a,b"], "it looks at what is on disk and is no job of a sweep"),
+    (["-m", "task=report", "runs=a,b"], "it inspects what is on disk and is no job of a sweep"),
 ]
 
 

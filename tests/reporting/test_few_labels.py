@@ -24,9 +24,9 @@ FRACTIONS = (0.01, 0.1)
 
 
 def closed(folder: Path, values: np.ndarray, backbone: str, **tuning: Any) -> Path:
-    """A run that was judged on a closed set."""
+    """A run that was evaluated on a closed set."""
     accuracy, ci95 = mean_ci95(values)
-    judged = {
+    evaluated = {
         KEY: {"accuracy": accuracy, "ci95": ci95, "images": len(values), "method": "classifier"}
     }
     return record(
@@ -38,7 +38,7 @@ def closed(folder: Path, values: np.ndarray, backbone: str, **tuning: Any) -> Pa
         },
         dataset={"name": "cifar10"},
         evaluation={"split": "test"},
-        results={"fewshot": {}, "classification": judged},
+        results={"fewshot": {}, "classification": evaluated},
         params=1_000 if backbone == "autossl_tiny" else 2_000,
     )
 

@@ -99,8 +99,8 @@ def a_run(
 ) -> RunRecord:
     """A run as its sink and its stages leave it, with every section that figures read."""
     rng = np.random.default_rng(0)
-    judged = {f"digits/val/5w{shots}s": 40 + 10 * shots for shots in (1, 5)}
-    last = {key: accuracies(rng, rng.normal(0, 5, 50), mean) for key, mean in judged.items()}
+    evaluated = {f"digits/val/5w{shots}s": 40 + 10 * shots for shots in (1, 5)}
+    last = {key: accuracies(rng, rng.normal(0, 5, 50), mean) for key, mean in evaluated.items()}
     whole = {
         "seed": 0,
         "task": "pipeline",
@@ -726,18 +726,18 @@ def test_chosen_images_are_few_and_of_few_classes() -> None:
 
 
 @pytest.mark.parametrize("normalize", ["cl2n", "none"])
-def test_judging_keeps_embeddings_of_the_judged_split(normalize: str) -> None:
+def test_evaluating_keeps_embeddings_of_the_evaluated_split(normalize: str) -> None:
     config = load(
         ["experiment=quickstart", "evaluation.episodes=5", f"evaluation.normalize={normalize}"]
     )
     task = FewShotTask(config, config.dataset)
     backbone = seed_backbone(config)
-    judged = task.judge(backbone, torch.device("cpu")).embeddings
-    assert judged is not None
-    assert judged.source == "digits/val"
-    assert judged.class_names == ("5", "6", "7", "8", "9")
-    assert np.bincount(judged.labels).tolist() == [MOST_IMAGES] * 5
-    unit = np.allclose(np.linalg.norm(judged.features, axis=1), 1, atol=1e-5)
+    evaluated = task.evaluate(backbone, torch.device("cpu")).embeddings
+    assert evaluated is not None
+    assert evaluated.source == "digits/val"
+    assert evaluated.class_names == ("5", "6", "7", "8", "9")
+    assert np.bincount(evaluated.labels).tolist() == [MOST_IMAGES] * 5
+    unit = np.allclose(np.linalg.norm(evaluated.features, axis=1), 1, atol=1e-5)
     assert unit == (normalize == "cl2n")
 
 

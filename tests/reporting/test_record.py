@@ -165,7 +165,7 @@ def test_events_stand_in_for_lost_mutations(run: Path) -> None:
 
 
 def test_mutations_jsonl_counts_before_events_and_is_told_in_order(run: Path) -> None:
-    """It is written anew at every change; a line of events may be of before a resume."""
+    """It is rewritten at every change; a line of events may be of before a resume."""
     sink = opened(run)
     sink.event("mutation", mutation(2))
     sink.event("mutation", mutation(1))
@@ -329,8 +329,8 @@ def test_a_section_of_the_results_that_is_damaged_is_left_out(
 
 @pytest.mark.parametrize("odd", ["x", [1], {"accuracy": "x"}, {"top_k": [1]}, {"doubts": 3}])
 def test_a_list_of_episodes_that_is_damaged_is_left_out_alone(run: Path, odd: Any) -> None:
-    judged = {**RESULTS["fewshot"], "d/val/5w5s": odd}
-    (run / "results.json").write_text(json.dumps(RESULTS | {"fewshot": judged}))
+    evaluated = {**RESULTS["fewshot"], "d/val/5w5s": odd}
+    (run / "results.json").write_text(json.dumps(RESULTS | {"fewshot": evaluated}))
     record = read_run(run)
     assert record.results == RESULTS
     assert record.notes == ("d/val/5w5s of fewshot in results.json cannot be read: left out.",)

@@ -42,7 +42,7 @@ Rows = list[list[str]]
 
 def of_run(folder: Path) -> Path:
     keys = ("digits/val/5w1s", "cifar_fs/test/5w1s")
-    judged = {
+    evaluated = {
         network: {
             key: {**RESULT, "accuracy": 50.25 + 7 * n + m, "ci95": 0.5 + n / 10, "top_k": {"2": 80}}
             for m, key in enumerate(keys)
@@ -51,7 +51,7 @@ def of_run(folder: Path) -> Path:
     }
     difference = {keys[0]: {"mean": 1.25, "ci95": 0.4, "p_value": 0.001}}
     best = {"epoch": 4, "step": 50, "params": 6000, "macs": 70000, "minus_last": difference}
-    run = a_run(folder / "run", **judged, best=best)
+    run = a_run(folder / "run", **evaluated, best=best)
     measured = {
         "accuracy": {"before": 81.5, "after": 80.25, "change": -1.25, "change_error": 0.5},
         "latency": {"batch": 64, "before_ms": 3.5, "after_ms": 3.25},

@@ -142,8 +142,8 @@ def text_of(run: Path) -> str:
 def test_the_network_chosen_by_its_loss_stands_first_and_the_last_beside(tmp_path: Path) -> None:
     difference = {"digits/val/5w1s": {"mean": 1.25, "ci95": 0.4, "p_value": 0.001}}
     best = {"epoch": 4, "step": 50, "params": 6000, "macs": 70000, "minus_last": difference}
-    judged = {"digits/val/5w1s": {**RESULT, "accuracy": 58.04, "ci95": 0.6}}
-    run = a_run(tmp_path / "both", best=best, fewshot_best=judged)
+    evaluated = {"digits/val/5w1s": {**RESULT, "accuracy": 58.04, "ci95": 0.6}}
+    run = a_run(tmp_path / "both", best=best, fewshot_best=evaluated)
     text = text_of(run)
     for said in (
         "|  | untrained | best | last |",
@@ -174,8 +174,8 @@ CONTROL = {
 
 
 def test_the_first_screen_says_what_evolution_gave_and_what_it_costs(tmp_path: Path) -> None:
-    judged = {"digits/val/5w1s": {**RESULT, "accuracy": 54.25, "ci95": 0.5}}
-    said = first_screen(a_run(tmp_path / "one", control=CONTROL, fewshot_control=judged))
+    evaluated = {"digits/val/5w1s": {**RESULT, "accuracy": 54.25, "ci95": 0.5}}
+    said = first_screen(a_run(tmp_path / "one", control=CONTROL, fewshot_control=evaluated))
     for part in (
         "- Evolution gave **+2.50 ± 0.75 points** on digits val, 5-way 1-shot over the seed",
         "without mutations: significant (p < 0.001).",
@@ -497,6 +497,6 @@ def test_a_run_ends_with_its_report(monkeypatch: pytest.MonkeyPatch) -> None:
     told = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     (warning,) = (line["values"]["text"] for line in told if line["kind"] == "warning")
     assert warning.startswith(
-        "the report is not drawn: MemoryError: too little; sseg-nase task=report runs="
+        "the report is not written: MemoryError: too little; sseg-nase task=report runs="
     )
     assert json.loads((run / "status.json").read_text())["status"] == "FINISHED"

@@ -21,9 +21,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         assert {arrays[name].dtype for name in arrays.files} == {np.dtype(np.float32)}
     found = read_episodes(tmp_path)
     assert found.keys() == ACCURACIES.keys()
-    for network, judged in ACCURACIES.items():
-        assert found[network].keys() == judged.keys()
-        for key, values in judged.items():
+    for network, evaluated in ACCURACIES.items():
+        assert found[network].keys() == evaluated.keys()
+        for key, values in evaluated.items():
             assert found[network][key].dtype == np.float64
             assert found[network][key] == pytest.approx(values, rel=1e-6)
     assert [path.name for path in tmp_path.iterdir()] == ["episodes.npz"]

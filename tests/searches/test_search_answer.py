@@ -313,7 +313,7 @@ def test_with_one_seed_the_test_is_over_episodes_and_other_episodes_do_not_pair(
     found = outcome(tmp_path)
     assert found is not None
     assert found.comparisons == []
-    assert "the largest network, seed 1: not judged on the same episodes" in found.notes
+    assert "the largest network, seed 1: not evaluated on the same episodes" in found.notes
 
 
 def test_a_goal_that_is_no_accuracy_is_not_tested_over_episodes(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_changed_value_reaches_the_strategy() -> None:
         ({"optimizer.lrr": [1]}, "Did you mean 'optimizer.lr'"),
         ({"optimizer.lr": ["high"]}, "optimizer.lr=high: a number (float) is needed"),
         ({"optimizer": ["adam", "adamm"]}, "choose one of adam"),
-        ({"evaluation.split": ["val", "test"]}, "it decides how candidates are judged"),
+        ({"evaluation.split": ["val", "test"]}, "it decides how candidates are evaluated"),
         ({"paths.output_dir": ["a", "b"]}, "cannot be searched over"),
         ({"search.slots": [1, 2]}, "cannot be searched over"),
         ({"optimizer.lr": "normal(0, 1)"}, "is no choice"),

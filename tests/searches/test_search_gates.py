@@ -110,7 +110,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     )
     still = drawn(recorded(tmp_path / "still", NB, [1, 1]))["gates"]
     assert still.missing is not None
-    assert "draws its networks" in still.missing
+    assert "samples its networks" in still.missing
     old = drawn(recorded(tmp_path / "old", NB, [1, 3], chosen={}))["cells"]
     assert old.missing == "An older version has not recorded them."
     assert rivals(None).missing is not None

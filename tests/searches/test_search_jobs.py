@@ -135,7 +135,7 @@ def test_a_candidate_that_composes_to_no_config_is_recorded_and_not_run(
     assert len(performed.numbers) == 1
 
 
-def test_test_classes_are_never_judged(performed: Performed) -> None:
+def test_test_classes_are_never_evaluated(performed: Performed) -> None:
     with pytest.raises(UserError, match="must not see test classes"):
         begin("evaluation.split=test")
     assert performed.numbers == []
@@ -321,7 +321,7 @@ def test_a_promoted_candidate_goes_on_from_its_own_checkpoint(performed: Perform
         ways.setdefault(candidate.fidelity["epochs"], set()).add(told)
         before = 0 if not candidate.parents else candidate.fidelity["epochs"] // 2
         epochs = candidate.fidelity["epochs"] - before
-        assert scored.cost.images == 100 * epochs + 7  # the fine-tuning is done anew
+        assert scored.cost.images == 100 * epochs + 7  # the fine-tuning is done again
         assert scored.cost.training_macs == 1000 * epochs + 50
     assert ways == {1: {"0 to 1"}, 2: {"1 to 2"}, 4: {"2 to 4"}}
     runs = [job.run for job in SweepFolder(path).jobs]

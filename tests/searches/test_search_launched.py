@@ -67,7 +67,7 @@ class HandedOver:
 def handed(monkeypatch: pytest.MonkeyPatch) -> HandedOver:
     stand_in = HandedOver()
     monkeypatch.setattr(launched, "hand_over", stand_in)
-    monkeypatch.setattr(launched, "SECONDS_BETWEEN_LOOKS", {"joblib": 0.02, "submitit_slurm": 0.02})
+    monkeypatch.setattr(launched, "SECONDS_BETWEEN_POLLS", {"joblib": 0.02, "submitit_slurm": 0.02})
     return stand_in
 
 

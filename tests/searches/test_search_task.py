@@ -13,7 +13,7 @@ from sseg_nase.errors import DONE, UserError
 from sseg_nase.reporting.selection import named_runs
 from sseg_nase.rundir.status import status_of
 from sseg_nase.search import Log
-from sseg_nase.searches import look
+from sseg_nase.searches import inspection
 from sseg_nase.searches.folder import looked_at
 from sseg_nase.spaces import NB201
 
@@ -90,7 +90,7 @@ def test_what_fails_is_recorded_and_the_search_goes_on(
     assert result is not None
     assert result.error == "ValueError: it was asked to fail"
     assert "FAILED" in capsys.readouterr().out
-    code = look.status(load(["task=status", f"search={path}"]), print)
+    code = inspection.status(load(["task=status", f"search={path}"]), print)
     shown = capsys.readouterr().out
     assert code == DONE
     assert "3 scored" in shown
@@ -199,7 +199,7 @@ def test_a_table_is_searched_and_test_columns_are_refused(tmp_path: Path) -> Non
 def test_the_report_has_figures_and_the_best(tmp_path: Path) -> None:
     path = begin(tmp_path, "search.objectives={accuracy: max, size: min}", candidates=16)
     said: list[str] = []
-    assert look.report(load(["task=report", f"search={path}"]), said.append) == DONE
+    assert inspection.report(load(["task=report", f"search={path}"]), said.append) == DONE
     html = (path / "report" / "report.html").read_text(encoding="utf-8")
     assert html.count("<img ") == 7
     assert 'src="http' not in html
@@ -244,4 +244,6 @@ def test_choices_that_say_nothing_of_a_network_are_not_shown(tmp_path: Path) -> 
     text = (path / "report" / "report.md").read_text(encoding="utf-8")
     assert "type=" in text
     assert silent not in text.partition("## The best")[2].partition("## Course")[0]
-    assert silent not in str(list(look.table(looked_at(str(path), Path("runs"))).columns[3].cells))
+    assert silent not in str(
+        list(inspection.table(looked_at(str(path), Path("runs"))).columns[3].cells)
+    )

@@ -176,6 +176,17 @@ def test_one_network_at_two_rates_is_two_candidates() -> None:
     own = ["finetune=classifier", "evaluation=classification", "dataset=mnist", "pretrain.epochs=0"]
     config = load([*own, *space.overrides(other)])
     assert (config.finetune.optimizer, config.finetune.lr_encoder) == ("sgd", 0.001)
+    trained = replace(space, trains="classifier", choices=())
+    _, optimizer, dropout = trained.choices[-3:]
+    assert (optimizer.grid(3), dropout.grid(5)) == (
+        ["sgd", "adam", "adamw"],
+        [0, 0.1, 0.2, 0.3, 0.5],
+    )
+    dropped = {**point, "training.optimizer": "adamw", "training.dropout": 0.3}
+    assert trained.key(dropped) != trained.key(dropped | {"training.dropout": 0.0})
+    config = load([*own, *trained.overrides(dropped)])
+    tuning: Any = config.finetune
+    assert (tuning.optimizer, tuning.lr_head, tuning.dropout) == ("adamw", 0.1, 0.3)
     config = load(replace(space, trains="pretrain", choices=()).overrides(point))
     assert (config.optimizer.name, config.optimizer.lr) == ("sgd", 0.1)
 

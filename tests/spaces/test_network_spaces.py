@@ -220,7 +220,7 @@ def test_settings_of_a_space_are_part_of_its_name() -> None:
         ("families(types=('cnm',))", "Did you mean 'cnn'"),
         ("families(edition=3)", "edition=3 is 1 or 2"),
         ("families(most=51)", "2 to 50"),
-        ("families(edition=2, trains='both')", "one of pretrain, finetune"),
+        ("families(edition=2, trains='both')", "one of pretrain, finetune, classifier"),
         ("families(edition=2, level=1, types=('simple_vit',))", "takes part at level=1"),
         ("chain(widths=(8, 4))", "rise"),
         ("enas_macro(layers=0)", "layers=0"),

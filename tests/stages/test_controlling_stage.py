@@ -16,7 +16,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.finetune.loop import FineTuner
 from sseg_nase.reporting.run_report import write_report
 from sseg_nase.run import run
-from sseg_nase.stages.evaluating import Judgement
+from sseg_nase.stages.evaluating import Evaluation
 from sseg_nase.statistics import mean_ci95
 from sseg_nase.tracking.console import gained
 from sseg_nase.training import checkpoint
@@ -80,7 +80,7 @@ def test_a_run_with_control_is_that_run_and_one_without_evolution() -> None:
 
 def test_the_difference_is_paired() -> None:
     accuracies = [np.array([50.0, 60, 80]), np.array([40.0, 58, 70])]
-    last, control = (Judgement({}, {"d/val/5w1s": each}, {}) for each in accuracies)
+    last, control = (Evaluation({}, {"d/val/5w1s": each}, {}) for each in accuracies)
     network = stages.Reached(stages.seed_backbone(load(SMALL)), macs=None)
     about = stages.compared(network, control, last)
     mean, ci95 = mean_ci95(np.array([10.0, 2, 10]))

@@ -1,4 +1,4 @@
-"""What a network is worth: which images judge it, and what is told of the accuracy."""
+"""What a network is worth: which images it is evaluated on, and what is told of the accuracy."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from sseg_nase.hardware.complexity import count_macs
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.rundir.confusion import Confusion
 from sseg_nase.stages import (
+    Evaluation,
     FewShotTask,
-    Judgement,
     Reached,
     check_head,
     doubted,
     efficiency,
     evaluate,
+    evaluate_before_tuning,
     evaluate_best,
     evaluating,
-    judge_before_tuning,
     seed_backbone,
 )
 from sseg_nase.training import checkpoint
@@ -72,28 +72,28 @@ def splits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def task_of(*further: str, dataset: str | None = None) -> FewShotTask:
     config = config_of(*further)
-    judged = config.dataset
-    return FewShotTask(config, dataclasses.replace(judged, name=dataset or judged.name))
+    evaluated = config.dataset
+    return FewShotTask(config, dataclasses.replace(evaluated, name=dataset or evaluated.name))
 
 
 # -- the images ------------------------------------------------------------------------------------
 
 
-def test_features_are_centred_by_the_train_images_of_the_data_set_that_is_judged(
+def test_features_are_centred_by_the_train_images_of_the_data_set_that_is_evaluated(
     splits: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = task_of("evaluation.split=test", "evaluation.shots=[1]", dataset="omniglot")
     assert splits == ["omniglot/test", "omniglot/train"]
     network = seed_backbone(task.config)
     means: list[torch.Tensor | None] = []
-    judge_episodes = evaluating.evaluate_episodes
+    evaluate_episodes = evaluating.evaluate_episodes
 
     def watched(*given: Any, **more: Any) -> Any:
         means.append(more["mean"])
-        return judge_episodes(*given, **more)
+        return evaluate_episodes(*given, **more)
 
     monkeypatch.setattr(evaluating, "evaluate_episodes", watched)
-    task.judge(network, CPU)
+    task.evaluate(network, CPU)
     assert task.base is not None
     embedded = evaluating.embed(
         network.for_inference(),
@@ -144,16 +144,16 @@ def test_what_is_told_of_an_accuracy_is_how_it_was_taken(splits: list[str]) -> N
         "evaluation.support_augmentations=2",
         "evaluation.top_k=[2]",
     )
-    judged = task.judge(seed_backbone(task.config), CPU)
-    assert list(judged.results) == ["digits/val/3w1s"]
-    for key, result in judged.results.items():
-        assert result["accuracy"] == pytest.approx(judged.accuracies[key].mean())
+    evaluated = task.evaluate(seed_backbone(task.config), CPU)
+    assert list(evaluated.results) == ["digits/val/3w1s"]
+    for key, result in evaluated.results.items():
+        assert result["accuracy"] == pytest.approx(evaluated.accuracies[key].mean())
         assert result["episodes"] == 6
         assert result["method"] == "sinkhorn/free/cl2n/2views/dirichlet0.5"
         assert result["transductive"] is True
         assert result["queries"] == "dirichlet"
         assert 1 < result["accuracy"] < result["top_k"]["2"] < 100  # percent
-        assert judged.confusions[key].counts.sum() == 6 * 6
+        assert evaluated.confusions[key].counts.sum() == 6 * 6
 
 
 def test_an_accuracy_of_a_network_that_tells_nothing_apart_is_doubted(splits: list[str]) -> None:
@@ -162,7 +162,7 @@ def test_an_accuracy_of_a_network_that_tells_nothing_apart_is_doubted(splits: li
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.zero_()
-    [result] = task.judge(network, CPU).results.values()
+    [result] = task.evaluate(network, CPU).results.values()
     assert any("all embeddings are equal" in doubt for doubt in result["doubts"])
 
 
@@ -171,11 +171,11 @@ def test_a_support_is_embedded_as_the_mean_of_the_image_and_its_views(
 ) -> None:
     task = task_of("evaluation.shots=[1,3]", "evaluation.support_augmentations=3")
     given: list[tuple[torch.Tensor, torch.Tensor]] = []
-    judge_episodes = evaluating.evaluate_episodes
+    evaluate_episodes = evaluating.evaluate_episodes
 
     def watched(embedded: torch.Tensor, *rest: Any, **more: Any) -> Any:
         given.append((embedded, more["support_features"]))
-        return judge_episodes(embedded, *rest, **more)
+        return evaluate_episodes(embedded, *rest, **more)
 
     monkeypatch.setattr(evaluating, "evaluate_episodes", watched)
     monkeypatch.setattr(
@@ -185,7 +185,7 @@ def test_a_support_is_embedded_as_the_mean_of_the_image_and_its_views(
     )
     network = seed_backbone(task.config)
     features = network.architecture.features
-    task.judge(network, CPU)
+    task.evaluate(network, CPU)
     used = np.unique(np.concatenate([e.support.reshape(-1) for e in task.episodes]))
     assert len(np.unique(task.episodes[0].support)) < len(used) < len(task.store)
     for embedded, of_support in given:
@@ -201,7 +201,7 @@ def test_the_pictured_embeddings_have_the_names_of_their_classes(
     monkeypatch.setattr(evaluating, "chosen_images", lambda labels: chosen)
     task = task_of("evaluation.shots=[1]", "evaluation.normalize=l2n")
     network = seed_backbone(task.config)
-    found = task.judge(network, CPU).embeddings
+    found = task.evaluate(network, CPU).embeddings
     assert found is not None
     assert [found.class_names[label] for label in found.labels] == [
         "val-b",
@@ -217,45 +217,47 @@ def test_the_pictured_embeddings_have_the_names_of_their_classes(
         device=CPU,
         preprocess=evaluating.normalize,
     )
-    judged = torch.nn.functional.normalize(embedded[chosen], dim=1)  # as they are judged
-    np.testing.assert_allclose(found.features, judged.numpy(), rtol=1e-4, atol=1e-6)
+    evaluated = torch.nn.functional.normalize(embedded[chosen], dim=1)  # as they are evaluated
+    np.testing.assert_allclose(found.features, evaluated.numpy(), rtol=1e-4, atol=1e-6)
 
 
 # -- several tasks, several networks ---------------------------------------------------------------
 
 
 class Task:
-    """Stands in for a task: its judgement is given."""
+    """Stands in for a task: its evaluation is given."""
 
     def __init__(self, name: str, fails: bool = False) -> None:
         self.images_key = f"{name}/val"
         self.fails = fails
         confusion = Confusion(np.eye(2, dtype=np.int64), ("a", "b"))
         key = f"{name}/val/5w1s"
-        self.judgement = Judgement(
+        self.evaluation = Evaluation(
             {key: {"accuracy": 50.0}},
             {key: np.array([50.0])},
             {key: confusion},
             f"of {name}",  # type: ignore[arg-type]
         )
 
-    def judge(self, network: Any, device: torch.device, views: int) -> Judgement:
+    def evaluate(self, network: Any, device: torch.device, views: int) -> Evaluation:
         if self.fails:
             raise NotFiniteError("the embeddings are not finite")
-        return self.judgement
+        return self.evaluation
 
 
-def test_all_tasks_are_judged_and_the_first_is_pictured() -> None:
+def test_all_tasks_are_evaluated_and_the_first_is_pictured() -> None:
     tasks: list[Any] = [Task("digits"), Task("omniglot")]
-    judged = evaluate(tasks, Reached(seed_backbone(config_of())), CPU)
+    evaluated = evaluate(tasks, Reached(seed_backbone(config_of())), CPU)
     keys = ["digits/val/5w1s", "omniglot/val/5w1s"]
-    assert list(judged.results) == list(judged.accuracies) == list(judged.confusions) == keys
-    assert judged.embeddings == "of digits"
-    tasks[0].judgement = tasks[0].judgement._replace(embeddings=None)
+    assert (
+        list(evaluated.results) == list(evaluated.accuracies) == list(evaluated.confusions) == keys
+    )
+    assert evaluated.embeddings == "of digits"
+    tasks[0].evaluation = tasks[0].evaluation._replace(embeddings=None)
     assert evaluate(tasks, Reached(seed_backbone(config_of())), CPU).embeddings == "of omniglot"
 
 
-def test_a_network_that_cannot_be_judged_is_named_with_the_images() -> None:
+def test_a_network_that_cannot_be_evaluated_is_named_with_the_images() -> None:
     tasks: list[Any] = [Task("digits"), Task("omniglot", fails=True)]
     reached = Reached(seed_backbone(config_of()), name="checkpoint=x.pt")
     with pytest.raises(
@@ -269,24 +271,24 @@ def test_before_tuning_a_head_has_as_many_ways_as_training_will_have(
 ) -> None:
     maml = ["finetune=maml", "evaluation.method=maml", "evaluation.normalize=none"]
     config = config_of(*maml, "finetune.ways=2")
-    judged: list[Any] = []
+    evaluated: list[Any] = []
     monkeypatch.setattr(
-        evaluating, "evaluate", lambda tasks, reached, device: judged.append(reached.network)
+        evaluating, "evaluate", lambda tasks, reached, device: evaluated.append(reached.network)
     )
     task: Any = type("Task", (), {"config": config})()
-    judge_before_tuning([task], Reached(seed_backbone(config)), CPU)
-    assert isinstance(judged[0], EpisodeLearner)
-    assert judged[0].head.out_features == config.finetune.ways == 2
+    evaluate_before_tuning([task], Reached(seed_backbone(config)), CPU)
+    assert isinstance(evaluated[0], EpisodeLearner)
+    assert evaluated[0].head.out_features == config.finetune.ways == 2
     task.config = config_of()
-    judge_before_tuning([task], Reached(seed_backbone(config)), CPU)
-    assert isinstance(judged[1], Backbone)  # which needs no head
-    check_head(Reached(judged[0]), config)
+    evaluate_before_tuning([task], Reached(seed_backbone(config)), CPU)
+    assert isinstance(evaluated[1], Backbone)  # which needs no head
+    check_head(Reached(evaluated[0]), config)
     three = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, ways=3))
     with pytest.raises(UserError, match=r"holds another head for evaluation\.ways=3"):
-        check_head(Reached(judged[0]), three)
+        check_head(Reached(evaluated[0]), three)
     with pytest.raises(UserError, match="holds no head of it"):
-        check_head(Reached(judged[1]), config)
-    check_head(Reached(judged[1]), config_of())
+        check_head(Reached(evaluated[1]), config)
+    check_head(Reached(evaluated[1]), config_of())
 
 
 def test_doubts_of_the_last_and_of_the_best_network_are_told_apart() -> None:
@@ -303,7 +305,7 @@ def test_doubts_of_the_last_and_of_the_best_network_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize("change", ["none", "weights", "statistics", "architecture"])
-def test_the_best_network_is_judged_unless_it_is_the_last(
+def test_the_best_network_is_evaluated_unless_it_is_the_last(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last = seed_backbone(config_of())
@@ -317,21 +319,21 @@ def test_the_best_network_is_judged_unless_it_is_the_last(
     about = {"epoch": 3, "step": 30, "student": state, "history": []}
     path = tmp_path / "best.pt"
     checkpoint.save(path, {**about, "architecture": best.architecture.to_dict()})
-    of_last = Judgement({}, {"a": np.array([40.0, 60.0])}, {})
-    of_best = Judgement({}, {"a": np.array([50.0, 80.0])}, {})
-    judged: list[Reached] = []
+    of_last = Evaluation({}, {"a": np.array([40.0, 60.0])}, {})
+    of_best = Evaluation({}, {"a": np.array([50.0, 80.0])}, {})
+    evaluated: list[Reached] = []
     monkeypatch.setattr(
-        evaluating, "evaluate", lambda tasks, reached, device: judged.append(reached) or of_best
+        evaluating, "evaluate", lambda tasks, reached, device: evaluated.append(reached) or of_best
     )
     told, found = evaluate_best([], path, last, of_last, CPU)
     assert (told["epoch"], told["step"]) == (3, 30)
     assert told["params"] == best.architecture.summary()["params"]
     if change == "none":
-        assert judged == []
+        assert evaluated == []
         assert found is of_last
         assert told["minus_last"]["a"]["mean"] == 0
     else:
-        assert [reached.name for reached in judged] == [f"checkpoint={path}"]
+        assert [reached.name for reached in evaluated] == [f"checkpoint={path}"]
         assert found is of_best
         assert told["minus_last"]["a"]["mean"] == 15
 

@@ -19,8 +19,8 @@ from sseg_nase.errors import UserError
 from sseg_nase.fewshot.evaluation import NotFiniteError
 from sseg_nase.finetune.evolving import TuningProgress
 from sseg_nase.finetune.learner import EpisodeLearner
-from sseg_nase.stages import Judgement, Reached, fine_tune, finetuning, labelled, seed_backbone
-from sseg_nase.stages.evaluating import judge_before_tuning
+from sseg_nase.stages import Evaluation, Reached, fine_tune, finetuning, labelled, seed_backbone
+from sseg_nase.stages.evaluating import evaluate_before_tuning
 from sseg_nase.stages.finetuning import selection_config
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.training import checkpoint
@@ -109,8 +109,10 @@ def loops(monkeypatch: pytest.MonkeyPatch) -> list[Loop]:
         "FineTuner",
         lambda config, **given: made.append(Loop(config, **given)) or made[0],
     )
-    judged = Judgement({"digits/val/5w1s": {"accuracy": 70.0, "ci95": 2.0}}, {}, {})
-    monkeypatch.setattr(finetuning, "judge_named", lambda task, reached, device, views=1: judged)
+    evaluated = Evaluation({"digits/val/5w1s": {"accuracy": 70.0, "ci95": 2.0}}, {}, {})
+    monkeypatch.setattr(
+        finetuning, "evaluate_named", lambda task, reached, device, views=1: evaluated
+    )
     return made
 
 
@@ -160,9 +162,9 @@ def test_the_validation_is_not_broken_off_and_tells_accuracy_and_interval(
         yield
         now[0] = False
 
-    judge = finetuning.judge_named
+    evaluate = finetuning.evaluate_named
     monkeypatch.setattr(
-        finetuning, "judge_named", lambda *given: inside.append(now[0]) or judge(*given)
+        finetuning, "evaluate_named", lambda *given: inside.append(now[0]) or evaluate(*given)
     )
     config = config_of()
     fine_tune(config, before(config), Sink(), tmp_path, at_once=at_once)
@@ -218,17 +220,17 @@ def test_the_head_before_tuning_is_the_one_that_tuning_begins_with(
 ) -> None:
     headed = ["finetune=relation", "evaluation.method=relation", "evaluation.normalize=none"]
     config = load([*TINY, *headed])
-    judged: list[Any] = []
+    evaluated: list[Any] = []
     monkeypatch.setattr(
-        "sseg_nase.stages.evaluating.judge_named",
+        "sseg_nase.stages.evaluating.evaluate_named",
         lambda task, reached, device, views=1: (
-            judged.append(reached.network) or Judgement({}, {}, {})
+            evaluated.append(reached.network) or Evaluation({}, {}, {})
         ),
     )
     task: Any = type("Task", (), {"config": config})()
     reached = before(config)
-    judge_before_tuning([task], reached, torch.device("cpu"))
-    untrained = {k: v.clone() for k, v in judged[0].head.state_dict().items()}
+    evaluate_before_tuning([task], reached, torch.device("cpu"))
+    untrained = {k: v.clone() for k, v in evaluated[0].head.state_dict().items()}
     fine_tune(config, reached, Sink(), tmp_path)
     for name, tensor in untrained.items():
         torch.testing.assert_close(loops[0].began[f"head.{name}"], tensor)

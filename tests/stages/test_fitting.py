@@ -20,8 +20,8 @@ from sseg_nase.stages import fitting
 from sseg_nase.stages.fitting import (
     Room,
     episodes_that_fit,
+    evaluated_datasets,
     fitted,
-    judged_datasets,
     room_of,
     unused_images,
     what_fits,
@@ -137,7 +137,7 @@ def test_what_fits_is_said_only_where_something_was_given() -> None:
 # -- a whole config --------------------------------------------------------------------------------
 
 
-def test_the_split_that_is_judged_is_what_is_fitted_to(splits: dict[str, list[int]]) -> None:
+def test_the_split_that_is_evaluated_is_what_is_fitted_to(splits: dict[str, list[int]]) -> None:
     splits |= {"train": [50] * 9, "val": [50] * 8, "test": [4] * 3}
     config, notes = fitted(config_of("evaluation.split=test"))
     assert values(config.evaluation) == (3, [1], 3)
@@ -194,7 +194,7 @@ def test_the_episodes_of_training_fit_the_base_classes(
     )
 
 
-def test_fine_tuning_is_chosen_by_val_whatever_is_judged(splits: dict[str, list[int]]) -> None:
+def test_fine_tuning_is_chosen_by_val_whatever_is_evaluated(splits: dict[str, list[int]]) -> None:
     splits |= {"train": [50] * 9, "val": [4] * 3, "test": [50] * 9}
     config, _ = fitted(config_of("evaluation.split=test"))
     assert values(config.evaluation)[:2] == (5, [1, 5])
@@ -219,7 +219,7 @@ def test_a_maml_head_has_as_many_ways_in_training_as_in_tests(
     splits |= {"train": [4] * 3, "val": [50] * 9}
     config, _ = fitted(config_of(*maml))
     assert config.finetune.ways == config.evaluation.ways == 3
-    assert config.evaluation.shots == [1, 5]  # the small classes of train are not judged
+    assert config.evaluation.shots == [1, 5]  # the small classes of train are not evaluated
     splits["train"] = [50] * 9
     for given in ("finetune.ways=4", "evaluation.ways=4"):
         config, _ = fitted(config_of(*maml, given))
@@ -236,10 +236,10 @@ def test_a_classifier_has_no_queries(splits: dict[str, list[int]]) -> None:
     assert values(fitted(config)[0].finetune) == (5, 1, None)  # nothing is open
 
 
-def test_several_data_sets_are_judged_in_their_order(splits: dict[str, list[int]]) -> None:
+def test_several_data_sets_are_evaluated_in_their_order(splits: dict[str, list[int]]) -> None:
     config = config_of("evaluation.datasets=[omniglot,folder]")
-    assert [dataset.name for dataset in judged_datasets(config)] == ["omniglot", "folder"]
-    assert judged_datasets(config)[1] is config.dataset
+    assert [dataset.name for dataset in evaluated_datasets(config)] == ["omniglot", "folder"]
+    assert evaluated_datasets(config)[1] is config.dataset
     splits |= {"train": [50] * 9, "val": [50] * 9, "omniglot/val": [7] * 4}
     fit, notes = fitted(config)
     assert values(fit.evaluation) == (4, [1], 6)

@@ -165,12 +165,12 @@ def test_weights_have_seen_what_any_stage_and_any_earlier_part_trained_on() -> N
     assert trained_on({}) == []
 
 
-def judged_on(key: str, images: Data) -> Data:
+def evaluated_on(key: str, images: Data) -> Data:
     return run_of({key: images}, roles={"evaluate": [key]})
 
 
 @pytest.mark.parametrize(
-    ("seen", "judged", "said"),
+    ("seen", "evaluated", "said"),
     [
         (("own/train", {}), ("own/val", {"seed": 1, "names": ("c", "d")}), []),
         (("own/train", {}), ("own/val", {}), ["the 4 images of own/val were trained on"]),
@@ -196,15 +196,15 @@ def judged_on(key: str, images: Data) -> Data:
         ),
     ],
 )
-def test_what_is_judged_and_was_trained_on_is_said(
-    seen: tuple[str, Data], judged: tuple[str, Data], said: list[str]
+def test_what_is_evaluated_and_was_trained_on_is_said(
+    seen: tuple[str, Data], evaluated: tuple[str, Data], said: list[str]
 ) -> None:
-    (key, changed), (judged_key, judged_changed) = seen, judged
+    (key, changed), (evaluated_key, evaluated_changed) = seen, evaluated
     unlike = {"key": "own/more", **known(seed=9, names=("y", "z"))}
     found = list(
         overlaps(
             [unlike, {"key": key, **known(**changed)}],
-            judged_on(judged_key, known(**judged_changed)),
+            evaluated_on(evaluated_key, known(**evaluated_changed)),
         )
     )
     assert [one.startswith(part) for one, part in zip(found, said, strict=True)] == [True] * len(
@@ -215,10 +215,10 @@ def test_what_is_judged_and_was_trained_on_is_said(
 def test_of_many_common_names_a_few_are_shown() -> None:
     names = tuple("abcdefg")
     seen = [{"key": "own/train", **known(names=names, labels=range(7))}]
-    [said] = overlaps(seen, judged_on("own/val", known(seed=1, names=names, labels=range(7))))
+    [said] = overlaps(seen, evaluated_on("own/val", known(seed=1, names=names, labels=range(7))))
     assert said.startswith("7 classes")
     assert said.endswith("a, b, c, d, e, …")
-    [said] = overlaps(seen, judged_on("own/val", known(names=names[:5], labels=range(5))))
+    [said] = overlaps(seen, evaluated_on("own/val", known(names=names[:5], labels=range(5))))
     assert said.endswith("a, b, c, d, e")
 
 
@@ -237,7 +237,7 @@ def test_a_split_that_is_other_than_when_it_was_trained_on_is_said() -> None:
     assert "classes gone: x" in one  # the latest is compared
 
 
-def test_results_tell_what_was_judged_and_what_was_trained_on() -> None:
+def test_results_tell_what_was_evaluated_and_what_was_trained_on() -> None:
     train, val = known(), known(seed=1)
     data = run_of(
         {"own/train": train, "own/val": val, "own/unused": known(seed=2)},
@@ -339,13 +339,13 @@ def test_what_the_weights_start_from_is_recorded_with_what_they_have_seen(
     tmp_path: Path, asked: list[Any]
 ) -> None:
     start = seen_by(tmp_path / "start.pt", known(seed=3))
-    judged = seen_by(tmp_path / "judged.pt", known(seed=4))
+    evaluated = seen_by(tmp_path / "evaluated.pt", known(seed=4))
     weights = tmp_path / "weights.pt"
     weights.write_bytes(b"weights")
 
     def of(config: Config) -> Data:
         places = {
-            "checkpoint": str(judged) if config.task == "evaluate" else None,
+            "checkpoint": str(evaluated) if config.task == "evaluate" else None,
             "finetune": dataclasses.replace(config.finetune, start=str(start)),
             "backbone": beginning_with(weights),
         }
@@ -370,7 +370,7 @@ def test_weights_that_saw_drawings_of_another_version_are_told_so(
     drawn = {"drawn": ["BASIC", "OBJECT"], "drawing": DRAWING + 1}
     earlier = {"drawn": ["BASIC"], "drawing": DRAWING}
     before = run_of({}, **drawn, earlier=[earlier, {"drawn": [], "drawing": 9}])
-    path = tmp_path / "judged.pt"
+    path = tmp_path / "evaluated.pt"
     checkpoint.save(path, {"data": before})
     config = config_of(DIGITS, "task=evaluate", "checkpoint=x.pt")
     config = dataclasses.replace(config, checkpoint=str(path))

@@ -24,7 +24,7 @@ from sseg_nase.sweeps import finish, folder, job, launch, status
 from sseg_nase.sweeps.folder import SweepFolder, create, identity, looked_at, sweeps_in
 from sseg_nase.sweeps.isolation import Ending
 from sseg_nase.sweeps.plan import plan
-from sseg_nase.sweeps.status import SECONDS_OF_SILENCE, look
+from sseg_nase.sweeps.status import SECONDS_OF_SILENCE, poll
 
 
 def test_a_launch_takes_back_an_earlier_stop_and_the_order_of_jobs_is_no_other_sweep(
@@ -112,7 +112,7 @@ def test_notes_of_a_job_that_are_damaged_say_nothing(
     assert job.begun
     write_json(job.path / "job.json", {**job.state(), **wrong})
     assert job.state() == {}
-    assert look(sweep)[0].state == "WAITING"
+    assert poll(sweep)[0].state == "WAITING"
 
 
 def test_another_experiment_is_another_sweep() -> None:
@@ -185,9 +185,9 @@ def test_a_run_that_still_records_on_another_machine_is_alive(sweep: SweepFolder
     events.touch()
     long_ago = time.time() - 3 * SECONDS_OF_SILENCE
     one.note(run=str(place.path), host="another", pid=1, started=long_ago)
-    assert look(sweep)[0].state == RUNNING
+    assert poll(sweep)[0].state == RUNNING
     os.utime(events, (long_ago, long_ago))
-    assert look(sweep)[0].state == INTERRUPTED
+    assert poll(sweep)[0].state == INTERRUPTED
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_of_two_jobs_that_end_together_one_closes_the_sweep(
         one.note(started=1.0, ended=2.0, status=FAILED)
     with SweepFolder(sweep.path).launching():
         finish.finish_if_last(sweep, print)
-        finish._close_forgotten(sweep, look(sweep), print)
+        finish._close_forgotten(sweep, poll(sweep), print)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_a_sweep_that_began_without_mlflow_gets_its_parent_late(
         begin=lambda *arguments: (begun.append(arguments[0]), "its parent")[1],
         end=lambda *arguments: told.append(arguments),
     )
-    finish._close(sweep, look(sweep), store, print)
+    finish._close(sweep, poll(sweep), store, print)
     assert begun == ([] if known else [None])
     assert told == [("its parent", INTERRUPTED, "2 of 2 jobs are not finished")]
     assert SweepFolder(sweep.path).plan["parent_run_id"] == "its parent"

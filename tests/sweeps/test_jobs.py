@@ -30,7 +30,7 @@ from sseg_nase.sweeps import job as jobs
 from sseg_nase.sweeps import launch
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder
 from sseg_nase.sweeps.isolation import Ending
-from sseg_nase.sweeps.status import GONE, look
+from sseg_nase.sweeps.status import GONE, poll
 from sseg_nase.tracking import Tracker
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.tracking.sweeps import KnownRun
@@ -91,7 +91,7 @@ def test_a_mistake_is_not_retried_and_stops_the_sweep_where_that_is_asked(
         jobs.perform(sweep.path, number, "basic")
     assert list(dict.fromkeys(attempts)) == then
     assert len(attempts) == len(then)
-    waiting = [one.state for one in look(SweepFolder(sweep.path))][1]
+    waiting = [one.state for one in poll(SweepFolder(sweep.path))][1]
     assert waiting == ("WAITING" if on_failure == "stop" else FAILED)
 
 
@@ -109,14 +109,14 @@ def test_a_dead_process_of_this_host_is_noticed_at_once(sweep: SweepFolder) -> N
     job = sweep.jobs[0]
     job.note(run=str(run_of(job, "RUNNING").path))
     job.note(host=socket.gethostname(), pid=os.getpid(), started=time.time())
-    (one, _) = look(sweep)
+    (one, _) = poll(sweep)
     assert (one.state, one.detail) == (INTERRUPTED, GONE)
     assert job.run is not None
     assert status_of(job.run)["status"] == INTERRUPTED
     job.note(host="another", ended=None, status=None, reason=None)
     place = RunDirectory(job.run)
     place.write_status("RUNNING")
-    assert look(sweep)[0].state == "RUNNING"  # its lock may not be seen from here
+    assert poll(sweep)[0].state == "RUNNING"  # its lock may not be seen from here
 
 
 # -- one attempt -----------------------------------------------------------------------------------
@@ -580,7 +580,7 @@ def test_runs_are_found_beside_a_sweep_that_was_moved_or_copied(
     assert sweep.jobs[0].run == place
     (tmp_path / "runs").rename(tmp_path / "moved")
     moved = SweepFolder(tmp_path / "moved" / "sweeps" / sweep.name)
-    assert look(moved)[0].state == FINISHED
+    assert poll(moved)[0].state == FINISHED
     assert launch._to_do(moved, False, Store(), print) == [1]  # type: ignore[arg-type]
     new = jobs._to_run(moved, moved.jobs[1])
     assert new.paths.output_dir == str(tmp_path / "moved")
@@ -593,7 +593,7 @@ def test_runs_that_are_gone_are_said_and_not_finished(
     place = run_of(job, FINISHED).path
     job.note(run=str(place), started=1.0, ended=2.0, status=FINISHED)
     shutil.rmtree(place)
-    (one, _) = look(sweep)
+    (one, _) = poll(sweep)
     assert (one.state, one.detail) == (INTERRUPTED, f"its run {place} is not there any more")
     assert launch._to_do(sweep, False, Store(), said.append) == [0, 1]  # type: ignore[arg-type]
     assert said == [f"job 0 runs again: its run {place} is not there any more"]

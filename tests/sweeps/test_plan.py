@@ -148,8 +148,8 @@ def test_of_many_mistakes_a_handful_is_told_and_the_rest_counted() -> None:
     ("overrides", "said"),
     [
         (["seed=0,1,0"], r"jobs 0 \(seed=0\) and 2 \(seed=0\) are the same"),
-        (["task=status", "seed=0,1"], r"task=status: .*no -m"),
-        (["task=deliver,status", "run=a"], r"no job was started|no -m"),
+        (["task=status", "seed=0,1"], r"task=status: .*leave -m out"),
+        (["task=deliver,status", "run=a"], r"no job was started|leave -m out"),
         (["resume=runs/x", "seed=0,1"], r"resume: .*leave"),
         (["resume=null,runs/x"], r"resume: .*leave"),
     ],

@@ -22,7 +22,7 @@ from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.sweeps import report
 from sseg_nase.sweeps.folder import SweepFolder
 from sseg_nase.sweeps.report import LONGEST_NOTE, again_of, artifact_folder, report_sweep
-from sseg_nase.sweeps.status import look
+from sseg_nase.sweeps.status import poll
 
 KEY = "digits/val/5w1s"
 
@@ -55,7 +55,7 @@ def sweep(tmp_path: Path) -> SweepFolder:
     return found
 
 
-def judged(sweep: SweepFolder, number: int, status: str = FINISHED) -> Path:
+def evaluated(sweep: SweepFolder, number: int, status: str = FINISHED) -> Path:
     """A run of a job, with results."""
     job = sweep.jobs[number]
     place = RunDirectory.create(job.config, job.overrides)
@@ -79,9 +79,9 @@ def test_what_has_finished_is_reported_and_all_jobs_are_counted(
     sweep: SweepFolder, store: Any
 ) -> None:
     for number, status in enumerate((FINISHED, FINISHED, FAILED, INTERRUPTED)):
-        judged(sweep, number, status)
+        evaluated(sweep, number, status)
     said: list[str] = []
-    report_sweep(sweep, look(sweep), store, said.append, figures=False)
+    report_sweep(sweep, poll(sweep), store, said.append, figures=False)
     rows = [(row["configuration"], row["seed"], row["accuracy"]) for row in reported(sweep)]
     assert rows == [("ablation=A1", "4", "60.0"), ("ablation=A1", "5", "61.0")]
     ((run_id, counts, files, note),) = store.given
@@ -108,8 +108,8 @@ def test_figures_stand_in_a_folder_of_their_own(
         return iter([Drawing("first", "First", "", Figure(figsize=(1, 1)))])
 
     monkeypatch.setattr(figures, "figures_of_sweep", one)
-    judged(sweep, 0)
-    report_sweep(sweep, look(sweep), store, print, figures=True)
+    evaluated(sweep, 0)
+    report_sweep(sweep, poll(sweep), store, print, figures=True)
     assert seen == [1]
     placed = {path.name: folder for path, folder in store.given[0][2]}
     assert placed["first.png"] == "report/figures"
@@ -119,9 +119,9 @@ def test_figures_stand_in_a_folder_of_their_own(
 def test_before_any_job_has_finished_only_the_counts_are_told(
     sweep: SweepFolder, store: Any
 ) -> None:
-    judged(sweep, 0, FAILED)
+    evaluated(sweep, 0, FAILED)
     said: list[str] = []
-    report_sweep(sweep, look(sweep), store, said.append, figures=False)
+    report_sweep(sweep, poll(sweep), store, said.append, figures=False)
     assert store.given == [
         ("the parent", {"sweep/jobs": 4, "sweep/finished": 0, "sweep/failed": 1}, [], None)
     ]
@@ -135,8 +135,8 @@ def test_without_a_parent_run_the_report_stays_on_disk(
 ) -> None:
     sweep.note(parent_run_id=None)
     if finished:
-        judged(sweep, 0)
-    report_sweep(sweep, look(sweep), store, print, figures=False)
+        evaluated(sweep, 0)
+    report_sweep(sweep, poll(sweep), store, print, figures=False)
     assert store.given == []
     assert (sweep.report / "report.md").exists() is finished
 
@@ -148,16 +148,16 @@ def test_what_the_store_has_not_got_is_sent_first(
     monkeypatch.setattr(report, "deliver_sweep", lambda *given: order.append("runs"))
     plain = store.report
     monkeypatch.setattr(store, "report", lambda *given: (order.append("parent"), plain(*given)))
-    judged(sweep, 0)
-    report_sweep(sweep, look(sweep), store, print, figures=False)
+    evaluated(sweep, 0)
+    report_sweep(sweep, poll(sweep), store, print, figures=False)
     assert order == ["runs", "parent"]
 
 
 def test_a_report_says_how_the_sweep_is_done_once_more(sweep: SweepFolder, store: Any) -> None:
     again = "sseg-nase -m ablation=A1,A2 seed=4,5 tracking=jsonl"
     assert again_of(sweep) == again
-    judged(sweep, 0)
-    report_sweep(sweep, look(sweep), store, print, figures=False)
+    evaluated(sweep, 0)
+    report_sweep(sweep, poll(sweep), store, print, figures=False)
     assert f"\n{again}\n" in (sweep.report / "report.md").read_text()
     sweep.jobs[0].overrides.append("seed=6")  # no grid any more
     assert again_of(sweep) is None
@@ -169,8 +169,8 @@ def test_a_note_is_no_longer_than_a_page_takes(
     from sseg_nase.reporting import tables
 
     monkeypatch.setattr(tables, "markdown", lambda *given: "x" * (LONGEST_NOTE + 1))
-    judged(sweep, 0)
-    report_sweep(sweep, look(sweep), store, print, figures=False)
+    evaluated(sweep, 0)
+    report_sweep(sweep, poll(sweep), store, print, figures=False)
     assert store.given[0][3] == "x" * LONGEST_NOTE
 
 

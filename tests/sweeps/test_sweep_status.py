@@ -22,7 +22,7 @@ from sseg_nase.sweeps.finish import table
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder
 from sseg_nase.sweeps.isolation import Ending
 from sseg_nase.sweeps.job import died
-from sseg_nase.sweeps.status import GONE, Seen, Watcher, exit_code, look, slurm_said
+from sseg_nase.sweeps.status import GONE, Seen, Watcher, exit_code, poll, slurm_said
 
 HERE = {"host": socket.gethostname(), "pid": 1, "started": 1.0}
 
@@ -42,14 +42,14 @@ def run_of(job: JobFolder, status: str | None, **said: Any) -> RunDirectory:
 
 
 def seen(sweep: SweepFolder, number: int = 0) -> Seen:
-    return look(sweep)[number]
+    return poll(sweep)[number]
 
 
 def test_a_job_that_nobody_has_begun_waits(sweep: SweepFolder) -> None:
-    assert [(one.state, one.detail) for one in look(sweep)] == [("WAITING", "")] * 2
+    assert [(one.state, one.detail) for one in poll(sweep)] == [("WAITING", "")] * 2
     sweep.stop("job 0 failed")
     assert seen(sweep).detail == "job 0 failed"
-    assert exit_code(look(sweep)) == 0
+    assert exit_code(poll(sweep)) == 0
 
 
 def test_who_holds_the_lock_is_alive(sweep: SweepFolder) -> None:
@@ -82,7 +82,7 @@ def test_a_death_without_a_word_is_told_and_written(sweep: SweepFolder) -> None:
     assert (one.state, one.detail) == ("INTERRUPTED", GONE)
     assert status_of(place.path)["status"] == "INTERRUPTED"
     assert status_of(place.path)["error"] == GONE
-    assert exit_code(look(sweep)) == 1
+    assert exit_code(poll(sweep)) == 1
     # Before it had a run, too.
     sweep.jobs[1].note(**HERE)
     assert seen(sweep, 1).state == "INTERRUPTED"
@@ -112,7 +112,7 @@ def test_mistakes_alone_give_2(sweep: SweepFolder, codes: list[int], expected: i
         status = ends.get(code, "FAILED")
         run_of(job, status)
         job.note(**HERE, ended=2.0, status=status, exitcode=code)
-    assert exit_code(look(sweep)) == expected
+    assert exit_code(poll(sweep)) == expected
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_epoch_and_figure_come_from_the_run(sweep: SweepFolder) -> None:
         broken = {"fewshot": {"digits/val/5w1s": {"accuracy": none, "ci95": 1.5}}}
         (run / "results.json").write_text(json.dumps(broken))
         assert seen(sweep, 1).metric == "digits/val/5w1s holds no accuracy"
-    shown = table(sweep, look(sweep))
+    shown = table(sweep, poll(sweep))
     assert shown.caption == "1 INTERRUPTED, 1 FINISHED"
 
 
@@ -153,7 +153,7 @@ def test_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
     sweep = made(tmp_path, "backbone.channels=[16,32],[8,8]", "tracking=jsonl")
     sweep.jobs[0].note(**HERE, ended=2.0, status="FAILED", reason="ValueError: [bold] [/nothing]")
     console = Console(width=200, file=io.StringIO())
-    console.print(table(sweep, look(sweep)))
+    console.print(table(sweep, poll(sweep)))
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()
     assert "backbone.channels=[8,8]" in shown
@@ -174,7 +174,7 @@ def test_overrides_can_be_read_at_any_width(tmp_path: Path, width: int) -> None:
 
     def shown() -> str:
         console = Console(width=width, file=io.StringIO())
-        console.print(table(sweep, look(sweep), width))
+        console.print(table(sweep, poll(sweep), width))
         assert isinstance(console.file, io.StringIO)
         return console.file.getvalue()
 
@@ -353,12 +353,12 @@ def test_time_runs_only_while_a_job_does(sweep: SweepFolder) -> None:
 def test_a_watcher_tells_every_change_once_and_the_last_one(
     sweep: SweepFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(seeing, "SECONDS_BETWEEN_LOOKS", 60.0)
+    monkeypatch.setattr(seeing, "SECONDS_BETWEEN_POLLS", 60.0)
     told: list[str] = []
     with Watcher(sweep, told.append) as watcher:
         sweep.jobs[0].note(**HERE, ended=3.0, status="FAILED", reason="broken")
-        watcher.look()
-        watcher.look()
+        watcher.poll()
+        watcher.poll()
         sweep.jobs[1].note(**HERE, ended=11.0, status="INTERRUPTED")
     assert told == ["job 0  seed=0  FAILED  2 s  broken", "job 1  seed=1  INTERRUPTED  10 s"]
 

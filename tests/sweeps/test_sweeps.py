@@ -144,7 +144,7 @@ def test_a_sweep_from_start_to_report(ran: Callable[..., tuple[int, str]]) -> No
     assert code == 0
     assert said.count("is FINISHED in") == 2
     assert len(list(Path("runs/debug").iterdir())) == 5
-    # ... but not when it is to run anew.
+    # ... but not when it is to run again.
     code, said = ran("-m", "ablation=A1", "seed=0", "sweep.rerun=true", *QUICK)
     assert code == 0
     assert len(list(Path("runs/debug").iterdir())) == 6

@@ -285,10 +285,10 @@ def test_best_and_last_are_one_column_where_they_are_one_network() -> None:
 
 
 @pytest.mark.parametrize(("transductive", "word"), [(True, "transductive"), (False, "inductive")])
-def test_how_it_was_judged_stands_below(transductive: bool, word: str) -> None:
-    judged = {**RESULTS["fewshot"]["digits/test/5w1s"], "transductive": transductive}
+def test_how_it_was_evaluated_stands_below(transductive: bool, word: str) -> None:
+    evaluated = {**RESULTS["fewshot"]["digits/test/5w1s"], "transductive": transductive}
     console = terminal()
-    print_summary({**RESULTS, "fewshot": {"x": judged}}, [], None, console)
+    print_summary({**RESULTS, "fewshot": {"x": evaluated}}, [], None, console)
     assert f"600 episodes, prototype, {word}" in written(console)
 
 
@@ -455,7 +455,7 @@ def test_a_size_that_was_measured_is_not_the_one_of_the_costs() -> None:
     assert not {"latency, batch 1", "peak memory"} & rows_of(none, []).keys()
 
 
-def test_the_network_that_is_judged_by_another_number_of_episodes_is_said_so() -> None:
+def test_a_network_evaluated_on_another_number_of_episodes_is_said_so() -> None:
     untrained = {"digits/test/5w1s": {**RESULTS["fewshot"]["digits/test/5w1s"], "episodes": 100}}
     console = Console(file=io.StringIO(), width=160, highlight=False)
     console.print(summary_table({**RESULTS, "fewshot_untrained": untrained}, [], None))

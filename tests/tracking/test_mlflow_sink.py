@@ -773,8 +773,8 @@ def test_a_rollback_is_no_second_mutation(tmp_path: Path, uri: str) -> None:
 
 def test_the_end_has_no_password(tmp_path: Path, uri: str) -> None:
     sink, _ = opened(uri, tmp_path / "run", [])
-    judged = {"accuracy": 5.0, "ci95": 1.0, "method": "as in http://bob:S3cret-Pw@host"}
-    results = {"fewshot": {"digits/val/5w1s": judged}}
+    evaluated = {"accuracy": 5.0, "ci95": 1.0, "method": "as in http://bob:S3cret-Pw@host"}
+    results = {"fewshot": {"digits/val/5w1s": evaluated}}
     (tmp_path / "run" / "results.json").write_text(json.dumps(results))
     sink.close("FAILED", "refused by http://bob:S3cret-Pw@host/x")
     tags = only_run(uri).data.tags

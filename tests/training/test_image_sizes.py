@@ -107,10 +107,10 @@ def tuner(*further: str) -> FineTuner:
     )
 
 
-def test_fine_tuning_is_judged_with_statistics_of_the_size_at_which_it_is_judged() -> None:
+def test_fine_tuning_is_evaluated_with_statistics_of_the_size_at_which_it_is_evaluated() -> None:
     one = tuner("finetune.epochs=2", "finetune.image_sizes=[8@0,16@0.5]")
     sizes: list[int] = []
-    judged: list[Any] = []
+    evaluated: list[Any] = []
     outcome = one.objective.outcome
 
     def watched(step: Any, images: torch.Tensor, learner: Any) -> Any:
@@ -119,15 +119,15 @@ def test_fine_tuning_is_judged_with_statistics_of_the_size_at_which_it_is_judged
 
     saved: dict[str, Any] = {}
     one.objective.outcome = watched  # type: ignore[method-assign]
-    one.validate = lambda learner: (judged.append(learner), (len(judged), 1.0))[1]  # type: ignore
-    one.save = lambda name, state: saved.update({f"{name}{len(judged)}": state})
+    one.validate = lambda learner: (evaluated.append(learner), (len(evaluated), 1.0))[1]  # type: ignore
+    one.save = lambda name, state: saved.update({f"{name}{len(evaluated)}": state})
     per_epoch = one.batches_per_epoch
     one.fit()
     assert sizes == [8] * per_epoch + [16] * per_epoch
-    assert judged[1] is one.learner  # trained at the size at which it is judged
-    assert judged[0] is not one.learner
+    assert evaluated[1] is one.learner  # trained at the size at which it is evaluated
+    assert evaluated[0] is not one.learner
     # By hand: the mean over batches of what BN sees at 16 px in the first layer.
-    first = judged[0].backbone.blocks[0]
+    first = evaluated[0].backbone.blocks[0]
     seed_of = one.state.probe._batches("statistics 0", STATISTICS_BATCHES, 16)
     with torch.no_grad():
         means = [first.conv(images).mean((0, 2, 3)) for _, images in seed_of]
@@ -135,7 +135,7 @@ def test_fine_tuning_is_judged_with_statistics_of_the_size_at_which_it_is_judged
         first.norm.running_mean, torch.stack(means).mean(0), atol=1e-4, rtol=1e-3
     )
     for name, tensor in saved["best1"]["student"].items():
-        assert torch.equal(tensor, judged[0].state_dict()[name])
+        assert torch.equal(tensor, evaluated[0].state_dict()[name])
     macs = one.learner.backbone.architecture.macs
     batch = 256
     assert one.progress.macs == 3 * per_epoch * batch * (macs(8) + macs(16))

@@ -403,7 +403,7 @@ def test_a_pruning_is_asked_for_as_its_options_say(monkeypatch: pytest.MonkeyPat
     assert one.decide(state).trigger == {"reason": "no pruning is due"}  # this one is over
 
 
-def test_a_growth_is_judged_as_its_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_growth_is_decided_on_as_its_options_say(monkeypatch: pytest.MonkeyPatch) -> None:
     decision = tried({"GROW": 1.0, "WIDEN": 2.0}, rollback_tolerance=0.07, rollback_grace_epochs=5)
     assert (decision.tolerance, decision.grace, decision.control) == (0.07, 5, True)
     assert not tried({"GROW": 1.0, "WIDEN": 2.0}, probation="tolerance").control

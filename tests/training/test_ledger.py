@@ -56,7 +56,7 @@ def test_what_a_mutation_costs() -> None:
     assert one.ledger.spent == NOTHING | {
         "student": images * (before + 2 * after),
         "control": images * before,
-        "checks": 2 * held * (before + after),  # when it is made, and when it is judged
+        "checks": 2 * held * (before + after),  # when it is made, and when its probation ends
     }
 
 

@@ -184,7 +184,7 @@ def test_removed_channels_that_do_better_are_warned_of() -> None:
             assert "sparsity.importance_batches" in text
 
 
-def test_without_the_negative_path_it_is_not_judged() -> None:
+def test_without_the_negative_path_it_is_not_evaluated() -> None:
     one, _, asked = told_of([[70, 90], [68, 86]], negative=False)
     assert [len(networks) for networks in asked] == [2]
     (record,) = one.state.progress.history

@@ -1,4 +1,4 @@
-"""This machine: its places for commands, GPUs, memory and room."""
+"""This machine: its slots for commands, GPUs, memory and disk space."""
 
 from __future__ import annotations
 

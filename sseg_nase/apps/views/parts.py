@@ -17,7 +17,7 @@ from sseg_nase.errors import UserError
 from sseg_nase.hardware.slots import Gpu, gpus
 
 COLOURS = {"FINISHED": "green", "FAILED": "red", "INTERRUPTED": "orange", "RUNNING": "blue"}
-SECONDS_BETWEEN_LOOKS = 2.0
+SECONDS_BETWEEN_POLLS = 2.0
 MOST_AT_ONCE = 64
 KEPT = ("token", "view")  # of the address, whatever is looked at
 
@@ -101,16 +101,16 @@ def offer(
 
 
 def live(draw: Callable[[], bool]) -> None:
-    """Draw again and again while `draw` says that it goes on; then draw the whole page anew."""
+    """Redraw a part of the page while `draw` returns True; then rerun the whole page."""
 
     def part() -> None:
         if not draw():
             st.rerun()
 
-    st.fragment(part, run_every=SECONDS_BETWEEN_LOOKS)()
+    st.fragment(part, run_every=SECONDS_BETWEEN_POLLS)()
 
 
 def output_of(command: Command) -> None:
     """Show the end of what a command has printed."""
     if text := command.output():
-        st.code(text, language="text", wrap_lines=True, height=300)
+        st.code(text, language="text", height=300)  # tables do not wrap

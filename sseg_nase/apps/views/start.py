@@ -15,7 +15,7 @@ from sseg_nase.apps.views.fields import field
 from sseg_nase.apps.views.parts import launch
 from sseg_nase.config.conf_files import groups
 from sseg_nase.config.keys import Key, first_comment
-from sseg_nase.config.schema import LOOKS
+from sseg_nase.config.schema import INSPECTIONS
 from sseg_nase.errors import UserError
 
 SWEPT = ("pipeline", "evaluate")  # tasks that are jobs of a sweep
@@ -31,7 +31,7 @@ def show(settings: Settings) -> None:
     st.title("Start")
     known = groups(*map(Path, settings.config_dirs))
     given = _given(known)
-    tasks = [name for name in known["task"] if name not in (*LOOKS, "pipeline")]
+    tasks = [name for name in known["task"] if name not in (*INSPECTIONS, "pipeline")]
     tasks = ["pipeline", *tasks, "report"]
     task = st.selectbox(
         "Task", tasks, tasks.index(given.get("task", "pipeline")), help="What is to be done"

@@ -30,7 +30,7 @@ from sseg_nase.rundir.record import RunRecord, read_run
 from sseg_nase.rundir.results import class_results, episode_results
 from sseg_nase.rundir.status import RUNNING, ask_to_stop, status_of
 from sseg_nase.sweeps.launch import stop_jobs
-from sseg_nase.sweeps.status import look
+from sseg_nase.sweeps.status import poll
 from sseg_nase.tracking.console import mutation_line
 
 COMMANDS = 30
@@ -232,7 +232,7 @@ def _sweep(settings: Settings, folder: Path) -> None:
         offer("Draw its report", ["task=report", override("sweep", str(folder))], settings)
 
     def draw() -> bool:
-        seen = look(sweep)
+        seen = poll(sweep)
         st.dataframe(pd.DataFrame(found.jobs(seen)), hide_index=True, width="stretch")
         return sweep.launched() or any(one.state == RUNNING for one in seen)
 
@@ -334,8 +334,8 @@ def _mutations(record: RunRecord) -> None:
 def _results(record: RunRecord) -> None:
     rows = [
         {"images": one.key, "network": one.network, "accuracy": one.accuracy, "±": one.ci95}
-        for judged in (episode_results(record.results), class_results(record.results))
-        for one in judged
+        for evaluated in (episode_results(record.results), class_results(record.results))
+        for one in evaluated
     ]
     if rows:
         st.dataframe(pd.DataFrame(rows).round(2), hide_index=True, width="stretch")

@@ -99,7 +99,7 @@ class Planned(BackboneConfig):
 
 @dataclass(frozen=True)
 class Pretrained(BackboneConfig):
-    """Backbones that may begin with weights from outside. `weights` None: with drawn ones."""
+    """Backbones that may begin with weights from outside. `weights` None: random ones."""
 
     weights: Annotated[Optional[str], option(path="a file of weights, or imagenet,")]
 

@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Optional
 from sseg_nase.config.options import Option, group, option, register
 
 SPLITS = ("train", "val", "test")
+UNLABELED = "unlabeled"  # a further one, of images without labels
 VARIANTS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")  # of EMNIST
 READERS = "sseg_nase.data.benchmarks"
 FRACTIONS = "three numbers, for train, val and test"
@@ -31,6 +32,11 @@ class DatasetConfig(Option):
     duplicates: Annotated[str, option(choices=("drop", "keep", "refuse"))]
     overlap: Annotated[str, option(choices=("refuse", "keep"))]
     reader: ClassVar[str]
+
+    @property
+    def natural(self) -> str:
+        """The split whose images the level NATURAL has, without their labels."""
+        return "train"
 
     def wrong(self) -> Iterator[str]:
         """Colours are three numbers, and shares are three that have a sum."""
@@ -126,12 +132,25 @@ class Closed(Benchmark):
 
 
 @register("dataset", "cifar10", "cifar100", "mnist", "fashion_mnist", "kmnist", "qmnist")
-@register("dataset", "svhn", "stl10", "gtsrb")
+@register("dataset", "svhn", "gtsrb")
 @dataclass(frozen=True)
 class HeldOut(Closed):
     """Of which a share of the images of train, `validation`, is val."""
 
     validation: Annotated[float, option(above=0, most=0.5)]
+
+
+@register("dataset", "stl10")
+@dataclass(frozen=True)
+class Stl10(HeldOut):
+    """STL-10 (Coates et al. 2011). `unlabeled`: its 100,000 further images are NATURAL's."""
+
+    unlabeled: bool
+
+    @property
+    def natural(self) -> str:
+        """Those without labels, where they are asked for."""
+        return UNLABELED if self.unlabeled else super().natural
 
 
 @register("dataset", "emnist")
@@ -156,8 +175,11 @@ class OwnImages(OnDisk):
     """Images of the user's own.
 
     `split_by` images: those of every class are dealt into train, val and test, which then have the
-    same classes: a closed set.
+    same classes: a closed set. `sizes`: whether they may be of several, which are then brought to
+    `image_size`; auto: not in a closed set.
     """
+
+    sizes: Annotated[str, option(choices=("auto", "one", "any"))]
 
     root: Annotated[
         str,
@@ -202,6 +224,13 @@ class Listed(OwnImages):
     path_column: Annotated[str, option(text="the name of a column")]
     label_column: Annotated[str, option(text="the name of a column")]
     reader = f"{READERS}.csv_file:find"
+
+
+def one_size(dataset: DatasetConfig) -> bool:
+    """Whether images of several sizes are refused."""
+    if not isinstance(dataset, OwnImages):
+        return False
+    return dataset.sizes == "one" or (dataset.sizes == "auto" and dataset.split_by == "images")
 
 
 def is_closed(dataset: DatasetConfig) -> bool:

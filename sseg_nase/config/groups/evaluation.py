@@ -13,7 +13,7 @@ from sseg_nase.config.groups.dataset import SPLITS
 from sseg_nase.config.options import Checked, group, option, register
 
 METHODS = "sseg_nase.fewshot.methods"
-PROTOTYPE = "prototype"  # how a network is judged that was trained for nothing else
+PROTOTYPE = "prototype"  # how a network is evaluated that was trained for nothing else
 # What fine-tuning trains for; where it has a method of the same name, its head is that of this one.
 MATCHING, RIDGE, RELATION, MAML = "matching", "ridge", "relation", "maml"
 
@@ -24,8 +24,8 @@ class MethodConfig(Checked):
     """What all few-shot methods have.
 
     `made_by`: MODULE:NAME of the function that gives its `Method`, imported where networks are
-    judged. `headed`: it has none, but needs what finetune of its name trains. `adapts`: to images
-    themselves, not to embeddings. `transductive`: it looks at the queries together.
+    evaluated. `headed`: it has none, but needs what finetune of its name trains. `adapts`: to the
+    images themselves, not to embeddings. `transductive`: it classifies the queries together.
     """
 
     made_by: ClassVar[str]
@@ -140,7 +140,7 @@ class KnnConfig:
 
 
 EPISODES = "fewshot"
-# How closed sets are judged, by the names in `evaluation` and in keys of results.
+# How closed sets are evaluated, by the names in `evaluation` and in keys of results.
 CLASSIFIER, PROBE, NEIGHBOURS = "classification", "linear_probe", "knn"
 CLOSED_SETS = {
     CLASSIFIER: "trained classifier",
@@ -155,8 +155,8 @@ CLOSED_SETS = {
 class EvaluationConfig(Checked):
     """The sections are options of the methods of their names; the others have no effect.
 
-    `name`: on episodes, or how a closed set is judged. Ways, shots and queries that are `None` are
-    fitted to the images when the run starts.
+    `name`: on episodes, or how a closed set is evaluated. Ways, shots and queries that are `None`
+    are fitted to the images when the run starts.
     """
 
     name: str

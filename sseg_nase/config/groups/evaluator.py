@@ -25,7 +25,7 @@ class OfRuns(EvaluatorConfig):
 @register("evaluator", "tabular")
 @dataclass(frozen=True)
 class OfTable(EvaluatorConfig):
-    """A look into a table."""
+    """Scores from the rows of a table."""
 
     table: Annotated[str, option(path="the csv file of a table, plain or .xz")]
     id_column: Annotated[str, option(text="the column that names the point")]

@@ -67,7 +67,7 @@ class Planned(EvolutionConfig):
 
     @property
     def drawn(self) -> bool:
-        """Whether the stage of each convolution is drawn."""
+        """Whether each convolution gets a random stage."""
         return self.order == "random"
 
     def wrong(self) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Optional
@@ -11,6 +12,8 @@ from sseg_nase.config.groups.views import ViewsConfig
 from sseg_nase.config.options import Option, group, option, register
 
 METHODS = "sseg_nase.finetune.learner"
+# By what it is told whether training still gets better, and whether more of it is better.
+MONITORS = {"val_accuracy": True, "val_loss": False, "loss": False}
 
 
 @group("finetune")
@@ -23,9 +26,10 @@ class FinetuneConfig(Option):
     `start` and `teacher`, which are said once for all stages.
 
     `made_by`: MODULE:NAME of the function that gives its `Method`, imported where it trains.
-    `judged_by`: the `evaluation.method` that judges as it trains. `by_episodes`: it sees episodes,
-    not plain batches. `has_head`: it learns something beside the backbone. `grows`: the network may
-    change while it trains. `nats`: its loss is a cross-entropy.
+    `evaluated_by`: the `evaluation.method` that classifies as it trains, on the episodes of val by
+    which its best epoch is chosen. `by_episodes`: it sees episodes, not plain batches. `has_head`:
+    it learns something beside the backbone. `grows`: the network may change while it trains.
+    `nats`: its loss is a cross-entropy. `held_loss`: it is evaluated by a loss on val images, too.
     """
 
     sequence: list[str]
@@ -35,10 +39,14 @@ class FinetuneConfig(Option):
     ways: Annotated[Optional[int], option(least=2)]
     shots: Annotated[Optional[int], option(least=1)]
     epochs: Annotated[int, option(least=1)]
-    optimizer: Annotated[str, option(choices=("adam", "sgd"))]
+    patience: Annotated[Optional[int], option(least=1)]
+    min_delta: Annotated[float, option(least=0)]
+    monitor: Annotated[str, option(choices=tuple(MONITORS))]
+    optimizer: Annotated[str, option(choices=("adam", "adamw", "sgd"))]
     lr_encoder: Annotated[float, option(above=0)]
     lr_head: Annotated[float, option(above=0)]
     weight_decay: Annotated[float, option(least=0)]
+    clip_norm: Annotated[Optional[float], option(above=0)]
     scheduler: Annotated[str, option(choices=("step", "cosine", "constant", "constant_decay"))]
     warmup_epochs: Annotated[float, option(least=0)]
     step_size: Annotated[int, option(least=1)]
@@ -55,14 +63,41 @@ class FinetuneConfig(Option):
     views: ViewsConfig
     trains: ClassVar[bool] = True
     made_by: ClassVar[str]
-    judged_by: ClassVar[str] = PROTOTYPE
+    evaluated_by: ClassVar[str] = PROTOTYPE
     by_episodes: ClassVar[bool] = True
     has_head: ClassVar[bool] = True
     grows: ClassVar[bool] = True
     nats: ClassVar[bool] = True
+    held_loss: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        """Take an option of another package that still says `judged_by`."""
+        super().__init_subclass__(**given)
+        if "judged_by" in vars(cls):
+            warnings.warn(
+                f"{cls.__module__}.{cls.__name__}.judged_by is called evaluated_by; the old name "
+                "goes with the next minor version.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            cls.evaluated_by = vars(cls)["judged_by"]
 
     def wrong(self) -> Iterator[str]:
-        """What is frozen is there once, and something is left to be trained."""
+        """What is frozen is there once, something is left to be trained, and what is watched is
+        known."""
+        if self.patience is None:
+            usual = {"min_delta": 0, "monitor": "val_accuracy"}
+            for key, value in usual.items():
+                if getattr(self, key) != value:
+                    yield (
+                        f"finetune.{key}={getattr(self, key)}: it has no effect without "
+                        "finetune.patience=EPOCHS; add that, or leave it out."
+                    )
+        elif self.monitor == "val_loss" and not self.held_loss:
+            yield (
+                f"finetune.monitor=val_loss: finetune={self.name} is evaluated on episodes, which "
+                "have no loss of its kind; set val_accuracy or loss, or choose finetune=classifier."
+            )
         if self.freeze == "encoder" and not self.has_head:
             yield (
                 f"finetune.freeze=encoder: finetune={self.name} trains nothing else; leave it out, "
@@ -114,7 +149,7 @@ class Matching(Episodic):
     head_width: Annotated[int, option(least=1)]
     title = "MatchingNet"
     made_by = f"{METHODS}:matching"
-    judged_by = MATCHING
+    evaluated_by = MATCHING
     has_head = False
 
 
@@ -127,7 +162,7 @@ class Relation(Episodic):
     head_width: Annotated[int, option(least=1)]
     title = "RelationNet"
     made_by = f"{METHODS}:relation"
-    judged_by = RELATION
+    evaluated_by = RELATION
     nats = False
 
 
@@ -139,7 +174,7 @@ class R2D2(Episodic):
     scale: Annotated[float, option(above=0)]
     title = "R2D2"
     made_by = f"{METHODS}:ridge"
-    judged_by = RIDGE
+    evaluated_by = RIDGE
 
 
 @register("finetune", MAML)
@@ -152,7 +187,7 @@ class Maml(Episodic):
     first_order: bool
     title = "MAML"
     made_by = f"{METHODS}:maml"
-    judged_by = MAML
+    evaluated_by = MAML
     grows = False  # its inner steps are those of one network
 
     def wrong(self) -> Iterator[str]:
@@ -160,7 +195,7 @@ class Maml(Episodic):
         yield from super().wrong()
         if self.freeze_norms:
             yield (
-                "finetune.freeze_norms=true: finetune=maml adapts and is judged with the "
+                "finetune.freeze_norms=true: finetune=maml adapts and is evaluated with the "
                 "statistics of each batch; leave it out."
             )
 
@@ -171,15 +206,26 @@ class Classifying(FinetuneConfig):
 
     label_smoothing: Annotated[float, option(least=0, most=0.9)]
     mixup: Annotated[float, option(least=0)]
+    cutmix: Annotated[float, option(least=0)]
+    dropout: Annotated[float, option(least=0, most=0.9)]
     rotation: Annotated[float, option(least=0)]
     made_by = f"{METHODS}:linear"
     by_episodes = False
+
+    def wrong(self) -> Iterator[str]:
+        """Images are mixed in one way."""
+        yield from super().wrong()
+        if self.mixup and self.cutmix:
+            yield (
+                f"finetune.cutmix={self.cutmix:g}: finetune.mixup={self.mixup:g} mixes the images "
+                "of a batch already; leave one of them out."
+            )
 
 
 @register("finetune", "linear")
 @dataclass(frozen=True)
 class Linear(Classifying):
-    """A classifier that is then left away; with a teacher it learns from its classifier, too."""
+    """A classifier that is then left out; with a teacher it learns from its classifier, too."""
 
     distillation_weight: Annotated[float, option(least=0, most=1)]
     distillation_temperature: Annotated[float, option(above=0)]
@@ -195,6 +241,7 @@ class Classifier(Classifying):
     fraction: Annotated[float, option(above=0, most=1)]
     samples: Annotated[int, option(least=0)]
     title = "classifier"
+    held_loss = True
 
     def wrong(self) -> Iterator[str]:
         """A part of the images is said in one way."""

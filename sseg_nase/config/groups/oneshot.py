@@ -142,7 +142,7 @@ class RandomSharing(Sampled):
 @register("strategy", "enas")
 @dataclass(frozen=True)
 class ENAS(Sampled):
-    """One path a step, drawn by an LSTM that learns which do well (Pham et al. 2018).
+    """One path a step, sampled by an LSTM that learns which do well (Pham et al. 2018).
 
     `controller_steps` after every epoch, each of `controller_samples` networks whose reward is the
     score on one validation batch.

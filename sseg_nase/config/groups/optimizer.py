@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Optional
+from typing import Annotated, ClassVar, Optional
 
 from sseg_nase.config.options import Option, group, option, register
 
@@ -12,12 +12,17 @@ from sseg_nase.config.options import Option, group, option, register
 @group("optimizer")
 @dataclass(frozen=True)
 class OptimizerConfig(Option):
-    """What all optimizers have."""
+    """What all optimizers have.
+
+    `made_by`: of an optimizer of another package, MODULE:NAME of the function that makes it of its
+    option and the groups of parameters, imported where it trains.
+    """
 
     lr: Annotated[float, option(above=0)]
     gamma_lr_ratio: Annotated[float, option(above=0)]
     weight_decay: Annotated[float, option(least=0)]
     clip_norm: Annotated[Optional[float], option(above=0)]
+    made_by: ClassVar[str] = ""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from sseg_nase.config.options import Option, group, option, register
 
@@ -11,10 +11,16 @@ from sseg_nase.config.options import Option, group, option, register
 @group("scheduler")
 @dataclass(frozen=True)
 class SchedulerConfig(Option):
-    """What all schedules have."""
+    """What all schedules have.
+
+    `made_by`: of a schedule of another package, MODULE:NAME of the function of its option, the
+    epoch and the number of epochs, both without the warm-up, that gives the share of the learning
+    rate.
+    """
 
     warmup_epochs: Annotated[float, option(least=0)]
     rewarmup_steps: Annotated[int, option(least=0)]
+    made_by: ClassVar[str] = ""
 
 
 @register("scheduler", "cosine")

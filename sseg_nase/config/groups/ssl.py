@@ -14,8 +14,9 @@ from sseg_nase.config.options import Option, group, option, register
 class SSLConfig(Option):
     """What all methods have.
 
-    `temperatures`: the keys whose value divides what a loss compares. `nats`: its loss is a
-    cross-entropy.
+    `made_by`: of a method of another package, MODULE:NAME of the function that gives its
+    `SSLMethod`, imported where it trains. `temperatures`: the keys whose value divides what a loss
+    compares. `nats`: its loss is a cross-entropy.
     """
 
     temperature: Annotated[float, option(above=0)]
@@ -26,6 +27,7 @@ class SSLConfig(Option):
     ema_decay: Annotated[float, option(least=0, most=1)]
     ema_schedule: Annotated[str, option(choices=("constant", "cosine"))]
     trains: ClassVar[bool] = True
+    made_by: ClassVar[str] = ""
     temperatures: ClassVar[tuple[str, ...]] = ()
     nats: ClassVar[bool] = False
 
@@ -36,7 +38,7 @@ class SSLConfig(Option):
 
     @property
     def held_epochs(self) -> int:
-        """Epochs at the start in which the last layer stays as it was drawn."""
+        """Epochs at the start in which the last layer stays as it was initialised."""
         return 0
 
 

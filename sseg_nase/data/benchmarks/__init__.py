@@ -20,12 +20,14 @@ import numpy as np
 
 from sseg_nase.config.groups.dataset import (
     SPLITS,
+    UNLABELED,
     DatasetConfig,
     Folder,
     InMemory,
     Listed,
     OnDisk,
     is_closed,
+    one_size,
 )
 from sseg_nase.config.options import imported, null_before
 from sseg_nase.data.benchmarks import dealing
@@ -34,6 +36,7 @@ from sseg_nase.data.benchmarks.lists import both, folded
 from sseg_nase.data.benchmarks.walk import Seen, looking, same_files
 from sseg_nase.data.duplicates import shared_images
 from sseg_nase.data.opening import PLAIN, Reading
+from sseg_nase.data.remarks import ONE_SIZE
 from sseg_nase.data.store import ImageStore, Listing, build_store, outdated
 from sseg_nase.errors import UserError, did_you_mean, shown
 from sseg_nase.files import make_own, read_json
@@ -45,7 +48,7 @@ logger = logging.getLogger("sseg_nase")
 # Fields of DatasetConfig of which all that matters is known by the files, the layout and `options`.
 NOT_IN_KEY = (
     *("root", "split_by", "split_fractions", "split_seed", "overlap"),
-    *("path_column", "label_column"),
+    *("path_column", "label_column", "sizes", "unlabeled"),
 )
 
 
@@ -61,7 +64,7 @@ def load_split(
     UserError for whatever is wrong with the data: missing, a missing split, an empty class folder,
     an image that cannot be read or has two labels, splits that share classes or images.
     """
-    if split not in SPLITS:
+    if split not in (*SPLITS, UNLABELED):
         raise UserError(
             f"split={split} is not one of {', '.join(SPLITS)}.{did_you_mean(split, SPLITS)}"
         )
@@ -101,8 +104,8 @@ def reading_of(dataset: OnDisk) -> Reading:
     if dataset.background is None:
         return PLAIN
     red, green, blue = dataset.background
-    values = dataset.value_range
-    return Reading((red, green, blue), None if values is None else (values[0], values[1]))
+    values = None if dataset.value_range is None else tuple(dataset.value_range)
+    return Reading((red, green, blue), values, one_size(dataset))  # type: ignore[arg-type]
 
 
 def available_splits(dataset: DatasetConfig, *, data_dir: Path, cache_dir: Path) -> tuple[str, ...]:
@@ -163,6 +166,8 @@ def _stem(dataset: OnDisk, found: Found, split: str) -> str:
     given = {**once, **dataclasses.asdict(dataset)}
     values = {key: value for key, value in given.items() if key not in NOT_IN_KEY}
     source = {"layout": found.layout, "source": shown(found.path.resolve())}
+    if one_size(dataset):  # what was read without looking at sizes is read again
+        source["sizes"] = "one"
     form = f"{dataset.image_size}{'-grey' if dataset.channels == 1 else ''}"
     name = _hash({**values, **source, "options": found.options})
     return f"{dataset.name}-{split}-{form}-{name}"
@@ -226,6 +231,18 @@ def _overlaps(
                     f"The images of mode {unlike[0]} have values like {low:g}…{high:g} in {split} "
                     f"and like {low_there:g}…{high_there:g} in {other}. Set "
                     "dataset.value_range=[LOW,HIGH], which is black and white in both."
+                )
+            sizes = [one.manifest.get("original_size") for one in (store, sibling)]
+            if (
+                sizes[0] is not None
+                and sizes[1] is not None
+                and sizes[0] != sizes[1]
+                and place == _target(dataset, found, other, cache_dir)
+            ):
+                (wide, high), (wide_there, high_there) = sizes[0], sizes[1]
+                raise UserError(
+                    f"The images of {split} have {wide} × {high} pixels and those of {other} "
+                    f"{wide_there} × {high_there}. {ONE_SIZE}"
                 )
             if not count:
                 continue

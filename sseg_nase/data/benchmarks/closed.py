@@ -2,7 +2,7 @@
 
 They are read in the layouts that torchvision's loaders leave on disk, or as PNG (or other images)
 in `{train,test}/<class>/`. Nothing is downloaded. Where there is no val split, a share of the
-training images of every class is held out for it, drawn by a seed.
+training images of every class is held out for it, sampled by a seed.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sseg_nase.config.groups.dataset import Closed, Emnist, HeldOut
+from sseg_nase.config.groups.dataset import UNLABELED, Closed, Emnist, HeldOut
 from sseg_nase.data.benchmarks.dealing import held_out
 from sseg_nase.data.benchmarks.formats import packed_or_not, read_idx, read_stl10, read_svhn
 from sseg_nase.data.benchmarks.layouts import (
+    NAMELESS,
     Detector,
     Found,
     Images,
@@ -294,6 +295,9 @@ def _stl10(folder: Path) -> Found | None:
                     lambda listed=listed: [name for _, name in read_names(listed)],  # type: ignore[misc]
                     partial(read_stl10, images, labels),
                 )
+        if (further := base / "unlabeled_X.bin").is_file():
+            read = partial(read_stl10, further)
+            splits[UNLABELED] = _arrays([further], lambda: [NAMELESS], read)
         if splits:
             return Found("stl10_binary", base, splits)
     return None
@@ -463,8 +467,8 @@ SETS: Mapping[str, Callable[[Closed], ClosedSet]] = {
         ClosedSet(
             "STL-10",
             ("stl10", "stl-10", "stl10_binary"),
-            {"train": 5_000, "test": 8_000},
-            "stl10_binary/{train,test}_{X,y}.bin with class_names.txt",
+            {"train": 5_000, "test": 8_000, UNLABELED: 100_000},
+            "stl10_binary/{train,test}_{X,y}.bin with class_names.txt (and unlabeled_X.bin)",
             _stl10,
             "STL10(ROOT, download=True)",
         )

@@ -109,7 +109,7 @@ def said(found: Found) -> str:
 
 
 def _half(source: SplitSource, root: Path, seed: int, second: bool) -> SplitSource:
-    """Every other image of each class, in an order drawn from `seed` and the names of the files."""
+    """Every other image of each class, in the order of a hash of `seed` and the names of files."""
     base = root if root.is_dir() else root.parent
 
     def rank(item: tuple[Any, int]) -> bytes:
@@ -134,7 +134,7 @@ def _half(source: SplitSource, root: Path, seed: int, second: bool) -> SplitSour
 def held_out(source: SplitSource, share: float, seed: int, *, held: bool) -> SplitSource:
     """The images of every class of `source` that are `held` out, a `share` of them; or the rest.
 
-    They are drawn from `seed` and their places in the class.
+    They are sampled by `seed` and their positions in the class.
 
     One image at least of every class is in either part. Raises UserError for a class with one.
     """

@@ -77,17 +77,27 @@ def read_svhn(file: Path) -> tuple[np.ndarray, np.ndarray]:
     return images.transpose(3, 0, 1, 2), labels.reshape(-1).astype(np.int64) % 10  # 0 is 10 there
 
 
-def read_stl10(images: Path, labels: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_stl10(images: Path, labels: Path | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 `[n, 96, 96, 3]` and classes `[n]` from 0 on of STL-10's binary files.
 
-    Theirs are `[n, 3, 96, 96]`, each channel column by column, and classes from 1 on.
+    Theirs are `[n, 3, 96, 96]`, each channel column by column, and classes from 1 on. Without
+    `labels` all are of class 0, and the file, which is of gigabytes then, is not read to RAM.
     """
-    raw, truth = (np.frombuffer(_bytes(file), np.uint8) for file in (images, labels))
     each = 3 * 96 * 96
+    raw: np.ndarray
+    if labels is None:
+        try:
+            raw = np.memmap(images, np.uint8, "r")
+        except (OSError, ValueError) as error:  # an empty file cannot be mapped
+            raise UserError(f"{shown(images)} cannot be read: {error}. {AGAIN}") from error
+        truth = np.ones(len(raw) // each, np.uint8)
+    else:
+        raw, truth = (np.frombuffer(_bytes(file), np.uint8) for file in (images, labels))
     if len(raw) != each * len(truth):
+        beside = "the images of 96 px" if labels is None else f"the labels in {labels.name}"
         raise UserError(
             f"{shown(images)} is cut off or damaged: {len(raw):,} bytes are not {each:,} for each "
-            f"of the {len(truth):,} labels in {labels.name}. {AGAIN}"
+            f"of the {len(truth):,} {beside}. {AGAIN}"
         )
     return raw.reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1), truth.astype(np.int64) - 1
 

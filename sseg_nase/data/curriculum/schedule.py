@@ -129,7 +129,7 @@ class LevelSchedule:
         if tuple(state["levels"]) != self._levels:
             raise UserError(
                 f"curriculum.levels={list(self._levels)}: the checkpoint has "
-                f"{state['levels']}. Resume with the checkpoint's levels or start anew."
+                f"{state['levels']}. Resume with the checkpoint's levels or start again."
             )
         self._index = int(state["index"])
         self._epochs = int(state["epochs"])
@@ -201,7 +201,7 @@ def plan_epoch(
 
     The epoch has images // batch_size batches of exactly `batch_size` images (an incomplete last
     one is dropped), each mixed by `weights` as evenly as whole numbers allow. A level's indices
-    0 .. pool_sizes[level] - 1 are visited without replacement in an order shuffled anew for each
+    0 .. pool_sizes[level] - 1 are visited without replacement in an order shuffled again for each
     epoch, and reshuffled within it when all have been seen. ADVERSARIAL indices come as pairs
     (2k, 2k + 1) side by side. The plan depends on the arguments alone; `named` is what messages
     call the size of a batch.

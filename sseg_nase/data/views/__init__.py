@@ -8,7 +8,7 @@ shrink (erosion) before the colours; a box is erased at last. Ink is dark on whi
 black paper (`views.ink`): dark ink is dilated by the minimum of neighbours, light ink by the
 maximum.
 
-`parameters` draws what is done to each view. On a CPU `cpu` does it in compiled code, one view
+`parameters` samples what is done to each view. On a CPU `cpu` does it in compiled code, one view
 after the other while it lies in the cache; on a GPU `kernels` does it in three launches, and where
 they do not work, and for drawings, `batched` with few, large tensor operations.
 """
@@ -59,7 +59,7 @@ def make_views(
     """Make V = `count` random views of each uint8 image [B, C, H, W]: float32 [V, B, C, S, S].
 
     The output is normalised as by `normalize` and channels-last in memory. The same (images, views,
-    seed) give the same views; each of the V · B draws its own parameters. Where `images` are only
+    seed) give the same views; each of the V · B has parameters of its own. Where `images` are only
     the rows `first`, `first` + 1, ... of a batch of `of` images, they get the views they have in
     the whole batch.
     """

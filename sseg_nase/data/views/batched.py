@@ -31,7 +31,7 @@ def apply_views(images: torch.Tensor, p: ViewParameters, size: int) -> torch.Ten
     B, _, H, W = images.shape
     out = torch.empty(len(p.top) // B, B, size, size, 3, device=images.device)
     out = out.permute(0, 1, 4, 2, 3)
-    # All that is drawn goes to the device at once: every copy would wait for the step before.
+    # All parameters go to the device at once: every copy would wait for the step before.
     plan = sent_together(_plan(p, B, (H, W), size), images.device)
     with torch.autocast(images.device.type, enabled=False):
         crops = _crop(images.to(torch.float32).div_(255), plan, size)

@@ -1,4 +1,4 @@
-"""What is done to each view: drawn for a whole batch at once, and a function of the seed alone."""
+"""What is done to each view: sampled for a whole batch, and a function of the seed alone."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def _draw_strokes(count: int, views: ViewsConfig, seed: int) -> Strokes:
 def _draw_boxes(
     count: int, views: ViewsConfig, height: int, width: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, ...]:
-    """Boxes as torchvision's RandomResizedCrop draws them: top, left, height, width."""
+    """Boxes as torchvision's RandomResizedCrop samples them: top, left, height, width."""
     drawn = torch.rand(2, count, _CROP_ATTEMPTS, generator=generator, dtype=torch.float64)
     low, high = views.crop_scale
     narrow, wide = views.crop_ratio

@@ -95,6 +95,16 @@ function leaky([x], { alpha = 0.01 }) {
   return found;
 }
 
+const SELU = { alpha: 1.67326319217681884765625, gamma: 1.05070102214813232421875 };
+
+const elu = ([x], { alpha = 1 }) => unary((one) => (one < 0 ? alpha * Math.expm1(one) : one))([x]);
+
+function selu([x], { alpha = SELU.alpha, gamma = SELU.gamma }) {
+  return unary((one) => gamma * (one < 0 ? alpha * Math.expm1(one) : one))([x]);
+}
+
+const ramp = (x, alpha, beta) => Math.min(Math.max(alpha * x + beta, 0), 1);
+
 // Convolutions and matrix products.
 
 const packed = new WeakMap(); // weights in the order in which `conv` reads them
@@ -267,9 +277,14 @@ function pool(x, attributes, start, join, end) {
   const [kh, kw] = kernel_shape;
   const around = [pads[0] + pads[2], pads[1] + pads[3]];
   if (ceil_mode) {
+    // Up to where windows reach that begin in the image, or before it.
     [height, width].forEach((length, axis) => {
+      const begin = length + pads[axis];
+      const step = strides[axis];
       const whole = length + around[axis] - kernel_shape[axis];
-      around[axis] += (strides[axis] - (whole % strides[axis])) % strides[axis];
+      let last = Math.ceil(whole / step) * step;
+      if (last >= begin) last -= step;
+      around[axis] = last + kernel_shape[axis] - length;
     });
   }
   const high = windows(height, kh, strides[0], around[0], dilations[0]);
@@ -279,9 +294,13 @@ function pool(x, attributes, start, join, end) {
   for (let plane = 0; plane < batch * channels; plane++) {
     for (let row = 0; row < high; row++) {
       for (let column = 0; column < wide; column++) {
-        let [all, inside] = [start, 0];
+        let [all, inside, tall, across] = [start, 0, 0, 0]; // the last two with the padding
+        for (let j = 0; j < kw; j++) {
+          across += column * strides[1] + j * dilations[1] < width + pads[1] + pads[3];
+        }
         for (let i = 0; i < kh; i++) {
           const y = row * strides[0] - pads[0] + i * dilations[0];
+          tall += y < height + pads[2];
           if (y < 0 || y >= height) continue;
           for (let j = 0; j < kw; j++) {
             const x0 = column * strides[1] - pads[1] + j * dilations[1];
@@ -290,7 +309,7 @@ function pool(x, attributes, start, join, end) {
             inside++;
           }
         }
-        found.data[at++] = end(all, inside);
+        found.data[at++] = end(all, inside, tall * across);
       }
     }
   }
@@ -301,8 +320,8 @@ const maxPool = ([x], attributes) =>
   pool(x, attributes, -Infinity, (a, b) => (a > b ? a : b), (all) => all);
 
 function averagePool([x], attributes) {
-  const whole = size(attributes.kernel_shape);
-  const end = attributes.count_include_pad ? (all) => all / whole : (all, inside) => all / inside;
+  const padded = attributes.count_include_pad;
+  const end = (all, inside, either) => all / (padded ? either : inside);
   return pool(x, attributes, 0, (a, b) => a + b, end);
 }
 
@@ -518,6 +537,7 @@ const operations = {
     const whole = !(a.data instanceof Float32Array);
     return binary(whole ? (x, y) => Math.floor(x / y) : (x, y) => x / y)([a, b]);
   },
+  Elu: elu,
   Erf: unary(erf),
   Exp: unary(Math.exp),
   Expand: ([x, shape]) => expanded(x, common(x.shape, numbers(shape))),
@@ -530,6 +550,8 @@ const operations = {
     unary(approximate === "tanh" ? nearlyNormal : normal)([x]),
   Gemm: gemm,
   GlobalAveragePool: globalMean,
+  HardSigmoid: ([x], { alpha = 0.2, beta = 0.5 }) => unary((one) => ramp(one, alpha, beta))([x]),
+  HardSwish: unary((x) => x * ramp(x, 1 / 6, 0.5)),
   Identity: ([x]) => x,
   LayerNormalization: layerNorm,
   LeakyRelu: leaky,
@@ -539,11 +561,18 @@ const operations = {
   Neg: unary((x) => -x),
   Pad: pad,
   Pow: binary((a, b) => a ** b),
+  Range: ([first, end, step]) => {
+    const [low, high, by] = [first, end, step].map((one) => one.data[0]);
+    const count = Math.max(0, Math.ceil((high - low) / by));
+    const values = Array.from({ length: count }, (_, n) => low + n * by);
+    return tensor([count], first.data.constructor.from(values));
+  },
   ReduceMax: reduction(-Infinity, Math.max, (all) => all),
   ReduceMean: mean,
   ReduceSum: reduction(0, (a, b) => a + b, (all) => all),
   Relu: ([x]) => leaky([x], { alpha: 0 }),
   Reshape: reshape,
+  Selu: selu,
   Shape: ([x], { start = 0, end }) => {
     const shape = x.shape.slice(start, end);
     return tensor([shape.length], Int32Array.from(shape));

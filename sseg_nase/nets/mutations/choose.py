@@ -55,8 +55,8 @@ def choose(before: Description, after: Description, chosen: Mapping[str, str | N
     """CHOOSE: `after` is the network of `before` that has the operation `chosen` of every gate.
 
     None is chosen where nothing of a gate is kept: its edge is gone. Where the supernet mixes a
-    part of the channels only (PC-DARTS), its candidates do not fit: their tensors are drawn anew.
-    Raises `ValueError` where `after` does not follow from `before`.
+    part of the channels only (PC-DARTS), its candidates do not fit: their tensors are newly
+    initialised. Raises `ValueError` where `after` does not follow from `before`.
     """
     mixed: dict[Place, tuple[str, int | None, bool]] = {}
     others: dict[Place, str] = {}
@@ -109,7 +109,7 @@ def choose(before: Description, after: Description, chosen: Mapping[str, str | N
 def _continued(before: Description, after: Description) -> dict[Place, Place]:
     """By place in `after`, where in the supernet the node stands that it continues.
 
-    Edges are named anew when some are gone: a mixed operation is known by what it stands between.
+    Edges are renamed when some are gone: a mixed operation is known by what it stands between.
     """
     between: dict[Any, list[Place]] = {}
     for node, ends in zip(_nodes(before), _ends(before), strict=True):

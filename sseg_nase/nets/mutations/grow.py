@@ -52,7 +52,7 @@ def grow_stages(
     """GROW in every stage at once: one more block at its end, before its pooling.
 
     The blocks are those of `grow` with mode `preserve`, as wide as their stage. A stage that has
-    `most` blocks stays. `drawn`: as many blocks, but the stage of each is drawn, and `most` holds
+    `most` blocks stays. `drawn`: as many blocks, but the stage of each is random, and `most` holds
     for the mean of all stages. Raises `UserError` where there are as many as that already.
     """
     before = _chain(before)

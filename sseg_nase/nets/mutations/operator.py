@@ -98,7 +98,7 @@ class Operator(Kind):
         return f"{self.name}: {before.name} does not tell the axes of its tensors"
 
     def rebuild(self, target: Mapping[str, Any], before: Description) -> Mutation:
-        """The very mutation of `before` that a record's `target` describes, with nothing drawn.
+        """The very mutation of `before` that a record's `target` describes; nothing is random.
 
         What `target` lacks or cannot mean may raise any of `KeyError`, `AttributeError`,
         `IndexError`, `TypeError`, `ValueError` and `UserError`.
@@ -109,7 +109,7 @@ class Operator(Kind):
 def rebuild(kind: str, target: Mapping[str, Any], before: Description) -> Mutation:
     """The very `Mutation` of `before` that a record's `kind` and `target` describe.
 
-    Nothing is drawn again. Raises `UserError` for an unknown kind, and for a target that no
+    Nothing is random. Raises `UserError` for an unknown kind, and for a target that no
     mutation of `before` has.
     """
     operator = kind_of(kind)

@@ -39,7 +39,7 @@ def widen(
     `block`: the name of an axis, as `before.axes` has them, or its number in them: of a chain that
     is the number of a block. None: all axes at once; `channels` then holds one width per axis, and
     an axis may keep the width it has as long as another widens.
-    mode `duplicate`: new channels repeat old ones, drawn at random without replacement as long as
+    mode `duplicate`: new channels repeat old ones, sampled without replacement as long as
     possible, with `noise` relative noise on the copies; consumers divide by the number of copies.
     mode `zero`: new channels are freshly initialised and their outgoing weights start at 0.
     mode `pairs`: two new channels each start alike, from weights as large as those that are there,
@@ -161,7 +161,7 @@ _NEW_CHANNELS: Mapping[str, Callable[[int, int, torch.Generator], list[int]]] = 
 
 
 def _again(target: Mapping[str, Any], before: Description) -> Mutation:
-    """From the recorded index, so that no generator need draw it alike."""
+    """From the recorded index, so that nothing depends on a random generator."""
     chosen, index = target["block" if numbered(before) else "axis"], target["index"]
     name = None if chosen is None else _axis(before, chosen)
     if name is not None:

@@ -5,16 +5,20 @@ Importing this package loads no Matplotlib; drawing does. A figure that cannot b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sseg_nase import packages
+from sseg_nase.errors import UserError
 from sseg_nase.files import replacing
 from sseg_nase.rundir.record import RunRecord
 from sseg_nase.rundir.results import class_results
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from matplotlib.figure import Figure
 
     from sseg_nase.reporting.aggregate import Aggregate
@@ -30,7 +34,7 @@ class Drawing:
     """A figure for a document, or why there is none.
 
     `name`: the stem of its files. `caption`: what is shown, with units and numbers. `missing`:
-    None, or, where `figure` is None, one sentence for the reader. `small`: a first look, for the
+    None, or, where `figure` is None, one sentence for the reader. `small`: a preview, for the
     first screen of a report.
     """
 
@@ -48,7 +52,42 @@ def absent(name: str, title: str, why: str) -> Drawing:
 
 
 def figures_of_run(record: RunRecord) -> Iterator[Drawing]:
-    """All figures of one run, in reading order, each when it is asked for."""
+    """All figures of one run, in reading order, each when it is asked for.
+
+    Behind those of this package are those that packages name as entry points `sseg_nase.figures`.
+    """
+    names = set()
+    for drawing in _own_figures(record):
+        names.add(drawing.name)
+        yield drawing
+    for point in packages.points_in(packages.FIGURES):
+        drawing = _brought(point, record, names)
+        names.add(drawing.name)
+        yield drawing
+
+
+def _brought(point: EntryPoint, record: RunRecord, names: Container[str]) -> Drawing:
+    """The figure of another package; whatever is wrong with it costs none of the others."""
+    package = packages.package_of(point)
+    try:
+        draw = packages.loaded(point)
+        if not callable(draw):
+            raise TypeError(f"{point.value} is no function")
+        drawing = draw(record)
+        if not isinstance(drawing, Drawing):
+            raise TypeError(f"{point.value} returned {type(drawing).__name__} instead of a Drawing")
+        if drawing.name in names:
+            raise ValueError(f"there is a figure named {drawing.name!r} already")
+    except UserError as error:
+        why = str(error)
+    except Exception as error:
+        why = f"{package} could not draw it: {type(error).__name__}: {error}."
+    else:
+        return drawing
+    return absent(f"{package}-{point.name}", point.name, why)
+
+
+def _own_figures(record: RunRecord) -> Iterator[Drawing]:
     from sseg_nase.reporting.figures import (
         accuracy,
         architecture,

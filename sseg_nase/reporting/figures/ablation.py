@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from sseg_nase.reporting.aggregate import OVER_BOTH, Aggregate, Side
+from sseg_nase.reporting.evaluated_on import EvaluatedOn, evaluated_on
 from sseg_nase.reporting.figures import Drawing, absent, style
-from sseg_nase.reporting.judged_on import JudgedOn, judged_on
 from sseg_nase.rundir.results import LAST
 
 TITLE = "Accuracy of the configurations"
@@ -40,7 +40,7 @@ class Bar(NamedTuple):
 class Panel(NamedTuple):
     """One episode list, or closed set; `reference` is what the others are compared with."""
 
-    on: JudgedOn
+    on: EvaluatedOn
     bars: tuple[Bar, ...]
     reference: Side
 
@@ -53,7 +53,7 @@ def stars(p: float | None) -> str:
 
 
 def configurations(aggregate: Aggregate) -> Iterator[Drawing]:
-    """A figure per dataset, split and kind of judgement, a panel per episode list."""
+    """A figure per dataset, split and kind of evaluation, a panel per episode list."""
     rows: list[Row] = [
         {str(name): value for name, value in row.items()}
         for row in aggregate.summary.to_dict("records")
@@ -61,7 +61,7 @@ def configurations(aggregate: Aggregate) -> Iterator[Drawing]:
     ]
     groups: dict[tuple[str, str, bool], dict[str, list[Row]]] = {}
     for row in rows:
-        if (on := judged_on(str(row["key"]))) is None:
+        if (on := evaluated_on(str(row["key"]))) is None:
             continue
         group = groups.setdefault((on.dataset, on.split, bool(row["transductive"])), {})
         group.setdefault(row["key"], []).append(row)
@@ -75,7 +75,7 @@ def configurations(aggregate: Aggregate) -> Iterator[Drawing]:
 
 
 def _panel(aggregate: Aggregate, key: str, transductive: bool, rows: Sequence[Row]) -> Panel:
-    on = judged_on(key)
+    on = evaluated_on(key)
     assert on is not None
     sides = {Side(row["configuration"], row["method"]): row for row in rows}
     full = [side for side in sides if FULL_METHOD.search(side.configuration)]

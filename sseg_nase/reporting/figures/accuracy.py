@@ -26,7 +26,7 @@ TUNED = "fine-tuned network"
 
 
 def results_by_list(record: RunRecord) -> dict[str, list[EpisodeResult]]:
-    """What is known of every episode list that the last network was judged on."""
+    """What is known of every episode list that the last network was evaluated on."""
     found = episode_results(record.results)
     lists = {key: [one for one in found if one.key == key] for key in record.section("fewshot")}
     return {key: results for key, results in lists.items() if results}
@@ -44,7 +44,7 @@ def accuracy(record: RunRecord) -> Drawing:
     """A dot with its interval per network and episode list, the number beside it, and chance."""
     found = results_by_list(record)
     if not found:
-        why = "The run has judged no network yet: results.json has no few-shot accuracies."
+        why = "The run has evaluated no network yet: results.json has no few-shot accuracies."
         return absent("accuracy", TITLE, why)
     tuned = record.setting("finetune.name", "none") != "none"
     results = record.section("fewshot")
@@ -109,10 +109,10 @@ def accuracy(record: RunRecord) -> Drawing:
 
 
 def _caption(results: Mapping[str, Any]) -> str:
-    judged = [section(results, key) for key in results]
-    methods = list(dict.fromkeys(str(one["method"]) for one in judged if one.get("method")))
-    kinds = {bool(one.get("transductive")) for one in judged}
-    counts = sorted({one["episodes"] for one in judged if finite(one.get("episodes"))})
+    evaluated = [section(results, key) for key in results]
+    methods = list(dict.fromkeys(str(one["method"]) for one in evaluated if one.get("method")))
+    kinds = {bool(one.get("transductive")) for one in evaluated}
+    counts = sorted({one["episodes"] for one in evaluated if finite(one.get("episodes"))})
     kind = "transductive" if kinds == {True} else "inductive" if kinds == {False} else "mixed"
     of = f" with {' and '.join(methods)} ({kind})" if methods else ""
     n = f" n = {' and '.join(f'{count:,}' for count in counts)} episodes." if counts else ""

@@ -1,4 +1,4 @@
-"""ROC curves of a run that was judged on a closed set."""
+"""ROC curves of a run that was evaluated on a closed set."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def roc(record: RunRecord) -> Drawing:
     found = [(one, _curve(record, one)) for one in class_results(record.results)]
     curves = [(one, curve) for one, curve in found if curve is not None and one.auc is not None]
     if not curves:
-        return absent("roc", TITLE, "The run has judged no network on more than one class.")
+        return absent("roc", TITLE, "The run has evaluated no network on more than one class.")
     with style.applied():
         figure = style.page(SIDE, SIDE)
         axes = figure.subplots()

@@ -19,8 +19,8 @@ from matplotlib.lines import Line2D
 
 from sseg_nase.finite import finite
 from sseg_nase.reporting.aggregate import Aggregate
+from sseg_nase.reporting.evaluated_on import EvaluatedOn, evaluated_on
 from sseg_nase.reporting.figures import Drawing, absent, style
-from sseg_nase.reporting.judged_on import JudgedOn, judged_on
 from sseg_nase.reporting.provenance import REGIMES, provenance, regime_of
 from sseg_nase.rundir.record import RunRecord
 from sseg_nase.rundir.results import (
@@ -83,7 +83,7 @@ class Point(NamedTuple):
     """
 
     group: Group
-    on: JudgedOn
+    on: EvaluatedOn
     label: str
     accuracy: float
     ci95: float
@@ -98,7 +98,7 @@ def numbered(records: Sequence[RunRecord]) -> list[tuple[int, RunRecord]]:
 
 
 def run_label(number: int, record: RunRecord) -> str:
-    """What a run is called beside others."""
+    """The label of a run among several: in a legend and in a table."""
     if record.config is None:
         return f"run {number}"
     origin = provenance(record.folder, record.results)
@@ -136,10 +136,10 @@ def of_sweep(aggregate: Aggregate, records: Sequence[RunRecord]) -> Iterator[Dra
 def _points_of_run(record: RunRecord, label: str) -> Iterator[Point]:
     regime = provenance(record.folder, record.results).regime
     costs = record.section("efficiency")
-    judged: list[EpisodeResult | ClassResult] = [*episode_results(record.results, (LAST,))]
-    judged += class_results(record.results, (LAST,))
-    for result in judged:
-        on = judged_on(result.key)
+    evaluated: list[EpisodeResult | ClassResult] = [*episode_results(record.results, (LAST,))]
+    evaluated += class_results(record.results, (LAST,))
+    for result in evaluated:
+        on = evaluated_on(result.key)
         if on is None:
             continue
         yield Point(
@@ -158,7 +158,7 @@ def _points_of_sweep(aggregate: Aggregate, records: Sequence[RunRecord]) -> Iter
     known = {record.folder.resolve(): record for record in records}
     runs = aggregate.runs[aggregate.runs["network"] == LAST]
     for row in aggregate.summary.to_dict("records"):
-        on = judged_on(str(row["key"]))
+        on = evaluated_on(str(row["key"]))
         if on is None or row["network"] != LAST:
             continue
         same = runs[

@@ -126,7 +126,7 @@ def images_of(record: RunRecord, level: str, size: int) -> torch.Tensor | None:
 
 
 def natural_images(record: RunRecord) -> ImageStore | None:
-    """The base images that the run trained on, if they can be had without reading them anew."""
+    """The base images that the run trained on, if they can be had without reading them again."""
     known: Mapping[str, Any] = record.setting("dataset", {})
     kind = chosen(DatasetConfig, known)
     if not issubclass(kind, (InMemory, OnDisk)):  # of a package that is not here any more
@@ -141,19 +141,21 @@ def natural_images(record: RunRecord) -> ImageStore | None:
     if isinstance(dataset, OnDisk) and not _at_hand(dataset, data_dir, cache_dir):
         return None
     try:
-        store = load_split(dataset, "train", data_dir=data_dir, cache_dir=cache_dir, workers=0)
+        store = load_split(
+            dataset, dataset.natural, data_dir=data_dir, cache_dir=cache_dir, workers=0
+        )
     except UserError:
         return None
-    return store if _are_the_same(store, dataset.name, record) else None
+    return store if _are_the_same(store, f"{dataset.name}/{dataset.natural}", record) else None
 
 
-def _are_the_same(store: ImageStore, name: str, record: RunRecord) -> bool:
+def _are_the_same(store: ImageStore, key: str, record: RunRecord) -> bool:
     """Whether these are the images that the run has recorded; older runs have recorded none."""
     trained = record.section("data").get("trained")
     known = [
         one.get("sha256")
         for one in (trained if isinstance(trained, list) else [])
-        if isinstance(one, dict) and one.get("key") == f"{name}/train"
+        if isinstance(one, dict) and one.get("key") == key
     ]
     return not known or store.manifest["sha256"] in known
 

@@ -79,8 +79,8 @@ def drawn(found: Embeddings, positions: dict[str, np.ndarray]) -> Drawing:
     caption = (
         f"{len(found.labels)} images of {len(found.class_names)} classes of {found.source} "
         f"({counts.min()} to {counts.max()} per class), none of which was trained on: the last "
-        f"network's embeddings ({found.features.shape[1]} dimensions, as they are judged) laid out "
-        f"by {' and '.join(positions)}. Near is alike; distances between groups and axes mean "
-        "nothing."
+        f"network's embeddings ({found.features.shape[1]} dimensions, as the evaluation takes "
+        f"them) laid out by {' and '.join(positions)}. Near is alike; distances between groups "
+        "and axes mean nothing."
     )
     return Drawing("embeddings", TITLE, caption, figure)

@@ -17,7 +17,7 @@ WIDTH, HEIGHT = 4.6, 2.9  # inches
 
 
 def drawings(aggregate: Aggregate) -> Iterator[Drawing]:
-    """A figure per key on which methods were judged at several amounts of labels."""
+    """A figure per key on which methods were evaluated at several amounts of labels."""
     found = few_labels(aggregate)
     for one in found:
         name = "few_labels" if len(found) == 1 else f"few_labels_{one.key.replace('/', '_')}"

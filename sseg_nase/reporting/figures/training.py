@@ -154,14 +154,14 @@ def _handles(curve: Curve) -> list[Line2D]:
 def fine_tuning(record: RunRecord) -> Drawing:
     """Training loss and, below, accuracy on val episodes with its interval, per epoch."""
     lines = one_after_the_other(record.events.get("finetune", ()))
-    judged = [line for line in lines if finite(line.get("val_accuracy"))]
-    if not judged:
+    evaluated = [line for line in lines if finite(line.get("val_accuracy"))]
+    if not evaluated:
         return absent("finetuning", TUNING, "The run has fine-tuned no epoch.")
     methods = record.setting("finetune.sequence") or [record.setting("finetune.name", "")]
     kinds = [option_of(FinetuneConfig, method) for method in methods]
     name = ", then ".join(methods)
-    last = max(line["number"] for line in judged)
-    chosen_of = [index for index, line in enumerate(judged) if line["number"] == last]
+    last = max(line["number"] for line in evaluated)
+    chosen_of = [index for index, line in enumerate(evaluated) if line["number"] == last]
     with style.applied():
         figure = style.page(4.0)
         above, below = figure.subplots(2, 1, sharex=True)
@@ -177,10 +177,10 @@ def fine_tuning(record: RunRecord) -> Drawing:
             color=style.VERMILLION, marker="s", markersize=3, linestyle=style.DASHES[1],
             label="training batches",
         )  # fmt: skip
-        at = [line["epoch"] + 1 for line in judged]
-        value = np.array([line["val_accuracy"] for line in judged], dtype=float)
+        at = [line["epoch"] + 1 for line in evaluated]
+        value = np.array([line["val_accuracy"] for line in evaluated], dtype=float)
         half = np.array(
-            [line["val_ci95"] if finite(line.get("val_ci95")) else 0.0 for line in judged]
+            [line["val_ci95"] if finite(line.get("val_ci95")) else 0.0 for line in evaluated]
         )
         below.errorbar(
             at, value, yerr=np.minimum(half, [value, 100 - value]), color=style.BLUE, marker="o",

@@ -305,7 +305,7 @@ def trajectories(records: Sequence[RunRecord], labels: Sequence[str]) -> Drawing
 
 
 def of_sweep(aggregate: Aggregate, records: Sequence[RunRecord]) -> Drawing:
-    """`trajectories` of the runs that count, a look per configuration."""
+    """The parameters of a sweep's runs over their epochs, a colour per configuration."""
     known = {record.folder.resolve(): record for record in records}
     counting = dict(zip(aggregate.runs["run"], aggregate.runs["configuration"], strict=True))
     pairs = [

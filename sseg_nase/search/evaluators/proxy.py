@@ -21,7 +21,7 @@ class Proxy:
     """An evaluator whose scores are zero-cost scores, with params and macs as the space counts.
 
     One batch for all candidates: `images` `[B, C, S, S]` in [-1, 1], `labels` `[B]`. A score is the
-    mean over `seeds` of freshly drawn weights.
+    mean over `seeds` of freshly initialised weights.
     """
 
     slots = 1

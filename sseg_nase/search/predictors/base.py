@@ -45,7 +45,8 @@ def normal_scores(values: Sequence[float] | np.ndarray) -> np.ndarray:
     from scipy.special import ndtri
     from scipy.stats import rankdata
 
-    return ndtri((rankdata(values) - 0.5) / len(values))
+    scores: np.ndarray = ndtri((rankdata(values) - 0.5) / len(values))
+    return scores
 
 
 def correlate(predicted: np.ndarray, true: np.ndarray) -> RankCorrelation:

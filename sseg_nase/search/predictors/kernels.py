@@ -82,7 +82,8 @@ def wl_histograms(graph: Graph, depth: int) -> list[Counter[str]]:
 
 
 def _normal(rows: np.ndarray) -> np.ndarray:
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    unit: np.ndarray = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return unit
 
 
 KERNELS = {"hamming": hamming, "wl": weisfeiler_lehman}

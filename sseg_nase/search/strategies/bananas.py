@@ -17,9 +17,9 @@ from sseg_nase.spaces.space import Space
 
 @dataclass(frozen=True)
 class Bananas:
-    """Suggest, out of `pool` mutations of the `incumbents` best, those that a draw puts first.
+    """Suggest, out of `pool` mutations of the `incumbents` best, those a Thompson sample prefers.
 
-    The first `starts` are random. For each point one number is drawn from N(mean, spread) of the
+    The first `starts` are random. For each point one number is sampled from N(mean, spread) of the
     ensemble (independent Thompson sampling). `encoding`: `paths` where the space has it, else
     `one_hot`.
     """

@@ -22,14 +22,14 @@ PROMOTED, IMMIGRANT = "promotion", "immigrant"
 class Genetic:
     """Generations of `population`: the `elites` of all before, and children of the last one.
 
-    A parent is the best of `tournament` that are drawn. A child has each gene from either of two
+    A parent is the best of `tournament` random ones. A child has each gene from either of two
     parents with probability `crossover`, or is a copy of one; then each gene mutates with
     probability `mutation`; a space of its own genome says how (`Space.crossover`, `mutate`). For a
     few hundred candidates five of each are better than the usual two elites and tournaments of
     three.
 
     It ends after `generations` (0: never), and after `patience` of them in which the best value has
-    not risen by more than `min_delta` (0: it does not look).
+    not risen by more than `min_delta` (0: it never ends for that).
 
     With `level_generations` a space that has levels of complexity is walked level by level, so many
     generations each but the last. Until then every kind of network has an equal share of each
@@ -37,7 +37,7 @@ class Genetic:
     later.
 
     Where the values of a generation's parents have a lower mean entropy than `least_diversity`
-    (bits per gene), so many `immigrants`, drawn at random, are in it.
+    (bits per gene), so many `immigrants`, which are random, are in it.
 
     With `fidelity` all are trained for `least` of it, and from each generation the best `promoted`
     share go on to `most`: 0.5 is the median rule, a third that of ASHA. Parents are chosen by the
@@ -115,7 +115,7 @@ class Genetic:
         return ask.candidates
 
     def generation(self, place: int) -> int:
-        """Return the generation of the candidate that was born at this place, the first being 0."""
+        """Return the generation of the candidate at this position of the log, the first being 0."""
         if place < self.population:
             return 0
         return 1 + (place - self.population) // (self.population - self.elites)
@@ -192,7 +192,7 @@ class Genetic:
         return bool(before and now) and max(now) <= max(before) + self.min_delta
 
     def _next(self, ask: Ask, place: int) -> bool:
-        """Suggest the candidate that is born at this place; False where there is no new one."""
+        """Suggest the candidate of this position; False where there is no new one."""
         generation = self.generation(place)
         start = (
             0

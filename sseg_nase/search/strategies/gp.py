@@ -62,4 +62,5 @@ class GP:
 def expected_improvement(mean: np.ndarray, spread: np.ndarray, best: float) -> np.ndarray:
     """Return E[max(0, f − best)] `[n]` of normal f, for a spread above 0."""
     z = (mean - best) / spread
-    return spread * (z * ndtr(z) + np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi))
+    gain: np.ndarray = spread * (z * ndtr(z) + np.exp(-0.5 * z**2) / np.sqrt(2 * np.pi))
+    return gain

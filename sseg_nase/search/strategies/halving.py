@@ -67,7 +67,7 @@ class SuccessiveHalving:
 
 @dataclass(frozen=True)
 class Hyperband:
-    """Successive halving from every rung, again and again: many and short, or few and long.
+    """Successive halving from every rung in turn: many and short, or few and long.
 
     Li et al., JMLR 2018. With s + 1 rungs to go a bracket has ⌈(s_max + 1) / (s + 1) · ηˢ⌉
     candidates.

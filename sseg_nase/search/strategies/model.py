@@ -17,7 +17,7 @@ def best_of(log: Log, scored: Sequence[Scored], count: int) -> list[Scored]:
 def pool(
     ask: Ask, best: Sequence[Scored], mutations: int, randoms: int
 ) -> list[tuple[dict[str, Value], str, list[int]]]:
-    """Return new points to choose from, each with how it was made and from which parents.
+    """Return a pool of new points for a predictor to choose from, with how each was made.
 
     Mutations are of `best`, each as often as the others; a mutation that is not new mutates again.
     """

@@ -32,7 +32,7 @@ class Reinforce:
             raise UserError(f"baseline_decay={self.baseline_decay} must be from 0 to below 1.")
 
     def __call__(self, space: Space, log: Log, count: int, seed: int) -> list[Candidate]:
-        """Return the next candidates, drawn from the policy."""
+        """Return the next candidates, sampled from the policy."""
         ask = Ask(space, log, seed)
         values = [choice.grid(STEPS) for choice in space.choices]
         shares = self.policy(space, log)
@@ -88,4 +88,5 @@ def _place(choice: Choice, value: Value) -> int:
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+    shares: np.ndarray = powers / powers.sum(1, keepdims=True)
+    return shares

@@ -18,7 +18,7 @@ DRAWS = 20  # of a point that is not new, before a random one is taken
 
 @dataclass(frozen=True)
 class TPE:
-    """optuna's TPE after `starts` random points. The study is made anew from the log at every ask.
+    """optuna's TPE after `starts` random points. The study is rebuilt from the log at every ask.
 
     Pending candidates count as the constant liar has them: with the worst value that is known.
     optuna is an extra: without it a `UserError` says how to install it.
@@ -58,7 +58,7 @@ class TPE:
         for _ in range(DRAWS):
             trial = study.ask(kinds)
             point: dict[str, Value] = {c.name: trial.params[c.name] for c in ask.space.choices}
-            study.tell(trial, worst)  # so that the next draw is another one
+            study.tell(trial, worst)  # so that the next suggestion is another one
             if ask.space.allows(point) and ask.suggest(point, "tpe"):
                 return True
         return False

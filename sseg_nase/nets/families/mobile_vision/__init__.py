@@ -1,6 +1,6 @@
 """torchvision's networks for phones: MobileNetV2, MobileNetV3-Small, EfficientNet-B0, narrowed.
 
-Sandler et al. 2018; Howard et al. 2019; Tan and Le 2019. With drawn weights and as they are: the
+Sandler et al. 2018; Howard et al. 2019; Tan and Le 2019. With random weights and as they are: the
 baselines of small networks that are searched for. What is to be widened and pruned is
 `backbone=mobilenet` and `backbone=efficientnet`.
 """

@@ -160,7 +160,7 @@ class ResNet(VisionBackbone):
     ) -> None:
         super().__init__(architecture, architecture.inputs)
         with drawing_from(generator):
-            # Every layer of one that has been altered is made anew: there is no need to draw these.
+            # Every layer of one that has been altered is built again: these need no weights.
             drawn = torch.device("meta") if architecture.altered else nullcontext()
             with drawn:
                 self.body = models.get_model(architecture.name, weights=None)

@@ -39,7 +39,7 @@ def ran(*overrides: str) -> tuple[Path, dict[str, Any]]:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("queries", ["balanced", "dirichlet"])
-def test_every_method_is_judged_and_named(method: str, queries: str) -> None:
+def test_every_method_gives_accuracies_and_is_named(method: str, queries: str) -> None:
     _, result = ran(f"evaluation.method={method}", f"evaluation.query_balance={queries}")
     label = {
         "prototype": "prototype/cosine",
@@ -68,7 +68,7 @@ def test_classes_and_further_accuracies_agree_with_each_other() -> None:
     assert result["best_class"] == {"name": best, "accuracy": rows[best]}
 
 
-def test_augmented_support_is_judged_alike_in_any_batches() -> None:
+def test_augmented_support_is_evaluated_alike_in_any_batches() -> None:
     overrides = ("views.flip=0", "views.crop_scale=[0.6,1]")
     plain = ran(*overrides)[1]
     augmented = ran(*overrides, "evaluation.support_augmentations=3")[1]

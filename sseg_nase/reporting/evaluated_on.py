@@ -8,7 +8,7 @@ from sseg_nase.config.groups.evaluation import CLOSED_SETS
 from sseg_nase.reporting.comparison import KEY
 
 
-class JudgedOn(NamedTuple):
+class EvaluatedOn(NamedTuple):
     """`chance`: the accuracy in percent of guessing, 0 where the key does not tell it.
 
     `ways` and `shots` are 0 of a closed set.
@@ -27,15 +27,15 @@ class JudgedOn(NamedTuple):
         return "episodes" if self.ways else "images"
 
 
-def judged_on(key: str) -> JudgedOn | None:
+def evaluated_on(key: str) -> EvaluatedOn | None:
     """What `key` says; None where it is no key of an accuracy."""
     found = KEY.fullmatch(key)
     if found is not None:
         ways, shots = int(found["ways"]), int(found["shots"])
         title = f"{ways}-way {shots}-shot"
-        return JudgedOn(found["dataset"], found["split"], ways, shots, title, 100 / ways)
+        return EvaluatedOn(found["dataset"], found["split"], ways, shots, title, 100 / ways)
     dataset, _, rest = key.partition("/")
     split, _, how = rest.partition("/")
     if how not in CLOSED_SETS:
         return None
-    return JudgedOn(dataset, split, 0, 0, CLOSED_SETS[how], 0.0)
+    return EvaluatedOn(dataset, split, 0, 0, CLOSED_SETS[how], 0.0)
