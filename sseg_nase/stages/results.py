@@ -213,22 +213,22 @@ def keep(
 
 
 def report(this: Run) -> None:
-    """Draw the report of a run that has its results. It never costs the run anything but time."""
+    """Write the report of a run that has its results. It never costs the run anything but time."""
     from sseg_nase.reporting.run_report import NAME, write_report  # here, because of Matplotlib
 
     # From here on the run is finished, whatever comes: the report says so, too.
     this.place.write_status(FINISHED, undelivered=not this.sink.delivered)
-    again = f"{command(task='report', runs=this.directory)} draws it"
+    again = f"{command(task='report', runs=this.directory)} writes it"
     try:
         with this.stage(NAME):
             files = write_report(this.directory, published=this.config.report.published)
     except KeyboardInterrupt:
-        this.warn(f"the report is not drawn: interrupted; {again}")
+        this.warn(f"the report is not written: interrupted; {again}")
         return
     except Exception as error:
         full = storage_error(error, this.directory)
         why = f"{type(error).__name__}: {error}" if full is None else str(full)
-        this.warn(f"the report is not drawn: {why.rstrip('.')}; {again}")
+        this.warn(f"the report is not written: {why.rstrip('.')}; {again}")
         return
     for path in files:
         folder = path.parent.relative_to(this.directory).as_posix()
