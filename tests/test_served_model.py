@@ -184,6 +184,12 @@ def test_a_finished_run_is_loaded_in_another_process(tmp_path: Path) -> None:
     features = json.loads(done.stdout.splitlines()[-1])
     assert np.shape(features)[0] == 2
     assert np.isfinite(features).all()
+    # By this the UI shows its page, with the schema.
+    [model] = json.loads(
+        client.get_run(status["tracker_run_id"]).data.tags["mlflow.log-model.history"]
+    )
+    assert (model["artifact_path"], model["run_id"]) == ("model", status["tracker_run_id"])
+    assert [one["name"] for one in json.loads(model["signature"]["inputs"])] == ["image", "label"]
     client.create_registered_model("ours")
     source = f"runs:/{status['tracker_run_id']}/model"
     assert client.create_model_version("ours", source, status["tracker_run_id"]).version

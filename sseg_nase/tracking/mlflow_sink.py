@@ -41,7 +41,14 @@ from sseg_nase.rundir import names
 from sseg_nase.rundir.events import has_events
 from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.tracking.database import StoreError, check_database
-from sseg_nase.tracking.rows import Row, Rows, clean_key, recorded_rows, result_tags
+from sseg_nase.tracking.rows import (
+    Row,
+    Rows,
+    clean_key,
+    model_tags,
+    recorded_rows,
+    result_tags,
+)
 from sseg_nase.tracking.sink import Param, RunInfo, Sink
 
 SQLITE = "sqlite:///"
@@ -465,7 +472,8 @@ def terminate(
     """End the run with a status of MLflow's, now or at the time given; its results become tags."""
     from mlflow.entities import RunTag
 
-    tags = [RunTag(key, redacted(value)) for key, value in result_tags(directory).items()]
+    told = result_tags(directory) | model_tags(directory)
+    tags = [RunTag(key, redacted(value)) for key, value in told.items()]
     if tags:
         client.log_batch(run_id, tags=tags)
     if error:
