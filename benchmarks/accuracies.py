@@ -10,7 +10,6 @@ in their seed alone are one line of the table. A run that is kept already is kep
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -19,9 +18,11 @@ from typing import Any
 
 import numpy as np
 
+from sseg_nase.config.commands import command
 from sseg_nase.files import read_json, write_json, write_text
 from sseg_nase.reporting.provenance import REGIMES, provenance
 from sseg_nase.reporting.published import Published, published
+from sseg_nase.rundir.config import read_overrides
 from sseg_nase.rundir.record import read_run
 from sseg_nase.rundir.results import LAST, episode_results
 from sseg_nase.rundir.status import FINISHED
@@ -46,15 +47,17 @@ def entry_of(recipe: str, folder: Path) -> Entry:
         raise SystemExit(f"{folder}: this run has evaluated no episodes.")
     origin, network = provenance(folder, run.results), run.section("architecture")
     evolved = " (evolved)" if run.mutations else ""
-    command = shlex.split(run.results["command"])
-    kept = [word for word in command if not word.startswith(LOCAL)]
+    overrides = read_overrides(folder)
+    if overrides is None:
+        raise SystemExit(f"{folder}: what it was run with is not known: no overrides.yaml.")
+    kept = [word for word in overrides if not word.startswith(LOCAL)]
     minutes = sum(run.section("seconds").values()) / 60
     return {
         "recipe": recipe,
         "regime": origin.regime,
         "network": origin.shown + evolved,
         "size": run.setting("dataset.image_size"),
-        "command": shlex.join(kept),
+        "command": command(*kept),
         "seed": run.setting("seed"),
         "params": network["params"],
         "macs": network["macs"],
@@ -124,7 +127,7 @@ def _line(runs: Sequence[Entry], of: Sequence[Mapping[str, Any]], network: str) 
         f"{one['params']:,}",
         f"{one['macs'] / 1e6:.1f}" + (" a view" if views else ""),
         f"{np.mean(training) / 1e12:.1f}",
-        f"{np.mean([entry['minutes'] for entry in runs]):.0f}",
+        f"{np.mean([entry['minutes'] for entry in runs]):.1f}",
         *(_accuracy([lists.get(shots) for lists in of]) for shots in ("1", "5")),
         f"{', '.join(str(entry['seed']) for entry in runs)}; {first['episodes']:,} episodes",
         _published(dataset, one["regime"]),

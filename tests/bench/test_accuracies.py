@@ -36,7 +36,6 @@ def a_run(folder: Path, seed: int, five: float, status: str = "FINISHED") -> Pat
     }
     results: dict[str, Any] = {
         "status": status,
-        "command": f"sseg-nase experiment=x seed={seed} paths.data_dir=/secret 'views.grey=0.3'",
         "fewshot": lists,
         "fewshot_views": views,
         "images_seen": {"synthetic": 0, "real_unlabeled": 9, "real_labeled": 0},
@@ -45,6 +44,8 @@ def a_run(folder: Path, seed: int, five: float, status: str = "FINISHED") -> Pat
         "seconds": {"pretrain": 3000, "evaluate": 60},
     }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results))
+    given = ["experiment=x", f"seed={seed}", "paths.data_dir=/secret", "views.grey=0.3"]
+    (folder / "overrides.yaml").write_text("".join(f"- {one}\n" for one in given))
     (folder / "status.json").write_text(json.dumps({"status": status}))
     (folder / "config.yaml").write_text(
         f"seed: {seed}\ndataset: {{name: cifar_fs, image_size: 32}}\nbackbone: {{name: conv4}}\n"
@@ -72,7 +73,7 @@ def test_seeds_of_a_recipe_are_one_line_and_its_views_another(
     plain, views = rows_of(text)
     assert plain[0] == "cifar_fs val, 32 px, unlabeled base"
     assert plain[1:3] == ["grown", "conv4 (16-40)"]
-    assert plain[3:7] == ["761,376", "32.4", "240.0", "51"]
+    assert plain[3:7] == ["761,376", "32.4", "240.0", "51.0"]
     assert plain[7:9] == ["50.00 ± 0.00 %", "61.00 ± 2.48 %"]  # t(2) = 4.303 times 1/√3
     assert plain[9] == "0, 1, 2; 10,000 episodes"
     assert plain[10] == "LF2CS, conv4 (64-64-64-64): 51.52 / 66.82"
