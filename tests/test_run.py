@@ -229,7 +229,7 @@ def test_a_failure_of_ours_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: Any, **named: Any) -> None:
         raise ZeroDivisionError("on purpose")
 
-    monkeypatch.setattr(stages, "pretrain", broken)
+    monkeypatch.setattr(stages.pipeline, "pretrain", broken)
     with pytest.raises(ZeroDivisionError):
         run(load([*TINY, "experiment_name=broken"]))
     (status,) = Path("runs/broken").glob("*/status.json")
@@ -290,7 +290,7 @@ def test_an_interrupt_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*arguments: Any, **named: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stages, "pretrain", interrupted)
+    monkeypatch.setattr(stages.pipeline, "pretrain", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(load([*TINY, "experiment_name=stopped"]))
     (status,) = Path("runs/stopped").glob("*/status.json")

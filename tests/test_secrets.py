@@ -127,7 +127,7 @@ def test_errors_and_tracebacks_hold_no_password(monkeypatch: pytest.MonkeyPatch)
     def failing(*arguments: object) -> None:
         raise RuntimeError(f"Max retries exceeded with {ADDRESS}/api?token=abc123def: refused")
 
-    monkeypatch.setattr(stages, "efficiency", failing)
+    monkeypatch.setattr(stages.results, "efficiency", failing)
     overrides = [*TINY, "tracking=mlflow", "report.at_end=false"]
     with pytest.raises(RuntimeError):
         run(load(overrides), overrides)

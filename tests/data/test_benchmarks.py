@@ -56,6 +56,7 @@ def config(name: str, **changed: Any) -> DatasetConfig:
         "overlap": "refuse",
         "path_column": "path",
         "label_column": "label",
+        "sizes": "auto",
     }
     keys = {key for key, *_ in fields_of(kind)}
     given = {**usual, **ALWAYS.get(name, {}), **changed}

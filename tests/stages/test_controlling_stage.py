@@ -121,7 +121,7 @@ def test_a_control_that_fails_costs_the_run_nothing(monkeypatch: pytest.MonkeyPa
     def diverges(*args: Any, **kwargs: Any) -> Any:
         raise DivergenceError("it diverged.")
 
-    monkeypatch.setattr(stages, "train_control", diverges)
+    monkeypatch.setattr(stages.pipeline, "train_control", diverges)
     directory = run(load(CONTROL))
     assert "control" not in results_of(directory)
     assert gained(results_of(directory)) == []
