@@ -231,3 +231,7 @@ def test_words_of_the_past_are_in_no_name() -> None:
 
 def test_modules_are_named_after_what_is_inside() -> None:
     assert {path.stem for path in FILES} & MODULES == set()
+
+
+def test_slow_variants_are_tests(lost_variants: list[str]) -> None:
+    assert lost_variants == [], "take them out of tests/slow_variants.txt, or write their new names"
