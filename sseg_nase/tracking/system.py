@@ -125,7 +125,7 @@ class Sampler:
 
 
 def gpu_figures(told: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return the figures in what the driver has told of every GPU under the keys `GPU_QUERY`."""
+    """Return the figures in the driver's answer to `GPU_QUERY`, a list of texts per GPU."""
     found = dict[str, float]()
     for index, *texts in told:
         try:
