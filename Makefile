@@ -59,7 +59,7 @@ ui: $(READY) ## the MLflow UI on the default store
 	  --workers 1 --port $(or $(PORT),5000)
 
 bench: $(PEERS) ## our speed beside the alternatives; ARGS="--only views", --list, --profile
-	$(BIN)/python -m tests.bench $(ARGS)
+	$(BIN)/python -m benchmarks.suite $(ARGS)
 
 bench-search: $(READY) ## search strategies on NAS-Bench-201, in TABLE or SSEG_NASE_DATA; ARGS="--only gp"
 	$(BIN)/python benchmarks/search.py $(or $(TABLE),$(SSEG_NASE_DATA),data) $(ARGS)

@@ -3,7 +3,7 @@
 Every part runs in a process of its own within its own time, so that one that fails costs the
 others nothing. Each gives rows (what, value, note); OUT/gpu.json holds them all, OUT/gpu.md shows
 them as one table with the card's name. Without a GPU every part runs in small sizes under fake
-CUDA (`tests/fake_cuda.py`), and the table says so: its figures are then those of a CPU.
+CUDA (`tests/support/fake_cuda.py`), and the table says so: its figures are then those of a CPU.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).resolve().parent)]
+sys.path[:0] = [str(ROOT)]
 
-from absent import stand_in  # noqa: E402
+from benchmarks.absent import stand_in  # noqa: E402
 
 ABSENT = stand_in()
 
@@ -201,9 +201,9 @@ SIMCLR = [
 
 def step() -> Iterator[Row]:
     """A step of SimCLR: feeding, views, forward, backward, optimizer."""
-    import operators
 
     from sseg_nase.hardware.complexity import count_macs
+    from tests.support import operators
 
     steps = WARM + TIMED
     for size in IMAGE_SIZES:
@@ -568,7 +568,7 @@ def tests() -> Iterator[Row]:
     if importlib.util.find_spec("pytest") is None:
         yield Row("tests marked gpu", "not run", "pytest is not installed")
         return
-    chosen = "tests/cuda/test_on_a_gpu.py" if ABSENT else "tests"
+    chosen = "tests/unit/cuda/test_on_a_gpu.py" if ABSENT else "tests"
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", chosen]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if " passed" in line or " failed" in line]
@@ -596,7 +596,7 @@ SLOWER = 8  # times as long may a CPU take, where imports alone take seconds
 
 def one_part(name: str, out: Path) -> None:
     """In a process of its own: rows as they come, so that what was measured is kept."""
-    from fake_cuda import fake_cuda
+    from tests.support.fake_cuda import fake_cuda
 
     path = out / f"{name}.jsonl"
     path.unlink(missing_ok=True)

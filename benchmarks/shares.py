@@ -49,8 +49,8 @@ def shares(network: str, size: int, steps: int, rounds: int) -> Shares:
     """Medians over `rounds` epochs of each."""
     from torch.profiler import ProfilerActivity, profile
 
+    from benchmarks.suite.pretraining import epochs, trainer
     from sseg_nase.nets import fused
-    from tests.bench.pretraining import epochs, trainer
 
     work = epochs(trainer(size, steps, f"backbone={network}"), steps)
     spent = [0.0]
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=7, help="epochs of each (7)")
     parser.add_argument("--steps", type=int, default=3, help="per epoch, of 256 images (3)")
     given = parser.parse_args(arguments)
-    from tests.bench.child import begin_as_program
+    from benchmarks.suite.child import begin_as_program
 
     begin_as_program()
     print(

@@ -1,0 +1,1 @@
+"""Scripts that measure, one for each question, and `suite`: `make bench`."""

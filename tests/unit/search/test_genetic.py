@@ -1,0 +1,185 @@
+"""The genetic search whole: levels with quotas, immigrants, fidelities, its end, a screen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sseg_nase.errors import UserError
+from sseg_nase.search import Budget, Candidate, Function, Log, search
+from sseg_nase.search.strategies import Genetic, Screened
+from sseg_nase.search.strategies.genetic import IMMIGRANT, PROMOTED, active_diversity
+from sseg_nase.spaces import Families
+from tests.support.synthetic import SPACE, measure, new_log
+
+SMALL = Families(edition=2, most=3)
+
+
+def prefers_mlps(candidate: Candidate) -> dict[str, float]:
+    """What makes a progressive search keep fully connected networks: they are ahead at first."""
+    point = candidate.point
+    worth = {"mlp": 60.0, "cnn": 50.0, "densenet": 80.0}.get(str(point["type"]), 55.0)
+    return {"accuracy": worth + candidate.number / 1000}
+
+
+def run(strategy: Genetic, space: Any = SMALL, measured: Any = prefers_mlps, **more: Any) -> Log:
+    return search(space, strategy, Function(measured), new_log(), Budget(), **more)
+
+
+def by_generation(strategy: Genetic, log: Log) -> list[list[Candidate]]:
+    found: dict[int, list[Candidate]] = {}
+    for place, candidate in enumerate(strategy.born(log)):
+        found.setdefault(strategy.generation(place), []).append(candidate)
+    return list(found.values())
+
+
+def test_every_type_has_its_share_until_all_levels_were_there() -> None:
+    strategy = Genetic(12, 2, 3, level_generations=1, generations=4)
+    generations = by_generation(strategy, run(strategy))
+    counts = [Counter(str(c.point["type"]) for c in each) for each in generations]
+    assert counts[0] == {"cnn": 6, "mlp": 6}
+    assert len(counts) == 4
+    assert {*counts[1]} == {*SMALL.part(2).kinds}
+    assert {*counts[1].values()} == {2}
+    assert {*counts[2]} == {*SMALL.kinds}  # what is new at the last level, too
+    for level, each in enumerate(generations[:2], start=1):
+        assert all(SMALL.part(level).check(c.point) for c in each)
+    for child in generations[1]:  # descends from its own type
+        assert all(generations[0][n].point["type"] == child.point["type"] for n in child.parents)
+    assert counts[3]["mlp"] < 6  # no quota any more, and no surplus either
+    free = replace(strategy, level_generations=0)
+    assert {*Counter(c.point["type"] for c in by_generation(free, run(free))[0])} > {"cnn", "mlp"}
+
+
+def test_types_that_the_caps_allow_no_network_of_have_no_share() -> None:
+    """The pixels alone cost a fully connected network more than the cap."""
+    strategy = Genetic(4, 2, 2, level_generations=1, generations=2)
+    capped = replace(SMALL, caps={"params": 40_000})
+    assert capped.part(1).kinds == ("cnn",)
+    first, second = by_generation(strategy, run(strategy, capped))
+    assert {c.point["type"] for c in first} == {"cnn"}
+    assert "mlp" not in {c.point["type"] for c in second}
+    assert all(capped.allows(c.point) for c in (*first, *second))
+
+
+def test_a_generation_that_is_alike_gets_immigrants() -> None:
+    strategy = Genetic(6, 2, 2, mutation=0.05, least_diversity=9.0, immigrants=2, generations=3)
+    first, *later = by_generation(strategy, run(strategy, SPACE, measure))
+    assert not [c for c in first if c.how == IMMIGRANT]
+    for each in later:
+        assert [c.how for c in each].count(IMMIGRANT) == 2
+        assert not each[0].parents
+    different = replace(strategy, least_diversity=0.01)
+    assert not [c for c in run(different, SPACE, measure).candidates if c.how == IMMIGRANT]
+
+
+def test_diversity_counts_the_genes_that_say_something() -> None:
+    space = Families(edition=2, types=("mlp",), most=8)
+    start = space.canonical({c.name: c.few(2)[0] for c in space.choices})
+    points = [start | {"mlp.0.channels": wide} for wide in (64, 128)]
+    names = ("type", "layers", "0.channels", "1.channels", "activation", "batch_norm")
+    assert active_diversity(space, points) == pytest.approx(1 / len(names))
+
+
+@pytest.mark.parametrize(("share", "going_on"), [(0.5, (3, 2)), (0.34, (3, 2)), (0.1, (1, 1))])
+def test_only_the_best_of_a_generation_are_trained_on(
+    share: float, going_on: tuple[int, int]
+) -> None:
+    strategy = Genetic(6, 2, 2, fidelity="epochs", least=1, most=9, promoted=share, generations=2)
+
+    def learning(candidate: Candidate) -> dict[str, float]:
+        return {"accuracy": measure(candidate)["accuracy"] + candidate.fidelity["epochs"]}
+
+    log = run(strategy, SPACE, learning)
+    promoted = [c for c in log.candidates if c.how == PROMOTED]
+    groups = by_generation(strategy, log)
+    assert [len(each) for each in groups] == [6, 4]
+    for members, count in zip(groups, going_on, strict=True):
+        ranked = sorted(members, key=lambda c: log.value(log.result(c.number)), reverse=True)
+        on = [c.number for c in ranked if any(p.parents == (c.number,) for p in promoted)]
+        assert on == [c.number for c in ranked[:count]]
+    assert {c.fidelity["epochs"] for c in promoted} == {9}
+    fast = {c.number for c in strategy.born(log)}
+    assert all({*c.parents} <= fast for c in strategy.born(log))  # compared at one fidelity
+    # What a killed search has asked for is what the whole one asks for next.
+    half = new_log()
+    half.ask(log.candidates[:6])
+    for scored in log.told[:6]:
+        half.tell(scored)
+    assert strategy(SPACE, half, 1, 0) == log.candidates[6:7]
+
+
+def test_an_unfinished_generation_is_trained_on_where_the_space_ends() -> None:
+    space = Families(edition=2, types=("enhanced_mlp",), most=2)
+    (width,) = (c for c in space.choices if c.name == "enhanced_mlp.width")
+    few = replace(space, choices=tuple(c for c in space.choices if c.size == 1 or c is width))
+    start = {c.name: c.few(2)[0] for c in space.choices}
+    few = replace(
+        space,
+        choices=tuple(
+            c
+            if c is width
+            else type(c)(c.name, *((start[c.name],) * 2))  # type: ignore[call-arg]
+            if not hasattr(c, "values")
+            else replace(c, values=(start[c.name],))  # type: ignore[type-var]
+            for c in space.choices
+        ),
+    )
+    strategy = Genetic(20, 2, fidelity="epochs", least=1, most=3, promoted=0.2)
+    log = run(strategy, few, lambda c: {"accuracy": c.point["enhanced_mlp.width"]})
+    assert [c.how for c in log.candidates] == ["random"] * 5 + [PROMOTED]
+    assert log.candidates[-1].point["enhanced_mlp.width"] == 1024
+
+
+@pytest.mark.parametrize("way", ["max", "min"])
+def test_it_stops_once_nothing_gets_better_in_the_goals_direction(way: str) -> None:
+    from sseg_nase.search import Objectives
+
+    sign = 1 if way == "max" else -1
+
+    def flat(candidate: Candidate) -> dict[str, float]:
+        """Better with every candidate of the first two generations, and never again."""
+        return {"score": sign * float(min(candidate.number, 9))}
+
+    def ended(**settings: Any) -> int:
+        log = Log(Objectives({"score": way}))
+        strategy = Genetic(6, 2, 2, patience=2, **settings)
+        search(SPACE, strategy, Function(flat), log, Budget(candidates=60))
+        return len(log.candidates)
+
+    assert ended() == 6 + 3 * 4  # the generation in which 9 was reached, and two more
+    assert ended(min_delta=20.0) == 6 + 2 * 4  # what is so little better counts for nothing
+
+
+def test_a_screen_chooses_among_proposals_for_one_place() -> None:
+    params = lambda point: SPACE.costs(point)["params"]  # noqa: E731
+    strategy = Screened(Genetic(6, 2, 2, generations=2, proposals=5), params, 5)
+    log = search(SPACE, strategy, Function(measure), new_log(), Budget())
+    assert len(log.candidates) == 10  # two generations, all places filled
+    plain = search(SPACE, Genetic(6, 2, 2, generations=2), Function(measure), new_log(), Budget())
+    mean = [sum(params(c.point) for c in each.candidates) / 10 for each in (log, plain)]
+    assert mean[0] > mean[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"immigrants": 16}, "at most the children of a generation"),
+        ({"immigrants": 1}, "give both or neither"),
+        ({"fidelity": "epochs", "least": 3, "most": 3}, "below most=3"),
+        ({"promoted": 0.0}, "promoted=0.0 must be above 0"),
+        ({"patience": -1}, "patience=-1"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        Genetic(**settings)
+
+
+def test_levels_need_a_space_that_has_them() -> None:
+    with pytest.raises(UserError, match=r"space=nb201 has no levels of complexity"):
+        Genetic(level_generations=2).check(SPACE)
+    Genetic(level_generations=2).check(SMALL)

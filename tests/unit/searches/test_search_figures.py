@@ -1,0 +1,207 @@
+"""What the figures of a search show: whom they compare, what they count, what they leave out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+
+from sseg_nase.errors import UserError
+from sseg_nase.search import Candidate, Log, Objectives, Scored
+from sseg_nase.searches.analysis import importance, near_the_best, outer
+from sseg_nase.searches.descent import blocks_of, course, descent, layout, network
+from sseg_nase.searches.figures import best_so_far
+from sseg_nase.searches.folder import Other, SearchFolder
+from sseg_nase.searches.generations import generations, generations_of
+from sseg_nase.searches.report import rankings
+from sseg_nase.spaces import NB201, Chain, Darts, choices_space
+from sseg_nase.spaces.graph import Graph
+from tests.support.small_search import CHOICES, QUIET, measured, searched
+
+
+def log_of(*values: float, parents: dict[int, tuple[int, ...]] | None = None) -> Log:
+    log = Log(Objectives({"accuracy": "max"}))
+    for number, value in enumerate(values):
+        line = (parents or {}).get(number, ())
+        log.ask([Candidate(number, {"x": number}, str(number), parents=line, how="mutation")])
+        log.tell(Scored(log.candidates[number], {"accuracy": value}))
+    return log
+
+
+def test_the_line_of_the_best_goes_back_to_its_first_ancestors() -> None:
+    drawing = descent(log_of(50, 40, 60, 55, 70, parents={2: (0, 1), 3: (1,), 4: (2,)}))
+    assert "The best, candidate 4 (70), has 3 ancestors." in drawing.caption
+    assert drawing.figure is not None
+    (axes,) = drawing.figure.axes
+    bold = [line.get_xdata() for line in axes.lines if line.get_linewidth() == 1.4]
+    assert sorted(tuple(map(int, each)) for each in bold) == [(0, 2), (1, 2), (2, 4)]
+    assert descent(log_of(1, 2)).missing == "No candidate of this strategy has a parent."
+
+
+def test_the_course_shows_diversity_and_with_two_goals_hypervolume() -> None:
+    figure = course(log_of(*range(12))).figure
+    assert figure is not None
+    assert [axes.get_ylabel() for axes in figure.axes] == ["diversity (bits)"]
+    two = Log(Objectives({"accuracy": "max", "size": "min"}))
+    for number in range(12):
+        two.ask([Candidate(number, {"x": number}, str(number))])
+        two.tell(Scored(two.candidates[number], {"accuracy": number, "size": 100 + number}))
+    figure = course(two).figure
+    assert figure is not None
+    assert [axes.get_ylabel() for axes in figure.axes] == ["hypervolume", "diversity (bits)"]
+    assert course(log_of(1)).figure is None
+
+
+def test_generations_show_values_diversity_and_the_shares_of_types() -> None:
+    strategy = {"name": "genetic", "population": 4, "elites": 2}
+    log = Log(Objectives({"loss": "min"}), {"strategy": strategy})
+    types = ["cnn", "cnn", "mlp", "mlp", "mlp", "cnn", "vit"]
+    for number, kind in enumerate(types):
+        again = number == 5  # a promotion is no member of a generation
+        point = {"type": kind, "width": number % 2}
+        fidelity = {"epochs": 3} if again else {}
+        how = "promotion" if again else ""
+        log.ask([Candidate(number, point, str(number), how=how, fidelity=fidelity)])
+        scores = {"loss": 10.0 - number, "inherited_share": 0.5}
+        log.tell(
+            Scored(
+                log.candidates[number],
+                scores if number != 3 else {},
+                error=None if number != 3 else "no",
+            )
+        )
+    first, second = generations_of(log)
+    assert (first.candidates, first.best, first.mean) == (4, 8.0, 9.0)  # the failed one aside
+    assert first.shares == {"cnn": 0.5, "mlp": 0.5}
+    assert first.diversity == 1.0
+    assert first.inherited == 0.5
+    assert (second.number, second.best, second.mean) == (1, 4.0, 5.0)
+    assert second.shares == {"mlp": 0.5, "vit": 0.5}
+    drawing = generations(log)
+    assert drawing.figure is not None
+    labels = [axes.get_ylabel() for axes in drawing.figure.axes]
+    assert labels == ["loss", "diversity (bits)", "share (%)"]
+    heights = [bar.get_height() for bar in drawing.figure.axes[2].patches]
+    assert heights == [50, 0, 50, 50, 0, 50]
+    assert generations(log_of(1, 2)).figure is None
+
+
+def test_results_that_are_far_worse_do_not_press_the_others_flat() -> None:
+    figure = best_so_far(log_of(*np.linspace(80, 90, 30), 10, 12)).figure
+    assert figure is not None
+    low, high = figure.axes[0].get_ylim()
+    assert 75 < low < 82
+    assert high > 90
+    log = log_of(1)
+    assert outer(log, [80, 85, 90]) == (80, 90)  # nothing is far away
+    assert near_the_best(log, figure.axes[0], [90] * 30 + [10, 11]) == ""  # a flat range
+    down = Log(Objectives({"loss": "min"}))
+    assert outer(down, [*np.linspace(1, 2, 30), 50.0])[1] < 3
+
+
+def test_the_whole_of_a_small_network_is_drawn_and_the_blocks_of_a_large_one() -> None:
+    cell = "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|nor_conv_1x1~2|"
+    (whole,) = blocks_of(NB201(), NB201().from_string(cell))
+    assert whole[0] == ""
+    assert whole[1].labels[0] == "input"
+    space = Darts(cells=4, width=4)
+    parts = blocks_of(space, space.sample(Random(0)))
+    assert next(name.split(",")[0] for name, _ in parts) == "cell0"
+    for _, graph in parts:
+        # Nothing is left over: all is read, and only what stands before the block reads nothing.
+        sources = graph.sources()
+        read = {source for each in sources for source in each}
+        assert read == set(range(len(graph.labels) - 1))
+        first = [label for label, each in zip(graph.labels, sources, strict=True) if not each]
+        assert all(label == "stem" or label.startswith("cell") for label in first)
+        assert graph.labels[-1] == "output"
+    with pytest.raises(UserError):
+        blocks_of(choices_space({"x": [1, 2]}, "line"), {"x": 1})
+    chain = Chain()
+    assert len(blocks_of(chain, chain.sample(Random(1)))) == 1
+
+
+def test_no_two_operations_are_drawn_in_one_place() -> None:
+    row = Graph(tuple("abcdefg"), tuple((n, n + 1) for n in range(6)))
+    places, size = layout(row, 3)
+    assert size == (3, 3)
+    assert len(set(places)) == 7
+    fork = Graph(tuple("abcd"), ((0, 1), (0, 2), (1, 3), (2, 3)))
+    places, size = layout(fork, 9)
+    assert size == (3, 2)
+    assert places[1][0] == places[2][0] == 1
+    assert len(set(places)) == 4
+
+
+def test_a_search_without_graphs_says_so() -> None:
+    log = log_of(1, 2)
+    space = choices_space({"x": "int(0, 9)"}, "line")
+    assert network(log, log.usable(), space).missing == "The points of this space are no graphs."
+    assert network(log, [], space).missing == "No candidate has a score within the caps yet."
+
+
+def test_a_forest_finds_what_two_choices_do_together() -> None:
+    """By itself neither explains anything."""
+    space = choices_space({"a": [0, 1], "b": [0, 1], "c": [0, 1, 2]}, "xor")
+    log = Log(Objectives({"accuracy": "max"}))
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        a, b, c = (int(rng.integers(n)) for n in (2, 2, 3))
+        log.ask([Candidate(number, {"a": a, "b": b, "c": c}, str(number))])
+        value = 10.0 * (a != b) + 0.1 * rng.random()
+        log.tell(Scored(log.candidates[number], {"accuracy": value}))
+    found = {one.name: one for one in importance(log, space.choices, log.usable())}
+    assert sum(one.forest or 0 for one in found.values()) == pytest.approx(1)
+    for name in ("a", "b"):
+        assert (found[name].forest or 0) > 0.3
+        assert (found[name].share or 0) < 0.2
+
+
+def test_predictors_are_tried_by_cross_validation_on_enough_results() -> None:
+    space = choices_space({name: [0, 1, 2] for name in "abcd"}, "sum")
+    log, rng = Log(Objectives({"accuracy": "max"})), Random(0)
+    for number in range(24):
+        point = space.sample(rng)
+        log.ask([Candidate(number, point, str(number))])
+        value = 10.0 * sum(map(int, point.values())) + rng.random()
+        log.tell(Scored(log.candidates[number], {"accuracy": value}))
+    ranked = rankings(log, space, log.usable())
+    assert list(ranked) == ["ridge", "gp", "mlp", "boosting"]
+    assert min(found.spearman for found in ranked.values()) > 0.5
+    assert rankings(log, space, log.usable()[:19]) == {}
+    assert rankings(log, None, log.usable()) == {}
+
+
+def test_searches_for_the_same_are_drawn_beside_each_other(tmp_path: Path) -> None:
+    given = ["task=search", CHOICES, *QUIET, *measured(tmp_path), "search.budget.candidates=3"]
+    own = searched(*given, "strategy=gp")
+    beside = searched(*given, "seed=3")
+    searched(*given, "pretrain.epochs=3")  # candidates are measured in another way
+    searched(*given, "search.objectives={accuracy: min}")
+    # One of an older version, which did not have a key yet.
+    text = (beside / "config.yaml").read_text(encoding="utf-8")
+    older = "".join(line for line in text.splitlines(True) if "imports:" not in line)
+    assert older != text
+    (beside / "config.yaml").write_text(older, encoding="utf-8")
+    others = SearchFolder(own).others()
+    assert [other.name for other in others] == ["random"]
+    assert others[0].log.about["seed"] == 3
+    log = SearchFolder(own).log()
+    drawing = best_so_far(log, [*others, Other("random", log)])
+    assert "Beside it 2 other searches" in drawing.caption
+    assert drawing.figure is not None
+    labels = [text.get_text() for text in drawing.figure.axes[0].get_legend().get_texts()]
+    assert labels.count("random") == 1
+
+
+def test_the_tracker_is_told_of_hypervolume_and_diversity(tmp_path: Path) -> None:
+    goals = "search.objectives={accuracy: max, size: min}"
+    given = ["task=search", CHOICES, *QUIET, *measured(tmp_path), goals]
+    path = searched(*given, "search.budget.candidates=11")
+    lines = [json.loads(line) for line in (path / "events.jsonl").read_text().splitlines()]
+    told = [line["values"] for line in lines if "search/diversity" in line.get("values", {})]
+    assert len(told) == 11
+    assert ["search/hypervolume" in each for each in told] == [False] * 9 + [True] * 2
