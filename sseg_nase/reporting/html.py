@@ -30,7 +30,8 @@ from sseg_nase.reporting.rendering import environment
 LARGEST_SVG = 400_000
 CLASSES = {LEFT: "", CENTRE: "mark", RIGHT: "figure"}
 BROAD = 8  # columns of a table that may be wider than the text
-NARROW = 3  # columns that a phone shows one beside the other; of more, one below the other
+# Columns, and letters of a key before them, that a phone shows one beside the other; else below.
+NARROW, SHORT_KEY = 3, 28
 SHORT = 12  # lines of a table that a printed page should not break
 REM_PER_INCH = 54 / 6.9  # letters look alike in all figures, whose widths differ
 MEDIA = {"svg": "image/svg+xml", "png": "image/png"}
@@ -79,11 +80,13 @@ def _piece(piece: str) -> Markup:
 
 def _look(table: Table) -> str:
     """The classes of a table, by its size."""
+    first = (piece for line in table.lines for piece in pieces(line[0]))
+    key = max((len(piece) for piece in first if isinstance(piece, Code)), default=0)
     looks = {
         "wide": True,
         "short": len(table.lines) <= SHORT,
         "broad": len(table.columns) >= BROAD,
-        "cards": len(table.columns) > NARROW,
+        "cards": len(table.columns) > NARROW or (len(table.columns) == NARROW and key > SHORT_KEY),
     }
     return " ".join(name for name, on in looks.items() if on)
 

@@ -112,19 +112,7 @@ def trajectory(record: RunRecord) -> Drawing:
         above, below = figure.subplots(
             2, 1, sharex=True, height_ratios=[1.75, 0.45 + 0.19 * blocks]
         )
-        above.set_xlim(0, done)
-        _draw_params(above, path)
-        for line in mutations:
-            above.plot(
-                [line["epoch"] + 1], [line["after"]["params"]], gid="mutation", zorder=4,
-                clip_on=False, **style.mutation_style(line["kind"], line["accepted"]),
-            )  # fmt: skip
-        above.set_ylabel("parameters")
-        above.set_ylim(
-            0, 1.12 * max(above.get_ylim()[1], *(m["after"]["params"] for m in mutations))
-        )
-        style.counted(above.yaxis)
-        above.grid(axis="y")
+        _draw_growth(above, path, mutations)
         above.tick_params(labelbottom=False)
         _draw_widths(below, path, figure.get_figwidth())
         below.set_xlabel(f"epochs of {_words(record)}")
@@ -152,19 +140,9 @@ def growth(record: RunRecord) -> Drawing:
     with style.applied():
         figure = style.page(1.35, style.COLUMN)
         axes = figure.subplots()
-        axes.set_xlim(0, path[-1].end)
-        _draw_params(axes, path)
-        for line in record.mutations:
-            axes.plot(
-                [line["epoch"] + 1], [line["after"]["params"]], gid="mutation", zorder=4,
-                clip_on=False, **style.mutation_style(line["kind"], line["accepted"]),
-            )  # fmt: skip
-        axes.set_ylim(0, 1.12 * max(state.params for state in path))
-        axes.set_ylabel("parameters")
+        _draw_growth(axes, path, record.mutations)
         axes.set_xlabel(f"epochs of {_words(record)}")
-        style.counted(axes.yaxis)
         style.whole(axes.xaxis)
-        axes.grid(axis="y")
         style.legend_below(figure, style.mutation_handles(record.mutations))
     first, last = path[0], path[-1]
     caption = (
@@ -195,6 +173,22 @@ def _stayed(path: Sequence[State]) -> str:
         f"The run has made no mutations: its network stayed as it was, {blocks}"
         f"{state.params:,} parameters, for {epochs}."
     )
+
+
+def _draw_growth(axes: Axes, path: Sequence[State], mutations: Sequence[Mapping[str, Any]]) -> None:
+    """The parameters, with a mark per mutation; there is room for those rolled back, too."""
+    axes.set_xlim(0, path[-1].end)
+    _draw_params(axes, path)
+    for line in mutations:
+        axes.plot(
+            [line["epoch"] + 1], [line["after"]["params"]], gid="mutation", zorder=4,
+            clip_on=False, **style.mutation_style(line["kind"], line["accepted"]),
+        )  # fmt: skip
+    most = max(axes.get_ylim()[1], *(line["after"]["params"] for line in mutations))
+    axes.set_ylim(0, 1.12 * most)
+    axes.set_ylabel("parameters")
+    style.counted(axes.yaxis)
+    axes.grid(axis="y")
 
 
 def _draw_params(axes: Axes, path: Sequence[State], look: style.Look | None = None) -> Line2D:

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_properties import EXACT, MUTATE, drawn_architecture, kept_masks
 from torch import Tensor
 
 from sseg_nase.config.compose import load
@@ -40,6 +39,7 @@ from tests.support.learners import (
     scramble,
     snapshot,
 )
+from tests.unit.evolution.test_properties import EXACT, MUTATE, drawn_architecture, kept_masks
 
 SMALL = ["ssl.projection_hidden=9", "ssl.projection_dim=5"]
 OPTIONS = {

@@ -433,6 +433,16 @@ def test_growth_is_a_first_look(run: RunRecord) -> None:
     assert f"From {first:,} to {last:,} parameters" in drawing.caption
 
 
+def test_there_is_room_for_a_mutation_that_was_not_kept(run: RunRecord) -> None:
+    first = run.mutations[0]
+    refused = {**first, "accepted": False, "after": {**first["after"], "params": 10_000_000}}
+    changed = dataclasses.replace(run, mutations=[*run.mutations, refused])
+    for drawing in (trajectory.growth(changed), trajectory.trajectory(changed)):
+        axes = figure_of(drawing).axes[0]
+        highest = max(mark.get_ydata()[0] for mark in by_gid(axes, "mutation"))
+        assert highest == 10_000_000 < axes.get_ylim()[1]
+
+
 def test_the_widths_are_those_of_every_epoch(run: RunRecord) -> None:
     below = figure_of(trajectory.trajectory(run)).axes[1]
     (image,) = below.get_images()

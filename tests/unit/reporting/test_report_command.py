@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_comparison import Cli, cli  # noqa: F401  # a fixture
-from test_report_run import FILES, _few_figures, a_run  # noqa: F401  # a fixture
 
 from sseg_nase.rundir.status import FINISHED
 from sseg_nase.tracking.mlflow_sink import MlflowSink
 from sseg_nase.tracking.sink import RunInfo
+from tests.unit.reporting.test_comparison import Cli, cli  # noqa: F401  # a fixture
+from tests.unit.reporting.test_report_run import FILES, _few_figures, a_run  # noqa: F401  # a fixture
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what MLflow stands on is full of them
 

@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_comparison import small_case
-from test_record import mutation
-from test_report_run import RESULT, _few_figures, a_run  # noqa: F401  # a fixture
-from test_report_sweep import MEANS, config_of
 
 from sseg_nase.reporting import comparison_tables, tables
 from sseg_nase.reporting.aggregate import Entry, aggregate
 from sseg_nase.reporting.comparison import compare
 from sseg_nase.reporting.run_report import write_report
 from tests.support.recorded_runs import accuracies, record
+from tests.unit.reporting.test_comparison import small_case
+from tests.unit.reporting.test_record import mutation
+from tests.unit.reporting.test_report_run import RESULT, _few_figures, a_run  # noqa: F401  # a fixture
+from tests.unit.reporting.test_report_sweep import MEANS, config_of
 
 GOLDEN = Path(__file__).with_name("contents.golden.json")
 NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")

@@ -25,6 +25,7 @@ from sseg_nase.reporting.document import (
     Paragraph,
     Picture,
     Table,
+    Text,
 )
 from sseg_nase.reporting.html import NARROW, as_html
 from sseg_nase.reporting.markdown import as_markdown, escaped
@@ -118,17 +119,19 @@ def test_html_shows_texts_as_they_are_and_loads_nothing(tmp_path: Path) -> None:
     assert b"svg" in base64.b64decode(data)
 
 
-def test_a_phone_shows_tables_of_many_columns_as_lists(tmp_path: Path) -> None:
-    columns = [f"column {n}" for n in range(NARROW + 1)]
-    few, many = (
-        Page(as_html(Document("t", [Table.of(names, [LEFT] * len(names), [["x"] * len(names)])])))
-        for names in (columns[:-1], columns)
-    )
-    for page, cards in ((few, False), (many, True)):
-        (looks,) = (a["class"] for tag, a in page.tags if tag == "div")
+def test_a_phone_shows_tables_of_many_columns_or_long_keys_as_lists() -> None:
+    def page(columns: int, first: Text) -> Page:
+        names = [f"column {n}" for n in range(columns)]
+        line = [first, *["x"] * (columns - 1)]
+        return Page(as_html(Document("t", [Table.of(names, [LEFT] * columns, [line])])))
+
+    long = (Code("hardware.gradient_accumulation_steps"),)
+    many = page(NARROW + 1, "x")
+    for shown, cards in ((page(NARROW, "x" * 50), False), (many, True), (page(NARROW, long), True)):
+        (looks,) = (a["class"] for tag, a in shown.tags if tag == "div")
         assert ("cards" in str(looks).split()) is cards
     cells = [attributes["data-name"] for tag, attributes in many.tags if tag == "td"]
-    assert cells == columns
+    assert cells == [f"column {n}" for n in range(NARROW + 1)]
     assert "attr(data-name)" in (FOLDER / "report.css").read_text()
 
 

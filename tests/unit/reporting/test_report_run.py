@@ -14,9 +14,6 @@ from typing import Any
 import pytest
 import yaml
 from matplotlib.figure import Figure
-from test_record import mutation
-from test_report_documents import Page, assert_alone
-from test_report_latex import compiled, needs_pdflatex
 
 from sseg_nase.config.compose import defaults, load
 from sseg_nase.config.fingerprint import flatten
@@ -37,6 +34,9 @@ from sseg_nase.rundir.events import span
 from sseg_nase.rundir.record import RunRecord, read_run
 from sseg_nase.tracking.jsonl import JsonlSink
 from sseg_nase.tracking.sink import RunInfo
+from tests.unit.reporting.test_record import mutation
+from tests.unit.reporting.test_report_documents import Page, assert_alone
+from tests.unit.reporting.test_report_latex import compiled, needs_pdflatex
 
 OVERRIDES = ["experiment=quickstart", "dataset.root='a folder; rm <b>'"]
 SEED = Architecture.seed([4, 6], resolution=16)

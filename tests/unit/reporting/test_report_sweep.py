@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from test_report_documents import Page, assert_alone
-from test_report_latex import compiled, needs_pdflatex
 
 from sseg_nase.config import ablations as defined
 from sseg_nase.reporting.ablation import ablations
@@ -19,6 +17,8 @@ from sseg_nase.reporting.document import Picture
 from sseg_nase.reporting.markdown import as_markdown
 from sseg_nase.reporting.tables import document, write
 from tests.support.recorded_runs import accuracies, record
+from tests.unit.reporting.test_report_documents import Page, assert_alone
+from tests.unit.reporting.test_report_latex import compiled, needs_pdflatex
 
 ABLATIONS = {name: one.switches for name, one in defined.ablations().items()}
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from test_search_jobs import finish, log_of
 
 import sseg_nase
 from sseg_nase.config.compose import continued, load, spelled_out
@@ -26,6 +25,7 @@ from sseg_nase.searches.task import perform_search
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder
 from sseg_nase.sweeps.launch import launch
 from tests.support.small_search import CHOICES, QUIET
+from tests.unit.searches.test_search_jobs import finish, log_of
 
 LAUNCHER = Launcher("joblib", ["hydra/launcher=joblib"])
 

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_plan import made, planned
 
 from sseg_nase.config.compose import load
 from sseg_nase.config.groups.tracking import InStore
@@ -25,6 +24,7 @@ from sseg_nase.sweeps.folder import SweepFolder, create, identity, looked_at, sw
 from sseg_nase.sweeps.isolation import Ending
 from sseg_nase.sweeps.plan import plan
 from sseg_nase.sweeps.status import SECONDS_OF_SILENCE, poll
+from tests.unit.sweeps.test_plan import made, planned
 
 
 def test_a_launch_takes_back_an_earlier_stop_and_the_order_of_jobs_is_no_other_sweep(

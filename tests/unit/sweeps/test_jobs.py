@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_plan import made
 
 from sseg_nase import run as running
 from sseg_nase.config.commands import override
@@ -34,6 +33,7 @@ from sseg_nase.sweeps.status import GONE, poll
 from sseg_nase.tracking import Tracker
 from sseg_nase.tracking.sink import Sink
 from sseg_nase.tracking.sweeps import KnownRun
+from tests.unit.sweeps.test_plan import made
 
 
 @pytest.fixture

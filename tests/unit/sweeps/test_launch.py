@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from test_plan import made
 
 from sseg_nase.errors import UserError
 from sseg_nase.rundir.directory import RunDirectory
@@ -24,6 +23,7 @@ from sseg_nase.sweeps import launch as module
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder, sweeps_in
 from sseg_nase.sweeps.launch import launch
 from sseg_nase.tracking.sweeps import KnownRun
+from tests.unit.sweeps.test_plan import made
 
 GIVEN = ("seed=0,1", "tracking=jsonl", "report.at_end=false")
 

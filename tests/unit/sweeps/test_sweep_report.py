@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from test_plan import made
 
 from sseg_nase.config.compose import load
 from sseg_nase.reporting import figures
@@ -23,6 +22,7 @@ from sseg_nase.sweeps import report
 from sseg_nase.sweeps.folder import SweepFolder
 from sseg_nase.sweeps.report import LONGEST_NOTE, again_of, artifact_folder, report_sweep
 from sseg_nase.sweeps.status import poll
+from tests.unit.sweeps.test_plan import made
 
 KEY = "digits/val/5w1s"
 

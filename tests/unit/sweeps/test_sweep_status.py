@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from rich.console import Console
-from test_plan import made
 
 from sseg_nase.config.compose import load
 from sseg_nase.rundir.directory import RunDirectory
@@ -23,6 +22,7 @@ from sseg_nase.sweeps.folder import JobFolder, SweepFolder
 from sseg_nase.sweeps.isolation import Ending
 from sseg_nase.sweeps.job import died
 from sseg_nase.sweeps.status import GONE, Seen, Watcher, exit_code, poll, slurm_said
+from tests.unit.sweeps.test_plan import made
 
 HERE = {"host": socket.gethostname(), "pid": 1, "started": 1.0}
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_going_on import TINY
-from test_steps import Wanted, grown, trainer
 
 from sseg_nase.config.compose import load
 from sseg_nase.stages import pretrain
@@ -15,6 +13,8 @@ from sseg_nase.training import checkpoint
 from sseg_nase.training.interruption import Interrupted
 from sseg_nase.training.interventions import importance
 from sseg_nase.training.ledger import PARTS
+from tests.unit.training.test_going_on import TINY
+from tests.unit.training.test_steps import Wanted, grown, trainer
 
 NOTHING = dict.fromkeys(PARTS, 0)
 IMAGES, VIEWS = 64, 2  # of an epoch

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_going_on import TINY, Told, after, same, whole
 
 from sseg_nase import stages
 from sseg_nase.config.compose import load
@@ -27,6 +26,7 @@ from sseg_nase.training.order import ORDERS, Expand
 from sseg_nase.training.state import PretrainingProgress
 from sseg_nase.training.surgery import Decision
 from tests.support.small_state import state_of
+from tests.unit.training.test_going_on import TINY, Told, after, same, whole
 
 SEED = Architecture.seed([4, 5, 6], resolution=16)
 WIDE = Architecture.seed([4] * 5, resolution=32)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_steps import Told, Wanted, grown, trainer
 from torch import Tensor
 
 from sseg_nase.nets.mutations.prune import prune
@@ -15,6 +14,7 @@ from sseg_nase.training.instances import EPISODES, WAYS, instance_accuracies
 from sseg_nase.training.loop import Trainer
 from sseg_nase.training.state import Pretraining
 from sseg_nase.training.surgery import Decision
+from tests.unit.training.test_steps import Told, Wanted, grown, trainer
 
 NAN = float("nan")
 

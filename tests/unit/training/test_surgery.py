@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_steps import ALONG, Told, grown, trainer
 from torch import Tensor, nn
 
 from sseg_nase.nets.architecture import Architecture
@@ -27,6 +26,7 @@ from sseg_nase.training.surgery import (
     Surgery,
 )
 from tests.support.small_state import record_of
+from tests.unit.training.test_steps import ALONG, Told, grown, trainer
 
 SMALL = Architecture.seed((4, 6), resolution=8)
 MUTATIONS = {
