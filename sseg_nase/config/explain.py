@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sseg_nase.config.commands import argument
 from sseg_nase.config.conf_files import LAUNCHER, groups, launchers, unknown_option
 from sseg_nase.config.layout import key_types
+from sseg_nase.config.options import off_in
 from sseg_nase.errors import UserError
 
 _NAMES = {
@@ -94,7 +95,7 @@ def _refuse_removed(overrides: Sequence[str]) -> None:
         if group not in _sections():
             continue
         options = groups().get(group, ())
-        off = {"tracking": "jsonl"}.get(group, "none")
+        off = off_in(group)
         remedies = [f"write {group}={off}"] if off in options else []
         remedies += [f"choose one of {', '.join(options)}"] if options else []
         remedy = f"; {', or '.join(remedies)}" if remedies else ""

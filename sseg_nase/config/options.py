@@ -93,9 +93,13 @@ class Checked:
 
 @dataclasses.dataclass(frozen=True)
 class Option(Checked):
-    """What the options of groups have that are told by a name."""
+    """What the options of groups have that are told by a name.
+
+    `off`: the name of the one in a group that does nothing, where there is one.
+    """
 
     name: str
+    off: ClassVar[str] = "none"
 
 
 def group(name: str, *, told_by: str = "name") -> Callable[[type[T]], type[T]]:
@@ -210,6 +214,12 @@ def option_of(kind: Any, name: Any) -> Any:
     """Return the class of one option of a group; the group's own where there is none."""
     named = _OPTIONS[kind]
     return named.get(name, named.get(ANY, kind)) if isinstance(name, str) else kind
+
+
+def off_in(group: str) -> str:
+    """Return the name of the option of a group that does nothing, where there is one."""
+    off: str = getattr(_GROUPS.get(group), "off", Option.off)
+    return off
 
 
 def title_of(kind: Any, name: str) -> str:

@@ -44,7 +44,7 @@ from sseg_nase.config.groups.finetune import (
     Relation,
 )
 from sseg_nase.config.groups.oneshot import OneShot
-from sseg_nase.config.groups.optimizer import SGD
+from sseg_nase.config.groups.optimizer import SGD, OptimizerConfig
 from sseg_nase.config.groups.space import OfKeys
 from sseg_nase.config.groups.ssl import DINO
 from sseg_nase.config.groups.strategy import Promoting
@@ -110,14 +110,6 @@ def cautions(config: Config, *further: Path) -> list[str]:
     ]
 
 
-# Far outside of what training takes: ten times and more beyond what is published for any network of
-# these kinds. Adam's step is about the learning rate itself, whatever the gradient, and weights
-# are about 0.1; SGD has been run at up to 5, with a batch of 4,096.
-_SANE_RATES: Mapping[str, tuple[float, float]] = {
-    "adam": (1e-7, 0.1),
-    "adamw": (1e-7, 0.1),
-    "sgd": (1e-6, 50),
-}
 USUAL_MOMENTUM = 0.9
 _SANE_TEMPERATURES = (0.01, 10)  # of cosines; SimCLR and its successors take 0.05 to 1
 _SANE_INNER_RATES = (1e-5, 10)  # MAML takes 0.01 to 0.5
@@ -130,15 +122,15 @@ def _far_out(config: Config) -> Iterator[str]:
     given: dict[str, tuple[float, tuple[float, float]]] = {}
     optimizer, ssl, finetune = config.optimizer, config.ssl, config.finetune
     if ssl.trains and config.pretrain.epochs and finetune.start is None:
-        if optimizer.name in _SANE_RATES:
-            given["optimizer.lr"] = optimizer.lr, _SANE_RATES[optimizer.name]
+        if optimizer.usual_rates is not None:
+            given["optimizer.lr"] = optimizer.lr, optimizer.usual_rates
         yield from _far_in_sum(config)
         for name in ("temperature", "student_temperature"):
             if name in ssl.temperatures:
                 given[f"ssl.{name}"] = getattr(ssl, name), _SANE_TEMPERATURES
     for stage in stages_of(config):
         begins, tuning = in_words(stage, config), stage.finetune
-        rates = _SANE_RATES[tuning.optimizer]
+        rates = option_of(OptimizerConfig, tuning.optimizer).usual_rates
         if tuning.freeze != "encoder":
             given[f"{begins}.lr_encoder"] = tuning.lr_encoder, rates
         given[f"{begins}.lr_head"] = tuning.lr_head, rates
@@ -159,10 +151,10 @@ def _far_out(config: Config) -> Iterator[str]:
 def _far_in_sum(config: Config) -> Iterator[str]:
     """Steps of SGD that are far out only because momentum adds them up, to lr / (1 - momentum)."""
     optimizer = config.optimizer
-    if not isinstance(optimizer, SGD) or optimizer.lr > _SANE_RATES["sgd"][1]:
+    if not isinstance(optimizer, SGD) or optimizer.lr > SGD.usual_rates[1]:
         return
     rate, momentum = optimizer.lr, optimizer.momentum
-    total, most = rate / (1 - momentum), _SANE_RATES["sgd"][1] / (1 - USUAL_MOMENTUM)
+    total, most = rate / (1 - momentum), SGD.usual_rates[1] / (1 - USUAL_MOMENTUM)
     if total > most:
         yield (
             f"optimizer.lr={rate:g} optimizer.momentum={momentum:g}: steps add up to "

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sseg_nase.config.groups.optimizer import SGD, Adam, AdamW, OptimizerConfig
+from sseg_nase.config.options import option_of
 from sseg_nase.config.schema import FinetuneConfig
 from sseg_nase.counting import BACKWARD
 from sseg_nase.data.random import derive
@@ -44,11 +46,11 @@ HELD_STEPS = 4  # on which a network is compared with the one before a mutation
 DELTA_IMAGES = 32
 
 
-OPTIMIZERS: Mapping[str, Callable[..., torch.optim.Optimizer]] = {
-    "adam": partial(torch.optim.Adam, fused=True),
-    "adamw": partial(torch.optim.AdamW, fused=True),
+OPTIMIZERS: Mapping[type[OptimizerConfig], Callable[..., torch.optim.Optimizer]] = {
+    Adam: partial(torch.optim.Adam, fused=True),
+    AdamW: partial(torch.optim.AdamW, fused=True),
     # Not fused: where the scaler of 16-mixed skips the first step, momenta would not be written.
-    "sgd": partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+    SGD: partial(torch.optim.SGD, momentum=0.9, nesterov=True),
 }
 
 
@@ -78,8 +80,8 @@ class Tuned:
 def tuned(learner: EpisodeLearner, evaluated: EpisodeLearner, options: FinetuneConfig) -> Tuned:
     """With an optimizer without moments."""
     groups = groups_of(learner, options)
-    optimizer = OPTIMIZERS[options.optimizer](groups, weight_decay=options.weight_decay)
-    return Tuned(learner, evaluated, optimizer)
+    make = OPTIMIZERS[option_of(OptimizerConfig, options.optimizer)]
+    return Tuned(learner, evaluated, make(groups, weight_decay=options.weight_decay))
 
 
 def groups_of(learner: EpisodeLearner, options: FinetuneConfig) -> list[dict[str, Any]]:

@@ -10,8 +10,8 @@ from typing import Any
 from filelock import Timeout
 
 from sseg_nase.config.commands import command
-from sseg_nase.config.groups.tracking import InStore
-from sseg_nase.config.options import filled
+from sseg_nase.config.groups.tracking import InStore, OnlyFiles, TrackingConfig
+from sseg_nase.config.options import filled, option_of
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import DONE, FAILURE, UserError
 from sseg_nase.rundir.config import read_config
@@ -143,9 +143,10 @@ def _destination(
 ) -> str:
     if given is not None:
         return resolve_uri(given.uri)
-    if config["name"] == "jsonl" and not said.get("tracking_uri"):
+    nowhere = option_of(TrackingConfig, config["name"]) is OnlyFiles
+    if nowhere and not said.get("tracking_uri"):
         raise UserError(
-            f"run={directory}: it has no MLflow store (tracking=jsonl). Name one: add "
+            f"run={directory}: it has no MLflow store (tracking={config['name']}). Name one: add "
             "tracking.uri=sqlite:///FILE or tracking.uri=http://HOST:PORT."
         )
     return resolve_uri(said.get("tracking_uri") or config["uri"])

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from sseg_nase.config.commands import command
 from sseg_nase.config.conf_files import usual_of
 from sseg_nase.config.groups.finetune import Maml
+from sseg_nase.config.groups.optimizer import OptimizerConfig
+from sseg_nase.config.options import option_of
 from sseg_nase.config.schema import Config, FinetuneConfig
 from sseg_nase.errors import UserError
 from sseg_nase.finite import finite, not_finite, shortened
@@ -39,7 +41,6 @@ MOST_SKIPPED = 40
 FEWEST_SKIPPED = 4  # in epochs of fewer steps: the scale may still be settling
 LARGEST_DECAY = 1.0  # published ones are 1e-6 to 0.5
 USUAL_DECAY = 1e-4  # what conf/optimizer has
-USUAL_SGD = 0.1  # learning rate of fine-tuning; see conf/finetune/prototypical.yaml
 
 
 class DivergenceError(UserError):
@@ -199,26 +200,22 @@ def _of_pretraining(config: Config) -> Iterator[tuple[str, Any, Any]]:
     for name in dict.fromkeys((*moved, *ssl.temperatures)):
         now = getattr(ssl, name)
         yield f"ssl.{name}", now, max(now, usual.get(name, now))
-    other = "adamw" if optimizer.name != "adamw" else "sgd"
-    yield "optimizer", optimizer.name, other
+    yield "optimizer", optimizer.name, optimizer.instead
 
 
 def _of_tuning(finetune: FinetuneConfig, keys: str) -> Iterator[tuple[str, Any, Any]]:
     rates = {"lr_encoder": finetune.lr_encoder, "lr_head": finetune.lr_head}
     usual = {**rates, **usual_of("finetune", finetune.name)}
-    if finetune.optimizer == "sgd":
-        usual |= dict.fromkeys(("lr_encoder", "lr_head"), USUAL_SGD)
+    optimizer = option_of(OptimizerConfig, finetune.optimizer)
+    if optimizer.tuning_rate is not None:
+        usual |= dict.fromkeys(("lr_encoder", "lr_head"), optimizer.tuning_rate)
     if isinstance(finetune, Maml):
         rates["inner_lr"] = finetune.inner_lr
     # The one furthest above its usual value comes first: it stands in the command.
     for name in sorted(rates, key=lambda name: -rates[name] / usual[name]):
         yield f"{keys}.{name}", rates[name], _lower(rates[name], usual[name])
     yield from _of_decay(keys, finetune.weight_decay)
-    yield (
-        f"{keys}.optimizer",
-        finetune.optimizer,
-        "adam" if finetune.optimizer != "adam" else "sgd",
-    )
+    yield f"{keys}.optimizer", finetune.optimizer, optimizer.instead_in_tuning
 
 
 def _of_decay(section: str, decay: float | None) -> Iterator[tuple[str, Any, Any]]:

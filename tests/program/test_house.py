@@ -19,7 +19,9 @@ from sseg_nase.config.groups.dataset import DatasetConfig
 from sseg_nase.config.groups.evaluation import CLOSED_SETS, EvaluationConfig, MethodConfig
 from sseg_nase.config.groups.evaluator import EvaluatorConfig
 from sseg_nase.config.groups.finetune import FinetuneConfig
+from sseg_nase.config.groups.optimizer import OptimizerConfig
 from sseg_nase.config.groups.ssl import SSLConfig
+from sseg_nase.config.groups.tracking import TrackingConfig
 from sseg_nase.config.options import options_of
 from sseg_nase.config.schema import Config
 from sseg_nase.provenance import PACKAGE
@@ -139,7 +141,10 @@ def test_no_option_is_asserted_to_have_a_value() -> None:
     assert found == []
 
 
-NAMED = (SSLConfig, FinetuneConfig, MethodConfig, BackboneConfig, DatasetConfig, EvaluatorConfig)
+NAMED = (
+    *(SSLConfig, FinetuneConfig, MethodConfig, BackboneConfig, DatasetConfig, EvaluatorConfig),
+    *(OptimizerConfig, TrackingConfig),
+)
 # Words that are names of options, and elsewhere something else.
 OTHER_MEANINGS = {
     "none": "nothing, of heads, operations of a cell, titles, normalisation",
@@ -158,7 +163,10 @@ OTHER_MEANINGS = {
     "classification": "the sections of results.json of closed sets",
     "run": "a run of the program, and the keys and columns that name one",
     "own": "the settings of stages of fine-tuning",
+    "mlflow": "a package",
 }
+# Choices of a search space, as the points in its log name them.
+POINTS = {"sseg_nase.spaces.families": {"adam", "adamw", "sgd"}}
 
 
 def test_a_method_a_data_set_and_a_family_are_named_where_they_are_defined_alone() -> None:
@@ -173,7 +181,7 @@ def test_a_method_a_data_set_and_a_family_are_named_where_they_are_defined_alone
     named: dict[str, set[str]] = {}
     for path in FILES:
         module = ".".join(("sseg_nase", *path.relative_to(PACKAGE).with_suffix("").parts))
-        for text in homes.keys() & set(strings(path)):
+        for text in homes.keys() & set(strings(path)) - POINTS.get(module, set()):
             # The modules of a family that is a package are one.
             if not any(module == f"{home}.__init__" or module == home for home in homes[text]):
                 named.setdefault(text, set()).add(module)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Optional
 
 from sseg_nase.config.groups.evaluation import MAML, MATCHING, PROTOTYPE, RELATION, RIDGE
+from sseg_nase.config.groups.optimizer import of_tuning
 from sseg_nase.config.groups.views import ViewsConfig
 from sseg_nase.config.options import Option, group, option, register
 
@@ -42,7 +43,7 @@ class FinetuneConfig(Option):
     patience: Annotated[Optional[int], option(least=1)]
     min_delta: Annotated[float, option(least=0)]
     monitor: Annotated[str, option(choices=tuple(MONITORS))]
-    optimizer: Annotated[str, option(choices=("adam", "adamw", "sgd"))]
+    optimizer: Annotated[str, option(choices=of_tuning())]
     lr_encoder: Annotated[float, option(above=0)]
     lr_head: Annotated[float, option(above=0)]
     weight_decay: Annotated[float, option(least=0)]

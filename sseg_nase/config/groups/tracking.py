@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Optional
+from typing import Annotated, ClassVar, Optional
 
 from sseg_nase.config.options import Option, group, option, register
 
@@ -13,6 +13,7 @@ from sseg_nase.config.options import Option, group, option, register
 class TrackingConfig(Option):
     """What all of them have."""
 
+    off: ClassVar[str] = "jsonl"
     experiment: Annotated[str, option(text="the name of an experiment in MLflow")]
     required: bool
     interval_steps: Annotated[int, option(least=1)]

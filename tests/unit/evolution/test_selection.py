@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from sseg_nase.evolution.selection import advantage, candidates, paired, penalty
+from sseg_nase.evolution.selection import advantage, candidates, paired, penalty, refusals
 from sseg_nase.nets.architecture import Architecture
+from sseg_nase.nets.families.resnet12.network import ResNet12Architecture
 from sseg_nase.nets.mutation import Mutation
 from sseg_nase.nets.mutations.operator import Caps, Options
 from sseg_nase.nets.mutations.widen import widen
@@ -76,6 +77,19 @@ def test_a_block_may_be_added_in_every_stage_or_everywhere() -> None:
     ]  # fmt: skip
     tiny = Architecture.seed([8, 8], resolution=4)  # the second one's map is too small to be pooled
     assert list(places(tiny, "stages")) == ["GROW 2 before pooling", "GROW 3 before pooling"]
+
+
+def test_an_operator_without_a_rule_for_a_network_makes_no_candidate() -> None:
+    network = ResNet12Architecture("resnet12", 8, 3, (4, 5))
+    given: dict[str, Any] = {
+        "sensitivity": [1.0] * len(network.axes), "options": OPTIONS, "caps": WIDE, "seed": 0,
+    }  # fmt: skip
+    assert candidates(network, operators=["grow"], **given) == []
+    found = candidates(network, operators=["grow", "widen"], **given)
+    assert [mutation.kind for mutation in found] == ["WIDEN"]
+    (why,) = refusals(network, ["grow", "widen"])
+    assert "resnet12" in why
+    assert refusals(SEED, ["grow", "widen"]) == []
 
 
 def test_places_that_the_caps_exclude_are_left_out() -> None:

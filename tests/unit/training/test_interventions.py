@@ -146,9 +146,14 @@ def test_nothing_grows_that_could_not_be_trained(
 BATCHES = 4
 
 
-def tried(
+def tried(gains: dict[str, float], **given: Any) -> Decision:
+    """What `decided` has decided."""
+    return decided(gains, **given)[1]
+
+
+def decided(
     gains: dict[str, float], *, stay: float = 0.0, apart: float = 0.0, **settings: Any
-) -> Decision:
+) -> tuple[Evolve, Decision]:
     """What is decided where the trials of GROW and WIDEN gain this share of a held loss of 2.
 
     `stay`: what the unmutated network gains. `apart`: how far the leads of half of the held batches
@@ -172,7 +177,8 @@ def tried(
         return torch.stack([before, before - 2 * stay, *after])
 
     state.probe.trials = trials  # type: ignore[method-assign]
-    return Evolve(evolution, seed=0)._fittest(state, {"gap": None})
+    evolve = Evolve(evolution, seed=0)
+    return evolve, evolve._fittest(state, {"gap": None})
 
 
 NAN, INF = float("nan"), float("inf")
@@ -270,6 +276,17 @@ def test_importance_that_is_not_finite_decides_nothing(monkeypatch: pytest.Monke
     decision = tried({"GROW": 1.0, "WIDEN": 2.0})
     assert decision.mutation is None
     assert decision.trigger["reason"] == "the importance is not finite"
+
+
+def test_the_epoch_of_trials_is_remembered_whatever_came_of_them() -> None:
+    gains = {"GROW": 0.5, "WIDEN": 0.1}
+    for stay, chosen in ((0.0, True), (0.9, False)):
+        evolve, decision = decided(gains, stay=stay)
+        assert (decision.mutation is not None) == chosen
+        assert evolve.tried == 0
+    evolve, decision = decided(gains, max_params=1)  # there was nothing to try
+    assert decision.trigger["reason"] == "every candidate is over a hard cap"
+    assert evolve.tried is None
 
 
 # -- pruning ---------------------------------------------------------------------------------------
@@ -401,6 +418,26 @@ def test_a_pruning_is_asked_for_as_its_options_say(monkeypatch: pytest.MonkeyPat
     silent.due = [1]
     assert silent.decide(state).negative is None
     assert one.decide(state).trigger == {"reason": "no pruning is due"}  # this one is over
+
+
+def test_what_was_removed_before_is_not_removed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The share that is to be gone is that of all channels there have ever been."""
+    config = load(["debug=tiny", "hardware=cpu", "hardware.precision=32-true", "ablation=A6"])
+    state = trainer_of(config, [], Sink(), None, lambda: False).state
+    blocks = [torch.arange(1.0, n + 1) for n in state.networks.architecture.channels]
+    monkeypatch.setattr(interventions, "importance", lambda *_, **__: Importance(blocks, blocks))
+    settings = dataclasses.replace(config.sparsity, ratio=0.25, min_channels=1, round_to=1)
+    counts = []
+    for before in (0, 8):
+        removed = {"removed": {"1": list(range(before))}}
+        state.progress.history = [record_of(kind="PRUNE", target=removed)]
+        one = Sparsify(settings, config.evolution, config.pretrain, 0)
+        one.due = [1]
+        decision = one.decide(state)
+        assert decision.mutation is not None
+        assert decision.trigger["removed_before"] == before
+        counts.append(sum(map(len, decision.mutation.target["removed"].values())))
+    assert counts == [28, 22]  # a quarter of 112; of 120, less 8
 
 
 def test_a_growth_is_decided_on_as_its_options_say(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,10 +164,22 @@ def test_what_a_mutation_keeps_takes_the_step_that_it_would_have_taken(optimizer
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_a_trial_may_be_longer_than_an_epoch(trainer: Trainer) -> None:
-    images = [views[0] for (views,) in trainer.state.probe.batches(1, 9)]
-    assert len(images) == 9 > trainer.feed.batches_per_epoch
-    assert not any(torch.equal(a, b) for a, b in itertools.combinations(images, 2))
+def test_a_trial_may_be_longer_than_an_epoch(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what follows are not the batches of before in other views."""
+    images: list[torch.Tensor] = []
+    views = trainer.state.probe.views
+
+    def watched(given: torch.Tensor, seed: int, **more: Any) -> Any:
+        images.append(given.clone())
+        return views(given, seed, **more)
+
+    monkeypatch.setattr(trainer.state.probe, "views", watched)
+    shown = [views[0] for (views,) in trainer.state.probe.batches(1, 9)]
+    assert len(shown) == 9 > trainer.feed.batches_per_epoch
+    for each in (shown, images):
+        assert not any(torch.equal(a, b) for a, b in itertools.combinations(each, 2))
 
 
 def test_the_gap_is_relative_and_sees_neither_modes_nor_silent_channels() -> None:

@@ -36,10 +36,10 @@ MUTATIONS = {
 
 
 class Untrained:
-    """A network of that architecture, and nothing beside it."""
+    """A network of that architecture, and nothing beside it. `made`: how, if not from scratch."""
 
-    def __init__(self, architecture: Description) -> None:
-        self.architecture = architecture
+    def __init__(self, architecture: Description, made: str = "") -> None:
+        self.architecture, self.made = architecture, made
         self.learner = nn.Module()
         self.learner.backbone = build(architecture)
         self.teacher = None
@@ -59,7 +59,8 @@ class Measured:
         self.feed = SimpleNamespace(schedule=SimpleNamespace(overdue=False))
 
     def held_losses(self, networks: list[Any], epoch: int) -> Tensor:
-        self.asked.append("held losses")
+        compared = [each.architecture.channels for each in networks]
+        self.asked.append(f"held losses of {compared}")
         found = [self.losses.pop(0) if self.losses else 1.0 for _ in networks]
         return torch.tensor([[each] * 2 for each in found], dtype=torch.float64)
 
@@ -103,8 +104,10 @@ def test_a_mutation_is_made_verified_recorded_and_trained(kind: str) -> None:
     assert record.trigger == {"reason": "wanted"}
     assert told.events == [("mutation", record.to_dict())]
     verified = ["pruning error"] if kind == "PRUNE" else []
-    # The statistics of the new network are estimated before it is measured.
-    assert probe.asked == [*verified, f"2 batches for {after.channels}", "held losses"]  # type: ignore[attr-defined]
+    # The statistics of the new network are estimated before it is measured, beside the old one.
+    new: Any = after
+    compared = f"held losses of {[SMALL.channels, new.channels]}"
+    assert probe.asked == [*verified, f"2 batches for {new.channels}", compared]
 
 
 def test_a_network_of_other_size_than_described_is_no_mutation() -> None:
@@ -228,11 +231,11 @@ class Shop:
         return Untrained(mutation.after)
 
     def restored(self, saved: Any) -> Untrained:
-        return Untrained(saved["architecture"])
+        return Untrained(saved["architecture"], "restored")
 
 
 def on_probation(
-    losses: Sequence[float], *, grace: int = 2, tolerance: float = 0.1, after: float = 9.0
+    losses: Sequence[float], *, grace: int = 2, after: float = 9.0, **options: Any
 ) -> tuple[Any, Told, list[str]]:
     """A GROW after epoch 3 behind another mutation; what the loop is told of changes.
 
@@ -247,7 +250,7 @@ def on_probation(
         workshop=Shop(),  # type: ignore[arg-type]
         changed=lambda: changes.append(told.events[-1][0]),
     )
-    one.operate(MUTATIONS["GROW"], wanted("GROW", tolerance=tolerance, grace=grace))
+    one.operate(MUTATIONS["GROW"], wanted("GROW", grace=grace, **{"tolerance": 0.1, **options}))
     assert changes == ["mutation"]
     return one, told, changes
 
@@ -265,6 +268,9 @@ def test_a_probation_ends_when_it_is_over_and_once(loss: float, kept: bool) -> N
     assert (mutation["index"], mutation["accepted"]) == (1, True)
     assert (kind, ended["index"], ended["kept"]) == ("probation", 1, kept)
     assert (ended["loss"], ended["loss_without"]) == (loss, 2.0)
+    grown: Any = MUTATIONS["GROW"].after
+    compared = f"held losses of {[grown.channels, SMALL.channels]}"
+    assert one.state.probe.asked[-1] == compared  # with the mutation, and without it
     first, second = one.state.progress.history
     assert first == record_of(1)
     assert (second.kind, second.accepted) == ("GROW", kept)
@@ -294,6 +300,15 @@ def test_what_is_on_probation_is_so_after_a_resume() -> None:
     again.load_state_dict(one.state_dict())
     again.load_state_dict(None)
     assert (again.probation, again.control) == (None, None)
+
+
+def test_what_is_trained_along_is_a_copy() -> None:
+    """What was trained before may be wrapped, with hooks of its own; a copy is trained by hand."""
+    one, *_ = on_probation([], control=True)
+    assert one.control.networks is one.probation.old
+    assert (one.probation.old.made, one.probation.old.architecture) == ("restored", SMALL)
+    one, *_ = on_probation([])
+    assert (one.probation.old.made, one.control) == ("", None)  # kept as it was, and not trained
 
 
 def test_what_cannot_be_trained_gets_no_probation() -> None:
