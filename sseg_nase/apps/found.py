@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sseg_nase.errors import UserError
+from sseg_nase.files import read_json, read_lines
 from sseg_nase.rundir.config import read_overrides
 from sseg_nase.rundir.events import last_epoch
 from sseg_nase.rundir.lock import locked
-from sseg_nase.rundir.names import CHECKPOINTS, CONFIG, SEARCH, SEARCHES, is_run
+from sseg_nase.rundir.names import CANDIDATES, CHECKPOINTS, CONFIG, SEARCH, SEARCHES, is_run
 from sseg_nase.rundir.results import BEST, LAST, accuracies_of, read_results
 from sseg_nase.rundir.status import INTERRUPTED, RUNNING, UNKNOWN, status_of
 from sseg_nase.rundir.times import created, ended
@@ -26,7 +27,7 @@ MOST = 100  # in a list; the latest
 
 
 class Row(NamedTuple):
-    """One run or search in a list. `minutes`: None where it is not known."""
+    """One run or search in a list. `epoch`, `minutes`: None where it is not known."""
 
     path: Path
     state: str
@@ -79,6 +80,33 @@ def row(run: Path) -> Row:
         minutes=max(0.0, until - began) / 60 if until > 0 else None,
         reason=(status_of(run).get("error") or "").split("\n")[0],
     )
+
+
+def spent(search: Path) -> str:
+    """Return how many results a search has, and how much of its budget they have taken.
+
+    Older versions have kept no budget with it. "" before its first result.
+    """
+    told = [line["scored"] for line in _log_of(search) if "scored" in line]
+    if not told:
+        return ""
+    limits = dict((read_json(search / SEARCH) or {}).get("budget") or {})
+    counted = "epochs" if "epochs" in limits else "candidates"
+    most = limits.pop(counted, None)
+    said = [f"{len(told):,} {'' if most is None else f'of at most {most:,} '}{counted}"]
+    for name, limit in limits.items():
+        taken = sum(one["cost"][name] for one in told)
+        said.append(f"{taken / limit:.0%} of {name.replace('_', ' ')}")
+    return ", ".join(said)
+
+
+def _log_of(search: Path) -> list[Mapping[str, Any]]:
+    """What a search has written, read without the package of searches, which imports torch."""
+    try:
+        lines = list(read_lines(search / CANDIDATES, errors="replace"))
+    except OSError:
+        return []
+    return [line.value for line in lines if line.value is not None and not line.torn]
 
 
 def _result(results: Mapping[str, Any]) -> str:

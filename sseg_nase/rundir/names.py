@@ -11,6 +11,7 @@ ARCHITECTURE, RESULTS = "architecture.json", "results.json"
 EPISODES, EMBEDDINGS = "episodes.npz", "embeddings.npz"
 CONFUSION, PER_CLASS = "confusion.npz", "per_class.csv"
 SEARCH = "search.json"  # what tells the folder of a search
+CANDIDATES = "candidates.jsonl"  # the log of a search
 SEARCHES = "searches"  # the folder of all searches
 CHECKPOINTS = "checkpoints"
 MODEL = "model"  # the folder of a run's network as a model of MLflow

@@ -19,7 +19,7 @@ from sseg_nase.config.fingerprint import decisive, flatten
 from sseg_nase.errors import UserError
 from sseg_nase.files import read_json
 from sseg_nase.rundir.config import read_config
-from sseg_nase.rundir.names import CONFIG, SEARCH, SEARCHES
+from sseg_nase.rundir.names import CANDIDATES, CONFIG, SEARCH, SEARCHES
 from sseg_nase.rundir.status import status_of
 from sseg_nase.rundir.unreadable import UnreadableError
 from sseg_nase.search.log import Log
@@ -36,7 +36,6 @@ OWN_MEANS = (
     "hardware.threads",
 )
 FEW = 12  # choices that are shown one and all
-CANDIDATES = "candidates.jsonl"
 
 
 class Other(NamedTuple):

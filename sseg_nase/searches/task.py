@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, write_json
 from sseg_nase.hardware.energy import why_no_energy
-from sseg_nase.rundir.names import SEARCH
+from sseg_nase.rundir.names import CANDIDATES, SEARCH
 from sseg_nase.rundir.status import FINISHED
 from sseg_nase.search import Function, Log, Scored, search
 from sseg_nase.search.loop import Evaluator
@@ -37,7 +38,7 @@ from sseg_nase.searches.evaluators import (
     predicted,
     proxy,
 )
-from sseg_nase.searches.folder import CANDIDATES, SearchFolder
+from sseg_nase.searches.folder import SearchFolder
 from sseg_nase.searches.jobs import check_goals, check_space
 from sseg_nase.searches.launched import Launcher, jobs_for
 from sseg_nase.searches.oneshot import check_one_shot, train_supernet, with_supernet
@@ -202,8 +203,17 @@ def _describe(this: Run, parts: Parts) -> None:
         "title": f"space={config.space.name} strategy={config.strategy.name} "
         f"evaluator={config.evaluator.name} seed={config.seed}",
         "choices": {choice.name: described(choice) for choice in parts.space.choices},
+        "budget": _limits(config),
     }
     write_json(before, with_supernet(config, parts.space, plan))
+
+
+def _limits(config: Config) -> dict[str, float]:
+    """How much the search may spend, by name, without what has no limit; epochs of a supernet."""
+    if isinstance(config.strategy, OneShot):
+        return {"epochs": config.strategy.epochs}
+    budget = asdict(config.search.budget)
+    return {name: limit for name, limit in budget.items() if limit is not None}
 
 
 def _conclude(this: Run, log: Log, space: Space, say: Callable[[str], None]) -> None:

@@ -193,23 +193,21 @@ def _tell(
 def keep(
     this: Run, tracking: InStore, backbone: Backbone, evaluated: Evaluation, examples: ImageStore
 ) -> None:
-    """Give the tracker the network that the results are headed by, and the checkpoints.
+    """Write the network that the results are headed by, which the tracker takes when the run ends.
 
-    `examples` of images go with the network. A run that has its results loses nothing where that
-    fails.
+    `examples` of images go with it; the tracker gets the checkpoints, too. A run that has its
+    results loses nothing where that fails.
     """
-    files: list[Path] = []
     if tracking.model:
         try:
-            files += write_model(
+            write_model(
                 this.directory, this.config, backbone, evaluated.mean, examples, this.sink.run_id
             )
         except Exception as error:
             this.warn(f"tracking.model=true: the model is not written: {error}")
     if tracking.checkpoints:
-        files += sorted((this.directory / CHECKPOINTS).glob("*.pt"))
-    for path in files:
-        this.sink.artifact(path, path.parent.relative_to(this.directory).as_posix())
+        for path in sorted((this.directory / CHECKPOINTS).glob("*.pt")):
+            this.sink.artifact(path, CHECKPOINTS)
 
 
 def report(this: Run) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sseg_nase.config.fingerprint import fingerprint, flat
+from sseg_nase.config.fingerprint import fingerprint
 from sseg_nase.config.schema import Config
 from sseg_nase.files import StorageError
 from sseg_nase.redaction import redacted
@@ -23,17 +22,12 @@ from sseg_nase.rundir.names import CONFIG
 from sseg_nase.rundir.status import RUNNING
 from sseg_nase.stages import identity
 from sseg_nase.stages.evaluating import Task
+from sseg_nase.stages.params import params_of
 from sseg_nase.tracking import Resumed, RunInfo, Sink
 from sseg_nase.tracking.sweeps import ASKED_TAG
 from sseg_nase.training.interruption import Interruption
 
 KEPT = ("images", "roles", "files", "drawn", "drawing")  # of the data of earlier epochs
-# No params of the method; those of `hardware` are recorded as they took effect.
-UNRECORDED = (
-    *("paths.", "tracking.", "hardware.", "data.", "sweep.", "report."),
-    *("export.", "predict.", "ui."),
-)
-OF_SEARCH = ("search.", "space.", "strategy.", "evaluator.")  # no params of a run that is none
 
 
 @dataclass(frozen=True)
@@ -85,13 +79,6 @@ class Run:
 
     def open(self, total_epochs: int = 0, resumed: Resumed | None = None) -> None:
         """Tell the tracker about the run. Done after the inputs are known to be good."""
-        effective = {f"effective/{k}": v for k, v in flat_scalars(self.config.hardware).items()}
-        idle = UNRECORDED if self.config.task == "search" else (*UNRECORDED, *OF_SEARCH)
-        params = {
-            key: value
-            for key, value in flat(self.config).items()
-            if value is not None and not key.startswith(idle)
-        }
         tags = {
             "fingerprint": fingerprint(self.config),
             ASKED_TAG: self.asked,
@@ -106,7 +93,7 @@ class Run:
                 experiment=self.config.experiment_name,
                 config_file=self.directory / CONFIG,
                 total_epochs=total_epochs,
-                params={**params, **effective},
+                params=params_of(self.config),
                 tags=tags,
                 resumed=resumed,
                 parent_run_id=None if self.sweep is None else self.sweep.parent_run_id,
@@ -179,12 +166,6 @@ class Run:
             self.sink.event("warning", {"text": text})
         except StorageError:
             say(text)
-
-
-def flat_scalars(section: Any) -> dict[str, str | int | float | bool]:
-    """The scalar fields of a config section that have a value."""
-    values = dataclasses.asdict(section).items()
-    return {key: value for key, value in values if isinstance(value, str | int | float | bool)}
 
 
 def say(text: str) -> None:

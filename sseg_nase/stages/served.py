@@ -105,8 +105,8 @@ def write_model(
     mean: torch.Tensor | None,
     examples: ImageStore,
     run_id: str | None,
-) -> list[Path]:
-    """Write `model/` in the folder of a run, and return its files.
+) -> None:
+    """Write `model/` in the folder of a run.
 
     `mean` of the base split that its evaluation took off features; two of `examples` show what it
     takes. Raises `StorageError`.
@@ -151,7 +151,6 @@ def write_model(
         },
     }
     write_text(folder / "MLmodel", yaml.safe_dump(described))
-    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 class Served:

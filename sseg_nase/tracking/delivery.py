@@ -28,6 +28,7 @@ from sseg_nase.tracking.mlflow_sink import (
     stored_steps,
     terminate,
 )
+from sseg_nase.tracking.models import log_model
 from sseg_nase.tracking.rows import Rows, clean_key, damaged, recorded_rows
 from sseg_nase.tracking.sink import Dataset, RunInfo
 
@@ -169,6 +170,7 @@ def _send(
     missing = list(_missing_files(client, run_id, there))
     for path, folder in missing:
         client.log_artifact(run_id, str(path), folder)
+    of_model = log_model(client, run_id, run.directory)
     ended = found is None or found.info.status != status
     if ended:
         terminate(client, run_id, status, error, run.directory, record.ended)
@@ -176,7 +178,7 @@ def _send(
         run_id=run_id,
         created=found is None,
         rows=sent,
-        files=len(missing),
+        files=len(missing) + of_model,
         ended=ended,
         gone=tuple(path for path, _ in record.files if not path.is_file()),
     )

@@ -41,11 +41,11 @@ from sseg_nase.rundir import names
 from sseg_nase.rundir.events import has_events
 from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.tracking.database import StoreError, check_database
+from sseg_nase.tracking.models import log_model
 from sseg_nase.tracking.rows import (
     Row,
     Rows,
     clean_key,
-    model_tags,
     recorded_rows,
     result_tags,
 )
@@ -314,6 +314,9 @@ class _Delivery:
         status, error = self._end
         self._deliver()
         folder = self._events.parent
+        if not self._attempt(partial(log_model, self._client, self._run_id, folder), lost=1):
+            with self._changed:
+                self._lost += 1
         self._attempt(partial(terminate, self._client, self._run_id, status, error, folder))
 
     def _should_send(self) -> bool:
@@ -345,7 +348,7 @@ class _Delivery:
                 delivered = False
         return delivered
 
-    def _attempt(self, send: Callable[[], None], lost: int = 0) -> bool:
+    def _attempt(self, send: Callable[[], object], lost: int = 0) -> bool:
         """Call `send`; `False` if it is worth another try later. `lost` counts where it is not."""
         try:
             send()
@@ -472,8 +475,7 @@ def terminate(
     """End the run with a status of MLflow's, now or at the time given; its results become tags."""
     from mlflow.entities import RunTag
 
-    told = result_tags(directory) | model_tags(directory)
-    tags = [RunTag(key, redacted(value)) for key, value in told.items()]
+    tags = [RunTag(key, redacted(value)) for key, value in result_tags(directory).items()]
     if tags:
         client.log_batch(run_id, tags=tags)
     if error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from array import array
@@ -12,12 +11,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sseg_nase.errors import UserError
 from sseg_nase.kinds import kind_of
 from sseg_nase.rundir.events import read_events
-from sseg_nase.rundir.names import EVENTS, MODEL
+from sseg_nase.rundir.names import EVENTS
 from sseg_nase.rundir.results import (
     LAST,
     ClassResult,
@@ -32,12 +29,6 @@ from sseg_nase.tracking.sink import Resumed
 LONGEST_KEY = 250  # of MLflow
 # MLflow's own tag for the text that its UI shows at the top of a run.
 NOTE_TAG = "mlflow.note.content"
-# And the one that names the models of a run, each with so much of what stands in its MLmodel.
-MODELS_TAG = "mlflow.log-model.history"
-OF_A_MODEL = (
-    *("artifact_path", "flavors", "mlflow_version", "model_uuid", "run_id", "signature"),
-    "utc_time_created",
-)
 
 Row = tuple[str, float, int, int]  # key, value, timestamp in ms, step
 
@@ -162,18 +153,6 @@ def result_tags(directory: Path) -> dict[str, str]:
         tags["params"] = str(size["params"])
         lines.append(f"{size['params']:,} params, {size.get('macs', 0):,} MACs")
     return tags | {NOTE_TAG: "\n\n".join(lines)}
-
-
-def model_tags(directory: Path) -> dict[str, str]:
-    """Return the tag by which MLflow's UI knows `model/` as a model, with its page and its schema.
-
-    Nothing where the run has none, or one that cannot be read.
-    """
-    try:
-        said = yaml.safe_load((directory / MODEL / "MLmodel").read_text(encoding="utf-8"))
-        return {MODELS_TAG: json.dumps([{key: said[key] for key in OF_A_MODEL}])}
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return {}
 
 
 @cache

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from examples import DOCS, installed, page
 
 from sseg_nase.config.compose import load, stored
 from sseg_nase.nets.building import asked_for
@@ -22,6 +21,7 @@ from sseg_nase.run import run
 from sseg_nase.rundir.config import read_config
 from sseg_nase.stages.replaying import replayed
 from sseg_nase.training.interruption import Interrupted, Interruption
+from tests.support.examples import DOCS, installed, page
 
 PAGES = ("backbone", "operator", "dataset", "ssl-method", "few-shot")
 CHOSEN = {

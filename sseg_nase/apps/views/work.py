@@ -59,7 +59,7 @@ def _list(kind: str, title: str, rows: Sequence[Mapping[str, Any]], root: Path) 
         st.caption("none yet")
         return
     table = pd.DataFrame(rows)
-    st.dataframe(table.drop(columns="path"), hide_index=True, width="stretch")
+    st.dataframe(table.drop(columns="path"), hide_index=True, width="stretch", placeholder="")
     named = {
         str(row["path"]): f"{row['state']}  {row['name']}  {row['what']}"[:120] for row in rows
     }
@@ -91,7 +91,9 @@ def _commands(root: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _rows(folders: Callable[[Path], list[Path]]) -> Callable[[Path], list[dict[str, Any]]]:
+def _rows(
+    folders: Callable[[Path], list[Path]], done: Callable[[found.Row], dict[str, Any]]
+) -> Callable[[Path], list[dict[str, Any]]]:
     def rows(root: Path) -> list[dict[str, Any]]:
         made = (found.row(folder) for folder in folders(root))
         return [
@@ -99,7 +101,7 @@ def _rows(folders: Callable[[Path], list[Path]]) -> Callable[[Path], list[dict[s
                 "name": f"{one.path.parent.name}/{one.path.name}",
                 "state": one.state,
                 "began": when(one.began),
-                "epoch": one.epoch,
+                **done(one),
                 "result": one.result,
                 "minutes": None if one.minutes is None else round(one.minutes, 1),
                 "what": one.what,
@@ -349,9 +351,9 @@ def _number(value: Any) -> str:
 
 LISTS: Mapping[str, tuple[str, Callable[[Path], list[dict[str, Any]]]]] = {
     "command": ("Commands started here", _commands),
-    "run": ("Runs", _rows(found.runs)),
+    "run": ("Runs", _rows(found.runs, lambda one: {"epoch": one.epoch})),
     "sweep": ("Sweeps", _sweeps),
-    "search": ("Searches", _rows(found.searches)),
+    "search": ("Searches", _rows(found.searches, lambda one: {"done": found.spent(one.path)})),
 }
 ONE: Mapping[str, Callable[[Settings, Path], None]] = {
     "command": _command,

@@ -15,6 +15,7 @@ import pytest
 
 from sseg_nase.apps import forms, serving
 from sseg_nase.apps.commands import Command
+from sseg_nase.apps.found import spent as spent_of
 from sseg_nase.cli import main
 from sseg_nase.config.compose import load, spelled_out
 from sseg_nase.errors import UserError
@@ -205,6 +206,8 @@ def test_runs_sweeps_and_searches_are_shown_with_their_state(
     assert (of_run.state, of_run.reason) == ("FAILED", "dataset.root=photos: there are none.")
     assert (of_sweep.state, of_sweep.what) == ("0 of 2 finished", sweep.title)
     assert (of_search.state, of_search["name"]) == ("FINISHED", f"searches/{search.name}")
+    assert of_search.done == "4 of at most 4 candidates"
+    assert "epoch" not in of_search  # of which a search has none
     page = opened(view="Work", search=f"searches/{search.name}")
     assert any("4 results of 4 candidates" in one.value for one in page.markdown)
     (rows,) = (each.value for each in page.dataframe)
@@ -221,6 +224,25 @@ def test_runs_sweeps_and_searches_are_shown_with_their_state(
         ["task=report", f"search={search}"],
         ["-m", f"sweep={sweep.path}"],
     ]
+
+
+def test_a_search_tells_how_much_of_its_budget_is_spent(tmp_path: Path) -> None:
+    def spent(budget: dict[str, float] | None) -> str:
+        write_json(tmp_path / "search.json", {} if budget is None else {"budget": budget})
+        return spent_of(tmp_path)
+
+    assert spent({"candidates": 20}) == ""
+    cost = {"seconds": 30.0, "images": 1000.0, "training_macs": 2e9}
+    told = [{"scored": {"number": number, "cost": cost}} for number in range(2)]
+    lines = [{"version": 1}, {"asked": [{}, {}, {}]}, *told]
+    log = "".join(f"{json.dumps(line)}\n" for line in lines) + '{"scored'  # torn: not yet told
+    (tmp_path / "candidates.jsonl").write_text(log)
+    assert spent({"candidates": 1000}) == "2 of at most 1,000 candidates"
+    assert spent({"epochs": 30}) == "2 of at most 30 epochs"
+    said = "2 candidates, 20% of images, 50% of training macs"
+    assert spent({"images": 10_000, "training_macs": 8e9}) == said
+    assert spent({"candidates": 4, "seconds": 90}) == "2 of at most 4 candidates, 67% of seconds"
+    assert spent(None) == "2 candidates"  # of an older version
 
 
 @needs_streamlit

@@ -20,7 +20,7 @@ from sseg_nase.config.options import options_of
 from sseg_nase.config.schema import Config
 from sseg_nase.data.views import normalize
 from sseg_nase.errors import UserError
-from sseg_nase.export import graph, python_file, task
+from sseg_nase.export import graph, onnx_file, python_file, task
 from sseg_nase.export.formats import FORMATS
 from sseg_nase.export.onnx_int8 import accuracy_differences, calibration_images
 from sseg_nase.export.origin import as_trained
@@ -368,8 +368,15 @@ TAKEN = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "size", "taken"), TAKEN)
 def test_every_family_is_exported(
-    subject: Subject, tmp_path: Path, name: str, size: int, taken: str
+    subject: Subject,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    size: int,
+    taken: str,
 ) -> None:
+    monkeypatch.setattr(onnx_file, "REPEATS", 1)  # how fast it is, is not looked at
+    monkeypatch.setattr(onnx_file, "WARMUP", 0)
     channels = 1 if taken == "float" else 3
     given = [f"backbone={name}", f"dataset.image_size={size}", f"dataset.channels={channels}"]
     given += [f"backbone.in_channels={channels}", "evolution=none", "sparsity=none"]

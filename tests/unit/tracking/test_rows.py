@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from sseg_nase.tracking import rows as module
 from sseg_nase.tracking.jsonl import JsonlSink
-from sseg_nase.tracking.rows import Row, Rows, Steps, model_tags, recorded_rows, result_tags
+from sseg_nase.tracking.rows import Row, Rows, Steps, recorded_rows, result_tags
 from sseg_nase.tracking.sink import Resumed
 from tests.support.mlflow_stores import mutation, run_info
 
@@ -150,21 +149,6 @@ def test_a_figure_that_a_mutation_lacks_is_left_out() -> None:
 def test_kinds_of_mutations_are_numbers(kind: str, code: int) -> None:
     found = Rows().mutation(mutation(0, kind=kind), 0)
     assert [row[1] for row in found if row[0] == "mutation/kind"] == [code]
-
-
-def test_the_model_of_a_run_is_known_as_one(tmp_path: Path) -> None:
-    assert model_tags(tmp_path) == {}
-    described = dict.fromkeys(module.OF_A_MODEL, "said") | {"artifact_path": "model", "more": 1}
-    (tmp_path / "model").mkdir()
-    file = tmp_path / "model" / "MLmodel"
-    file.write_text(yaml.safe_dump(described))
-    [(tag, text)] = model_tags(tmp_path).items()
-    assert tag == "mlflow.log-model.history"
-    del described["more"]
-    assert json.loads(text) == [described]
-    for damaged in ("{}", "[", "a: b", "1"):  # it costs the run nothing
-        file.write_text(damaged)
-        assert model_tags(tmp_path) == {}
 
 
 def test_results_without_a_size_and_with_a_data_set_in_parts(tmp_path: Path) -> None:
