@@ -7,7 +7,6 @@ together; accuracies, their differences and intervals are in percent.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from sseg_nase.reporting.aggregate import (
     other_images,
     same_episodes,
 )
+from sseg_nase.reporting.evaluated_on import evaluated_on
 from sseg_nase.reporting.provenance import REGIMES, Provenance, provenance
 from sseg_nase.reporting.published import WAYS, Published, corresponding, published
 from sseg_nase.rundir.config import config_of
@@ -33,7 +33,6 @@ from sseg_nase.rundir.results import LAST, SECTIONS, EpisodeResult, read_results
 from sseg_nase.rundir.status import FINISHED, status_of
 from sseg_nase.statistics import PairedDifference, holm, paired_difference
 
-KEY = re.compile(r"(?P<dataset>[^/]+)/(?P<split>[^/]+)/(?P<ways>\d+)w(?P<shots>\d+)s")
 REFERENCES = ("untrained", "pretrained")
 
 
@@ -153,19 +152,13 @@ def compare(runs: Sequence[Path], *, with_published: bool = True) -> Comparison:
     settings: dict[Setting, list[_Evaluation]] = defaultdict(list)
     for read in reads:
         for key, evaluated in read.evaluated.items():
-            found = KEY.fullmatch(key)
-            if found is None:
+            on = evaluated_on(key)
+            if on is None or not on.ways:
                 notes.append(f"run {read.number}: {key} is no episode list: left out.")
                 continue
-            dataset, split = found["dataset"], found["split"]
-            setting = Setting(
-                dataset,
-                split,
-                int(found["ways"]),
-                evaluated.result.transductive,
-                read.origin.regime,
-            )
-            settings[setting].append(_Evaluation(read, int(found["shots"]), key, evaluated))
+            transductive, regime = evaluated.result.transductive, read.origin.regime
+            setting = Setting(on.dataset, on.split, on.ways, transductive, regime)
+            settings[setting].append(_Evaluation(read, on.shots, key, evaluated))
     differences = _differences(settings, notes)
     order = {name: index for index, name in enumerate(REGIMES)}
     datasets = list(dict.fromkeys(setting.dataset for setting in settings))

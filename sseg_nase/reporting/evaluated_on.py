@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 from sseg_nase.config.groups.evaluation import CLOSED_SETS
-from sseg_nase.reporting.comparison import KEY
+
+KEY = re.compile(r"(?P<dataset>[^/]+)/(?P<split>[^/]+)/(?P<ways>[1-9]\d*)w(?P<shots>\d+)s")
 
 
 class EvaluatedOn(NamedTuple):

@@ -30,8 +30,8 @@ from sseg_nase.reporting.rendering import environment
 LARGEST_SVG = 400_000
 CLASSES = {LEFT: "", CENTRE: "mark", RIGHT: "figure"}
 BROAD = 8  # columns of a table that may be wider than the text
-# Columns, and letters of a key before them, that a phone shows one beside the other; else below.
-NARROW, SHORT_KEY = 3, 28
+# Columns and unbroken letters that a phone shows side by side; else one below the other.
+NARROW, LETTERS = 3, 34
 SHORT = 12  # lines of a table that a printed page should not break
 REM_PER_INCH = 54 / 6.9  # letters look alike in all figures, whose widths differ
 MEDIA = {"svg": "image/svg+xml", "png": "image/png"}
@@ -80,15 +80,29 @@ def _piece(piece: str) -> Markup:
 
 def _look(table: Table) -> str:
     """The classes of a table, by its size."""
-    first = (piece for line in table.lines for piece in pieces(line[0]))
-    key = max((len(piece) for piece in first if isinstance(piece, Code)), default=0)
     looks = {
         "wide": True,
         "short": len(table.lines) <= SHORT,
         "broad": len(table.columns) >= BROAD,
-        "cards": len(table.columns) > NARROW or (len(table.columns) == NARROW and key > SHORT_KEY),
+        "cards": len(table.columns) > NARROW or _letters(table) > LETTERS,
     }
     return " ".join(name for name, on in looks.items() if on)
+
+
+def _letters(table: Table) -> int:
+    """The letters that a line needs at least: figures, and keys in front, do not break."""
+
+    def unbroken(column: int, text: Text) -> int:
+        whole = "".join(pieces(text))
+        if any(isinstance(piece, Code) for piece in pieces(text)):
+            return len(whole) if column == 0 else 0
+        words = [whole] if table.align[column] == RIGHT else whole.split()
+        return max(map(len, words), default=0)
+
+    return sum(
+        max(unbroken(number, text) for text in texts)
+        for number, texts in enumerate(zip(*table.lines, strict=True))
+    )
 
 
 def _image(picture: Picture) -> str:

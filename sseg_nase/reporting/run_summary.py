@@ -7,7 +7,7 @@ from typing import Any
 
 from sseg_nase.finite import finite
 from sseg_nase.reporting.aggregate import SIGNIFICANCE
-from sseg_nase.reporting.comparison import KEY, Comparison
+from sseg_nase.reporting.comparison import Comparison
 from sseg_nase.reporting.document import (
     LEFT,
     NOTHING,
@@ -19,6 +19,7 @@ from sseg_nase.reporting.document import (
     Text,
     p_value,
 )
+from sseg_nase.reporting.evaluated_on import evaluated_on
 from sseg_nase.rundir.record import RunRecord
 from sseg_nase.rundir.results import BEST, LAST, EpisodeResult, section
 
@@ -168,7 +169,5 @@ def _shown(one: EpisodeResult | None) -> Text:
 
 def in_words(key: str) -> str:
     """An episode list in words."""
-    parts = KEY.fullmatch(key)
-    if parts is None:
-        return key
-    return f"{parts['dataset']} {parts['split']}, {parts['ways']}-way {parts['shots']}-shot"
+    on = evaluated_on(key)
+    return key if on is None else f"{on.dataset} {on.split}, {on.title}"

@@ -12,6 +12,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,9 +23,11 @@ from sseg_nase.config.compose import load
 from sseg_nase.config.conf_files import groups
 from sseg_nase.config.layout import WRITTEN_AS, is_section, key_types, open_keys
 from sseg_nase.config.options import fields_of, load_packages
+from sseg_nase.config.rounds import as_search
 from sseg_nase.config.schema import Config
+from sseg_nase.errors import UserError
 from sseg_nase.sweeps.plan import expand
-from tests.support.examples import installed, write_files
+from tests.support.examples import TABLES, installed, write_files
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "launchers" / "README.md", *ROOT.glob("docs/**/*.md")])
@@ -151,12 +154,26 @@ COMPOSED = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "given"), sorted(COMPOSED))
-def test_commands_compose(page: str, given: tuple[str, ...]) -> None:
-    """Those that are whole pass all checks; of a sweep its first and last job."""
-    overrides = [text for text in given if "=" in text]
-    jobs = expand(overrides) if "-m" in given else [overrides]
-    for job in (jobs[0], jobs[-1]):
-        load(job)
+def test_commands_compose(
+    page: str, given: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are whole pass all checks, or are refused as the page shows; of a sweep its first
+    and last job."""
+    text = read(ROOT / page)
+    overrides = [one for one in given if "=" in one]
+    search = as_search(overrides) if "-m" in given else None
+    jobs = [search or overrides] if search or "-m" not in given else expand(overrides)
+    with ExitStack() as stack:
+        if TABLES.search(text):  # it has a package of its own
+            stack.enter_context(installed(text, tmp_path / "installed", monkeypatch))
+            load_packages()
+        if any(f"\nsseg-nase: {one}: " in text for one in overrides):
+            with pytest.raises(UserError) as refused:
+                load(jobs[0])
+            assert f"\nsseg-nase: {refused.value}\n" in text
+            return
+        for job in (jobs[0], jobs[-1]):
+            load(job)
 
 
 RUN = [

@@ -261,6 +261,7 @@ def _run_here(folder: Path, tests: list[str], said: Path) -> None:
     setattr(builtins, TOLD, results.tell)
     options = ["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", "--assert=plain"]
     options += ["--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]
+    options += ["-o", "pythonpath="]  # the package of `folder` comes first
     code = pytest.main([*options, *tests], plugins=[results])
     assert str(folder) in str(sys.modules[PACKAGE].__file__), sys.modules[PACKAGE].__file__
     assert (code == 0) == (results.failed is None), code

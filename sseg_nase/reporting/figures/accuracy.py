@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.lines import Line2D
 
 from sseg_nase.finite import finite
-from sseg_nase.reporting.comparison import KEY
+from sseg_nase.reporting.evaluated_on import evaluated_on
 from sseg_nase.reporting.figures import Drawing, absent, style
 from sseg_nase.rundir.record import RunRecord
 from sseg_nase.rundir.results import BEST, LAST, EpisodeResult, episode_results, section
@@ -30,14 +30,6 @@ def results_by_list(record: RunRecord) -> dict[str, list[EpisodeResult]]:
     found = episode_results(record.results)
     lists = {key: [one for one in found if one.key == key] for key in record.section("fewshot")}
     return {key: results for key, results in lists.items() if results}
-
-
-def named(key: str) -> str:
-    """An episode list in words, on two lines."""
-    parts = KEY.fullmatch(key)
-    if parts is None:
-        return key
-    return f"{parts['dataset']} ({parts['split']})\n{parts['ways']}-way {parts['shots']}-shot"
 
 
 def accuracy(record: RunRecord) -> Drawing:
@@ -70,11 +62,13 @@ def accuracy(record: RunRecord) -> Drawing:
                 )  # fmt: skip
                 present.add(point.network)
                 at += 1.0
-            ticks.append(((top + at - 1) / 2, named(key)))
-            if (parts := KEY.fullmatch(key)) is not None:
+            on = evaluated_on(key)
+            name = key if on is None else f"{on.dataset} ({on.split})\n{on.title}"
+            ticks.append(((top + at - 1) / 2, name))
+            if on is not None and on.chance:
                 chances = True
                 axes.plot(
-                    [100 / int(parts["ways"])] * 2, [top - 0.6, at - 0.4], color=style.BLACK,
+                    [on.chance] * 2, [top - 0.6, at - 0.4], color=style.BLACK,
                     linestyle=style.DASHES[2], linewidth=1, gid="chance",
                 )  # fmt: skip
             at += 0.9

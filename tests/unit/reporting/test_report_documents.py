@@ -27,7 +27,7 @@ from sseg_nase.reporting.document import (
     Table,
     Text,
 )
-from sseg_nase.reporting.html import NARROW, as_html
+from sseg_nase.reporting.html import LETTERS, NARROW, as_html
 from sseg_nase.reporting.markdown import as_markdown, escaped
 from sseg_nase.reporting.rendering import FOLDER
 
@@ -119,17 +119,22 @@ def test_html_shows_texts_as_they_are_and_loads_nothing(tmp_path: Path) -> None:
     assert b"svg" in base64.b64decode(data)
 
 
-def test_a_phone_shows_tables_of_many_columns_or_long_keys_as_lists() -> None:
-    def page(columns: int, first: Text) -> Page:
-        names = [f"column {n}" for n in range(columns)]
-        line = [first, *["x"] * (columns - 1)]
-        return Page(as_html(Document("t", [Table.of(names, [LEFT] * columns, [line])])))
+def test_a_phone_shows_tables_of_many_columns_or_letters_as_lists() -> None:
+    def page(*line: Text, align: str = LEFT) -> Page:
+        names = [f"column {n}" for n in range(len(line))]
+        return Page(as_html(Document("t", [Table.of(names, [align] * len(line), [line])])))
 
-    long = (Code("hardware.gradient_accumulation_steps"),)
-    many = page(NARROW + 1, "x")
-    for shown, cards in ((page(NARROW, "x" * 50), False), (many, True), (page(NARROW, long), True)):
-        (looks,) = (a["class"] for tag, a in shown.tags if tag == "div")
-        assert ("cards" in str(looks).split()) is cards
+    def cards(shown: Page) -> bool:
+        (looks,) = (attributes["class"] for tag, attributes in shown.tags if tag == "div")
+        return "cards" in str(looks).split()
+
+    many, long, key = page(*"x" * (NARROW + 1)), "x " * LETTERS, (Code("k" * (LETTERS + 1)),)
+    assert cards(many)
+    assert not cards(page(*"x" * NARROW))
+    assert not cards(page(long, "x", "x"))  # between words it breaks
+    assert cards(page(long, "x", "x", align=RIGHT))  # figures do not
+    assert cards(page(key, "x", "x"))
+    assert not cards(page("x", key, "x"))  # not in front it breaks anywhere
     cells = [attributes["data-name"] for tag, attributes in many.tags if tag == "td"]
     assert cells == [f"column {n}" for n in range(NARROW + 1)]
     assert "attr(data-name)" in (FOLDER / "report.css").read_text()
