@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -204,8 +205,16 @@ def test_gammas_have_a_rate_of_their_own_and_do_not_decay() -> None:
     assert plain["weight_decay"] == 0.1
 
 
-def test_channels_are_scored_by_the_loss_with_labels() -> None:
+@pytest.mark.parametrize("scale", [None, 1024.0])
+def test_channels_are_scored_by_the_loss_with_labels(
+    scale: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever scale float16 gives the loss."""
     one = tuner("linear", *PRUNING)
+    if scale is not None:
+        scaler = SimpleNamespace(get_scale=lambda: scale)
+        precision = one.state.probe.objective.fabric.strategy.precision
+        monkeypatch.setattr(precision, "scaler", scaler, raising=False)
     learner = copy.deepcopy(one.learner).train()
     networks = Tuned(learner, learner, one.state.networks.optimizer)
     steps_of, views_of, seen = one.feed.steps_of, one.feed.views_of, []

@@ -255,6 +255,14 @@ def test_so_many_steps_in_a_row_may_be_skipped(steps_per_epoch: int, most: int) 
         one.check_skipped("here")
 
 
+@pytest.mark.parametrize(("before", "after"), [(0.0, 0.0), (1e-45, 0.0)])
+def test_at_a_scale_of_nothing_no_step_is_taken(before: float, after: float) -> None:
+    scaler = SimpleNamespace(_scale=torch.tensor(before))
+    one = guard(scaler=scaler)
+    assert not one.took(lambda: setattr(scaler, "_scale", torch.tensor(after)))
+    assert one.skipped == 1
+
+
 @pytest.mark.parametrize("part", ["student", "teacher", "moments"])
 def test_no_part_of_the_state_may_be_not_finite(part: str) -> None:
     state = {name: {"w": torch.ones(2)} for name in ("student", "teacher", "moments")}

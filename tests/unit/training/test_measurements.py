@@ -16,6 +16,7 @@ from sseg_nase.nets.mutation import Mutation
 from sseg_nase.nets.mutations.grow import grow
 from sseg_nase.stages.pretraining import trainer_of
 from sseg_nase.tracking.sink import Sink
+from sseg_nase.training import measurements
 from sseg_nase.training.loop import Trainer
 
 TINY = [
@@ -233,3 +234,37 @@ def test_trials_see_other_images_and_views_than_training_and_each_other(
     assert not torch.equal(seen[0][0], seen[2][0])
     (again,) = next(iter(trainer.state.probe.batches(1, 1)))
     assert torch.equal(again[0], views(seen[0][0], seen[0][1])[0])
+
+
+def test_latencies_are_those_of_the_network_before_and_of_the_one_after(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weighed(backbone: torch.nn.Module, *given: Any, **named: Any) -> float:
+        return float(sum(parameter.numel() for parameter in backbone.parameters()))
+
+    monkeypatch.setattr(measurements, "latency_ms", weighed)
+    networks, mutation = trainer.state.networks, grown(trainer)
+    found = trainer.state.probe.latency(networks, trainer.workshop.mutated(networks, mutation))
+    assert (found["before_ms"], found["after_ms"]) == (
+        mutation.before.params,
+        mutation.after.params,
+    )
+
+
+def test_a_step_beside_the_training_treats_gradients_as_the_training_does() -> None:
+    """Prototypes are held for as many epochs as asked, and gradients are no longer than that."""
+    options = ["ssl=dino", "ssl.prototypes=9", "ssl.freeze_last_layer_epochs=2"]
+    config = load([*TINY, *options, "optimizer.clip_norm=0.5"])
+    state = trainer_of(config, [], Sink(), None, lambda: False).state
+    parameters = dict(state.networks.learner.named_parameters())
+    for epoch, held in (
+        (0, {"head.prototypes.weight"}),
+        (1, {"head.prototypes.weight"}),
+        (2, set()),
+    ):
+        for parameter in parameters.values():
+            parameter.grad = torch.ones_like(parameter)
+        state.probe.prepare(state.networks, epoch)
+        assert {name for name, p in parameters.items() if p.grad is None} == held
+        left = torch.cat([p.grad.flatten() for p in parameters.values() if p.grad is not None])
+        assert left.norm().item() == pytest.approx(0.5, rel=1e-4)

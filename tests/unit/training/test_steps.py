@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_state import record_of
 from torch import Tensor
 
 from sseg_nase.config.compose import load
@@ -373,6 +374,54 @@ def test_the_network_trained_along_goes_on_after_a_resume() -> None:
     again.load_state_dict(one.state_dict())
     assert again.surgery.control is not None
     assert again.surgery.control.networks is again.surgery.probation.old
+
+
+def test_where_the_training_skips_a_step_the_control_takes_none() -> None:
+    """And forgets the gradients of it, as the training does."""
+    one = trainer(*ALONG)
+    one.surgery.operate(grown(one.state).mutation, grown(one.state, grace=2, control=True))
+    one._install(one.state.networks)
+    control = one.surgery.control
+    parameters = list(control.networks.learner.parameters())
+    before = [parameter.detach().clone() for parameter in parameters]
+    one.guard.took = lambda step: False
+    one.train_epoch()
+    assert one.state.progress.skipped == 2
+    assert control._gradients is None
+    assert all(torch.equal(old, now) for old, now in zip(before, parameters, strict=True))
+
+
+def test_interventions_see_every_epoch_before_they_are_asked() -> None:
+    """Also the last one, after which none is."""
+    done: list[tuple[str, int]] = []
+
+    class Watches(Wanted):
+        def observe(self, state: Pretraining) -> None:
+            done.append(("observed", state.progress.epoch))
+
+        def decide(self, state: Pretraining) -> Decision:
+            done.append(("asked", state.progress.epoch))
+            return Decision(None, {"reason": "nothing"})
+
+    one = trainer("ablation=A2", "pretrain.epochs=2")
+    one.surgery.interventions = [Watches(None)]
+    one.fit()
+    assert done == [("observed", 0), ("asked", 0), ("observed", 1)]
+
+
+def test_a_network_is_as_old_as_its_last_mutation_and_its_last_rollback() -> None:
+    """So it is compiled when it has lasted."""
+    one = trainer("ablation=A2")
+    undone = record_of(2, accepted=False, trigger={"rollback": {"epoch": 4}})
+    for history, expected in (
+        ([], -1),
+        ([record_of(1)], 1),
+        ([record_of(1), record_of(3, accepted=False)], 1),  # refused: nothing changed
+        ([record_of(1), undone], 4),
+        ([undone, record_of(5)], 5),
+    ):
+        one.state.progress.history = history
+        assert one._epoch_of_last_change() == expected
 
 
 LEVELS = ["ablation=A4", "evolution=none", "curriculum.max_epochs_per_level=2"]
