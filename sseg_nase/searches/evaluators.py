@@ -18,6 +18,7 @@ from sseg_nase.config.schema import Config
 from sseg_nase.data.random import derive
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_text
+from sseg_nase.rundir.names import CANDIDATES
 from sseg_nase.search import Cost, Inherited, Log, Predicted, Proxy, predictors
 from sseg_nase.search.evaluators.tabular import TEST
 from sseg_nase.search.loop import Strategy
@@ -151,7 +152,7 @@ def learnt_from(config: Config, choices: Mapping[str, str], folder: Path | None 
     copy = None if folder is None else folder / LEARNT_FROM
     if copy is not None and copy.exists():
         return Log.read(copy)
-    path = SearchFolder(Path(asked.learnt_from)).path / "candidates.jsonl"
+    path = SearchFolder(Path(asked.learnt_from)).path / CANDIDATES
     log = Log.read(path)
     if log.about.get("choices") != dict(choices):
         raise UserError(
