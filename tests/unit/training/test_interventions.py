@@ -278,6 +278,13 @@ def test_importance_that_is_not_finite_decides_nothing(monkeypatch: pytest.Monke
     assert decision.trigger["reason"] == "the importance is not finite"
 
 
+def test_operators_without_a_rule_for_the_network_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    gains = {"GROW": 0.5, "WIDEN": 0.1}
+    assert "no_rule" not in tried(gains).trigger
+    monkeypatch.setattr(interventions, "refusals", lambda *given: ["GROW: none", "WIDEN: none"])
+    assert tried(gains).trigger["no_rule"] == "GROW: none; WIDEN: none"
+
+
 def test_the_epoch_of_trials_is_remembered_whatever_came_of_them() -> None:
     gains = {"GROW": 0.5, "WIDEN": 0.1}
     for stay, chosen in ((0.0, True), (0.9, False)):

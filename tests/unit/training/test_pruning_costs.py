@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sseg_nase.nets.mutations.prune import prune
+from sseg_nase.training import measurements
 from sseg_nase.training.instances import EPISODES, WAYS, instance_accuracies
 from sseg_nase.training.loop import Trainer
 from sseg_nase.training.state import Pretraining
@@ -82,6 +83,20 @@ def test_held_accuracies_are_of_the_same_episodes_whatever_the_parts(further: li
     assert torch.equal(found[0], plain.state.probe.held_accuracies([plain.state.networks])[0])
     assert 100 / WAYS < found.mean() < 100
     assert one.state.networks.learner.training
+
+
+def test_every_held_batch_has_episodes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = trainer("ablation=A2")
+    drawn: list[tuple[int, int]] = []
+
+    def watched(support: Tensor, query: Tensor, count: int, *, seed: int) -> Tensor:
+        drawn.append((count, seed))
+        return instance_accuracies(support, query, count, seed=seed)
+
+    monkeypatch.setattr(measurements, "instance_accuracies", watched)
+    one.state.probe.held_accuracies([one.state.networks])
+    assert len(drawn) == len({seed for _, seed in drawn}) == one.feed.held_batches
+    assert sum(count for count, _ in drawn) == EPISODES
 
 
 # -- what is recorded ------------------------------------------------------------------------------
