@@ -189,9 +189,7 @@ def test_a_finished_run_is_loaded_in_another_process(tmp_path: Path) -> None:
     headline = {one.key: one.value for one in logged.metrics}
     assert headline["headline/digits/val/5w5s"] > 20
     client.create_registered_model("ours")
-    model_id = logged.model_id
-    version = client.create_model_version("ours", f"models:/{model_id}", run_id, model_id=model_id)
-    assert version.model_id == model_id
+    version = client.create_model_version("ours", f"models:/{logged.model_id}", run_id)
     assert client.get_model_version_download_uri("ours", version.version) == (
         logged.artifact_location
     )

@@ -235,8 +235,9 @@ def test_a_search_tells_how_much_of_its_budget_is_spent(tmp_path: Path) -> None:
     cost = {"seconds": 30.0, "images": 1000.0, "training_macs": 2e9}
     told = [{"scored": {"number": number, "cost": cost}} for number in range(2)]
     lines = [{"version": 1}, {"asked": [{}, {}, {}]}, *told]
-    log = "".join(f"{json.dumps(line)}\n" for line in lines) + '{"scored'  # torn: not yet told
-    (tmp_path / "candidates.jsonl").write_text(log)
+    log = "".join(f"{json.dumps(line)}\n" for line in lines)
+    # The last line is torn: it is not yet told.
+    (tmp_path / "candidates.jsonl").write_text(log + json.dumps(told[0]))
     assert spent({"candidates": 1000}) == "2 of at most 1,000 candidates"
     assert spent({"epochs": 30}) == "2 of at most 30 epochs"
     said = "2 candidates, 20% of images, 50% of training macs"
