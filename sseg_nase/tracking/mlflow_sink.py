@@ -41,7 +41,7 @@ from sseg_nase.rundir import names
 from sseg_nase.rundir.events import has_events
 from sseg_nase.rundir.status import FAILED, FINISHED, INTERRUPTED
 from sseg_nase.tracking.database import StoreError, check_database
-from sseg_nase.tracking.models import log_model
+from sseg_nase.tracking.models import has_model, log_model
 from sseg_nase.tracking.rows import (
     Row,
     Rows,
@@ -314,7 +314,9 @@ class _Delivery:
         status, error = self._end
         self._deliver()
         folder = self._events.parent
-        if not self._attempt(partial(log_model, self._client, self._run_id, folder), lost=1):
+        model = partial(log_model, self._client, self._run_id, folder)
+        # Without one nothing is asked of the store, which would seem to answer again.
+        if has_model(folder) and not self._attempt(model, lost=1):
             with self._changed:
                 self._lost += 1
         self._attempt(partial(terminate, self._client, self._run_id, status, error, folder))

@@ -23,6 +23,11 @@ FIGURES = "headline/"  # of a run: those of the network that its results are hea
 NO_MODELS = "ENDPOINT_NOT_FOUND"
 
 
+def has_model(directory: Path) -> bool:
+    """Whether a run's folder has a `model/` that can be read."""
+    return _described(directory / MODEL) is not None
+
+
 def log_model(client: Any, run_id: str, directory: Path) -> int:
     """Keep `model/` of a run's folder as a model of the store, with the run's headline figures.
 

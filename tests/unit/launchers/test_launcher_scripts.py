@@ -125,8 +125,9 @@ def test_stop_ends_what_start_began(tmp_path: Path) -> None:
 
 def test_stop_kills_what_ignores_its_signal(tmp_path: Path) -> None:
     done = with_processes(
-        """start deaf bash -c 'trap "" TERM; while :; do sleep 0.1; done'
-        sleep 0.3; stop deaf TERM 1; ! alive deaf""",
+        """start deaf bash -c 'trap "" TERM; touch '"$dir"'/is_deaf; while :; do sleep 0.1; done'
+        until [ -e "$dir/is_deaf" ]; do sleep 0.05; done
+        stop deaf TERM 1; ! alive deaf""",
         tmp_path,
     )
     assert done.returncode == 0

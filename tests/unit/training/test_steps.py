@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from small_state import record_of
 from torch import Tensor
 
 from sseg_nase.config.compose import load
@@ -21,6 +20,7 @@ from sseg_nase.training.interventions import importance
 from sseg_nase.training.loop import Trainer
 from sseg_nase.training.state import Pretraining
 from sseg_nase.training.surgery import Decision, within
+from tests.support.small_state import record_of
 
 TINY = [
     "debug=tiny",
