@@ -22,13 +22,20 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 NETWORKS, SIZES = ("evolvable", "conv4", "resnet12_quarter"), (32, 84)
-# Both commits must have the suite, whose package was `tests.bench` before: 69a87777 or later.
+# Both commits must have the suite, whose package was `tests.bench` before: 69a87777 or later. What
+# is installed has packages of these names, too: the folder's own come first, and are checked.
 RUN = """
-import importlib, importlib.util, json, sys, time
-suite = "benchmarks.suite" if importlib.util.find_spec("benchmarks.suite") else "tests.bench"
+import importlib, json, os, sys, time, types
+suite = "benchmarks.suite" if os.path.isdir("benchmarks/suite") else "tests.bench"
+top = suite.partition(".")[0]
+sys.modules[top] = types.ModuleType(top)
+sys.modules[top].__path__ = [os.path.join(os.getcwd(), top)]
 child = importlib.import_module(f"{suite}.child")
 child.begin_as_program()
 pretraining = importlib.import_module(f"{suite}.pretraining")
+import sseg_nase
+for module in (pretraining, sseg_nase):
+    assert module.__file__.startswith(os.getcwd() + os.sep), module.__file__
 epochs, trainer, peak_mb = pretraining.epochs, pretraining.trainer, child.peak_mb
 network, size, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 work = epochs(trainer(size, steps, f"backbone={network}"), steps)

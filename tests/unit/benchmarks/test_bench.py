@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from benchmarks import commits
+from benchmarks.suite import evaluation
 from benchmarks.suite.__main__ import main
 from benchmarks.suite.profiling import REST, Ledger
 from benchmarks.suite.rows import Row, Side, all_rows
@@ -150,3 +154,17 @@ def test_ledger_counts_inner_time_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with ledger.counting("outer"):
         spend(1)
     assert ledger.seconds == {"outer": 4.5, "inner": 5, "items": 3, REST: 4}
+
+
+def test_our_side_of_an_evaluation_needs_nothing_that_a_run_would_fit() -> None:
+    assert evaluation.ours(2)() == 2
+
+
+@pytest.mark.slow
+def test_a_commit_is_measured_with_its_own_code(tmp_path: Path) -> None:
+    folder = tmp_path / "laid_out"
+    commits.lay_out("HEAD", folder)
+    assert commits.run(folder, "evolvable", 32, 1).wall > 0
+    shutil.rmtree(folder / "sseg_nase")  # another one is installed
+    with pytest.raises(subprocess.CalledProcessError):
+        commits.run(folder, "evolvable", 32, 1)
