@@ -20,7 +20,7 @@ from sseg_nase.fewshot.evaluation import evaluate_episodes
 from sseg_nase.fewshot.methods import METHODS
 from sseg_nase.hardware.profiles import cores
 from sseg_nase.nets.evolvable import EvolvableCNN
-from sseg_nase.stages import evaluate, fewshot_tasks, seed_learner
+from sseg_nase.stages import Reached, evaluate, fewshot_tasks, seed_learner
 
 SIZE, WAYS, SHOTS, QUERIES = 32, 5, 5, 15
 CONV4 = ("backbone.channels=[64,64,64,64]", "backbone.embedding=flatten")
@@ -50,7 +50,7 @@ def ours(episodes: int) -> Work:
     backbone = seed_learner(config).backbone
 
     def work() -> float:
-        evaluate(fewshot_tasks(config), backbone, device())
+        evaluate(fewshot_tasks(config), Reached(backbone), device())
         return episodes
 
     return work
