@@ -13,7 +13,7 @@ FOLDER/oneshot.md is the table of them all.
 
 The defaults take about a minute a search on one core: 8 channels, one cell a stage, 2,000 images of
 16 px, 10 epochs. `--set` changes a key of all strategies that have it, such as
-`--set max_skips=2 order=first`; its rows stand beside the others.
+`--set max_skips=2 order=first`; its rows stand beside the others, as do those of another size.
 """
 
 from __future__ import annotations
@@ -193,7 +193,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = Size(**{f.name: getattr(asked, f"size_{f.name}") for f in dataclasses.fields(Size)})
     pairs = (each.partition("=") for each in asked.given)
     given = {key: _value(value) for key, _, value in pairs}
-    about = "".join(f" {each}" for each in asked.given)
+    others = [
+        f"{f.name}={value}"
+        for f in dataclasses.fields(Size)
+        if (value := getattr(size, f.name)) != f.default
+    ]
+    about = "".join(f" {each}" for each in [*others, *asked.given])
     kept = asked.out / "oneshot.json"
     try:
         worth, store = Worth(asked.table), store_of(asked.images, size)

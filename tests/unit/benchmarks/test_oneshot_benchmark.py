@@ -36,12 +36,13 @@ def test_cells_are_looked_up_and_the_command_goes_on(
 ) -> None:
     one = ["--only", "darts first", "random_sharing", "--set", "samples=2", "max_skips=2"]
     assert oneshot.main([*given, *one]) == 0
+    about = "width=2 images=48 side=8 epochs=1 samples=2 max_skips=2"
     told = json.loads(Path("out/oneshot.json").read_text())
-    assert [*told] == [f"{n} samples=2 max_skips=2" for n in ("darts first", "random_sharing")]
-    cell = told["darts first samples=2 max_skips=2"]["0"]
+    assert [*told] == [f"{n} {about}" for n in ("darts first", "random_sharing")]
+    cell = told[f"darts first {about}"]["0"]
     assert cell["skips"] == cell["cell"].count("skip") <= 2
     page = Path("out/oneshot.md").read_text()
-    assert f"| darts first samples=2 max_skips=2 | 1 | {90 - cell['skips']:.2f} |" in page
+    assert f"| darts first {about} | 1 | {90 - cell['skips']:.2f} |" in page
     assert "| skip connections alone | | 84.00 | 15,625 |" in page
     assert "| the most parameters | | 90.00 | 1 |" in page
     monkeypatch.setattr(oneshot, "searched", lambda *_: pytest.fail("it was there already"))
