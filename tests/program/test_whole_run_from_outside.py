@@ -82,7 +82,7 @@ def test_all_of_them_in_one_run(
     place = f"paths.output_dir={tmp_path / 'whole'}"
     whole = run(load([*given, place, "report.at_end=true"], conf), given)
 
-    # Composed: what the run is of, and a run that is read without a word about the folder.
+    # The configuration that the run has kept names what comes from outside.
     config = stored(whole / "config.yaml")
     assert (config.backbone.name, config.dataset.name) == ("twins", "stripes")
     assert (config.ssl.name, config.evaluation.settings) == ("vicreg", {"order": 2})
