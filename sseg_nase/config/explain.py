@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sseg_nase.config.commands import argument
 from sseg_nase.config.conf_files import LAUNCHER, groups, launchers, unknown_option
-from sseg_nase.config.layout import key_types
+from sseg_nase.config.layout import key_types, open_keys
 from sseg_nase.config.options import off_in
 from sseg_nase.errors import UserError
 
@@ -206,6 +206,10 @@ def _wrong_option(override: Override, options: tuple[str, ...]) -> str | None:
 def _wrong_value(override: Override, options: dict[str, tuple[str, ...]]) -> str | None:
     key, line = override.key_or_group, override.input_line
     known = key_types()
+    if (entry := _entry(key)) is not None:
+        values = [] if override.is_delete() else _values(override)
+        unfit = (value for value in values if not fits(entry, value))
+        return next((f"{key}={shown(v)}: {described(entry)} is needed." for v in unfit), None)
     if key not in known:
         if not _children(key):
             return unknown_key(key, tuple(options))
@@ -219,6 +223,15 @@ def _wrong_value(override: Override, options: dict[str, tuple[str, ...]]) -> str
     for value in _values(override):
         if not fits(known[key], value):
             return wrong_type(key, value)
+    return None
+
+
+def _entry(key: str) -> Any:
+    """Return the type of an entry that may be added, such as search.caps.params; else None."""
+    for holder in open_keys():
+        inner, rest = typing.get_args(key_types()[holder])[1], key.removeprefix(f"{holder}.")
+        if rest != key and (inner is Any or "." not in rest):
+            return inner
     return None
 
 

@@ -59,7 +59,8 @@ def _log(client: Any, run_id: str, folder: Path, uuid: str) -> int:
     known = client.search_logged_models([experiment], of_run)
     model = next((one for one in known if one.tags.get(UUID_TAG) == uuid), None)
     if model is None:
-        model = client.create_logged_model(experiment, MODEL, run_id, tags={UUID_TAG: uuid})
+        tags, params = {UUID_TAG: uuid}, dict(run.data.params)
+        model = client.create_logged_model(experiment, MODEL, run_id, tags=tags, params=params)
     elif model.status == LoggedModelStatus.READY:
         return 0
     client.log_model_artifacts(model.model_id, str(folder))
@@ -72,15 +73,21 @@ def _log(client: Any, run_id: str, folder: Path, uuid: str) -> int:
 
 
 def _log_figures(client: Any, run: Any, model_id: str) -> None:
-    """Give the model what the run has: told in the same way, the run has it once."""
+    """Give the model what the run has: told in the same way, the run has it once.
+
+    An accuracy, `headline/digits/val/5w1s`, says which data set of the run it is of.
+    """
     from mlflow.entities import Metric
 
     run_id, figures = run.info.run_id, list[Metric]()
+    used = [one.dataset for one in run.inputs.dataset_inputs] if run.inputs is not None else []
     for key in sorted(key for key in run.data.metrics if key.startswith(FIGURES)):
         last = max(
             client.get_metric_history(run_id, key), key=lambda one: (one.step, one.timestamp)
         )
-        figures.append(Metric(key, last.value, last.timestamp, last.step, model_id=model_id))
+        of = next((one for one in used if key.startswith(f"{FIGURES}{one.name}/")), None)
+        name, digest = (None, None) if of is None else (of.name, of.digest)
+        figures.append(Metric(key, last.value, last.timestamp, last.step, model_id, name, digest))
     if figures:
         client.log_batch(run_id, metrics=figures)
 

@@ -61,6 +61,11 @@ def test_a_run_has_its_network_as_a_model_with_its_figures(tmp_path: Path, uri: 
     assert (model.name, str(model.status)) == ("model", "READY")
     assert model.source_run_id == run.info.run_id
     assert {one.key: one.value for one in model.metrics} == FIGURES
+    assert {one.key: (one.dataset_name, one.dataset_digest) for one in model.metrics} == {
+        "headline/digits/val/5w1s": ("digits/val", "0a" * 16),
+        "headline/params": (None, None),
+    }
+    assert model.params == {"seed": "0", "optimizer.lr": "0.001"} == run.data.params
     assert [one.model_id for one in run.outputs.model_outputs] == [model.model_id]
     kept = client.list_logged_model_artifacts(model.model_id, "data")
     assert [one.path for one in kept] == ["data/network.pt"]
