@@ -29,11 +29,18 @@ def embed(pixels):
 
 def _run(nodes, weights, images):
     values = {**weights, "images": images, "": None}
+    last = {name: number for number, node in enumerate(nodes) for name in node[1]}
+    last["features"] = len(nodes)
     with np.errstate(over="ignore"):
-        for operation, inputs, outputs, attributes in nodes:
+        for number, (operation, inputs, outputs, attributes) in enumerate(nodes):
             found = _OPERATIONS[operation](*[values[name] for name in inputs], **attributes)
             several = found if isinstance(found, tuple) else (found,)
             values.update(zip(outputs, several, strict=False))
+            for name in inputs:
+                if (
+                    last[name] == number
+                ):  # nothing else needs it: of large batches all take gigabytes
+                    values.pop(name, None)
     return values["features"]
 
 
