@@ -107,6 +107,7 @@ def _fits(
         and x.dtype in _MEMORY
         and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
         and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()  # of what is shown torch's operators
         and isinstance(norm, nn.BatchNorm2d | nn.Identity)
         and type(norm).forward in (nn.BatchNorm2d.forward, nn.Identity.forward)
         and "forward" not in vars(norm)

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sseg_nase.errors import UserError, did_you_mean
+from sseg_nase.nets.fused import norm_act_pool
+from sseg_nase.nets.pointwise import guarded
 
 Build = Callable[..., nn.Module]
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
@@ -94,7 +96,7 @@ def build_operation(
     name: str, inside: int, outside: int, stride: int = 1, options: Mapping[str, Any] | None = None
 ) -> nn.Module:
     """Return the module of an operation."""
-    return operation(name).build(inside, outside, stride, **(options or {}))
+    return guarded(operation(name).build(inside, outside, stride, **(options or {})))
 
 
 def cost(
@@ -183,6 +185,14 @@ class SqueezeExcite(nn.Module):
         return x * torch.sigmoid(self.up(F.relu(self.down(x.mean((2, 3), keepdim=True)))))
 
 
+class Layers(nn.Sequential):
+    """Modules one after the other: a BN with what follows it in one go, see `norm_act_pool`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[B, C, H, W]` → `[B, C', H', W']`."""
+        return _in_turn(list(self), x)
+
+
 class Residual(nn.Module):
     """`act(body(x) + shortcut(x))`."""
 
@@ -193,7 +203,44 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` → `[B, C', H', W']`."""
+        if isinstance(self.body, Layers) and not _watched(self.body):
+            *before, last = self.body
+            if isinstance(last, nn.BatchNorm2d):
+                inside, shortcut = _in_turn(before, x), self.shortcut(x)
+                fused = _fused(self.activation)
+                y = norm_act_pool(last, inside, shortcut=shortcut, **(fused or {}))
+                return self.activation(y) if fused is None else y
         return self.activation(self.body(x) + self.shortcut(x))
+
+
+def _in_turn(modules: list[nn.Module], x: Tensor) -> Tensor:
+    number = 0
+    while number < len(modules):
+        module, number = modules[number], number + 1
+        if not isinstance(module, nn.BatchNorm2d):
+            x = module(x)
+            continue
+        fused = _fused(modules[number]) if number < len(modules) else None
+        x = norm_act_pool(module, x, **(fused or {}))
+        number += fused is not None
+    return x
+
+
+def _fused(activation: nn.Module) -> dict[str, Any] | None:
+    """What `norm_act_pool` calls an activation; None for one that stays a module of its own."""
+    if _watched(activation):
+        return None
+    if type(activation) is nn.ReLU:
+        return {"activation": "relu"}
+    if type(activation) is nn.LeakyReLU:
+        return {"activation": "leaky_relu", "negative_slope": activation.negative_slope}
+    return None
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether somebody asks to be told what goes through it."""
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
 
 
 class Dense(nn.Module):
@@ -224,13 +271,13 @@ class Shuffle(nn.Module):
         self.left = (
             nn.Identity()
             if self.splits
-            else nn.Sequential(
+            else Layers(
                 *_conv_norm(inside, inside, 3, stride, groups=inside),
                 *_conv_norm(inside, left, 1),
                 nn.ReLU(),
             )
         )
-        self.right = nn.Sequential(
+        self.right = Layers(
             *_conv_norm(start, wide, 1),
             nn.ReLU(),
             *_conv_norm(wide, wide, 3, stride, groups=wide),
@@ -316,7 +363,7 @@ def _added(body: nn.Module, inside: int, outside: int, stride: int, residual: bo
 
 def relu_conv(inside: int, outside: int, stride: int, *, kernel: int) -> nn.Module:
     """ReLU, k × k convolution, BN: NAS-Bench-201's and ENAS's."""
-    return nn.Sequential(nn.ReLU(), *_conv_norm(inside, outside, kernel, stride))
+    return Layers(nn.ReLU(), *_conv_norm(inside, outside, kernel, stride))
 
 
 def skip(inside: int, outside: int, stride: int) -> nn.Module:
@@ -336,12 +383,12 @@ def pooled(inside: int, outside: int, stride: int, *, kind: str) -> nn.Module:
     )
     if inside == outside:
         return pool
-    return nn.Sequential(relu_conv(inside, outside, 1, kernel=1), pool)
+    return Layers(relu_conv(inside, outside, 1, kernel=1), pool)
 
 
 def separable(inside: int, outside: int, stride: int, *, kernel: int) -> nn.Module:
     """Twice ReLU, depthwise, pointwise, BN (DARTS)."""
-    return nn.Sequential(
+    return Layers(
         nn.ReLU(),
         *_conv_norm(inside, inside, kernel, stride, groups=inside)[:1],
         *_conv_norm(inside, inside, 1),
@@ -353,7 +400,7 @@ def separable(inside: int, outside: int, stride: int, *, kernel: int) -> nn.Modu
 
 def dilated(inside: int, outside: int, stride: int, *, kernel: int) -> nn.Module:
     """ReLU, depthwise with dilation 2, pointwise, BN (DARTS)."""
-    return nn.Sequential(
+    return Layers(
         nn.ReLU(),
         *_conv_norm(inside, inside, kernel, stride, groups=inside, dilation=2)[:1],
         *_conv_norm(inside, outside, 1),
@@ -362,7 +409,7 @@ def dilated(inside: int, outside: int, stride: int, *, kernel: int) -> nn.Module
 
 def factorized(inside: int, outside: int, stride: int, *, kernel: int) -> nn.Module:
     """ReLU, 1 × k, k × 1, BN (PNAS)."""
-    return nn.Sequential(
+    return Layers(
         nn.ReLU(),
         *_conv_norm(inside, outside, (1, kernel), (1, stride))[:1],
         *_conv_norm(outside, outside, (kernel, 1), (stride, 1)),
@@ -398,7 +445,7 @@ def inverted_residual(
     if squeeze:
         layers.append(SqueezeExcite(wide, squeeze, squeezed))
     layers += _conv_norm(wide, outside, 1)
-    return _added(nn.Sequential(*layers), inside, outside, stride, residual)
+    return _added(Layers(*layers), inside, outside, stride, residual)
 
 
 def depthwise_separable(
@@ -422,18 +469,18 @@ def depthwise_separable(
     ]
     if squeeze:
         layers.append(SqueezeExcite(outside))
-    return _added(nn.Sequential(*layers), inside, outside, stride, residual)
+    return _added(Layers(*layers), inside, outside, stride, residual)
 
 
 def depthwise(inside: int, outside: int, stride: int, *, kernel: int = 3) -> nn.Module:
     """Depthwise convolution and BN, with no activation: between two others."""
     assert inside == outside, (inside, outside)
-    return nn.Sequential(*_conv_norm(inside, inside, kernel, stride, groups=inside))
+    return Layers(*_conv_norm(inside, inside, kernel, stride, groups=inside))
 
 
 def squeeze_excite(inside: int, outside: int, stride: int) -> nn.Module:
     """Squeeze and excitation alone, after what changes the shape where that is needed."""
-    return nn.Sequential(skip(inside, outside, stride), SqueezeExcite(outside))
+    return Layers(skip(inside, outside, stride), SqueezeExcite(outside))
 
 
 def conv(
@@ -451,7 +498,7 @@ def conv(
 
     `pieces`: channels that go different ways later, such as "12,6,6": an axis each.
     """
-    body = nn.Sequential(
+    body = Layers(
         *_conv_norm(inside, outside, kernel, stride, norm=norm), ACTIVATIONS[activation]()
     )
     return _added(body, inside, outside, stride, residual)
@@ -473,26 +520,24 @@ def basic_block(
     `project`: the shortcut is a convolution even where the shape stays.
     """
     wide = outside if wide is None else wide
-    body = nn.Sequential(
+    body = Layers(
         *_conv_norm(inside, wide, kernel, stride, norm=norm),
         ACTIVATIONS[activation](),
         *_conv_norm(wide, outside, kernel, norm=norm),
     )
     same = stride == 1 and inside == outside and not project
-    shortcut = (
-        nn.Identity() if same else nn.Sequential(*_conv_norm(inside, outside, 1, stride, norm=norm))
-    )
+    shortcut = nn.Identity() if same else Layers(*_conv_norm(inside, outside, 1, stride, norm=norm))
     return Residual(body, shortcut, activation)
 
 
 def reduction_block(inside: int, outside: int, stride: int) -> nn.Module:
     """NAS-Bench-201's block between stages: two ReLU-conv-BN beside average-pool and 1×1."""
-    body = nn.Sequential(
+    body = Layers(
         relu_conv(inside, outside, stride, kernel=3), relu_conv(outside, outside, 1, kernel=3)
     )
     pool = nn.AvgPool2d(stride, stride, ceil_mode=True)
     pointwise = nn.Conv2d(inside, outside, 1, bias=False)
-    return Residual(body, nn.Sequential(pool, pointwise))
+    return Residual(body, Layers(pool, pointwise))
 
 
 def dense_layer(
@@ -516,7 +561,7 @@ def dense_layer(
     act = ACTIVATIONS[activation]
     first = [nn.BatchNorm2d(inside)] if norm else []
     return Dense(
-        nn.Sequential(
+        Layers(
             *first,
             act(),
             *_conv_norm(inside, wide, 1, norm=norm),
@@ -530,7 +575,7 @@ def transition(inside: int, outside: int, stride: int, *, norm: bool = True) -> 
     """DenseNet's step between blocks: BN, ReLU, 1×1, average-pool."""
     first = [nn.BatchNorm2d(inside)] if norm else []
     pool = nn.AvgPool2d(stride, stride, ceil_mode=True)
-    return nn.Sequential(*first, nn.ReLU(), nn.Conv2d(inside, outside, 1, bias=False), pool)
+    return Layers(*first, nn.ReLU(), nn.Conv2d(inside, outside, 1, bias=False), pool)
 
 
 def dense_units(
@@ -547,7 +592,7 @@ def dense_units(
     layers: list[nn.Module] = _conv_norm(inside, outside, 1, norm=norm and not layer_norm)
     if layer_norm:
         layers.append(ChannelNorm(outside))
-    body = nn.Sequential(*layers, ACTIVATIONS[activation]())
+    body = Layers(*layers, ACTIVATIONS[activation]())
     return _added(body, inside, outside, 1, residual)
 
 
@@ -678,7 +723,7 @@ def norm_relu(inside: int, outside: int, stride: int) -> nn.Module:
     """BN, ReLU: what ends NAS-Bench-201's network."""
     assert inside == outside, (inside, outside)
     assert stride == 1, stride
-    return nn.Sequential(nn.BatchNorm2d(inside), nn.ReLU())
+    return Layers(nn.BatchNorm2d(inside), nn.ReLU())
 
 
 def _flatten(inside: int, outside: int, stride: int) -> nn.Module:

@@ -100,6 +100,7 @@ class OneShotTraining(Loop):
     device: torch.device
     latencies: Mapping[str, Sequence[float]] = field(default_factory=dict)
     ema_decay: float = 0.99
+    channels_last: bool = True
     stop: Callable[[], bool] = lambda: False
     save: Callable[[], None] = lambda: None
 
@@ -431,7 +432,8 @@ class OneShotTraining(Loop):
         return [p for p in self.learner.parameters() if p.requires_grad]
 
     def _install(self, learner: Learner) -> None:
-        self.learner = learner.to(self.device).train()
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        self.learner = learner.to(self.device).to(memory_format=layout).train()
         self.optimizer = torch.optim.SGD(
             self.weights,
             lr=self.options.weight_lr,

@@ -122,6 +122,7 @@ def training_of(config: Config, space: NetworkSpace, stop: Callable[[], bool]) -
         device,
         latencies=latencies,
         ema_decay=config.ssl.ema_decay,
+        channels_last=config.hardware.channels_last,
         stop=stop,
     )
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from sseg_nase.errors import UserError
 from sseg_nase.hardware.complexity import count_macs, count_params
-from sseg_nase.nets import ops
+from sseg_nase.nets import fused, ops
 from sseg_nase.nets.building import build, described
+from sseg_nase.nets.fused import norm_act_pool
 from sseg_nase.nets.plan import IMAGE, Plan
 from sseg_nase.nets.searched import SearchedArchitecture
 
+NORMED = ("norm", "conv", "reduction_block", "basic_block", "shuffle_unit", "units")
 SEARCHED = {*ops.NB201, *ops.DARTS, *ops.ENAS_MACRO, *ops.PNAS, *ops.MOBILE, *ops.TINY}
 
 
@@ -31,6 +36,82 @@ def test_every_operation_takes_every_shape(
         assert counted.params == count_params(module)
         assert (counted.channels, counted.side) == (outside, shape[-1])
         assert counted.macs == count_macs(module, side, inside)
+
+
+def trained(module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """What it gives in both modes, what it keeps, and every gradient."""
+    x = x.clone(memory_format=torch.channels_last).requires_grad_()
+    for weight in module.parameters():
+        weight.grad = None
+    y = module.train()(x)
+    (y * torch.linspace(-1, 1, y.numel()).view_as(y)).sum().backward()
+    grads = [each.grad for each in (x, *module.parameters()) if each.grad is not None]
+    with torch.no_grad():
+        return [y.detach(), module.eval()(x), *module.buffers(), *grads]
+
+
+@pytest.mark.parametrize("name", sorted({*SEARCHED, *NORMED} - {"none", "zero"}))
+@pytest.mark.parametrize(("inside", "outside", "stride"), [(6, 6, 1), (6, 10, 2)])
+def test_in_one_go_is_what_torch_does_one_after_the_other(
+    name: str, inside: int, outside: int, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "norm":
+        outside, stride = inside, 1
+    torch.manual_seed(0)
+    module = ops.build_operation(name, inside, outside, stride)
+    for norm in (each for each in module.modules() if isinstance(each, nn.BatchNorm2d)):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+    module.to(memory_format=torch.channels_last)
+    x = torch.randn(8, inside, 7, 7)
+    plain = copy.deepcopy(module)
+    found = trained(module, x)
+    monkeypatch.setattr(fused, "_fits", lambda *given: False)
+    wanted = trained(plain, x)
+    assert len(found) == len(wanted)
+    for one, other in zip(found, wanted, strict=True):
+        assert (one - other).abs().max() <= 1e-4 * other.abs().max() + 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "calls"),
+    [
+        ("nor_conv_3x3", {}, [None]),
+        ("irb_e3", {}, ["relu", "relu", None]),
+        ("conv", {"activation": "leaky_relu"}, ["leaky_relu"]),
+        ("conv", {"activation": "silu"}, [None]),
+        ("basic_block", {}, ["relu", "relu"]),
+        ("basic_block", {"activation": "gelu"}, [None, None]),
+    ],
+)
+def test_a_norm_takes_with_it_what_follows(
+    name: str, options: dict[str, str], calls: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+
+    def told_of(norm: nn.Module, x: torch.Tensor, **given: Any) -> torch.Tensor:
+        told.append(given)
+        return norm_act_pool(norm, x, **given)
+
+    monkeypatch.setattr(ops, "norm_act_pool", told_of)
+    module = ops.build_operation(name, 6, 6, 1, options)
+    x = torch.randn(4, 6, 8, 8)
+    module(x)
+    assert [each.get("activation") for each in told] == calls
+    assert all(each.get("negative_slope", 0.1) == 0.1 for each in told)  # of this table's
+    added = isinstance(module, ops.Residual)
+    assert [each.get("shortcut") is not None for each in told][-1] == added
+
+
+def test_who_listens_to_an_activation_is_told() -> None:
+    module = ops.build_operation("basic_block", 6, 6, 1).to(memory_format=torch.channels_last)
+    heard: list[str] = []
+    for place, each in module.named_modules():
+        if isinstance(each, (nn.ReLU, ops.Layers)):
+            each.register_forward_hook(lambda *given, place=place: heard.append(place))
+    module(torch.randn(4, 6, 8, 8).contiguous(memory_format=torch.channels_last))
+    assert sorted(heard) == ["activation", "body", "body.2", "shortcut"][: len(heard)]
+    assert {"activation", "body", "body.2"} <= set(heard)
 
 
 def test_known_costs() -> None:

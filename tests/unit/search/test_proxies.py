@@ -165,6 +165,13 @@ def test_nwot_sees_activations_that_are_no_modules() -> None:
     assert math.isfinite(found["nwot"])
 
 
+def test_scores_do_not_depend_on_the_layout_in_memory(scores: dict[str, float]) -> None:
+    images = IMAGES.contiguous(memory_format=torch.channels_last)
+    network = headed(SPACE.describe(CELL), 3, 0).to(memory_format=torch.channels_last)
+    for name, score in SCORES.items():
+        assert score(network, images, LABELS) == pytest.approx(scores[name], rel=1e-3), name
+
+
 def test_ranks_are_a_vote() -> None:
     given = [{"a": 1.0, "b": 9.0}, {"a": 2.0, "b": 8.0}, {"a": 3.0, "b": 10.0}]
     assert ranks(given, ["a", "b"]) == [1, 1, 4]

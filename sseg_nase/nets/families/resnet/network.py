@@ -17,6 +17,7 @@ from sseg_nase.nets.families.resnet import ResNet as ResNetConfig
 from sseg_nase.nets.family import FamilyArchitecture
 from sseg_nase.nets.fused import norm_act_pool
 from sseg_nase.nets.maps import IMAGES, Axis, Wires, module
+from sseg_nase.nets.pointwise import guarded
 from sseg_nase.nets.vision import INPUTS, VisionBackbone
 
 STEMS = ("imagenet", "small")
@@ -177,6 +178,7 @@ class ResNet(VisionBackbone):
         if small:
             self.body.maxpool = nn.Identity()
         self.body.fc = nn.Identity()
+        guarded(self.body)
 
     def stages(self) -> list[nn.Module]:
         """The four stages in order, the first one with the stem."""
