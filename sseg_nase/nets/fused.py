@@ -8,6 +8,9 @@ Beside the input, which the convolution before it has made, a byte per pooled nu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from typing import Any, TypeGuard
@@ -27,6 +30,7 @@ _MEMORY = {torch.float32: torch.float32, torch.bfloat16: torch.int16}
 _COMPUTED = {torch.float32: np.float32, torch.bfloat16: np.float32, torch.float64: np.float64}
 LEAKY_SLOPE = 0.1  # of LeakyReLU in the networks of few-shot learning
 _SHARED = (torch.float32, torch.float64)
+_apart = ContextVar("apart", default=False)
 _PART = 2048  # numbers that are summed before sums become float64
 
 Array = np.ndarray
@@ -72,6 +76,16 @@ def norm_act_pool(
     return _forward(x, shortcut, plan, tracked=False)[0]
 
 
+@contextmanager
+def one_after_the_other() -> Iterator[None]:
+    """Within, operators are torch's, one for each step: for what looks at them."""
+    before = _apart.set(True)
+    try:
+        yield
+    finally:
+        _apart.reset(before)
+
+
 def _needs_gradient(norm: nn.Module, *maps: Tensor | None) -> bool:
     return any(t is not None and t.requires_grad for t in (*maps, *norm._parameters.values()))
 
@@ -107,7 +121,7 @@ def _fits(
         and x.dtype in _MEMORY
         and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
         and not torch._C._are_functorch_transforms_active()
-        and not torch._C._len_torch_dispatch_stack()  # of what is shown torch's operators
+        and not _apart.get()
         and isinstance(norm, nn.BatchNorm2d | nn.Identity)
         and type(norm).forward in (nn.BatchNorm2d.forward, nn.Identity.forward)
         and "forward" not in vars(norm)

@@ -165,7 +165,7 @@ class FactorizedReduce(nn.Module):
             more = (x.shape[-1] % 2, x.shape[-2] % 2)
             parts.append(self.odd(F.pad(x, (0, 1 + more[0], 0, 1 + more[1]))[:, :, 1:, 1:]))
             parts[1] = parts[1][:, :, : parts[0].shape[2], : parts[0].shape[3]]
-        return self.norm(torch.cat(parts, 1))
+        return norm_act_pool(self.norm, torch.cat(parts, 1))
 
 
 class SqueezeExcite(nn.Module):

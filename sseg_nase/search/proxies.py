@@ -26,6 +26,7 @@ from sseg_nase.hardware.complexity import count_macs, count_params
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.building import build
 from sseg_nase.nets.description import Description
+from sseg_nase.nets.fused import one_after_the_other
 
 Score = Callable[["Headed", Tensor, Tensor], float]
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -215,7 +216,8 @@ def epe_nas(network: Headed, images: Tensor, labels: Tensor) -> float:
 
 def nwot(network: Headed, images: Tensor, labels: Tensor) -> float:
     """ln det Σ_ReLU [x xᵀ + (1−x)(1−x)ᵀ], x which units are active (Mellor et al., ICML 2021)."""
-    with _copy(network) as net, torch.no_grad(), _Activations(len(images)) as seen:
+    seen = _Activations(len(images))
+    with _copy(network) as net, torch.no_grad(), one_after_the_other(), seen:
         net(images)
     if seen.kernel is None:
         raise UserError("nwot counts active ReLUs, and this network has none. Use another score.")
