@@ -165,7 +165,7 @@ class FactorizedReduce(nn.Module):
             more = (x.shape[-1] % 2, x.shape[-2] % 2)
             parts.append(self.odd(F.pad(x, (0, 1 + more[0], 0, 1 + more[1]))[:, :, 1:, 1:]))
             parts[1] = parts[1][:, :, : parts[0].shape[2], : parts[0].shape[3]]
-        return norm_act_pool(self.norm, torch.cat(parts, 1))
+        return self.norm(torch.cat(parts, 1))
 
 
 class SqueezeExcite(nn.Module):
@@ -186,7 +186,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Layers(nn.Sequential):
-    """Modules one after the other: a BN with what follows it in one go, see `norm_act_pool`."""
+    """Modules one after the other: a BN with its activation in one go, see `norm_act_pool`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, C, H, W]` → `[B, C', H', W']`."""
@@ -217,12 +217,12 @@ def _in_turn(modules: list[nn.Module], x: Tensor) -> Tensor:
     number = 0
     while number < len(modules):
         module, number = modules[number], number + 1
-        if not isinstance(module, nn.BatchNorm2d):
-            x = module(x)
-            continue
-        fused = _fused(modules[number]) if number < len(modules) else None
-        x = norm_act_pool(module, x, **(fused or {}))
-        number += fused is not None
+        after = modules[number] if number < len(modules) else None
+        fused = None if after is None else _fused(after)
+        if fused is None or not isinstance(module, nn.BatchNorm2d):
+            x = module(x)  # a norm alone: torch's is as fast
+        else:
+            x, number = norm_act_pool(module, x, **fused), number + 1
     return x
 
 
