@@ -36,10 +36,8 @@ def _run(nodes, weights, images):
             found = _OPERATIONS[operation](*[values[name] for name in inputs], **attributes)
             several = found if isinstance(found, tuple) else (found,)
             values.update(zip(outputs, several, strict=False))
-            for name in inputs:
-                if (
-                    last[name] == number
-                ):  # nothing else needs it: of large batches all take gigabytes
+            for name in inputs:  # all maps of a large batch would take gigabytes
+                if last[name] == number:
                     values.pop(name, None)
     return values["features"]
 

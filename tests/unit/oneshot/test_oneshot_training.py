@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from sseg_nase.config.compose import load
 from sseg_nase.errors import UserError
 from sseg_nase.evolution.replay import replay
 from sseg_nase.nets.mixed import MixedOperation
@@ -19,6 +20,7 @@ from sseg_nase.oneshot.gates import Gates
 from sseg_nase.oneshot.images import halves
 from sseg_nase.oneshot.supernet import described_supernet
 from sseg_nase.oneshot.training import check_options, latencies_of
+from sseg_nase.searches.oneshot import training_of as configured
 from sseg_nase.spaces import named
 from sseg_nase.spaces.nb201 import NAMES, OPERATIONS
 from sseg_nase.training.divergence import DivergenceError
@@ -547,3 +549,14 @@ def test_no_network_is_scored_twice() -> None:
     one = training_of("random_sharing", samples=40, epochs=1)
     found = one.rule.derived(one)
     assert len({one.key(picks) for picks in found}) == len(found) == 40
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_maps_are_laid_out_as_the_hardware_says(last: bool) -> None:
+    asked = ["task=search", "space=nb201", "strategy=darts", "dataset=digits"]
+    config = load([*asked, f"hardware.channels_last={last}", "hardware.accelerator=cpu"])
+    learner = configured(config, SPACE, lambda: False).learner
+    weights = [p for p in learner.parameters() if p.dim() == 4 and min(p.shape[1:3]) > 1]
+    assert weights
+    for weight in weights:
+        assert weight.is_contiguous(memory_format=torch.channels_last) == last
