@@ -71,11 +71,21 @@ function binary(compute) {
   };
 }
 
-/** Spelled out, since networks add whole maps. */
+// What networks do with whole maps is spelled out, so that each loop is compiled for one operation.
+
 function add([a, b]) {
   const shape = common(a.shape, b.shape);
   const [x, y, found] = [expanded(a, shape).data, expanded(b, shape).data, like(a, shape)];
-  for (let i = 0; i < x.length; i++) found.data[i] = x[i] + y[i];
+  const out = found.data;
+  for (let i = 0; i < out.length; i++) out[i] = x[i] + y[i];
+  return found;
+}
+
+function multiply([a, b]) {
+  const shape = common(a.shape, b.shape);
+  const [x, y, found] = [expanded(a, shape).data, expanded(b, shape).data, like(a, shape)];
+  const out = found.data;
+  for (let i = 0; i < out.length; i++) out[i] = x[i] * y[i];
   return found;
 }
 
@@ -89,8 +99,28 @@ function unary(compute) {
 
 function leaky([x], { alpha = 0.01 }) {
   const found = like(x);
-  for (let i = 0; i < x.data.length; i++) {
-    found.data[i] = x.data[i] < 0 ? alpha * x.data[i] : x.data[i];
+  const [values, out] = [x.data, found.data];
+  for (let i = 0; i < out.length; i++) {
+    const one = values[i];
+    out[i] = Math.max(one, 0) + alpha * Math.min(one, 0);
+  }
+  return found;
+}
+
+function clip([x, low, high]) {
+  const [least, most] = [low ? low.data[0] : -Infinity, high ? high.data[0] : Infinity];
+  const found = like(x);
+  const [values, out] = [x.data, found.data];
+  for (let i = 0; i < out.length; i++) out[i] = Math.min(Math.max(values[i], least), most);
+  return found;
+}
+
+function hardSwish([x]) {
+  const found = like(x);
+  const [values, out] = [x.data, found.data];
+  for (let i = 0; i < out.length; i++) {
+    const one = values[i];
+    out[i] = one * Math.min(Math.max(one / 6 + 0.5, 0), 1);
   }
   return found;
 }
@@ -103,27 +133,28 @@ function selu([x], { alpha = SELU.alpha, gamma = SELU.gamma }) {
   return unary((one) => gamma * (one < 0 ? alpha * Math.expm1(one) : one))([x]);
 }
 
-const ramp = (x, alpha, beta) => Math.min(Math.max(alpha * x + beta, 0), 1);
-
 // Convolutions and matrix products.
+
+/** The matrix [rows, depth] at `from` in blocks of four rows: [rows / 4, depth, 4], with zeros. */
+function blocked(data, from, rows, depth) {
+  const found = new Float32Array(Math.ceil(rows / 4) * 4 * depth);
+  for (let row = 0; row < rows; row++) {
+    const start = (row >> 2) * 4 * depth + (row & 3);
+    const own = from + row * depth;
+    for (let k = 0; k < depth; k++) found[start + 4 * k] = data[own + k];
+  }
+  return found;
+}
 
 const packed = new WeakMap(); // weights in the order in which `conv` reads them
 
-/** Of each group the weights [rows, K] in blocks of four rows: [rows / 4, K, 4], with zeros. */
+/** The weights of each group, `blocked` once. */
 function inFours(weight, group) {
   if (!packed.has(weight)) {
     const rows = weight.shape[0] / group;
     const depth = size(weight.shape.slice(1));
-    const made = Array.from({ length: group }, (_, g) => {
-      const found = new Float32Array(Math.ceil(rows / 4) * 4 * depth);
-      for (let row = 0; row < rows; row++) {
-        const start = (row >> 2) * 4 * depth + (row & 3);
-        const from = (g * rows + row) * depth;
-        for (let k = 0; k < depth; k++) found[start + 4 * k] = weight.data[from + k];
-      }
-      return found;
-    });
-    packed.set(weight, made);
+    const made = (_, g) => blocked(weight.data, g * rows * depth, rows, depth);
+    packed.set(weight, Array.from({ length: group }, made));
   }
   return packed.get(weight);
 }
@@ -178,7 +209,7 @@ function conv([x, weight, bias], attributes) {
   return found;
 }
 
-/** The inner loop: four outputs at two positions share what is read. */
+/** The inner loop: four rows of weights at two positions share what is read. */
 function fours(input, bases, offsets, weight, bias, out) {
   const count = bases.length;
   const depth = offsets.length;
@@ -217,18 +248,39 @@ function fours(input, bases, offsets, weight, bias, out) {
   }
 }
 
-function put(out, bias, row, count, p, ...sums) {
-  for (let n = 0; n < 4 && row + n < bias.length; n++) {
-    out[(row + n) * count + p] = sums[n] + bias[row + n];
-  }
+function put(out, bias, row, count, p, a, b, c, d) {
+  const rows = bias.length - row;
+  out[row * count + p] = a + bias[row];
+  if (rows > 1) out[(row + 1) * count + p] = b + bias[row + 1];
+  if (rows > 2) out[(row + 2) * count + p] = c + bias[row + 2];
+  if (rows > 3) out[(row + 3) * count + p] = d + bias[row + 3];
 }
 
-/** A group with one output, such as a channel of a depthwise convolution. */
+/** A group with one output, such as a channel of a depthwise convolution: four positions share. */
 function single(input, bases, offsets, weight, bias, out) {
-  for (let p = 0; p < bases.length; p++) {
-    let sum = bias;
-    for (let k = 0; k < offsets.length; k++) sum += weight[k] * input[bases[p] + offsets[k]];
-    out[p] = sum;
+  const count = bases.length;
+  const depth = offsets.length;
+  for (let p = 0; p < count; p += 4) {
+    const p0 = bases[p];
+    const p1 = bases[p + 1 < count ? p + 1 : p];
+    const p2 = bases[p + 2 < count ? p + 2 : p];
+    const p3 = bases[p + 3 < count ? p + 3 : p];
+    let a0 = bias;
+    let a1 = bias;
+    let a2 = bias;
+    let a3 = bias;
+    for (let k = 0; k < depth; k++) {
+      const at = offsets[k];
+      const factor = weight[k];
+      a0 += factor * input[p0 + at];
+      a1 += factor * input[p1 + at];
+      a2 += factor * input[p2 + at];
+      a3 += factor * input[p3 + at];
+    }
+    out[p] = a0;
+    if (p + 1 < count) out[p + 1] = a1;
+    if (p + 2 < count) out[p + 2] = a2;
+    if (p + 3 < count) out[p + 3] = a3;
   }
 }
 
@@ -242,18 +294,13 @@ function matmul([a, b]) {
     return places(around, spread(outer, around)).map((place) => place * one);
   };
   const [left, right] = [batches(a), batches(b)];
+  const [bases, offsets] = [places([columns], [1]), places([depth], [columns])];
+  const nothing = new Float32Array(rows);
   const found = like(a, [...around, rows, columns]);
   for (let n = 0; n < left.length; n++) {
-    for (let i = 0; i < rows; i++) {
-      const at = (n * rows + i) * columns;
-      const row = new Float64Array(columns);
-      for (let k = 0; k < depth; k++) {
-        const factor = a.data[left[n] + i * depth + k];
-        const from = right[n] + k * columns;
-        for (let j = 0; j < columns; j++) row[j] += factor * b.data[from + j];
-      }
-      found.data.set(row, at);
-    }
+    const input = b.data.subarray(right[n], right[n] + depth * columns);
+    const out = found.data.subarray(n * rows * columns, (n + 1) * rows * columns);
+    fours(input, bases, offsets, blocked(a.data, left[n], rows, depth), nothing, out);
   }
   return found;
 }
@@ -332,12 +379,20 @@ function reduction(start, join, end) {
     if (!axes && noop_with_empty_axes) return x;
     const over = new Set(axes ? numbers(axes).map((one) => axisOf(x, one)) : x.shape.keys());
     const kept = x.shape.map((count, axis) => (over.has(axis) ? 1 : count));
+    // Axes at the end that are reduced whole lie side by side: only the others need their places.
+    let outer = x.shape.length;
+    while (outer > 0 && over.has(outer - 1)) outer--;
     const strides = steps(kept).map((step, axis) => (over.has(axis) ? 0 : step));
-    const to = places(x.shape, strides);
+    const to = places(x.shape.slice(0, outer), strides.slice(0, outer));
+    const run = x.data.length / to.length;
     const all = new Float64Array(size(kept)).fill(start);
-    for (let i = 0; i < to.length; i++) all[to[i]] = join(all[to[i]], x.data[i]);
+    for (let n = 0; n < to.length; n++) {
+      let joined = all[to[n]];
+      for (let i = n * run; i < (n + 1) * run; i++) joined = join(joined, x.data[i]);
+      all[to[n]] = joined;
+    }
     const found = like(x, keepdims ? kept : x.shape.filter((_, axis) => !over.has(axis)));
-    for (let i = 0; i < all.length; i++) found.data[i] = end(all[i], to.length / all.length);
+    for (let i = 0; i < all.length; i++) found.data[i] = end(all[i], x.data.length / all.length);
     return found;
   };
 }
@@ -515,11 +570,6 @@ function unsqueeze([x, axes]) {
   return reshaped(x, shape);
 }
 
-function clip([x, low, high]) {
-  const [least, most] = [low ? low.data[0] : -Infinity, high ? high.data[0] : Infinity];
-  return unary((one) => Math.min(Math.max(one, least), most))([x]);
-}
-
 const TYPES = {
   1: Float32Array, 2: Uint8Array, 3: Int8Array, 6: Int32Array, 7: Int32Array, 9: Uint8Array,
   11: Float64Array,
@@ -550,14 +600,15 @@ const operations = {
     unary(approximate === "tanh" ? nearlyNormal : normal)([x]),
   Gemm: gemm,
   GlobalAveragePool: globalMean,
-  HardSigmoid: ([x], { alpha = 0.2, beta = 0.5 }) => unary((one) => ramp(one, alpha, beta))([x]),
-  HardSwish: unary((x) => x * ramp(x, 1 / 6, 0.5)),
+  HardSigmoid: ([x], { alpha = 0.2, beta = 0.5 }) =>
+    unary((one) => Math.min(Math.max(alpha * one + beta, 0), 1))([x]),
+  HardSwish: hardSwish,
   Identity: ([x]) => x,
   LayerNormalization: layerNorm,
   LeakyRelu: leaky,
   MatMul: matmul,
   MaxPool: maxPool,
-  Mul: binary((a, b) => a * b),
+  Mul: multiply,
   Neg: unary((x) => -x),
   Pad: pad,
   Pow: binary((a, b) => a ** b),
