@@ -44,11 +44,13 @@ def norm_act_pool(
     activation: str | None = None,
     negative_slope: float = 0.01,
     pool: bool = False,
+    scale: Tensor | None = None,
 ) -> Tensor:
-    """`max_pool2d(activation(norm(x) + shortcut), 2)` of `[B, C, H, W]`, `norm` in either mode.
+    """`max_pool2d(activation(scale · norm(x) + shortcut), 2)` of `[B, C, H, W]`.
 
-    `shortcut` `[B, C, H, W]`, `activation` (relu, leaky_relu with `negative_slope`, gelu) and
-    `pool` may each be left out. Running statistics are updated as `norm(x)` does.
+    `shortcut` `[B, C, H, W]`, `activation` (relu, leaky_relu with `negative_slope`, gelu), `pool`
+    and `scale`, a number, may each be left out; `norm` is in either mode. Running statistics are
+    updated as `norm(x)` does.
 
     One operation for maps of float32 and bfloat16 that are channels-last in a CPU's memory; its
     results do not depend on the number of threads. Without gradients `norm` may be `nn.Identity`,
@@ -60,18 +62,21 @@ def norm_act_pool(
     """
     assert activation in (None, "relu", "leaky_relu", "gelu"), activation
     if activation == "gelu":  # not in the order of its inputs
-        y = F.gelu(norm_act_pool(norm, x, shortcut=shortcut))
+        y = F.gelu(norm_act_pool(norm, x, shortcut=shortcut, scale=scale))
         return max_pool2x2(y) if pool else y
-    tracked = torch.is_grad_enabled() and _needs_gradient(norm, x, shortcut)
-    if not _fits(norm, x, shortcut, tracked):
-        return _in_turn(norm, x, shortcut, activation, negative_slope, pool)
+    tracked = torch.is_grad_enabled() and _needs_gradient(norm, x, shortcut, scale)
+    if not _fits(norm, x, shortcut, tracked) or (scale is not None and scale.dtype != x.dtype):
+        return _in_turn(norm, x, shortcut, activation, negative_slope, pool, scale)
     slope = {None: 1.0, "relu": 0.0, "leaky_relu": negative_slope}[activation]
     if isinstance(norm, nn.Identity):
+        if scale is not None:
+            x = scale * x
         plan = _unchanged(x.shape[1], x.dtype, slope, pool)
     else:
-        plan = _planned(norm, x, slope, pool)
+        weight, bias = _affine(norm, scale)
+        plan = _planned(norm, weight, bias, x, slope, pool)
         if tracked:
-            out: Tensor = _Fused.apply(x, norm.weight, norm.bias, shortcut, plan)
+            out: Tensor = _Fused.apply(x, weight, bias, shortcut, plan)
             return out
     return _forward(x, shortcut, plan, tracked=False)[0]
 
@@ -97,9 +102,12 @@ def _in_turn(
     activation: str | None,
     negative_slope: float,
     pool: bool,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """The same with one operation after the other."""
     y = norm(x)
+    if scale is not None:
+        y = scale * y
     if shortcut is not None:
         y = y + shortcut
     if pool:
@@ -162,8 +170,23 @@ def _unchanged(C: int, dtype: torch.dtype, slope: float, pool: bool) -> _Plan:
     return _Plan(slope, pool, False, np.empty((4, 0)), factors, 0.0)
 
 
-def _planned(norm: nn.BatchNorm2d, x: Tensor, slope: float, pool: bool) -> _Plan:
-    """With `norm` as it is now; its running statistics are updated."""
+def _affine(norm: nn.BatchNorm2d, scale: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """γ and β of `scale · norm(x)`."""
+    if scale is None:
+        return norm.weight, norm.bias
+    weight = scale.expand(norm.num_features) if norm.weight is None else scale * norm.weight
+    return weight, None if norm.bias is None else scale * norm.bias
+
+
+def _planned(
+    norm: nn.BatchNorm2d,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    x: Tensor,
+    slope: float,
+    pool: bool,
+) -> _Plan:
+    """With `norm` as it is now, and γ and β; its running statistics are updated."""
     C = x.shape[1]
     exact, factors = np.empty((4, C)), np.empty(3 * C, _COMPUTED[x.dtype])
     batch = norm.training or norm.running_mean is None or norm.running_var is None
@@ -173,7 +196,7 @@ def _planned(norm: nn.BatchNorm2d, x: Tensor, slope: float, pool: bool) -> _Plan
             _track(norm, mean, var, x.numel() // C)
     else:
         mean, var = _numbers(norm.running_mean), _numbers(norm.running_var)
-    kernels.plan(mean, var, _numbers(norm.weight), _numbers(norm.bias), norm.eps, exact, factors)
+    kernels.plan(mean, var, _numbers(weight), _numbers(bias), norm.eps, exact, factors)
     return _Plan(slope, pool, batch, exact, factors, norm.eps)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sseg_nase.errors import UserError
-from sseg_nase.nets.ops import Zero, build_operation, register
+from sseg_nase.nets.ops import Shared, Zero, add_weighed, build_operation, register
 
 DROPPED = -1  # in the place of a candidate's number: none of them is computed
 
@@ -129,13 +129,11 @@ class MixedOperation(nn.Module):
                 with torch.set_grad_enabled(row == pick.active and torch.is_grad_enabled()):
                     outputs.append(self.candidates[number](x))
             return _sum([g[row] * output for row, output in enumerate(outputs)])
-        weights = gates.weights(self.gate)
-        terms = [
-            weight * op(x)
-            for weight, op in zip(weights.unbind(), self.candidates, strict=True)
-            if not isinstance(op, Zero)
-        ]
-        return _sum(terms) if terms else self.candidates[0](x)
+        total, read = None, Shared(x)
+        for weight, op in zip(gates.weights(self.gate).unbind(), self.candidates, strict=True):
+            if not isinstance(op, Zero):
+                total = add_weighed(total, weight, op, read)
+        return self.candidates[0](x) if total is None else total
 
 
 def _sum(terms: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import torch
@@ -211,6 +211,48 @@ class Residual(nn.Module):
                 y = norm_act_pool(last, inside, shortcut=shortcut, **(fused or {}))
                 return self.activation(y) if fused is None else y
         return self.activation(self.body(x) + self.shortcut(x))
+
+    def adds_input(self) -> bool:
+        """Whether it is `body(x) + x`."""
+        return type(self.shortcut) is nn.Identity and type(self.activation) is nn.Identity
+
+
+class Shared:
+    """A map that several operations read, whose ReLU is computed, and kept for gradients, once."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    @cached_property
+    def rectified(self) -> Tensor:
+        """`max(x, 0)`."""
+        return F.relu(self.x)
+
+
+def add_weighed(total: Tensor | None, weight: Tensor, op: nn.Module, read: Shared) -> Tensor:
+    """`total + weight · op(x)`, `weight` a positive number; without `total` the latter alone.
+
+    Where `op` ends with a BN, and an activation or none, its weight is a factor of the BN's γ and
+    β: one operation, which keeps nothing for the gradient of the weight.
+    """
+    if isinstance(op, Residual) and not _watched(op) and op.adds_input():
+        passed = weight * read.x
+        return add_weighed(passed if total is None else total + passed, weight, op.body, read)
+    if type(op) is Layers and not _watched(op):
+        modules, x = list(op), read.x
+        if type(modules[0]) is nn.ReLU and not _watched(modules[0]):
+            modules, x = modules[1:], read.rectified
+        if modules and isinstance(modules[-1], nn.BatchNorm2d):
+            x = _in_turn(modules[:-1], x)
+            return norm_act_pool(modules[-1], x, shortcut=total, scale=weight)
+        fused = _fused(modules[-1]) if len(modules) > 1 else None
+        if fused is not None and isinstance(modules[-2], nn.BatchNorm2d):
+            y = norm_act_pool(modules[-2], _in_turn(modules[:-2], x), scale=weight, **fused)
+        else:
+            y = weight * _in_turn(modules, x)
+    else:
+        y = weight * op(read.x)
+    return y if total is None else total + y
 
 
 def _in_turn(modules: list[nn.Module], x: Tensor) -> Tensor:
