@@ -58,7 +58,7 @@ LATER: Mapping[str, Any] = {
 }
 # What a search is, which a run is not; of a search, what only changes how fast it goes.
 _OF_SEARCH = ("search.", "space.", "strategy.", "evaluator.")
-_OF_SPEED = ("search.dir", "search.slots")
+_OF_SPEED = ("search.dir", "search.slots", "strategy.kept_mb")
 
 
 def flat(config: Config) -> dict[str, bool | int | float | str | None]:

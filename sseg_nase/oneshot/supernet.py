@@ -10,6 +10,7 @@ it contains, and which of its networks is which point, is what the space says: `
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import torch
@@ -58,6 +59,33 @@ def attach(network: torch.nn.Module, gates: Gates | None) -> None:
     for module in network.modules():
         if isinstance(module, MixedOperation):
             module.gates[:] = [] if gates is None else [gates]
+
+
+def kept_bytes(network: SearchedNetwork, device: torch.device, *, channels_last: bool) -> int:
+    """Memory of the maps that a forward pass keeps for gradients, per image."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    copied = copy.deepcopy(network).to(device).to(memory_format=layout).train()
+    architecture, images = network.architecture, 2
+    shape = images, architecture.in_channels, architecture.resolution, architecture.resolution
+    own = {tensor.untyped_storage().data_ptr() for tensor in copied.state_dict().values()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        made = copied(torch.zeros(shape, device=device))
+    del made  # it lived until all was counted, so that no memory was given away twice
+    return sum(size for place, size in kept.items() if place not in own) // images
+
+
+def compute_again(network: torch.nn.Module, again: bool) -> None:
+    """Whether mixed operations compute their candidates again for gradients: less memory."""
+    for module in network.modules():
+        if isinstance(module, MixedOperation):
+            module.again = again
 
 
 def choosing(space: NetworkSpace, supernet: Description, picks: Mapping[str, int]) -> Choice:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sseg_nase.config.groups.oneshot import OneShot, PCDarts, Proxyless
+from sseg_nase.config.groups.oneshot import Darts, OneShot, PCDarts, Proxyless
 from sseg_nase.data.random import derive
 from sseg_nase.errors import UserError
 from sseg_nase.evolution.history import MutationRecord, counts
@@ -36,6 +36,7 @@ from sseg_nase.evolution.operators import (
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.building import build, described
 from sseg_nase.nets.evolvable import Learner, head_shaped
+from sseg_nase.nets.searched import SearchedNetwork
 from sseg_nase.oneshot.deriving import Picks, skips
 from sseg_nase.oneshot.gates import Gates
 from sseg_nase.oneshot.images import Half
@@ -44,7 +45,9 @@ from sseg_nase.oneshot.rules import PASS, RULES, Rule
 from sseg_nase.oneshot.supernet import (
     attach,
     choosing,
+    compute_again,
     described_supernet,
+    kept_bytes,
     supernet,
 )
 from sseg_nase.spaces.choice import Value
@@ -121,6 +124,7 @@ class OneShotTraining(Loop):
         self.state = State("the supernet", self.options.epochs, Sink(), progress)
         self.records: list[dict[str, Any]] = []
         self._macs: dict[str, int] = {}
+        self.kept_mb = self._kept_mb(network)
         self._install(self.objective.learner(network, generator))
         self.memory = {n: t.to(self.device) for n, t in self.objective.memory().items()}
         self.batches_per_epoch = self.halves[0].batches
@@ -431,6 +435,21 @@ class OneShotTraining(Loop):
         """What is trained of the learner."""
         return [p for p in self.learner.parameters() if p.requires_grad]
 
+    @property
+    def computes_again(self) -> bool:
+        """Whether less is kept for gradients than `kept_mb`, and computed twice."""
+        limit = self.options.kept_mb if isinstance(self.options, Darts) else None
+        return limit is not None and self.kept_mb > limit
+
+    def _kept_mb(self, network: SearchedNetwork) -> float:
+        """Megabytes of maps that a batch keeps for gradients, in each of its parts."""
+        if not isinstance(self.options, Darts):
+            return 0.0
+        seen = self.objective.see(self.halves[0].at(0), 0)
+        attach(network, self.gates)
+        each = kept_bytes(network, self.device, channels_last=self.channels_last)
+        return each * seen.images / self.options.parts / 1e6
+
     def _install(self, learner: Learner) -> None:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         self.learner = learner.to(self.device).to(memory_format=layout).train()
@@ -449,6 +468,7 @@ class OneShotTraining(Loop):
             )
             attach(self.teacher, self.gates)  # a copy of the network has a copy of its gates
         attach(self.learner, self.gates)
+        compute_again(self.learner, self.computes_again)
 
     def _teaching(self, *, tracks: bool = False) -> Teaching:
         epoch = self.progress.epoch

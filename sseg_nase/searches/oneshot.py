@@ -147,6 +147,12 @@ def train_supernet(this: Run, space: Space, log: Log, told: Told, say: Say) -> N
                 training.load_state_dict(checkpoint.load(path))
             say(f"the supernet resumes after epoch {training.progress.epoch}")
         _tell(training, log, told)
+        if training.computes_again and training.more:
+            say(
+                f"the supernet would keep {training.kept_mb:,.0f} MB of feature maps for the "
+                "gradients of a batch: mixed operations are computed again instead "
+                "(strategy.kept_mb)"
+            )
 
         while training.more:
             training.train_epoch()

@@ -89,9 +89,14 @@ class Gated(OneShot):
 @register("strategy", "darts")
 @dataclass(frozen=True)
 class Darts(Gated):
-    """All candidates at once, weighed by softmax(α) (Liu et al. 2019)."""
+    """All candidates at once, weighed by softmax(α) (Liu et al. 2019).
+
+    `kept_mb`: of feature maps for the gradients of a batch; where the supernet would keep more,
+    its mixed operations are computed again in the backward pass. None: never.
+    """
 
     order: Annotated[str, option(choices=("first", "second"))]
+    kept_mb: Annotated[Optional[int], option(least=0)]
 
 
 @register("strategy", "pc_darts")

@@ -120,10 +120,16 @@ def test_every_key_of_the_schema_changes_it_but_names_places_and_speed(key: str)
 
 
 @pytest.mark.parametrize(
-    ("key", "same"), [("strategy.name", False), ("search.at_once", False), ("search.slots", True)]
+    ("key", "same"),
+    [
+        ("strategy.name", False),
+        ("search.at_once", False),
+        ("search.slots", True),
+        ("strategy.kept_mb", True),
+    ],
 )
 def test_of_a_search_it_changes_with_what_is_searched(key: str, same: bool) -> None:
-    search = dataclasses.replace(PLAIN, task="search")
+    search = load(["task=search", "space=nb201", "strategy=darts"])
     assert (fingerprint(changed(search, key)) == fingerprint(search)) == same
 
 
