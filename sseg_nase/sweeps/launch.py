@@ -115,6 +115,11 @@ def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> 
             say(f"epochs and losses, any time: {command(task='status', sweep=sweep.path)}")
         _reap(store, say)
         numbers = _to_do(sweep, settings.rerun, store, say)
+        if started_by == BASIC and settings.parallel > 1 and len(numbers) > 1:
+            say(
+                "one job after another, each with its share of the threads: "
+                f"hydra/launcher=joblib runs sweep.parallel={settings.parallel} at once"
+            )
         # Nothing of a sweep is touched that is refused.
         sweep.begin_launch(settings, os.environ.get("CUDA_VISIBLE_DEVICES"))
         begin_parent(sweep, store)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import time
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -404,3 +405,18 @@ def test_a_plan_composes_the_options_of_its_groups_once(
     assert len(calls) == 2
     with pytest.raises(UserError, match=r"job 0 .*pretrain\.epoch: .*'pretrain\.epochs'"):
         plan(["pretrain.epoch=1,2"])
+
+
+@pytest.mark.parametrize("given", [["sweep.parallel=2"], ["sweep.parallel=1"]])
+def test_jobs_that_run_one_after_another_are_said_to(tmp_path: Path, given: list[str]) -> None:
+    said, launched = list[str](), list[list[str]]()
+    place = [f"paths.output_dir={tmp_path}", "tracking=jsonl", "debug=tiny"]
+
+    def hydra(overrides: Sequence[str]) -> None:
+        launched.append(list(overrides))
+
+    launch(["seed=0,1", *place, *given], hydra, said.append)
+    assert len(launched) == 1
+    told = [line for line in said if line.startswith("one job after another")]
+    assert bool(told) == (given == ["sweep.parallel=2"])
+    assert all("hydra/launcher=joblib runs sweep.parallel=2 at once" in line for line in told)
