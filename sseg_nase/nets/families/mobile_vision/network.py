@@ -43,6 +43,10 @@ def _b0(width: float) -> nn.Sequential:
     return EfficientNet(settings, dropout=0.0, stochastic_depth_prob=0.0).features
 
 
+# MobileNetV3's 0.01 is for a million steps: after a few hundred, what is evaluated would still be
+# normalised as at the start, and its answers would be chance.
+MOMENTUM = 0.1
+
 FEATURES: Mapping[str, Callable[[float], nn.Sequential]] = {
     "mobilenet_v2_035": _v2,
     "mobilenet_v3_small": _v3,
@@ -95,6 +99,9 @@ class MobileNetwork(Backbone):
                 new = nn.Conv2d(architecture.in_channels, old.out_channels, 3, 2, 1, bias=False)
                 nn.init.kaiming_normal_(new.weight, mode="fan_out")
                 stem[0] = new
+        for norm in self.features.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.momentum = MOMENTUM
         halving = [m for m in self.features.modules() if getattr(m, "stride", 1) == (2, 2)]
         for conv in halving[: len(halving) - architecture.halvings]:
             assert isinstance(conv, nn.Conv2d), conv
