@@ -117,7 +117,7 @@ def test_images_become_embeddings(name: str, size: int, channels: int) -> None:
 
 @pytest.mark.parametrize("name", names_with(BackboneConfig))
 def test_statistics_of_batch_norms_follow_a_short_training(name: str) -> None:
-    """After a hundred steps at MobileNetV3's own 0.01 a third of them would be that of the start."""
+    """After a hundred steps at 0.01, as MobileNetV3 has it, a third of them is of the start."""
     network = build(composed(name, *(["evolution=none"] if name == "sketch_cnn" else [])))
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     assert {norm.momentum for norm in norms} <= {0.1}
