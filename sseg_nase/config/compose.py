@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import re
+import threading
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -111,6 +112,8 @@ def register() -> None:
     OmegaConf.register_new_resolver("fitted", _fitted, replace=True)
 
 
+HYDRA = threading.RLock()  # whose state is of the whole process: one thread composes at a time
+
 # What Hydra composed of options of groups alone, by these, the files of the configuration and the
 # schema; the last used at the end.
 _compositions: dict[Any, DictConfig] = {}
@@ -123,13 +126,14 @@ def load(overrides: Sequence[str] = (), *further: Path) -> Config:
     With `resume=RUN_DIR` the run's own overrides come with it. `further` are config folders that
     are searched too. Raises `UserError`.
     """
-    register()
-    GlobalHydra.instance().clear()
-    overrides = spelled_out(overrides)
-    overrides = [*overrides, *continued(overrides)]
-    with explaining(overrides, *further):
-        composed = _composed_in_parts(overrides, *further)
-        return to_config(composed or _composed([*overrides, *searched(*further)]))
+    with HYDRA:
+        register()
+        GlobalHydra.instance().clear()
+        overrides = spelled_out(overrides)
+        overrides = [*overrides, *continued(overrides)]
+        with explaining(overrides, *further):
+            composed = _composed_in_parts(overrides, *further)
+            return to_config(composed or _composed([*overrides, *searched(*further)]))
 
 
 def _composed_in_parts(overrides: Sequence[str], *further: Path) -> DictConfig | None:
@@ -272,15 +276,16 @@ def defaults() -> Config:
 @contextmanager
 def beside_hydra() -> Iterator[None]:
     """Compose within; what Hydra is doing meanwhile is left as it was."""
-    register()
-    at_work = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        yield
-    finally:
+    with HYDRA:
+        register()
+        at_work = GlobalHydra.instance().hydra
         GlobalHydra.instance().clear()
-        if at_work is not None:
-            GlobalHydra.instance().initialize(at_work)
+        try:
+            yield
+        finally:
+            GlobalHydra.instance().clear()
+            if at_work is not None:
+                GlobalHydra.instance().initialize(at_work)
 
 
 def stored(path: Path) -> Config:

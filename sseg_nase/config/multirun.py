@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from sseg_nase.config.commands import argument
-from sseg_nase.config.compose import CONFIG_NAME, conf_dir, register, searched
+from sseg_nase.config.compose import CONFIG_NAME, HYDRA, conf_dir, register, searched
 from sseg_nase.config.conf_files import groups
 from sseg_nase.config.explain import explaining
 from sseg_nase.config.layout import key_types
@@ -145,13 +145,14 @@ def swept(jobs: Sequence[Sequence[str]]) -> list[str]:
 
 def _hydra(overrides: Sequence[str], *further: Path) -> DictConfig:
     """Hydra's own part of the composed config."""
-    register()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        composed = compose(
-            CONFIG_NAME, overrides=[*overrides, *searched(*further)], return_hydra_config=True
-        )
-    return composed.hydra
+    with HYDRA:
+        register()
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            composed = compose(
+                CONFIG_NAME, overrides=[*overrides, *searched(*further)], return_hydra_config=True
+            )
+        return composed.hydra
 
 
 def _params(overrides: Sequence[str], *further: Path) -> list[str]:

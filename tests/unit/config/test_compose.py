@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -19,6 +21,7 @@ from omegaconf import OmegaConf
 import sseg_nase
 from sseg_nase.config import ablations as defined
 from sseg_nase.config import compose as module
+from sseg_nase.config import multirun
 from sseg_nase.config.compose import (
     dataset_choice,
     defaults,
@@ -496,3 +499,24 @@ def test_a_value_has_a_type_when_nothing_is_to_be_converted(
 ) -> None:
     assert [has_type(kind, value) for value in of_it] == [True] * len(of_it)
     assert [has_type(kind, value) for value in others] == [False] * len(others)
+
+
+def test_threads_compose_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra is one object of the whole process, and says so where it is begun twice."""
+    monkeypatch.setattr(module, "_compositions", {})
+    within = module.compose
+
+    def slowly(*given: Any, **more: Any) -> Any:
+        time.sleep(0.02)
+        return within(*given, **more)
+
+    for each in (module, multirun):
+        monkeypatch.setattr(each, "compose", slowly)
+    lines = [
+        [f"seed={seed}", f"backbone={name}"] for seed, name in enumerate(("evolvable", "seed_wide"))
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(load, lines * 2))
+        swept = list(pool.map(multirun._hydra, lines * 2))
+    assert [config.seed for config in found] == [0, 1, 0, 1]
+    assert len(swept) == 4
