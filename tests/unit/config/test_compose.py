@@ -21,7 +21,6 @@ from omegaconf import OmegaConf
 import sseg_nase
 from sseg_nase.config import ablations as defined
 from sseg_nase.config import compose as module
-from sseg_nase.config import multirun
 from sseg_nase.config.compose import (
     dataset_choice,
     defaults,
@@ -510,13 +509,10 @@ def test_threads_compose_at_the_same_time(monkeypatch: pytest.MonkeyPatch) -> No
         time.sleep(0.02)
         return within(*given, **more)
 
-    for each in (module, multirun):
-        monkeypatch.setattr(each, "compose", slowly)
+    monkeypatch.setattr(module, "compose", slowly)
     lines = [
         [f"seed={seed}", f"backbone={name}"] for seed, name in enumerate(("evolvable", "seed_wide"))
     ]
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(load, lines * 2))
-        swept = list(pool.map(multirun._hydra, lines * 2))
     assert [config.seed for config in found] == [0, 1, 0, 1]
-    assert len(swept) == 4
