@@ -11,7 +11,7 @@ from benchmarks.suite.child import Work
 from benchmarks.suite.setting import BATCH, device, loader, overrule, pictures, plain, program
 from sseg_nase.config.schema import Config
 from sseg_nase.hardware.profiles import cores
-from sseg_nase.nets import fused
+from sseg_nase.nets import depthwise, fused
 from sseg_nase.stages.pretraining import trainer_of
 from sseg_nase.stages.setup import images_of, seed_learner
 from sseg_nase.tracking.sink import Sink
@@ -94,8 +94,9 @@ def step(size: int, backbone: str, steps: int = 6) -> Work:
 
 
 def step_in_turn(size: int, backbone: str) -> Work:
-    """The same with batch norm, activation and pooling one after the other, as torch has them."""
-    overrule(fused, _fits=lambda *_: False)
+    """The same with torch's operators alone, batch norm, activation and pooling in turn."""
+    for module in (fused, depthwise):
+        overrule(module, computed_here=lambda _: False)
     return step(size, backbone)
 
 

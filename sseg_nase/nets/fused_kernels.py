@@ -1,243 +1,121 @@
 """Kernels of `sseg_nase.nets.fused`: batch norm, activation and pooling over maps in memory.
 
 They are written with vectors of neighbouring channels, because a loop over the channels of one
-pixel is too short to become vectors by itself. What `bits` loads is one vector; sums, products,
-comparisons and `where` are of its lanes. The compiler makes of it what the processor has.
+pixel is too short to become vectors by itself.
 
 Maps are the numbers of `[B, H, W, C]` in a row; one that is not there is empty. Channels are taken
 in blocks of as many as `lanes` has. The last block begins early where they do not divide C: a few
-channels are then computed twice, and sums have `slots` of their own for every block. An activation
-is known by its `slope` where its input is not positive: 0 for ReLU, 1 for none. `factors` holds C
-numbers each of μ, a and b of the forward pass, u = a (x − μ) + b, and of A, S and D of the backward
-pass, ∂x = A g + S (x − μ) + D.
+channels are then computed twice, and sums have `slots` of their own for every block. `factors`
+holds C numbers each of μ, a and b of the forward pass, u = a (x − μ) + b, and of A, S and D of the
+backward pass, ∂x = A g + S (x − μ) + D.
+
+An activation `act` is a kind and a number: `SLOPE` and its slope where its input is not positive, 0
+for ReLU, 1 for none; the other kinds have no number. With pooling its slope is all of it.
 """
 
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import extending, types
-from numba.core.cgutils import get_or_insert_function
-from numba.core.datamodel import models
-from numba.extending import lower_builtin, register_model, type_callable
 
 from sseg_nase.hardware.compiled import compiled
+from sseg_nase.hardware.vectors import (
+    bits,
+    doubled,
+    filled,
+    multiply_add,
+    number,
+    prefetch,
+    rounding,
+    store,
+    where,
+    wide,
+)
 
 PARTS = 32  # whose sums are put together in float64, one after the other
-intrinsic: Callable[..., Any] = extending.intrinsic  # whose types do not fit such use
 
 
-# -- vectors ---------------------------------------------------------------------------------------
-
-
-class Vector(types.Type):
-    """As many numbers as `lanes`, in a register."""
-
-    def __init__(self, dtype: Any, lanes: int) -> None:
-        self.dtype, self.lanes = dtype, lanes
-        super().__init__(name=f"Vector({dtype}, {lanes})")
-
-    def of(self, dtype: Any) -> Vector:
-        """As many of another kind."""
-        return Vector(dtype, self.lanes)
-
-
-@register_model(Vector)
-class _VectorModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, vector: Vector) -> None:
-        super().__init__(manager, vector, _in_llvm(vector))
-
-
-def _in_llvm(vector: Vector) -> ir.Type:
-    if vector.dtype == types.boolean:
-        element: ir.Type = ir.IntType(1)
-    elif vector.dtype in (types.float32, types.float64):
-        element = ir.FloatType() if vector.dtype == types.float32 else ir.DoubleType()
-    else:
-        element = ir.IntType(vector.dtype.bitwidth)
-    return ir.VectorType(element, vector.lanes)
-
-
-def _place(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.gep(data, [index])
-
-
-def _vector_at(context: Any, builder: Any, vector: Vector, of: Any, arguments: Any) -> Any:
-    """Where in an array `of` some type a vector begins."""
-    start = _place(context, builder, of, *arguments[:2])
-    return builder.bitcast(start, _in_llvm(vector).as_pointer())
-
-
-def _size(array: Any) -> int:
-    return int(array.dtype.bitwidth // 8)
-
-
-@intrinsic
-def bits(typing, array, index, lanes):  # type: ignore[no-untyped-def]
-    """What stands in `array` from `index` on."""
-    vector = Vector(array.dtype, lanes.count)
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        start = _vector_at(context, builder, vector, array, arguments)
-        return builder.load(start, align=_size(array))
-
-    return vector(array, types.intp, lanes), generate
-
-
-@intrinsic
-def filled(typing, like, lanes, value):  # type: ignore[no-untyped-def]
-    """Every lane `value`, in the dtype of an array or a vector."""
-    vector = Vector(like.dtype, lanes.count)
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        one = context.cast(builder, arguments[2], value, like.dtype)
-        none = ir.Constant(_in_llvm(vector), ir.Undefined)
-        first = builder.insert_element(none, one, ir.IntType(32)(0))
-        return builder.shuffle_vector(first, none, _every(_in_llvm(vector.of(types.int32)), 0))
-
-    return vector(like, lanes, value), generate
-
-
-@intrinsic
-def number(typing, vector):  # type: ignore[no-untyped-def]
-    """What `bits` stand for: a bfloat16, read as an integer, is the upper half of a float32."""
-    if not isinstance(vector.dtype, types.Integer):
-        return vector(vector), lambda context, builder, signature, arguments: arguments[0]
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        whole = _in_llvm(vector.of(types.int32))
-        upper = builder.shl(builder.zext(arguments[0], whole), _every(whole, 16))
-        return builder.bitcast(upper, _in_llvm(vector.of(types.float32)))
-
-    return vector.of(types.float32)(vector), generate
-
-
-@intrinsic
-def wide(typing, vector):  # type: ignore[no-untyped-def]
-    """The same in float64."""
-    double = vector.of(types.float64)
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        if vector == double:
-            return arguments[0]
-        return builder.fpext(arguments[0], _in_llvm(double))
-
-    return double(vector), generate
-
-
-@intrinsic
-def store(typing, array, index, vector):  # type: ignore[no-untyped-def]
-    """Write to `array` from `index` on, rounded to the nearest (of two, the even) for bfloat16."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        value = arguments[2]
-        if vector.dtype == types.float32 and isinstance(array.dtype, types.Integer):
-            value = _rounded(builder, value, vector)
-        kept = vector.of(array.dtype)
-        start = _vector_at(context, builder, kept, array, arguments)
-        builder.store(value, start, align=_size(array))
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, vector), generate
-
-
-def _rounded(builder: Any, value: Any, vector: Vector) -> Any:
-    whole = _in_llvm(vector.of(types.int32))
-    number = builder.bitcast(value, whole)
-    odd = builder.and_(builder.lshr(number, _every(whole, 16)), _every(whole, 1))
-    nearest = builder.add(builder.add(number, _every(whole, 0x7FFF)), odd)
-    # The bits of what is not a number could carry over into infinity.
-    none = builder.or_(number, _every(whole, 0x400000))
-    kept = builder.select(builder.fcmp_unordered("uno", value, value), none, nearest)
-    upper = builder.lshr(kept, _every(whole, 16))
-    return builder.trunc(upper, _in_llvm(vector.of(types.int16)))
-
-
-def _every(kind: ir.VectorType, value: int) -> ir.Constant:
-    return ir.Constant(kind, [value] * kind.count)
-
-
-@intrinsic
-def where(typing, mask, yes, no):  # type: ignore[no-untyped-def]
-    """`yes` in the lanes that `mask` has, `no` in the others."""
-    return yes(mask, yes, no), lambda context, builder, signature, args: builder.select(*args)
-
-
-@intrinsic
-def prefetch(typing, array, index):  # type: ignore[no-untyped-def]
-    """Have what stands at `index`, which may lie outside, come into the cache."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        start = _place(context, builder, array, *arguments)
-        start = builder.bitcast(start, ir.IntType(8).as_pointer())
-        whole = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [start.type, whole, whole, whole])
-        function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [start, whole(0), whole(3), whole(1)])  # to read, to keep, data
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp), generate
-
-
-def _operator(of: Callable[..., Any], emit: Callable[..., Any], *, compares: bool = False) -> None:
-    """Let the operator `of` take two equal kinds of vectors."""
-
-    @type_callable(of)
-    def typing(context):  # type: ignore[no-untyped-def]
-        def typer(one, other):  # type: ignore[no-untyped-def]
-            if isinstance(one, Vector) and one == other:
-                return one.of(types.boolean) if compares else one
-            return None
-
-        return typer
-
-    @lower_builtin(of, Vector, Vector)
-    def lower(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return emit(builder, isinstance(signature.args[0].dtype, types.Integer), *arguments)
-
-
-def _compares(sign: str) -> Callable[..., Any]:
-    def emit(builder: Any, integers: bool, one: Any, other: Any) -> Any:
-        if integers:
-            return builder.icmp_unsigned(sign, one, other)
-        compare = builder.fcmp_unordered if sign == "!=" else builder.fcmp_ordered
-        return compare(sign, one, other)
-
-    return emit
-
-
-for _of in (operator.add, operator.iadd):
-    _operator(_of, lambda builder, integers, one, other: builder.fadd(one, other))
-_operator(operator.sub, lambda builder, integers, one, other: builder.fsub(one, other))
-_operator(operator.mul, lambda builder, integers, one, other: builder.fmul(one, other))
-_operator(operator.or_, lambda builder, integers, one, other: builder.or_(one, other))
-_operator(operator.and_, lambda builder, integers, one, other: builder.and_(one, other))
-_operator(operator.gt, _compares(">"), compares=True)
-_operator(operator.eq, _compares("=="), compares=True)
-_operator(operator.ne, _compares("!="), compares=True)
+# Kinds of activations.
+SLOPE, RELU6, HARD_SWISH, SILU = range(4)
 
 
 # -- parts of kernels ------------------------------------------------------------------------------
 
 
 @compiled
-def _activated(u, slope, lanes):  # type: ignore[no-untyped-def]
-    """`u` where it is positive, else slope · u."""
-    zero, factor = filled(u, lanes, 0.0), filled(u, lanes, slope)
-    return where(_above(u, zero), u, where(factor != zero, u * factor, zero))
+def _activated(u, act, lanes):  # type: ignore[no-untyped-def]
+    """The activation of `u`."""
+    kind, slope = act
+    zero = filled(u, lanes, 0.0)
+    if kind == RELU6:
+        six = filled(u, lanes, 6.0)
+        return where(_above(u, zero), where(u > six, six, u), zero)
+    if kind == HARD_SWISH:
+        return u * _hard_sigmoid(u, lanes)
+    if kind == SILU:
+        return u * _sigmoid(u, lanes)
+    return _sloped(u, _above(u, zero), slope, lanes)
 
 
 @compiled
-def _passed(g, positive, slope, lanes):  # type: ignore[no-untyped-def]
-    """The gradient of u from that of its activation, `g`; `positive`: where u is."""
+def _passed(g, u, act, lanes):  # type: ignore[no-untyped-def]
+    """The gradient of `u` from that of its activation, `g`."""
+    kind, slope = act
+    zero = filled(u, lanes, 0.0)
+    if kind == RELU6:
+        return where((u > zero) & (filled(u, lanes, 6.0) > u), g, zero)
+    if kind == HARD_SWISH:
+        inside = (u > filled(u, lanes, -3.0)) & (filled(u, lanes, 3.0) > u)
+        rising = u * filled(u, lanes, 1 / 3) + filled(u, lanes, 0.5)
+        return where(inside, g * rising, where(u > zero, g, zero))
+    if kind == SILU:
+        share, one = _sigmoid(u, lanes), filled(u, lanes, 1.0)
+        return g * (share * (one + u * (one - share)))
+    return _sloped(g, u > zero, slope, lanes)
+
+
+@compiled
+def _sloped(g, positive, slope, lanes):  # type: ignore[no-untyped-def]
+    """`g` where `positive`, else slope · g."""
     zero, factor = filled(g, lanes, 0.0), filled(g, lanes, slope)
     return where(positive, g, where(factor != zero, g * factor, zero))
+
+
+@compiled
+def _hard_sigmoid(u, lanes):  # type: ignore[no-untyped-def]
+    """u / 6 + 1 / 2, of what lies between 0 and 1."""
+    zero, one = filled(u, lanes, 0.0), filled(u, lanes, 1.0)
+    line = u * filled(u, lanes, 1 / 6) + filled(u, lanes, 0.5)
+    return where(line > one, one, where(line > zero, line, zero))
+
+
+@compiled
+def _sigmoid(u, lanes):  # type: ignore[no-untyped-def]
+    """1 / (1 + exp(−u)), of float32; 0 where exp(−u) is more than a float32."""
+    one, least = filled(u, lanes, 1.0), filled(u, lanes, -_LARGEST)
+    found = one / (one + _exponential(filled(u, lanes, 0.0) - u, lanes))
+    return where(u > least, found, filled(u, lanes, 0.0))
+
+
+_LARGEST = 88.0  # whose exponential is a float32
+_LOG2_UPPER, _LOG2_REST = 0.693359375, -2.12194440e-4  # log 2; products of the first are exact
+# Of (exp(r) − 1 − r) / r² where |r| ≤ log(2) / 2: Cephes' expf.
+_SERIES = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
+
+
+@compiled
+def _exponential(x, lanes):  # type: ignore[no-untyped-def]
+    """exp(x) = 2ⁿ exp(r), x = n log 2 + r, of float32; beyond ±`_LARGEST` what it is there."""
+    most, least = filled(x, lanes, _LARGEST), filled(x, lanes, -_LARGEST)
+    x = where(x > most, most, where(x > least, x, least))
+    shifted = x * filled(x, lanes, 1.44269504) + rounding(x)  # n, in its last bits
+    n = shifted - rounding(x)
+    r = x - n * filled(x, lanes, _LOG2_UPPER) - n * filled(x, lanes, _LOG2_REST)
+    series = filled(x, lanes, _SERIES[0])
+    for k in range(1, len(_SERIES)):
+        series = multiply_add(series, r, filled(x, lanes, _SERIES[k]))
+    return doubled(multiply_add(series * r, r, r + filled(x, lanes, 1.0)), shifted)
 
 
 @compiled
@@ -386,7 +264,7 @@ def total(sums, slots, n, batch, exact, of_weight, of_bias, factors):  # type: i
 
 @compiled
 def apply(  # type: ignore[no-untyped-def]
-    x, shortcut, C, pixels, lanes, slope, factors, out, start, stop
+    x, shortcut, C, pixels, lanes, act, factors, out, start, stop
 ):
     """The activation of u = a (x − μ) + b + shortcut of the chunks of `pixels`."""
     K = len(lanes)
@@ -403,13 +281,13 @@ def apply(  # type: ignore[no-untyped-def]
                 if len(shortcut):
                     prefetch(shortcut, at + pixels * C)
                     u += number(bits(shortcut, at, lanes))
-                store(out, at, _activated(u, slope, lanes))
+                store(out, at, _activated(u, act, lanes))
                 at += C
 
 
 @compiled
 def add_up(  # type: ignore[no-untyped-def]
-    x, shortcut, g, C, pixels, lanes, slope, factors, sums, start, stop
+    x, shortcut, g, C, pixels, lanes, act, factors, sums, start, stop
 ):
     """Σ g' and Σ g' (x − μ) of `PARTS` chunks each, `[…, 2, slots]`, zeros; g' = ∂u of `apply`."""
     K = len(lanes)
@@ -430,7 +308,7 @@ def add_up(  # type: ignore[no-untyped-def]
                 if len(shortcut):
                     prefetch(shortcut, at + pixels * C)
                     u += number(bits(shortcut, at, lanes))
-                passed = _passed(number(bits(g, at, lanes)), u > zero, slope, lanes)
+                passed = _passed(number(bits(g, at, lanes)), u, act, lanes)
                 total += passed
                 by_x += passed * away
                 at += C
@@ -440,7 +318,7 @@ def add_up(  # type: ignore[no-untyped-def]
 
 @compiled
 def gradients(  # type: ignore[no-untyped-def]
-    x, shortcut, g, C, pixels, lanes, slope, factors, of_x, of_shortcut, start, stop
+    x, shortcut, g, C, pixels, lanes, act, factors, of_x, of_shortcut, start, stop
 ):
     """A g' + S (x − μ) + D and g' of the chunks."""
     K = len(lanes)
@@ -453,7 +331,6 @@ def gradients(  # type: ignore[no-untyped-def]
                 bits(factors, 4 * C + channel, lanes),
                 bits(factors, 5 * C + channel, lanes),
             )
-            zero = filled(mean, lanes, 0.0)
             at = chunk * pixels * C + channel
             while at < min((chunk + 1) * pixels * C, len(x)):
                 prefetch(x, at + pixels * C)
@@ -464,7 +341,7 @@ def gradients(  # type: ignore[no-untyped-def]
                 if len(shortcut):
                     prefetch(shortcut, at + pixels * C)
                     u += number(bits(shortcut, at, lanes))
-                passed = _passed(number(bits(g, at, lanes)), u > zero, slope, lanes)
+                passed = _passed(number(bits(g, at, lanes)), u, act, lanes)
                 store(of_x, at, passed * by_g + (away * by_x + by_1))
                 if len(of_shortcut):
                     store(of_shortcut, at, passed)
@@ -480,7 +357,7 @@ def gradients(  # type: ignore[no-untyped-def]
 
 @compiled
 def apply_pooled(  # type: ignore[no-untyped-def]
-    x, shortcut, H, W, C, lanes, slope, factors, out, which, start, stop
+    x, shortcut, H, W, C, lanes, act, factors, out, which, start, stop
 ):
     """2×2 max-pooling of what `apply` gives of the images from `start` to before `stop`.
 
@@ -511,7 +388,7 @@ def apply_pooled(  # type: ignore[no-untyped-def]
                 upper, lower = where(right, second, first), where(below_right, fourth, third)
                 below = _above(lower, upper)
                 u = where(below, lower, upper)
-                store(out, to, _activated(u, slope, lanes))
+                store(out, to, _activated(u, act, lanes))
                 if len(which):
                     in_upper = where(right, filled(which, lanes, 1), filled(which, lanes, 0))
                     in_lower = where(below_right, filled(which, lanes, 3), filled(which, lanes, 2))
@@ -524,7 +401,7 @@ def apply_pooled(  # type: ignore[no-untyped-def]
 
 @compiled
 def add_up_pooled(  # type: ignore[no-untyped-def]
-    x, g, which, H, W, C, lanes, slope, factors, images, sums, start, stop
+    x, g, which, H, W, C, lanes, act, factors, images, sums, start, stop
 ):
     """As `add_up`, of `images` each."""
     K = len(lanes)
@@ -543,7 +420,7 @@ def add_up_pooled(  # type: ignore[no-untyped-def]
                 prefetch(g, to + w * C)
                 prefetch(which, to + w * C)
                 place = bits(which, to, lanes)
-                passed = _of_window(g, place, to, slope, lanes)
+                passed = _of_window(g, place, to, act, lanes)
                 place = place & filled(place, lanes, 3)
                 best = bits(x, at, lanes)
                 best = where(place == filled(place, lanes, 1), bits(x, at + C, lanes), best)
@@ -560,7 +437,7 @@ def add_up_pooled(  # type: ignore[no-untyped-def]
 
 @compiled
 def gradients_pooled(  # type: ignore[no-untyped-def]
-    x, g, which, H, W, C, lanes, slope, factors, of_x, of_shortcut, start, stop
+    x, g, which, H, W, C, lanes, act, factors, of_x, of_shortcut, start, stop
 ):
     """As `gradients`, of the images from `start` to before `stop`."""
     K = len(lanes)
@@ -582,7 +459,7 @@ def gradients_pooled(  # type: ignore[no-untyped-def]
                 prefetch(g, to + w * C)
                 prefetch(which, to + w * C)
                 place = bits(which, to, lanes)
-                passed = _of_window(g, place, to, slope, lanes)
+                passed = _of_window(g, place, to, act, lanes)
                 place = place & filled(place, lanes, 3)
                 for below in range(2):
                     for right in range(2):
@@ -610,10 +487,10 @@ def gradients_pooled(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _of_window(g, place, at, slope, lanes):  # type: ignore[no-untyped-def]
+def _of_window(g, place, at, act, lanes):  # type: ignore[no-untyped-def]
     """The gradient of a window's greatest input."""
     positive = filled(place, lanes, 4) > place
-    return _passed(number(bits(g, at, lanes)), positive, slope, lanes)
+    return _sloped(number(bits(g, at, lanes)), positive, act[1], lanes)
 
 
 @compiled

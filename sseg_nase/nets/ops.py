@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sseg_nase.errors import UserError, did_you_mean
+from sseg_nase.nets.convolutions import for_cpu
 from sseg_nase.nets.fused import norm_act_pool
-from sseg_nase.nets.pointwise import guarded
 
 Build = Callable[..., nn.Module]
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
@@ -35,6 +35,12 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
     "none": nn.Identity,
 }
+_WITH_NORM: Mapping[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.Hardswish: "hard_swish",
+    nn.SiLU: "silu",
+}  # beside LeakyReLU
 LEAST_SQUEEZED = 4  # channels: a quarter of five would be one
 
 
@@ -96,7 +102,7 @@ def build_operation(
     name: str, inside: int, outside: int, stride: int = 1, options: Mapping[str, Any] | None = None
 ) -> nn.Module:
     """Return the module of an operation."""
-    return guarded(operation(name).build(inside, outside, stride, **(options or {})))
+    return for_cpu(operation(name).build(inside, outside, stride, **(options or {})))
 
 
 def cost(
@@ -272,11 +278,10 @@ def _fused(activation: nn.Module) -> dict[str, Any] | None:
     """What `norm_act_pool` calls an activation; None for one that stays a module of its own."""
     if _watched(activation):
         return None
-    if type(activation) is nn.ReLU:
-        return {"activation": "relu"}
     if type(activation) is nn.LeakyReLU:
         return {"activation": "leaky_relu", "negative_slope": activation.negative_slope}
-    return None
+    name = _WITH_NORM.get(type(activation))
+    return None if name is None else {"activation": name}
 
 
 def _watched(module: nn.Module) -> bool:

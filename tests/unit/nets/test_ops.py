@@ -79,7 +79,8 @@ def test_in_one_go_is_what_torch_does_one_after_the_other(
         ("nor_conv_3x3", {}, []),  # a norm alone is torch's
         ("irb_e3", {}, ["relu", "relu", None]),
         ("conv", {"activation": "leaky_relu"}, ["leaky_relu"]),
-        ("conv", {"activation": "silu"}, []),
+        ("conv", {"activation": "silu"}, ["silu"]),
+        ("conv", {"activation": "elu"}, []),
         ("basic_block", {}, ["relu", "relu"]),
         ("basic_block", {"activation": "gelu"}, [None]),
     ],

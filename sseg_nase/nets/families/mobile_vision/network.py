@@ -11,10 +11,13 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 from torchvision.models.efficientnet import EfficientNet, MBConvConfig
+from torchvision.ops.misc import Conv2dNormActivation
 
 from sseg_nase.nets.backbone import Backbone, drawing_from
+from sseg_nase.nets.convolutions import for_cpu
 from sseg_nase.nets.families.mobile_vision import MobileVision
 from sseg_nase.nets.family import FamilyArchitecture
+from sseg_nase.nets.ops import Layers
 from sseg_nase.nets.plan import SMALLEST
 
 # Of EfficientNet-B0: expansion, kernel, stride, channels in and out, blocks (Tan and Le 2019).
@@ -106,6 +109,10 @@ class MobileNetwork(Backbone):
         for conv in halving[: len(halving) - architecture.halvings]:
             assert isinstance(conv, nn.Conv2d), conv
             conv.stride = (1, 1)
+        for_cpu(self.features)
+        for layers in self.features.modules():
+            if type(layers) is Conv2dNormActivation:
+                layers.__class__ = Layers
 
     def stages(self) -> list[nn.Module]:
         """The blocks in order."""

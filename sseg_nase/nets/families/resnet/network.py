@@ -13,11 +13,11 @@ from torchvision import models
 from torchvision.models import resnet
 
 from sseg_nase.nets.backbone import drawing_from
+from sseg_nase.nets.convolutions import for_cpu
 from sseg_nase.nets.families.resnet import ResNet as ResNetConfig
 from sseg_nase.nets.family import FamilyArchitecture
 from sseg_nase.nets.fused import norm_act_pool
 from sseg_nase.nets.maps import IMAGES, Axis, Wires, module
-from sseg_nase.nets.pointwise import guarded
 from sseg_nase.nets.vision import INPUTS, VisionBackbone
 
 STEMS = ("imagenet", "small")
@@ -178,7 +178,7 @@ class ResNet(VisionBackbone):
         if small:
             self.body.maxpool = nn.Identity()
         self.body.fc = nn.Identity()
-        guarded(self.body)
+        for_cpu(self.body)
 
     def stages(self) -> list[nn.Module]:
         """The four stages in order, the first one with the stem."""

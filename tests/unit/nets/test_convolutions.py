@@ -1,4 +1,4 @@
-"""1×1 convolutions with a stride: their gradients, and which convolutions they are."""
+"""Convolutions of our own: their gradients, and which convolutions become such."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from sseg_nase.config.compose import load
-from sseg_nase.nets import ops, pointwise
-from sseg_nase.nets.pointwise import AT_ONCE, PointwiseConv2d, guarded
+from sseg_nase.nets import convolutions, ops
+from sseg_nase.nets.convolutions import AT_ONCE, PointwiseConv2d, for_cpu
 from sseg_nase.stages import seed_backbone
 
 
@@ -20,7 +20,7 @@ def test_gradients_are_those_of_the_formula(
 ) -> None:
     outside, groups = outside or inside, groups or inside
     torch.manual_seed(0)
-    conv = guarded(nn.Conv2d(inside, outside, 1, stride, groups=groups))
+    conv = for_cpu(nn.Conv2d(inside, outside, 1, stride, groups=groups))
     conv.to(memory_format=torch.channels_last)
     x = torch.randn(4, inside, side, side).contiguous(memory_format=torch.channels_last)
     x.requires_grad_()
@@ -48,13 +48,13 @@ def test_gradients_are_those_of_the_formula(
 
 def test_what_is_skipped_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[int, ...]] = []
-    conv2d = pointwise.F.conv2d
+    conv2d = convolutions.F.conv2d
 
     def told(x: torch.Tensor, *given: object, **more: object) -> torch.Tensor:
         read.append(tuple(x.shape))
         return conv2d(x, *given, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(pointwise.F, "conv2d", told)
+    monkeypatch.setattr(convolutions.F, "conv2d", told)
     few, many = (ops.build_operation("skip_connect", n, n, 2) for n in (AT_ONCE - 1, AT_ONCE))
     for module, channels in ((few, AT_ONCE - 1), (many, AT_ONCE)):
         module(torch.randn(2, channels, 8, 8, requires_grad=True))
@@ -64,7 +64,7 @@ def test_what_is_skipped_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read == [skipped] * 2 + [(2, AT_ONCE, 8, 8)] * 2 + [whole] * 2
 
 
-def test_all_such_convolutions_are_guarded() -> None:
+def test_all_such_convolutions_are_replaced() -> None:
     residual = ops.build_operation("basic_block", 6, 10, 2)
     resnet = seed_backbone(load(["backbone=resnet18", "evolution=none", "sparsity=none"]))
     for network in (residual, resnet):
@@ -76,4 +76,4 @@ def test_all_such_convolutions_are_guarded() -> None:
         assert strided
         assert all(isinstance(each, PointwiseConv2d) for each in strided)
     padded = nn.Conv2d(3, 3, 1, 2, padding=1)
-    assert type(guarded(padded)) is nn.Conv2d
+    assert type(for_cpu(padded)) is nn.Conv2d
