@@ -20,6 +20,7 @@ from sseg_nase.hardware.vectors import bits, filled, multiply_add, store
 from sseg_nase.nets.fused import computed_here, flat, lanes_of
 
 _PART = 2048  # numbers that are summed before sums become float64
+_USUAL = ((3, 3), (1, 1), (1, 1), (1, 1))  # sides, stride, padding and dilation
 _NEAR = 256  # pixels of a few channels, in the nearest cache for all weights
 
 Pair = tuple[int, int]
@@ -85,11 +86,26 @@ class _Depthwise(torch.autograd.Function):
         if torch.is_grad_enabled():  # by operations that have gradients themselves
             return *of_torch(of_x, of_weight, False), None, None, None
         found: list[Tensor | None] = [None] * 5
-        if of_x:
+        if of_x and dilation != (1, 1) and stride == (1, 1):
+            found[0] = _turned_round(g, weight, padding, dilation)
+        elif of_x:
             found[0] = of_torch(True, False, False)[0]
         if of_weight:
             found[1] = weight_gradient(x, g, weight.shape[2:], stride, padding, dilation)
         return tuple(found)
+
+
+def _turned_round(g: Tensor, weight: Tensor, padding: Pair, dilation: Pair) -> Tensor:
+    """∂x of a convolution without a stride: one of `g` with the weights in reverse order.
+
+    torch's forward pass of a dilated one takes a fraction of the time of its gradient of the input.
+    """
+    reach = [d * (side - 1) for d, side in zip(dilation, weight.shape[2:], strict=True)]
+    around = [whole - before for whole, before in zip(reach, padding, strict=True)]
+    inner = [max(0, one) for one in around]
+    turned = torch.conv2d(g, weight.flip((2, 3)), None, 1, inner, dilation, len(weight))
+    down, right = (max(0, -one) for one in around)  # zeros beyond what weights reach from a pixel
+    return turned[:, :, down : turned.shape[2] - down, right : turned.shape[3] - right]
 
 
 def _asked_for(node: Any) -> bool:
@@ -114,17 +130,20 @@ def weight_gradient(
     images = max(1, _PART // pixels)
     taps = sides[0] * sides[1]
     found = np.zeros((-(-B // images), taps, len(lanes) * -(-C // len(lanes))), np.float32)
-    maps = flat(x), tuple(size), flat(g), tuple(g.shape[2:]), B, C
-    how = tuple(sides), tuple(stride), tuple(padding), tuple(dilation)
-    near = max(1, _NEAR // pixels)
-    in_blocks(partial(_add_up, *maps, *how, lanes, images, near, found.reshape(-1)), len(found))
+    numbers, near = (flat(x), flat(g)), max(1, _NEAR // pixels)
+    how = tuple(sides), stride, padding, dilation
+    if how == _USUAL:
+        add_up = partial(_add_up_threes, *numbers, *size)
+    else:
+        add_up = partial(_add_up, *numbers, tuple(size), tuple(g.shape[2:]), *how)
+    in_blocks(partial(add_up, B, C, lanes, images, near, found.reshape(-1)), len(found))
     sums = found.sum(0, dtype=np.float64)[:, slots].T
     return torch.from_numpy(sums.astype(np.float32)).view(C, 1, *sides)
 
 
 @compiled
 def _add_up(  # type: ignore[no-untyped-def]
-    x, size, g, to, B, C, sides, stride, padding, dilation, lanes, images, near, found, start, stop
+    x, g, size, to, sides, stride, padding, dilation, B, C, lanes, images, near, found, start, stop
 ):
     """Sums of the parts from `start` to before `stop`, of as many `images` each.
 
@@ -176,3 +195,42 @@ def _inside(offset, stride, size, count):  # type: ignore[no-untyped-def]
 @compiled
 def _plus(sums, x, at, g, on, lanes):  # type: ignore[no-untyped-def]
     return multiply_add(bits(x, at, lanes), bits(g, on, lanes), sums)
+
+
+@compiled
+def _add_up_threes(  # type: ignore[no-untyped-def]
+    x, g, H, W, B, C, lanes, images, near, found, start, stop
+):
+    """As `_add_up` of the usual ones. A pixel is read once for the three weights of a row."""
+    K = len(lanes)
+    blocks = -(-C // K)
+    for part in range(start, stop):
+        last = min((part + 1) * images, B)
+        for first in range(part * images, last, near):
+            for block in range(blocks):
+                channel = min(block * K, C - K)
+                for i in range(3):
+                    zero = filled(x, lanes, 0.0)
+                    a, b, c = zero, zero, zero
+                    for n in range(first, min(first + near, last)):
+                        for p in range(max(0, 1 - i), min(H, H + 1 - i)):
+                            at = (n * H + p + i - 1) * W * C + channel
+                            on = (n * H + p) * W * C + channel
+                            before, here = zero, bits(x, at, lanes)
+                            for _ in range(W - 1):
+                                at += C
+                                after, of = bits(x, at, lanes), bits(g, on, lanes)
+                                a = multiply_add(before, of, a)
+                                b = multiply_add(here, of, b)
+                                c = multiply_add(after, of, c)
+                                before, here = here, after
+                                on += C
+                            of = bits(g, on, lanes)
+                            a = multiply_add(before, of, a)
+                            b = multiply_add(here, of, b)
+                    slot = ((part * 3 + i) * 3 * blocks + block) * K
+                    store(found, slot, bits(found, slot, lanes) + a)
+                    slot += blocks * K
+                    store(found, slot, bits(found, slot, lanes) + b)
+                    slot += blocks * K
+                    store(found, slot, bits(found, slot, lanes) + c)
