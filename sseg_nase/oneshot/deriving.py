@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from sseg_nase.errors import UserError
 
 TRIES = 20_000
+MOST_MEASURED = 30  # networks, in a derivation
 NEVER = float("-inf")  # the score of what is not to be derived
 SKIPS = ("skip_connect", "identity")
 
@@ -52,12 +54,33 @@ def ranked(scores: Mapping[str, Sequence[float]]) -> Iterator[Picks]:
 
 
 def derive(
-    scores: Mapping[str, Sequence[float]], allowed: Callable[[Picks], bool], *, tries: int = TRIES
+    scores: Mapping[str, Sequence[float]],
+    allowed: Callable[[Picks], bool],
+    *,
+    latency: Callable[[Picks], float | None] = lambda picks: None,
+    most: float = math.inf,
+    tries: int = TRIES,
 ) -> Picks:
-    """The combination with the highest sum of scores that is `allowed`. Raises `UserError`."""
+    """The combination with the highest sum of scores that is `allowed`.
+
+    `latency` measures one that is, in ms, where it can be: a table only says what it should take.
+    One that takes more than `most` is passed over. Raises `UserError`.
+    """
+    measured: list[float] = []
     for picks in itertools.islice(ranked(scores), tries):
-        if allowed(picks):
+        if not allowed(picks):
+            continue
+        took = latency(picks)
+        if took is None or took <= most:
             return picks
+        measured.append(took)
+        if len(measured) == MOST_MEASURED:
+            raise UserError(
+                f"search.caps.latency_ms={most:g}: the {MOST_MEASURED} networks that the gates "
+                "prefer, of those that take no more by search.latency, took more when they were "
+                f"measured whole, the fastest of them {min(measured):.3g} ms. Raise the cap, leave "
+                "the machine to this search, or name a new table, which is then measured."
+            )
     raise UserError(
         f"Of the {tries:,} networks that the gates prefer, or all, none is within search.caps and "
         "strategy.max_skips: raise these, or let the search be cheaper from the start "

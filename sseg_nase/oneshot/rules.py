@@ -53,6 +53,7 @@ class Training(Protocol):
     """What a rule knows of the training: `oneshot.training` says more."""
 
     latencies: Mapping[str, Sequence[float]]
+    most_latency: float
 
     @property
     def learner(self) -> nn.Module:
@@ -94,6 +95,9 @@ class Training(Protocol):
 
     def allowed(self, picks: Picks) -> bool:
         """Whether a network is within all caps."""
+
+    def latency(self, picks: Picks) -> float | None:
+        """Of a network, in ms, measured here; None where nothing measures it."""
 
     def key(self, picks: Picks) -> str:
         """The same for networks that are the same function."""
@@ -196,7 +200,9 @@ class GatedRule(Rule):
 
     def derived(self, training: Training) -> list[Picks]:
         """The network with the largest α (and β) of all that are allowed."""
-        return [derive(self.containing.scores(self.gates.scores()), training.allowed)]
+        scores = self.containing.scores(self.gates.scores())
+        most = training.most_latency
+        return [derive(scores, training.allowed, latency=training.latency, most=most)]
 
     def stopped(self, records: Sequence[Mapping[str, Any]]) -> tuple[str, int] | None:
         """By the number of skip connections, or by the curvature."""

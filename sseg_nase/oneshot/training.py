@@ -90,9 +90,10 @@ class Ended:
 class OneShotTraining(Loop):
     """The supernet of `space` in training; `records`: one per epoch and network that was evaluated.
 
-    `latencies`: see `rules.TwoPaths`. `ema_decay`: of the teacher, where the objective has one.
-    `save` is called where `stop`, asked after every step, says so. Raises `UserError` for a space
-    without a supernet.
+    `latencies`: see `rules.TwoPaths`. What is derived takes `most_latency` ms at most where
+    `measured` measures the network of a point. `ema_decay`: of the teacher, where the objective has
+    one. `save` is called where `stop`, asked after every step, says so. Raises `UserError` for a
+    space without a supernet.
     """
 
     space: NetworkSpace
@@ -102,6 +103,8 @@ class OneShotTraining(Loop):
     seed: int
     device: torch.device
     latencies: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    most_latency: float = math.inf
+    measured: Callable[[Mapping[str, Value]], float | None] | None = None
     ema_decay: float = 0.99
     channels_last: bool = True
     stop: Callable[[], bool] = lambda: False
@@ -339,6 +342,10 @@ class OneShotTraining(Loop):
         if most is not None and self.skips(picks) > most:
             return False
         return self.space.allows(self.point(picks))
+
+    def latency(self, picks: Picks) -> float | None:
+        """Of a network, in ms, measured here; None where nothing measures it."""
+        return None if self.measured is None else self.measured(self.point(picks))
 
     def key(self, picks: Picks) -> str:
         """Of the space."""

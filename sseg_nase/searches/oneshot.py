@@ -8,6 +8,7 @@ is then trained from scratch as that of every search.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
@@ -26,7 +27,7 @@ from sseg_nase.oneshot.training import OneShotTraining, check_options, latencies
 from sseg_nase.rundir.architecture import write_architecture
 from sseg_nase.rundir.names import checkpoint_of
 from sseg_nase.search import Candidate, Cost, Log, Scored
-from sseg_nase.search.latency import LATENCY
+from sseg_nase.search.latency import LATENCY, Timed
 from sseg_nase.spaces import NetworkSpace
 from sseg_nase.spaces.choice import Point
 from sseg_nase.spaces.space import Space
@@ -100,6 +101,7 @@ def training_of(config: Config, space: NetworkSpace, stop: Callable[[], bool]) -
     store = images_of(config, config.dataset, "train")
     device = torch.device(config.hardware.accelerator)
     latencies: dict[str, list[float]] = {}
+    most = space.caps.get(LATENCY, math.inf)
     if isinstance(options, Proxyless) and options.latency_weight:
         latencies = latencies_of(space, lambda point: space.costs(point)[LATENCY])
         if not all(finite(time) for times in latencies.values() for time in times):
@@ -121,6 +123,8 @@ def training_of(config: Config, space: NetworkSpace, stop: Callable[[], bool]) -
         config.seed,
         device,
         latencies=latencies,
+        most_latency=most if isinstance(space, Timed) else math.inf,
+        measured=space.measured_of if isinstance(space, Timed) and most < math.inf else None,
         ema_decay=config.ssl.ema_decay,
         channels_last=config.hardware.channels_last,
         stop=stop,

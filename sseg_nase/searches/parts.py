@@ -89,7 +89,7 @@ def parts_of(
     if isinstance(space, Overrides) and (networks or config.search.screen in COSTS):
         space = counted(space, overrides, further)
     if config.search.latency is not None:
-        space = timed(space, latency_of(config, space, say))
+        space = timed(space, *latency_of(config, space, say))
     known = space.costs(space.sample(Random(0))) if caps else {}
     capped = {name: cap for name, cap in caps.items() if name in known}
     space = space.under(capped) if capped else space
@@ -215,8 +215,11 @@ def counted(space: Overrides, overrides: Sequence[str], further: Sequence[Path])
 
 def latency_of(
     config: Config, space: Space, say: Callable[[str], None]
-) -> Callable[[Point], float]:
-    """Return what `search.latency` tells of a point, in milliseconds. Raises `UserError`."""
+) -> tuple[Callable[[Point], float], Callable[[Point], float] | None]:
+    """Return what `search.latency` tells of a point, in ms, and what measures its network itself.
+
+    The latter is None where the table is of another device. Raises `UserError`.
+    """
     from sseg_nase.hardware.profiles import cores
 
     search, evaluator = config.search, config.evaluator
@@ -225,7 +228,8 @@ def latency_of(
         form, column = "string", "arch"
         if isinstance(evaluator, OfTable):
             form, column = evaluator.form, evaluator.id_column
-        return csv_latencies(path, space, search.latency_column, id_column=column, form=form)
+        told = csv_latencies(path, space, search.latency_column, id_column=column, form=form)
+        return told, None
     if not isinstance(space, NetworkSpace | Counted):
         raise UserError(
             f"search.latency={path}: the points of space={config.space.name} are no networks."
@@ -242,7 +246,7 @@ def latency_of(
             return math.inf
         return table.predict(description)
 
-    return latency
+    return latency, lambda point: table.whole(space.describe(point))
 
 
 def strategy_of(config: StrategyConfig) -> Strategy:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sseg_nase.errors import UserError
-from sseg_nase.oneshot.deriving import derive, ranked, skips
+from sseg_nase.oneshot.deriving import MOST_MEASURED, derive, ranked, skips
 
 
 def some_scores(seed: int) -> dict[str, list[float]]:
@@ -50,3 +50,23 @@ def test_where_nothing_is_allowed_it_says_what_to_raise() -> None:
 
 def test_skips_are_counted_by_their_operations() -> None:
     assert skips({"a": "skip_connect", "b": "none", "c": "identity", "d": "nor_conv_1x1"}) == 2
+
+
+def test_what_takes_longer_than_it_should_is_passed_over() -> None:
+    scores = some_scores(2)
+    few = lambda picks: sum(picks.values()) <= 5  # noqa: E731
+    first, second, third = [picks for _, picks in all_of(scores) if few(picks)][:3]
+    measured: list[dict[str, int]] = []
+
+    def latency(picks: dict[str, int]) -> float:
+        measured.append(picks)
+        return 3.5 if picks == third else 4.5 if picks == second else 4.0
+
+    assert derive(scores, few, latency=latency, most=3.5) == third
+    assert measured == [first, second, third]
+    assert derive(scores, few, latency=latency, most=4.0) == first
+    assert derive(scores, few, most=0.0) == first  # nothing measures it
+    measured.clear()
+    with pytest.raises(UserError, match=r"latency_ms=3: the 30 .* the fastest of them 3\.5 ms"):
+        derive(scores, lambda picks: True, latency=latency, most=3.0)
+    assert len(measured) == MOST_MEASURED

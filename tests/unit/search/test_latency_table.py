@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 
@@ -117,6 +118,20 @@ def test_operations_are_those_of_the_network_and_are_measured_once(
     assert len(sides) == len(blocks.channels)
 
 
+def test_a_network_is_measured_once_and_takes_the_least_of_what_it_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space, path = Tiny(cells=2, resolution=16), tmp_path / "t.json"
+    one, other = (space.describe(point) for point in itertools.islice(space.points(), 2))
+    times = iter([3.0, 2.0, 4.0, 9.0, 8.0, 8.5])
+    monkeypatch.setattr(LatencyTable, "_time", lambda *_: next(times))
+    table = LatencyTable(HERE, path=path)
+    assert [table.whole(each) for each in (one, one, other)] == [2.0, 2.0, 8.0]
+    assert LatencyTable.load(path).whole(one) == 2.0
+    assert not list(times)
+    assert "wholes" in path.read_text()
+
+
 def test_too_few_networks_do_not_calibrate(clock: list) -> None:
     space = Chain(most=1, widths=(4, 8), resolution=16)
     with pytest.raises(UserError, match=r"20 are needed to calibrate"):
@@ -147,6 +162,9 @@ def test_latency_is_a_cost_that_can_be_capped() -> None:
     assert 0 < len(points) < 15_625
     assert max(list(p.values()).count("nor_conv_3x3") for p in points) == 1
     assert capped.key(points[0]) == plain.key(points[0])
+    assert capped.measured_of(points[0]) is None  # type: ignore[attr-defined]
+    told = timed(plain, lambda point: 1.0, lambda point: 7.0).under({"latency_ms": 2.0})
+    assert told.measured_of(points[0]) == 7.0  # type: ignore[attr-defined]
     assert space.text == plain.text  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="the smallest has latency_ms = 1 "):
         space.under({"latency_ms": 0.5})

@@ -23,7 +23,7 @@ from sseg_nase.nets.building import described
 from sseg_nase.oneshot.training import OneShotTraining
 from sseg_nase.rundir.status import status_of
 from sseg_nase.search import Log
-from sseg_nase.search.latency import LATENCY
+from sseg_nase.search.latency import LATENCY, LatencyTable
 from sseg_nase.searches import oneshot
 from sseg_nase.searches.folder import SearchFolder
 from sseg_nase.spaces import named
@@ -213,8 +213,32 @@ def test_mistakes_of_single_strategies(tmp_path: Path) -> None:
         searched(*given("proxyless", *weighed))
 
 
+def test_the_answer_is_measured_and_no_slower_than_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table says what a network should take; the first three that it lets pass take longer."""
+    took: dict[str, float] = {}
+
+    def whole(table: LatencyTable, description: Any) -> float:
+        name = json.dumps(description.to_dict())
+        return took.setdefault(name, 9.0 if len(took) < 3 else 2.0)
+
+    monkeypatch.setattr(LatencyTable, "_time", lambda *_: 1.0)
+    monkeypatch.setattr(LatencyTable, "predict", lambda *_: 1.5)
+    monkeypatch.setattr(LatencyTable, "whole", whole)
+    limit = ["strategy.latency_weight=0.1", "strategy.latency_target=2", "hardware.threads=1"]
+    limit += ["search.latency=latency.json", "search.caps={latency_ms: 2}"]
+    path = searched(*given("proxyless", *limit))
+    chosen = json.loads((path / "mutations.jsonl").read_text())["target"]["network"]
+    assert took[json.dumps(chosen)] == 2.0
+    assert len(took) > 3
+
+
 @pytest.mark.slow  # measures a table of latencies first
-def test_a_limit_on_latency_holds_in_the_answer(tmp_path: Path) -> None:
+def test_a_limit_on_latency_holds_in_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LatencyTable, "whole", LatencyTable.predict)
     weighed = ("strategy.latency_weight=0.1", "strategy.latency_target=0.1")
     table = ("search.latency=latency.json", "hardware.threads=1")
     free = searched(*given("proxyless", *weighed, *table))
