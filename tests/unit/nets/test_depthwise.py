@@ -15,6 +15,7 @@ from sseg_nase.nets.convolutions import for_cpu
 from sseg_nase.nets.depthwise import DepthwiseConv2d
 from sseg_nase.nets.fused import one_after_the_other
 from sseg_nase.stages import seed_backbone
+from tests.support.graphs import nodes
 
 OWN = "_DepthwiseBackward"
 
@@ -196,14 +197,7 @@ def test_networks_for_phones_have_them_and_norms_with_their_activations(name: st
     config = load([f"backbone={name}", "evolution=none", "sparsity=none"])
     network = seed_backbone(config).to(memory_format=torch.channels_last)
     channels, side = config.backbone.in_channels, config.dataset.image_size
-    out = network(numbers(2, channels, side, side))
-    found, waiting = {}, [out.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in found:
-            found[node] = node.name()
-            waiting += [following for following, _ in node.next_functions]
-    names = list(found.values())
+    names = nodes(network(numbers(2, channels, side, side)))
     convs = [each for each in network.modules() if isinstance(each, nn.Conv2d)]
     grouped = [each for each in convs if each.groups > 1]
     assert names.count(OWN) == len(grouped) > 10

@@ -23,6 +23,7 @@ from sseg_nase.nets.families.resnet.network import ResNetArchitecture
 from sseg_nase.nets.families.resnet12.network import ResNet12Architecture
 from sseg_nase.nets.fused import norm_act_pool
 from sseg_nase.ssl.teacher import batch_statistics
+from tests.support.graphs import nodes
 
 SLOPE = 0.1
 ACTIVATIONS = (None, "relu", "leaky_relu", "relu6", "hard_swish", "silu", "gelu")
@@ -496,17 +497,6 @@ def test_keeps_no_map_that_can_be_computed_again(
 
 
 # -- where it is used, and where torch's operators are ---------------------------------------------
-
-
-def nodes(out: Tensor) -> list[str]:
-    """Names of all operations in the graph of `out`."""
-    found, waiting = {}, [out.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in found:
-            found[node] = node.name()
-            waiting += [following for following, _ in node.next_functions]
-    return list(found.values())
 
 
 @pytest.mark.parametrize(
