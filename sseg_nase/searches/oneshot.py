@@ -101,7 +101,6 @@ def training_of(config: Config, space: NetworkSpace, stop: Callable[[], bool]) -
     store = images_of(config, config.dataset, "train")
     device = torch.device(config.hardware.accelerator)
     latencies: dict[str, list[float]] = {}
-    most = space.caps.get(LATENCY, math.inf)
     if isinstance(options, Proxyless) and options.latency_weight:
         latencies = latencies_of(space, lambda point: space.costs(point)[LATENCY])
         if not all(finite(time) for times in latencies.values() for time in times):
@@ -123,8 +122,8 @@ def training_of(config: Config, space: NetworkSpace, stop: Callable[[], bool]) -
         config.seed,
         device,
         latencies=latencies,
-        most_latency=most if isinstance(space, Timed) else math.inf,
-        measured=space.measured_of if isinstance(space, Timed) and most < math.inf else None,
+        most_latency=space.caps.get(LATENCY, math.inf),
+        measured=space.measured_of if isinstance(space, Timed) and LATENCY in space.caps else None,
         ema_decay=config.ssl.ema_decay,
         channels_last=config.hardware.channels_last,
         stop=stop,

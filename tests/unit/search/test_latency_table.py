@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from sseg_nase.errors import UserError
@@ -125,8 +126,9 @@ def test_a_network_is_measured_once_and_takes_the_least_of_what_it_took(
     one, other = (space.describe(point) for point in itertools.islice(space.points(), 2))
     times = iter([3.0, 2.0, 4.0, 9.0, 8.0, 8.5])
     monkeypatch.setattr(LatencyTable, "_time", lambda *_: next(times))
-    table = LatencyTable(HERE, path=path)
+    table, before = LatencyTable(HERE, path=path), torch.get_rng_state()
     assert [table.whole(each) for each in (one, one, other)] == [2.0, 2.0, 8.0]
+    assert torch.equal(torch.get_rng_state(), before)  # what is trained meanwhile stays the same
     assert LatencyTable.load(path).whole(one) == 2.0
     assert not list(times)
     assert "wholes" in path.read_text()
