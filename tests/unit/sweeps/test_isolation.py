@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sseg_nase.files import write_text
 from sseg_nase.sweeps import isolation
 from sseg_nase.sweeps.isolation import Ending, isolated
 
@@ -41,7 +42,7 @@ def hold(folder: Path, stubborn: bool, seconds: float) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(130))
-    (folder / "pid").write_text(str(os.getpid()))
+    write_text(folder / "pid", str(os.getpid()))  # whole as soon as it is there
     time.sleep(seconds)
     return 0
 
