@@ -101,6 +101,9 @@ def test_all_are_trained_before_test_is_opened_and_compared_by_image(
     assert len({said["checkpoint"] for said in called if "checkpoint" in said}) == 8
     fixed = [said for said in called if said.get("task") == "pipeline"]
     assert {said["finetune.epochs"] for said in fixed} == {"4"}
+    settings = families.Settings(tmp_path, tmp_path, "fashion_mnist", (), 1)
+    wide = families.as_large("ResNet", 20_000, settings).partition("channels=")[2]
+    assert {said.get("backbone.channels", wide) for said in fixed} == {wide}
     assert [said["finetune.lr_head"] for said in fixed if said["seed"] == "6"] == ["0.003"] * 2
     rows = rows_of(tmp_path / "out" / "families.md")
     assert list(rows) == ["answer", "random search", "ResNet", "MobileNetV2"]
