@@ -40,8 +40,9 @@ class Genetic:
     (bits per gene), so many `immigrants`, which are random, are in it.
 
     With `fidelity` all are trained for `least` of it, and from each generation the best `promoted`
-    share go on to `most`: 0.5 is the median rule, a third that of ASHA. Parents are chosen by the
-    values at `least`; the best that the search names is one at `most`.
+    share go on to `most`: 0.5 is the median rule, a third that of ASHA. While kinds have equal
+    shares, the best of each go first: what learns fast is not what learns most. Parents are chosen
+    by the values at `least`; the best that the search names is one at `most`.
 
     `proposals`: for every candidate that is born, of which a screen keeps one (`Screened`).
     """
@@ -130,6 +131,13 @@ class Genetic:
             return levels
         return min(levels, 1 + generation // self.level_generations)
 
+    def _shares(self, generation: int, levels: int) -> bool:
+        """Whether every kind has an equal share of a generation, in a space of so many levels.
+
+        What takes part from the last level on has its share of the first generation there.
+        """
+        return self.level_generations > 0 and generation <= self.level_generations * (levels - 1)
+
     def parents(
         self, log: Log, generation: int, among: Callable[[Point], bool] = lambda point: True
     ) -> list[Scored]:
@@ -169,7 +177,10 @@ class Genetic:
                 continue
             usable = [r for r in results if r is not None and ask.log.is_usable(r)]
             share = ceil(self.promoted * len(usable))
-            for one in sorted(usable, key=ask.log.value, reverse=True)[:share]:
+            ranked = sorted(usable, key=ask.log.value, reverse=True)
+            if self._shares(generation, ask.space.levels):
+                ranked = _in_turn(ranked, lambda one: ask.space.kind(one.candidate.point))
+            for one in ranked[:share]:
                 if len(ask) == count:
                     return
                 again = one.candidate
@@ -202,8 +213,7 @@ class Genetic:
         whole, at = ask.space, place - start
         level = self.level(generation, whole.levels)
         kind, parents = None, self.parents(ask.log, generation)
-        # What takes part from the last level on has its share of the first generation there.
-        if self.level_generations and generation <= self.level_generations * (whole.levels - 1):
+        if self._shares(generation, whole.levels):
             # Where the caps allow nothing that is so simple, the whole space is there at once.
             level = next((n for n in range(level, whole.levels + 1) if whole.part(n).kinds), level)
             kinds = whole.part(level).kinds
@@ -240,6 +250,17 @@ class Genetic:
     def _selected(self, ask: Ask, parents: list[Scored]) -> Candidate:
         drawn = [ask.rng.choice(parents) for _ in range(self.tournament)]
         return max(drawn, key=ask.log.value).candidate
+
+
+def _in_turn(ranked: Sequence[Scored], kind: Callable[[Scored], object]) -> list[Scored]:
+    """Return the first of each kind, then the second of each, and so on."""
+    seen = Counter[object]()
+    places = []
+    for one in ranked:
+        places.append(seen[kind(one)])
+        seen[kind(one)] += 1
+    order = sorted(range(len(ranked)), key=places.__getitem__)
+    return [ranked[at] for at in order]
 
 
 def diversity(points: Sequence[Mapping[str, Any]]) -> float:

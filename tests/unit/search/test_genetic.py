@@ -112,6 +112,28 @@ def test_only_the_best_of_a_generation_are_trained_on(
     assert strategy(SPACE, half, 1, 0) == log.candidates[6:7]
 
 
+def test_the_best_of_every_type_are_trained_on_while_types_have_equal_shares() -> None:
+    strategy = Genetic(
+        12, 2, 3, level_generations=1, generations=4,
+        fidelity="epochs", least=1, most=3, promoted=0.34,
+    )  # fmt: skip
+    log = run(strategy)
+    going_on = {c.parents[0] for c in log.candidates if c.how == PROMOTED}
+    groups = [
+        sorted(each, key=lambda c: log.value(log.result(c.number)), reverse=True)
+        for each in by_generation(strategy, log)
+    ]
+    types = [Counter(str(c.point["type"]) for c in each if c.number in going_on) for each in groups]
+    assert types[0] == {"mlp": 3, "cnn": 2}  # though every mlp is ahead of every cnn
+    assert len(types[1]) == 4 == types[1].total()
+    assert len(types[2]) == 4 == types[2].total()
+    assert {c.number for c in groups[3] if c.number in going_on} == {
+        c.number for c in groups[3][:4]
+    }
+    best = [c.number for c in groups[0] if c.point["type"] == "cnn"][:2]
+    assert {*best} <= going_on
+
+
 def test_an_unfinished_generation_is_trained_on_where_the_space_ends() -> None:
     space = Families(edition=2, types=("enhanced_mlp",), most=2)
     (width,) = (c for c in space.choices if c.name == "enhanced_mlp.width")
