@@ -13,7 +13,6 @@ A search or training that was stopped is resumed by the same command.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.runs import start_or_resume
 from sseg_nase.config.compose import load
 from sseg_nase.files import read_json, write_json, write_text
 from sseg_nase.hardware.profiles import cores
@@ -81,15 +81,9 @@ def perform(folder: Path, lines: Sequence[str], kind: str = "*") -> Path:
     """Run or resume the program until it has finished; return its directory below `folder`."""
     if (done := finished(folder, kind)) is not None:
         return done
-    begun = sorted(path.parent for path in folder.glob(f"{kind}/*/status.json"))
-    command = [f"resume='{begun[-1]}'"] if begun else lines
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "output.txt").open("a") as output:
-        subprocess.run(
-            [sys.executable, "-m", "sseg_nase", *command], stdout=output, stderr=subprocess.STDOUT
-        )
+    printed = start_or_resume(folder, lines, kind)
     if (done := finished(folder, kind)) is None:
-        raise SystemExit(f"{folder / 'output.txt'}: this has not finished; it says why.")
+        raise SystemExit(f"{printed}: this has not finished; it says why.")
     print(f"{folder.name}: done", flush=True)
     return done
 

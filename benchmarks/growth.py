@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,6 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks.runs import start_or_resume
 from sseg_nase.config.compose import hardware_profiles, load
 from sseg_nase.config.schema import Config
 from sseg_nase.counting import BACKWARD
@@ -221,14 +221,10 @@ def train(job: Job, settings: Settings, results: Results) -> None:
         budget = f"pretrain.images_per_epoch={images}"
     lines, _ = config_of(job, settings, budget)
     folder = job.folder(settings.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    runs = sorted(path.parent for path in folder.glob("*/*/status.json"))
-    command = [sys.executable, "-m", "sseg_nase", *([f"resume='{runs[-1]}'"] if runs else lines)]
-    with (folder / "output.txt").open("a") as output:
-        subprocess.run(command, stdout=output, stderr=subprocess.STDOUT)
+    printed = start_or_resume(folder, lines)
     if (done := finished(job, settings)) is not None:
         results.add(job, done)
-    ended = "done" if done is not None else f"failed, see {folder / 'output.txt'}"
+    ended = "done" if done is not None else f"failed, see {printed}"
     print(f"{job.arm}, learning rate {job.rate:g}, seed {job.seed}: {ended}", flush=True)
 
 
