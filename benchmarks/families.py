@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.runs import start_or_resume
+from benchmarks.runs import perform
 from sseg_nase.config.compose import load
 from sseg_nase.files import read_json, write_json, write_text
 from sseg_nase.hardware.profiles import cores
@@ -31,7 +31,6 @@ from sseg_nase.rundir.episodes import read_episodes
 from sseg_nase.rundir.names import CANDIDATES
 from sseg_nase.rundir.record import RunRecord, read_run
 from sseg_nase.rundir.results import BEST, LAST
-from sseg_nase.rundir.status import FINISHED
 from sseg_nase.search import Log
 from sseg_nase.searches.answer import ANSWER, FINAL
 from sseg_nase.statistics import holm, mean_t95, paired_difference
@@ -75,25 +74,6 @@ class Trained(NamedTuple):
 
 
 # -- runs --------------------------------------------------------------------------------------
-
-
-def perform(folder: Path, lines: Sequence[str], kind: str = "*") -> Path:
-    """Run or resume the program until it has finished; return its directory below `folder`."""
-    if (done := finished(folder, kind)) is not None:
-        return done
-    printed = start_or_resume(folder, lines, kind)
-    if (done := finished(folder, kind)) is None:
-        raise SystemExit(f"{printed}: this has not finished; it says why.")
-    print(f"{folder.name}: done", flush=True)
-    return done
-
-
-def finished(folder: Path, kind: str) -> Path | None:
-    """The run that has finished there."""
-    for path in folder.glob(f"{kind}/*/status.json"):
-        if (read_json(path) or {}).get("status") == FINISHED:
-            return path.parent
-    return None
 
 
 def answers(search: Path) -> list[Trained]:
@@ -204,7 +184,9 @@ def table(rows: Sequence[Mapping[str, Any]], right: Mapping[str, np.ndarray]) ->
     yield "|---" * 9 + "|"
     others = [row["network"] for row in rows[1:]]
     differences = [paired_difference(right[rows[0]["network"]], right[name]) for name in others]
-    adjusted = holm(np.array([one.p_value for one in differences])) if differences else []
+    adjusted: Sequence[float] = (
+        list(holm(np.array([one.p_value for one in differences]))) if differences else []
+    )
     minus = [""]
     for one, p_value in zip(differences, adjusted, strict=True):
         minus.append(f"{one.mean:+.2f} ± {one.ci95:.2f} (p {p_value:.3f})")
