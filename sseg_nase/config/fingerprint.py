@@ -41,9 +41,12 @@ _WITHOUT_EFFECT = (
 
 
 # Keys that came later, with the values that say what no key said before.
-_STRATEGY = ("generations", "patience", "min_delta", "level_generations", "least_diversity")
+_STRATEGY = (
+    "generations", "patience", "min_delta", "level_generations", "most_share", "least_diversity",
+    "immigrants", "promoted",
+)  # fmt: skip
 LATER: Mapping[str, Any] = {
-    **dict.fromkeys(f"strategy.{key}" for key in (*_STRATEGY, "immigrants", "promoted")),
+    **dict.fromkeys(f"strategy.{key}" for key in _STRATEGY),
     "strategy.parts": 1,
     "dataset.path_column": "path",
     "dataset.label_column": "label",

@@ -130,7 +130,7 @@ class Families(NetworkSpace):
         """Whether a type has a network within the caps: remembered, as it may take a search."""
         asked = self.text, self.resolution, self.in_channels, kind, *sorted(self.caps.items())
         if asked not in _FITS:
-            _FITS[asked] = not self.caps or self.part(self.level, kind)._smallest() is not None
+            _FITS[asked] = not self.caps or self.part(self.level, [kind])._smallest() is not None
         return _FITS[asked]
 
     def _smallest(self) -> dict[str, Value] | None:
@@ -141,15 +141,13 @@ class Families(NetworkSpace):
                 return first
         return super()._smallest()
 
-    def part(self, level: int, kind: Value | None = None) -> Families:
-        """Return what the space is at a level; its points are points of the whole one, too."""
+    def part(self, level: int, kinds: Sequence[Value] | None = None) -> Families:
+        """Return what the space is at a level, of some types; its points are the whole's, too."""
         found = self if level == self.level else replace(self, level=level, choices=())
-        if kind is None:
+        if kinds is None:
             return found
-        return replace(
-            found,
-            choices=tuple(Options(TYPE, (kind,)) if c.name == TYPE else c for c in found.choices),
-        )
+        these = Options(TYPE, tuple(kinds))
+        return replace(found, choices=tuple(these if c.name == TYPE else c for c in found.choices))
 
     def _choices(self) -> tuple[Choice, ...]:
         known = self._known()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from random import Random
@@ -68,8 +68,8 @@ class Space:
         """The kinds of points that there are, where kinds have choices of their own."""
         return ()
 
-    def part(self, level: int, kind: Value | None = None) -> Space:
-        """Return what there is at a level, of a kind; its points are points of the whole, too."""
+    def part(self, level: int, kinds: Sequence[Value] | None = None) -> Space:
+        """Return what there is at a level, of some kinds; its points are points of the whole."""
         return self
 
     def active(self, point: Point) -> list[str]:

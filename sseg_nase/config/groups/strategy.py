@@ -64,6 +64,7 @@ class Genetic(StrategyConfig):
     patience: Annotated[Optional[int], option(least=1)]
     min_delta: Annotated[Optional[float], option(least=0)]
     level_generations: Annotated[Optional[int], option(least=1)]
+    most_share: Annotated[Optional[float], option(above=0, most=1)]
     least_diversity: Annotated[Optional[float], option(above=0)]
     immigrants: Annotated[Optional[int], option(least=1)]
     fidelity: Annotated[Optional[str], option(choices=FIDELITIES)]

@@ -34,15 +34,16 @@ class Genetic:
     With `level_generations` a space that has levels of complexity is walked level by level, so many
     generations each but the last. Until then every kind of network has an equal share of each
     generation and descends from its own kind: simple networks cannot crowd out those that come
-    later.
+    later. Of every other generation no kind has more than `most_share`, rounded up: what learns
+    fast is ahead where training is short, and would crowd out the rest.
 
     Where the values of a generation's parents have a lower mean entropy than `least_diversity`
     (bits per gene), so many `immigrants`, which are random, are in it.
 
     With `fidelity` all are trained for `least` of it, and from each generation the best `promoted`
-    share go on to `most`: 0.5 is the median rule, a third that of ASHA. While kinds have equal
-    shares, the best of each go first: what learns fast is not what learns most. Parents are chosen
-    by the values at `least`; the best that the search names is one at `most`.
+    share go on to `most`: 0.5 is the median rule, a third that of ASHA. Where the shares of kinds
+    are limited, the best of each go first: what learns fast is not what learns most. Parents are
+    chosen by the values at `least`; the best that the search names is one at `most`.
 
     `proposals`: for every candidate that is born, of which a screen keeps one (`Screened`).
     """
@@ -56,6 +57,7 @@ class Genetic:
     patience: int = 0
     min_delta: float = 0.0
     level_generations: int = 0
+    most_share: float = 1.0
     least_diversity: float = 0.0
     immigrants: int = 0
     fidelity: str = ""
@@ -89,8 +91,9 @@ class Genetic:
                 f"least={self.least} must be above 0 and below most={self.most}: a generation is "
                 f"trained for so much of {self.fidelity}, and its best for most."
             )
-        if not 0 < self.promoted <= 1:
-            raise UserError(f"promoted={self.promoted} must be above 0, and at most 1.")
+        for name in ("promoted", "most_share"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"{name}={getattr(self, name)} must be above 0, and at most 1.")
 
     def check(self, space: Space) -> None:
         """Raise `UserError` for settings that have no effect in this space."""
@@ -98,6 +101,17 @@ class Genetic:
             raise UserError(
                 f"strategy.level_generations={self.level_generations}: space={space.name} has no "
                 "levels of complexity; leave it out, or choose space=families."
+            )
+        kinds = space.part(space.levels).kinds
+        if self.most_share < 1 and not kinds:
+            raise UserError(
+                f"strategy.most_share={self.most_share}: space={space.name} has no network types; "
+                "leave it out, or choose space=families."
+            )
+        if self.most_share * len(kinds or " ") < 1:
+            raise UserError(
+                f"strategy.most_share={self.most_share}: {len(kinds)} types with so much each are "
+                f"no whole generation; give at least {1 / len(kinds):.3g}, or leave it out."
             )
 
     def __call__(self, space: Space, log: Log, count: int, seed: int) -> list[Candidate]:
@@ -138,6 +152,25 @@ class Genetic:
         """
         return self.level_generations > 0 and generation <= self.level_generations * (levels - 1)
 
+    def _size(self, generation: int) -> int:
+        """How many are born in a generation."""
+        return self.population - (self.elites if generation else 0)
+
+    def _full(self, ask: Ask, start: int, generation: int) -> set[Value]:
+        """The kinds that have all of their places in a generation; `start` is its first place.
+
+        Of several proposals for a place any may be kept, so the kinds of all count.
+        """
+        asked = [c for c in ask.candidates if c.how != PROMOTED]
+        places = [[c] for c in self.born(ask.log)]
+        for first in range(0, len(asked) - self.proposals + 1, self.proposals):
+            places.append(asked[first : first + self.proposals])
+        taken = Counter[Value]()
+        for proposals in places[start:]:
+            taken.update({ask.space.kind(one.point) for one in proposals})
+        most = ceil(self.most_share * self._size(generation))
+        return {kind for kind, count in taken.items() if count >= most}
+
     def parents(
         self, log: Log, generation: int, among: Callable[[Point], bool] = lambda point: True
     ) -> list[Scored]:
@@ -171,14 +204,14 @@ class Genetic:
         for place, candidate in enumerate(born):
             groups.setdefault(self.generation(place), []).append(candidate)
         for generation, members in groups.items():
-            size = self.population - (self.elites if generation else 0)
+            size = self._size(generation)
             results = [ask.log.result(member.number) for member in members]
             if None in results or (len(members) < size and not ended):
                 continue
             usable = [r for r in results if r is not None and ask.log.is_usable(r)]
             share = ceil(self.promoted * len(usable))
             ranked = sorted(usable, key=ask.log.value, reverse=True)
-            if self._shares(generation, ask.space.levels):
+            if self._shares(generation, ask.space.levels) or self.most_share < 1:
                 ranked = _in_turn(ranked, lambda one: ask.space.kind(one.candidate.point))
             for one in ranked[:share]:
                 if len(ask) == count:
@@ -212,20 +245,24 @@ class Genetic:
         )
         whole, at = ask.space, place - start
         level = self.level(generation, whole.levels)
-        kind, parents = None, self.parents(ask.log, generation)
+        kinds: tuple[Value, ...] | None = None
+        parents = self.parents(ask.log, generation)
         if self._shares(generation, whole.levels):
             # Where the caps allow nothing that is so simple, the whole space is there at once.
             level = next((n for n in range(level, whole.levels + 1) if whole.part(n).kinds), level)
-            kinds = whole.part(level).kinds
-            kind = kinds[at % len(kinds)]
+            each = whole.part(level).kinds
+            kinds = (each[at % len(each)],)
+        elif self.most_share < 1 and (full := self._full(ask, start, generation)):
+            # Where the caps allow too few kinds for such shares, they are not held to them.
+            kinds = tuple(one for one in whole.part(level).kinds if one not in full) or None
         few = self.immigrants and at < self.immigrants and len(parents) > 1
         if few and active_diversity(whole, [p.candidate.point for p in parents]) >= (
             self.least_diversity
         ):
             few = False
-        if kind is not None:
-            parents = self.parents(ask.log, generation, lambda point: whole.kind(point) == kind)
-        ask.space = whole.part(level, kind)
+        if kinds is not None:
+            parents = self.parents(ask.log, generation, lambda point: whole.kind(point) in kinds)
+        ask.space = whole.part(level, kinds)
         try:
             if few:
                 return ask.suggest_any(IMMIGRANT)

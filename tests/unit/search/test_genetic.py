@@ -134,6 +134,64 @@ def test_the_best_of_every_type_are_trained_on_while_types_have_equal_shares() -
     assert {*best} <= going_on
 
 
+def mlps_first(candidate: Candidate) -> dict[str, float]:
+    """Of networks that learn for a short while the fully connected ones are far ahead."""
+    return {"accuracy": (candidate.point["type"] == "mlp") * 50 + candidate.number % 7}
+
+
+def test_no_type_has_more_than_its_share_of_a_generation() -> None:
+    strategy = Genetic(12, 2, 5, level_generations=1, generations=6, most_share=0.25)
+    free = by_generation(
+        replace(strategy, most_share=1.0),
+        run(replace(strategy, most_share=1.0), SMALL, mlps_first),
+    )
+    assert Counter(str(c.point["type"]) for c in free[5])["mlp"] > 5
+    each = by_generation(strategy, run(strategy, SMALL, mlps_first))
+    assert [len(one) for one in each] == [12, *[10] * 5]
+    assert each[:3] == free[:3]  # there types have equal shares
+    for one in each[3:]:
+        counts = Counter(str(c.point["type"]) for c in one)
+        assert max(counts.values()) == 3 == counts["mlp"]  # a quarter of ten, rounded up
+    # Children of those that may be there, be it by a mutation of their type.
+    assert {c.how for one in each[3:] for c in one} <= {"crossover", "clone", "random"}
+    assert sum(c.how == "random" for one in each[3:] for c in one) < 10
+
+
+def test_of_several_proposals_for_a_place_any_may_be_kept() -> None:
+    strategy = Genetic(12, 2, 5, generations=2, most_share=0.25, proposals=2)
+    log = run(replace(strategy, proposals=1, generations=1), SMALL, mlps_first)
+    ask = strategy(SMALL, log, 20, 0)
+    assert len(ask) == 20
+    for kept in (0, 1):
+        counts = Counter(str(c.point["type"]) for c in ask[kept::2])
+        assert max(counts.values()) <= 3
+    both = Counter(
+        name for n in range(0, 20, 2) for name in {c.point["type"] for c in ask[n : n + 2]}
+    )
+    assert max(both.values()) <= 4  # the one that fills it up may be there twice
+
+
+def test_the_best_of_each_type_go_on_where_shares_are_limited() -> None:
+    strategy = Genetic(
+        12, 2, 3, generations=2, most_share=0.5, fidelity="epochs", least=1, most=3, promoted=0.34
+    )
+    log = run(strategy, SMALL, mlps_first)
+    for one in by_generation(strategy, log):
+        numbers = {c.number: str(c.point["type"]) for c in one}
+        going_on = [c.parents[0] for c in log.candidates if c.how == PROMOTED]
+        types = [numbers[n] for n in going_on if n in numbers]
+        assert len({*types}) == len(types) > 3
+
+
+def test_types_that_are_too_few_for_such_shares_are_not_held_to_them() -> None:
+    """The caps leave one type."""
+    strategy = Genetic(4, 2, 2, generations=3, most_share=0.5)
+    tight = replace(SMALL, types=("cnn", "mlp"), caps={"params": 40_000}, choices=())
+    assert tight.kinds == ("cnn",)
+    log = run(strategy, tight)
+    assert len(log.candidates) == 8
+
+
 def test_an_unfinished_generation_is_trained_on_where_the_space_ends() -> None:
     space = Families(edition=2, types=("enhanced_mlp",), most=2)
     (width,) = (c for c in space.choices if c.name == "enhanced_mlp.width")
@@ -193,6 +251,7 @@ def test_a_screen_chooses_among_proposals_for_one_place() -> None:
         ({"immigrants": 1}, "give both or neither"),
         ({"fidelity": "epochs", "least": 3, "most": 3}, "below most=3"),
         ({"promoted": 0.0}, "promoted=0.0 must be above 0"),
+        ({"most_share": 1.5}, "most_share=1.5 must be above 0, and at most 1"),
         ({"patience": -1}, "patience=-1"),
     ],
 )
@@ -205,3 +264,12 @@ def test_levels_need_a_space_that_has_them() -> None:
     with pytest.raises(UserError, match=r"space=nb201 has no levels of complexity"):
         Genetic(level_generations=2).check(SPACE)
     Genetic(level_generations=2).check(SMALL)
+
+
+def test_shares_need_types_and_enough_of_them() -> None:
+    with pytest.raises(UserError, match=r"space=nb201 has no network types"):
+        Genetic(most_share=0.5).check(SPACE)
+    with pytest.raises(UserError, match=r"2 types with so much each .* at least 0\.5"):
+        Genetic(most_share=0.4).check(replace(SMALL, types=("cnn", "mlp"), choices=()))
+    Genetic(most_share=0.5).check(replace(SMALL, types=("cnn", "mlp"), choices=()))
+    Genetic().check(SPACE)
