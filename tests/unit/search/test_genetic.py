@@ -157,18 +157,23 @@ def test_no_type_has_more_than_its_share_of_a_generation() -> None:
     assert sum(c.how == "random" for one in each[3:] for c in one) < 10
 
 
-def test_of_several_proposals_for_a_place_any_may_be_kept() -> None:
+@pytest.mark.parametrize("seed", range(5))
+def test_of_several_proposals_for_a_place_any_may_be_kept(seed: int) -> None:
     strategy = Genetic(12, 2, 5, generations=2, most_share=0.25, proposals=2)
     log = run(replace(strategy, proposals=1, generations=1), SMALL, mlps_first)
-    ask = strategy(SMALL, log, 20, 0)
-    assert len(ask) == 20
-    for kept in (0, 1):
-        counts = Counter(str(c.point["type"]) for c in ask[kept::2])
-        assert max(counts.values()) <= 3
-    both = Counter(
-        name for n in range(0, 20, 2) for name in {c.point["type"] for c in ask[n : n + 2]}
+    types = [str(c.point["type"]) for c in strategy(SMALL, log, 20, seed)]
+    places = [{*types[n : n + 2]} for n in range(0, 20, 2)]
+    assert max(Counter(name for place in places for name in place).values()) == 3
+
+
+def test_what_goes_on_has_no_part_in_the_shares_of_the_next_generation() -> None:
+    strategy = Genetic(
+        12, 2, 5, generations=2, most_share=0.25, fidelity="epochs", least=1, most=3, promoted=0.2
     )
-    assert max(both.values()) <= 4  # the one that fills it up may be there twice
+    log = search(SMALL, strategy, Function(mlps_first), new_log(), Budget(candidates=12))
+    ask = strategy(SMALL, log, 13, 0)
+    assert [c.how == PROMOTED for c in ask] == [True] * 3 + [False] * 10
+    assert Counter(str(c.point["type"]) for c in ask[3:])["mlp"] == 3
 
 
 def test_the_best_of_each_type_go_on_where_shares_are_limited() -> None:
