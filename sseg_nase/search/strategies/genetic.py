@@ -110,8 +110,9 @@ class Genetic:
             )
         if self.most_share * len(kinds or " ") < 1:
             raise UserError(
-                f"strategy.most_share={self.most_share}: {len(kinds)} types with so much each are "
-                f"no whole generation; give at least {1 / len(kinds):.3g}, or leave it out."
+                f"strategy.most_share={self.most_share}: network types within the caps: "
+                f"{len(kinds)}; with so much of a generation each they do not fill it. Give at "
+                f"least {ceil(1000 / len(kinds)) / 1000:g}, or leave it out."
             )
 
     def __call__(self, space: Space, log: Log, count: int, seed: int) -> list[Candidate]:

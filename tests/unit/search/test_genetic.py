@@ -272,9 +272,10 @@ def test_levels_need_a_space_that_has_them() -> None:
 
 
 def test_shares_need_types_and_enough_of_them() -> None:
+    three = replace(SMALL, types=("cnn", "mlp", "resnet_small"), choices=())
     with pytest.raises(UserError, match=r"space=nb201 has no network types"):
         Genetic(most_share=0.5).check(SPACE)
-    with pytest.raises(UserError, match=r"2 types with so much each .* at least 0\.5"):
-        Genetic(most_share=0.4).check(replace(SMALL, types=("cnn", "mlp"), choices=()))
-    Genetic(most_share=0.5).check(replace(SMALL, types=("cnn", "mlp"), choices=()))
+    with pytest.raises(UserError, match=r"within the caps: 3; .* at least 0\.334,"):
+        Genetic(most_share=0.33).check(three)
+    Genetic(most_share=0.334).check(three)
     Genetic().check(SPACE)
