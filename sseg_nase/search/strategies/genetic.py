@@ -239,11 +239,7 @@ class Genetic:
     def _next(self, ask: Ask, place: int) -> bool:
         """Suggest the candidate of this position; False where there is no new one."""
         generation = self.generation(place)
-        start = (
-            0
-            if not generation
-            else self.population + (generation - 1) * (self.population - self.elites)
-        )
+        start = sum(self._size(each) for each in range(generation))
         whole, at = ask.space, place - start
         level = self.level(generation, whole.levels)
         kinds: tuple[Value, ...] | None = None
