@@ -102,13 +102,15 @@ class Genetic:
                 f"strategy.level_generations={self.level_generations}: space={space.name} has no "
                 "levels of complexity; leave it out, or choose space=families."
             )
+        if self.most_share == 1:
+            return
         kinds = space.part(space.levels).kinds
-        if self.most_share < 1 and not kinds:
+        if not kinds:
             raise UserError(
                 f"strategy.most_share={self.most_share}: space={space.name} has no network types; "
                 "leave it out, or choose space=families."
             )
-        if self.most_share * len(kinds or " ") < 1:
+        if self.most_share * len(kinds) < 1:
             raise UserError(
                 f"strategy.most_share={self.most_share}: network types within the caps: "
                 f"{len(kinds)}; with so much of a generation each they do not fill it. Give at "
