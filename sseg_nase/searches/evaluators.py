@@ -23,7 +23,6 @@ from sseg_nase.search import Cost, Inherited, Log, Predicted, Proxy, predictors
 from sseg_nase.search.evaluators.tabular import TEST
 from sseg_nase.search.loop import Strategy
 from sseg_nase.search.predictors import Predictor
-from sseg_nase.search.strategies.genetic import Genetic
 from sseg_nase.search.strategies.screened import Screened, ScreenedByPredictor
 from sseg_nase.searches.analysis import fullest
 from sseg_nase.searches.folder import SearchFolder
@@ -225,8 +224,6 @@ def screened(strategy: Strategy, config: Config, space: Space) -> Strategy:
     name, factor = config.search.screen, config.search.screen_factor
     if name is None:
         return strategy
-    if isinstance(strategy, Genetic):  # of every candidate so many, not so many generations
-        strategy = dataclasses.replace(strategy, proposals=factor)
     if name in PREDICTORS:
         return ScreenedByPredictor(strategy, PREDICTORS[name](), factor)
     if name in COUNTED:

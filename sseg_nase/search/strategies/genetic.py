@@ -118,14 +118,16 @@ class Genetic:
             )
 
     def __call__(self, space: Space, log: Log, count: int, seed: int) -> list[Candidate]:
-        """Return the next candidates, of two generations where the border is between them."""
+        """Return the next candidates: of one generation, and of those before what is trained on."""
         ask = Ask(space, log, seed, self._rung(self.least))
         born = self.born(log)
+        generation = self.generation(len(born))
         self._promote(ask, born, count)
         before = len(ask)
         while len(ask) < count:
             place = len(born) + (len(ask) - before) // self.proposals
-            generation = self.generation(place)
+            if self.generation(place) > generation:  # its parents are among those of this call
+                break
             if self._is_over(log, born, generation) or not self._next(ask, place):
                 break
         if not ask.candidates and not log.pending:  # it ends, be it within a generation

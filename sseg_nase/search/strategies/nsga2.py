@@ -21,11 +21,14 @@ class NSGA2:
     Uniform crossover with probability `crossover`, then each gene mutates with probability
     `mutation`, by default one gene on average. What exceeds a measured cap ranks below all that
     does not.
+
+    `proposals`: for every candidate that is born, of which a screen keeps one (`Screened`).
     """
 
     population: int = 20
     crossover: float = 0.9
     mutation: float | None = None
+    proposals: int = 1
 
     def __post_init__(self) -> None:
         at_least(2, self, "population")
@@ -34,10 +37,12 @@ class NSGA2:
                 raise UserError(f"{name}={value} must be from 0 to 1.")
 
     def __call__(self, space: Space, log: Log, count: int, seed: int) -> list[Candidate]:
-        """Return the next candidates."""
+        """Return the next candidates, of one generation."""
         ask = Ask(space, log, seed)
-        for _ in range(count):
-            parents = self.parents(log, ask.next_number // self.population)
+        generation = ask.next_number // self.population
+        parents = self.parents(log, generation)
+        places = (generation + 1) * self.population - ask.next_number
+        for _ in range(min(count, places * self.proposals)):  # the next one's parents are these
             if not (parents and self._child(ask, parents)) and not ask.suggest_any():
                 break
         return ask.candidates

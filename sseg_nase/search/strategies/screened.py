@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import numpy as np
 
@@ -23,6 +24,9 @@ class Screened:
     `score` is a function of a point that always gives the same for it, such as a zero-cost score or
     its params; what is left out may be suggested again later. A promotion, which asks for what the
     log has at another fidelity, comes first: it is never left out for a new candidate.
+
+    A strategy of generations (`proposals`) makes `factor` proposals for each place, of which the
+    best is kept.
     """
 
     strategy: Strategy
@@ -32,11 +36,12 @@ class Screened:
 
     def __post_init__(self) -> None:
         at_least(1, self, "factor")
+        _ask_for_places(self)
 
     def __call__(self, space: Space, log: Log, count: int, seed: int) -> list[Candidate]:
         """Return the next candidates."""
         asked = self.strategy(space, log, count * self.factor, seed)
-        return _first([self._scored(each) for each in asked], asked, count, log)
+        return _first(self, [self._scored(each) for each in asked], asked, count, log)
 
     def _scored(self, candidate: Candidate) -> float:
         if candidate.key not in self._known:
@@ -60,33 +65,52 @@ class ScreenedByPredictor:
     def __post_init__(self) -> None:
         at_least(1, self, "factor")
         at_least(2, self, "starts")
+        _ask_for_places(self)
 
     def __call__(self, space: Space, log: Log, count: int, seed: int) -> list[Candidate]:
         """Return the next candidates."""
         usable = log.usable()
         known = len(usable) >= self.starts
-        asked = self.strategy(space, log, count * self.factor if known else count, seed)
+        of_places = known or hasattr(self.strategy, "proposals")
+        asked = self.strategy(space, log, count * self.factor if of_places else count, seed)
         if any(candidate.fidelity for candidate in asked):
             raise UserError(
                 "A predictor learns from results of one fidelity: use a strategy without "
                 "fidelities, or another screen."
             )
         if not known or not asked:
-            return _first([0.0] * len(asked), asked, count, log)
+            return _first(self, [0.0] * len(asked), asked, count, log)
         values = normal_scores([log.value(result) for result in usable])
         points = [result.candidate.point for result in usable]
         predict = self.predictor.fit(space, points, values, seed=seed)
         mean, _ = predict([candidate.point for candidate in asked])
-        return _first(mean, asked, count, log)
+        return _first(self, mean, asked, count, log)
+
+
+def _ask_for_places(screen: Screened | ScreenedByPredictor) -> None:
+    if hasattr(screen.strategy, "proposals"):
+        strategy = replace(cast(Any, screen.strategy), proposals=screen.factor)
+        object.__setattr__(screen, "strategy", strategy)
 
 
 def _first(
-    scores: Sequence[float] | np.ndarray, asked: Sequence[Candidate], count: int, log: Log
+    screen: Screened | ScreenedByPredictor,
+    scores: Sequence[float] | np.ndarray,
+    asked: Sequence[Candidate],
+    count: int,
+    log: Log,
 ) -> list[Candidate]:
     """Return promotions, then those with the highest scores; in the order they were asked for."""
-    kept = sorted(range(len(asked)), key=lambda at: (not _promoted(asked[at], log), -scores[at]))
+    promoted = [at for at, each in enumerate(asked) if _promoted(each, log)]
+    new = [at for at, each in enumerate(asked) if not _promoted(each, log)]
+    if hasattr(screen.strategy, "proposals"):  # the best for each place
+        places = [new[at : at + screen.factor] for at in range(0, len(new), screen.factor)]
+        new = [max(place, key=lambda at: scores[at]) for place in places]
+    else:
+        new.sort(key=lambda at: -scores[at])
     first = len(log.candidates)
-    return [replace(asked[at], number=first + n) for n, at in enumerate(sorted(kept[:count]))]
+    kept = sorted([*promoted, *new][:count])
+    return [replace(asked[at], number=first + n) for n, at in enumerate(kept)]
 
 
 def _promoted(candidate: Candidate, log: Log) -> bool:

@@ -10,8 +10,10 @@ import pytest
 
 from sseg_nase.errors import UserError
 from sseg_nase.search import Budget, Candidate, Function, Log, search
+from sseg_nase.search.predictors import Ridge
 from sseg_nase.search.strategies import Genetic, Screened
 from sseg_nase.search.strategies.genetic import IMMIGRANT, PROMOTED, active_diversity
+from sseg_nase.search.strategies.screened import ScreenedByPredictor
 from sseg_nase.spaces import Families
 from tests.support.synthetic import SPACE, measure, new_log
 
@@ -25,7 +27,9 @@ def prefers_mlps(candidate: Candidate) -> dict[str, float]:
     return {"accuracy": worth + candidate.number / 1000}
 
 
-def run(strategy: Genetic, space: Any = SMALL, measured: Any = prefers_mlps, **more: Any) -> Log:
+def run(
+    strategy: Genetic | Screened, space: Any = SMALL, measured: Any = prefers_mlps, **more: Any
+) -> Log:
     return search(space, strategy, Function(measured), new_log(), Budget(), **more)
 
 
@@ -241,12 +245,41 @@ def test_it_stops_once_nothing_gets_better_in_the_goals_direction(way: str) -> N
 
 def test_a_screen_chooses_among_proposals_for_one_place() -> None:
     params = lambda point: SPACE.costs(point)["params"]  # noqa: E731
-    strategy = Screened(Genetic(6, 2, 2, generations=2, proposals=5), params, 5)
+    strategy = Screened(Genetic(6, 2, 2, generations=2), params, 5)
     log = search(SPACE, strategy, Function(measure), new_log(), Budget())
     assert len(log.candidates) == 10  # two generations, all places filled
     plain = search(SPACE, Genetic(6, 2, 2, generations=2), Function(measure), new_log(), Budget())
     mean = [sum(params(c.point) for c in each.candidates) / 10 for each in (log, plain)]
     assert mean[0] > mean[1]
+
+
+@pytest.mark.parametrize("screen", [False, True])
+def test_a_generation_is_born_when_all_of_the_last_one_are_known(screen: bool) -> None:
+    """However many are asked for together; with a screen, too, whose best is of its place."""
+    strategy: Any = Genetic(
+        12, 2, 3, level_generations=1, generations=4, fidelity="epochs", least=1, most=3,
+        promoted=0.3,
+    )  # fmt: skip
+    asks = Screened(strategy, lambda point: len(str(point)), 3) if screen else strategy
+    log = run(asks, at_once=1000)
+    generations = by_generation(strategy, log)
+    assert [len(each) for each in generations] == [12, 10, 10, 10]
+    before = 0
+    for members in generations:
+        assert {c.after for c in members} == {before}
+        before = members[-1].number + 1
+    counts = [Counter(str(c.point["type"]) for c in each) for each in generations]
+    assert [{*each.values()} for each in counts[:2]] == [{6}, {2}]
+    assert len(counts[2]) == 10
+    promoted = [c for c in log.candidates if c.how == PROMOTED]
+    assert [c.after for c in promoted] == [12] * 4 + [26] * 3 + [39] * 3 + [52] * 3
+
+
+def test_before_a_predictor_has_learnt_each_place_has_a_candidate_of_its_own() -> None:
+    strategy = Genetic(12, 2, 3, level_generations=1, generations=2)
+    asks: Any = ScreenedByPredictor(strategy, Ridge(), 3, starts=13)
+    first = asks(SMALL, new_log(), 1000, 0)
+    assert Counter(str(c.point["type"]) for c in first) == {"cnn": 6, "mlp": 6}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from sseg_nase.search.strategies import (
     LocalSearch,
     RandomSearch,
     Reinforce,
+    Screened,
     diversity,
 )
 from sseg_nase.search.strategies.gp import expected_improvement
@@ -273,6 +275,17 @@ def test_nsga2_finds_more_of_the_front_than_random_search() -> None:
         return float(np.mean(found))
 
     assert volume(NSGA2()) > 1.02 * volume(RandomSearch())
+
+
+@pytest.mark.parametrize("factor", [1, 3])
+def test_a_generation_of_nsga2_is_born_when_all_of_the_last_one_are_known(factor: int) -> None:
+    strategy: Any = NSGA2(8)
+    if factor > 1:
+        strategy = Screened(strategy, lambda point: SPACE.costs(point)["params"], factor)
+    log = Log(FRONT)
+    budget = Budget(candidates=20)
+    search(SPACE, strategy, Function(measure), log, budget, at_once=100)
+    assert [c.after for c in log.candidates] == [0] * 8 + [8] * 8 + [16] * 4
 
 
 def test_nsga2_keeps_the_best_by_rank_and_prefers_what_meets_a_cap() -> None:
