@@ -271,6 +271,8 @@ def test_a_generation_is_born_when_all_of_the_last_one_are_known(screen: bool) -
     counts = [Counter(str(c.point["type"]) for c in each) for each in generations]
     assert [{*each.values()} for each in counts[:2]] == [{6}, {2}]
     assert len(counts[2]) == 10
+    of_first = search(SMALL, asks, Function(prefers_mlps), new_log(), Budget(candidates=12))
+    assert [c.how for c in asks(SMALL, of_first, 3, 0)] == [PROMOTED] * 3  # before any child
     promoted = [c for c in log.candidates if c.how == PROMOTED]
     assert [c.after for c in promoted] == [12] * 4 + [26] * 3 + [39] * 3 + [52] * 3
 
@@ -278,8 +280,10 @@ def test_a_generation_is_born_when_all_of_the_last_one_are_known(screen: bool) -
 def test_before_a_predictor_has_learnt_each_place_has_a_candidate_of_its_own() -> None:
     strategy = Genetic(12, 2, 3, level_generations=1, generations=2)
     asks: Any = ScreenedByPredictor(strategy, Ridge(), 3, starts=13)
-    first = asks(SMALL, new_log(), 1000, 0)
-    assert Counter(str(c.point["type"]) for c in first) == {"cnn": 6, "mlp": 6}
+    for count in (4, 1000):
+        first = [str(c.point["type"]) for c in asks(SMALL, new_log(), count, 0)]
+        assert len(first) == min(count, 12)
+        assert Counter(first) == dict.fromkeys(("cnn", "mlp"), len(first) // 2)
 
 
 @pytest.mark.parametrize(
