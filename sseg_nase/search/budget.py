@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from math import ceil
 
 from sseg_nase.errors import UserError
 from sseg_nase.search.log import Log
@@ -37,12 +38,15 @@ class Budget:
         """Whether there is no limit at all."""
         return all(getattr(self, limit.name) is None for limit in fields(self))
 
-    def left(self, log: Log) -> int:
-        """Return how many more candidates may be asked for."""
+    def left(self, log: Log, first: int) -> int:
+        """Return how many more candidates may be asked for.
+
+        Of what evaluations spend it is what is left over the mean cost so far, rounded up; while
+        none has cost anything, `first`.
+        """
+        left = UNLIMITED if self.candidates is None else self.candidates - len(log.candidates)
         for name in ("images", "training_macs", "seconds"):
-            limit = getattr(self, name)
-            if limit is not None and getattr(log.spent, name) >= limit:
-                return 0
-        if self.candidates is None:
-            return UNLIMITED
-        return max(0, self.candidates - len(log.candidates))
+            limit, spent = getattr(self, name), getattr(log.spent, name)
+            if limit is not None:
+                left = min(left, ceil((limit / spent - 1) * len(log.told)) if spent else first)
+        return max(0, left)

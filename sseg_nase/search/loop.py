@@ -46,7 +46,8 @@ def search(
     """Run or resume the search in `log` until the budget or the candidates of the strategy end.
 
     With `at_once` 1 a slot that becomes free gets a new candidate at once; with more, that many are
-    asked for together, after all before them are done. What is pending in the log is evaluated
+    asked for together, after all before them are done, and no more than the budget is enough for at
+    the mean cost so far. What is pending in the log is evaluated
     first, so a killed search resumes as if it had not been killed. `cache` holds scores that
     are known already: see `known_scores`. `told` hears of each result once it is in the log.
     """
@@ -56,7 +57,8 @@ def search(
     while True:
         while running < evaluator.slots:
             if not waiting and (at_once == 1 or not running):
-                waiting.extend(_ask(space, strategy, log, min(at_once, budget.left(log)), seed))
+                count = min(at_once, budget.left(log, evaluator.slots))
+                waiting.extend(_ask(space, strategy, log, count, seed))
             if not waiting:
                 break
             candidate = waiting.popleft()

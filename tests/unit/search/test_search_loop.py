@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -57,6 +59,21 @@ def test_the_first_limit_that_is_reached_ends_the_search(budget: Budget, candida
     assert len(log.told) == len(log.candidates) == candidates
     search(SPACE, RandomSearch(), Function(timed), log, budget)
     assert len(log.candidates) == candidates  # what is spent stays spent
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+def test_together_no_more_are_asked_for_than_the_budget_is_enough_for(slots: int) -> None:
+    """At the mean cost so far; the first ones, which say what one costs, are one for each slot."""
+
+    def cheaper(candidate: Candidate) -> Scored:
+        return replace(timed(candidate), cost=Cost(images=300 if candidate.number < 4 else 100))
+
+    log = new_log()
+    clock = Clock(cheaper, log, slots)
+    search(SPACE, RandomSearch(), clock, log, Budget(images=2000), at_once=100)
+    asked = Counter(c.after for c in log.candidates)
+    assert asked == ({0: 1, 1: 6, 7: 3, 10: 2}, {0: 2, 2: 5, 7: 3, 10: 2})[slots - 1]
+    assert log.spent.images == 2000
 
 
 def test_a_limit_must_be_above_zero_and_a_continuum_needs_one() -> None:
