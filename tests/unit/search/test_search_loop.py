@@ -52,6 +52,8 @@ class Slots(Function):
         (Budget(images=401), 5),
         (Budget(training_macs=4e6), 4),
         (Budget(candidates=10, images=401), 5),
+        (Budget(candidates=3, images=401), 3),
+        (Budget(images=201, training_macs=4e6), 3),
     ],
 )
 def test_the_first_limit_that_is_reached_ends_the_search(budget: Budget, candidates: int) -> None:
@@ -59,6 +61,7 @@ def test_the_first_limit_that_is_reached_ends_the_search(budget: Budget, candida
     assert len(log.told) == len(log.candidates) == candidates
     search(SPACE, RandomSearch(), Function(timed), log, budget)
     assert len(log.candidates) == candidates  # what is spent stays spent
+    assert budget.left(log, 1) == Budget(candidates=1).left(log, 1) == 0
 
 
 @pytest.mark.parametrize("slots", [1, 2])
