@@ -42,8 +42,9 @@ class Genetic:
 
     With `fidelity` all are trained for `least` of it, and from each generation the best `promoted`
     share go on to `most`: 0.5 is the median rule, a third that of ASHA. Where the shares of kinds
-    are limited, the best of each go first: what learns fast is not what learns most. Parents are
-    chosen by the values at `least`; the best that the search names is one at `most`.
+    are limited, the best of the kind of which the fewest have gone on goes first: what learns fast
+    is not what learns most. Parents are chosen by the values at `least`; the best that the search
+    names is one at `most`.
 
     `proposals`: for every candidate that is born, of which a screen keeps one (`Screened`).
     """
@@ -205,6 +206,7 @@ class Genetic:
         """
         if not self.fidelity:
             return
+        had = Counter[Value]()
         groups: dict[int, list[Candidate]] = {}
         for place, candidate in enumerate(born):
             groups.setdefault(self.generation(place), []).append(candidate)
@@ -212,12 +214,12 @@ class Genetic:
             size = self._size(generation)
             results = [ask.log.result(member.number) for member in members]
             if None in results or (len(members) < size and not ended):
-                continue
+                return
             usable = [r for r in results if r is not None and ask.log.is_usable(r)]
             share = ceil(self.promoted * len(usable))
             ranked = sorted(usable, key=ask.log.value, reverse=True)
             if self._shares(generation, ask.space.levels) or self.most_share < 1:
-                ranked = _in_turn(ranked, lambda one: ask.space.kind(one.candidate.point))
+                ranked = _in_turn(ranked, share, ask.space, had)
             for one in ranked[:share]:
                 if len(ask) == count:
                     return
@@ -290,15 +292,17 @@ class Genetic:
         return max(drawn, key=ask.log.value).candidate
 
 
-def _in_turn(ranked: Sequence[Scored], kind: Callable[[Scored], object]) -> list[Scored]:
-    """Return the first of each kind, then the second of each, and so on."""
-    seen = Counter[object]()
-    places = []
-    for one in ranked:
-        places.append(seen[kind(one)])
-        seen[kind(one)] += 1
-    order = sorted(range(len(ranked)), key=places.__getitem__)
-    return [ranked[at] for at in order]
+def _in_turn(
+    ranked: Sequence[Scored], count: int, space: Space, had: Counter[Value]
+) -> list[Scored]:
+    """Return `count`, each the first of the kind that has had the fewest, and add them to `had`."""
+    rest, found = list(ranked), []
+    for _ in range(count):
+        one = min(rest, key=lambda each: had[space.kind(each.candidate.point)])
+        had[space.kind(one.candidate.point)] += 1
+        rest.remove(one)
+        found.append(one)
+    return found
 
 
 def diversity(points: Sequence[Mapping[str, Any]]) -> float:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from sseg_nase.errors import UserError
-from sseg_nase.search import Budget, Candidate, Function, Log, search
+from sseg_nase.search import Budget, Candidate, Function, Log, Scored, search
 from sseg_nase.search.predictors import Ridge
 from sseg_nase.search.strategies import Genetic, Screened
 from sseg_nase.search.strategies.genetic import IMMIGRANT, PROMOTED, active_diversity
@@ -129,8 +130,10 @@ def test_the_best_of_every_type_are_trained_on_while_types_have_equal_shares() -
     ]
     types = [Counter(str(c.point["type"]) for c in each if c.number in going_on) for each in groups]
     assert types[0] == {"mlp": 3, "cnn": 2}  # though every mlp is ahead of every cnn
-    assert len(types[1]) == 4 == types[1].total()
-    assert len(types[2]) == 4 == types[2].total()
+    others = {*SMALL.part(2).kinds} - {"cnn", "mlp"}  # none of which has gone on
+    assert {*types[1]} == others
+    assert sorted(types[1].values()) == [1, 1, 2]
+    assert types[2] == dict.fromkeys({*SMALL.kinds} - {*SMALL.part(2).kinds}, 1)
     assert {c.number for c in groups[3] if c.number in going_on} == {
         c.number for c in groups[3][:4]
     }
@@ -185,11 +188,42 @@ def test_the_best_of_each_type_go_on_where_shares_are_limited() -> None:
         12, 2, 3, generations=2, most_share=0.5, fidelity="epochs", least=1, most=3, promoted=0.34
     )
     log = run(strategy, SMALL, mlps_first)
+    going_on = [c.parents[0] for c in log.candidates if c.how == PROMOTED]
+    had = Counter[str]()
     for one in by_generation(strategy, log):
-        numbers = {c.number: str(c.point["type"]) for c in one}
-        going_on = [c.parents[0] for c in log.candidates if c.how == PROMOTED]
-        types = [numbers[n] for n in going_on if n in numbers]
-        assert len({*types}) == len(types) > 3
+        ranked = sorted(one, key=lambda c: log.value(log.result(c.number)), reverse=True)
+        kinds = [str(c.point["type"]) for c in ranked]
+        wanted = []
+        while len(wanted) < 4 + (one[0].number == 0):
+            at = min(range(len(ranked)), key=lambda at: (at in wanted, had[kinds[at]], at))
+            wanted.append(at)
+            had[kinds[at]] += 1
+        assert [n for n in going_on if n in {c.number for c in one}] == [
+            ranked[at].number for at in wanted
+        ]
+    assert max(had.values()) - min(had.values()) == 1 < len(had) - 3
+
+
+def test_a_generation_waits_for_those_before_before_it_is_trained_on() -> None:
+    """Which of it go on follows from which have: a late result must not change that."""
+    strategy = Genetic(
+        12, 2, 3, generations=3, most_share=0.5, fidelity="epochs", least=1, most=3, promoted=0.34
+    )
+    log, late = new_log(), 5
+
+    def tell(candidates: Iterable[Candidate]) -> None:
+        log.ask(list(candidates))
+        for one in log.pending:
+            if one.number != late:
+                log.tell(Scored(one, mlps_first(one)))
+
+    for _ in range(2):
+        tell(strategy(SMALL, log, 100, 0))
+    assert [c.how == PROMOTED for c in log.candidates] == [False] * 22
+    assert PROMOTED not in {c.how for c in strategy(SMALL, log, 100, 0)}
+    log.tell(Scored(log.candidates[late], mlps_first(log.candidates[late])))
+    tell(one := strategy(SMALL, log, 100, 0))
+    assert [c.how for c in one].count(PROMOTED) == 5 + 4
 
 
 def test_types_that_are_too_few_for_such_shares_are_not_held_to_them() -> None:
