@@ -47,9 +47,9 @@ def search(
 
     With `at_once` 1 a slot that becomes free gets a new candidate at once; with more, that many are
     asked for together, after all before them are done, and no more than the budget is enough for at
-    the mean cost so far. What is pending in the log is evaluated
-    first, so a killed search resumes as if it had not been killed. `cache` holds scores that
-    are known already: see `known_scores`. `told` hears of each result once it is in the log.
+    the mean cost so far. What is pending in the log is evaluated first, so a killed search resumes
+    as if it had not been killed. `cache` holds scores that are known already: see `known_scores`.
+    `told` hears of each result once it is in the log.
     """
     if budget.endless and space.size is None:
         raise UserError(f"Space {space.name} never ends. Give a budget, such as candidates=100.")
