@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -71,7 +71,7 @@ class ScreenedByPredictor:
         """Return the next candidates."""
         usable = log.usable()
         known = len(usable) >= self.starts
-        of_places = known or hasattr(self.strategy, "proposals")
+        of_places = known or _has_places(self.strategy)
         asked = self.strategy(space, log, count * self.factor if of_places else count, seed)
         if any(candidate.fidelity for candidate in asked):
             raise UserError(
@@ -87,8 +87,12 @@ class ScreenedByPredictor:
         return _first(self, mean, asked, count, log)
 
 
+def _has_places(strategy: Strategy) -> bool:
+    return is_dataclass(strategy) and hasattr(strategy, "proposals")
+
+
 def _ask_for_places(screen: Screened | ScreenedByPredictor) -> None:
-    if hasattr(screen.strategy, "proposals"):
+    if _has_places(screen.strategy):
         strategy = replace(cast(Any, screen.strategy), proposals=screen.factor)
         object.__setattr__(screen, "strategy", strategy)
 
@@ -103,7 +107,7 @@ def _first(
     """Return promotions, then those with the highest scores; in the order they were asked for."""
     promoted = [at for at, each in enumerate(asked) if _promoted(each, log)]
     new = [at for at, each in enumerate(asked) if not _promoted(each, log)]
-    if hasattr(screen.strategy, "proposals"):  # the best for each place
+    if _has_places(screen.strategy):  # the best for each place
         places = [new[at : at + screen.factor] for at in range(0, len(new), screen.factor)]
         new = [max(place, key=lambda at: scores[at]) for place in places]
     else:

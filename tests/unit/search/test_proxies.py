@@ -230,6 +230,9 @@ def test_a_screen_evaluates_the_first_of_what_is_suggested() -> None:
     log, halving = Log(wanted), Screened(SuccessiveHalving(candidates=4), params, 3)
     search(SPACE, halving, Function(measured), log, Budget(candidates=5))
     assert log.candidates[4].key in {c.key for c in log.candidates[:4]}  # its promotion
+    own = lambda *asked: RandomSearch()(*asked)  # noqa: E731
+    own.proposals = ["mine"]  # type: ignore[attr-defined]
+    assert Screened(own, params, 10)(SPACE, Log(wanted), 3, 0) == kept  # means nothing to us
     with pytest.raises(UserError, match="without fidelities"):
         ScreenedByPredictor(SuccessiveHalving(), Ridge())(SPACE, Log(wanted), 2, 0)
     with pytest.raises(UserError, match="factor=0"):
