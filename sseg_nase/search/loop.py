@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -15,6 +15,9 @@ from sseg_nase.spaces.space import Space
 # Space, log, how many, seed -> the next candidates. None of them while others are pending: wait for
 # a result. None of them while nothing is: the search is over.
 Strategy = Callable[[Space, Log, int, int], list[Candidate]]
+# Failures in a row after which it is not the points that are at fault. What fails costs no training
+# macs, so a budget of these alone would never end it.
+FAILURES_ALIKE, FAILURES = 10, 100
 
 
 class Evaluator(Protocol):
@@ -49,11 +52,13 @@ def search(
     asked for together, after all before them are done, and no more than the budget is enough for at
     the mean cost so far. What is pending in the log is evaluated first, so a killed search resumes
     as if it had not been killed. `cache` holds scores that are known already: see `known_scores`.
-    `told` hears of each result once it is in the log.
+    `told` hears of each result once it is in the log. Raises `UserError` where many in a row fail
+    (`FAILURES`, or `FAILURES_ALIKE` for the same reason): what they share is at fault.
     """
     if budget.endless and space.size is None:
         raise UserError(f"Space {space.name} never ends. Give a budget, such as candidates=100.")
     waiting, running = deque(log.pending), 0
+    failed: list[str] = []
     while True:
         while running < evaluator.slots:
             if not waiting and (at_once == 1 or not running):
@@ -69,8 +74,11 @@ def search(
                 running += 1
         if not running:
             return log
-        told(log.tell(evaluator.result()))
+        result = log.tell(evaluator.result())
+        told(result)
         running -= 1
+        failed = [] if result.error is None else [*failed, result.error]
+        _check_failures(failed)
 
 
 def known_scores(logs: Iterable[Log], recipe: str) -> dict[tuple[str, str], Scored]:
@@ -86,6 +94,18 @@ def known_scores(logs: Iterable[Log], recipe: str) -> dict[tuple[str, str], Scor
         for scored in log.told
         if scored.error is None
     }
+
+
+def _check_failures(failed: Sequence[str]) -> None:
+    """Raise `UserError` where what failed last, in a row, shows that all of it will."""
+    last = failed[-FAILURES_ALIKE:]
+    alike = len(last) == FAILURES_ALIKE and len(set(last)) == 1
+    if alike or len(failed) >= FAILURES:
+        count, how = (FAILURES_ALIKE, " for one reason") if alike else (len(failed), "")
+        raise UserError(
+            f"search: {count} candidates in a row have failed{how}: mend it, and resume. The last: "
+            f"{last[-1]}"
+        )
 
 
 def _ask(space: Space, strategy: Strategy, log: Log, count: int, seed: int) -> list[Candidate]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from sseg_nase.config.commands import command
+from sseg_nase.config.compose import beside_hydra, load
 from sseg_nase.config.groups.evaluator import (
     EvaluatorConfig,
     OfInherited,
@@ -39,7 +40,7 @@ from sseg_nase.searches.evaluators import (
     proxy,
 )
 from sseg_nase.searches.folder import SearchFolder
-from sseg_nase.searches.jobs import check_goals, check_space
+from sseg_nase.searches.jobs import check_goals, check_space, of_jobs
 from sseg_nase.searches.launched import Launcher, jobs_for
 from sseg_nase.searches.oneshot import check_one_shot, train_supernet, with_supernet
 from sseg_nase.searches.outcome import outcome, outcome_lines
@@ -47,8 +48,13 @@ from sseg_nase.searches.own import called, imported
 from sseg_nase.searches.parts import Parts, final_seeds, parts_of, tabular
 from sseg_nase.searches.progress import Progress, said_of
 from sseg_nase.spaces.space import Space
+from sseg_nase.stages.pipeline import check_images
 from sseg_nase.stages.running import Run
+from sseg_nase.sweeps.plan import placed
 from sseg_nase.tracking import Resumed
+
+IMAGES = ("dataset", "evaluation")  # sections of the configuration that say which are opened
+TRAINED_ON = ("curriculum", "finetune")  # groups that do
 
 
 def check_search(
@@ -94,6 +100,8 @@ def perform_search(
     """
     config = this.config
     parts = check_search(config, overrides, further, this.directory)
+    if isinstance(config.evaluator, OfRuns):
+        _check_images(parts.space, overrides, further)
     evaluator: Evaluator
     if not isinstance(config.evaluator, OfRuns):
         evaluator = evaluator_of(config, parts, this.directory)
@@ -148,6 +156,23 @@ def perform_search(
         if jobs is not None:
             jobs.close()
         _conclude(this, log, parts.space, say)
+
+
+def _check_images(space: Space, overrides: Sequence[str], further: Sequence[Path]) -> None:
+    """Raise `UserError` for images that no candidate could use, where its point does not say which.
+
+    So it is said once, and not by every candidate.
+    """
+    sections = {choice.name.split(".")[0] for choice in space.choices}
+    groups = {choice.name for choice in space.choices}
+    if not (sections.isdisjoint(IMAGES) and groups.isdisjoint(TRAINED_ON)):
+        return
+    try:
+        with beside_hydra():
+            config = placed(load([*of_jobs(overrides), "task=pipeline"], *further))
+    except UserError:  # it lacks what a point says
+        return
+    check_images(config)
 
 
 def evaluator_of(config: Config, parts: Parts, folder: Path) -> Evaluator:

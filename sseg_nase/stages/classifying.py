@@ -75,7 +75,7 @@ class ClosedTask:
             cache_dir=Path(paths.cache_dir).expanduser(),
         )
         if self.split != TEST or self.split not in splits:
-            _ = self.store  # what is missing is said now
+            truth_of(self.store, self.train)  # what is missing is said now
 
     @cached_property
     def store(self) -> ImageStore:

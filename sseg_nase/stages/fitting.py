@@ -198,6 +198,11 @@ def _training_episodes(
     """`asked` with what fits the base classes, and the val classes by which it is chosen."""
     ways, shots = asked.ways, asked.shots
     if ways is None:
+        if base.classes < 2:
+            raise UserError(
+                f"{base.where}: finetune={asked.name} needs labels of two classes at least. Give a "
+                "folder per class, or choose finetune=none."
+            )
         ways = min(filled(usual.ways, "finetune.ways"), base.classes)
         ways = evaluation.ways if isinstance(asked, Maml) else ways
     if shots is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from sseg_nase.stages.finetuning import (
     stage_reached,
     tuning_stages,
 )
-from sseg_nase.stages.fitting import unused_images
+from sseg_nase.stages.fitting import fitted, unused_images
 from sseg_nase.stages.pretraining import pretrain
 from sseg_nase.stages.results import conclude
 from sseg_nase.stages.resuming import state_to_resume, tell_where_it_resumes
@@ -82,6 +83,14 @@ def pipeline(this: Run) -> None:
     if config.report.control:
         control = _train_control(this, extra, teacher, pretrained=trained)
     conclude(this, reached, tasks, results, best, control)
+
+
+def check_images(config: Config) -> None:
+    """Open the images that a run with `config` begins with. Raises `UserError` as the run would."""
+    config, _ = fitted(dataclasses.replace(config, task="pipeline", resume=None))
+    tasks_of(config)
+    if config.finetune.trains:
+        labelled(config)
 
 
 def _beginning(config: Config, notes: list[str]) -> Reached:

@@ -317,6 +317,17 @@ def test_a_class_of_test_that_was_not_trained_on_is_refused(tmp_path: Path) -> N
         task.evaluate(stages.seed_backbone(config), torch.device("cpu"))
 
 
+def test_a_class_of_val_that_was_not_trained_on_is_said_before_training(tmp_path: Path) -> None:
+    base = tmp_path / "svhn"
+    for split, classes in (("train", (0, 1)), ("val", (0, 2))):
+        for label in classes:
+            for number in range(4):
+                made.image(base / split / str(label) / f"{number}.png", 10 * label + number)
+    config = composed("dataset=svhn", f"dataset.root={base}", "evaluation.split=val")
+    with pytest.raises(UserError, match="The class 2 is in val and not in train"):
+        stages.tasks_of(config)
+
+
 def test_a_split_that_is_missing_is_said_before_training(tmp_path: Path) -> None:
     base = tmp_path / "svhn" / "train"
     for label in range(2):

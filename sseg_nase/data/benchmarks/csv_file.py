@@ -28,6 +28,7 @@ ACCEPTED = (
 )
 EMPTY_CELLS = frozenset({"nan", "none", "null", "n/a", "#n/a", "na", "<na>", "nat", "nil"})
 COLUMNS = ("path", "label")
+NAMED_BY = "dataset.path_column and dataset.label_column"
 ByClass = Mapping[str, Sequence[Row]]
 
 
@@ -45,7 +46,7 @@ def find(dataset: Listed, data_dir: Path, cache_dir: Path) -> Found:
         raise UserError(
             f"dataset.path_column={path} dataset.label_column={label}: one column cannot be both."
         )
-    table = read_table(file, [path, label], ["split"])
+    table = read_table(file, [path, label], ["split"], NAMED_BY)
     notices, options = [*table.notices, *_no_labels(table, label)], dict[str, Any]()
     if (path, label) != COLUMNS:
         options["columns"] = [path, label]

@@ -75,15 +75,18 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> Table:
+def read_table(
+    path: Path, columns: Sequence[str], optional: Sequence[str] = (), named_by: str = ""
+) -> Table:
     """The rows of a CSV file whose header has `columns`, and perhaps `optional` ones.
 
     Cells and header are stripped, empty lines skipped; the delimiter and the header's case may be
     others (with a notice). Every row has as many cells as the header, none with a line break, and
-    a value for each of `columns`; else UserError names file and line.
+    a value for each of `columns`; else UserError names file and line. `named_by`: the keys that say
+    what the columns are called, if any do.
     """
     text = read_text(path)
-    delimiter, header, notices = _header(path, text, columns, optional)
+    delimiter, header, notices = _header(path, text, columns, optional, named_by)
     rows: list[Row] = []
     for line, cells in _rows(path, text, delimiter):
         if line == header.line:
@@ -142,7 +145,7 @@ class _Header:
 
 
 def _header(
-    path: Path, text: str, columns: Sequence[str], optional: Sequence[str]
+    path: Path, text: str, columns: Sequence[str], optional: Sequence[str], named_by: str
 ) -> tuple[str, _Header, list[str]]:
     expected = ",".join(columns)
     wanted = {*columns, *optional}
@@ -171,6 +174,7 @@ def _header(
     missing = [column for column in columns if column not in map(str.strip, cells)]
     near = [(get_close_matches(name, map(str.strip, cells), n=1), name) for name in missing]
     remedy = "".join(f" Write {name} for {word[0]}." for word, name in near if word)
+    remedy = remedy or (f" {named_by} name other columns." if named_by else "")
     if re.match(r"#|//|sep=", header.strip().strip('"')):
         remedy = " Delete that line: the header must be the first one."
     raise UserError(

@@ -139,7 +139,7 @@ def test_splits_by_usual_names(cells: list[str], split: str) -> None:
         ("path,label,Label\n", r"Line 1 of .*the column label twice"),
         ("path,label,split,split\n", r"Line 1 of .*the column split twice"),
         ("paht,label\n", r"no column path: it is 'paht,label'.*Write path for paht\."),
-        ("file,class\n", r"no column path, label: it is 'file,class', expected 'path,label'"),
+        ("file,class\n", r"no column path, label: it is 'file,class'.*path_column and dataset"),
         ("path label\n", r"no column path, label: it is 'path label'.*between commas"),
         (ROWS, r"no column path, label: it is 'c0/0\.bmp,c0,train'"),
         ("\n \n", r"no column path, label: it is ''"),

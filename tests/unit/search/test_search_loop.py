@@ -151,6 +151,35 @@ def test_a_failure_is_recorded_and_the_search_goes_on() -> None:
     assert all(c.parents[0] % 2 == 0 for c in log.candidates if c.parents)
 
 
+def test_what_always_fails_ends_also_where_no_budget_does() -> None:
+    """Nothing is spent on what fails, so a budget of training macs would never end the search."""
+
+    def broken(candidate: Candidate) -> Mapping[str, float]:
+        raise RuntimeError("CUDA out of memory")
+
+    def differently(candidate: Candidate) -> Mapping[str, float]:
+        raise RuntimeError(f"candidate {candidate.number} is not to be had")
+
+    for fails, count, said in (
+        (broken, 10, "10 candidates in a row have failed for one reason: .*: RuntimeError: CUDA"),
+        (differently, 100, "100 candidates in a row have failed: .*: candidate 99 is not"),
+    ):
+        log = new_log()
+        with pytest.raises(UserError, match=said):
+            search(SPACE, RandomSearch(), Function(fails), log, Budget(training_macs=1))
+        assert len(log.told) == count
+
+
+def test_one_that_succeeds_shows_that_not_all_fail() -> None:
+    def fragile(candidate: Candidate) -> Mapping[str, float]:
+        if candidate.number % 10:
+            raise RuntimeError("CUDA out of memory")
+        return measure(candidate)
+
+    log = search(SPACE, RandomSearch(), Function(fragile), new_log(), Budget(candidates=40))
+    assert len(log.told) == 40
+
+
 def test_scores_that_are_known_are_not_measured_again() -> None:
     first = Log(Objectives({"accuracy": "max"}), {"recipe": "a"})
     search(SPACE, RandomSearch(), Function(timed), first, Budget(candidates=8))

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from PIL import Image
 
 from sseg_nase.config.compose import continued, load
 from sseg_nase.errors import UserError
@@ -133,6 +134,48 @@ def test_a_candidate_that_composes_to_no_config_is_recorded_and_not_run(
     assert len(errors) == 1
     assert "evaluation.shots=-3: it must be at least 1" in errors[0]
     assert len(performed.numbers) == 1
+
+
+def folder_of(base: Path, *classes: str) -> str:
+    """Images of one's own, for `dataset.root`."""
+    for name in classes:
+        for number in range(12):
+            path = base / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (16, 16), 10 * number + ord(name) % 10).save(path)
+    return f"{base}"
+
+
+def test_images_that_no_candidate_could_use_are_said_once(
+    performed: Performed, tmp_path: Path
+) -> None:
+    one = folder_of(tmp_path / "one", "a")
+    closed = ("dataset=folder", "dataset.split_by=images", "evaluation=knn")
+    with pytest.raises(UserError, match="all images are of one class, a"):
+        begin(*closed, f"dataset.root={one}")
+    few = ("dataset=folder", f"dataset.root={one}")
+    with pytest.raises(UserError, match="there is one class"):
+        begin(*few)
+    folder_of(tmp_path / "split" / "train", "a")
+    folder_of(tmp_path / "split" / "val", "b", "c")
+    with pytest.raises(UserError, match="finetune=linear needs labels of two classes"):
+        begin(*few[:1], f"dataset.root={tmp_path}/split", "finetune=linear")
+    given = ("evaluation.ways=2", "evaluation.shots=[1]", "evaluation.queries=5")
+    tuned = ("finetune=linear", "finetune.ways=2", "finetune.shots=1", *given)
+    with pytest.raises(UserError, match="the train split has 1 class"):
+        begin(*few[:1], f"dataset.root={tmp_path}/split", *tuned)
+    assert performed.numbers == []
+    assert not [*tmp_path.glob("runs/searches/*/candidates.jsonl")]
+
+
+def test_where_points_choose_the_images_each_candidate_says_its_own(
+    performed: Performed, tmp_path: Path
+) -> None:
+    roots = [folder_of(tmp_path / "one", "a"), folder_of(tmp_path / "two", "a", "b", "c")]
+    chosen = f"search.choices={{dataset.root: [{','.join(roots)}]}}"
+    given = ("dataset=folder", f"dataset.root={roots[0]}", "dataset.split_by=images")
+    searched("task=search", chosen, *QUIET, *given, "evaluation=knn", "search.budget.candidates=2")
+    assert sorted(performed.numbers) == [0, 1]
 
 
 def test_test_classes_are_never_evaluated(performed: Performed) -> None:
