@@ -10,6 +10,7 @@ import numpy as np
 
 from sseg_nase.search import Log, Scored
 from sseg_nase.spaces.choice import Choice, Options
+from sseg_nase.spaces.space import Space
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +33,10 @@ class Importance(NamedTuple):
 
 
 class Share(NamedTuple):
-    """How often an option stands in the best quarter, and in all results, from 0 to 1."""
+    """How often an option stands in the best quarter, and in all results, from 0 to 1.
+
+    Of the places where its choice says anything.
+    """
 
     name: str
     best: float
@@ -60,51 +64,73 @@ def fullest(log: Log) -> dict[str, float]:
     return max(found, key=lambda each: sum(each.values()), default={})
 
 
-def importance(log: Log, choices: Sequence[Choice], results: Sequence[Scored]) -> list[Importance]:
+def active(space: Space | None, results: Sequence[Scored]) -> list[frozenset[str]]:
+    """Return the choices that say anything at the point of each result; all without a space."""
+    points = [one.candidate.point for one in results]
+    return [frozenset(point if space is None else space.active(point)) for point in points]
+
+
+def importance(
+    log: Log, choices: Sequence[Choice], results: Sequence[Scored], space: Space | None = None
+) -> list[Importance]:
     """Return the choices, the most important first.
 
     The share of the variance of the ranks between the values of a choice (η²), less what as many
-    groups explain by chance (ω²), 0 at least. None below `FEWEST` results, and where all have the
-    same value. With the share of the impurity that its splits take in a random forest.
+    groups explain by chance (ω²), 0 at least; of the results where it says anything. None where
+    these are below `FEWEST`, and where all have the same value. With the share of the impurity that
+    its splits take in a random forest of all results.
     """
     values = np.array([log.value(one) for one in results])
     ranks = values.argsort(kind="stable").argsort(kind="stable").astype(float)
-    shares = _in_a_forest(ranks, choices, results)
-    found = [
-        Importance(c.name, _explained(ranks, _groups(c, results)), shares.get(c.name))
-        for c in choices
-    ]
+    told = active(space, results)
+    shares = _in_a_forest(ranks, choices, results, told)
+
+    def explained(choice: Choice) -> float | None:
+        there = [at for at, names in enumerate(told) if choice.name in names]
+        return _explained(ranks[there], _groups(choice, [results[at] for at in there]))
+
+    found = [Importance(c.name, explained(c), shares.get(c.name)) for c in choices]
     return sorted(found, key=lambda one: -1.0 if one.share is None else one.share, reverse=True)
 
 
-def shares(log: Log, choices: Sequence[Choice], results: Sequence[Scored]) -> list[Share]:
-    """Return the options by how much more often they stand in the best quarter than in all."""
+def shares(
+    log: Log, choices: Sequence[Choice], results: Sequence[Scored], space: Space | None = None
+) -> list[Share]:
+    """Return the options by how much more often they stand in the best quarter than in all.
+
+    Choices of the same words are places of one kind, as the edges of a cell, and counted together;
+    of the same numbers those that have the same name but for the number of a layer. Nothing is said
+    of a kind that has no place in the best.
+    """
     options = [choice for choice in choices if isinstance(choice, Options)]
     if not options or not results:
         return []
     ordered = sorted(results, key=log.value, reverse=True)
     best = ordered[: max(1, len(ordered) // 4)]
-    # Choices with the same options are places of one kind, as the edges of a cell.
     kinds: dict[tuple[object, ...], list[Options]] = {}
     for choice in options:
-        kinds.setdefault(choice.values, []).append(choice)
+        words = all(isinstance(value, str) for value in choice.values)
+        kinds.setdefault((choice.values, "" if words else _unnumbered(choice)), []).append(choice)
     found = []
-    for values, places in kinds.items():
+    for places in kinds.values():
+        names = {place.name for place in places}
         counts = [
-            Counter(str(one.candidate.point[c.name]) for one in group for c in places)
+            Counter(
+                str(one.candidate.point[name])
+                for one, told in zip(group, active(space, group), strict=True)
+                for name in names & told
+            )
             for group in (best, ordered)
         ]
-        totals = [len(places) * len(group) for group in (best, ordered)]
-        named = f"{places[0].name}=" if len(places) == 1 else ""
-        for value in values:
-            found.append(
-                Share(
-                    f"{named}{value}",
-                    counts[0][str(value)] / totals[0],
-                    counts[1][str(value)] / totals[1],
-                )
-            )
-    return found
+        if not counts[0]:
+            continue
+        named = places[0].name if len(places) == 1 else _unnumbered(places[0])
+        words = all(isinstance(value, str) for value in places[0].values)
+        start = "" if len(places) > 1 and (words or not named) else f"{named}="
+        for value in places[0].values:
+            of_best, of_all = (each[str(value)] / sum(each.values()) for each in counts)
+            found.append(Share(f"{start}{value}", of_best, of_all))
+    return sorted(found, key=lambda one: one.all - one.best)
 
 
 def outer(log: Log, values: Sequence[float]) -> tuple[float, float]:
@@ -128,10 +154,23 @@ def near_the_best(log: Log, axes: Axes, values: Sequence[float]) -> str:
     return ""
 
 
+def _unnumbered(choice: Choice) -> str:
+    """The name without the parts that are numbers: `mlp.3.channels` is `mlp.channels`."""
+    parts = choice.name.split(".")
+    return ".".join(part for part in parts if any(map(str.isalpha, part)))
+
+
 def _in_a_forest(
-    ranks: np.ndarray, choices: Sequence[Choice], results: Sequence[Scored]
+    ranks: np.ndarray,
+    choices: Sequence[Choice],
+    results: Sequence[Scored],
+    told: Sequence[frozenset[str]],
 ) -> dict[str, float]:
-    """Return, per choice, its share of what a random forest of the ranks explains; seed 0."""
+    """Return, per choice, its share of what a random forest of the ranks explains; seed 0.
+
+    Where a choice says nothing (it is none of `told`) it counts as what it most often is elsewhere:
+    a code of its own would tell of the choice that it depends on.
+    """
     if len(results) < FEWEST or not choices:
         return {}
     from sklearn.ensemble import RandomForestRegressor  # here, because it takes long to load
@@ -140,6 +179,10 @@ def _in_a_forest(
         np.array([choice.encode(one.candidate.point[choice.name]) for one in results], dtype=float)
         for choice in choices
     ]
+    for choice, column in zip(choices, columns, strict=True):
+        there = np.array([choice.name in names for names in told])
+        elsewhere = Counter(map(tuple, column[there]))
+        column[~there] = elsewhere.most_common(1)[0][0] if elsewhere else 0.0
     forest = RandomForestRegressor(TREES, min_samples_leaf=2, random_state=0)
     forest.fit(np.concatenate(columns, axis=1), ranks)
     ends = np.cumsum([column.shape[1] for column in columns])[:-1]

@@ -45,6 +45,7 @@ MOST_OF_FRONT = 5  # networks of the front that are trained, its ends among them
 BEST, FRONT, OF_RANDOM, LARGEST = "answer", "front", "random search", "largest"
 
 # Notes with which a search has gained nothing over what needs none.
+SAME_IMAGES = "macs are made equal in pretraining alone: all see as many images"
 SAME = ("random search has found the same", "the answer is the largest network under the caps")
 
 Say = Callable[[str], None]
@@ -311,8 +312,7 @@ def _at_equal_macs(
     except UserError:  # said where it is trained
         return rival
     if not config.ssl.trains or config.pretrain.epochs == 0 or config.finetune.trains:
-        text = "macs are made equal in pretraining alone: all see as many images"
-        notes.extend([text] if text not in notes else [])
+        notes.extend([SAME_IMAGES] if SAME_IMAGES not in notes else [])
         return rival
     share = _share(rival, measured, ours, space)
     if share is None:

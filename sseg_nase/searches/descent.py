@@ -109,9 +109,10 @@ def descent(log: Log) -> Drawing:
         if max(abs(one.scores[goal]) for one in scored.values()) >= 1000:
             style.counted(axes.yaxis)
         style.legend_below(figure, [*handles, crown, bold_line])
+    before = len(line) - 1
     caption = (
         f"{goal} of each candidate, a line from each of its parents. The best, candidate {ahead} "
-        f"({short(scored[ahead].scores[goal])}), has {len(line) - 1} ancestors."
+        f"({short(scored[ahead].scores[goal])}), has {before} ancestor{'' if before == 1 else 's'}."
         f"{left_out}"
     )
     return Drawing("descent", DESCENT, caption, figure)

@@ -11,7 +11,15 @@ from matplotlib.axes import Axes
 from sseg_nase.reporting.figures import Drawing, absent, style
 from sseg_nase.search import Log, Scored
 from sseg_nase.search.objectives import front
-from sseg_nase.searches.analysis import Importance, Share, direction, leading, near_the_best, outer
+from sseg_nase.searches.analysis import (
+    Importance,
+    Share,
+    active,
+    direction,
+    leading,
+    near_the_best,
+    outer,
+)
 from sseg_nase.searches.descent import course, descent, network
 from sseg_nase.searches.folder import Other
 from sseg_nase.searches.generations import generations
@@ -25,7 +33,7 @@ COORDINATES = "Parallel coordinates"
 SHARES = "What the best have"
 IMPORTANCE = "Importance of the choices"
 MOST_LINES = 200
-MOST_CHOICES = 14
+MOST_CHOICES, MOST_MARKS, MOST_OPTIONS = 14, 10, 30
 BEHIND = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
 
 
@@ -47,7 +55,8 @@ def figures_of_search(
     yield course(log)
     yield generations(log, space)
     yield network(log, results, space)
-    yield coordinates(log, choices, results)
+    shown = told_most(log, choices, results, importance, space)
+    yield coordinates(log, shown, results, space, len(choices))
     yield importances(importance)
     yield shares_of(shares)
     yield descent(log)
@@ -141,11 +150,37 @@ def pareto(log: Log, results: Sequence[Scored]) -> Drawing:
     return Drawing("front", FRONT, caption, figure)
 
 
-def coordinates(log: Log, choices: Sequence[Choice], results: Sequence[Scored]) -> Drawing:
-    """One line per result through its values, the better ones darker and on top."""
+def told_most(
+    log: Log,
+    choices: Sequence[Choice],
+    results: Sequence[Scored],
+    importance: Sequence[Importance],
+    space: Space | None,
+) -> list[Choice]:
+    """The most important choices, in the order in which they stand.
+
+    First those of which it is known, then those that say anything of the best.
+    """
+    known = [one.name for one in importance if one.share is not None]
+    best = active(space, sorted(results, key=log.value)[-1:])
+    of_best = [choice.name for choice in choices if any(choice.name in names for names in best)]
+    most = list(dict.fromkeys([*known, *of_best]))[:MOST_CHOICES]
+    return [choice for choice in choices if choice.name in most]
+
+
+def coordinates(
+    log: Log,
+    shown: Sequence[Choice],
+    results: Sequence[Scored],
+    space: Space | None = None,
+    choices: int = 0,
+) -> Drawing:
+    """One line per result through its values, the better ones darker and on top.
+
+    It passes by the choices that say nothing at its point. `choices`: how many there are.
+    """
     if len(results) < 2:
         return absent("coordinates", COORDINATES, "Two results are needed, within the caps.")
-    shown = list(choices)[:MOST_CHOICES]
     goal = leading(log)
     ordered = sorted(results, key=log.value)[-MOST_LINES:]
     scores = [one.scores[goal] for one in ordered]
@@ -153,14 +188,16 @@ def coordinates(log: Log, choices: Sequence[Choice], results: Sequence[Scored]) 
     with style.applied():
         figure = style.page(2.8)
         axes: Axes = figure.subplots()
+        told = active(space, ordered)
         for rank, one in enumerate(ordered):
-            heights = [_height(choice, one.candidate.point[choice.name]) for choice in shown]
+            places = [at for at, choice in enumerate(shown) if choice.name in told[rank]]
+            heights = [_height(shown[at], one.candidate.point[shown[at].name]) for at in places]
             height = (one.scores[goal] - low) / (high - low) if high > low else 0.5
             heights.append(min(max(height, 0.0), 1.0))
             better = (rank + 1) / len(ordered)
             best = rank == len(ordered) - 1
             axes.plot(
-                range(len(heights)), heights, "-o" if best else "-", markersize=3,
+                [*places, len(shown)], heights, "-o" if best else "-", markersize=3,
                 color=style.VERMILLION if best else style.BLUE, linewidth=1.6 if best else 0.8,
                 alpha=1.0 if best else 0.12 + 0.6 * better**3,
             )  # fmt: skip
@@ -184,9 +221,7 @@ def coordinates(log: Log, choices: Sequence[Choice], results: Sequence[Scored]) 
             )  # fmt: skip
         for side in ("left", "bottom"):
             axes.spines[side].set_visible(False)
-    more = (
-        f" Of {len(choices)} choices the first {len(shown)}." if len(choices) > len(shown) else ""
-    )
+    more = f" Of {choices} choices the {len(shown)} most important." if choices > len(shown) else ""
     caption = (
         "A line per result through its values; the better, the darker; the best in another colour, "
         f"with marks.{more}"
@@ -212,15 +247,17 @@ def importances(found: Sequence[Importance]) -> Drawing:
             edgecolor=style.GREY, hatch="///", label="in a random forest",
         )  # fmt: skip
         axes.set_yticks(range(len(told)), [style.shortened(one.name, 40) for one in told])
+        axes.margins(y=0.01)
         axes.invert_yaxis()
         axes.set_xlim(0, 100)
         axes.set_xlabel("differences in rank (%)")
         axes.legend(loc="best")
     caption = (
         "By itself: variance of the ranks between the values of a choice (ranges in four parts), "
-        "as a share of all, less what chance would give. In a random forest that predicts the "
-        "ranks from all choices: what a choice takes of its explanation, all together 100 %. A "
-        "search that has settled on one value says little about that choice."
+        "as a share of all, less what chance would give, over the results where it says anything. "
+        "In a random forest that predicts the ranks from all choices: what a choice takes of its "
+        "explanation, all together 100 %. A search that has settled on one value says little about "
+        "that choice."
     )
     return Drawing("importance", IMPORTANCE, caption, figure)
 
@@ -228,6 +265,9 @@ def importances(found: Sequence[Importance]) -> Drawing:
 def shares_of(found: Sequence[Share]) -> Drawing:
     """How often each option stands in the best quarter, and in all results."""
     told = [one for one in found if one.all or one.best]
+    far = sorted(told, key=lambda one: abs(one.best - one.all), reverse=True)[:MOST_OPTIONS]
+    left_out = len(told) - len(far)
+    told = [one for one in told if one in far]
     if not told:
         return absent("shares", SHARES, "No choice has options to be counted.")
     with style.applied():
@@ -242,13 +282,17 @@ def shares_of(found: Sequence[Share]) -> Drawing:
             edgecolor=style.GREY, hatch="///", label="all",
         )  # fmt: skip
         axes.set_yticks(rows, [style.shortened(one.name, 40) for one in told])
+        axes.margins(y=0.01)
         axes.invert_yaxis()
-        axes.set_xlabel("share of the positions (%)")
+        axes.set_xlabel("share of the places of its kind (%)")
         axes.legend(loc="best")
     caption = (
-        "How often an option stands in the best quarter of the results, and in all of them. "
-        "Options that several choices share, as the edges of a cell do, are counted together."
+        "How often an option stands in the best quarter of the results, and in all of them, where "
+        "its choice says anything. Options that several choices share, as the edges of a cell do, "
+        "are counted together."
     )
+    if left_out:
+        caption += f" Of {len(told) + left_out} those {len(told)} that differ most."
     return Drawing("shares", SHARES, caption, figure)
 
 
@@ -261,5 +305,5 @@ def _height(choice: Choice, value: object) -> float:
 
 def _marks(choice: Choice) -> list[tuple[float, str]]:
     values = list(choice.values) if isinstance(choice, Options) else choice.few(2)
-    step = max(1, math.ceil(len(values) / 6))
+    step = max(1, math.ceil(len(values) / MOST_MARKS))
     return [(_height(choice, value), short(value)) for value in values[::step]]

@@ -1,7 +1,8 @@
 """Whether a search was worth it: its answer against random search's and the largest network.
 
-All were trained from scratch with the same seeds and evaluated on the same episodes, so differences
-are paired, over seeds and episodes, and Holm-corrected for the number of rivals.
+All were trained from scratch with the same seeds and evaluated on the same episodes (of a closed
+set, images), so differences are paired, over seeds and episodes, and Holm-corrected for the number
+of rivals.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from sseg_nase.config.groups.evaluation import EPISODES
 from sseg_nase.files import read_json
 from sseg_nase.finite import figure
 from sseg_nase.reporting.aggregate import Entry, Evaluated, evaluations, same_episodes
+from sseg_nase.rundir.config import config_of
 from sseg_nase.rundir.results import LAST, read_results
 from sseg_nase.search import Log, Scored
 from sseg_nase.searches.analysis import leading
@@ -64,7 +67,8 @@ class Standing:
 class Comparison:
     """The answer minus a rival, in points of accuracy; `p` is Holm's over all rivals.
 
-    `over`: `seeds and episodes`, or `episodes` where there is one seed.
+    `over`: `seeds and episodes`, or `episodes` where there is one seed; `images` for `episodes` of
+    a closed set.
     """
 
     role: str
@@ -78,7 +82,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out of the trainings from scratch."""
+    """What came out of the trainings from scratch.
+
+    `closed`: on a closed set, whose val images are the same for all that is evaluated.
+    """
 
     seeds: Sequence[int]
     random_candidates: int
@@ -86,6 +93,14 @@ class Outcome:
     comparisons: Sequence[Comparison]
     notes: Sequence[str]
     goal: str
+    closed: bool = False
+
+    @property
+    def evaluated_on(self) -> str:
+        """What they were evaluated on."""
+        if self.closed:
+            return "the images of val that the answer was chosen by"
+        return "other episodes of val than the candidates"
 
     @property
     def verdict(self) -> str:
@@ -123,15 +138,20 @@ def outcome(folder: Path) -> Outcome | None:
     log, notes = Log.read(folder / FINAL), list(told["notes"])
     goal = leading(log)
     standings = [_standing(log, goal, one) for one in told["contenders"]]
-    comparisons = _compared(standings, goal, log.objectives.goals[goal], notes)
-    return Outcome(told["seeds"], told["random_candidates"], standings, comparisons, notes, goal)
+    evaluation = (config_of(folder) or {}).get("evaluation", {})
+    closed = evaluation.get("name", EPISODES) != EPISODES
+    way, unit = log.objectives.goals[goal], "images" if closed else "episodes"
+    comparisons = _compared(standings, goal, way, notes, unit)
+    return Outcome(
+        told["seeds"], told["random_candidates"], standings, comparisons, notes, goal, closed
+    )
 
 
 def outcome_lines(found: Outcome | None) -> list[str]:
     """Return what the console says of an outcome."""
     if found is None:
         return []
-    lines = [f"trained from scratch with {len(found.seeds)} seeds, on other episodes of val:"]
+    lines = [f"trained from scratch with {len(found.seeds)} seeds, on {found.evaluated_on}:"]
     for one in found.standings:
         failed = f", {one.failed} failed" if one.failed else ""
         name = NAMES[one.role] if one.candidate is None else f"{NAMES[one.role]} ({one.candidate})"
@@ -173,16 +193,14 @@ def _standing(log: Log, goal: str, told: Mapping[str, Any]) -> Standing:
 
 
 def _compared(
-    standings: Sequence[Standing], goal: str, way: str, notes: list[str]
+    standings: Sequence[Standing], goal: str, way: str, notes: list[str], unit: str
 ) -> list[Comparison]:
-    """The answer against each rival, where the goal is an accuracy."""
+    """The answer against each rival, where the goal is an accuracy of episodes, or images."""
     rivals = [one for one in standings if one.role in (OF_RANDOM, LARGEST)]
     if not rivals:
         return []
     if goal.partition("/")[0] != ACCURACY or way != "max":
-        notes.append(
-            f"the leading goal, {goal}, is no accuracy to be raised: no test over episodes"
-        )
+        notes.append(f"the leading goal, {goal}, is no accuracy to be raised: no test over {unit}")
         return []
     wanted = goal.partition("/")[2]
     (answer,) = (one for one in standings if one.role == BEST)
@@ -192,15 +210,13 @@ def _compared(
         for seed in sorted({*answer.scores} & {*rival.scores}):
             sides = [_evaluated(one, seed, wanted, notes) for one in (answer, rival)]
             if (row := _difference(*sides)) is None:
-                notes.append(
-                    f"{NAMES[rival.role]}, seed {seed}: not evaluated on the same episodes"
-                )
+                notes.append(f"{NAMES[rival.role]}, seed {seed}: not evaluated on the same {unit}")
             else:
                 rows.append(row)
         if not rows or len({len(row) for row in rows}) > 1:
             notes.append(f"{NAMES[rival.role]}: no training to compare the answer with")
             continue
-        found.append(_tested(rival.role, np.stack(rows)))
+        found.append(_tested(rival.role, np.stack(rows), unit))
     adjusted = holm(np.array([one.p for one in found]))
     return [
         Comparison(**{**vars(one), "p": float(p)}) for one, p in zip(found, adjusted, strict=True)
@@ -230,13 +246,13 @@ def _difference(
     return np.mean(rows, axis=0) if len({len(row) for row in rows}) == 1 else None
 
 
-def _tested(role: str, differences: np.ndarray) -> Comparison:
+def _tested(role: str, differences: np.ndarray, unit: str) -> Comparison:
     """`differences` `[seeds, episodes]`."""
     seeds, episodes = differences.shape
     if seeds == 1:
         alone = paired_difference(differences[0], np.zeros(episodes))
-        return Comparison(role, alone.mean, alone.ci95, alone.p_value, 1, episodes, "episodes")
+        return Comparison(role, alone.mean, alone.ci95, alone.p_value, 1, episodes, unit)
     both = crossed_difference(differences)
     return Comparison(
-        role, both.mean, both.ci95, both.p_value, seeds, episodes, "seeds and episodes"
+        role, both.mean, both.ci95, both.p_value, seeds, episodes, f"seeds and {unit}"
     )

@@ -34,7 +34,7 @@ from sseg_nase.rundir.status import FINISHED
 from sseg_nase.search import Log, Scored
 from sseg_nase.search.predictors import RankCorrelation, rank_correlation
 from sseg_nase.searches.analysis import compared, importance, leading, shares
-from sseg_nase.searches.answer import LARGEST, OF_RANDOM, spent_of
+from sseg_nase.searches.answer import LARGEST, OF_RANDOM, SAME_IMAGES, spent_of
 from sseg_nase.searches.choices import choices_of
 from sseg_nase.searches.evaluators import PREDICTORS
 from sseg_nase.searches.folder import FEW, SearchFolder
@@ -60,11 +60,10 @@ def write_report(search: SearchFolder, folder: Path) -> list[Path]:
     log = search.log()
     results = compared(log)
     choices = choices_of(search.plan.get("choices", {}))
-    weights = importance(log, choices, results)
-    counts = shares(log, choices, results)
-    figures = figures_of_search(
-        log, choices, results, weights, counts, search.made(), search.others()
-    )
+    made = search.made()
+    weights = importance(log, choices, results, made)
+    counts = shares(log, choices, results, made)
+    figures = figures_of_search(log, choices, results, weights, counts, made, search.others())
     found = outcome(search.path)
     if (supernet := search.plan.get("supernet")) is not None:
         of_gates = figures_of_gates(gates_of(search.path, supernet), leading(log))
@@ -175,18 +174,24 @@ def _from_scratch(found: Outcome, space: Space | None) -> list[Block]:
         ]
         for one in found.standings
     ]
+    equal = (
+        ""
+        if SAME_IMAGES in found.notes
+        else "Its answer and the largest network saw as many images as cost the training MACs of "
+        "the answer. "
+    )
     blocks: list[Block] = [
         Heading(2, "Trained from scratch"),
         Paragraph(
-            f"Each with {several} that no candidate has had, on other episodes of val than the "
-            f"candidates. Random search evaluated {found.random_candidates} candidates at the "
-            "same fidelity and budget. Its answer and the largest network saw as many images as "
-            "cost the training MACs of the answer. ± is the 95 % interval over seeds."
+            f"Each with {several} that no candidate has had, on {found.evaluated_on}. Random "
+            f"search evaluated {found.random_candidates} candidates at the same fidelity and "
+            f"budget. {equal}± is the 95 % interval over seeds."
         ),
         Table.of(header, [LEFT, *(RIGHT for _ in header[1:])], rows),
     ]
     if found.comparisons:
-        columns = ["the answer minus", "points", "over", "seeds", "episodes", "p (Holm)"]
+        unit = "images" if found.closed else "episodes"
+        columns = ["the answer minus", "points", "over", "seeds", unit, "p (Holm)"]
         lines: list[list[Text]] = [
             [
                 NAMES[one.role],

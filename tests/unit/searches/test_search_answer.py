@@ -18,9 +18,10 @@ from sseg_nase.rundir.episodes import write_episodes
 from sseg_nase.search import Budget, Candidate, Cost, Log, Objectives, Scored
 from sseg_nase.search.strategies import Evolution
 from sseg_nase.searches import jobs, parts
-from sseg_nase.searches.answer import RandomArm, same_budget
+from sseg_nase.searches.answer import SAME_IMAGES, RandomArm, same_budget
 from sseg_nase.searches.outcome import Outcome, outcome, outcome_lines
 from sseg_nase.searches.parts import final_seeds, parts_of
+from sseg_nase.searches.report import _from_scratch
 from sseg_nase.spaces import choices_space
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder
 from tests.support.small_search import QUIET, searched
@@ -280,6 +281,22 @@ def test_the_verdict_follows_the_paired_differences(
     for one in found.comparisons:
         assert one.difference == pytest.approx(50 - float(means[one.role] or 0), abs=1.5)
         assert (one.seeds, one.episodes, one.over) == (3, EPISODES, "seeds and episodes")
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_what_they_were_evaluated_on_is_said(tmp_path: Path, closed: bool) -> None:
+    """Val images of a closed set are those that the answer was chosen by; episodes are others."""
+    config = load(["dataset=cifar10", "evaluation=knn"] if closed else [])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(dataclasses.asdict(config)))
+    notes = [SAME_IMAGES] if closed else []
+    found = told_of(tmp_path, {"answer": OURS, "largest": [41.0, 42.0, 41.5]}, notes)
+    unit = "images" if closed else "episodes"
+    assert [one.over for one in found.comparisons] == [f"seeds and {unit}"]
+    said = "\n".join([outcome_lines(found)[0], *map(str, _from_scratch(found, None))])
+    assert said.count("on other episodes of val than the candidates") == 2 * (not closed)
+    assert said.count("on the images of val that the answer was chosen by") == 2 * closed
+    assert said.count("saw as many images as cost the training MACs") == (not closed)
+    assert ("'images'" in said) is closed
 
 
 def test_of_two_rivals_the_p_values_are_holms(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ import pytest
 
 from sseg_nase.errors import UserError
 from sseg_nase.search import Candidate, Log, Objectives, Scored
-from sseg_nase.searches.analysis import importance, near_the_best, outer
+from sseg_nase.searches.analysis import Share, importance, near_the_best, outer, shares
 from sseg_nase.searches.descent import blocks_of, course, descent, layout, network
-from sseg_nase.searches.figures import best_so_far
+from sseg_nase.searches.figures import best_so_far, coordinates, shares_of, told_most
 from sseg_nase.searches.folder import Other, SearchFolder
 from sseg_nase.searches.generations import generations, generations_of
 from sseg_nase.searches.report import rankings
-from sseg_nase.spaces import NB201, Chain, Darts, choices_space
+from sseg_nase.spaces import NB201, Chain, Darts, Families, choices_space
 from sseg_nase.spaces.graph import Graph
 from tests.support.small_search import CHOICES, QUIET, measured, searched
 
@@ -158,6 +158,112 @@ def test_a_forest_finds_what_two_choices_do_together() -> None:
     for name in ("a", "b"):
         assert (found[name].forest or 0) > 0.3
         assert (found[name].share or 0) < 0.2
+
+
+TYPES = Families(types=("cnn", "mlp"), most=3, trains="finetune", edition=2)
+
+
+def of_types(count: int = 40) -> Log:
+    """The wider the first layer of an mlp, the better; cnns are worst, and all alike but for noise.
+
+    What a cnn has for an mlp's layers says nothing, and follows from how good it is.
+    """
+    log, rng = Log(Objectives({"accuracy": "max"})), Random(0)
+    for number in range(count):
+        point = TYPES.sample(rng)
+        point["type"], wide = ("cnn", "mlp")[number % 2], number % 4 > 1
+        point["mlp.layers"], noise = 3, rng.random()
+        point["mlp.0.channels"], point["mlp.1.channels"] = (1024, 256) if wide else (64, 256)
+        value = 30 + noise
+        if point["type"] == "mlp":
+            value = 50 + 10 * wide + noise
+        else:
+            point["mlp.0.channels"] = 512 if noise > 0.5 else 128
+        log.ask([Candidate(number, point, str(number))])
+        log.tell(Scored(log.candidates[number], {"accuracy": value}))
+    return log
+
+
+def test_what_a_choice_explains_is_of_the_results_where_it_says_anything() -> None:
+    log = of_types()
+    of_mlps = [one for one in log.usable() if one.candidate.point["type"] == "mlp"]
+    found, alone = (
+        {one.name: one for one in importance(log, TYPES.choices, results, TYPES)}
+        for results in (log.usable(), of_mlps)
+    )
+    assert (found["mlp.0.channels"].share or 0) > 0.7
+    assert found["mlp.0.channels"].share == alone["mlp.0.channels"].share
+    assert found["mlp.1.channels"].share is None  # one value where there is an mlp
+    assert (found["type"].forest or 0) > 0.4
+    # The forest cannot tell cnns apart by the layers of an mlp that they do not have.
+    of_cnns = [one for one in log.usable() if one.candidate.point["type"] == "cnn"]
+    forest = {one.name: one.forest for one in importance(log, TYPES.choices, of_cnns, TYPES)}
+    assert forest["mlp.0.channels"] == 0
+    blind = {one.name: one.forest for one in importance(log, TYPES.choices, of_cnns)}
+    assert (blind["mlp.0.channels"] or 0) > 0.3
+    few = importance(log, TYPES.choices, log.usable()[:18], TYPES)  # nine are mlps
+    assert {one.name: one.share for one in few}["mlp.0.channels"] is None
+
+
+def test_an_option_is_counted_where_its_choice_says_anything() -> None:
+    log = of_types()
+    found = {one.name: one for one in shares(log, TYPES.choices, log.usable(), TYPES)}
+    assert found["type=mlp"] == Share("type=mlp", 1, 0.5)
+    # Of the three layers of 20 mlps, ten of which are wide; the best quarter are these ten.
+    assert found["mlp.channels=1024"].all >= 10 / 60
+    assert found["mlp.channels=1024"].best >= 10 / 30
+    assert found["mlp.channels=256"].all >= 20 / 60
+    assert found["mlp.channels=512"].best < 0.4  # no cnn counts
+    assert {"mlp.batch_norm=0", "mlp.batch_norm=1"} <= {*found}
+    assert not [name for name in found if name.startswith("cnn.")]  # none of the best is one
+    gaps = [one.best - one.all for one in found.values()]
+    assert gaps == sorted(gaps, reverse=True)
+    edges = shares(cells := Log(Objectives({"accuracy": "max"})), NB201().choices, [])
+    assert edges == []
+    for number in range(8):
+        cells.ask([Candidate(number, NB201().sample(Random(number)), str(number))])
+        cells.tell(Scored(cells.candidates[number], {"accuracy": number}))
+    edges = shares(cells, NB201().choices, cells.usable(), NB201())
+    assert {one.name for one in edges} == set(NB201().choices[0].values)  # type: ignore[attr-defined]
+    assert sum(one.all for one in edges) == pytest.approx(1)
+
+
+def test_only_what_differs_most_is_drawn_of_many_options() -> None:
+    many = [Share(f"x={n}", 0.5, 0.5 + (n - 20) / 100) for n in range(40)]
+    drawing = shares_of(many)
+    assert drawing.figure is not None
+    labels = [text.get_text() for text in drawing.figure.axes[0].get_yticklabels()]
+    assert labels == [f"x={n}" for n in range(40) if not 15 <= n < 25]
+    assert drawing.caption.endswith("Of 40 those 30 that differ most.")
+    assert "Of " not in shares_of(many[:30]).caption.split("together.")[1]
+
+
+def test_a_line_passes_by_the_choices_that_say_nothing() -> None:
+    log = of_types()
+    results = log.usable()
+    weights = importance(log, TYPES.choices, results, TYPES)
+    shown = told_most(log, TYPES.choices, results, weights, TYPES)
+    names = [choice.name for choice in shown]
+    assert len(names) == 14
+    assert names == [c.name for c in TYPES.choices if c.name in names]
+    assert {"type", "mlp.0.channels"} <= {*names}
+    drawing = coordinates(log, shown, results, TYPES, len(TYPES.choices))
+    assert f"Of {len(TYPES.choices)} choices the 14 most important." in drawing.caption
+    assert drawing.figure is not None
+    lines = [line for line in drawing.figure.axes[0].lines if len(line.get_xdata()) > 2]
+    ordered = sorted(results, key=log.value)
+    for line, one in zip(lines, ordered, strict=True):
+        told = {*TYPES.active(one.candidate.point)}
+        passed = [at for at, name in enumerate(names) if name in told]
+        assert list(line.get_xdata()) == [*passed, 14]
+    few = results[:6]  # nothing is known to be important
+    weights = importance(log, TYPES.choices, few, TYPES)
+    shown = told_most(log, TYPES.choices, few, weights, TYPES)
+    assert [choice.name for choice in shown] == TYPES.active(
+        max(few, key=log.value).candidate.point
+    )
+    whole = coordinates(log, TYPES.choices[:2], results, None, 2)
+    assert "most important" not in whole.caption
 
 
 def test_predictors_are_tried_by_cross_validation_on_enough_results() -> None:
