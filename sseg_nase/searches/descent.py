@@ -28,9 +28,9 @@ MOST_KINDS = 6  # ways that are told apart
 ROW = 0.42  # inches
 
 
-def course(log: Log) -> Drawing:
+def course(log: Log, space: Space | None = None) -> Drawing:
     """What a Pareto front covers, and how much the latest candidates differ, over the results."""
-    progress = Progress(log.objectives)
+    progress = Progress(log.objectives, space)
     told = [progress.add(one) for one in log.told]
     if len(told) < 2:
         return absent("course", COURSE, "Two results are needed.")
@@ -49,7 +49,8 @@ def course(log: Log) -> Drawing:
             axes.set_ylim(bottom=0)
         axes.set_xlabel("results")
         style.whole(axes.xaxis)
-    said = f"Diversity: entropy of the values per choice, mean over choices, last {RECENT} results."
+    which = "choices" if space is None else "those that say anything"
+    said = f"Diversity: entropy of the values per choice, mean over {which}, last {RECENT} results."
     if len(rows) == 2:
         said = (
             "Hypervolume: the share that the front covers of the box of the first ten results; it "

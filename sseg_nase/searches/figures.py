@@ -52,7 +52,7 @@ def figures_of_search(
     """
     yield best_so_far(log, others)
     yield pareto(log, results)
-    yield course(log)
+    yield course(log, space)
     yield generations(log, space)
     yield network(log, results, space)
     shown = told_most(log, choices, results, importance, space)

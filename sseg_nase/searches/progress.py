@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from sseg_nase.search import Objectives, Scored
 from sseg_nase.search.objectives import hypervolume
-from sseg_nase.search.strategies import diversity
+from sseg_nase.search.strategies import active_diversity, diversity
 from sseg_nase.spaces import NetworkSpace, Point, Space
 
 RECENT = 20  # candidates whose diversity is told
@@ -17,12 +18,16 @@ FIRST = 10  # usable results, the worst of whose goals bound the hypervolume
 
 
 class Progress:
-    """What is known after each result that was `add`ed, in the order in which they came."""
+    """What is known after each result that was `add`ed, in the order in which they came.
 
-    def __init__(self, objectives: Objectives) -> None:
+    With its space, diversity is that of the choices that say anything.
+    """
+
+    def __init__(self, objectives: Objectives, space: Space | None = None) -> None:
         self.told: list[Scored] = []
         self.best: Scored | None = None
         self._objectives = objectives
+        self._diversity = diversity if space is None else partial(active_diversity, space)
         self._usable: list[Scored] = []
 
     def add(self, result: Scored) -> dict[str, float]:
@@ -36,7 +41,9 @@ class Progress:
         figures = {
             "search/results": float(len(self.told)),
             "search/failed": float(sum(one.error is not None for one in self.told)),
-            "search/diversity": diversity([one.candidate.point for one in self.told[-RECENT:]]),
+            "search/diversity": self._diversity(
+                [one.candidate.point for one in self.told[-RECENT:]]
+            ),
         }
         if self.best is not None:
             leading = next(iter(self._objectives.goals))

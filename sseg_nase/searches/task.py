@@ -110,7 +110,7 @@ def perform_search(
         resumed = Resumed(this.place.run_id, len(log.told), 0) if this.place.resumed else None
         this.open(resumed=resumed)
         say: Callable[[str], None] = lambda text: this.sink.event("message", {"text": text})  # noqa: E731
-        progress = Progress(parts.objectives)
+        progress = Progress(parts.objectives, parts.space)
         for known in log.told:
             this.sink.metrics(progress.add(known), len(progress.told))
         if log.candidates:

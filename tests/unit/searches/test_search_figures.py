@@ -11,6 +11,7 @@ import pytest
 
 from sseg_nase.errors import UserError
 from sseg_nase.search import Candidate, Log, Objectives, Scored
+from sseg_nase.search.strategies import active_diversity, diversity
 from sseg_nase.searches.analysis import Share, importance, near_the_best, outer, shares
 from sseg_nase.searches.descent import blocks_of, course, descent, layout, network
 from sseg_nase.searches.figures import best_so_far, coordinates, shares_of, told_most
@@ -226,6 +227,21 @@ def test_an_option_is_counted_where_its_choice_says_anything() -> None:
     edges = shares(cells, NB201().choices, cells.usable(), NB201())
     assert {one.name for one in edges} == set(NB201().choices[0].values)  # type: ignore[attr-defined]
     assert sum(one.all for one in edges) == pytest.approx(1)
+
+
+def test_diversity_is_that_of_the_choices_that_say_anything() -> None:
+    log, rng = Log(Objectives({"accuracy": "max"})), Random(0)
+    for number in range(12):  # what they have for a cnn says nothing
+        log.ask([Candidate(number, {**TYPES.sample(rng), "type": "mlp"}, str(number))])
+        log.tell(Scored(log.candidates[number], {"accuracy": number}))
+    for space in (None, TYPES):
+        figure = course(log, space).figure
+        assert figure is not None
+        (line,) = figure.axes[0].lines
+        points = [one.candidate.point for one in log.told[-20:]]
+        own = diversity(points) if space is None else active_diversity(space, points)
+        assert line.get_ydata()[-1] == pytest.approx(own)
+    assert diversity(points) != active_diversity(TYPES, points)
 
 
 def test_only_what_differs_most_is_drawn_of_many_options() -> None:
