@@ -41,7 +41,7 @@ from sseg_nase.searches.evaluators import (
 )
 from sseg_nase.searches.folder import SearchFolder
 from sseg_nase.searches.jobs import check_goals, check_space, of_jobs
-from sseg_nase.searches.launched import Launcher, jobs_for
+from sseg_nase.searches.launched import SLURM, Launcher, jobs_for
 from sseg_nase.searches.oneshot import check_one_shot, train_supernet, with_supernet
 from sseg_nase.searches.outcome import outcome, outcome_lines
 from sseg_nase.searches.own import called, imported
@@ -100,7 +100,8 @@ def perform_search(
     """
     config = this.config
     parts = check_search(config, overrides, further, this.directory)
-    if isinstance(config.evaluator, OfRuns):
+    elsewhere = launcher is not None and launcher.name == SLURM  # perhaps with images of its own
+    if isinstance(config.evaluator, OfRuns) and not elsewhere:
         _check_images(parts.space, overrides, further)
     evaluator: Evaluator
     if not isinstance(config.evaluator, OfRuns):

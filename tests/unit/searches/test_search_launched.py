@@ -16,7 +16,7 @@ from filelock import FileLock
 
 import sseg_nase
 from sseg_nase.config.compose import continued, load, spelled_out
-from sseg_nase.errors import DONE
+from sseg_nase.errors import DONE, UserError
 from sseg_nase.run import run
 from sseg_nase.search import Scored
 from sseg_nase.searches import launched
@@ -85,6 +85,16 @@ def test_what_is_started_together_is_handed_over_together(handed: HandedOver) ->
     assert handed.batches == [[0, 1], [2, 3]]
     assert [r.scores["accuracy"] for r in log_of(path).told] == [60.0] * 4
     assert not (path / "ended").exists()
+
+
+def test_images_that_are_elsewhere_are_not_looked_for_here(
+    handed: HandedOver, tmp_path: Path
+) -> None:
+    given = (*GIVEN, "dataset=cifar_fs", f"paths.data_dir={tmp_path}", "search.budget.candidates=2")
+    path = begin(*given, launcher=Launcher("submitit_slurm", LAUNCHER.overrides))
+    assert len(log_of(path).usable()) == 2
+    with pytest.raises(UserError, match="dataset=cifar_fs was not found"):
+        begin(*given)
 
 
 def test_a_launcher_that_starts_nothing_is_told(handed: HandedOver) -> None:
