@@ -33,7 +33,7 @@ from sseg_nase.rundir.record import RunRecord, read_run
 from sseg_nase.rundir.results import BEST, LAST
 from sseg_nase.search import Log
 from sseg_nase.searches.answer import ANSWER, FINAL
-from sseg_nase.statistics import holm, mean_t95, paired_difference
+from sseg_nase.statistics import crossed_difference, holm, mean_t95
 
 FIXED: Mapping[str, str] = {  # of so many steps of width
     "ResNet": "backbone=resnet_small backbone.channels=[{0},{1},{2}]",
@@ -174,8 +174,8 @@ def row_of(role: str, of: Sequence[Trained], tests: Mapping[Trained, Path]) -> d
 def table(rows: Sequence[Mapping[str, Any]], right: Mapping[str, np.ndarray]) -> Iterable[str]:
     """Markdown: means with 95 % intervals over seeds, and how far each is below the first.
 
-    The differences are those of every test image's accuracy over the seeds, with 95 % intervals
-    over images and p-values that are adjusted by Holm.
+    `right` `[seeds, images]`: for every test image 100 where it was right. The differences have
+    95 % intervals over seeds and images, and p-values that are adjusted by Holm.
     """
     yield (
         "| network | type | params | macs, M | training, T macs | minutes | val, % | test, % | "
@@ -183,7 +183,7 @@ def table(rows: Sequence[Mapping[str, Any]], right: Mapping[str, np.ndarray]) ->
     )
     yield "|---" * 9 + "|"
     others = [row["network"] for row in rows[1:]]
-    differences = [paired_difference(right[rows[0]["network"]], right[name]) for name in others]
+    differences = [crossed_difference(right[rows[0]["network"]] - right[name]) for name in others]
     adjusted: Sequence[float] = (
         list(holm(np.array([one.p_value for one in differences]))) if differences else []
     )
@@ -227,7 +227,7 @@ def main(arguments: Sequence[str]) -> int:
     roles = list(dict.fromkeys(one.role for one in trained))
     of = {role: [one for one in trained if one.role == role] for role in roles}
     rows = [row_of(role, of[role], tests) for role in roles]
-    right = {role: np.mean([of_images(tests[one]) for one in of[role]], axis=0) for role in roles}
+    right = {role: np.array([of_images(tests[one]) for one in of[role]]) for role in roles}
     lines = list(table(rows, right))
     write_text(out / "families.md", "\n".join(lines) + "\n")
     kept = given.results or out / "families.json"
