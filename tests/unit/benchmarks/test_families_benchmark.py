@@ -77,7 +77,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
             a_search(folder)
         elif said["task"] == "pipeline":
             seed = int(said["seed"])
-            a_run(folder, OF_RATE[said["finetune.lr_encoder"]] + seed - 5, seed)
+            a_run(folder, OF_RATE[said["finetune.lr_encoder"]] + 3 * (seed - 5), seed)
         else:
             tested = Path(said["checkpoint"].strip("'")).parent.parent
             a_run(folder, round(families.accuracy_of(tested) / 100 * IMAGES) + 1, 0)
@@ -113,12 +113,12 @@ def test_all_are_trained_before_test_is_opened_and_compared_by_image(
     assert rows["answer"][7].startswith("83.00 ± ")
     assert rows["answer"][8] == ""
     assert rows["random search"][8].startswith("+4.00 ± ")
-    # 41 and 42 images of test against 37 and 38, over seeds and images.
+    # 41 and 42 images of test against 37 and 40, over seeds and images.
     ours, theirs = (
-        100.0 * (np.arange(IMAGES) < np.array(right)[:, None]) for right in ((41, 42), (37, 38))
+        100.0 * (np.arange(IMAGES) < np.array(right)[:, None]) for right in ((41, 42), (37, 40))
     )
     apart = crossed_difference(ours - theirs)
-    assert rows["ResNet"][8].startswith(f"+8.00 ± {apart.ci95:.2f} (p ")
+    assert rows["ResNet"][8].startswith(f"+6.00 ± {apart.ci95:.2f} (p ")
     kept = json.loads((tmp_path / "out" / "families.json").read_text())["fashion_mnist"]
     assert kept["search"] == {"training_macs": 7e9, "minutes": 1.0}
     assert kept["networks"][0]["test"] == [82.0, 84.0]
