@@ -331,7 +331,7 @@ def test_nothing_usable_leaves_random_points() -> None:
     """All fail: every strategy still goes on to the end."""
 
     def broken(candidate):
-        raise RuntimeError("no")
+        raise RuntimeError(f"not {candidate.number}")  # one reason for all would end the search
 
     for strategy in STRATEGIES:
         log = search(SPACE, strategy, Function(broken), Log(ACCURACY), Budget(candidates=40))
