@@ -130,14 +130,22 @@ class Families(NetworkSpace):
         """Whether a type has a network within the caps: remembered, as it may take a search."""
         asked = self.text, self.resolution, self.in_channels, kind, *sorted(self.caps.items())
         if asked not in _FITS:
-            _FITS[asked] = not self.caps or self.part(self.level, [kind])._smallest() is not None
+            _FITS[asked] = not self.caps or self._down_from_first(kind) <= 0
         return _FITS[asked]
+
+    def _first(self, kind: Value) -> dict[str, Value]:
+        """The first values of a type, which are the smallest of most genes."""
+        return {c.name: c.few(2)[0] for c in self.choices} | {TYPE: kind}
+
+    def _down_from_first(self, kind: Value) -> float:
+        """How far a type is above the caps where going down from its first values ends."""
+        first, free = self._first(kind), replace(self.part(self.level, [kind]), caps={})
+        return free._down(self._excess, self._excess(first), first)[0]
 
     def _smallest(self) -> dict[str, Value] | None:
         """As in any space; first of all the first values of each type, which are the smallest."""
         for kind in self.choices[0].grid(2):
-            first = {c.name: c.few(2)[0] for c in self.choices} | {TYPE: kind}
-            if self.allows(first):
+            if self.allows(first := self._first(kind)):
                 return first
         return super()._smallest()
 
@@ -250,6 +258,16 @@ class Families(NetworkSpace):
 
     # How points change.
 
+    def sample(self, rng: Random) -> dict[str, Value]:
+        """Return any type, each as often, and then any of its networks within the caps.
+
+        Drawn together, the types would be as frequent as their networks are small.
+        """
+        kinds = self.kinds
+        if len(kinds) < 2:
+            return super().sample(rng)
+        return self.part(self.level, [rng.choice(kinds)]).sample(rng)
+
     def _any(self, rng: Random) -> dict[str, Value]:
         """Any type, then any of its networks; genes that say nothing have their first value."""
         return self.canonical(super()._any(rng))
@@ -274,7 +292,8 @@ class Families(NetworkSpace):
             # The numbers of layers last: the lists that they move have their new values then.
             for name in sorted(chosen, key=lambda each: each.endswith(f".{LAYERS}")):
                 if name == TYPE:
-                    other = self._of_type(other, named[TYPE].mutate(point[TYPE], rng), rng)
+                    if others := [kind for kind in self.kinds if kind != point[TYPE]]:
+                        other = self._of_type(other, rng.choice(others), rng)
                     break
                 if name.endswith(f".{LAYERS}") and isinstance(named[name], Integers):
                     self._lengthen(other, name, rng)
@@ -308,8 +327,9 @@ class Families(NetworkSpace):
         return dict(one)
 
     def _of_type(self, point: Point, kind: Value, rng: Random) -> dict[str, Value]:
-        """The point as another type, with any genes of that one, and the same training."""
-        fresh = {c.name: c.sample(rng) for c in self.choices if c.name.startswith(f"{kind}.")}
+        """The point as another type, with any of its networks, and the same training."""
+        any_one = self.part(self.level, [kind]).sample(rng)
+        fresh = {name: value for name, value in any_one.items() if name.startswith(f"{kind}.")}
         return {**point, **fresh, TYPE: kind}
 
     def _lengthen(self, point: dict[str, Value], name: str, rng: Random) -> None:

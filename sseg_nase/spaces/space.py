@@ -270,12 +270,13 @@ class Space:
         """Return a point within the caps; None where none is found."""
         if self.size is not None and self.size <= WALKABLE:
             return next(self.points(), None)
-        excess = lambda point: sum(  # noqa: E731
-            max(0.0, self.costs(point)[name] / max(cap, 1e-9) - 1)
-            for name, cap in self.caps.items()
-        )
-        found = self._descend(excess)
+        found = self._descend(self._excess)
         return found if self.allows(found) else None
+
+    def _excess(self, point: Point) -> float:
+        """By how much a point is above the caps, as shares of these; 0 for one within them."""
+        costs = self.costs(point)
+        return sum(max(0.0, costs[name] / max(cap, 1e-9) - 1) for name, cap in self.caps.items())
 
     def _least(self, name: str) -> str:
         """Say which point has the least of a cost."""
