@@ -56,7 +56,7 @@ def test_every_type_has_its_share_until_all_levels_were_there() -> None:
         assert all(generations[0][n].point["type"] == child.point["type"] for n in child.parents)
     assert counts[3]["mlp"] < 6  # no quota any more, and no surplus either
     free = replace(strategy, level_generations=0)
-    assert {*Counter(c.point["type"] for c in by_generation(free, run(free))[0])} > {"cnn", "mlp"}
+    assert len({c.point["type"] for c in by_generation(free, run(free))[0]}) > 4
 
 
 def test_types_that_the_caps_allow_no_network_of_have_no_share() -> None:
@@ -178,8 +178,8 @@ def test_what_goes_on_has_no_part_in_the_shares_of_the_next_generation() -> None
     strategy = Genetic(
         12, 2, 5, generations=2, most_share=0.25, fidelity="epochs", least=1, most=3, promoted=0.2
     )
-    log = search(SMALL, strategy, Function(mlps_first), new_log(), Budget(candidates=12))
-    ask = strategy(SMALL, log, 13, 0)
+    log = search(SMALL, strategy, Function(mlps_first), new_log(), Budget(candidates=12), seed=1)
+    ask = strategy(SMALL, log, 13, 1)
     assert [c.how == PROMOTED for c in ask] == [True] * 3 + [False] * 10
     assert Counter(str(c.point["type"]) for c in ask[3:])["mlp"] == 3
 

@@ -231,3 +231,30 @@ def test_a_registered_family_joins_by_itself(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(UserError, match="registered already"):
         register_family(replace(family, plan=FIRST["cnn"].plan))
     register_family(replace(family, from_level=2))  # its file, read once more
+
+
+def test_under_caps_every_type_that_fits_is_drawn_as_often() -> None:
+    """Of vision transformers a few in a hundred are below these caps, of mlps nearly all."""
+    small = {"resolution": 28, "in_channels": 1, "edition": 2, "types": ("mlp", "simple_vit")}
+    space = Families(**small).under({"params": 1e6, "macs": 1.2e6})  # type: ignore[arg-type]
+    drawn = [space.sample(Random(seed)) for seed in range(40)]
+    assert all(space.allows(point) for point in drawn)
+    assert 12 <= sum(point["type"] == "simple_vit" for point in drawn) <= 28
+    assert len({space.key(point) for point in drawn}) > 20
+
+
+def test_a_changed_type_is_any_other_that_fits() -> None:
+    small = {"resolution": 28, "in_channels": 1, "edition": 2}
+    types = ("mlp", "enhanced_mlp", "simple_vit", "densenet")
+    space = Families(**small, types=types).under({"params": 1e6, "macs": 1.2e6})  # type: ignore[arg-type]
+    assert {*space.kinds} == {*types[:3]}
+    rng, found = Random(0), []
+    mlps = space.part(3, ["mlp"])
+    while len(found) < 20:
+        child = space.mutate(mlps.sample(rng), rng, rate=3.0)
+        if child["type"] != "mlp":
+            assert space.allows(child)
+            found.append(child["type"])
+    assert 5 <= found.count("simple_vit") <= 15
+    alone = Families(**small, types=("mlp", "densenet")).under({"params": 1e6, "macs": 1.2e6})  # type: ignore[arg-type]
+    assert {alone.mutate(alone.sample(rng), rng, rate=3.0)["type"] for _ in range(8)} == {"mlp"}
