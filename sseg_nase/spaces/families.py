@@ -308,10 +308,14 @@ class Families(NetworkSpace):
         """Return a child: one cut for all lists of a family, each other gene from either parent.
 
         Its layers up to the cut are those of `one`, the rest those of `other`, in whose number they
-        are. Of two types nothing fits together: the child is a mutation of one of them.
+        are. Of two types only the training fits together: the child is a mutation of one of them
+        whose training has each value from either.
         """
         if one[TYPE] != other[TYPE]:
-            return self.mutate(one if rng.random() < 0.5 else other, rng)
+            parent = one if rng.random() < 0.5 else other
+            names = (choice.name for choice in TRAININGS[self.trains])
+            mixed = {name: (one if rng.random() < 0.5 else other)[name] for name in names}
+            return self.mutate({**parent, **mixed}, rng)
         start = f"{one[TYPE]}."
         for _ in range(TRIES):
             child = {n: (one if rng.random() < 0.5 else other)[n] for n in one}

@@ -258,3 +258,24 @@ def test_a_changed_type_is_any_other_that_fits() -> None:
     assert 5 <= found.count("simple_vit") <= 15
     alone = Families(**small, types=("mlp", "densenet")).under({"params": 1e6, "macs": 1.2e6})  # type: ignore[arg-type]
     assert {alone.mutate(alone.sample(rng), rng, rate=3.0)["type"] for _ in range(8)} == {"mlp"}
+
+
+def test_of_two_types_the_training_is_recombined() -> None:
+    space, rng = Families(edition=2, types=("mlp", "cnn"), most=3, trains="classifier"), Random(0)
+    one = {**space.part(3, ["mlp"]).sample(rng), "training.lr": 0.1, "training.optimizer": "sgd"}
+    other = {
+        **space.part(3, ["cnn"]).sample(rng),
+        "training.lr": 0.001,
+        "training.optimizer": "adam",
+    }
+    children = [space.crossover(one, other, rng) for _ in range(60)]
+    apart = [(c["type"], c["training.lr"], c["training.optimizer"]) for c in children]
+    pairs = {(lr, by) for lr in (0.1, 0.001) for by in ("sgd", "adam")}
+    assert {("mlp", *pair) for pair in pairs} | {("cnn", *pair) for pair in pairs} <= {*apart}
+    mutated = [
+        child for child in children
+        for parent in (one, other)
+        if child["type"] == parent["type"]
+        and space.network_key(child) != space.network_key(parent)
+    ]  # fmt: skip
+    assert len(mutated) > 20  # one gene changes, in most of them of the network
