@@ -111,16 +111,17 @@ def shares(
     for choice in options:
         words = all(isinstance(value, str) for value in choice.values)
         kinds.setdefault((choice.values, "" if words else _unnumbered(choice)), []).append(choice)
+    told = [active(space, group) for group in (best, ordered)]
     found = []
     for places in kinds.values():
         names = {place.name for place in places}
         counts = [
             Counter(
                 str(one.candidate.point[name])
-                for one, told in zip(group, active(space, group), strict=True)
-                for name in names & told
+                for one, there in zip(group, said, strict=True)
+                for name in names & there
             )
-            for group in (best, ordered)
+            for group, said in zip((best, ordered), told, strict=True)
         ]
         if not counts[0]:
             continue
