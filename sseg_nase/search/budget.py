@@ -41,12 +41,13 @@ class Budget:
     def left(self, log: Log, first: int) -> int:
         """Return how many more candidates may be asked for.
 
-        Of what evaluations spend it is what is left over the mean cost so far, rounded up; while
-        none has cost anything, `first`.
+        Of what evaluations spend it is what is left over the mean cost so far, rounded up, but no
+        more than have said what one costs, or `first`: the mean of a few may be far off.
         """
         left = UNLIMITED if self.candidates is None else self.candidates - len(log.candidates)
         for name in ("images", "training_macs", "seconds"):
             limit, spent = getattr(self, name), getattr(log.spent, name)
             if limit is not None:
-                left = min(left, ceil((limit / spent - 1) * len(log.told)) if spent else first)
+                enough = ceil((limit / spent - 1) * len(log.told)) if spent else first
+                left = min(left, enough, max(first, len(log.told)))
         return max(0, left)

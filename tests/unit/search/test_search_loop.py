@@ -66,7 +66,7 @@ def test_the_first_limit_that_is_reached_ends_the_search(budget: Budget, candida
 
 @pytest.mark.parametrize("slots", [1, 2])
 def test_together_no_more_are_asked_for_than_the_budget_is_enough_for(slots: int) -> None:
-    """At the mean cost so far; the first ones, which say what one costs, are one for each slot."""
+    """At the mean cost so far, and as many as that is the mean of; at first one for each slot."""
 
     def cheaper(candidate: Candidate) -> Scored:
         return replace(timed(candidate), cost=Cost(images=300 if candidate.number < 4 else 100))
@@ -75,8 +75,21 @@ def test_together_no_more_are_asked_for_than_the_budget_is_enough_for(slots: int
     clock = Clock(cheaper, log, slots)
     search(SPACE, RandomSearch(), clock, log, Budget(images=2000), at_once=100)
     asked = Counter(c.after for c in log.candidates)
-    assert asked == ({0: 1, 1: 6, 7: 3, 10: 2}, {0: 2, 2: 5, 7: 3, 10: 2})[slots - 1]
+    assert asked == ({0: 1, 1: 1, 2: 2, 4: 3, 7: 3, 10: 2}, {0: 2, 2: 2, 4: 3, 7: 3, 10: 2})[slots - 1]
     assert log.spent.images == 2000
+
+
+def test_a_first_few_that_are_cheap_do_not_have_the_budget_overspent() -> None:
+    """At the mean cost of the first two the budget would be enough for 38 more."""
+
+    def dearer(candidate: Candidate) -> Scored:
+        return replace(timed(candidate), cost=Cost(images=100 if candidate.number < 2 else 400))
+
+    log = new_log()
+    search(SPACE, RandomSearch(), Clock(dearer, log, 2), log, Budget(images=4000), at_once=100)
+    asked = Counter(c.after for c in log.candidates)
+    assert asked == {0: 2, 2: 2, 4: 4, 8: 5}
+    assert log.spent.images == 4600
 
 
 def test_a_limit_must_be_above_zero_and_a_continuum_needs_one() -> None:
