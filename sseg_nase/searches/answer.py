@@ -190,11 +190,15 @@ def _random_arm(
 def same_budget(log: Log, budget: Budget) -> Budget:
     """Return the budget of random search: that of the search.
 
-    Of a search over fidelities, whose candidates are not equally dear, it is what was spent.
+    It is what was spent where the search has ended before its budget, or was over fidelities, whose
+    candidates are not equally dear.
     """
     fidelities = [candidate.fidelity for candidate in log.candidates]
     if all(each == fidelities[0] and EPOCHS not in each for each in fidelities):
-        return budget if not budget.endless else Budget(candidates=len(log.candidates))
+        if budget.endless:
+            return Budget(candidates=len(log.candidates))
+        if budget.left(log, 1) == 0:
+            return budget
     spent = log.spent
     for name in ("training_macs", "images", "seconds"):
         if getattr(spent, name) > 0:

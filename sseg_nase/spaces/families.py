@@ -117,8 +117,8 @@ class Families(NetworkSpace):
 
     @property
     def levels(self) -> int:
-        """How many levels of complexity there are."""
-        return LEVELS if self.edition == 2 else 1
+        """How many levels of complexity there are: those up to its own."""
+        return self.level if self.edition == 2 else 1
 
     @property
     def kinds(self) -> tuple[Value, ...]:

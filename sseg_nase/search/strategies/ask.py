@@ -14,7 +14,7 @@ class Ask:
     """What a strategy is about to suggest. Its random numbers follow from (seed, log) alone."""
 
     def __init__(self, space: Space, log: Log, seed: int, fidelity: Fidelity | None = None) -> None:
-        self.space, self.log, self.fidelity = space, log, fidelity or {}
+        self.space, self.log, self.seed, self.fidelity = space, log, seed, fidelity or {}
         self.rng = Random(f"{seed} {len(log.candidates)} {len(log.told)}")
         self.candidates: list[Candidate] = []
         self._asked: set[tuple[str, str]] = set()

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, log2
+from random import Random
 from typing import Any
 
 from sseg_nase.errors import UserError
@@ -15,7 +16,7 @@ from sseg_nase.search.strategies.settings import at_least
 from sseg_nase.spaces.choice import Point, Value
 from sseg_nase.spaces.space import TRIES, Space
 
-PROMOTED, IMMIGRANT = "promotion", "immigrant"
+PROMOTED, IMMIGRANT, RANDOM = "promotion", "immigrant", "random"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Genetic:
 
     It ends after `generations` (0: never), and after `patience` of them in which the best value has
     not risen by more than `min_delta` (0: it never ends for that).
+
+    Of the first generation every kind of network has an equal share.
 
     With `level_generations` a space that has levels of complexity is walked level by level, so many
     generations each but the last. Until then every kind of network has an equal share of each
@@ -101,7 +104,7 @@ class Genetic:
         if self.level_generations and space.levels == 1:
             raise UserError(
                 f"strategy.level_generations={self.level_generations}: space={space.name} has no "
-                "levels of complexity; leave it out, or choose space=families."
+                "levels of complexity; leave it out, or choose space=families, at level 2 or 3."
             )
         if self.most_share == 1:
             return
@@ -250,11 +253,12 @@ class Genetic:
         level = self.level(generation, whole.levels)
         kinds: tuple[Value, ...] | None = None
         parents = self.parents(ask.log, generation)
-        if self._shares(generation, whole.levels):
+        if self._shares(generation, whole.levels) or generation == 0:
             # Where the caps allow nothing that is so simple, the whole space is there at once.
             level = next((n for n in range(level, whole.levels + 1) if whole.part(n).kinds), level)
-            each = whole.part(level).kinds
-            kinds = (each[at % len(each)],)
+            if each := list(whole.part(level).kinds):
+                Random(f"{ask.seed} kinds").shuffle(each)
+                kinds = (each[at % len(each)],)
         elif self.most_share < 1 and (full := self._full(ask, start, generation)):
             # Where the caps allow too few kinds for such shares, they are not held to them.
             kinds = tuple(one for one in whole.part(level).kinds if one not in full) or None
@@ -267,11 +271,14 @@ class Genetic:
             parents = self.parents(ask.log, generation, lambda point: whole.kind(point) in kinds)
         ask.space = whole.part(level, kinds)
         try:
-            if few:
-                return ask.suggest_any(IMMIGRANT)
-            return bool(parents and self._child(ask, parents)) or ask.suggest_any()
+            if not few and parents and self._child(ask, parents):
+                return True
+            if ask.suggest_any(IMMIGRANT if few else RANDOM):
+                return True
         finally:
             ask.space = whole
+        # A kind that has no new network leaves its place to any other.
+        return kinds is not None and ask.suggest_any(RANDOM)
 
     def _child(self, ask: Ask, parents: list[Scored]) -> bool:
         for _ in range(TRIES):

@@ -227,6 +227,33 @@ def test_a_generation_waits_for_those_before_before_it_is_trained_on() -> None:
     assert [c.how for c in one].count(PROMOTED) == 5 + 4
 
 
+@pytest.mark.parametrize("population", [6, 25])
+def test_every_type_has_an_equal_share_of_the_first_generation(population: int) -> None:
+    """Of too few places each has one at most, and which have none depends on the seed."""
+    drawn = set()
+    for seed in range(3):
+        log = run(Genetic(population, 2, generations=1), seed=seed)
+        counts = Counter(str(c.point["type"]) for c in log.candidates)
+        assert {counts[str(kind)] for kind in SMALL.kinds} == {
+            population // 10,
+            population // 10 + 1,
+        }
+        drawn.add(frozenset(kind for kind, count in counts.items() if count > population // 10))
+    assert len(drawn) == 3
+
+
+def test_a_type_that_has_too_few_networks_leaves_its_places_to_others() -> None:
+    """Of the mlp there are two under this cap."""
+    space = Families(
+        edition=2, resolution=8, types=("mlp", "cnn"), most=2, level=1, caps={"params": 13_000},
+        in_channels=1,
+    )  # fmt: skip
+    log = run(Genetic(8, 2, generations=2), space)
+    counts = Counter(str(c.point["type"]) for c in log.candidates[:8])
+    assert counts == {"mlp": 2, "cnn": 6}
+    assert len(log.candidates) == 8 + 6
+
+
 def test_types_that_are_too_few_for_such_shares_are_not_held_to_them() -> None:
     """The caps leave one type."""
     strategy = Genetic(4, 2, 2, generations=3, most_share=0.5)

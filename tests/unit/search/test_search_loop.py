@@ -75,7 +75,9 @@ def test_together_no_more_are_asked_for_than_the_budget_is_enough_for(slots: int
     clock = Clock(cheaper, log, slots)
     search(SPACE, RandomSearch(), clock, log, Budget(images=2000), at_once=100)
     asked = Counter(c.after for c in log.candidates)
-    assert asked == ({0: 1, 1: 1, 2: 2, 4: 3, 7: 3, 10: 2}, {0: 2, 2: 2, 4: 3, 7: 3, 10: 2})[slots - 1]
+    assert (
+        asked == ({0: 1, 1: 1, 2: 2, 4: 3, 7: 3, 10: 2}, {0: 2, 2: 2, 4: 3, 7: 3, 10: 2})[slots - 1]
+    )
     assert log.spent.images == 2000
 
 

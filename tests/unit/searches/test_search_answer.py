@@ -423,8 +423,13 @@ def test_random_search_has_the_budget_of_the_search() -> None:
             log.tell(Scored(log.candidates[number], {"accuracy": 1.0}, cost))
         return log
 
-    budget = Budget(candidates=9, seconds=60)
+    budget = Budget(candidates=2, seconds=60)
     assert same_budget(log_with({}, {}), budget) is budget
+    whole = Budget(seconds=2)
+    assert same_budget(log_with({}, {}), whole) is whole
+    # Its strategy has ended before: random search has no more than it.
+    assert same_budget(log_with({}, {}), Budget(candidates=3)) == Budget(training_macs=200.0)
+    assert same_budget(log_with({}, {}), Budget(seconds=3)) == Budget(training_macs=200.0)
     assert same_budget(log_with({}, {}), Budget()) == Budget(candidates=2)
     over = log_with({"epochs": 1}, {"epochs": 1}, {"epochs": 3})
     assert same_budget(over, budget) == Budget(training_macs=300.0)
