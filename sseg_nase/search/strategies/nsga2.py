@@ -19,8 +19,8 @@ class NSGA2:
     """Generations of `population`, of which the best by rank and crowding are the next parents.
 
     Uniform crossover with probability `crossover`, then each gene mutates with probability
-    `mutation`, by default one gene on average. What exceeds a measured cap ranks below all that
-    does not.
+    `mutation`, by default one on average of those that say anything. What exceeds a measured cap
+    ranks below all that does not.
 
     `proposals`: for every candidate that is born, of which a screen keeps one (`Screened`).
     """
@@ -75,7 +75,6 @@ class NSGA2:
 
     def _child(self, ask: Ask, parents: list[tuple[Scored, tuple[float, float]]]) -> bool:
         space, rng = ask.space, ask.rng
-        rate = 1 / len(space.choices) if self.mutation is None else self.mutation
         for _ in range(TRIES):
             one, other = (
                 min(rng.choice(parents), rng.choice(parents), key=lambda each: each[1])[0].candidate
@@ -85,6 +84,7 @@ class NSGA2:
             if rng.random() < self.crossover:
                 child = space.crossover(one.point, other.point, rng)
                 how, numbers = "crossover", [one.number, other.number]
+            rate = 1 / len(space.active(child)) if self.mutation is None else self.mutation
             if ask.suggest(space.mutate(child, rng, rate), how, numbers):
                 return True
         return False

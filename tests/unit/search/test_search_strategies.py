@@ -26,7 +26,8 @@ from sseg_nase.search.strategies import (
     diversity,
 )
 from sseg_nase.search.strategies.gp import expected_improvement
-from sseg_nase.spaces import Graph, Integers, Options, Space, choices_space
+from sseg_nase.spaces import Families, Graph, Integers, Options, Space, choices_space
+from sseg_nase.spaces.choice import Point, Value
 from tests.support.synthetic import ACCURACY, SMALL, SPACE, accuracy, measure, new_log
 
 STRATEGIES = [
@@ -262,6 +263,22 @@ def test_kernels_are_those_of_the_definition() -> None:
 
 
 FRONT = Objectives({"accuracy": "max", "macs": "min"})
+
+
+def test_of_the_genes_that_say_anything_nsga2_changes_one_on_average() -> None:
+    """Of a hundred choices of space=families a point says a dozen."""
+    shares: list[float] = []
+
+    class Asked(Families):
+        def mutate(self, point: Point, rng: Random, rate: float | None = None) -> dict[str, Value]:
+            if rate is not None:  # None: that of a crossover of two types
+                shares.append(rate * len(self.active(point)))
+            return super().mutate(point, rng, rate)
+
+    worth = lambda candidate: {"accuracy": float(candidate.number)}  # noqa: E731
+    search(Asked(edition=2), NSGA2(6), Function(worth), new_log(), Budget(candidates=12))
+    assert shares
+    assert shares == pytest.approx([1.0] * len(shares))
 
 
 def test_nsga2_finds_more_of_the_front_than_random_search() -> None:
