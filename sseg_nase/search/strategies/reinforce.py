@@ -13,13 +13,16 @@ from sseg_nase.spaces.choice import Choice, Value
 from sseg_nase.spaces.space import Space
 
 STEPS = 10  # of a continuum
+DRAWS = 100  # of a point within the caps
 
 
 @dataclass(frozen=True)
 class Reinforce:
     """∇θ = Σ ∇ log π(value) · (reward − b), b ← decay · b + (1 − decay) · reward; Adam ascends.
 
-    Each ask learns the policy from the whole log, in the order of numbers.
+    Each ask learns the policy from the whole log, in the order of numbers: of each point from the
+    choices that say anything there. Of kinds of networks one is drawn first, and then a network of
+    it within the caps; else kinds would be as frequent as their networks are small.
     """
 
     learning_rate: float = 0.1
@@ -37,15 +40,21 @@ class Reinforce:
         values = [choice.grid(STEPS) for choice in space.choices]
         shares = self.policy(space, log)
 
+        kinds = space.kinds
+
         def draw() -> dict[str, Value]:
-            for _ in range(100):
+            kind: Value | None = None
+            for _ in range(DRAWS * max(1, len(kinds))):
                 point = {
                     choice.name: ask.rng.choices(options, share[: len(options)])[0]
                     for choice, options, share in zip(space.choices, values, shares, strict=True)
                 }
-                if space.allows(point):
+                if kind is None and (not kinds or space.kind(point) in kinds):
+                    kind = space.kind(point)
+                if space.kind(point) == kind and space.allows(point):
                     return point
-            return space.sample(ask.rng)
+            of_kind = space if kind is None else space.part(space.levels, [kind])
+            return of_kind.sample(ask.rng)
 
         while len(ask) < count and (ask.try_often(draw, "policy") or ask.suggest_any()):
             pass
@@ -63,6 +72,8 @@ class Reinforce:
             point = scored.candidate.point
             gradient = -_softmax(logits + theta)
             gradient[rows, [_place(c, point[c.name]) for c in space.choices]] += 1.0
+            active = set(space.active(point))
+            gradient[[choice.name not in active for choice in space.choices]] = 0.0
             gradient *= reward - baseline
             baseline = self.baseline_decay * baseline + (1 - self.baseline_decay) * reward
             first = 0.9 * first + 0.1 * gradient

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sseg_nase.errors import UserError
-from sseg_nase.search import Budget, Function, Log, Objectives, Scored, search
+from sseg_nase.search import Budget, Candidate, Function, Log, Objectives, Scored, search
 from sseg_nase.search.objectives import hypervolume, non_dominated_sort
 from sseg_nase.search.predictors.kernels import LENGTHS, hamming, weisfeiler_lehman, wl_histograms
 from sseg_nase.search.strategies import (
@@ -29,6 +29,11 @@ from sseg_nase.search.strategies.gp import expected_improvement
 from sseg_nase.spaces import Families, Graph, Integers, Options, Space, choices_space
 from sseg_nase.spaces.choice import Point, Value
 from tests.support.synthetic import ACCURACY, SMALL, SPACE, accuracy, measure, new_log
+
+
+def by_number(candidate: Candidate) -> dict[str, float]:
+    return {"accuracy": float(candidate.number)}
+
 
 STRATEGIES = [
     RandomSearch(),
@@ -265,6 +270,28 @@ def test_kernels_are_those_of_the_definition() -> None:
 FRONT = Objectives({"accuracy": "max", "macs": "min"})
 
 
+def test_a_policy_learns_nothing_of_genes_that_said_nothing() -> None:
+    space, log = Families(edition=2, most=3), new_log()
+    mlps = space.part(space.level, ["mlp"])
+    search(mlps, RandomSearch(), Function(by_number), log, Budget(candidates=20))
+    policy = Reinforce().policy(space, log)
+    for choice, shares in zip(space.choices, policy, strict=True):
+        even = np.ptp(shares[: len(choice.grid(10))]) < 1e-12
+        assert even == (choice.name != "type" and not choice.name.startswith("mlp.")), choice.name
+
+
+def test_a_policy_draws_types_as_often_as_it_says_whatever_the_caps_leave_of_them() -> None:
+    """Of random points within this cap one in thirty is a residual network."""
+    space = Families(
+        edition=2, resolution=16, in_channels=1, types=("mlp", "resnet_small"), most=3,
+        caps={"macs": 9e6},
+    )  # fmt: skip
+    drawn = Reinforce()(space, new_log(), 24, 0)
+    counts = Counter(space.kind(c.point) for c in drawn)
+    assert min(counts["mlp"], counts["resnet_small"]) >= 6
+    assert {c.how for c in drawn} == {"policy"}
+
+
 def test_of_the_genes_that_say_anything_nsga2_changes_one_on_average() -> None:
     """Of a hundred choices of space=families a point says a dozen."""
     shares: list[float] = []
@@ -275,8 +302,7 @@ def test_of_the_genes_that_say_anything_nsga2_changes_one_on_average() -> None:
                 shares.append(rate * len(self.active(point)))
             return super().mutate(point, rng, rate)
 
-    worth = lambda candidate: {"accuracy": float(candidate.number)}  # noqa: E731
-    search(Asked(edition=2), NSGA2(6), Function(worth), new_log(), Budget(candidates=12))
+    search(Asked(edition=2), NSGA2(6), Function(by_number), new_log(), Budget(candidates=12))
     assert shares
     assert shares == pytest.approx([1.0] * len(shares))
 
