@@ -32,7 +32,8 @@ class Genetic:
     It ends after `generations` (0: never), and after `patience` of them in which the best value has
     not risen by more than `min_delta` (0: it never ends for that).
 
-    Of the first generation every kind of network has an equal share.
+    Of the first generation every kind of network has an equal share; where there are fewer places
+    than kinds, chance says which have one.
 
     With `level_generations` a space that has levels of complexity is walked level by level, so many
     generations each but the last. Until then every kind of network has an equal share of each
@@ -257,7 +258,7 @@ class Genetic:
             # Where the caps allow nothing that is so simple, the whole space is there at once.
             level = next((n for n in range(level, whole.levels + 1) if whole.part(n).kinds), level)
             if each := list(whole.part(level).kinds):
-                Random(f"{ask.seed} kinds").shuffle(each)
+                Random(f"{ask.seed} {generation} kinds").shuffle(each)
                 kinds = (each[at % len(each)],)
         elif self.most_share < 1 and (full := self._full(ask, start, generation)):
             # Where the caps allow too few kinds for such shares, they are not held to them.
