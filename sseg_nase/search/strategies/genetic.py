@@ -258,7 +258,9 @@ class Genetic:
             # Where the caps allow nothing that is so simple, the whole space is there at once.
             level = next((n for n in range(level, whole.levels + 1) if whole.part(n).kinds), level)
             if each := list(whole.part(level).kinds):
-                Random(f"{ask.seed} {generation} kinds").shuffle(each)
+                order = Random(f"{ask.seed} kinds")
+                for _ in range(generation + 1):
+                    order.shuffle(each)
                 kinds = (each[at % len(each)],)
         elif self.most_share < 1 and (full := self._full(ask, start, generation)):
             # Where the caps allow too few kinds for such shares, they are not held to them.
