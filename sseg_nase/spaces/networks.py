@@ -215,8 +215,16 @@ class NetworkSpace(Space):
         return self.encoding("string").decode(given)
 
     def largest(self, name: str = "params") -> dict[str, Value]:
-        """Return a point with as much of a cost as is found: a line to beat under the same caps."""
-        point = self.sample(Random(0))
+        """Return a point with as much of a cost as is found: a line to beat under the same caps.
+
+        One of every kind is changed, a step in one choice at a time, until nothing has more.
+        """
+        rng = Random(0)
+        parts = [self.part(self.levels, [kind]) for kind in self.kinds] or [self]
+        ends = [part._climbed(part.sample(rng), name) for part in parts]  # type: ignore[attr-defined]
+        return max(ends, key=lambda point: self.costs(point)[name])
+
+    def _climbed(self, point: dict[str, Value], name: str) -> dict[str, Value]:
         for _ in range(TRIES):
             near = max(self.neighbours(point), key=lambda p: self.costs(p)[name], default=point)
             if self.costs(near)[name] <= self.costs(point)[name]:

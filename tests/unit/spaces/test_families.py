@@ -279,3 +279,17 @@ def test_of_two_types_the_training_is_recombined() -> None:
         and space.network_key(child) != space.network_key(parent)
     ]  # fmt: skip
     assert len(mutated) > 20  # one gene changes, in most of them of the network
+
+
+def test_the_largest_network_under_caps_is_that_of_any_type() -> None:
+    space = Families(
+        edition=2, resolution=28, in_channels=1, types=("simple_vit", "mlp", "mlp_mixer"),
+        caps={"params": 1e6, "macs": 5e6},
+    )  # fmt: skip
+    found = {kind: space.part(3, [kind]).largest() for kind in space.kinds}
+    assert all(space.kind(point) == kind for kind, point in found.items())
+    largest = space.largest()
+    assert space.allows(largest)
+    assert space.costs(largest)["params"] >= max(
+        0.9e6, *(space.costs(point)["params"] for point in found.values())
+    )
