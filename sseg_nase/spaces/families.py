@@ -151,7 +151,8 @@ class Families(NetworkSpace):
 
     def part(self, level: int, kinds: Sequence[Value] | None = None) -> Families:
         """Return what the space is at a level, of some types; its points are the whole's, too."""
-        found = self if level == self.level else replace(self, level=level, choices=())
+        one = level == self.level or self.edition == 1
+        found = self if one else replace(self, level=level, choices=())
         if kinds is None:
             return found
         these = Options(TYPE, tuple(kinds))

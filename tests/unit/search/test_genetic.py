@@ -242,6 +242,11 @@ def test_every_type_has_an_equal_share_of_the_first_generation(population: int) 
     assert len(drawn) == 3
 
 
+def test_the_first_edition_which_has_no_levels_to_walk_is_searched_whole() -> None:
+    log = run(Genetic(6, 2, generations=2), Families(edition=1, most=3))
+    assert len({str(c.point["type"]) for c in log.candidates}) > 4
+
+
 def test_types_without_a_place_in_one_generation_are_not_always_the_same() -> None:
     """Five types have two places in each generation of the second level."""
     strategy = Genetic(4, 2, level_generations=8, generations=15)
