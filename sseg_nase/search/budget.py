@@ -42,7 +42,7 @@ class Budget:
         """Return how many more candidates may be asked for.
 
         Of what evaluations spend it is what is left over the mean cost so far, rounded up, but no
-        more than have said what one costs, or `first`: the mean of a few may be far off.
+        more than have been evaluated, or `first`: the mean of a few may be far off.
         """
         left = UNLIMITED if self.candidates is None else self.candidates - len(log.candidates)
         for name in ("images", "training_macs", "seconds"):

@@ -66,7 +66,7 @@ def test_the_first_limit_that_is_reached_ends_the_search(budget: Budget, candida
 
 @pytest.mark.parametrize("slots", [1, 2])
 def test_together_no_more_are_asked_for_than_the_budget_is_enough_for(slots: int) -> None:
-    """At the mean cost so far, and as many as that is the mean of; at first one for each slot."""
+    """At the mean cost so far, and no more than were evaluated; at first one for each slot."""
 
     def cheaper(candidate: Candidate) -> Scored:
         return replace(timed(candidate), cost=Cost(images=300 if candidate.number < 4 else 100))
@@ -76,7 +76,8 @@ def test_together_no_more_are_asked_for_than_the_budget_is_enough_for(slots: int
     search(SPACE, RandomSearch(), clock, log, Budget(images=2000), at_once=100)
     asked = Counter(c.after for c in log.candidates)
     assert (
-        asked == ({0: 1, 1: 1, 2: 2, 4: 3, 7: 3, 10: 2}, {0: 2, 2: 2, 4: 3, 7: 3, 10: 2})[slots - 1]
+        asked
+        == {1: {0: 1, 1: 1, 2: 2, 4: 3, 7: 3, 10: 2}, 2: {0: 2, 2: 2, 4: 3, 7: 3, 10: 2}}[slots]
     )
     assert log.spent.images == 2000
 
