@@ -236,8 +236,7 @@ class Space:
 
     def to_json(self, point: Point) -> str:
         """Return the one way to write a point as JSON: in the order of the choices, no blanks."""
-        ordered = {choice.name: point[choice.name] for choice in self.choices}
-        return json.dumps(ordered, separators=(",", ":"), ensure_ascii=False)
+        return _json({choice.name: point[choice.name] for choice in self.choices})
 
     def from_json(self, text: str) -> dict[str, Value]:
         """Return the point that `to_json` wrote. Raises `UserError`."""
@@ -285,8 +284,9 @@ class Space:
             point = min(free.points(), key=lambda p: self.costs(p)[name])
         else:
             point = free._descend(lambda p: self.costs(p)[name])
-        least = _amount(self.costs(point)[name])
-        return f"the smallest has {name} = {least} ({self.to_json(point)})"
+        least, active = _amount(self.costs(point)[name]), set(self.active(point))
+        said = {key: value for key, value in point.items() if key in active}
+        return f"the smallest has {name} = {least} ({_json(said)})"
 
     def _descend(self, excess: Callable[[Point], float]) -> dict[str, Value]:
         """Return where going down from some points ends, one choice at a time.
@@ -318,6 +318,10 @@ class Space:
                 break
             above, point = now, lower
         return above, point
+
+
+def _json(values: Point) -> str:
+    return json.dumps(values, separators=(",", ":"), ensure_ascii=False)
 
 
 def _amount(value: float) -> str:

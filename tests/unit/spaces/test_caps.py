@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -69,8 +70,10 @@ def smallest(space: NetworkSpace, name: str) -> int:
         space.under({name: 0})
     found = re.search(rf"the smallest has {name} = ([\d,]+) \((.*)\)\. Raise", str(refused.value))
     assert found is not None
-    least = int(found[1].replace(",", ""))
-    assert round(space.costs(space.from_json(found[2]))[name]) == least
+    least, said = int(found[1].replace(",", "")), json.loads(found[2])
+    point = {**space.sample(Random(3)), **said}  # what says nothing is not told, and may be anything
+    assert round(space.costs(point)[name]) == least
+    assert set(said) == set(space.active(point))
     return least
 
 
