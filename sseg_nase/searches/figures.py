@@ -103,7 +103,7 @@ def best_so_far(log: Log, others: Sequence[Other] = ()) -> Drawing:
         axes.set_ylabel(goal)
         left_out = near_the_best(log, axes, values)
         style.whole(axes.xaxis)
-        axes.legend(loc="best")
+        style.legend_below(figure, axes.get_legend_handles_labels()[0])
     caption = (
         f"{goal} of each of {len(usable)} results within the caps, in the order in which they came,"
         f" and the best until then; it ends at {short(float(best[-1]))}."
@@ -143,7 +143,7 @@ def pareto(log: Log, results: Sequence[Scored]) -> Drawing:
             style.log_ticks(axes.xaxis)
         elif max(map(abs, xs)) >= 1000:
             style.counted(axes.xaxis)
-        axes.legend(loc="best")
+        style.legend_below(figure, axes.get_legend_handles_labels()[0])
     caption = (
         f"{first} against {second}: {len(ahead)} of {len(results)} results are dominated by none."
     )
@@ -251,7 +251,7 @@ def importances(found: Sequence[Importance]) -> Drawing:
         axes.invert_yaxis()
         axes.set_xlim(0, 100)
         axes.set_xlabel("differences in rank (%)")
-        axes.legend(loc="best")
+        style.legend_below(figure, axes.get_legend_handles_labels()[0])
     caption = (
         "By itself: variance of the ranks between the values of a choice (ranges in four parts), "
         "as a share of all, less what chance would give, over the results where it says anything. "
@@ -285,7 +285,7 @@ def shares_of(found: Sequence[Share]) -> Drawing:
         axes.margins(y=0.01)
         axes.invert_yaxis()
         axes.set_xlabel("share of the places of its kind (%)")
-        axes.legend(loc="best")
+        style.legend_below(figure, axes.get_legend_handles_labels()[0])
     caption = (
         "How often an option stands in the best quarter of the results, and in all of them, where "
         "its choice says anything. Options that several choices share, as the edges of a cell do, "

@@ -83,7 +83,6 @@ def generations(log: Log, space: Space | None = None) -> Drawing:
                 color=style.BLUE if name == "best" else style.GREY, label=label,
             )  # fmt: skip
         values.set_ylabel(leading(log))
-        values.legend(loc="best")
         rows[1].plot(numbers, [one.diversity for one in found], "o-", color=style.VERMILLION)
         rows[1].set_ylabel("diversity (bits)")
         rows[1].set_ylim(bottom=0)
@@ -99,7 +98,9 @@ def generations(log: Log, space: Space | None = None) -> Drawing:
                 below += shares
             rows[2].set_ylabel("share (%)")
             rows[2].set_ylim(0, 100)
-            style.legend_below(figure, rows[2].get_legend_handles_labels()[0])
+        style.legend_below(
+            figure, [h for each in rows for h in each.get_legend_handles_labels()[0]]
+        )
         rows[-1].set_xlabel("generation")
         style.whole(rows[-1].xaxis)
     caption = (

@@ -12,9 +12,15 @@ import pytest
 from sseg_nase.errors import UserError
 from sseg_nase.search import Candidate, Log, Objectives, Scored
 from sseg_nase.search.strategies import active_diversity, diversity
-from sseg_nase.searches.analysis import Share, importance, near_the_best, outer, shares
+from sseg_nase.searches.analysis import Importance, Share, importance, near_the_best, outer, shares
 from sseg_nase.searches.descent import blocks_of, course, descent, layout, network
-from sseg_nase.searches.figures import best_so_far, coordinates, shares_of, told_most
+from sseg_nase.searches.figures import (
+    best_so_far,
+    coordinates,
+    importances,
+    shares_of,
+    told_most,
+)
 from sseg_nase.searches.folder import Other, SearchFolder
 from sseg_nase.searches.generations import generations, generations_of
 from sseg_nase.searches.report import rankings
@@ -56,7 +62,7 @@ def test_the_course_shows_diversity_and_with_two_goals_hypervolume() -> None:
     assert course(log_of(1)).figure is None
 
 
-def test_generations_show_values_diversity_and_the_shares_of_types() -> None:
+def of_generations() -> Log:
     strategy = {"name": "genetic", "population": 4, "elites": 2}
     log = Log(Objectives({"loss": "min"}), {"strategy": strategy})
     types = ["cnn", "cnn", "mlp", "mlp", "mlp", "cnn", "vit"]
@@ -74,6 +80,11 @@ def test_generations_show_values_diversity_and_the_shares_of_types() -> None:
                 error=None if number != 3 else "no",
             )
         )
+    return log
+
+
+def test_generations_show_values_diversity_and_the_shares_of_types() -> None:
+    log = of_generations()
     first, second = generations_of(log)
     assert (first.candidates, first.best, first.mean) == (4, 8.0, 9.0)  # the failed one aside
     assert first.shares == {"cnn": 0.5, "mlp": 0.5}
@@ -254,6 +265,25 @@ def test_only_what_differs_most_is_drawn_of_many_options() -> None:
     assert "Of " not in shares_of(many[:30]).caption.split("together.")[1]
 
 
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_a_legend_covers_nothing(count: int) -> None:
+    names = [f"x{n}" for n in range(count)]
+    drawings = [
+        importances([Importance(name, 0.98, 0.98) for name in names]),
+        shares_of([Share(f"{name}=1", 0.9, 0.9) for name in names]),
+        best_so_far(log_of(*range(count))),
+        generations(of_generations()),
+    ]
+    for drawing in drawings:
+        figure = drawing.figure
+        assert figure is not None
+        figure.draw_without_rendering()
+        (legend,) = figure.legends
+        for axes in figure.axes:
+            assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
+            assert axes.get_legend() is None
+
+
 def test_a_line_passes_by_the_choices_that_say_nothing() -> None:
     log = of_types()
     results = log.usable()
@@ -315,7 +345,7 @@ def test_searches_for_the_same_are_drawn_beside_each_other(tmp_path: Path) -> No
     drawing = best_so_far(log, [*others, Other("random", log)])
     assert "Beside it 2 other searches" in drawing.caption
     assert drawing.figure is not None
-    labels = [text.get_text() for text in drawing.figure.axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in drawing.figure.legends[0].get_texts()]
     assert labels.count("random") == 1
 
 

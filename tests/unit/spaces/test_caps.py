@@ -71,7 +71,7 @@ def smallest(space: NetworkSpace, name: str) -> int:
     found = re.search(rf"the smallest has {name} = ([\d,]+) \((.*)\)\. Raise", str(refused.value))
     assert found is not None
     least, said = int(found[1].replace(",", "")), json.loads(found[2])
-    point = {**space.sample(Random(3)), **said}  # what says nothing is not told, and may be anything
+    point = {**space.sample(Random(3)), **said}  # what is not said may be anything
     assert round(space.costs(point)[name]) == least
     assert set(said) == set(space.active(point))
     return least
