@@ -32,7 +32,13 @@ from sseg_nase.config.groups.evaluation import (
     PROTOTYPE,
     MethodConfig,
 )
-from sseg_nase.config.groups.evaluator import OfInherited, OfPredictor, OfProxies, OfRuns
+from sseg_nase.config.groups.evaluator import (
+    OfInherited,
+    OfPredictor,
+    OfProxies,
+    OfRuns,
+    OfTable,
+)
 from sseg_nase.config.groups.evolution import EvolutionConfig, Planned, Trials
 from sseg_nase.config.groups.finetune import (
     DISTILLING,
@@ -407,8 +413,15 @@ def _in_this_process(config: Config) -> Iterator[str]:
     if here and config.search.slots > 1:
         yield (
             f"search.slots={config.search.slots}: it has no effect with "
-            f"evaluator={evaluator.name}, which measures one candidate after the other; leave it "
-            "out."
+            f"evaluator={evaluator.name}, which measures one candidate after the other; set it to "
+            "1."
+        )
+    fidelity = getattr(config.strategy, "fidelity", None)
+    if fidelity is not None and (here or isinstance(evaluator, OfTable)):
+        yield (
+            f"strategy={config.strategy.name} strategy.fidelity={fidelity}: it has no effect with "
+            f"evaluator={evaluator.name}, which measures all candidates alike; choose "
+            "evaluator=run, or a strategy without a fidelity."
         )
     if isinstance(evaluator, OfProxies):
         yield from _a_set("evaluator.proxies", evaluator.proxies)
@@ -418,15 +431,16 @@ def _in_this_process(config: Config) -> Iterator[str]:
     if parts:
         missing = " ".join(f"{part}=none" for part in parts)
         yield f"evaluator=inherited: a candidate does not evolve, and is not pruned; add {missing}."
-    if config.finetune.trains:
+    if config.finetune.start is not None:
         yield (
-            f"finetune={config.finetune.name}: evaluator=inherited trains without labels; leave it "
-            "out, or choose evaluator=run."
+            f"finetune.from={config.finetune.start}: with evaluator=inherited a candidate begins "
+            "with the weights of the closest one before it; leave it out."
         )
-    if not config.ssl.trains or not config.pretrain.epochs:
+    if not config.finetune.trains and not (config.ssl.trains and config.pretrain.epochs):
         yield (
-            f"ssl={config.ssl.name} pretrain.epochs={config.pretrain.epochs}: evaluator=inherited "
-            "trains each candidate; choose a method and at least one epoch."
+            f"ssl={config.ssl.name} pretrain.epochs={config.pretrain.epochs} finetune="
+            f"{config.finetune.name}: evaluator=inherited trains each candidate; choose a method "
+            "of ssl and at least one epoch, or a method of finetune."
         )
     if config.hardware.devices > 1:
         yield (

@@ -1,25 +1,23 @@
-"""Evaluators that start no runs, from the configuration: proxy, predicted, inherited.
+"""Evaluators that train nothing, from the configuration: proxy, predicted.
 
-None of them sees a test image: zero-cost scores take a batch of `train`, weights are trained on
-what a run trains on, and evaluated on `val`.
+Neither sees a test image: zero-cost scores take a batch of `train`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sseg_nase.config.groups.evaluator import OfInherited, OfPredictor, OfProxies
+from sseg_nase.config.groups.evaluator import OfPredictor, OfProxies
 from sseg_nase.config.schema import Config
 from sseg_nase.data.random import derive
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_text
 from sseg_nase.rundir.names import CANDIDATES
-from sseg_nase.search import Cost, Inherited, Log, Predicted, Proxy, predictors
+from sseg_nase.search import Log, Predicted, Proxy, predictors
 from sseg_nase.search.evaluators.tabular import TEST
 from sseg_nase.search.loop import Strategy
 from sseg_nase.search.predictors import Predictor
@@ -32,8 +30,6 @@ from sseg_nase.spaces.space import Space
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from sseg_nase.nets.backbone import Backbone
-
 PREDICTORS: Mapping[str, Callable[[], Predictor]] = {
     "ridge": predictors.Ridge,
     "gp": predictors.GaussianProcess,
@@ -43,7 +39,6 @@ PREDICTORS: Mapping[str, Callable[[], Predictor]] = {
 COUNTED = ("params", "macs")  # what a space says of a point without a network
 SCREENING = {"batch": 64, "draws": 1}  # as evaluator=proxy has them
 LEARNT_FROM = "learnt_from.jsonl"
-WEIGHTS = "weights"
 
 
 def refuse_test_scores(names: Mapping[str, object], key: str) -> None:
@@ -72,31 +67,6 @@ def check_proxies(config: Config) -> None:
 
     for name in config.evaluator.proxies if isinstance(config.evaluator, OfProxies) else ():
         named_score(name)
-
-
-def check_inheritance(config: Config, space: Space) -> None:
-    """Raise `UserError` where weights are to be inherited, or not, by an evaluator that does not.
-
-    Also for a training that a point says: in this process all are trained alike.
-    """
-    if not isinstance(config.evaluator, OfInherited):
-        if not config.search.inherit:
-            raise UserError(
-                f"search.inherit=false: evaluator={config.evaluator.name} trains each candidate "
-                "from scratch anyway; leave it out, or choose evaluator=inherited."
-            )
-        return
-    if config.finetune.trains:
-        raise UserError(
-            f"evaluator=inherited finetune={config.finetune.name}: its candidates are pretrained "
-            "only; choose evaluator=run, or finetune=none."
-        )
-    if getattr(space, "trains", ""):
-        raise UserError(
-            "evaluator=inherited space.settings.trains: its candidates are all trained with the "
-            "learning rate and optimizer of the configuration; choose evaluator=run, or leave "
-            "trains out."
-        )
 
 
 def batch_of(config: Config, size: int) -> tuple[Tensor, Tensor]:
@@ -171,52 +141,6 @@ def predicted(config: Config, space: Space, known: Log) -> Predicted:
     assert isinstance(config.evaluator, OfPredictor)
     predictor = PREDICTORS[config.evaluator.predictor]()
     return Predicted(space, predictor, known, config.seed, fullest(known))
-
-
-def inherited(config: Config, space: Space, folder: Path) -> Inherited:
-    """Return the evaluator that trains on from the parent's weights, which it keeps in `folder`.
-
-    A candidate is trained for `pretrain.epochs` with the other keys of the configuration, in this
-    process, and evaluated on val. Raises `UserError`.
-    """
-    import torch
-
-    from sseg_nase import stages
-    from sseg_nase.fewshot.evaluation import NotFiniteError
-    from sseg_nase.searches.jobs import scores_of
-    from sseg_nase.ssl.methods import make_learner
-    from sseg_nase.stages.pretraining import trainer_of
-    from sseg_nase.tracking.sink import Sink
-    from sseg_nase.training.divergence import DivergenceError
-
-    networks = of_networks(config, space, "evaluator=inherited")
-    config, _ = stages.fitted(dataclasses.replace(config, task="pipeline", resume=None))
-    tasks = stages.tasks_of(config)
-    device = torch.device(config.hardware.accelerator)
-
-    def train(network: Backbone, seed: int) -> tuple[Mapping[str, float], Cost]:
-        generator = torch.Generator().manual_seed(derive(seed, "weights"))
-        learner = make_learner(network, config.ssl, generator)
-        trainer = trainer_of(config, [], Sink(), None, lambda: False, learner)
-        try:
-            trainer.fit()
-            evaluated = stages.evaluate(
-                tasks, stages.Reached(network, name="the candidate"), device
-            )
-        except (DivergenceError, NotFiniteError) as error:  # its result; the search goes on
-            raise ValueError(str(error)) from error
-        images = float(sum(trainer.state.progress.images_seen.values()))
-        cost = Cost(0.0, images, float(sum(trainer.ledger.spent.values())))
-        return scores_of({"fewshot": evaluated.results, "efficiency": {}}), cost
-
-    return Inherited(
-        networks,
-        train,
-        folder / WEIGHTS,
-        config.seed,
-        most=config.search.pool.max_models,
-        inherit=config.search.inherit,
-    )
 
 
 def screened(strategy: Strategy, config: Config, space: Space) -> Strategy:

@@ -31,15 +31,9 @@ from sseg_nase.search.loop import Evaluator
 from sseg_nase.searches.analysis import fullest
 from sseg_nase.searches.answer import find_answer
 from sseg_nase.searches.choices import described
-from sseg_nase.searches.evaluators import (
-    check_inheritance,
-    check_proxies,
-    inherited,
-    of_networks,
-    predicted,
-    proxy,
-)
+from sseg_nase.searches.evaluators import check_proxies, of_networks, predicted, proxy
 from sseg_nase.searches.folder import SearchFolder
+from sseg_nase.searches.inheriting import check_inheritance, inherited
 from sseg_nase.searches.jobs import check_goals, check_space, of_jobs
 from sseg_nase.searches.launched import SLURM, Launcher, jobs_for
 from sseg_nase.searches.oneshot import check_one_shot, train_supernet, with_supernet
@@ -197,7 +191,9 @@ EVALUATORS: dict[type[EvaluatorConfig], Callable[[Config, Parts, Path], Evaluato
     OfTable: lambda config, parts, folder: tabular(config, parts.space),
     OfProxies: lambda config, parts, folder: proxy(config, parts.space),
     OfPredictor: _predicted,
-    OfInherited: lambda config, parts, folder: inherited(config, parts.space, folder),
+    OfInherited: lambda config, parts, folder: inherited(
+        config, of_networks(config, parts.space, "evaluator=inherited"), folder
+    ),
 }
 
 

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from sseg_nase import stages
 from sseg_nase.config.compose import continued, load
 from sseg_nase.errors import UserError
+from sseg_nase.nets.building import build, described
 from sseg_nase.search import Log
 from sseg_nase.searches import evaluators
 from sseg_nase.searches.evaluators import batch_of
@@ -22,6 +25,8 @@ CHAIN = ("space=chain", "space.settings={most: 3, widths: [4, 8]}", "evaluator=i
          "strategy=evolution", "strategy.population=2", "strategy.sample=1", "pretrain.epochs=1",
          "curriculum=natural", "pretrain.images_per_epoch=32", "hardware.batch_size=16",
          "evolution=none", "sparsity=none")  # fmt: skip
+LABELS = ("ssl=none", "finetune=linear", "finetune.epochs=2", "finetune.validation_episodes=4")
+BOTH = LABELS[1:]
 PROXY = (*CELLS, "evaluator=proxy", "evaluator.batch=16", "strategy=evolution",
          "strategy.population=2", "strategy.sample=1")  # fmt: skip
 
@@ -81,19 +86,46 @@ def test_the_batch_is_of_train_alone_with_every_class_and_no_image_twice() -> No
 
 
 @pytest.mark.slow  # tests/unit/search/test_inherited.py is quicker
-def test_weights_are_inherited_and_resumed() -> None:
-    whole = cut_and_resumed((*TINY, *CHAIN), 4)
+@pytest.mark.parametrize(("training", "images"), [((), 32), (LABELS, 1792), (BOTH, 1824)])
+def test_weights_are_inherited_and_resumed(training: tuple[str, ...], images: int) -> None:
+    whole = cut_and_resumed((*TINY, *CHAIN, *training), 4)
     for one in whole.told:
-        parents = one.candidate.parents
-        assert one.scores["inherited_from"] == (parents[0] if parents else -1)
-        assert (one.scores["inherited_params"] > 0) is bool(parents)
-        assert one.cost.images == 32
+        number = one.candidate.number
+        assert (one.scores["inherited_from"] == -1) is (number == 0)
+        assert one.scores["inherited_from"] < number
+        assert (one.scores["inherited_params"] > 0) is (number > 0)
+        assert one.cost.images == images
         assert one.cost.training_macs > 0
         assert one.scores["params"] > 0
         assert not [name for name in one.scores if "test" in name]
         assert 0 < one.scores["accuracy"] <= 100
         assert Path(str(one.run)).is_file()
     assert sum(bool(one.candidate.parents) for one in whole.told) >= 2
+
+
+def test_what_is_inherited_has_been_trained_on_labels_and_is_what_was_scored() -> None:
+    path = searched(*TINY, *CHAIN, *LABELS, "search.budget.candidates=2")
+    log = log_of(path)
+    assert [one.error for one in log.told] == [None, None]
+    assert sorted(each.name for each in (path / "weights").iterdir()) == ["0.pt", "1.pt"]
+    config, _ = stages.fitted(load([*TINY, *CHAIN, *LABELS, "task=pipeline"]))
+    tasks = stages.tasks_of(config)
+    for one in log.told:
+        assert one.cost.training_macs > 0
+        kept = torch.load(str(one.run), weights_only=True)
+        network = build(described(kept["architecture"]))
+        network.load_state_dict(kept["state"])
+        evaluated = stages.evaluate(tasks, stages.Reached(network), torch.device("cpu"))
+        found = [each["accuracy"] for each in evaluated.results.values()]
+        assert np.mean(found) == pytest.approx(one.scores["accuracy"])
+
+
+def test_a_candidate_whose_training_on_labels_diverges_has_failed() -> None:
+    given = ("finetune.lr_encoder=1e15", "search.budget.candidates=2")
+    with pytest.raises(UserError, match="none of 2 candidates has a score") as refused:
+        searched(*TINY, *CHAIN, *LABELS, *given)
+    assert "diverged in epoch 1" in str(refused.value)
+    assert "checkpoint" not in str(refused.value)  # it has none
 
 
 def test_a_predictor_learns_from_another_search_that_may_grow_or_go() -> None:
@@ -149,10 +181,16 @@ MISTAKES = [
     (("evaluator=inherited", "evolution=none", "sparsity=none", "evaluation.split=test"),
      "a search must not see test classes"),
     (("evaluator=inherited", "evolution=none", "sparsity=none", "ssl=none"), "choose a method"),
+    (("evaluator=inherited", "evolution=none", "sparsity=none", *BOTH, "finetune.from=x"),
+     "finetune.from=x: with evaluator=inherited"),
     (("evaluator=proxy", "search.objectives={accuracy/digits/test/5w1s: max}"), "is a test score"),
     (("evaluator=proxy", "search.caps={test_loss: 3}"), "is a test score"),
     (("evaluator=proxy", "search.screen=accuracy"), "no zero-cost score and no predictor"),
     (("evaluator=proxy", "search.screen=params", "strategy=asha"), "promotes must not be left out"),
+    (("evaluator=proxy", "strategy=asha"), "strategy.fidelity=epochs: it has no effect"),
+    (("evaluator=inherited", "evolution=none", "sparsity=none", "strategy=genetic",
+      "strategy.fidelity=epochs", "strategy.least=1", "strategy.most=2"), "it has no effect"),
+    (("evaluator=tabular", "evaluator.table=x.csv", "strategy=hyperband"), "it has no effect"),
     (("evaluator.batch=3",), "choose evaluator=proxy or leave it out"),
 ]  # fmt: skip
 
