@@ -1,84 +1,140 @@
-"""`benchmarks/inheritance.py`: which candidates are compared, and what is concluded of them."""
+"""`benchmarks/inheritance.py`: which networks are trained again, and what is concluded of them."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
+from random import Random
+from typing import Any
 
 import pytest
 
 from benchmarks import inheritance
 from sseg_nase.config.compose import load
 from sseg_nase.search import Candidate, Cost, Log, Objectives, Scored
+from sseg_nase.searches.parts import parts_of
 
-# Generations of two, one of which is passed on: the final population is 1 (the best before the
-# last generation's only one) and 3.
+# Generations of two, one of which is passed on: the final population is 1, the best before the
+# last generation, and 3, that generation's only one.
 ABOUT = {"strategy": {"name": "genetic", "population": 2, "elites": 1}}
 VALUES = (10.0, 30.0, 20.0, 25.0)
-MACS = 1e12  # of an epoch of a candidate
+WANTED = Objectives({"accuracy": "max"})
 
 
-def a_search(folder: Path, more: float, macs: float) -> None:
+def a_search(folder: Path, lines: list[str], more: float) -> None:
     search = folder / "searches" / "one"
     search.mkdir(parents=True)
-    wanted = Objectives({"accuracy": "max"})
-    with Log.open(search / "candidates.jsonl", wanted, ABOUT) as log:
-        for number, value in enumerate(VALUES):
-            log.ask([Candidate(number, {"x": number}, str(number))])
-            cost = Cost(30, 5, macs)
-            log.tell(Scored(log.candidates[number], {"accuracy": value + more}, cost, run="0"))
+    space = parts_of(load(lines), lines).space
+    rng, points = Random(0), dict[str, Any]()
+    while len(points) < len(VALUES):
+        point = space.sample(rng)
+        points[space.key(point)] = point
+    with Log.open(search / "candidates.jsonl", WANTED, ABOUT) as log:
+        for number, (key, value) in enumerate(zip(points, VALUES, strict=True)):
+            log.ask([Candidate(number, points[key], key)])
+            scores = {"accuracy": value + more}
+            log.tell(Scored(log.candidates[number], scores, Cost(30, 5, 1e12), run="0"))
     (search / "status.json").write_text('{"status": "FINISHED"}')
 
 
 @pytest.fixture
-def called(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
-    """The command lines; each epoch from scratch is worth two points, inheritance six."""
-    lines: list[dict[str, str]] = []
+def called(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The command lines of the searches."""
+    lines: list[list[str]] = []
 
     def call(command: list[str], **_: object) -> None:
-        load(command[3:])
+        lines.append(command[3:])
         said = dict(line.split("=", 1) for line in command[3:])
-        lines.append(said)
-        epochs, seed = int(said["pretrain.epochs"]), int(said["seed"])
-        more = 2 * epochs + 6 * (said["search.inherit"] == "true") + seed
-        a_search(Path(said["paths.output_dir"].strip("'")), more, epochs * MACS)
+        folder = Path(said["paths.output_dir"].strip("'"))
+        a_search(folder, command[3:], float(said["seed"]))
 
     monkeypatch.setattr(subprocess, "run", call)
     return lines
 
 
-def test_final_populations_are_compared_at_equal_accuracy(
-    called: list[dict[str, str]], tmp_path: Path
+class InThisProcess:
+    """A pool of processes without one."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __enter__(self) -> InThisProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def submit(self, function: Callable[..., Any], *given: object) -> Any:
+        class Done:
+            def result(self) -> Any:
+                return function(*given)
+
+        return Done()
+
+
+@pytest.fixture
+def again(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, str]]:
+    """The epochs and points that are trained from scratch; each epoch is worth four points."""
+    asked: list[tuple[int, str]] = []
+
+    class Evaluator:
+        slots = 1
+
+        def __init__(self, config: Any, space: Any, folder: Path) -> None:
+            assert config.search.inherit is False
+            assert config.hardware.accelerator == "cpu"
+            self.epochs, self.space = config.finetune.epochs, space
+            self.waiting: list[Candidate] = []
+
+        def start(self, candidate: Candidate) -> None:
+            self.waiting.append(candidate)
+
+        def result(self) -> Scored:
+            one = self.waiting.pop(0)
+            asked.append((self.epochs, one.key))
+            first = one.number == 0
+            return Scored(one, {"accuracy": 4.0 * self.epochs + (18 if first else 10)})
+
+    monkeypatch.setattr(inheritance, "inherited", Evaluator)
+    monkeypatch.setattr(inheritance, "ProcessPoolExecutor", InThisProcess)
+    return asked
+
+
+def test_a_final_population_is_trained_again_from_scratch(
+    called: list[list[str]], again: list[tuple[int, str]], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    assert inheritance.main([str(out), "--seeds", "0", "2", "--parallel", "1"]) == 0
-    asked = [(one["search.inherit"], one["pretrain.epochs"], one["seed"]) for one in called]
-    of_a_seed = [("true", "2"), ("false", "2"), ("false", "4"), ("false", "8")]
-    assert asked == [(*arm, seed) for seed in ("0", "2") for arm in of_a_seed]
-    assert {one["search.final_seeds"] for one in called} == {"0"}
+    given = [str(tmp_path), str(out), "--seeds", "0", "2", "--parallel", "1", "--epochs", "1"]
+    given += ["--scratch", "4", "2", "--candidates", "7", "--also", "search.caps.macs=1000000"]
+    assert inheritance.main(given) == 0
+    assert [line[-1] for line in called] == ["seed=0", "seed=2"]
+    for lines in called:
+        assert {"finetune.epochs=1", "search.budget.candidates=7", "search.final_seeds=0",
+                "search.caps.macs=1000000", "evaluator=inherited"} <= {*lines}  # fmt: skip
+    search = out / "inherited-1-0" / "searches" / "one"
+    keys = [one.key for one in Log.read(search / "candidates.jsonl").candidates]
+    assert again == [(epochs, keys[n]) for epochs in (2, 2, 4, 4) for n in (1, 3)]
+
     written = (out / "inheritance.md").read_text().splitlines()
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in written[2:6]]
-    assert [row[:2] for row in rows] == [
-        ["inherited", "2"], ["from scratch", "2"], ["from scratch", "4"], ["from scratch", "8"],
-    ]  # fmt: skip
-    # (30 + 25) / 2 + 4 + 6 + the mean of the seeds, ± t(1) · √2 / √2.
-    assert rows[0][2:] == ["38.50 ± 12.71", "41.00 ± 12.71", "8.000", "2.0"]
-    assert rows[3][2:] == ["44.50 ± 12.71", "47.00 ± 12.71", "32.000", "2.0"]
-    # 32.5, 36.5 and 44.5 from scratch: a quarter of the way from 16 to 32 T, by its logarithm.
-    assert written[-1].startswith("Inherited weights reach 38.50 % with 0.42 of")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in written[2:5]]
+    # (30 + 25) / 2 + the mean of the seeds, ± t(1) · √2 / √2; of the last generation 25 + it.
+    assert rows[0] == ["inherited", "1", "28.50 ± 12.71", "", "26.00 ± 12.71", ""]
+    assert rows[1][:3] == ["from scratch", "2", "22.00 ± 0.00"]
+    assert rows[1][3:] == ["+6.50 ± 12.71", "18.00 ± 0.00", "+8.00 ± 12.71"]
+    assert rows[2][:3] == ["from scratch", "4", "30.00 ± 0.00"]
+    # 22 and 30 from scratch: 6.5 / 8 of the way from 2 to 4 epochs, by their logarithm.
+    assert written[-2].startswith("final population: Inherited weights reach 28.50 % with 0.28 of")
+    assert written[-1].startswith("last generation: Inherited weights reach 26.00 % with 0.25 of")
     kept = json.loads((out / "inheritance.json").read_text())
-    assert kept["searches"][0] == {
-        "inherit": True, "epochs": 2,
-        "results": [
-            {"mean": 37.5, "best": 40.0, "training_macs": 8e12, "minutes": 2.0},
-            {"mean": 39.5, "best": 42.0, "training_macs": 8e12, "minutes": 2.0},
-        ],
+    assert kept["final_populations"][0] == {
+        "seed": 0, "0": [30.0, 25.0], "2": [26.0, 18.0], "4": [34.0, 26.0],
     }  # fmt: skip
 
-    before = len(called)
-    assert inheritance.main([str(out), "--seeds", "0", "2", "--parallel", "1"]) == 0
-    assert len(called) == before
+    before = len(called), len(again)
+    assert inheritance.main(given) == 0
+    assert (len(called), len(again)) == before
 
 
 CURVE = [(8.0, 30.0), (32.0, 40.0), (16.0, 38.0)]
@@ -99,9 +155,9 @@ def test_the_conclusion_says_no_more_than_was_measured(accuracy: float, told: st
     assert told in inheritance.conclusion(4.0, accuracy, CURVE)
 
 
-def test_a_search_whose_last_candidates_failed_is_named(tmp_path: Path) -> None:
-    with Log.open(tmp_path / "candidates.jsonl", Objectives({"accuracy": "max"}), ABOUT) as log:
-        log.ask([Candidate(0, {"x": 0}, "0")])
-        log.tell(Scored(log.candidates[0], error="no memory"))
-    with pytest.raises(SystemExit, match="its last generation"):
-        inheritance.result_of(tmp_path)
+def test_a_search_whose_last_candidates_failed_is_named() -> None:
+    log = Log(WANTED, ABOUT)
+    log.ask([Candidate(0, {"x": 0}, "0")])
+    log.tell(Scored(log.candidates[0], error="no memory"))
+    with pytest.raises(SystemExit, match="last generation"):
+        inheritance.final_population(log)
