@@ -23,7 +23,7 @@ from sseg_nase.spaces.space import Space
 
 if TYPE_CHECKING:
     from sseg_nase.nets.backbone import Backbone
-    from sseg_nase.stages import Reached
+    from sseg_nase.stages import OtherRun, Reached
 
 WEIGHTS, TRAINING = "weights", "training"
 
@@ -64,6 +64,9 @@ def inherited(config: Config, networks: NetworkSpace, folder: Path) -> Inherited
     tasks = stages.tasks_of(config)
     device = torch.device(config.hardware.accelerator)
     pretrains = config.ssl.trains and config.pretrain.epochs > 0
+    teacher = None
+    if config.finetune.trains:
+        teacher = stages.classifier_of(config, stages.labelled(config))
 
     def train(network: Backbone, seed: int) -> tuple[Mapping[str, float], Cost]:
         reached = stages.Reached(network, name="the candidate")
@@ -71,7 +74,7 @@ def inherited(config: Config, networks: NetworkSpace, folder: Path) -> Inherited
             if pretrains:
                 reached = _pretrained(config, network, seed)
             if config.finetune.trains:
-                reached = _tuned(config, reached, folder / WEIGHTS / TRAINING)
+                reached = _tuned(config, reached, teacher, folder / WEIGHTS / TRAINING)
                 network.load_state_dict(reached.backbone.state_dict())
             evaluated = stages.evaluate(tasks, reached, device)
         except (DivergenceError, NotFiniteError) as error:  # its result; the search goes on
@@ -120,17 +123,17 @@ def _pretrained(config: Config, network: Backbone, seed: int) -> Reached:
     )
 
 
-def _tuned(config: Config, reached: Reached, folder: Path) -> Reached:
+def _tuned(config: Config, reached: Reached, teacher: OtherRun | None, folder: Path) -> Reached:
     """What the network has come to on the labelled base images: the best on val of each stage.
 
-    `folder`: for checkpoints, which are gone afterwards, as are those of a search that was killed.
+    `teacher`: what finetune=linear is distilled from. `folder`: for checkpoints, which are gone
+    afterwards, as are those of a search that was killed.
     """
     from sseg_nase import stages
     from sseg_nase.config.groups.finetune import Linear
     from sseg_nase.stages.finetuning import tuning_stages
     from sseg_nase.tracking.sink import Sink
 
-    teacher = stages.classifier_of(config, stages.labelled(config))
     shutil.rmtree(folder, ignore_errors=True)
     try:
         for stage, settings in zip(tuning_stages(config), stages_of(config), strict=True):
