@@ -267,6 +267,15 @@ def nothing_is_left(cache: Path, since: float) -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
+@pytest.fixture
+def ctrl_c_is_heard() -> Iterator[None]:
+    """A shell that starts the tests in the background has them ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_is_heard")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ctrl_c_while_building_stops_within_one_image(tmp_path: Path, workers: int) -> None:
     """A block of 1000 such images would take 5 seconds."""
