@@ -71,10 +71,15 @@ class Settings(NamedTuple):
         return self.out / f"inherited-{self.epochs}-{seed}"
 
 
+def strategy_of(log: Log) -> Genetic:
+    """What says which generation a candidate of the log is of."""
+    settings = log.about["strategy"]
+    return Genetic(settings["population"], settings["elites"])
+
+
 def final_population(log: Log) -> list[Scored]:
     """The results of those that a further generation of a genetic search would come from."""
-    settings = log.about["strategy"]
-    strategy = Genetic(settings["population"], settings["elites"])
+    strategy = strategy_of(log)
     last = strategy.generation(len(strategy.born(log)) - 1)
     found = strategy.parents(log, last + 1)
     if not found:
@@ -88,8 +93,7 @@ def last_generation(path: Path) -> int:
     They are the last of the population; those before are elites.
     """
     log = Log.read(path / CANDIDATES)
-    settings = log.about["strategy"]
-    strategy = Genetic(settings["population"], settings["elites"])
+    strategy = strategy_of(log)
     of = {one.number: strategy.generation(at) for at, one in enumerate(strategy.born(log))}
     return sum(of[one.candidate.number] == max(of.values()) for one in final_population(log))
 
