@@ -194,6 +194,13 @@ def method_of(options: FinetuneConfig) -> Method:
     return method
 
 
+def head_for(
+    options: FinetuneConfig, classes: int, description: Description, generator: torch.Generator
+) -> nn.Module:
+    """An untrained head for `options.name` on such a network; `classes`: of the base split."""
+    return method_of(options).head(options, description, classes, generator)
+
+
 def around(
     backbone: Backbone, options: FinetuneConfig, classes: int, generator: torch.Generator
 ) -> EpisodeLearner:
@@ -201,7 +208,7 @@ def around(
 
     What `options` freeze takes no gradient, all else does, whatever it was before.
     """
-    head = method_of(options).head(options, backbone.architecture, classes, generator)
+    head = head_for(options, classes, backbone.architecture, generator)
     learner = EpisodeLearner(backbone, head)
     learner.requires_grad_(True)
     for module in frozen_parts(learner, options):

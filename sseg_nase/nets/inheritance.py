@@ -4,17 +4,19 @@ Tensors correspond that stand at the same place in the same operation: by block,
 and position, and by module. Of each the channels of named axes are matched axis by axis, so that
 one of other widths is pruned or widened (new channels begin with no weight in what reads them), and
 whatever has no counterpart is initialised. Where the networks differ in widths alone this is PRUNE
-and WIDEN of all axes at once, and as exact as they are.
+and WIDEN of all axes at once, and as exact as they are. So it is with a head that reads the
+embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sseg_nase.nets.description import Description
 from sseg_nase.nets.maps import (
@@ -26,7 +28,9 @@ from sseg_nase.nets.maps import (
     ChannelMap,
     TensorMap,
     Tensors,
+    Wires,
     carry,
+    wires_of_head,
 )
 from sseg_nase.nets.searched import SearchedArchitecture
 from sseg_nase.nets.searched_axes import INNER
@@ -47,30 +51,109 @@ def correspondence(
     old, new = shapes_of(before), shapes_of(after)
     wires, wired_before = after.wiring(), before.wiring()
     same = _same_operations(before, after)
-    widths, wanted = (
-        {IMAGES: each.in_channels, FEATURES: each.features, **each.axes} for each in (before, after)
-    )
-    kept = {
-        name: _kept(name, widths[name], wide, before, state)
-        for name, wide in wanted.items()
-        if name in widths
+    axes = _Axes(before, after, state)
+    return {
+        name: axes.map(name, (old[name], shape), (wired_before[name], wires[name]))
+        if name in old and same(name)
+        else TensorMap(None)
+        for name, shape in new.items()
     }
+
+
+def head_correspondence(
+    before: Description,
+    after: Description,
+    state: Mapping[str, Tensor],
+    head: nn.Module,
+    head_before: Mapping[str, Tensor],
+) -> dict[str, TensorMap]:
+    """Return one map per tensor of `head`, which stands on `after`, as `correspondence` does.
+
+    `head_before` are the tensors of such a head on `before`, whose own are `state`. What reads the
+    embedding is newly initialised where no channel of it has a counterpart.
+    """
+    axes = _Axes(before, after, state)
+    wires, wired_before = (_on_embedding(head, each.embedding_axis) for each in (after, before))
     maps = {}
-    for name, shape in new.items():
-        source = name if name in old and same(name) and len(old[name]) == len(shape) else None
-        along: list[Along | None] = []
-        for dim in range(len(shape) if source else 0):
-            ours, theirs = (
-                axes[dim] if dim < len(axes := of[name].axes) else None
-                for of in (wires, wired_before)
-            )
-            found = _channels(ours, theirs, wanted, widths, kept)
-            if found is None and shape[dim] != old[name][dim]:
-                source = None
-                break
-            along.append(None if found is None or ours is None else Along(found, ours.reads))
-        maps[name] = TensorMap(source, tuple(along)) if source else TensorMap(None)
+    for name, tensor in head.state_dict().items():
+        maps[name] = TensorMap(None)
+        if name in head_before:
+            shapes = tuple(head_before[name].shape), tuple(tensor.shape)
+            wired = wired_before[name], wires[name]
+            maps[name] = axes.map(name, shapes, wired, matched=True)
     return maps
+
+
+def _on_embedding(head: nn.Module, embedding: Axis | None) -> dict[str, Wires]:
+    """The wiring of a head, by the names of the axes that the embedding consists of."""
+
+    def named(axis: Axis | None) -> Axis | None:
+        if axis is None or axis.names != (FEATURES,):
+            return axis
+        return None if embedding is None else replace(embedding, reads=axis.reads)
+
+    found = wires_of_head(head, embedding)
+    return {name: Wires(tuple(map(named, wires.axes))) for name, wires in found.items()}
+
+
+class _Axes:
+    """Which channels of the named axes of one network go on in another one."""
+
+    def __init__(
+        self, before: Description, after: Description, state: Mapping[str, Tensor] | None
+    ) -> None:
+        self.widths, self.wanted = (
+            {IMAGES: each.in_channels, **each.axes} for each in (before, after)
+        )
+        self.kept = {
+            name: _kept(name, self.widths[name], wide, before, state)
+            for name, wide in self.wanted.items()
+            if name in self.widths
+        }
+
+    def map(
+        self,
+        source: str,
+        shapes: tuple[tuple[int, ...], tuple[int, ...]],
+        wires: tuple[Wires, Wires],
+        *,
+        matched: bool = False,
+    ) -> TensorMap:
+        """Where a tensor comes from, by its shapes and wirings before and after.
+
+        From nowhere where a dimension without a counterpart has another size; with `matched` also
+        where a named one has none.
+        """
+        old, new = shapes
+        if len(old) != len(new):
+            return TensorMap(None)
+        along: list[Along | None] = []
+        for dim in range(len(new)):
+            theirs, ours = (each.axes[dim] if dim < len(each.axes) else None for each in wires)
+            found = self._channels(ours, theirs)
+            if found is None or ours is None:
+                if old[dim] != new[dim] or (matched and (ours or theirs)):
+                    return TensorMap(None)
+                along.append(None)
+            else:
+                along.append(Along(found, ours.reads))
+        return TensorMap(source, tuple(along))
+
+    def _channels(self, ours: Axis | None, theirs: Axis | None) -> ChannelMap | None:
+        """Where the channels of a dimension come from; None: they have no counterparts."""
+        if ours is None or theirs is None or ours.positions != theirs.positions:
+            return None
+        begins, end = {}, 0
+        for name in theirs.names:
+            begins[name] = end
+            end += self.widths[name]
+        if not {*ours.names} & {*begins}:
+            return None
+        index: list[int] = []
+        for name in ours.names:
+            chosen = [begins[name] + i for i in self.kept[name]] if name in begins else []
+            index += chosen + [NEW] * (self.wanted[name] - len(chosen))
+        return ChannelMap(tuple(index), end).spread(ours.positions)
 
 
 def share(before: Description, after: Description) -> float:
@@ -118,29 +201,6 @@ def _trained(description: Description) -> Shapes:
     with torch.device("meta"):
         named = dict(description.network(None).named_parameters())
     return {name: tuple(weight.shape) for name, weight in named.items()}
-
-
-def _channels(
-    ours: Axis | None,
-    theirs: Axis | None,
-    widths: Mapping[str, int],
-    before: Mapping[str, int],
-    kept: Mapping[str, Sequence[int]],
-) -> ChannelMap | None:
-    """Where the channels of a dimension come from; None: they stay, if there are as many."""
-    if ours is None or theirs is None or ours.positions != theirs.positions:
-        return None
-    begins, end = {}, 0
-    for name in theirs.names:
-        begins[name] = end
-        end += before[name]
-    if not {*ours.names} & {*begins}:
-        return None
-    index: list[int] = []
-    for name in ours.names:
-        chosen = [begins[name] + i for i in kept[name]] if name in begins else []
-        index += chosen + [NEW] * (widths[name] - len(chosen))
-    return ChannelMap(tuple(index), end).spread(ours.positions)
 
 
 def _kept(

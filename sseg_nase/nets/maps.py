@@ -149,6 +149,12 @@ class ReadsEmbedding(Protocol):
         """The tensors that have named axes: `FEATURES`, or those that `embedding` is made of."""
 
 
+def wires_of_head(head: nn.Module, embedding: Axis | None) -> dict[str, Wires]:
+    """The wiring of a head on a backbone; of one that is not `ReadsEmbedding` no axis is named."""
+    named = head.wiring(embedding) if isinstance(head, ReadsEmbedding) else {}
+    return wired(head.state_dict().keys(), named)
+
+
 def wires_of_heads(parts: Mapping[str, nn.Module], embedding: Axis | None) -> dict[str, Wires]:
     """The wiring of the heads on a backbone, one after another.
 
@@ -157,9 +163,7 @@ def wires_of_heads(parts: Mapping[str, nn.Module], embedding: Axis | None) -> di
     """
     wiring: dict[str, Wires] = {}
     for called, part in parts.items():
-        names = part.state_dict().keys()
-        named = part.wiring(embedding) if not wiring and isinstance(part, ReadsEmbedding) else {}
-        found = wired(names, named)
+        found = wired(part.state_dict(), {}) if wiring else wires_of_head(part, embedding)
         wiring |= {f"{called}.{name}": wires for name, wires in found.items()}
     return wiring
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,8 @@ from sseg_nase.spaces import NetworkSpace
 from sseg_nase.spaces.space import Space
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from sseg_nase.nets.backbone import Backbone
     from sseg_nase.stages import OtherRun, Reached
 
@@ -52,30 +55,41 @@ def inherited(config: Config, networks: NetworkSpace, folder: Path) -> Inherited
     """Return the evaluator that trains on from the parent's weights, which it keeps in `folder`.
 
     A candidate is trained as the configuration says, in this process, and evaluated on val. Its
-    checkpoints are not kept. Raises `UserError`.
+    checkpoints are not kept. The head of fine-tuning is kept, too, where that is the only training:
+    after another one the embedding is no longer what it was trained on. Raises `UserError`.
     """
     import torch
 
     from sseg_nase import stages
     from sseg_nase.fewshot.evaluation import NotFiniteError
+    from sseg_nase.finetune.learner import EpisodeLearner, head_for
     from sseg_nase.training.divergence import DivergenceError
 
     config, _ = stages.fitted(dataclasses.replace(config, task="pipeline", resume=None))
     tasks = stages.tasks_of(config)
     device = torch.device(config.hardware.accelerator)
     pretrains = config.ssl.trains and config.pretrain.epochs > 0
-    teacher = None
+    teacher, make_head = None, None
     if config.finetune.trains:
-        teacher = stages.classifier_of(config, stages.labelled(config))
+        base = stages.labelled(config)
+        teacher = stages.classifier_of(config, base)
+        if not pretrains and len(stages_of(config)) == 1:
+            make_head = partial(head_for, config.finetune, len(base.class_names))
 
-    def train(network: Backbone, seed: int) -> tuple[Mapping[str, float], Cost]:
+    def train(
+        network: Backbone, head: nn.Module | None, seed: int
+    ) -> tuple[Mapping[str, float], Cost]:
         reached = stages.Reached(network, name="the candidate")
         try:
             if pretrains:
                 reached = _pretrained(config, network, seed)
             if config.finetune.trains:
-                reached = _tuned(config, reached, teacher, folder / WEIGHTS / TRAINING)
+                begun = None if head is None else head.state_dict()
+                reached = _tuned(config, reached, teacher, folder / WEIGHTS / TRAINING, begun)
                 network.load_state_dict(reached.backbone.state_dict())
+                if head is not None:
+                    assert isinstance(reached.network, EpisodeLearner)
+                    head.load_state_dict(reached.network.head.state_dict())
             evaluated = stages.evaluate(tasks, reached, device)
         except (DivergenceError, NotFiniteError) as error:  # its result; the search goes on
             raise ValueError(str(error)) from error
@@ -96,6 +110,7 @@ def inherited(config: Config, networks: NetworkSpace, folder: Path) -> Inherited
         config.seed,
         most=config.search.pool.max_models,
         inherit=config.search.inherit,
+        make_head=make_head,
     )
 
 
@@ -123,11 +138,17 @@ def _pretrained(config: Config, network: Backbone, seed: int) -> Reached:
     )
 
 
-def _tuned(config: Config, reached: Reached, teacher: OtherRun | None, folder: Path) -> Reached:
+def _tuned(
+    config: Config,
+    reached: Reached,
+    teacher: OtherRun | None,
+    folder: Path,
+    head: Mapping[str, Tensor] | None,
+) -> Reached:
     """What the network has come to on the labelled base images: the best on val of each stage.
 
     `teacher`: what finetune=linear is distilled from. `folder`: for checkpoints, which are gone
-    afterwards, as are those of a search that was killed.
+    afterwards, as are those of a search that was killed. `head`: what the only stage begins with.
     """
     from sseg_nase import stages
     from sseg_nase.config.groups.finetune import Linear
@@ -144,6 +165,7 @@ def _tuned(config: Config, reached: Reached, teacher: OtherRun | None, folder: P
                 folder,
                 stage=stage,
                 teacher=teacher if isinstance(settings.finetune, Linear) else None,
+                head=head,
             )
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from sseg_nase.config.groups.finetune import Classifier, Prototypical
 from sseg_nase.config.options import filled
@@ -114,18 +115,19 @@ def fine_tune(
     state: dict[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
     teacher: OtherRun | None = None,
+    head: Mapping[str, Tensor] | None = None,
     stop: Callable[[], bool] = lambda: False,
     at_once: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Reached:
     """Train the backbone of `before` on the labelled base images; what did best on val episodes.
 
-    `config` is that of one stage of fine-tuning, `stage` of the run (None: the only one).
-    `state`: of the checkpoint to go on from. Checkpoints with `extra` go to `folder`. `stop` is
-    asked after every step; when it says so, `Interrupted` is raised after a checkpoint. `teacher`:
-    what the classifier of finetune=linear is distilled from. `at_once`:
-    a block in which a request to stop need not wait, because nothing is changed in it. One device
-    trains, however many there are. Raises `UserError` for images without labels, or too few of a
-    class, and where training diverges.
+    `config` is that of one stage of fine-tuning, `stage` of the run (None: the only one). `state`:
+    of the checkpoint to go on from. Checkpoints with `extra` go to `folder`. `stop` is asked after
+    every step; when it says so, `Interrupted` is raised after a checkpoint. `teacher`: what the
+    classifier of finetune=linear is distilled from. `head`: the tensors of one that goes on being
+    trained, instead of a new one. `at_once`: a block in which a request to stop need not wait,
+    because nothing is changed in it. One device trains, however many there are. Raises `UserError`
+    for images without labels, or too few of a class, and where training diverges.
     """
     stage = stage or TuningStage(0, 1, config.finetune.name)
     hardware, size = config.hardware, config.dataset.image_size
@@ -178,6 +180,8 @@ def fine_tune(
     generator = torch.Generator().manual_seed(derive(config.seed, "head"))
     classes = len(store.class_names)
     learner = around(before.backbone, config.finetune, classes, generator)
+    if head is not None:
+        learner.head.load_state_dict(head)
     _check_frozen(learner, config)
     schedule = config.finetune.image_sizes
     check_sizes(f"{stage.keys}.image_sizes", schedule, learner.backbone.architecture)

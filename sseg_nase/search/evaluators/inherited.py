@@ -2,7 +2,7 @@
 
 A chain of ConvBlocks takes its weights across by the maps of its mutations: GROW and WIDEN leave
 the function unchanged, PRUNE is the masked network. Any other network takes over what corresponds
-(`nets.inheritance`), which is as exact where widths alone differ.
+(`nets.inheritance`), which is as exact where widths alone differ. A head goes along with either.
 
 A score depends on where the weights come from, so it is a score of the candidate in this search
 alone: nothing of it is cached, and the answer is trained from scratch.
@@ -13,20 +13,26 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sseg_nase.errors import UserError, shown
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.building import build, described
 from sseg_nase.nets.description import Description
-from sseg_nase.nets.inheritance import carried, correspondence, share, taken
-from sseg_nase.nets.maps import Tensors, carry
+from sseg_nase.nets.inheritance import (
+    carried,
+    correspondence,
+    head_correspondence,
+    share,
+    taken,
+)
+from sseg_nase.nets.maps import Tensors, carry, wires_of_head
 from sseg_nase.nets.mutation import Mutation, fresh_state
 from sseg_nase.nets.mutations.grow import grow
 from sseg_nase.nets.mutations.prune import prune
@@ -36,13 +42,15 @@ from sseg_nase.spaces.chains import chain_costs
 from sseg_nase.spaces.networks import NetworkSpace
 
 State = Mapping[str, Tensor]
-# The network and a seed, which it trains in place -> scores and what the training took.
-Train = Callable[[Backbone, int], tuple[Mapping[str, float], Cost]]
+# A new head on such a network.
+MakeHead = Callable[[Description, torch.Generator], nn.Module]
+# The network, its head and a seed -> scores and what the training, in place, took.
+Train = Callable[[Backbone, nn.Module | None, int], tuple[Mapping[str, float], Cost]]
 
 
 @dataclass(frozen=True)
 class Inheritance:
-    """A network, how many of its parameters are another's, and by which mutations.
+    """A network, how many of its parameters are another's, by which mutations, and its head.
 
     Without `mutations` they correspond. `network.architecture` may have routed shortcuts
     where its description has plain ones: a channel then still meets the one that it met before.
@@ -51,17 +59,29 @@ class Inheritance:
     network: Backbone
     params: int
     mutations: tuple[str, ...] = ()
+    head: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of a trained candidate."""
+
+    description: Description
+    state: State
+    head: State | None = None
 
 
 class Inherited:
     """An evaluator that trains each candidate from the weights of the closest one before it.
 
-    `train(network, seed)` trains in place and returns scores and cost. Weights are kept in
-    `folder`, a file per candidate, so that a resumed search finds them: of the latest `most`
-    candidates. Closest is the one of the same family from which most of the parameters come; of
-    equal ones that of which least is left behind, then the latest. The scores say what was:
-    `inherited_params`, their share of all, `inherited_share`, and `inherited_from`, the number of
-    the donor, −1 for none. Not `inherit`: each begins with weights of its own.
+    `train(network, head, seed)` trains in place and returns scores and cost; `head` is what
+    `make_head(description, generator)` makes, with its parent's weights, and None without it. All
+    weights are kept in `folder`, a file per candidate, so that a resumed search finds them: of the
+    latest `most` candidates. Closest is the one of the same family from which most of the
+    parameters come; of equal ones that of which least is left behind, then the latest. The scores
+    say what was: `inherited_params`, their share of all, `inherited_share`, and `inherited_from`,
+    the number of the donor, −1 for none; of the head they say nothing. Not `inherit`: each begins
+    with weights of its own.
     """
 
     slots = 1
@@ -75,9 +95,10 @@ class Inherited:
         *,
         most: int = 100,
         inherit: bool = True,
+        make_head: MakeHead | None = None,
     ) -> None:
         self._space, self._train, self._folder, self._seed = space, train, folder, seed
-        self._most, self._inherit = most, inherit
+        self._most, self._inherit, self._make_head = most, inherit, make_head
         self._queue: deque[Candidate] = deque()
         self._known: dict[int, Description] = {}
 
@@ -90,6 +111,7 @@ class Inherited:
             self._seed,
             most=self._most,
             inherit=self._inherit,
+            make_head=self._make_head,
         )
 
     def start(self, candidate: Candidate) -> None:
@@ -102,9 +124,9 @@ class Inherited:
         started = time.perf_counter()
         try:
             donor, found = self.begin(candidate)
-            scores, cost = self._train(found.network, self._seed + candidate.number)
+            scores, cost = self._train(found.network, found.head, self._seed + candidate.number)
             if self._inherit:
-                self._keep(candidate.number, found.network)
+                self._keep(candidate.number, found)
         except UserError:
             raise
         except Exception as error:
@@ -123,9 +145,11 @@ class Inherited:
         donor = self._donor(candidate.number, description)
         if donor is None:
             generator = torch.Generator().manual_seed(seed)
-            return -1, Inheritance(build(description, generator=generator), 0)
-        before, state = self._load(donor)
-        return donor, inherit(before, state, description, seed=seed, caps=self._space.caps)
+            network = build(description, generator=generator)
+            head = _new_head(network.architecture, self._make_head, generator)
+            return -1, Inheritance(network, 0, head=head)
+        before, caps = self._load(donor), self._space.caps
+        return donor, inherit(before, description, seed, caps=caps, make_head=self._make_head)
 
     def _donor(self, number: int, description: Description) -> int | None:
         """The closest of the pool; the oldest are thrown away here, where a killed search begins.
@@ -145,26 +169,28 @@ class Inherited:
 
     def _described(self, number: int) -> Description:
         if number not in self._known:
-            self._known[number] = self._load(number)[0]
+            self._known[number] = self._load(number).description
         return self._known[number]
 
     def _file(self, number: int) -> Path:
         return self._folder / f"{number}.pt"
 
-    def _keep(self, number: int, network: Backbone) -> None:
+    def _keep(self, number: int, trained: Inheritance) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        state = {
-            name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()
-        }
+        network, head = trained.network, trained.head
+        kept: dict[str, Any] = {"architecture": network.architecture.to_dict()}
+        kept["state"] = _copied(network)
+        if head is not None:
+            kept["head"] = _copied(head)
         half = self._folder / f".{number}.pt.half"
-        torch.save({"architecture": network.architecture.to_dict(), "state": state}, half)
+        torch.save(kept, half)
         half.replace(self._file(number))
 
-    def _load(self, number: int) -> tuple[Description, State]:
+    def _load(self, number: int) -> Kept:
         path = self._file(number)
         try:
             kept: Any = torch.load(path, weights_only=True, mmap=True)
-            return described(kept["architecture"]), kept["state"]
+            return Kept(described(kept["architecture"]), kept["state"], kept.get("head"))
         except Exception as error:
             raise UserError(
                 f"{shown(path)} holds no weights ({type(error).__name__}). Delete it: "
@@ -173,31 +199,58 @@ class Inherited:
 
 
 def inherit(
-    before: Description,
-    state: State,
+    parent: Kept,
     after: Description,
-    *,
     seed: int = 0,
+    *,
     caps: Mapping[str, float] | None = None,
+    make_head: MakeHead | None = None,
 ) -> Inheritance:
-    """Return the network of `after` with what it can take from `before` and its `state`.
+    """Return the network of `after` with what it can take from its parent, and its head.
 
     A chain is carried by mutations where these lead to it and cost no more than `caps`.
     """
+    before, state = parent.description, parent.state
+    generator = torch.Generator().manual_seed(seed)
     if isinstance(before, Architecture) and isinstance(after, Architecture):
         changes = mutations(before, state, after, seed)
         if changes is not None:
             became = _after(changes[-1]) if changes else before
             costs = chain_costs(became)
             if all(costs.get(name, 0) <= cap for name, cap in (caps or {}).items()):
-                return _carried(became, state, changes)
-    generator = torch.Generator().manual_seed(seed)
+                head = _new_head(became, make_head, generator)
+                if head is not None and parent.head is not None:
+                    head.load_state_dict(_head_carried(parent.head, changes, make_head))
+                return replace(_carried(became, state, changes), head=head)
     network = build(after, generator=generator)
+    head = _new_head(network.architecture, make_head, generator)
     if type(before) is not type(after) or before.name != after.name:
-        return Inheritance(network, 0)
+        return Inheritance(network, 0, head=head)
     maps = correspondence(before, after, state)
     network.load_state_dict(carried(maps, state, network.state_dict()))
-    return Inheritance(network, taken(maps, after))
+    if head is not None and parent.head is not None:
+        of_head = head_correspondence(before, after, state, head, parent.head)
+        head.load_state_dict(carried(of_head, parent.head, head.state_dict()))
+    return Inheritance(network, taken(maps, after), head=head)
+
+
+def _new_head(
+    description: Description, make_head: MakeHead | None, generator: torch.Generator
+) -> nn.Module | None:
+    if make_head is None:
+        return None
+    with torch.random.fork_rng(devices=[]):  # layers draw from the global generator, too
+        return make_head(description, generator)
+
+
+def _head_carried(state: State, changes: list[Mutation], make_head: MakeHead | None) -> State:
+    for change in changes:
+        head = _new_head(change.after, make_head, torch.Generator().manual_seed(change.seed))
+        assert head is not None
+        wires = wires_of_head(head, change.after.embedding_axis)
+        maps = change.learner_maps(wires)
+        state = carried({name: maps[name] for name in wires}, state, head.state_dict())
+    return state
 
 
 def mutations(
@@ -257,3 +310,7 @@ def _carried(became: Architecture, state: State, changes: list[Mutation]) -> Inh
     network.load_state_dict(dict(state))
     count = sum(int((ours[name] != 0).sum()) for name, _ in network.named_parameters())
     return Inheritance(network, count, tuple(change.label for change in changes))
+
+
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}

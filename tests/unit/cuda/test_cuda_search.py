@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from sseg_nase.nets.backbone import Backbone
+from sseg_nase.nets.heads import LinearHead
 from sseg_nase.search import Candidate, Cost, Inherited
 from sseg_nase.search.proxies import SCORES, measure
 from sseg_nase.spaces import NB201, Chain
@@ -38,19 +40,23 @@ def test_weights_that_are_kept_are_found_without_a_device(
     point = space.canonical(next(iter(space.points())))
     candidates = [Candidate(0, point, "a"), Candidate(1, point, "b", parents=(0,))]
 
-    def trained(network: Backbone, seed: int) -> tuple[dict[str, float], Cost]:
+    def trained(
+        network: Backbone, head: nn.Module | None, seed: int
+    ) -> tuple[dict[str, float], Cost]:
+        assert head is not None
         network.to(CUDA)
+        head.to(CUDA)
         return {"accuracy": 50.0}, Cost()
 
     written: list[torch.Tensor] = []
     save = torch.save
 
     def seen(what: Any, path: Path) -> None:
-        written.extend(what["state"].values())
+        written.extend([*what["state"].values(), *what["head"].values()])
         save(what, path)
 
     monkeypatch.setattr(torch, "save", seen)
-    one = Inherited(space, trained, tmp_path)
+    one = Inherited(space, trained, tmp_path, make_head=lambda d, _: LinearHead(d.features, 2))
     with fake_cuda():
         one.start(candidates[0])
         assert one.result().error is None

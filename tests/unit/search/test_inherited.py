@@ -7,16 +7,19 @@ from random import Random
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from sseg_nase.errors import UserError
 from sseg_nase.nets.architecture import Architecture
 from sseg_nase.nets.backbone import Backbone
 from sseg_nase.nets.building import build
+from sseg_nase.nets.description import Description
+from sseg_nase.nets.heads import LinearHead
 from sseg_nase.nets.inheritance import correspondence, share, taken
 from sseg_nase.nets.searched import SearchedArchitecture
 from sseg_nase.search import Budget, Candidate, Cost, Inherited, Log, Objectives, search
-from sseg_nase.search.evaluators.inherited import inherit
+from sseg_nase.search.evaluators.inherited import Inheritance, Kept, inherit
 from sseg_nase.search.strategies import Evolution, Grid
 from sseg_nase.spaces import NB201, Chain, Families
 
@@ -31,6 +34,28 @@ def point(*widths: int, residual: tuple[int, ...] = (), pool: int = 1) -> dict:
         if at:
             found[f"{at}.residual"] = int(at in residual)
     return CHAIN.canonical(CHAIN.check(found))
+
+
+def classifier(description: Description, generator: torch.Generator) -> LinearHead:
+    head = LinearHead(description.features, 3)
+    with torch.no_grad():
+        for tensor in head.parameters():
+            tensor.normal_(generator=generator)
+    return head
+
+
+HEAD = torch.Generator().manual_seed(7)
+
+
+def child(
+    parent: Backbone, after: Description, seed: int = 0, caps: dict[str, float] | None = None
+) -> tuple[Inheritance, LinearHead, LinearHead]:
+    """What `parent` with a classifier hands on, the new classifier, and that of the parent."""
+    before = classifier(parent.architecture, HEAD)
+    kept = Kept(parent.architecture, parent.state_dict(), before.state_dict())
+    found = inherit(kept, after, seed, caps=caps, make_head=classifier)
+    assert isinstance(found.head, LinearHead)
+    return found, found.head, before
 
 
 def trained(description: Architecture) -> Backbone:
@@ -55,17 +80,16 @@ def test_a_larger_chain_begins_with_its_parents_function(
     before: dict, after: dict, by: str
 ) -> None:
     parent = trained(CHAIN.describe(before))
-    found = inherit(parent.architecture, parent.state_dict(), CHAIN.describe(after), seed=3)
+    found, head, before_it = child(parent, CHAIN.describe(after), 3)
     assert any(label.startswith(by) for label in found.mutations)
     assert found.network.architecture.channels == CHAIN.describe(after).channels
     mine, theirs = found.network.eval()(IMAGES), parent(IMAGES)
-    head = torch.randn(theirs.shape[1], 2, generator=torch.Generator().manual_seed(2))
+    assert torch.allclose(head(mine), before_it(theirs), atol=1e-4)
     if by == "GROW":
         assert torch.allclose(mine[:, : theirs.shape[1]], theirs, atol=1e-5)
     else:  # channels are repeated: each of the parent's is there
         gaps = (mine[:, :, None] - theirs[:, None, :]).abs().amax(0).amin(0)
         assert gaps.max() < 1e-5
-    assert head.shape[0] == theirs.shape[1]
     assert 0 < found.params <= sum(w.numel() for w in found.network.parameters())
     if by == "GROW":
         assert found.params >= sum(w.numel() for w in parent.parameters()) - 1
@@ -73,37 +97,39 @@ def test_a_larger_chain_begins_with_its_parents_function(
 
 def test_a_pruned_chain_is_the_masked_one() -> None:
     parent = trained(CHAIN.describe(point(8, 6)))
-    found = inherit(parent.architecture, parent.state_dict(), CHAIN.describe(point(4, 6)))
+    found, head, before = child(parent, CHAIN.describe(point(4, 6)))
     assert [label[:5] for label in found.mutations] == ["PRUNE"]
     norms = parent.blocks[0].conv.weight.flatten(1).norm(dim=1)
     mask = torch.zeros(8)
     mask[norms.argsort(descending=True)[:4]] = 1  # the largest filters stay
     masked = parent(IMAGES, masks=[mask, torch.ones(6)])
     assert torch.allclose(found.network.eval()(IMAGES), masked, atol=1e-5)
+    assert torch.allclose(head(masked), before(masked), atol=1e-6)
     assert found.params == sum(w.numel() for w in found.network.parameters())
 
 
 def test_a_chain_that_no_mutation_leads_to_takes_equal_places() -> None:
     parent = trained(CHAIN.describe(point(4, 6)))
-    found = inherit(parent.architecture, parent.state_dict(), CHAIN.describe(point(4, pool=0)))
+    found, head, before = child(parent, CHAIN.describe(point(4, pool=0)), 3)
     assert found.mutations == ()
     assert torch.equal(found.network.blocks[0].conv.weight, parent.blocks[0].conv.weight)
     assert found.params == 4 * 27 + 8
+    # Its features are others: the weights on them are new ones, the bias stays.
+    assert head.weight.shape != before.weight.shape
+    assert torch.equal(head.bias, before.bias)
 
 
 def test_a_shortcut_that_would_break_a_cap_is_not_routed() -> None:
     before, after = point(4, 4, 4, residual=(1, 2)), point(8, 8, 8, residual=(1, 2))
     parent = trained(CHAIN.describe(before))
-    free = inherit(parent.architecture, parent.state_dict(), CHAIN.describe(after))
+    free, *_ = child(parent, CHAIN.describe(after))
     routed = free.network.architecture
     assert isinstance(routed, Architecture)
     exact = CHAIN.describe(after).macs()
     assert routed.macs() >= exact
     if routed.macs() == exact:
         pytest.skip("nothing had to be routed")
-    capped = inherit(
-        parent.architecture, parent.state_dict(), CHAIN.describe(after), caps={"macs": exact}
-    )
+    capped, *_ = child(parent, CHAIN.describe(after), caps={"macs": exact})
     assert capped.network.architecture == CHAIN.describe(after)
 
 
@@ -111,9 +137,9 @@ def test_cells_take_over_what_stands_at_the_same_place() -> None:
     space = NB201(cells=1, width=4, resolution=8)
     start = dict.fromkeys((choice.name for choice in space.choices), "nor_conv_3x3")
     parent = build(space.describe(start), generator=torch.Generator().manual_seed(1))
-    child = space.describe({**start, "0-1": "nor_conv_1x1"})
-    found = inherit(parent.architecture, parent.state_dict(), child, seed=5)
-    fresh = build(child, generator=torch.Generator().manual_seed(5))
+    after = space.describe({**start, "0-1": "nor_conv_1x1"})
+    found, *_ = child(parent, after, 5)
+    fresh = build(after, generator=torch.Generator().manual_seed(5))
     theirs, new = parent.state_dict(), fresh.state_dict()
     for name, tensor in found.network.state_dict().items():
         place = name.split(".")[2]
@@ -122,11 +148,11 @@ def test_cells_take_over_what_stands_at_the_same_place() -> None:
     assert found.params == other
     # The same shapes in another operation are not the same.
     swapped = space.describe({**start, "0-1": "avg_pool_3x3", "0-2": "nor_conv_1x1"})
-    again = inherit(found.network.architecture, found.network.state_dict(), swapped, seed=6)
+    again, *_ = child(found.network, swapped, 6)
     assert again.params < other
 
 
-def steps(network: Backbone, seed: int) -> tuple[dict[str, float], Cost]:
+def steps(network: Backbone, head: nn.Module | None, seed: int) -> tuple[dict[str, float], Cost]:
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(network.train().parameters(), lr=0.01)
     for _ in range(2):
@@ -169,7 +195,9 @@ def test_weights_that_cannot_be_read_are_said(tmp_path: Path) -> None:
 
 
 def test_a_training_that_fails_is_a_failed_candidate(tmp_path: Path) -> None:
-    def broken(network: Backbone, seed: int) -> tuple[dict[str, float], Cost]:
+    def broken(
+        network: Backbone, head: nn.Module | None, seed: int
+    ) -> tuple[dict[str, float], Cost]:
         raise ValueError("diverged")
 
     log = Log(Objectives({"loss": "min"}))
@@ -209,19 +237,20 @@ def test_what_is_wider_or_narrower_in_a_family_is_exact(kind: str) -> None:
     small, large = network_of(kind), network_of(kind, **WIDER[kind])
     parent = trained(small)
     images = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(3)).double()
-    wide = inherit(small, parent.state_dict(), large, seed=4)
+    wide, head, before = child(parent, large, 4)
     maps = correspondence(small, large)
     assert all(each.source is not None for each in maps.values())
     found = wide.network.double().eval()(images)
     expected = parent.double()(images)
     gaps = (found[:, :, None] - expected[:, None, :]).abs().amax(0).amin(0)
     assert gaps.max() < 1e-9
+    assert torch.allclose(head.double()(found), before.double()(expected), atol=1e-9)
     assert wide.params == small.params == taken(maps, large)
     assert share(small, large) == pytest.approx(small.params / large.params)
 
     parent = trained(large)
     state = parent.state_dict()
-    narrow = inherit(large, state, small)
+    narrow, head, before = child(parent, small)
     assert share(large, small) == 1.0
     assert narrow.params == small.params
     kept = correspondence(large, small, state)
@@ -246,19 +275,31 @@ def test_what_is_wider_or_narrower_in_a_family_is_exact(kind: str) -> None:
         mine = narrow.network.eval()(images.float())
         gaps = (mine[:, :, None] - theirs[:, None, :]).abs().amax(0).amin(1)
         assert gaps.max() < 1e-5
+        assert torch.allclose(head(mine), before(theirs), atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", DEEPER)
 def test_a_deeper_network_takes_what_stands_at_the_same_stage_and_position(kind: str) -> None:
     small, deep = network_of(kind), network_of(kind, **DEEPER[kind])
     parent = trained(small)
-    found = inherit(small, parent.state_dict(), deep, seed=4)
+    found, head, of_parent = child(parent, deep, 4)
     theirs = parent.state_dict()
     before = {name.split(".")[1] + name.split(".")[2] for name in theirs}
     for name, tensor in found.network.state_dict().items():
         there = name.split(".")[1] + name.split(".")[2] in before
         if there and name in theirs and theirs[name].shape == tensor.shape:
             assert torch.equal(tensor, theirs[name]), name
+    if kind == "cnn":  # its head reads what another layer makes, of as many channels or not
+        drawn = torch.Generator().manual_seed(4)
+        build(deep, generator=drawn)
+        assert torch.equal(head.weight, classifier(deep, drawn).weight)
+    elif kind == "densenet":  # the new layer's channels are put beside the others
+        mine, its = found.network.eval()(IMAGES), parent(IMAGES)
+        assert mine.shape[1] > its.shape[1]
+        assert torch.allclose(head(mine), of_parent(its), atol=1e-4)
+    else:
+        assert torch.equal(head.weight, of_parent.weight)
+    assert torch.equal(head.bias, of_parent.bias)
     assert 0.2 < share(small, deep) < 1
     assert found.params == round(share(small, deep) * deep.params)
     assert share(small, network_of("mlp")) == 0.0

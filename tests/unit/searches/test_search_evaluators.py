@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -118,6 +119,32 @@ def test_what_is_inherited_has_been_trained_on_labels_and_is_what_was_scored() -
         evaluated = stages.evaluate(tasks, stages.Reached(network), torch.device("cpu"))
         found = [each["accuracy"] for each in evaluated.results.values()]
         assert np.mean(found) == pytest.approx(one.scores["accuracy"])
+
+
+@pytest.mark.parametrize("training", [LABELS, BOTH], ids=["labels", "both"])
+def test_a_classifier_goes_along_where_nothing_else_is_trained(
+    training: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[Any] = []
+    fine_tune = stages.fine_tune
+
+    def seen(*args: Any, head: Any = None, **more: Any) -> stages.Reached:
+        begun.append(None if head is None else {k: v.clone() for k, v in head.items()})
+        return fine_tune(*args, head=head, **more)
+
+    monkeypatch.setattr(stages, "fine_tune", seen)
+    path = searched(*TINY, *CHAIN, *training, "search.budget.candidates=2")
+    first, second = (
+        torch.load(path / "weights" / f"{number}.pt", weights_only=True) for number in range(2)
+    )
+    if training is BOTH:
+        assert begun == [None, None]
+        assert "head" not in first
+        return
+    assert log_of(path).told[1].scores["inherited_from"] == 0
+    assert torch.equal(begun[0]["bias"], torch.zeros_like(begun[0]["bias"]))
+    assert torch.equal(begun[1]["bias"], first["head"]["bias"])
+    assert not torch.equal(second["head"]["bias"], first["head"]["bias"])
 
 
 def test_a_candidate_whose_training_on_labels_diverges_has_failed() -> None:
