@@ -114,6 +114,10 @@ def test_a_chain_that_no_mutation_leads_to_takes_equal_places() -> None:
     assert found.mutations == ()
     assert torch.equal(found.network.blocks[0].conv.weight, parent.blocks[0].conv.weight)
     assert found.params == 4 * 27 + 8
+    without = Kept(parent.architecture, parent.state_dict())  # as an older version kept it
+    begun = inherit(without, CHAIN.describe(point(4, 6)), 3, make_head=classifier).head
+    assert isinstance(begun, LinearHead)
+    assert begun.bias.abs().min() > 0
     # Its features are others: the weights on them are new ones, the bias stays.
     assert head.weight.shape != before.weight.shape
     assert torch.equal(head.bias, before.bias)
