@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
 from sseg_nase.config.commands import override
 from sseg_nase.config.layout import path_keys
 from sseg_nase.config.schema import Config
@@ -81,6 +83,17 @@ def place_of(config: Config | Mapping[str, Any], key: str) -> str | None:
 def key_of(text: str) -> str:
     """Return the key of `key=value`, whatever stands before it."""
     return text.lstrip("+~").partition("=")[0]
+
+
+def keys_given(overrides: Sequence[str]) -> set[str]:
+    """Return the keys that overrides give; `search.caps={params: 9}` gives `search.caps.params`."""
+    found = set[str]()
+    for text in overrides:
+        found.add(key := key_of(text))
+        if "{" in text:
+            value = OverridesParser.create().parse_override(text).value()
+            found |= {f"{key}.{name}" for name in value} if isinstance(value, dict) else set()
+    return found
 
 
 def _with(config: Config, key: str, value: str) -> Config:

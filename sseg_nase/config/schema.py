@@ -113,6 +113,7 @@ class SearchConfig:
     at_once: Annotated[int, option(least=1)]
     slots: Annotated[int, option(least=1)]
     final_seeds: Annotated[Optional[int], option(least=0)]
+    final_overrides: dict[str, Any]
     latency: Annotated[Optional[str], option(path="a table of latencies, .json or .csv")]
     latency_column: Annotated[Optional[str], option(text="a column of that csv")]
     choices: dict[str, Any]

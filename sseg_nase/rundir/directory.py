@@ -15,7 +15,7 @@ from filelock import Timeout
 
 from sseg_nase.config.fingerprint import decisive, flatten
 from sseg_nase.config.options import filled
-from sseg_nase.config.places import PLACES, key_of, place_of, settled_overrides
+from sseg_nase.config.places import PLACES, keys_given, place_of, settled_overrides
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
 from sseg_nase.files import StorageError, make_own, write_bytes
@@ -109,7 +109,7 @@ class RunDirectory:
                 "resumed from a copy of its folder where you may write."
             ) from error
         before, now = decisive(flatten(stored)), decisive(flatten(dataclasses.asdict(config)))
-        given = {key_of(text) for text in overrides}
+        given = keys_given(overrides)
         this.changes = {
             key: (before.get(key), now.get(key))
             for key in sorted(before.keys() | now.keys())
@@ -258,7 +258,7 @@ def with_former_values(config: Config, overrides: Sequence[str]) -> Config:
 
     Only of keys that it did not have, and that `overrides` do not give.
     """
-    given = {key_of(text) for text in overrides}
+    given = keys_given(overrides)
     if not config.resume:
         return config
     try:

@@ -3,7 +3,8 @@
 A candidate's score is the best of many noisy ones. What the search answers is therefore trained
 from scratch, with seeds and on episodes of val that no candidate has had; so is what random search
 finds with the same budget, and the largest network under the caps. Both rivals get the training
-macs of the answer: a network of twice the macs sees half of the images.
+macs of the answer: a network of twice the macs sees half of the images. All have the overrides of
+`search.final_overrides`, such as more epochs than a candidate.
 
 Everything is in logs beside that of the search, so it is resumed as the search is:
 
@@ -21,8 +22,10 @@ from random import Random
 from typing import Any
 
 from sseg_nase.config.commands import override
-from sseg_nase.config.compose import stored
+from sseg_nase.config.compose import beside_hydra, load, stored
+from sseg_nase.config.explain import listed
 from sseg_nase.config.groups.strategy import OwnStrategy
+from sseg_nase.config.places import key_of
 from sseg_nase.config.schema import Config
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_json
@@ -32,17 +35,25 @@ from sseg_nase.search.loop import Evaluator, Strategy
 from sseg_nase.search.strategies import Screened
 from sseg_nase.search.strategies.ask import Ask
 from sseg_nase.searches.analysis import fullest
-from sseg_nase.searches.jobs import FIDELITY_KEYS, Jobs
+from sseg_nase.searches.jobs import FIDELITY_KEYS, Jobs, of_jobs
 from sseg_nase.searches.oneshot import EPOCHS
 from sseg_nase.searches.parts import GOALS, Counted, Parts, final_seeds
 from sseg_nase.searches.progress import said_of
 from sseg_nase.spaces import Families, NetworkSpace
 from sseg_nase.spaces.choice import Point
+from sseg_nase.spaces.overrides import mistakes, written
 from sseg_nase.spaces.space import Space
 
 RANDOM, FINAL, ANSWER = "random.jsonl", "final.jsonl", "answer.json"
 MOST_OF_FRONT = 5  # networks of the front that are trained, its ends among them
 BEST, FRONT, OF_RANDOM, LARGEST = "answer", "front", "random search", "largest"
+
+# What all trainings from scratch have alike, so that results can be told apart and compared.
+OF_RESULTS = {
+    "seed": "is that of each training, counted from the search's (search.final_seeds)",
+    "evaluation.seed": "gives episodes that no candidate has had",
+    "evaluation.split": "is that of the search, and the test classes are for task=evaluate",
+}
 
 # Notes with which a search has gained nothing over what needs none.
 SAME_IMAGES = "macs are made equal in pretraining alone: all see as many images"
@@ -81,12 +92,14 @@ def find_answer(
         return
     notes: list[str] = []
     arm = _random_arm(folder, config, parts, log, evaluator, say)
-    overrides = [override("evaluation.seed", config.evaluation.seed + 1)]
-    performed = jobs.of("final", overrides)
-    wanted = _ours(log, best)
-    with Log.open(folder / FINAL, _objectives(log), {"of": "trainings from scratch"}) as final:
+    more = final_overrides(config)
+    performed = jobs.of("final", [override("evaluation.seed", config.evaluation.seed + 1), *more])
+    trained = Trained(frozenset(config.search.final_overrides))
+    wanted = _ours(log, best, trained)
+    about = {"of": "trainings from scratch"} | ({"overrides": more} if more else {})
+    with Log.open(folder / FINAL, _objectives(log), about) as final:
         _train(final, wanted, seeds, parts.space, performed, say)
-        wanted += _rivals(best, log, arm, parts.space, final, seeds, performed, notes)
+        wanted += _rivals(best, log, arm, parts.space, final, seeds, performed, trained, notes)
         _train(final, wanted, seeds, parts.space, performed, say)
         trainings = {
             index: [
@@ -102,6 +115,7 @@ def find_answer(
             "schema": 1,
             "seeds": seeds,
             "evaluation_seed": config.evaluation.seed + 1,
+            "overrides": more,
             "random_candidates": len(arm.told),
             "contenders": [
                 {
@@ -116,6 +130,59 @@ def find_answer(
             "notes": notes,
         },
     )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How trainings from scratch differ from candidates: in keys that they are all given."""
+
+    given: frozenset[str]
+
+    def fidelity(self, candidates: Mapping[str, float]) -> dict[str, float]:
+        """That of a candidate, as far as a run has it and it is not given otherwise."""
+        return {n: v for n, v in of_runs(candidates).items() if FIDELITY_KEYS[n] not in self.given}
+
+
+def final_overrides(config: Config) -> list[str]:
+    """What the trainings from scratch have beside what candidates have."""
+    return [written(key, value) for key, value in config.search.final_overrides.items()]
+
+
+def check_answer(
+    config: Config, space: Space, overrides: Sequence[str], further: Sequence[Path] = ()
+) -> None:
+    """Raise `UserError` for `search.final_overrides` that no training from scratch could have."""
+    given = config.search.final_overrides
+    if not given:
+        return
+    key = "search.final_overrides"
+    if not final_seeds(config):
+        raise UserError(
+            f"{override(key, given)}: it has no effect, since nothing is trained from scratch; add "
+            "search.final_seeds=3, or leave it out."
+        )
+    point = space.overrides(space.sample(Random(0)))  # type: ignore[attr-defined]
+    chosen = {key_of(text) for text in point}
+    wrong = list[str]()
+    for name, value in given.items():
+        if name in chosen:
+            wrong.append(f"{key}: {name} is what the search chooses; leave it out.")
+        elif name in OF_RESULTS:
+            wrong.append(f"{key}: {name} {OF_RESULTS[name]}; leave it out.")
+        else:
+            wrong += mistakes(key, "be set", name, [value])
+    if wrong:
+        raise UserError(listed(wrong))
+    base = of_jobs(overrides)
+    with beside_hydra():
+        try:
+            load([*base, *point, "task=pipeline"], *further)
+        except UserError:  # this point is no run, whatever is added
+            return
+        try:
+            load([*base, *final_overrides(config), *point, "task=pipeline"], *further)
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from error
 
 
 # -- random search -----------------------------------------------------------------------------
@@ -209,12 +276,12 @@ def same_budget(log: Log, budget: Budget) -> Budget:
 # -- what is trained ---------------------------------------------------------------------------
 
 
-def _ours(log: Log, best: Scored) -> list[Contender]:
+def _ours(log: Log, best: Scored, trained: Trained) -> list[Contender]:
     """The answer, and of several goals the front."""
-    found = [_contender(BEST, best)]
+    found = [_contender(BEST, best, trained)]
     if len(log.objectives.goals) > 1:
         others = log.front(best.candidate.fidelity)
-        found += [_contender(FRONT, one) for one in _thinned(others) if one is not best]
+        found += [_contender(FRONT, one, trained) for one in _thinned(others) if one is not best]
     return found
 
 
@@ -225,9 +292,9 @@ def _thinned(front: list[Scored]) -> list[Scored]:
     return [front[round(at * step)] for at in range(MOST_OF_FRONT)]
 
 
-def _contender(role: str, one: Scored) -> Contender:
+def _contender(role: str, one: Scored, trained: Trained) -> Contender:
     candidate = one.candidate
-    fidelity = of_runs(candidate.fidelity)
+    fidelity = trained.fidelity(candidate.fidelity)
     return Contender(role, candidate.point, candidate.key, candidate.number, fidelity)
 
 
@@ -250,12 +317,14 @@ def _rivals(
     final: Log,
     seeds: Sequence[int],
     jobs: Jobs,
+    trained: Trained,
     notes: list[str],
 ) -> list[Contender]:
     """Random search's answer and the largest network, with the training macs of the answer."""
     fidelity, found = of_runs(best.candidate.fidelity), list[Contender]()
-    trained = [final.find(best.candidate.key, {**fidelity, "seed": seed}) for seed in seeds]
-    results = [final.result(one.number) for one in trained if one is not None]
+    answer = _contender(BEST, best, trained)
+    asked = [final.find(answer.key, each) for _, each in answer.candidates(seeds)]
+    results = [final.result(one.number) for one in asked if one is not None]
     ours = next((r for r in results if r is not None and r.error is None), None)
     if ours is None:
         notes.append("no training of the answer has ended well: there is nothing to compare with")
@@ -268,7 +337,9 @@ def _rivals(
     elif rival.candidate.key == best.candidate.key:
         notes.append(SAME[0])
     else:
-        found.append(_at_equal_macs(_contender(OF_RANDOM, rival), rival, ours, space, jobs, notes))
+        contender = _contender(OF_RANDOM, rival, trained)
+        measured = None if trained.given else rival
+        found.append(_at_equal_macs(contender, measured, ours, space, jobs, notes))
     largest = _largest(space, best.candidate.point)
     if largest is None:
         notes.append("what is searched does not change what a network costs: there is no largest")
@@ -277,11 +348,11 @@ def _rivals(
     if key == best.candidate.key:
         notes.append(SAME[1])
         return found
-    contender = Contender(LARGEST, largest, key, None, fidelity)
+    contender = Contender(LARGEST, largest, key, None, answer.fidelity)
     known = (
         each.result(candidate.number)
         for each in (log, arm)
-        if (candidate := each.find(key, fidelity)) is not None
+        if not trained.given and (candidate := each.find(key, fidelity)) is not None
     )
     scored = next((one for one in known if one is not None), None)
     found.append(_at_equal_macs(contender, scored, ours, space, jobs, notes))
@@ -307,8 +378,8 @@ def _at_equal_macs(
 ) -> Contender:
     """Return the rival with as many images as cost the training macs of the answer's training.
 
-    What a training of the rival costs is known from a candidate with its point, else from the macs
-    of both networks.
+    What a training of the rival costs is known from `measured`, a candidate with its point that
+    was trained as the answer is, else from the macs of both networks.
     """
     asked = Candidate(0, rival.point, rival.key, rival.fidelity)
     try:

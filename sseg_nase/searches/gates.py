@@ -363,7 +363,7 @@ def rivals(found: Outcome | None) -> Drawing:
         ]  # fmt: skip
         style.legend_below(figure, handles)
     caption = (
-        f"{found.goal} on val, mean over {len(found.seeds)} seeds ± 95 % CI, of networks that were "
+        f"{found.goal} on val, mean over {found.how_many} ± 95 % CI, of networks that were "
         "trained from scratch at the same training macs. On the dashed front lies what no other "
         "beats at the same or lower cost."
     )

@@ -233,7 +233,7 @@ class Jobs:
         return [*point, *fidelity_overrides(candidate)]
 
     def _composed(self, candidate: Candidate) -> tuple[list[str], Config]:
-        overrides = [*self._overrides, *self._given(candidate), *self._arms_overrides]
+        overrides = [*self._overrides, *self._arms_overrides, *self._given(candidate)]
         overrides.append("task=pipeline")
         with beside_hydra():
             return overrides, placed(load(overrides, *self._further))

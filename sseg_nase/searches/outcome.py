@@ -84,7 +84,8 @@ class Comparison:
 class Outcome:
     """What came out of the trainings from scratch.
 
-    `closed`: on a closed set, whose val images are the same for all that is evaluated.
+    `closed`: on a closed set, whose val images are the same for all that is evaluated. `overrides`:
+    what they had, and candidates had not.
     """
 
     seeds: Sequence[int]
@@ -94,6 +95,17 @@ class Outcome:
     notes: Sequence[str]
     goal: str
     closed: bool = False
+    overrides: Sequence[str] = ()
+
+    @property
+    def how_many(self) -> str:
+        """How many seeds each has."""
+        return f"{len(self.seeds)} seed" + "s" * (len(self.seeds) != 1)
+
+    @property
+    def with_overrides(self) -> str:
+        """What they had and candidates had not, behind a comma."""
+        return f", with {' '.join(self.overrides)}" if self.overrides else ""
 
     @property
     def evaluated_on(self) -> str:
@@ -143,7 +155,14 @@ def outcome(folder: Path) -> Outcome | None:
     way, unit = log.objectives.goals[goal], "images" if closed else "episodes"
     comparisons = _compared(standings, goal, way, notes, unit)
     return Outcome(
-        told["seeds"], told["random_candidates"], standings, comparisons, notes, goal, closed
+        told["seeds"],
+        told["random_candidates"],
+        standings,
+        comparisons,
+        notes,
+        goal,
+        closed,
+        told.get("overrides", ()),
     )
 
 
@@ -151,7 +170,10 @@ def outcome_lines(found: Outcome | None) -> list[str]:
     """Return what the console says of an outcome."""
     if found is None:
         return []
-    lines = [f"trained from scratch with {len(found.seeds)} seeds, on {found.evaluated_on}:"]
+    lines = [
+        f"trained from scratch with {found.how_many}{found.with_overrides}, on "
+        f"{found.evaluated_on}:"
+    ]
     for one in found.standings:
         failed = f", {one.failed} failed" if one.failed else ""
         name = NAMES[one.role] if one.candidate is None else f"{NAMES[one.role]} ({one.candidate})"

@@ -160,7 +160,7 @@ def _answer(
 
 def _from_scratch(found: Outcome, space: Space | None) -> list[Block]:
     """The answer and its rivals, trained from scratch, and whether the search was worth it."""
-    several = f"{len(found.seeds)} seeds ({', '.join(map(str, found.seeds))})"
+    several = f"{found.how_many} ({', '.join(map(str, found.seeds))})"
     header = ["network", "candidate", found.goal, "params", "macs", "training MACs", "failed"]
     rows: list[list[Text]] = [
         [
@@ -183,9 +183,9 @@ def _from_scratch(found: Outcome, space: Space | None) -> list[Block]:
     blocks: list[Block] = [
         Heading(2, "Trained from scratch"),
         Paragraph(
-            f"Each with {several} that no candidate has had, on {found.evaluated_on}. Random "
-            f"search evaluated {found.random_candidates} candidates at the same fidelity and "
-            f"budget. {equal}± is the 95 % interval over seeds."
+            f"Each with {several} that no candidate has had{found.with_overrides}, on "
+            f"{found.evaluated_on}. Random search evaluated {found.random_candidates} candidates "
+            f"at the same fidelity and budget. {equal}± is the 95 % interval over seeds."
         ),
         Table.of(header, [LEFT, *(RIGHT for _ in header[1:])], rows),
     ]
@@ -223,6 +223,7 @@ def _as_told(found: Outcome | None) -> dict[str, Any] | None:
     return {
         "verdict": found.verdict,
         "seeds": list(found.seeds),
+        "overrides": list(found.overrides),
         "networks": [
             {
                 "role": one.role,

@@ -29,7 +29,7 @@ from sseg_nase.rundir.status import FINISHED
 from sseg_nase.search import Function, Log, Scored, search
 from sseg_nase.search.loop import Evaluator
 from sseg_nase.searches.analysis import fullest
-from sseg_nase.searches.answer import find_answer
+from sseg_nase.searches.answer import check_answer, find_answer
 from sseg_nase.searches.choices import described
 from sseg_nase.searches.evaluators import check_proxies, of_networks, predicted, proxy
 from sseg_nase.searches.folder import SearchFolder
@@ -69,6 +69,7 @@ def check_search(
         )
     if isinstance(config.evaluator, OfRuns) or final_seeds(config):
         check_space(config, parts.space)
+    check_answer(config, parts.space, overrides, further)
     if isinstance(config.strategy, OneShot):
         check_one_shot(config, parts.space, parts.objectives.goals)
     elif isinstance(config.evaluator, OfRuns):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,23 +59,28 @@ def overrides_space(choices: Mapping[str, str | Sequence[object]]) -> Overrides:
     """
     plain = {key: _options(value) for key, value in choices.items()}
     found = choices_space(plain, "overrides").choices
-    options, wrong = groups(), list[str]()
+    wrong = list[str]()
     for choice in found:
-        key = choice.name
-        if key.split(".")[0] in NOT_SEARCHED or key in OF_EVALUATION:
-            why = (
-                "it decides how candidates are evaluated"
-                if key in OF_EVALUATION
-                else "it is no setting"
+        if choice.name in OF_EVALUATION:
+            wrong.append(
+                f"search.choices: {choice.name} cannot be searched over, it decides how candidates "
+                "are evaluated."
             )
-            wrong.append(f"search.choices: {key} cannot be searched over, {why}.")
             continue
         values = choice.values if isinstance(choice, Options) else choice.few(2)
-        said = (mistake(written(key, value), options) for value in values)
-        wrong += dict.fromkeys(f"search.choices: {one}" for one in said if one)
+        wrong += mistakes("search.choices", "be searched over", choice.name, values)
     if wrong:
         raise UserError(listed(wrong))
     return Overrides("overrides", found)
+
+
+def mistakes(where: str, what: str, key: str, values: Iterable[Any]) -> list[str]:
+    """Return why runs cannot have these values of a key; `what` is what it then cannot."""
+    if key.split(".")[0] in NOT_SEARCHED:
+        return [f"{where}: {key} cannot {what}, it is no setting."]
+    options = groups()
+    said = (mistake(written(key, value), options) for value in values)
+    return list(dict.fromkeys(f"{where}: {one}" for one in said if one))
 
 
 def written(key: str, value: Value) -> str:

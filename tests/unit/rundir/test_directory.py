@@ -96,6 +96,23 @@ def test_a_key_that_an_older_version_did_not_have_counts_where_it_is_given(
         reopened(place, "ssl.temperature=0.3")
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("search.caps={params: 9}", r"search\.caps\.params: None -> 9\.0\n"),
+        ("search.final_overrides={pretrain.epochs: 9}",
+         r"search\.final_overrides\.pretrain\.epochs: None -> 9\n"),
+    ],
+)  # fmt: skip
+def test_what_is_given_inside_of_a_mapping_counts(
+    given: str, said: str, place: RunDirectory
+) -> None:
+    """The run has the mapping, and not this key in it: as if an older version had not had it."""
+    change_config(place, lambda values: values.update(task="search"))
+    with pytest.raises(UserError, match=said):
+        reopened(place, "task=search", "space=nb201", given)
+
+
 def test_a_path_of_a_section_that_an_older_version_did_not_have_differs(
     place: RunDirectory,
 ) -> None:

@@ -14,14 +14,16 @@ import yaml
 
 from sseg_nase.config.compose import continued, load
 from sseg_nase.config.schema import Config
+from sseg_nase.errors import UserError
 from sseg_nase.rundir.episodes import write_episodes
 from sseg_nase.search import Budget, Candidate, Cost, Log, Objectives, Scored
 from sseg_nase.search.strategies import Evolution
 from sseg_nase.searches import jobs, parts
-from sseg_nase.searches.answer import SAME_IMAGES, RandomArm, same_budget
+from sseg_nase.searches.answer import SAME_IMAGES, RandomArm, Trained, same_budget
 from sseg_nase.searches.outcome import Outcome, outcome, outcome_lines
 from sseg_nase.searches.parts import final_seeds, parts_of
 from sseg_nase.searches.report import _from_scratch
+from sseg_nase.searches.task import check_search
 from sseg_nase.spaces import choices_space
 from sseg_nase.sweeps.folder import JobFolder, SweepFolder
 from tests.support.small_search import QUIET, searched
@@ -226,6 +228,74 @@ def test_random_search_and_zero_seeds_need_no_arm(stand_in: StandIn) -> None:
     assert found is not None
     assert "the strategy is random search itself" in found.notes
     assert list(found.seeds) == [1, 2]
+
+
+LONGER = "search.final_overrides={pretrain.images_per_epoch: 8192}"
+
+
+def test_what_is_trained_from_scratch_may_be_trained_for_longer(
+    stand_in: StandIn, capsys: pytest.CaptureFixture
+) -> None:
+    path = begin(LONGER, "search.final_seeds=1", "report.at_end=true")
+    found = outcome(path)
+    assert found is not None
+    of_candidates = {each[4] for each in stand_in.performed if each[2] == 0}
+    of_final = {each[0]: each[4] for each in stand_in.performed if each[2] > 0}
+    assert of_candidates == {2048}
+    assert of_final[16] == 8192
+    # By the macs of the networks, and not by what a candidate took: 8192 × 405504 / 1400832.
+    assert of_final[32] == 19 * 128
+    assert list(found.overrides) == ["pretrain.images_per_epoch=8192"]
+    more = "with pretrain.images_per_epoch=8192, on other"
+    assert f"trained from scratch with 1 seed, {more} episodes" in capsys.readouterr().out.replace(
+        "\n", " "
+    )
+    text = (path / "report" / "report.md").read_text(encoding="utf-8").replace("\\", "")
+    assert f"Each with 1 seed (1) that no candidate has had, {more}" in text
+
+    # What has been trained is not mixed with what would be trained otherwise.
+    given = [
+        f"resume={path}",
+        "resume_overrides=true",
+        "search.final_overrides={pretrain.images_per_epoch: 4096}",
+    ]
+    with pytest.raises(UserError, match="of another search: overrides is"):
+        searched(*continued(given), *given)
+
+
+def test_a_fidelity_gives_way_to_what_the_trainings_from_scratch_are_given() -> None:
+    rung = {"epochs": 2, "images": 512, "supernet_epochs": 3}
+    assert Trained(frozenset()).fidelity(rung) == {"epochs": 2, "images": 512}
+    assert Trained(frozenset({"pretrain.epochs"})).fidelity(rung) == {"images": 512}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("{pretrain.epochz: 3}", "search.final_overrides: pretrain.epochz: there is no such key"),
+        ("{pretrain.epochs: many}", "search.final_overrides: pretrain.epochs=many"),
+        ("{pretrain.epochs: -1}", "search.final_overrides: pretrain.epochs=-1"),
+        ("{seed: 3}", "search.final_overrides: seed is that of each training"),
+        ("{evaluation.split: test}", "the test classes are for task=evaluate"),
+        ("{evaluation.seed: 3}", "search.final_overrides: evaluation.seed gives episodes"),
+        ("{ssl.temperature: 0.3}", "search.final_overrides: ssl.temperature is what the search"),
+        ("{task: evaluate}", "search.final_overrides: task cannot be set, it is no setting"),
+        ("{ssl: sim}", "search.final_overrides: ssl=sim"),
+    ],
+)
+def test_overrides_of_the_trainings_from_scratch_are_checked_at_once(given: str, said: str) -> None:
+    lines = ["task=search", WIDTHS, "evolution=none", "sparsity=none"]
+    lines.append(f"search.final_overrides={given}")
+    with pytest.raises(UserError) as refused:
+        check_search(load(lines), lines)
+    assert said in str(refused.value)
+
+
+def test_overrides_of_no_trainings_are_refused() -> None:
+    lines = ["task=search", WIDTHS, "evolution=none", "sparsity=none", LONGER]
+    lines.append("search.final_seeds=0")
+    with pytest.raises(UserError, match=r"has no effect, since nothing is trained from scratch"):
+        check_search(load(lines), lines)
 
 
 def told_of(folder: Path, gains: dict[str, list[float]], notes: Sequence[str] = ()) -> Outcome:

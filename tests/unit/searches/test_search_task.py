@@ -74,6 +74,14 @@ def test_a_finished_search_goes_on_only_with_a_larger_budget(tmp_path: Path) -> 
     assert len(log_of(path).told) == 5
 
 
+def test_a_finished_search_with_another_cap_is_another_search(tmp_path: Path) -> None:
+    path = begin(tmp_path, candidates=3)
+    with pytest.raises(UserError, match=r"search\.caps\.size: None -> 150"):
+        searched_again(path, "search.caps={size: 150}")
+    with pytest.raises(UserError, match="is of another search: caps"):
+        searched_again(path, "search.caps={size: 150}", "resume_overrides=true")
+
+
 def test_another_strategy_is_another_search(tmp_path: Path) -> None:
     path = begin(tmp_path, candidates=3)
     given = ("strategy.population=4", "search.budget.candidates=5", "resume_overrides=true")
