@@ -329,6 +329,11 @@ def _rivals(
     if ours is None:
         notes.append("no training of the answer has ended well: there is nothing to compare with")
         return []
+
+    def at_equal_macs(contender: Contender, candidate: Scored | None) -> Contender:
+        measured = None if trained.given else candidate  # which was trained as the answer is
+        return _at_equal_macs(contender, measured, ours, space, jobs, notes)
+
     rival = arm.best(fidelity)
     if arm is log:
         notes.append("the strategy is random search itself")
@@ -337,9 +342,7 @@ def _rivals(
     elif rival.candidate.key == best.candidate.key:
         notes.append(SAME[0])
     else:
-        contender = _contender(OF_RANDOM, rival, trained)
-        measured = None if trained.given else rival
-        found.append(_at_equal_macs(contender, measured, ours, space, jobs, notes))
+        found.append(at_equal_macs(_contender(OF_RANDOM, rival, trained), rival))
     largest = _largest(space, best.candidate.point)
     if largest is None:
         notes.append("what is searched does not change what a network costs: there is no largest")
@@ -352,10 +355,10 @@ def _rivals(
     known = (
         each.result(candidate.number)
         for each in (log, arm)
-        if not trained.given and (candidate := each.find(key, fidelity)) is not None
+        if (candidate := each.find(key, fidelity)) is not None
     )
     scored = next((one for one in known if one is not None), None)
-    found.append(_at_equal_macs(contender, scored, ours, space, jobs, notes))
+    found.append(at_equal_macs(contender, scored))
     return found
 
 
