@@ -180,9 +180,14 @@ def check_answer(
         except UserError:  # this point is no run, whatever is added
             return
         try:
-            load([*base, *final_overrides(config), *point, "task=pipeline"], *further)
+            found = load([*base, *final_overrides(config), *point, "task=pipeline"], *further)
         except UserError as error:
             raise UserError(f"{key}: {error}") from error
+    for name in given:
+        section, dot, _ = name.partition(".")
+        group = "ssl" if section == "pretrain" else section
+        if dot and getattr(getattr(found, group), "name", None) == "none":
+            raise UserError(f"{key}: {name} has no effect with {group}=none; leave it out.")
 
 
 # -- random search -----------------------------------------------------------------------------
