@@ -42,9 +42,10 @@ from sseg_nase.config.groups.evaluator import OfRuns
 from sseg_nase.config.help import help_text
 from sseg_nase.config.multirun import refuse_several, superseded
 from sseg_nase.config.options import imported
+from sseg_nase.config.places import keys_given
 from sseg_nase.config.rounds import as_search
 from sseg_nase.config.schema import TAKEN_HOME, Config
-from sseg_nase.config.validation import cautions
+from sseg_nase.config.validation import cautions, without_effect
 from sseg_nase.errors import DONE, FAILURE, MISTAKE, STOPPED, UserError
 from sseg_nase.redaction import guarded_output, redacted
 from sseg_nase.streams import unbroken_output
@@ -118,10 +119,15 @@ def job(composed: DictConfig) -> None:
 
 def _one(config: Config) -> int:
     """One run, or one inspection of what is on disk; return the exit code."""
-    sources = HydraConfig.get().runtime.config_sources
+    hydras = HydraConfig.get()
+    sources = hydras.runtime.config_sources
     further = [Path(source.path) for source in sources if source.provider == "command-line"]
+    overrides = cast(list[str], OmegaConf.to_container(hydras.overrides.task))
     for caution in cautions(config, *further):
         _say(caution)
+    if config.task == "pipeline" or (config.task == "search" and not config.search.choices):
+        for idle in without_effect(config, sorted(keys_given(overrides))):
+            _say(idle)
     if config.task == "ui":
         from sseg_nase.apps.serving import serve  # here, because most commands serve nothing
 
@@ -129,8 +135,6 @@ def _one(config: Config) -> int:
     if config.task in INSPECTIONS:
         inspect: Callable[[Config, Callable[[str], None]], int] = imported(INSPECTIONS[config.task])
         return inspect(config, _say)
-    hydras = HydraConfig.get()
-    overrides = cast(list[str], OmegaConf.to_container(hydras.overrides.task))
     if config.task in TAKEN_HOME:
         from sseg_nase.export.task import TASKS
 

@@ -6,7 +6,7 @@ import dataclasses
 import ipaddress
 import math
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any, cast
 
@@ -114,6 +114,20 @@ def cautions(config: Config, *further: Path) -> list[str]:
         *_evaluated_otherwise(config),
         *_far_out(config),
     ]
+
+
+def without_effect(config: Config, keys: Iterable[str]) -> list[str]:
+    """Return a sentence for each of the given keys of a part of the method that is switched off.
+
+    They are no mistakes: a sweep may give them to runs that have the part and runs that have not.
+    """
+    found = []
+    for key in keys:
+        section, inside, _ = key.partition(".")
+        group = "ssl" if section == "pretrain" else section  # which trains with a method of ssl
+        if inside and getattr(getattr(config, group, None), "name", None) == "none":
+            found.append(f"{key}: it has no effect with {group}=none.")
+    return found
 
 
 USUAL_MOMENTUM = 0.9

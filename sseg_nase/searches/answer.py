@@ -27,6 +27,7 @@ from sseg_nase.config.explain import listed
 from sseg_nase.config.groups.strategy import OwnStrategy
 from sseg_nase.config.places import key_of
 from sseg_nase.config.schema import Config
+from sseg_nase.config.validation import without_effect
 from sseg_nase.errors import UserError
 from sseg_nase.files import write_json
 from sseg_nase.rundir.names import CONFIG
@@ -183,11 +184,8 @@ def check_answer(
             found = load([*base, *final_overrides(config), *point, "task=pipeline"], *further)
         except UserError as error:
             raise UserError(f"{key}: {error}") from error
-    for name in given:
-        section, dot, _ = name.partition(".")
-        group = "ssl" if section == "pretrain" else section
-        if dot and getattr(getattr(found, group), "name", None) == "none":
-            raise UserError(f"{key}: {name} has no effect with {group}=none; leave it out.")
+    if idle := without_effect(found, given):
+        raise UserError(listed([f"{key}: {said}" for said in idle]))
 
 
 # -- random search -----------------------------------------------------------------------------

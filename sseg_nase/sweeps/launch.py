@@ -19,8 +19,9 @@ from sseg_nase.config.compose import load, spelled_out
 from sseg_nase.config.fingerprint import flat
 from sseg_nase.config.groups.tracking import InStore
 from sseg_nase.config.multirun import launcher, once, shared, split, superseded
+from sseg_nase.config.places import keys_given
 from sseg_nase.config.schema import SweepConfig
-from sseg_nase.config.validation import cautions
+from sseg_nase.config.validation import cautions, without_effect
 from sseg_nase.errors import DONE, STOPPED, UserError
 from sseg_nase.provenance import code
 from sseg_nase.redaction import overrides_without
@@ -91,9 +92,9 @@ def launch(overrides: Sequence[str], hydra: Hydra, say: Say, *further: Path) -> 
         known = None if settings.rerun else same_as(planned, output_dir)
         for note in _frozen_otherwise(known, planned):
             say(note)
-        for caution in dict.fromkeys(
-            said for job in planned for said in cautions(job.config, *further)
-        ):
+        said = [each for job in planned for each in cautions(job.config, *further)]
+        idle = [{*without_effect(job.config, keys_given(job.overrides))} for job in planned]
+        for caution in dict.fromkeys([*said, *sorted(set.intersection(*idle))]):
             say(caution)
         if settings.dry_run:
             return rehearse(title, planned, known, rerun=settings.rerun)

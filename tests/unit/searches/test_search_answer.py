@@ -280,10 +280,10 @@ def test_a_fidelity_gives_way_to_what_the_trainings_from_scratch_are_given() -> 
         ("{evaluation.seed: 3}", "search.final_overrides: evaluation.seed gives episodes"),
         ("{ssl.temperature: 0.3}", "search.final_overrides: ssl.temperature is what the search"),
         ("{task: evaluate}", "search.final_overrides: task cannot be set, it is no setting"),
-        ("{finetune.epochs: 3}", "finetune.epochs has no effect with finetune=none"),
+        ("{finetune.epochs: 3}", "finetune.epochs: it has no effect with finetune=none"),
         (
             "{pretrain.epochs: 3, ssl: none, finetune: linear}",
-            "pretrain.epochs has no effect with ssl=none",
+            "pretrain.epochs: it has no effect with ssl=none",
         ),
         ("{ssl: sim}", "search.final_overrides: ssl=sim"),
     ],

@@ -288,6 +288,15 @@ def test_what_is_probably_not_meant_is_said_once() -> None:
     assert sum("optimizer.lr" in text for text in said) == 1
 
 
+def test_what_has_no_effect_in_any_job_is_said_once() -> None:
+    """What has in one is meant for that one."""
+    said: list[str] = []
+    given = ["finetune.epochs=3", "evolution=none,balanced", "evolution.max_blocks=9"]
+    launch([*GIVEN, *given, "sweep.dry_run=true"], Hydra(), said.append)
+    told = [text for text in said if "it has no effect" in text]
+    assert told == ["finetune.epochs: it has no effect with finetune=none."]
+
+
 def test_a_job_on_its_way_is_left_alone_also_when_it_is_to_be_run_again(
     sweep: SweepFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
