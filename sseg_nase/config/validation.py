@@ -123,9 +123,11 @@ def without_effect(config: Config, keys: Iterable[str]) -> list[str]:
     """
     found = []
     for key in keys:
-        section, inside, _ = key.partition(".")
+        section, _, name = key.partition(".")
         group = "ssl" if section == "pretrain" else section  # which trains with a method of ssl
-        if inside and getattr(getattr(config, group, None), "name", None) == "none":
+        part = getattr(config, group, None)
+        off = getattr(part, "name", None) == "none" or not getattr(part, "enabled", True)
+        if off and name not in ("", "enabled"):
             found.append(f"{key}: it has no effect with {group}=none.")
     return found
 

@@ -44,13 +44,15 @@ def test_what_is_given_to_a_part_that_is_switched_off_is_said(
     run: list[object] = []
     monkeypatch.setattr("sseg_nase.run.run", lambda *given, **more: run.append(given))
     off = ["ablation=A1", "finetune=none", "ssl=none", "evolution=none", "sparsity=none"]
-    given = ["finetune.epochs=3", "pretrain.epochs=2", "optimizer.lr=0.01"]
+    given = ["finetune.epochs=3", "pretrain.epochs=2", "optimizer.lr=0.01", "sparsity.ratio=0.5",
+             "evolution.enabled=false"]  # fmt: skip
     code, _, said = cli("debug=tiny", *off, *given, "curriculum.images={BASIC: 9}")
     assert (code, len(run)) == (0, 1)
     told = [line.partition(": ")[2] for line in said.splitlines() if "no effect" in line]
     assert told == [
         "finetune.epochs: it has no effect with finetune=none.",
         "pretrain.epochs: it has no effect with ssl=none.",
+        "sparsity.ratio: it has no effect with sparsity=none.",
     ]
 
 
